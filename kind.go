@@ -1,0 +1,39 @@
+package rcmgr
+
+// Kind says which kind of scope a name belongs to. Kinds are told apart by
+// this number, never by looking into names.
+type Kind uint8
+
+const (
+	KindSystem               Kind = iota // everything
+	KindTransient                        // connections without a peer, streams without a protocol
+	KindAllowlistedSystem                // as system, for what the allowlist covers
+	KindAllowlistedTransient             // as transient, for what the allowlist covers
+	KindService                          // all streams of a service
+	KindServicePeer                      // the streams of one peer in a service
+	KindProtocol                         // all streams of a protocol
+	KindProtocolPeer                     // the streams of one peer in a protocol
+	KindPeer                             // all connections and streams of a peer
+	KindConn                             // one connection
+	KindStream                           // one stream
+	KindSubnet                           // connections from one IP prefix (a gate, not a scope)
+	KindRate                             // connection attempts from one IP prefix (a gate, not a scope)
+	numKinds
+)
+
+var kindNames = [numKinds]string{
+	"system", "transient", "allowlistedSystem", "allowlistedTransient",
+	"service", "service-peer", "protocol", "protocol-peer", "peer",
+	"conn", "stream", "subnet", "rate",
+}
+
+// String gives the kind's name as it stands in logs and metrics: "system",
+// "transient", "allowlistedSystem", "allowlistedTransient", "service",
+// "service-peer", "protocol", "protocol-peer", "peer", "conn", "stream",
+// "subnet" or "rate".
+func (k Kind) String() string {
+	if k < numKinds {
+		return kindNames[k]
+	}
+	return "unknown"
+}

@@ -1,0 +1,253 @@
+package rcmgr
+
+// Who is let in when everybody else is refused. Readers take one immutable
+// view and no lock; a writer builds the next view from the last one, sharing
+// all that did not change. Addresses are found in prefix tables, so that a
+// look-up costs about the same in a list of ten entries and of 100 000.
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+
+	"github.com/gaissmai/bart"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
+)
+
+// Allowlist names the peers and networks whose connections and streams may use
+// the allowlisted scopes. An entry is a multiaddr of one of these forms:
+//
+//	/ip4/192.0.2.1                          everybody at an address
+//	/ip4/192.0.2.0/ipcidr/24                everybody in a network
+//	/ip4/192.0.2.1/p2p/12D3KooW…            one peer, at an address
+//	/ip6/2001:db8::/ipcidr/32/p2p/12D3KooW… one peer, in a network
+//	/p2p/12D3KooW…                          one peer, wherever it is
+//
+// IPv4-mapped and NAT64 addresses, in entries and in endpoints, count as the
+// IPv4 addresses they stand for. A relayed endpoint is at no address, its
+// relay's least of all: only an entry that is a bare peer ID matches it.
+//
+// Who is at the far end of a connection is not known before its handshake is
+// done. A connection from an address at which an entry names a peer is
+// therefore taken on trust until then. A bare peer ID earns nobody such trust,
+// because every stranger could be that peer: it counts from the moment the peer
+// is known, for the connection and its streams.
+//
+// The zero value is an empty list, ready to use. All methods are safe for
+// concurrent use, and a change holds for every look-up that begins after it. An
+// Allowlist must not be copied after first use.
+type Allowlist struct {
+	writer sync.Mutex // one change at a time
+	view   atomic.Pointer[allowlistView]
+}
+
+// allowlistView is the list at one moment. It is never changed once it can be
+// read, and neither are its tables.
+type allowlistView struct {
+	open  *prefixCounts // the networks of entries that name no peer
+	named *prefixCounts // the networks of entries that name a peer
+	peers *bart.Table[peerEntries]
+}
+
+// prefixCounts holds how many entries there are for each network.
+type prefixCounts = bart.Table[int]
+
+// peerEntries are the entries that name one peer.
+type peerEntries struct {
+	bare int           // how many are nothing but the peer ID
+	at   *prefixCounts // networks of the others; nil if there are none
+}
+
+// Add puts an entry on the list; the forms it may have are those at Allowlist.
+// An entry that is added twice must be removed twice. Components between the
+// address and the peer ID, a port for instance, are ignored. An error names the
+// entry, and leaves the list as it was.
+func (al *Allowlist) Add(ma multiaddr.Multiaddr) error {
+	return al.change(ma, 1)
+}
+
+// Remove takes off the list what Add of the same entry put there, once. An
+// entry that is not on the list is no error; one that could not be is.
+func (al *Allowlist) Remove(ma multiaddr.Multiaddr) error {
+	return al.change(ma, -1)
+}
+
+// Allowed tells if an entry covers the address of ma, whether or not the entry
+// names a peer as well: for a connection whose peer is not known yet. It is
+// false for a multiaddr without an IP address, and for one that is relayed.
+func (al *Allowlist) Allowed(ma multiaddr.Multiaddr) bool {
+	open, named := al.allowsAddr(endpointOf(ma))
+	return open || named
+}
+
+// AllowedPeerAndMultiaddr tells if an entry covers this peer at the address of
+// ma: one for the address that names no peer, one for the address that names
+// this peer, or one that is the bare peer ID.
+func (al *Allowlist) AllowedPeerAndMultiaddr(peerID peer.ID, ma multiaddr.Multiaddr) bool {
+	return al.allows(peerID, endpointOf(ma))
+}
+
+// allowsAddr tells what the list says of an endpoint whose peer is not known:
+// open, everybody there is allowlisted; named, some peer there is.
+func (al *Allowlist) allowsAddr(ep endpoint) (open, named bool) {
+	v := al.view.Load()
+	if v == nil || !ep.addr.IsValid() {
+		return false, false
+	}
+	return v.open.Contains(ep.addr), v.named.Contains(ep.addr)
+}
+
+// allows tells if a peer is allowlisted at an endpoint.
+func (al *Allowlist) allows(p peer.ID, ep endpoint) bool {
+	v := al.view.Load()
+	if v == nil {
+		return false
+	}
+	if ep.addr.IsValid() && v.open.Contains(ep.addr) {
+		return true
+	}
+	e, ok := v.peer(p)
+	return ok && (e.bare > 0 || ep.addr.IsValid() && e.at != nil && e.at.Contains(ep.addr))
+}
+
+// allowsPeer tells if a peer is allowlisted wherever it is.
+func (al *Allowlist) allowsPeer(p peer.ID) bool {
+	v := al.view.Load()
+	if v == nil {
+		return false
+	}
+	e, _ := v.peer(p)
+	return e.bare > 0
+}
+
+func (v *allowlistView) peer(p peer.ID) (peerEntries, bool) {
+	if v.peers.Size() == 0 {
+		return peerEntries{}, false
+	}
+	return v.peers.Get(peerKey(p))
+}
+
+// peerKey is a peer's place in a prefix table, the one map at hand that can be
+// changed without being copied: half of a SHA-256, as hard to meet with another
+// peer ID as it is to find a peer ID's key.
+func peerKey(p peer.ID) netip.Prefix {
+	var buf [64]byte // room for any common peer ID
+	digest := sha256.Sum256(append(buf[:0], p...))
+	return netip.PrefixFrom(netip.AddrFrom16([16]byte(digest[:])), 128)
+}
+
+// change adds (delta 1) or removes (delta -1) one entry.
+func (al *Allowlist) change(ma multiaddr.Multiaddr, delta int) error {
+	e, err := parseAllowlistEntry(ma)
+	if err != nil {
+		return fmt.Errorf("allowlist entry %q: %w", ma, err)
+	}
+	al.writer.Lock()
+	defer al.writer.Unlock()
+	v := al.view.Load()
+	if v == nil {
+		v = &allowlistView{open: new(prefixCounts), named: new(prefixCounts), peers: new(bart.Table[peerEntries])}
+	}
+	al.view.Store(v.with(e, delta))
+	return nil
+}
+
+// with gives the view that has one entry more or less.
+func (v *allowlistView) with(e allowlistEntry, delta int) *allowlistView {
+	next := *v
+	if e.peer == "" {
+		next.open = count(v.open, e.network, delta)
+		return &next
+	}
+	key := peerKey(e.peer)
+	of, _ := v.peers.Get(key)
+	switch {
+	case !e.network.IsValid():
+		of.bare = max(0, of.bare+delta)
+	case delta > 0 || of.has(e.network):
+		of.at = count(of.at, e.network, delta)
+		next.named = count(v.named, e.network, delta)
+	}
+	if of.bare == 0 && (of.at == nil || of.at.Size() == 0) {
+		next.peers = v.peers.DeletePersist(key)
+	} else {
+		next.peers = v.peers.InsertPersist(key, of)
+	}
+	return &next
+}
+
+func (e peerEntries) has(network netip.Prefix) bool {
+	if e.at == nil {
+		return false
+	}
+	_, ok := e.at.Get(network)
+	return ok
+}
+
+// count gives the table with the count of one network moved by delta. Networks
+// without a count are not in it.
+func count(t *prefixCounts, network netip.Prefix, delta int) *prefixCounts {
+	if t == nil {
+		t = new(prefixCounts)
+	}
+	return t.ModifyPersist(network, func(n int, _ bool) (int, bool) {
+		n += delta
+		return n, n <= 0
+	})
+}
+
+// allowlistEntry is an entry as the list keeps it: a peer, or a network, or
+// both.
+type allowlistEntry struct {
+	peer    peer.ID
+	network netip.Prefix
+}
+
+// parseAllowlistEntry is strict where a lenient reading would let in more than
+// the entry's author can have meant: a name that is no IP address, or a relay.
+func parseAllowlistEntry(ma multiaddr.Multiaddr) (e allowlistEntry, err error) {
+	var addr netip.Addr
+	bits := -1
+	for i := range ma {
+		raw := ma[i].RawValue()
+		switch ma[i].Code() {
+		case multiaddr.P_IP4, multiaddr.P_IP6:
+			if addr.IsValid() {
+				return e, errors.New("names two IP addresses, one was expected")
+			}
+			addr, _ = netip.AddrFromSlice(raw)
+		case multiaddr.P_IPCIDR:
+			if bits >= 0 {
+				return e, errors.New("has two ipcidr lengths, one was expected")
+			}
+			bits = int(raw[0])
+		case multiaddr.P_P2P:
+			if e.peer != "" {
+				return e, errors.New("names two peers, one was expected")
+			}
+			if e.peer, err = peer.IDFromBytes(raw); err != nil {
+				return e, fmt.Errorf("peer ID: %w", err)
+			}
+		case multiaddr.P_CIRCUIT:
+			return e, errors.New("is relayed, and a relay's address says nothing of the peer behind it: use /p2p/<peer ID>")
+		}
+	}
+	if !addr.IsValid() {
+		if e.peer == "" || len(ma) > 1 {
+			return e, errors.New("expected an IP address, a network such as /ip4/192.0.2.0/ipcidr/24, or a peer ID as /p2p/<peer ID> alone")
+		}
+		return e, nil
+	}
+	if bits > addr.BitLen() {
+		return e, fmt.Errorf("ipcidr length is %d, expected 0 to %d", bits, addr.BitLen())
+	}
+	if bits < 0 {
+		bits = addr.BitLen()
+	}
+	e.network = normalPrefix(netip.PrefixFrom(addr, bits))
+	return e, nil
+}

@@ -1,0 +1,303 @@
+package rcmgr
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
+	"github.com/stretchr/testify/require"
+)
+
+func requireEmptyAllowlist(t testing.TB, al *Allowlist) {
+	t.Helper()
+	v := al.view.Load()
+	require.Zero(t, v.open.Size()+v.named.Size()+v.peers.Size())
+}
+
+func TestAllowlistEntriesAdmitWhatTheyName(t *testing.T) {
+	a, b := mustPeer(t, peerA), mustPeer(t, peerB)
+	type want struct {
+		ma                  string
+		open, named         bool
+		allowsA, allowsB    bool
+		bareA, bareB, plain bool
+	}
+	const (
+		in      = "/ip4/192.0.2.1/tcp/4001"
+		mapped  = "/ip6/::ffff:192.0.2.1/tcp/4001"
+		nat     = "/ip6/64:ff9b::c000:201/tcp/4001"
+		out     = "/ip4/198.51.100.1/tcp/4001"
+		relayed = "/ip4/192.0.2.1/tcp/4001/p2p/" + peerB + "/p2p-circuit"
+	)
+	for _, c := range []struct {
+		entry string
+		want  []want
+	}{
+		{"/ip4/192.0.2.1", []want{
+			{ma: in, open: true, allowsA: true, allowsB: true},
+			{ma: mapped, open: true, allowsA: true, allowsB: true},
+			{ma: nat, open: true, allowsA: true, allowsB: true},
+			{ma: out}, {ma: relayed}, {ma: onion},
+		}},
+		{"/ip4/192.0.2.0/ipcidr/24", []want{{ma: in, open: true, allowsA: true, allowsB: true}, {ma: out}}},
+		{"/ip4/192.0.2.1/ipcidr/0", []want{{ma: out, open: true, allowsA: true, allowsB: true}, {ma: onion}}},
+		{"/ip6/::ffff:192.0.2.0/ipcidr/120", []want{{ma: in, open: true, allowsA: true, allowsB: true}, {ma: out}}},
+		{"/ip6/64:ff9b::c000:201", []want{{ma: in, open: true, allowsA: true, allowsB: true}, {ma: out}}},
+		{"/ip4/192.0.2.1/tcp/4001/p2p/" + peerA, []want{
+			{ma: in, named: true, allowsA: true}, {ma: nat, named: true, allowsA: true}, {ma: out}, {ma: relayed},
+		}},
+		{"/ip4/192.0.2.0/ipcidr/24/p2p/" + peerA, []want{{ma: in, named: true, allowsA: true}, {ma: out}}},
+		{"/p2p/" + peerA, []want{
+			{ma: in, allowsA: true, bareA: true}, {ma: relayed, allowsA: true, bareA: true}, {ma: onion, allowsA: true, bareA: true},
+		}},
+		{"/ip6zone/eth0/ip6/fe80::1", []want{{ma: "/ip6/fe80::1/tcp/1", open: true, allowsA: true, allowsB: true}}},
+	} {
+		t.Run(c.entry, func(t *testing.T) {
+			var al Allowlist
+			require.NoError(t, al.Add(mustMA(t, c.entry)))
+			for _, w := range c.want {
+				ma := mustMA(t, w.ma)
+				open, named := al.allowsAddr(endpointOf(ma))
+				require.Equal(t, []bool{w.open, w.named}, []bool{open, named}, w.ma)
+				require.Equal(t, open || named, al.Allowed(ma), w.ma)
+				require.Equal(t, w.allowsA, al.AllowedPeerAndMultiaddr(a, ma), w.ma)
+				require.Equal(t, w.allowsB, al.AllowedPeerAndMultiaddr(b, ma), w.ma)
+				require.Equal(t, []bool{w.bareA, w.bareB}, []bool{al.allowsPeer(a), al.allowsPeer(b)}, w.ma)
+			}
+			require.NoError(t, al.Remove(mustMA(t, c.entry)))
+			requireEmptyAllowlist(t, &al)
+		})
+	}
+}
+
+func TestAllowlistRefusesEntriesThatCannotMeanAnything(t *testing.T) {
+	for entry, want := range map[string]string{
+		"":                                 "expected an IP address",
+		"/memory/1":                        `"/memory/1": expected an IP address`,
+		"/tcp/4001":                        "expected an IP address",
+		"/dns4/example.com/p2p/" + peerA:   "expected an IP address",
+		"/ip4/192.0.2.0/ipcidr/33":         "ipcidr length is 33, expected 0 to 32",
+		"/ip6/2001:db8::/ipcidr/129":       "ipcidr length is 129, expected 0 to 128",
+		"/ip4/192.0.2.0/ipcidr/8/ipcidr/9": "two ipcidr lengths",
+		"/ip4/192.0.2.1/ip4/192.0.2.2":     "two IP addresses",
+		"/p2p/" + peerA + "/p2p/" + peerB:  "two peers",
+		"/ip4/192.0.2.1/p2p/" + peerA + "/p2p-circuit/p2p/" + peerB: "relayed",
+	} {
+		var al Allowlist
+		var ma multiaddr.Multiaddr
+		if entry != "" {
+			ma = mustMA(t, entry)
+		}
+		require.ErrorContains(t, al.Add(ma), want, entry)
+		require.ErrorContains(t, al.Remove(ma), want, entry)
+		require.Nil(t, al.view.Load(), "a bad entry must change nothing")
+	}
+}
+
+func TestAllowlistZeroValueAllowsNobody(t *testing.T) {
+	var al Allowlist
+	ma := mustMA(t, "/ip4/192.0.2.1/tcp/1")
+	require.False(t, al.Allowed(ma))
+	require.False(t, al.Allowed(nil))
+	require.False(t, al.AllowedPeerAndMultiaddr(mustPeer(t, peerA), ma))
+	require.False(t, al.allowsPeer(mustPeer(t, peerA)))
+	require.NoError(t, al.Remove(ma))
+	requireEmptyAllowlist(t, &al)
+}
+
+// listedEntry is an entry of the model: a plain list, searched from end to end.
+type listedEntry struct {
+	ma      multiaddr.Multiaddr
+	peer    peer.ID
+	network netip.Prefix
+}
+
+func randomEntry(t testing.TB, rng *rand.Rand, peers []peer.ID) listedEntry {
+	var e listedEntry
+	s := ""
+	if kind := rng.IntN(5); kind > 0 {
+		addr := randomAddr(rng)
+		bits := rng.IntN(addr.BitLen() + 1)
+		e.network = netip.PrefixFrom(addr, bits).Masked()
+		s = fmt.Sprintf("/ip4/%s/ipcidr/%d", addr, bits)
+		if addr.Is6() {
+			s = fmt.Sprintf("/ip6/%s/ipcidr/%d", addr, bits)
+		}
+		if kind > 2 {
+			e.peer = peers[rng.IntN(len(peers))]
+		}
+	} else {
+		e.peer = peers[rng.IntN(len(peers))]
+	}
+	if e.peer != "" {
+		s += "/p2p/" + e.peer.String()
+	}
+	e.ma = mustMA(t, s)
+	return e
+}
+
+// randomAddr draws from few enough addresses that networks meet and nest.
+func randomAddr(rng *rand.Rand) netip.Addr {
+	bit := func() byte { return byte(rng.IntN(2)) }
+	if rng.IntN(2) == 0 {
+		return netip.AddrFrom4([4]byte{10 + bit(), bit(), bit(), bit()})
+	}
+	return netip.AddrFrom16([16]byte{0x20, 1, 5: bit(), 6: bit(), 7: bit(), 15: bit()})
+}
+
+func randomPeers(rng *rand.Rand, n int) []peer.ID {
+	peers := make([]peer.ID, n)
+	for i := range peers {
+		b := make([]byte, 34)
+		b[0], b[1] = 0x12, 32 // a SHA-256 multihash
+		for j := 2; j < len(b); j++ {
+			b[j] = byte(rng.Uint32())
+		}
+		peers[i] = peer.ID(b)
+	}
+	return peers
+}
+
+func TestAllowlistDecidesLikeAPlainList(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	peers := randomPeers(rng, 6)
+	var al Allowlist
+	var list []listedEntry
+	for step := range 4000 {
+		if e := randomEntry(t, rng, peers); rng.IntN(2) == 0 && len(list) < 12 {
+			require.NoError(t, al.Add(e.ma))
+			list = append(list, e)
+		} else {
+			if len(list) > 0 && rng.IntN(4) > 0 {
+				e = list[rng.IntN(len(list))]
+			}
+			require.NoError(t, al.Remove(e.ma))
+			if i := slices.IndexFunc(list, func(l listedEntry) bool { return l.peer == e.peer && l.network == e.network }); i >= 0 {
+				list = slices.Delete(list, i, i+1)
+			}
+		}
+		ep := endpoint{addr: randomAddr(rng)}
+		if rng.IntN(8) == 0 {
+			ep = endpoint{relayed: true}
+		}
+		p := peers[rng.IntN(len(peers))]
+		var open, named, bare, at bool
+		for _, e := range list {
+			covers := ep.addr.IsValid() && e.network.IsValid() && e.network.Contains(ep.addr)
+			open = open || covers && e.peer == ""
+			named = named || covers && e.peer != ""
+			at = at || covers && e.peer == p
+			bare = bare || !e.network.IsValid() && e.peer == p
+		}
+		gotOpen, gotNamed := al.allowsAddr(ep)
+		require.Equal(t, []bool{open, named, open || at || bare, bare},
+			[]bool{gotOpen, gotNamed, al.allows(p, ep), al.allowsPeer(p)}, "step %d: %v %s %v", step, ep, p, list)
+	}
+	for _, e := range list {
+		require.NoError(t, al.Remove(e.ma))
+	}
+	requireEmptyAllowlist(t, &al)
+}
+
+func TestAllowlistEntriesStayWhileOthersComeAndGo(t *testing.T) {
+	var al Allowlist
+	p := mustPeer(t, peerA)
+	friend := mustMA(t, "/ip4/192.0.2.1/p2p/"+peerA)
+	require.NoError(t, al.Add(friend))
+	stop := make(chan struct{})
+	var readers, writers sync.WaitGroup
+	for range 2 {
+		readers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				_, named := al.allowsAddr(endpointOf(friend))
+				if !named || !al.AllowedPeerAndMultiaddr(p, friend) {
+					t.Error("an entry that stays was not seen")
+					return
+				}
+			}
+		})
+	}
+	for w := range 2 {
+		writers.Go(func() {
+			rng := rand.New(rand.NewPCG(uint64(w), 1))
+			peers := randomPeers(rng, 4)
+			for range 1000 {
+				e := randomEntry(t, rng, peers)
+				if al.Add(e.ma) != nil || al.Remove(e.ma) != nil {
+					t.Error("an entry was refused")
+				}
+			}
+		})
+	}
+	writers.Wait()
+	close(stop)
+	readers.Wait()
+	require.NoError(t, al.Remove(friend))
+	requireEmptyAllowlist(t, &al)
+}
+
+func TestAllowlistLookupsAllocateNothing(t *testing.T) {
+	al := allowlistOf(t, 10)
+	ep := endpoint{addr: netip.MustParseAddr("10.0.0.1")}
+	p := mustPeer(t, peerA)
+	require.Zero(t, testing.AllocsPerRun(100, func() {
+		al.allowsAddr(ep)
+		al.allows(p, endpoint{relayed: true})
+		al.allowsPeer(p)
+	}))
+}
+
+// allowlistOf makes a list of n entries of all kinds.
+func allowlistOf(t testing.TB, n int) *Allowlist {
+	rng := rand.New(rand.NewPCG(uint64(n), 2))
+	peers := randomPeers(rng, n)
+	al := new(Allowlist)
+	for i, p := range peers {
+		addr := netip.AddrFrom4([4]byte{byte(11 + rng.IntN(100)), byte(rng.Uint32()), byte(rng.Uint32()), byte(rng.Uint32())})
+		s := fmt.Sprintf("/ip4/%s/ipcidr/%d/p2p/%s", addr, 24+rng.IntN(9), p)
+		switch i % 3 {
+		case 0:
+			s = "/p2p/" + p.String()
+		case 1:
+			s = fmt.Sprintf("/ip4/%s/ipcidr/%d", addr, 24+rng.IntN(9))
+		}
+		require.NoError(t, al.Add(mustMA(t, s)))
+	}
+	return al
+}
+
+func BenchmarkAllowlist(b *testing.B) {
+	for _, n := range []int{10, 100_000} {
+		al := allowlistOf(b, n)
+		rng := rand.New(rand.NewPCG(1, 3))
+		eps := make([]endpoint, 1024)
+		for i := range eps {
+			eps[i].addr = netip.AddrFrom4([4]byte{byte(11 + rng.IntN(100)), byte(rng.Uint32()), byte(rng.Uint32()), byte(rng.Uint32())})
+		}
+		peers := randomPeers(rng, 1024)
+		b.Run(fmt.Sprintf("allowsAddr/entries=%d", n), func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				al.allowsAddr(eps[i%len(eps)])
+			}
+		})
+		b.Run(fmt.Sprintf("allows/entries=%d", n), func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				al.allows(peers[i%len(peers)], eps[i%len(eps)])
+			}
+		})
+	}
+}

@@ -1,0 +1,407 @@
+package rcmgr
+
+// One operation touches the accounts of its chain. It takes its stripe's lock
+// once, checks them all, then charges them all: nothing is charged before
+// everything has been checked, so there is nothing to roll back, and nobody
+// else is refused because of a reservation that never was.
+
+// account is what one scope, or a stripe's share of it, uses and may use. It
+// lies in a stripe and is guarded by that stripe's lock.
+type account struct {
+	// ready is what may be used without asking further: the limit of an account
+	// that lies in this stripe alone, the credit of a share. When use falls
+	// below low, too much credit lies idle.
+	ready, low *amounts
+	use        amounts
+	limit      *amounts
+	share      *share // nil for an account that lies in this stripe alone
+	scopeName
+	// I6: own is the memory that was reserved at this very scope, a part of
+	// use. A release takes from own only, never from what others hold below.
+	own int64
+	// I7: refs counts the streams, connections, spans, pairs and callers that
+	// point here. Neither what is pointed at nor what holds something goes.
+	refs   int32
+	queued bool // stands in the stripe's queue of candidates for collection
+	gone   bool // collected: whoever still points here looks the name up again
+	sticky bool // its limit was set by hand: it is not collected
+}
+
+// noFloor is below every use. It is never written.
+var noFloor amounts
+
+// privateAccount makes the account of a scope that lies in one stripe.
+func privateAccount(name scopeName, limit *amounts) account {
+	return account{scopeName: name, limit: limit, ready: limit, low: &noFloor}
+}
+
+func (a *account) setLimit(limit *amounts) {
+	a.limit, a.ready = limit, limit
+}
+
+func (a *account) unused() bool {
+	return a.refs == 0 && !a.sticky && a.use == amounts{}
+}
+
+// lasting tells whether the account is a share of one of the four scopes that
+// are always there.
+func (a *account) lasting() bool { return a.kind <= KindAllowlistedTransient }
+
+// The slots of a chain, in the order in which they are checked and reported:
+// first accounts that lie in one stripe, then shares of pools.
+const (
+	slotPeer = iota
+	slotProtocolPeer
+	slotServicePeer
+	slotProtocol
+	slotService
+	slotTransient // standard or allowlisted
+	slotSystem    // standard or allowlisted
+	numSlots
+
+	firstShared = slotProtocol
+	numShared   = numSlots - firstShared
+)
+
+// chain is the accounts above a scope, nil where there is none.
+type chain struct {
+	peer *peerScope // whose account is in slotPeer
+	at   [numSlots]*account
+}
+
+// shared gives the part of the chain that consists of shares.
+func (c *chain) shared() *[numShared]*account {
+	return (*[numShared]*account)(c.at[firstShared:])
+}
+
+// first is the account on which a span of a peer or of a shared scope stands.
+func (c *chain) first() *account {
+	for _, a := range &c.at {
+		if a != nil {
+			return a
+		}
+	}
+	return nil
+}
+
+// only gives one slot of a chain as a chain.
+func (c *chain) only(slot int) *chain {
+	one := &chain{}
+	one.at[slot] = c.at[slot]
+	return one
+}
+
+// ready tells whether the whole chain has n of d to spare without asking a
+// pool. Credit that lies idle may be spent by every request that may fill half
+// of a limit, and a loose pool has handed out no more than that.
+func (c *chain) ready(d dim, n int64) bool {
+	for _, a := range &c.at {
+		if a != nil && n > a.ready[d]-a.use[d] {
+			return false
+		}
+	}
+	return true
+}
+
+// add charges n of d to the whole chain.
+func (c *chain) add(d dim, n int64) {
+	for _, a := range &c.at {
+		if a != nil {
+			a.use[d] += n
+		}
+	}
+}
+
+// sub takes n of d from the whole chain, and tells whether too much credit lies
+// idle now.
+func (c *chain) sub(d dim, n int64) (idle bool) {
+	for _, a := range &c.at {
+		if a != nil {
+			a.use[d] -= n
+			if a.use[d] < a.low[d] {
+				idle = true
+			}
+		}
+	}
+	return idle
+}
+
+// give takes n of d from the whole chain and returns idle credit.
+func (st *stripe) give(c *chain, d dim, n int64) {
+	st.spread(c, d, -n)
+	if c.sub(d, n) {
+		st.trim(c, d)
+	}
+}
+
+func (st *stripe) trim(c *chain, d dim) {
+	for _, a := range c.shared() {
+		if a != nil && a.use[d] < a.low[d] {
+			a.share.trim(d)
+			st.returns++
+		}
+	}
+}
+
+// giveAll gives everything that a request asked for.
+func (st *stripe) giveAll(c *chain, r *request) {
+	for _, it := range r.items() {
+		st.give(c, it.d, it.n)
+	}
+}
+
+// spreadMemory is spread for the dimension that changes most.
+func (st *stripe) spreadMemory(c *chain, n int64) {
+	if c.peer != nil {
+		old := c.peer.use[dimMemory]
+		st.peerMemory.moveMemory(old, old+n)
+	}
+}
+
+// spread keeps the distributions of what peers hold, before it changes by n.
+func (st *stripe) spread(c *chain, d dim, n int64) {
+	if c.peer == nil {
+		return
+	}
+	old := c.peer.use[d]
+	switch d {
+	case dimMemory:
+		st.spreadMemory(c, n)
+	case dimStreamsIn:
+		st.peerStreams[0].moveCount(old, old+n)
+	case dimStreamsOut:
+		st.peerStreams[1].moveCount(old, old+n)
+	case dimConnsIn:
+		st.peerConns[0].moveCount(old, old+n)
+	case dimConnsOut:
+		st.peerConns[1].moveCount(old, old+n)
+	}
+}
+
+// item is an amount of one dimension.
+type item struct {
+	d dim
+	n int64
+}
+
+// maxItems is what a connection may move at once: memory, a direction, the
+// total, a descriptor.
+const maxItems = 4
+
+// request is what one operation asks of every account in its chain.
+type request struct {
+	weight      int64 // of its memory, in 256ths of a limit
+	priority    uint8
+	crowding    bool // from a peer that holds a quarter of transient's inbound streams
+	sharedFirst bool // a move reports the shared scope before the peer's part of it
+	n           uint8
+	item        [maxItems]item
+}
+
+func memoryRequest(a Admission, size int64, priority uint8) request {
+	r := request{weight: a.weight(priority), priority: priority}
+	r.ask(dimMemory, size)
+	return r
+}
+
+func (r *request) ask(d dim, n int64) {
+	r.item[r.n] = item{d, n}
+	r.n++
+}
+
+func (r *request) items() []item { return r.item[:r.n] }
+
+// bound gives the most that an account may hold of d after this request.
+func (r *request) bound(st *stripe, a *account, d dim) int64 {
+	limit := a.limit[d]
+	switch {
+	case d == dimMemory && r.weight != whole:
+		return st.m.admission.threshold(limit, r.weight)
+	case d == dimStreamsIn && r.crowding && a.kind == KindTransient:
+		return limit - limit/4
+	}
+	return limit
+}
+
+// exact tells whether a request has to be decided on the sum even where the
+// stripe holds credit for it: half of the limit may be too much for it, or it
+// asks for nothing and wants to know whether there is room.
+func (r *request) exact(it item) bool {
+	return it.d == dimMemory && (r.weight < whole/2 || it.n == 0)
+}
+
+// refusal is the limit that stood in the way.
+type refusal struct {
+	scope   scopeName
+	d       dim
+	cause   Cause
+	current int64
+	asked   int64
+	limit   int64
+}
+
+// refuse says why an account refuses an item.
+func (why *refusal) refuse(a *account, it item, current, bound int64) verdict {
+	*why = refusal{a.scopeName, it.d, CauseLimit, current, it.n, a.limit[it.d]}
+	if it.d != dimMemory && bound < why.limit {
+		why.cause = CauseCrowding
+	}
+	return refused
+}
+
+// take decides a request and, if it is admitted, charges the whole chain.
+func (st *stripe) take(c *chain, r *request, all bool, why *refusal) verdict {
+	v := st.check(c, r, all, why)
+	if v == admitted {
+		for _, it := range r.items() {
+			st.spread(c, it.d, it.n)
+			c.add(it.d, it.n)
+		}
+	}
+	return v
+}
+
+// check decides a request: if it is admitted, every account has room or credit
+// for it. With all, every stripe lock is held and the verdict is never
+// undecided. A refusal says why, and leaves every account as it was (I3).
+func (st *stripe) check(c *chain, r *request, all bool, why *refusal) verdict {
+	v := st.checkPrivate(c, r, why)
+	if v == refused && !r.sharedFirst {
+		return v
+	}
+	// Where the private part has refused already, the shared part is only
+	// asked whether it refuses too.
+	var first refusal
+	if w := st.checkShared(c, r, all, v == admitted, &first); w != admitted {
+		*why = first
+		return w
+	}
+	return v
+}
+
+func (st *stripe) checkPrivate(c *chain, r *request, why *refusal) verdict {
+	for _, a := range c.at[:firstShared] {
+		if a == nil {
+			continue
+		}
+		for _, it := range r.items() {
+			if bound := r.bound(st, a, it.d); it.n > bound-a.use[it.d] {
+				return why.refuse(a, it, a.use[it.d], bound)
+			}
+		}
+	}
+	return admitted
+}
+
+// shares is the shares of a chain that lack credit for a request, by slot.
+type shares [numShared]*share
+
+// lacking finds the shares that have to ask their pools.
+func (c *chain) lacking(r *request) (list shares, any bool) {
+	for i, a := range c.shared() {
+		if a == nil {
+			continue
+		}
+		for _, it := range r.items() {
+			if a.share.lacks(r, it) {
+				list[i], any = a.share, true
+			}
+		}
+	}
+	return list, any
+}
+
+// checkShared decides for the shared accounts and, with draw, gets the credit
+// that is lacking.
+func (st *stripe) checkShared(c *chain, r *request, all, draw bool, why *refusal) verdict {
+	list, any := c.lacking(r)
+	switch {
+	case !any:
+		return admitted // there is credit for it (I1)
+	case all:
+		return st.settle(&list, r, draw, why)
+	}
+	// First a look without a lock: what one loaded word refuses is refused.
+	if v := st.judge(&list, r, false, why); v != admitted || !draw {
+		return v
+	}
+	for _, sh := range list {
+		if sh != nil {
+			sh.pool.mu.Lock()
+		}
+	}
+	v := st.judge(&list, r, false, why)
+	if v == admitted {
+		st.judge(&list, r, true, why)
+	}
+	for _, sh := range list {
+		if sh != nil {
+			sh.pool.mu.Unlock()
+		}
+	}
+	return v
+}
+
+// judge decides for every share that lacks credit, first in the order of the
+// chain. With draw, all pools are locked and everything fits: it draws.
+func (st *stripe) judge(list *shares, r *request, draw bool, why *refusal) verdict {
+	for _, sh := range list {
+		if sh == nil {
+			continue
+		}
+		for _, it := range r.items() {
+			if !sh.lacks(r, it) {
+				continue
+			}
+			l := sh.pool.tally(it.d)
+			bound := r.bound(st, &sh.account, it.d)
+			grant, v := l.draw(it.n, sh.short(it), bound)
+			switch {
+			case v == refused:
+				return why.refuse(&sh.account, it, l.leastUse(), bound)
+			case v == undecided:
+				return v
+			case draw && grant > 0:
+				sh.drawLocked(it.d, grant)
+				st.draws++
+			}
+		}
+	}
+	return admitted
+}
+
+// settle decides on the exact sums, under all stripe locks, and gets the credit
+// that is lacking by calling in what lies idle.
+func (st *stripe) settle(list *shares, r *request, draw bool, why *refusal) verdict {
+	st.settled++
+	for _, sh := range list {
+		if sh == nil {
+			continue
+		}
+		for _, it := range r.items() {
+			if !sh.lacks(r, it) {
+				continue
+			}
+			used := sh.pool.usedOf(it.d)
+			bound := r.bound(st, &sh.account, it.d)
+			if it.n <= bound-used {
+				continue
+			}
+			if !r.exact(it) {
+				sh.pool.recall(it.d, 0) // a busy pool becomes tight: the next refusal is cheap
+			}
+			return why.refuse(&sh.account, it, used, bound)
+		}
+	}
+	for _, sh := range list {
+		if sh == nil || !draw {
+			continue
+		}
+		for _, it := range r.items() {
+			if short := sh.short(it); short > 0 {
+				sh.drawSettled(it, short)
+			}
+		}
+	}
+	return admitted
+}

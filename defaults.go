@@ -1,0 +1,389 @@
+package rcmgr
+
+// Default limits: those of the smallest node, what they grow by with memory and
+// file descriptors, and the size of this machine.
+
+import (
+	"maps"
+	"math"
+	"math/big"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/pbnjay/memory"
+)
+
+// baseLimitConfig is a limit that scales.
+type baseLimitConfig struct {
+	BaseLimit         BaseLimit
+	BaseLimitIncrease BaseLimitIncrease
+}
+
+// ScalingLimitConfig has limits that grow with the memory and the file
+// descriptors that a node may use. Each …BaseLimit is the limit of a node with
+// no more than 128 MiB, each …LimitIncrease what a larger one gets for each GiB
+// in addition. Its zero value admits nothing. It is not safe for concurrent
+// changes.
+//
+// A copy shares its maps with the original, so an Add method on the one may
+// change the other.
+type ScalingLimitConfig struct {
+	SystemBaseLimit     BaseLimit
+	SystemLimitIncrease BaseLimitIncrease
+
+	TransientBaseLimit     BaseLimit
+	TransientLimitIncrease BaseLimitIncrease
+
+	AllowlistedSystemBaseLimit     BaseLimit
+	AllowlistedSystemLimitIncrease BaseLimitIncrease
+
+	AllowlistedTransientBaseLimit     BaseLimit
+	AllowlistedTransientLimitIncrease BaseLimitIncrease
+
+	// The services, protocols and peers that the maps do not name. The maps are
+	// written by the Add methods.
+	ServiceBaseLimit     BaseLimit
+	ServiceLimitIncrease BaseLimitIncrease
+	ServiceLimits        map[string]baseLimitConfig
+
+	ServicePeerBaseLimit     BaseLimit
+	ServicePeerLimitIncrease BaseLimitIncrease
+	ServicePeerLimits        map[string]baseLimitConfig
+
+	ProtocolBaseLimit     BaseLimit
+	ProtocolLimitIncrease BaseLimitIncrease
+	ProtocolLimits        map[protocol.ID]baseLimitConfig
+
+	ProtocolPeerBaseLimit     BaseLimit
+	ProtocolPeerLimitIncrease BaseLimitIncrease
+	ProtocolPeerLimits        map[protocol.ID]baseLimitConfig
+
+	PeerBaseLimit     BaseLimit
+	PeerLimitIncrease BaseLimitIncrease
+	PeerLimits        map[peer.ID]baseLimitConfig
+
+	ConnBaseLimit     BaseLimit
+	ConnLimitIncrease BaseLimitIncrease
+
+	StreamBaseLimit     BaseLimit
+	StreamLimitIncrease BaseLimitIncrease
+}
+
+// AddServiceLimit sets the limit of one service.
+func (cfg *ScalingLimitConfig) AddServiceLimit(svc string, base BaseLimit, inc BaseLimitIncrease) {
+	setLimit(&cfg.ServiceLimits, svc, base, inc)
+}
+
+// AddServicePeerLimit sets the limit of any one peer in one service.
+func (cfg *ScalingLimitConfig) AddServicePeerLimit(svc string, base BaseLimit, inc BaseLimitIncrease) {
+	setLimit(&cfg.ServicePeerLimits, svc, base, inc)
+}
+
+// AddProtocolLimit sets the limit of one protocol.
+func (cfg *ScalingLimitConfig) AddProtocolLimit(proto protocol.ID, base BaseLimit, inc BaseLimitIncrease) {
+	setLimit(&cfg.ProtocolLimits, proto, base, inc)
+}
+
+// AddProtocolPeerLimit sets the limit of any one peer in one protocol.
+func (cfg *ScalingLimitConfig) AddProtocolPeerLimit(proto protocol.ID, base BaseLimit, inc BaseLimitIncrease) {
+	setLimit(&cfg.ProtocolPeerLimits, proto, base, inc)
+}
+
+// AddPeerLimit sets the limit of one peer.
+func (cfg *ScalingLimitConfig) AddPeerLimit(p peer.ID, base BaseLimit, inc BaseLimitIncrease) {
+	setLimit(&cfg.PeerLimits, p, base, inc)
+}
+
+func setLimit[K comparable](m *map[K]baseLimitConfig, key K, base BaseLimit, inc BaseLimitIncrease) {
+	if *m == nil {
+		*m = make(map[K]baseLimitConfig)
+	}
+	(*m)[key] = baseLimitConfig{base, inc}
+}
+
+// withOwnMaps gives a copy that shares nothing with cfg.
+func (cfg ScalingLimitConfig) withOwnMaps() ScalingLimitConfig {
+	cfg.ServiceLimits = maps.Clone(cfg.ServiceLimits)
+	cfg.ServicePeerLimits = maps.Clone(cfg.ServicePeerLimits)
+	cfg.ProtocolLimits = maps.Clone(cfg.ProtocolLimits)
+	cfg.ProtocolPeerLimits = maps.Clone(cfg.ProtocolPeerLimits)
+	cfg.PeerLimits = maps.Clone(cfg.PeerLimits)
+	return cfg
+}
+
+// Scale gives the limits of a node that may use this many bytes of memory and
+// this many file descriptors. An eighth of the machine's memory suits a machine
+// that does little else. Up to 128 MiB, limits are the base limits; no limit
+// grows beyond math.MaxInt (memory: math.MaxInt64). A numFD of math.MaxInt
+// means unlimited, and so does any part of it; with 0 or less, the limits of
+// file descriptors are the base limits.
+func (cfg *ScalingLimitConfig) Scale(memory int64, numFD int) ConcreteLimitConfig {
+	var mebibytes int64
+	if memory > 128<<20 {
+		mebibytes = memory >> 20
+	}
+	return ConcreteLimitConfig{convert(cfg.scopes(), func(c baseLimitConfig) BaseLimit {
+		return c.scale(mebibytes, numFD)
+	})}
+}
+
+// scopes brings each limit together with its increase.
+func (cfg *ScalingLimitConfig) scopes() perScope[baseLimitConfig] {
+	return perScope[baseLimitConfig]{
+		System:               baseLimitConfig{cfg.SystemBaseLimit, cfg.SystemLimitIncrease},
+		Transient:            baseLimitConfig{cfg.TransientBaseLimit, cfg.TransientLimitIncrease},
+		AllowlistedSystem:    baseLimitConfig{cfg.AllowlistedSystemBaseLimit, cfg.AllowlistedSystemLimitIncrease},
+		AllowlistedTransient: baseLimitConfig{cfg.AllowlistedTransientBaseLimit, cfg.AllowlistedTransientLimitIncrease},
+		ServiceDefault:       baseLimitConfig{cfg.ServiceBaseLimit, cfg.ServiceLimitIncrease},
+		Service:              cfg.ServiceLimits,
+		ServicePeerDefault:   baseLimitConfig{cfg.ServicePeerBaseLimit, cfg.ServicePeerLimitIncrease},
+		ServicePeer:          cfg.ServicePeerLimits,
+		ProtocolDefault:      baseLimitConfig{cfg.ProtocolBaseLimit, cfg.ProtocolLimitIncrease},
+		Protocol:             cfg.ProtocolLimits,
+		ProtocolPeerDefault:  baseLimitConfig{cfg.ProtocolPeerBaseLimit, cfg.ProtocolPeerLimitIncrease},
+		ProtocolPeer:         cfg.ProtocolPeerLimits,
+		PeerDefault:          baseLimitConfig{cfg.PeerBaseLimit, cfg.PeerLimitIncrease},
+		Peer:                 cfg.PeerLimits,
+		Conn:                 baseLimitConfig{cfg.ConnBaseLimit, cfg.ConnLimitIncrease},
+		Stream:               baseLimitConfig{cfg.StreamBaseLimit, cfg.StreamLimitIncrease},
+	}
+}
+
+func (c baseLimitConfig) scale(mebibytes int64, numFD int) BaseLimit {
+	out := c.BaseLimit
+	numbers := (*quantities[int, int64])(&out).counts()
+	for i, perGiB := range c.BaseLimitIncrease.counts() {
+		*numbers[i] = int(grow(int64(*numbers[i]), int64(*perGiB), mebibytes, math.MaxInt))
+	}
+	out.Memory = grow(out.Memory, c.BaseLimitIncrease.Memory, mebibytes, math.MaxInt64)
+	if fraction := c.BaseLimitIncrease.FDFraction; fraction > 0 && numFD > 0 {
+		out.FD = max(out.FD, part(numFD, fraction))
+	}
+	return out
+}
+
+// grow gives base + perGiB × GiB, rounded down, and at most most. It works with
+// big integers because the product alone may be far beyond 64 bits.
+func grow(base, perGiB, mebibytes, most int64) int64 {
+	sum := new(big.Int).Mul(big.NewInt(perGiB), big.NewInt(mebibytes))
+	sum.Rsh(sum, 10)
+	sum.Add(sum, big.NewInt(base))
+	if sum.CmpAbs(big.NewInt(most)) > 0 {
+		return int64(sum.Sign()) * most
+	}
+	return sum.Int64()
+}
+
+// part gives a fraction of n. Any part of unlimited is unlimited.
+func part(n int, fraction float64) int {
+	// float64(math.MaxInt) is one more than math.MaxInt on 64 bits: below it,
+	// the conversion back is safe.
+	if f := fraction * float64(n); n < math.MaxInt && f < math.MaxInt {
+		return int(f)
+	}
+	return math.MaxInt
+}
+
+// AutoScale scales to an eighth of this machine's memory and half of the file
+// descriptors that this process may open.
+func (cfg *ScalingLimitConfig) AutoScale() ConcreteLimitConfig {
+	return cfg.Scale(memoryToUse(memory.TotalMemory()), part(descriptorLimit(), 0.5))
+}
+
+// unknownMemory stands for the memory of a machine that does not tell. An
+// eighth of it are the 128 MiB of the smallest node.
+const unknownMemory = 1 << 30
+
+func memoryToUse(total uint64) int64 {
+	if total == 0 {
+		total = unknownMemory
+	}
+	return int64(total / 8)
+}
+
+// defaultLimiter is for a manager that was given no Limiter: DefaultLimits with
+// those of libp2p's own services, scaled to this machine.
+func defaultLimiter() Limiter {
+	cfg := DefaultLimits.withOwnMaps()
+	SetDefaultServiceLimits(&cfg)
+	return NewFixedLimiter(cfg.AutoScale())
+}
+
+// The system scope and the transient scope, and what they grow by.
+var (
+	systemBase = BaseLimit{
+		Conns: 128, ConnsInbound: 64, ConnsOutbound: 128,
+		Streams: 2048, StreamsInbound: 1024, StreamsOutbound: 2048,
+		FD:     256,
+		Memory: 128 << 20,
+	}
+	systemIncrease = BaseLimitIncrease{
+		Conns: 128, ConnsInbound: 64, ConnsOutbound: 128,
+		Streams: 2048, StreamsInbound: 1024, StreamsOutbound: 2048,
+		FDFraction: 1,
+		Memory:     1 << 30,
+	}
+	transientBase = BaseLimit{
+		Conns: 64, ConnsInbound: 32, ConnsOutbound: 64,
+		Streams: 256, StreamsInbound: 128, StreamsOutbound: 256,
+		FD:     64,
+		Memory: 32 << 20,
+	}
+	transientIncrease = BaseLimitIncrease{
+		Conns: 32, ConnsInbound: 16, ConnsOutbound: 32,
+		Streams: 256, StreamsInbound: 128, StreamsOutbound: 256,
+		FDFraction: 0.25,
+		Memory:     128 << 20,
+	}
+)
+
+// DefaultLimits are the limits for everything that a program does not configure
+// itself. It must not be changed while something else may read it.
+var DefaultLimits = ScalingLimitConfig{
+	SystemBaseLimit:        systemBase,
+	SystemLimitIncrease:    systemIncrease,
+	TransientBaseLimit:     transientBase,
+	TransientLimitIncrease: transientIncrease,
+
+	// As much again for allowlisted addresses. Who wants less lowers these.
+	AllowlistedSystemBaseLimit:        systemBase,
+	AllowlistedSystemLimitIncrease:    systemIncrease,
+	AllowlistedTransientBaseLimit:     transientBase,
+	AllowlistedTransientLimitIncrease: transientIncrease,
+
+	ServiceBaseLimit:     BaseLimit{Streams: 4096, StreamsInbound: 1024, StreamsOutbound: 4096, Memory: 64 << 20},
+	ServiceLimitIncrease: BaseLimitIncrease{Streams: 2048, StreamsInbound: 512, StreamsOutbound: 2048, Memory: 128 << 20},
+
+	ServicePeerBaseLimit:     BaseLimit{Streams: 256, StreamsInbound: 128, StreamsOutbound: 256, Memory: 16 << 20},
+	ServicePeerLimitIncrease: BaseLimitIncrease{Streams: 8, StreamsInbound: 4, StreamsOutbound: 8, Memory: 4 << 20},
+
+	ProtocolBaseLimit:     BaseLimit{Streams: 2048, StreamsInbound: 512, StreamsOutbound: 2048, Memory: 64 << 20},
+	ProtocolLimitIncrease: BaseLimitIncrease{Streams: 512, StreamsInbound: 256, StreamsOutbound: 512, Memory: 164 << 20},
+
+	ProtocolPeerBaseLimit:     BaseLimit{Streams: 256, StreamsInbound: 64, StreamsOutbound: 128, Memory: 16 << 20},
+	ProtocolPeerLimitIncrease: BaseLimitIncrease{Streams: 16, StreamsInbound: 4, StreamsOutbound: 8, Memory: 4 << 20},
+
+	PeerBaseLimit: BaseLimit{
+		// go-libp2p's swarm dials up to 8 addresses of a peer at a time.
+		Conns: 8, ConnsInbound: 8, ConnsOutbound: 8,
+		Streams: 512, StreamsInbound: 256, StreamsOutbound: 512,
+		FD:     4,
+		Memory: 64 << 20,
+	},
+	PeerLimitIncrease: BaseLimitIncrease{
+		Streams: 256, StreamsInbound: 128, StreamsOutbound: 256,
+		FDFraction: 1.0 / 64,
+		Memory:     128 << 20,
+	},
+
+	ConnBaseLimit:   BaseLimit{Conns: 1, ConnsInbound: 1, ConnsOutbound: 1, FD: 1, Memory: 32 << 20},
+	StreamBaseLimit: BaseLimit{Streams: 1, StreamsInbound: 1, StreamsOutbound: 1, Memory: 16 << 20},
+}
+
+// InfiniteLimits admit everything, and only count. The operating system still
+// limits file descriptors.
+var InfiniteLimits = infiniteLimits()
+
+func infiniteLimits() ConcreteLimitConfig {
+	var cfg ConcreteLimitConfig
+	for _, l := range cfg.limits.single() {
+		*l = BaseLimit{
+			Streams: math.MaxInt, StreamsInbound: math.MaxInt, StreamsOutbound: math.MaxInt,
+			Conns: math.MaxInt, ConnsInbound: math.MaxInt, ConnsOutbound: math.MaxInt,
+			FD:     math.MaxInt,
+			Memory: math.MaxInt64,
+		}
+	}
+	return cfg
+}
+
+// The names of go-libp2p's own services and protocols. They are written out
+// here because the packages that export them bring half of go-libp2p along.
+const (
+	identifyService  = "libp2p.identify"
+	pingService      = "libp2p.ping"
+	autonatService   = "libp2p.autonat"
+	holepunchService = "libp2p.holepunch"
+	relayService     = "libp2p.relay/v2"
+
+	identifyProtocol     protocol.ID = "/ipfs/id/1.0.0"
+	identifyPushProtocol protocol.ID = "/ipfs/id/push/1.0.0"
+	pingProtocol         protocol.ID = "/ipfs/ping/1.0.0"
+	autonatProtocol      protocol.ID = "/libp2p/autonat/1.0.0"
+	holepunchProtocol    protocol.ID = "/libp2p/dcutr"
+	relayHopProtocol     protocol.ID = "/libp2p/circuit/relay/0.2.0/hop"
+	relayStopProtocol    protocol.ID = "/libp2p/circuit/relay/0.2.0/stop"
+)
+
+// bundled are libp2p's own services and protocols, and the limits of each of
+// them, for all peers together and for any one peer.
+//
+// Memory for one peer in identify and ping is 1 MiB, as in the other services.
+// That is far more than they reserve (8 KiB and 64 bytes a stream), and less
+// than the base limit of their protocols for all peers (4 MiB), so that one
+// peer cannot take all of it.
+var bundled = [...]struct {
+	services  []string
+	protocols []protocol.ID
+	limit     BaseLimit
+	increase  BaseLimitIncrease
+	perPeer   BaseLimit
+}{
+	{
+		services:  []string{identifyService},
+		protocols: []protocol.ID{identifyProtocol, identifyPushProtocol},
+		limit:     BaseLimit{Streams: 128, StreamsInbound: 64, StreamsOutbound: 64, Memory: 4 << 20},
+		increase:  BaseLimitIncrease{Streams: 128, StreamsInbound: 64, StreamsOutbound: 64, Memory: 4 << 20},
+		perPeer:   BaseLimit{Streams: 32, StreamsInbound: 16, StreamsOutbound: 16, Memory: 1 << 20},
+	},
+	{
+		services:  []string{pingService},
+		protocols: []protocol.ID{pingProtocol},
+		limit:     BaseLimit{Streams: 64, StreamsInbound: 64, StreamsOutbound: 64, Memory: 4 << 20},
+		increase:  BaseLimitIncrease{Streams: 64, StreamsInbound: 64, StreamsOutbound: 64, Memory: 4 << 20},
+		perPeer:   BaseLimit{Streams: 4, StreamsInbound: 2, StreamsOutbound: 3, Memory: 1 << 20},
+	},
+	{
+		services:  []string{autonatService},
+		protocols: []protocol.ID{autonatProtocol},
+		limit:     BaseLimit{Streams: 64, StreamsInbound: 64, StreamsOutbound: 64, Memory: 4 << 20},
+		increase:  BaseLimitIncrease{Streams: 4, StreamsInbound: 4, StreamsOutbound: 4, Memory: 2 << 20},
+		perPeer:   BaseLimit{Streams: 2, StreamsInbound: 2, StreamsOutbound: 2, Memory: 1 << 20},
+	},
+	{
+		services:  []string{holepunchService},
+		protocols: []protocol.ID{holepunchProtocol},
+		limit:     BaseLimit{Streams: 64, StreamsInbound: 32, StreamsOutbound: 32, Memory: 4 << 20},
+		increase:  BaseLimitIncrease{Streams: 16, StreamsInbound: 8, StreamsOutbound: 8, Memory: 4 << 20},
+		perPeer:   BaseLimit{Streams: 2, StreamsInbound: 2, StreamsOutbound: 2, Memory: 1 << 20},
+	},
+	{
+		services: []string{relayService},
+		limit:    BaseLimit{Streams: 256, StreamsInbound: 256, StreamsOutbound: 256, Memory: 16 << 20},
+		increase: BaseLimitIncrease{Streams: 256, StreamsInbound: 256, StreamsOutbound: 256, Memory: 16 << 20},
+		perPeer:  BaseLimit{Streams: 64, StreamsInbound: 64, StreamsOutbound: 64, Memory: 1 << 20},
+	},
+	{ // both the relay and those who use it
+		protocols: []protocol.ID{relayHopProtocol, relayStopProtocol},
+		limit:     BaseLimit{Streams: 640, StreamsInbound: 640, StreamsOutbound: 640, Memory: 16 << 20},
+		increase:  BaseLimitIncrease{Streams: 640, StreamsInbound: 640, StreamsOutbound: 640, Memory: 16 << 20},
+		perPeer:   BaseLimit{Streams: 128, StreamsInbound: 128, StreamsOutbound: 128, Memory: 32 << 20},
+	},
+}
+
+// SetDefaultServiceLimits sets the limits of libp2p's own services and
+// protocols: identify, ping, autonat, holepunch and relay. What config has for
+// them is replaced. It stands for the function of the same name in package
+// libp2p, which takes go-libp2p's own type.
+func SetDefaultServiceLimits(config *ScalingLimitConfig) {
+	for _, b := range bundled {
+		for _, svc := range b.services {
+			config.AddServiceLimit(svc, b.limit, b.increase)
+			config.AddServicePeerLimit(svc, b.perPeer, BaseLimitIncrease{})
+		}
+		for _, proto := range b.protocols {
+			config.AddProtocolLimit(proto, b.limit, b.increase)
+			config.AddProtocolPeerLimit(proto, b.perPeer, BaseLimitIncrease{})
+		}
+	}
+}

@@ -1,0 +1,77 @@
+package rcmgr
+
+// What the gates know of the far end of a connection: its own IP address, or
+// that it has none. The allowlist, the subnet counts and the connect rate all
+// take their addresses from here, so that one host is one address to all of
+// them, however the address was written.
+
+import (
+	"net/netip"
+
+	"github.com/multiformats/go-multiaddr"
+)
+
+// endpoint is the far end of a connection.
+type endpoint struct {
+	// addr is normalised (see normalAddr), and invalid if the far end has no
+	// IP address of its own: no IP gate applies to it then.
+	addr netip.Addr
+	// relayed tells that the far end is reached through a relay. An IP address
+	// that the multiaddr begins with is the relay's, and says nothing about
+	// the far end.
+	relayed bool
+}
+
+// endpointOf reads an endpoint from a multiaddr of any kind, nil included.
+func endpointOf(ma multiaddr.Multiaddr) endpoint {
+	for i := range ma {
+		if ma[i].Code() == multiaddr.P_CIRCUIT {
+			return endpoint{relayed: true}
+		}
+	}
+	return endpoint{addr: leadingAddr(ma)}
+}
+
+// leadingAddr gives the IP address that a multiaddr begins with, past a zone,
+// and an invalid address if it begins with anything else. What follows the
+// first component is transport: an IP address there is not the far end's.
+func leadingAddr(ma multiaddr.Multiaddr) netip.Addr {
+	for i := range ma {
+		switch ma[i].Code() {
+		case multiaddr.P_IP6ZONE:
+			continue
+		case multiaddr.P_IP4, multiaddr.P_IP6:
+			addr, _ := netip.AddrFromSlice(ma[i].RawValue())
+			return normalAddr(addr)
+		}
+		break
+	}
+	return netip.Addr{}
+}
+
+// nat64 is the well-known prefix (RFC 6052) under which a NAT64 gateway shows
+// IPv4 hosts: the last 32 bits are the host's IPv4 address.
+var nat64 = netip.MustParsePrefix("64:ff9b::/96")
+
+// normalAddr gives the one form in which the gates know an address: without
+// zone, and as IPv4 if it is an IPv4 host's address in IPv6 clothes (mapped, or
+// translated by NAT64). Otherwise all of IPv4 would fall into one IPv6 subnet.
+func normalAddr(addr netip.Addr) netip.Addr {
+	addr = addr.WithZone("").Unmap()
+	if addr.Is6() && nat64.Contains(addr) {
+		b := addr.As16()
+		return netip.AddrFrom4([4]byte(b[12:]))
+	}
+	return addr
+}
+
+// normalPrefix is normalAddr for networks. A network that is wider than the
+// IPv4 part of IPv6 stays IPv6, and covers no IPv4 host.
+func normalPrefix(network netip.Prefix) netip.Prefix {
+	const ipv4InIPv6 = 96
+	addr := network.Addr()
+	if plain := normalAddr(addr); addr.Is6() && plain.Is4() && network.Bits() >= ipv4InIPv6 {
+		return netip.PrefixFrom(plain, network.Bits()-ipv4InIPv6).Masked()
+	}
+	return network.Masked()
+}

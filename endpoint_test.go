@@ -1,0 +1,166 @@
+package rcmgr
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
+	"github.com/stretchr/testify/require"
+)
+
+const (
+	peerA = "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
+	peerB = "12D3KooWLHPUFgXm5tKkgk9jVNMSCnNfDHHvPCgDcqvJqXzZmBmq"
+	onion = "/onion3/vww6ybal4bd7szmgncyruucpgfkqahzddi37ktceo3ah7ngmcopnpyyd:1234"
+)
+
+func mustMA(t testing.TB, s string) multiaddr.Multiaddr {
+	t.Helper()
+	ma, err := multiaddr.NewMultiaddr(s)
+	require.NoError(t, err)
+	return ma
+}
+
+func mustPeer(t testing.TB, s string) peer.ID {
+	t.Helper()
+	p, err := peer.Decode(s)
+	require.NoError(t, err)
+	return p
+}
+
+func TestEndpointIsTheFarEndsOwnAddress(t *testing.T) {
+	const certhash = "/certhash/uEiDDq4_xNyDorZBH3TlGazyJdOWSwvo4PUo5YHFMrvDE8g"
+	for _, c := range []struct {
+		name, ma, addr string
+		relayed        bool
+	}{
+		{"ip4 tcp", "/ip4/192.0.2.1/tcp/4001", "192.0.2.1", false},
+		{"ip4 alone", "/ip4/192.0.2.1", "192.0.2.1", false},
+		{"ip4 with peer", "/ip4/192.0.2.1/tcp/4001/p2p/" + peerA, "192.0.2.1", false},
+		{"ip6 tcp", "/ip6/2001:db8::1/tcp/4001", "2001:db8::1", false},
+		{"ip6 zone", "/ip6zone/eth0/ip6/fe80::1/tcp/4001", "fe80::1", false},
+		{"v4-mapped", "/ip6/::ffff:192.0.2.1/tcp/4001", "192.0.2.1", false},
+		{"v4-mapped loopback", "/ip6/::ffff:127.0.0.1/tcp/4001", "127.0.0.1", false},
+		{"NAT64", "/ip6/64:ff9b::c000:201/tcp/4001", "192.0.2.1", false},
+		{"beside NAT64", "/ip6/64:ff9b:1::c000:201/tcp/4001", "64:ff9b:1::c000:201", false},
+		{"quic", "/ip4/192.0.2.1/udp/4001/quic-v1", "192.0.2.1", false},
+		{"webtransport", "/ip6/2001:db8::1/udp/4001/quic-v1/webtransport" + certhash, "2001:db8::1", false},
+		{"webrtc", "/ip4/192.0.2.1/udp/4001/webrtc-direct" + certhash, "192.0.2.1", false},
+		{"ws", "/ip4/192.0.2.1/tcp/443/tls/sni/example.com/ws", "192.0.2.1", false},
+		{"dns", "/dns4/example.com/tcp/4001", "", false},
+		{"dnsaddr", "/dnsaddr/example.com", "", false},
+		{"address behind dns", "/dns4/example.com/ip4/192.0.2.1", "", false},
+		{"onion3", onion, "", false},
+		{"memory", "/memory/17", "", false},
+		{"unix", "/unix/tmp/socket", "", false},
+		{"peer only", "/p2p/" + peerA, "", false},
+		{"zone only", "/ip6zone/eth0", "", false},
+		{"circuit by address", "/ip4/192.0.2.1/tcp/4001/p2p/" + peerA + "/p2p-circuit/p2p/" + peerB, "", true},
+		{"circuit by peer", "/p2p/" + peerA + "/p2p-circuit", "", true},
+		{"circuit alone", "/p2p-circuit", "", true},
+		{"webrtc through circuit", "/ip4/192.0.2.1/tcp/4001/p2p/" + peerA + "/p2p-circuit/webrtc", "", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := endpointOf(mustMA(t, c.ma))
+			want := endpoint{relayed: c.relayed}
+			if c.addr != "" {
+				want.addr = netip.MustParseAddr(c.addr)
+			}
+			require.Equal(t, want, got)
+		})
+	}
+}
+
+func TestEndpointOfNothingHasNoAddress(t *testing.T) {
+	for _, ma := range []multiaddr.Multiaddr{nil, {}, {multiaddr.Component{}}} {
+		require.Equal(t, endpoint{}, endpointOf(ma))
+	}
+}
+
+func TestEndpointAllocatesNothing(t *testing.T) {
+	for _, s := range []string{"/ip4/192.0.2.1/tcp/4001", "/ip6/2001:db8::1/udp/4001/quic-v1", "/ip6/64:ff9b::1/tcp/1"} {
+		ma := mustMA(t, s)
+		require.Zero(t, testing.AllocsPerRun(100, func() { endpointOf(ma) }), s)
+	}
+}
+
+func TestNormalAddrHasOneFormForEachHost(t *testing.T) {
+	for in, want := range map[string]string{
+		"192.0.2.1":               "192.0.2.1",
+		"::ffff:192.0.2.1":        "192.0.2.1",
+		"::ffff:192.0.2.1%eth0":   "192.0.2.1",
+		"64:ff9b::192.0.2.1":      "192.0.2.1",
+		"64:ff9b::192.0.2.1%eth0": "192.0.2.1",
+		"fe80::1%eth0":            "fe80::1",
+		"::1":                     "::1",
+	} {
+		require.Equal(t, netip.MustParseAddr(want), normalAddr(netip.MustParseAddr(in)), in)
+	}
+	require.False(t, normalAddr(netip.Addr{}).IsValid())
+}
+
+func TestNormalPrefixCoversTheSameHosts(t *testing.T) {
+	for in, want := range map[string]string{
+		"192.0.2.77/24":          "192.0.2.0/24",
+		"::ffff:192.0.2.77/120":  "192.0.2.0/24",
+		"64:ff9b::192.0.2.0/120": "192.0.2.0/24",
+		"::ffff:0.0.0.0/96":      "0.0.0.0/0",
+		"::ffff:0.0.0.0/80":      "::/80",
+		"64:ff9b::/95":           "64:ff9b::/95",
+		"2001:db8::1/32":         "2001:db8::/32",
+	} {
+		require.Equal(t, netip.MustParsePrefix(want), normalPrefix(netip.MustParsePrefix(in)), in)
+	}
+	require.False(t, normalPrefix(netip.Prefix{}).IsValid())
+}
+
+// FuzzEndpoint takes any bytes through all that decides before a scope is
+// asked, and back: nothing may panic, and nothing may be left.
+func FuzzEndpoint(f *testing.F) {
+	for _, s := range []string{
+		"/ip4/192.0.2.1/tcp/4001", "/ip6zone/eth0/ip6/fe80::1/tcp/1", "/ip6/::ffff:192.0.2.1/udp/1/quic-v1",
+		"/ip6/64:ff9b::1/tcp/1", "/ip4/192.0.2.0/ipcidr/24", "/ip6/2001:db8::/ipcidr/200/p2p/" + peerA,
+		"/p2p/" + peerA, "/ip4/192.0.2.1/tcp/1/p2p/" + peerA + "/p2p-circuit", onion, "/memory/1", "/dns/example.com", "",
+	} {
+		f.Add([]byte(s))
+		if ma, err := multiaddr.NewMultiaddr(s); err == nil {
+			f.Add(ma.Bytes())
+		}
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		ma, err := multiaddr.NewMultiaddrBytes(b)
+		if err != nil {
+			ma, _ = multiaddr.NewMultiaddr(string(b)) // nil goes through too
+		}
+		ep := endpointOf(ma)
+		if ep.addr.IsValid() {
+			require.False(t, ep.relayed || ep.addr.Is4In6() || ep.addr.Zone() != "" || nat64.Contains(ep.addr))
+			require.False(t, strings.Contains(ma.String(), "/p2p-circuit"))
+		}
+
+		var al Allowlist
+		p := mustPeer(t, peerB)
+		if al.Add(ma) == nil {
+			require.Equal(t, ep.addr.IsValid(), al.Allowed(ma))
+			al.AllowedPeerAndMultiaddr(p, ma)
+			require.NoError(t, al.Remove(ma))
+			requireEmptyAllowlist(t, &al)
+		}
+
+		counts := mustSubnets(t, defaultSubnetConfig())
+		buckets := mustRates(t, defaultRateConfig())
+		now := buckets.start
+		_, _, ok := counts.add(ep.addr)
+		require.True(t, ok)
+		tok, _, ok := buckets.take(ep.addr, now)
+		require.True(t, ok)
+		tok.giveBack(now)
+		require.True(t, counts.remove(ep.addr))
+		require.Zero(t, countEntries(counts))
+		buckets.dropFull(now.Add(time.Hour))
+		require.Zero(t, bucketEntries(t, buckets))
+	})
+}

@@ -1,0 +1,235 @@
+package rcmgr
+
+// What a refusal says. An error carries numbers; its text is built when
+// somebody reads it, because under a flood most are never read.
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+// Resource is what a request asks for.
+type Resource uint8
+
+const (
+	ResourceMemory Resource = iota
+	ResourceStream
+	ResourceConnection
+	ResourceFD
+)
+
+// String gives "memory", "stream", "connection" or "file descriptor".
+func (r Resource) String() string {
+	return [...]string{"memory", "stream", "connection", "file descriptor"}[r]
+}
+
+// Cause tells which rule refused a request.
+type Cause uint8
+
+const (
+	// CauseLimit: the scope would have held more than its limit, or than the
+	// part of it that the priority may fill.
+	CauseLimit Cause = iota
+	// CauseCrowding: the last quarter of the transient scope's inbound streams
+	// is kept for peers that hold less than a quarter of them.
+	CauseCrowding
+	// CauseSubnet: too many connections from one IP prefix.
+	CauseSubnet
+	// CauseRate: too many connection attempts from one IP prefix in a short time.
+	CauseRate
+)
+
+// String gives "limit", "crowding", "subnet" or "rate".
+func (c Cause) String() string {
+	return [...]string{"limit", "crowding", "subnet", "rate"}[c]
+}
+
+// scopeName says which scope is meant. Its text is made when it is read.
+type scopeName struct {
+	kind Kind
+	num  int64   // of a connection or stream
+	text string  // of a service, protocol or prefix; the whole name of a span
+	peer peer.ID // of a peer, or of a peer's part of a service or protocol
+}
+
+// spanOf is the number of a name whose text is complete.
+const spanOf = -1
+
+func (n *scopeName) String() string {
+	if n.num == spanOf {
+		return n.text
+	}
+	switch n.kind {
+	case KindConn, KindStream:
+		return n.kind.String() + "-" + strconv.FormatInt(n.num, 10)
+	case KindPeer:
+		return "peer:" + n.peer.String()
+	case KindService, KindProtocol, KindSubnet, KindRate:
+		return n.kind.String() + ":" + n.text
+	case KindServicePeer:
+		return "service:" + n.text + ".peer:" + n.peer.String()
+	case KindProtocolPeer:
+		return "protocol:" + n.text + ".peer:" + n.peer.String()
+	}
+	return n.kind.String()
+}
+
+var resourceOf = [numDims]Resource{
+	dimMemory:    ResourceMemory,
+	dimStreamsIn: ResourceStream, dimStreamsOut: ResourceStream, dimStreams: ResourceStream,
+	dimConnsIn: ResourceConnection, dimConnsOut: ResourceConnection, dimConns: ResourceConnection,
+	dimFD: ResourceFD,
+}
+
+var directionOf = [numDims]network.Direction{
+	dimStreamsIn: network.DirInbound, dimStreamsOut: network.DirOutbound,
+	dimConnsIn: network.DirInbound, dimConnsOut: network.DirOutbound,
+}
+
+// LimitError says which limit refused a request, and with which numbers.
+//
+// Its text reads "conn-17: system: cannot reserve inbound connection: resource
+// limit exceeded": the scope that was asked, the scope that refused, what it
+// refused. errors.Unwrap gives an error without the first part, whose text is
+// the same for everybody whom that scope refuses for that reason.
+//
+// It matches network.ErrResourceLimitExceeded, and errors.As finds it also as
+// *ErrMemoryLimitExceeded or *ErrStreamOrConnLimitExceeded. It is immutable
+// and safe for concurrent use.
+type LimitError struct {
+	asked    scopeName
+	why      refusal
+	priority uint8
+}
+
+// Asked names the scope to which the request was made, such as "conn-17" or
+// "stream-4.span-1".
+func (e *LimitError) Asked() string { return e.asked.String() }
+
+// Scope names the scope or gate that refused, such as "system",
+// "peer:12D3Koo…" or "subnet:203.0.113.0/24".
+func (e *LimitError) Scope() string { return e.why.scope.String() }
+
+// Kind is the kind of the scope or gate that refused.
+func (e *LimitError) Kind() Kind { return e.why.scope.kind }
+
+// Resource is what ran out.
+func (e *LimitError) Resource() Resource { return resourceOf[e.why.d] }
+
+// Direction is the direction whose limit was reached, or network.DirUnknown
+// for a limit on both directions together, on memory or on descriptors.
+func (e *LimitError) Direction() network.Direction { return directionOf[e.why.d] }
+
+// Current is what the scope held, in bytes or as a number. A request that is
+// too large by far is refused at a glance; the number is then the least that
+// the scope held.
+func (e *LimitError) Current() int64 { return e.why.current }
+
+// Attempted is what was asked for, in bytes or as a number.
+func (e *LimitError) Attempted() int64 { return e.why.asked }
+
+// Limit is the limit of the scope that refused, in bytes or as a number.
+func (e *LimitError) Limit() int64 { return e.why.limit }
+
+// Priority is that of a memory reservation; 255 for everything else.
+func (e *LimitError) Priority() uint8 { return e.priority }
+
+// Cause tells which rule refused.
+func (e *LimitError) Cause() Cause { return e.why.cause }
+
+func (e *LimitError) Error() string {
+	// A scope that refuses by itself is not named twice.
+	if asked := e.Asked(); e.Scope() != asked {
+		return asked + ": " + e.reason().Error()
+	}
+	return e.Scope() + ": " + e.what()
+}
+
+// Unwrap gives the refusal without the scope that was asked.
+func (e *LimitError) Unwrap() error { return e.reason() }
+
+func (e *LimitError) what() string {
+	s := "cannot reserve "
+	switch e.Direction() {
+	case network.DirInbound:
+		s += "inbound "
+	case network.DirOutbound:
+		s += "outbound "
+	}
+	return s + e.Resource().String() + ": " + network.ErrResourceLimitExceeded.Error()
+}
+
+// limitReason is a LimitError seen from inside.
+type limitReason LimitError
+
+func (e *LimitError) reason() *limitReason { return (*limitReason)(e) }
+
+func (r *limitReason) Error() string {
+	e := (*LimitError)(r)
+	if e.Scope() == e.Asked() {
+		return e.what() // no number of a connection or stream: the text is for everybody
+	}
+	return e.Scope() + ": " + e.what()
+}
+
+func (r *limitReason) Unwrap() error { return network.ErrResourceLimitExceeded }
+
+// As makes the error visible as the two types that go-libp2p's manager uses.
+func (e *LimitError) As(target any) bool {
+	switch t := target.(type) {
+	case **ErrMemoryLimitExceeded:
+		if e.Resource() == ResourceMemory {
+			*t = &ErrMemoryLimitExceeded{e}
+			return true
+		}
+	case **ErrStreamOrConnLimitExceeded:
+		if e.Resource() != ResourceMemory {
+			*t = &ErrStreamOrConnLimitExceeded{e}
+			return true
+		}
+	}
+	return false
+}
+
+// ErrStreamOrConnLimitExceeded is what errors.As finds for a refused stream,
+// connection or file descriptor. LimitError says more.
+type ErrStreamOrConnLimitExceeded struct{ refusal *LimitError }
+
+func (e *ErrStreamOrConnLimitExceeded) Error() string { return e.refusal.what() }
+func (e *ErrStreamOrConnLimitExceeded) Unwrap() error { return network.ErrResourceLimitExceeded }
+
+// ErrMemoryLimitExceeded is what errors.As finds for a refused memory
+// reservation. LimitError says more.
+type ErrMemoryLimitExceeded struct{ refusal *LimitError }
+
+func (e *ErrMemoryLimitExceeded) Error() string { return e.refusal.what() }
+func (e *ErrMemoryLimitExceeded) Unwrap() error { return network.ErrResourceLimitExceeded }
+
+// errClosed is what a closed manager answers.
+var errClosed = fmt.Errorf("resource manager closed: %w", network.ErrResourceScopeClosed)
+
+var (
+	errAttached   = errors.New("already attached")
+	errNoProtocol = errors.New("a stream needs a protocol before it can have a service")
+	errNoName     = errors.New("the name must not be empty")
+)
+
+// negativeSize is a number of bytes that cannot be reserved.
+type negativeSize int64
+
+func (n negativeSize) Error() string {
+	return fmt.Sprintf("cannot reserve %d bytes: the size must not be negative", int64(n))
+}
+
+// scopeError is a misuse of one scope.
+type scopeError struct {
+	scope scopeName
+	err   error
+}
+
+func (e *scopeError) Error() string { return e.scope.String() + ": " + e.err.Error() }
+func (e *scopeError) Unwrap() error { return e.err }

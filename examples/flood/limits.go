@@ -1,0 +1,89 @@
+package main
+
+// The limits of the show: small enough that every attack meets one.
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/weir-p2p/rcmgr"
+)
+
+const (
+	kib = 1 << 10
+	mib = 1 << 20
+)
+
+// loadLimits gives the limits of the show, overridden by a file if one is
+// named.
+func loadLimits(file string, attackers int) (rcmgr.Limiter, error) {
+	limits := showLimits(attackers)
+	if file == "" {
+		return rcmgr.NewFixedLimiter(limits), nil
+	}
+	in, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	limiter, err := rcmgr.NewLimiterFromJSON(in, limits)
+	if err != nil {
+		return nil, fmt.Errorf("limits in %s: %w", file, err)
+	}
+	return limiter, nil
+}
+
+// showLimits are made so that attackers meet limits of every kind of scope.
+// They fill system and transient, past which the allowlist helps the friend.
+// Nobody is helped past the limit of a protocol or a service, so those need
+// shares by peer: those who attack fetch at the same time (one in five, by
+// turns) cannot fill it together, and the friend is served; the shares of bulk
+// are too large for that, and two attackers fill it.
+//
+// What is not named is unlimited, and so does not clutter the table. More than
+// eight attackers get more to attack.
+func showLimits(attackers int) rcmgr.ConcreteLimitConfig {
+	n := rcmgr.LimitVal(max(attackers, 8))
+	return rcmgr.PartialLimitConfig{
+		System: rcmgr.ResourceLimits{
+			ConnsInbound:   8 * n,
+			FD:             6 * n,
+			StreamsInbound: 20 * n,
+			Memory:         rcmgr.LimitVal64(n) * 8 * mib,
+		},
+		Transient: rcmgr.ResourceLimits{
+			ConnsInbound:   3 * n,
+			StreamsInbound: 6 * n,
+		},
+		AllowlistedSystem: rcmgr.ResourceLimits{
+			ConnsInbound:   16,
+			StreamsInbound: 64,
+			Memory:         32 * mib,
+		},
+		AllowlistedTransient: rcmgr.ResourceLimits{
+			ConnsInbound:   8,
+			StreamsInbound: 32,
+		},
+		PeerDefault: rcmgr.ResourceLimits{
+			ConnsInbound:   4,
+			StreamsInbound: 28,
+			Memory:         16 * mib,
+		},
+		Protocol: map[protocol.ID]rcmgr.ResourceLimits{
+			fetchService.protocol: {StreamsInbound: 8 * n},
+			bulkService.protocol:  {StreamsInbound: 12},
+		},
+		ProtocolPeer: map[protocol.ID]rcmgr.ResourceLimits{
+			fetchService.protocol: {StreamsInbound: 4},
+			bulkService.protocol:  {StreamsInbound: 10},
+		},
+		Service: map[string]rcmgr.ResourceLimits{
+			fetchService.name: {Memory: rcmgr.LimitVal64(n) * 512 * kib},
+			bulkService.name:  {Memory: 6 * mib},
+		},
+		ServicePeer: map[string]rcmgr.ResourceLimits{
+			bulkService.name: {Memory: 4 * mib},
+		},
+	}.Build(rcmgr.InfiniteLimits)
+}

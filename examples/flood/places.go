@@ -1,0 +1,125 @@
+package main
+
+// Who sits at which loopback address, and hosts that dial from there.
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
+	"github.com/libp2p/go-libp2p/p2p/transport/quicreuse"
+	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	"github.com/multiformats/go-multiaddr"
+)
+
+// mostAttackers keeps every attacker's address inside 127.1.0.0/16.
+const mostAttackers = 1000
+
+// places are the addresses of the show.
+type places struct {
+	victim    net.IP
+	friend    net.IP
+	attackers []net.IP
+	shared    bool // this machine has 127.0.0.1 only, so all share it
+}
+
+// choosePlaces gives everybody an address of their own. All of 127.0.0.0/8 is
+// there on Linux; elsewhere, macOS for one, there may be 127.0.0.1 only.
+func choosePlaces(attackers int) places {
+	p := places{victim: net.IPv4(127, 0, 0, 1), friend: net.IPv4(127, 0, 0, 2)}
+	for i := range attackers {
+		p.attackers = append(p.attackers, net.IPv4(127, 1, byte(i/250), byte(i%250+1)))
+	}
+	for _, ip := range append([]net.IP{p.friend}, p.attackers...) {
+		if !bindable(ip) {
+			p.shareOne()
+			break
+		}
+	}
+	return p
+}
+
+func (p *places) shareOne() {
+	p.shared = true
+	p.friend = p.victim
+	for i := range p.attackers {
+		p.attackers[i] = p.victim
+	}
+}
+
+func bindable(ip net.IP) bool {
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: ip})
+	if err != nil {
+		return false
+	}
+	l.Close()
+	return true
+}
+
+func (p places) describe() string {
+	if p.shared {
+		return fmt.Sprintf("victim, friend and %d attackers all at %v: this machine has no other loopback address,\n"+
+			"so a friend refused before it says who it is cannot be told from an attacker", len(p.attackers), p.victim)
+	}
+	return fmt.Sprintf("victim at %v, friend at %v, %d attackers from %v on", p.victim, p.friend, len(p.attackers), p.attackers[0])
+}
+
+// A road is the transport by which a host reaches the victim.
+type road uint8
+
+const (
+	byTCP road = iota
+	byQUIC
+	numRoads
+)
+
+// newHost makes a host that only dials, from ip, by one transport. Nothing
+// limits it: whatever is refused, the victim refuses.
+func newHost(key crypto.PrivKey, ip net.IP, by road) (host.Host, error) {
+	opts := []libp2p.Option{
+		libp2p.Identity(key),
+		libp2p.NoListenAddrs,
+		libp2p.ResourceManager(&network.NullResourceManager{}),
+		libp2p.DisableMetrics(),
+	}
+	if by == byTCP {
+		opts = append(opts, libp2p.Transport(tcp.NewTCPTransport, tcp.WithDialerForAddr(
+			func(multiaddr.Multiaddr) (tcp.ContextDialer, error) { return dialerFrom(ip), nil })))
+	} else {
+		opts = append(opts, libp2p.Transport(libp2pquic.NewTransport), libp2p.QUICReuse(
+			quicreuse.NewConnManager, quicreuse.OverrideListenUDP(
+				func(network string, _ *net.UDPAddr) (net.PacketConn, error) {
+					return net.ListenUDP(network, &net.UDPAddr{IP: ip})
+				})))
+	}
+	return libp2p.New(opts...)
+}
+
+// connect connects h unless it is connected, and does not wait because the
+// last dial failed. A dial that has begun is not cut short by ctx: a host that
+// is closed while its swarm is still gathering addresses to dial crashes in
+// go-libp2p v0.51.0. For the same reason streams are opened with asConnected.
+func connect(ctx context.Context, h host.Host, to peer.AddrInfo) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	return h.Connect(network.WithForceDirectDial(ctx, "flood"), to)
+}
+
+// asConnected makes that opening a stream does not dial.
+func asConnected(ctx context.Context) context.Context {
+	return network.WithNoDial(ctx, "flood")
+}
+
+func dialerFrom(ip net.IP) *net.Dialer {
+	return &net.Dialer{LocalAddr: &net.TCPAddr{IP: ip}}
+}

@@ -1,0 +1,158 @@
+package main
+
+import (
+	"errors"
+	"math"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/stretchr/testify/require"
+	"github.com/weir-p2p/rcmgr"
+)
+
+func TestEveryFaultFailsTheShow(t *testing.T) {
+	well := outcome{samples: 900, friendServed: 100}
+	for name, c := range map[string]struct {
+		change func(*outcome)
+		code   int
+		says   string
+	}{
+		"all is well":            {func(*outcome) {}, 0, "ok    limits passed: none (900 looks)"},
+		"a passed limit":         {func(o *outcome) { o.passed = []string{"system conns in 65 of 64"} }, 1, "FAIL  limits passed: system conns in 65 of 64 (900 looks)"},
+		"a refused friend":       {func(o *outcome) { o.friendRefusals = []string{"open connection: full"} }, 1, "FAIL  friend refused by our manager: open connection: full"},
+		"a leftover":             {func(o *outcome) { o.held = []string{"system memory 7 B"} }, 1, "FAIL  held when all hosts are closed: system memory 7 B"},
+		"a friend never served":  {func(o *outcome) { o.friendServed = 0 }, 1, "FAIL  friend refused by our manager: never served at all"},
+		"limits never looked at": {func(o *outcome) { o.samples = 0 }, 1, "FAIL  limits passed: never looked (0 looks)"},
+		"many faults":            {func(o *outcome) { o.held = []string{"a", "b", "c", "d", "e"} }, 1, "FAIL  held when all hosts are closed: a; b; c; and 2 more"},
+		"a friend hard to tell":  {func(o *outcome) { o.friendUntracked = true }, 0, "ok    friend refused by our manager: never (but for connections refused before it says who it is)"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := well
+			c.change(&o)
+			require.Equal(t, c.code, o.exitCode())
+			require.Contains(t, o.verdicts(), c.says)
+			require.Len(t, o.verdicts(), 3)
+		})
+	}
+}
+
+// unlimitedBut gives a limit that has no limits but those that set makes.
+func unlimitedBut(set func(*rcmgr.BaseLimit)) rcmgr.BaseLimit {
+	l := rcmgr.BaseLimit{
+		Streams: math.MaxInt, StreamsInbound: math.MaxInt, StreamsOutbound: math.MaxInt,
+		Conns: math.MaxInt, ConnsInbound: math.MaxInt, ConnsOutbound: math.MaxInt,
+		FD: math.MaxInt, Memory: math.MaxInt64,
+	}
+	set(&l)
+	return l
+}
+
+func TestEveryResourceIsCheckedAgainstItsOwnLimit(t *testing.T) {
+	use := network.ScopeStat{NumConnsInbound: 1, NumConnsOutbound: 2, NumFD: 4, NumStreamsInbound: 5, NumStreamsOutbound: 6, Memory: 12}
+	for name, c := range map[string]struct {
+		set func(l *rcmgr.BaseLimit, to int)
+		use int
+	}{
+		"conns in":    {func(l *rcmgr.BaseLimit, to int) { l.ConnsInbound = to }, 1},
+		"conns out":   {func(l *rcmgr.BaseLimit, to int) { l.ConnsOutbound = to }, 2},
+		"conns":       {func(l *rcmgr.BaseLimit, to int) { l.Conns = to }, 3},
+		"files":       {func(l *rcmgr.BaseLimit, to int) { l.FD = to }, 4},
+		"streams in":  {func(l *rcmgr.BaseLimit, to int) { l.StreamsInbound = to }, 5},
+		"streams out": {func(l *rcmgr.BaseLimit, to int) { l.StreamsOutbound = to }, 6},
+		"streams":     {func(l *rcmgr.BaseLimit, to int) { l.Streams = to }, 11},
+		"memory":      {func(l *rcmgr.BaseLimit, to int) { l.Memory = int64(to) }, 12},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWatch()
+			look := func(limit int) {
+				w.look(rcmgr.Snapshot{Scopes: []rcmgr.ScopeState{
+					{Name: "system", Use: use, Limit: unlimitedBut(func(l *rcmgr.BaseLimit) { c.set(l, limit) })}}})
+			}
+			look(c.use)
+			require.Empty(t, w.passed)
+			require.Len(t, w.order, 1, "what is unlimited has no row")
+			require.Equal(t, name, resources[w.order[0].resource].name)
+			look(c.use - 1)
+			look(c.use - 1)
+			require.Len(t, w.passed, 1, "told once")
+		})
+	}
+}
+
+func TestARowKeepsTheHighestUseAndTheWorstPeer(t *testing.T) {
+	peer := func(name string, conns, limit int) rcmgr.ScopeState {
+		return rcmgr.ScopeState{Name: name, Kind: rcmgr.KindPeer, Use: network.ScopeStat{NumConnsInbound: conns},
+			Limit: unlimitedBut(func(l *rcmgr.BaseLimit) { l.ConnsInbound = limit })}
+	}
+	w := newWatch()
+	w.look(rcmgr.Snapshot{Scopes: []rcmgr.ScopeState{peer("peer:a", 5, 100), peer("peer:b", 3, 4)}})
+	w.look(rcmgr.Snapshot{Scopes: []rcmgr.ScopeState{peer("peer:a", 2, 100)}})
+	require.Len(t, w.order, 1)
+	r := w.order[0]
+	require.Equal(t, []int64{2, 3, 4}, []int64{r.now, r.highest, r.limit})
+	w.look(rcmgr.Snapshot{})
+	require.Zero(t, r.now, "a scope that has gone holds nothing")
+}
+
+func TestWhatIsHeldIsListed(t *testing.T) {
+	require.Empty(t, heldIn(rcmgr.Snapshot{Scopes: []rcmgr.ScopeState{{Name: "system"}}}))
+	held := heldIn(rcmgr.Snapshot{Scopes: []rcmgr.ScopeState{
+		{Name: "system", Use: network.ScopeStat{Memory: 2 * kib}},
+		{Name: "peer:a", Use: network.ScopeStat{NumFD: 1}},
+	}})
+	require.Equal(t, []string{"system memory 2.0 KiB", "peer:a files 1"}, held)
+}
+
+func TestTheTablesReadWell(t *testing.T) {
+	rows := []*row{
+		{scope: "peer (worst of all)", kind: rcmgr.KindPeer, resource: 0, now: 1, highest: 4, limit: 4},
+		{scope: "system", kind: rcmgr.KindSystem, resource: memoryResource, now: 3 * mib / 2, highest: 2 * mib, limit: 8 * mib},
+		{scope: "system", kind: rcmgr.KindSystem, resource: 0, now: 30, highest: 64, limit: 64},
+		{scope: "protocol:/x", kind: rcmgr.KindProtocol, resource: 4, highest: 0, limit: 0},
+	}
+	refusals := map[rcmgr.Kind]rcmgr.Refusals{
+		rcmgr.KindSystem:   {ConnsInbound: 1234},
+		rcmgr.KindProtocol: {StreamsInbound: 5},
+		rcmgr.KindPeer:     {},
+	}
+	require.Equal(t, ""+
+		"  scope                resource        now  highest    limit   used  refused\n"+
+		"  system               conns in         30       64       64  100 %     1234\n"+
+		"                       memory      1.5 MiB  2.0 MiB  8.0 MiB   25 %        0\n"+
+		"  protocol:/x          streams in        0        0        0    0 %\n"+
+		"  peer (worst of all)  conns in          1        4        4  100 %        0\n",
+		limitTable(rows, refusals))
+	require.Equal(t, ""+
+		"  kind      conns in  streams in\n"+
+		"  system        1234           0\n"+
+		"  protocol         0           5\n",
+		refusalTable(refusals))
+
+	var deeds [numDeeds]tally
+	deeds[deedPing] = tally{took: []time.Duration{3 * time.Millisecond, time.Millisecond, 2 * time.Millisecond}, failed: 1, last: errors.New("dial:\n  * reset")}
+	require.Equal(t, ""+
+		"  does     times   served     p50     p99  longest\n"+
+		"  connect      0\n"+
+		"  ping         4  75.00 %  2.0 ms  3.0 ms   3.0 ms\n"+
+		"  fetch        0\n"+
+		"  last ping that failed: dial: * reset\n",
+		friendTable(deeds))
+}
+
+func TestAQuantileIsOneOfTheValues(t *testing.T) {
+	var hundred []time.Duration
+	for i := range 100 {
+		hundred = append(hundred, time.Duration(i+1))
+	}
+	for q, want := range map[float64]time.Duration{0: 1, 0.5: 50, 0.99: 99, 1: 100} {
+		require.Equal(t, want, quantile(hundred, q))
+	}
+	require.Equal(t, time.Duration(7), quantile([]time.Duration{7}, 0.5))
+}
+
+func TestProgressSaysHowFar(t *testing.T) {
+	require.Equal(t, " 3.0 s of 6s · fine\n", plainLine(3*time.Second, 6*time.Second, "fine"))
+	require.Equal(t, "\r\x1b[K[##########----------] 3.0 s · fine", bar(3*time.Second, 6*time.Second, "fine"))
+	require.Equal(t, "\r\x1b[K[####################] 7.0 s · fine", bar(7*time.Second, 6*time.Second, "fine"))
+}

@@ -1,0 +1,202 @@
+package main
+
+// Watching the victim's manager: how much of each limit was used, ever.
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/weir-p2p/rcmgr"
+)
+
+// A resource is one thing that is limited: how it is read from what a scope
+// uses, from its limit, and from what was refused.
+type resource struct {
+	name    string
+	use     func(network.ScopeStat) int64
+	limit   func(rcmgr.BaseLimit) int64
+	refused func(rcmgr.Refusals) uint64
+}
+
+var resources = [...]resource{
+	{"conns in",
+		func(s network.ScopeStat) int64 { return int64(s.NumConnsInbound) },
+		func(l rcmgr.BaseLimit) int64 { return int64(l.ConnsInbound) },
+		func(r rcmgr.Refusals) uint64 { return r.ConnsInbound }},
+	{"conns out",
+		func(s network.ScopeStat) int64 { return int64(s.NumConnsOutbound) },
+		func(l rcmgr.BaseLimit) int64 { return int64(l.ConnsOutbound) },
+		func(r rcmgr.Refusals) uint64 { return r.ConnsOutbound }},
+	{"conns",
+		func(s network.ScopeStat) int64 { return int64(s.NumConnsInbound) + int64(s.NumConnsOutbound) },
+		func(l rcmgr.BaseLimit) int64 { return int64(l.Conns) },
+		func(r rcmgr.Refusals) uint64 { return r.Conns }},
+	{"files",
+		func(s network.ScopeStat) int64 { return int64(s.NumFD) },
+		func(l rcmgr.BaseLimit) int64 { return int64(l.FD) },
+		func(r rcmgr.Refusals) uint64 { return r.FD }},
+	{"streams in",
+		func(s network.ScopeStat) int64 { return int64(s.NumStreamsInbound) },
+		func(l rcmgr.BaseLimit) int64 { return int64(l.StreamsInbound) },
+		func(r rcmgr.Refusals) uint64 { return r.StreamsInbound }},
+	{"streams out",
+		func(s network.ScopeStat) int64 { return int64(s.NumStreamsOutbound) },
+		func(l rcmgr.BaseLimit) int64 { return int64(l.StreamsOutbound) },
+		func(r rcmgr.Refusals) uint64 { return r.StreamsOutbound }},
+	{"streams",
+		func(s network.ScopeStat) int64 { return int64(s.NumStreamsInbound) + int64(s.NumStreamsOutbound) },
+		func(l rcmgr.BaseLimit) int64 { return int64(l.Streams) },
+		func(r rcmgr.Refusals) uint64 { return r.Streams }},
+	{"memory",
+		func(s network.ScopeStat) int64 { return s.Memory },
+		func(l rcmgr.BaseLimit) int64 { return l.Memory },
+		func(r rcmgr.Refusals) uint64 { return r.Memory }},
+}
+
+const memoryResource = len(resources) - 1
+
+func unlimited(limit int64) bool { return limit == math.MaxInt64 || limit == math.MaxInt }
+
+// A row is what was seen of one resource of one scope. All peers share one
+// row, in which the worst of them stands.
+type row struct {
+	scope    string
+	kind     rcmgr.Kind
+	resource int
+	now      int64 // at the last look
+	highest  int64 // ever seen, under limit
+	limit    int64
+}
+
+// share is the part of the limit that the highest use was.
+func (r *row) share() float64 {
+	if r.limit == 0 {
+		return 0
+	}
+	return float64(r.highest) / float64(r.limit)
+}
+
+type rowKey struct {
+	scope    string
+	resource int
+}
+
+// watch gathers rows from snapshots.
+type watch struct {
+	mu      sync.Mutex
+	rows    map[rowKey]*row
+	order   []*row // as first seen
+	passed  []string
+	told    map[rowKey]bool // which limits passed has already
+	samples int
+	refused uint64
+}
+
+func newWatch() *watch {
+	return &watch{rows: map[rowKey]*row{}, told: map[rowKey]bool{}}
+}
+
+// run looks a hundred times a second, and a last time when ctx ends.
+func (w *watch) run(ctx context.Context, m manager) {
+	for pause(ctx, 10*time.Millisecond) {
+		w.look(m.Snapshot())
+	}
+	w.look(m.Snapshot())
+}
+
+func (w *watch) look(s rcmgr.Snapshot) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.samples++
+	w.refused = 0
+	for _, r := range s.Refusals {
+		w.refused += r.Total()
+	}
+	for _, r := range w.order {
+		r.now = 0
+	}
+	for _, scope := range s.Scopes {
+		for i := range resources {
+			w.lookAtLocked(scope, i)
+		}
+	}
+}
+
+func (w *watch) lookAtLocked(scope rcmgr.ScopeState, i int) {
+	limit := resources[i].limit(scope.Limit)
+	if unlimited(limit) {
+		return
+	}
+	use := resources[i].use(scope.Use)
+	w.checkLocked(scope.Name, i, use, limit)
+
+	r := w.rowLocked(scope, i, limit)
+	r.now = max(r.now, use)
+	if float64(use)*float64(r.limit) > float64(r.highest)*float64(limit) {
+		r.highest, r.limit = use, limit
+	}
+}
+
+// checkLocked notes a passed limit, each once.
+func (w *watch) checkLocked(scope string, i int, use, limit int64) {
+	key := rowKey{scope, i}
+	if use <= limit || w.told[key] {
+		return
+	}
+	w.told[key] = true
+	w.passed = append(w.passed, fmt.Sprintf("%s %s %s of %s", scope, resources[i].name, amount(i, use), amount(i, limit)))
+}
+
+func (w *watch) rowLocked(scope rcmgr.ScopeState, i int, limit int64) *row {
+	name := scope.Name
+	if scope.Kind == rcmgr.KindPeer {
+		name = "peer (worst of all)"
+	}
+	key := rowKey{name, i}
+	r := w.rows[key]
+	if r == nil {
+		r = &row{scope: name, kind: scope.Kind, resource: i, limit: limit}
+		w.rows[key] = r
+		w.order = append(w.order, r)
+	}
+	return r
+}
+
+// line is the victim in a few words, for the progress bar.
+func (w *watch) line() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	conns := int64(0)
+	if r := w.rows[rowKey{"system", 0}]; r != nil {
+		conns = r.now
+	}
+	return fmt.Sprintf("%d connections · %d refusals", conns, w.refused)
+}
+
+// waitUntilFree gives the manager, whose hosts are all closed, a moment to see
+// the last connections go, and says what is held then.
+func waitUntilFree(m manager, patience time.Duration) []string {
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		held := heldIn(m.Snapshot())
+		if len(held) == 0 || time.Now().After(end) {
+			return held
+		}
+	}
+}
+
+// heldIn lists everything that is held in any scope.
+func heldIn(s rcmgr.Snapshot) []string {
+	var held []string
+	for _, scope := range s.Scopes {
+		for i, r := range resources {
+			if use := r.use(scope.Use); use != 0 {
+				held = append(held, fmt.Sprintf("%s %s %s", scope.Name, r.name, amount(i, use)))
+			}
+		}
+	}
+	return held
+}

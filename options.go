@@ -1,0 +1,120 @@
+package rcmgr
+
+import (
+	"fmt"
+	"math/bits"
+
+	"github.com/multiformats/go-multiaddr"
+
+	"github.com/libp2p/go-libp2p/x/rate"
+)
+
+// config is what options set.
+type config struct {
+	stripes     int
+	admission   Admission
+	newcomers   bool // the last quarter of transient's inbound streams is theirs
+	allowlisted []multiaddr.Multiaddr
+	subnets     subnetConfig
+	rater       connRater // nil: the default buckets
+}
+
+func defaultConfig() config {
+	return config{
+		stripes:   defaultStripes(),
+		newcomers: true,
+		subnets:   defaultSubnetConfig(),
+	}
+}
+
+// Option sets something about a manager that is being made. Options that
+// contradict each other or the machine are errors of New.
+type Option func(*config) error
+
+// WithStripes sets the number of stripes, a power of two from 1 to 256. More
+// stripes let more processors work at the same time without waiting for each
+// other; fewer make the decisions that need all of them cheaper. The default
+// is four for each processor that Go uses.
+func WithStripes(n int) Option {
+	return func(c *config) error {
+		if n < 1 || n > maxStripes || bits.OnesCount(uint(n)) != 1 {
+			return fmt.Errorf("WithStripes: %d is not a power of two from 1 to %d", n, maxStripes)
+		}
+		c.stripes = n
+		return nil
+	}
+}
+
+// WithAdmission sets the rule by which priorities of memory reservations are
+// read. The default is AdmissionHalf.
+func WithAdmission(a Admission) Option {
+	return func(c *config) error {
+		if a != AdmissionHalf && a != AdmissionLinear {
+			return fmt.Errorf("WithAdmission: no such rule: %d", a)
+		}
+		c.admission = a
+		return nil
+	}
+}
+
+// WithNewcomersQuarter says whether the last quarter of the transient scope's
+// inbound streams is kept for peers that hold less than a quarter of them. It
+// is on by default: no single peer can then keep a newcomer's first stream
+// out, and a lone peer still gets three quarters.
+func WithNewcomersQuarter(on bool) Option {
+	return func(c *config) error {
+		c.newcomers = on
+		return nil
+	}
+}
+
+// WithAllowlistedMultiaddrs adds entries to the allowlist. Given again, it
+// adds more. See Allowlist.Add for what an entry looks like.
+func WithAllowlistedMultiaddrs(mas []multiaddr.Multiaddr) Option {
+	return func(c *config) error {
+		c.allowlisted = append(c.allowlisted, mas...)
+		return nil
+	}
+}
+
+// WithLimitPerSubnet sets how many connections one subnet may have, for IPv4
+// and IPv6; nil leaves the default (8 for an IPv4 address; 8 for an IPv6 /56
+// and 64 for a /48). A connection has to fit all entries of its family.
+// WithNetworkPrefixLimit goes before it.
+func WithLimitPerSubnet(v4, v6 []ConnLimitPerSubnet) Option {
+	return func(c *config) error {
+		replace(&c.subnets.perSubnet, v4, v6)
+		return nil
+	}
+}
+
+// WithNetworkPrefixLimit sets how many connections all addresses of given
+// networks may have together, in place of the limits per subnet; nil leaves
+// the default (loopback is unlimited). Where several cover an address, the
+// most specific one counts.
+func WithNetworkPrefixLimit(v4, v6 []NetworkPrefixLimit) Option {
+	return func(c *config) error {
+		replace(&c.subnets.networks, v4, v6)
+		return nil
+	}
+}
+
+// WithConnRateLimiters replaces the limit on how fast one subnet may connect.
+// nil means no such limit. A token taken from a limiter of one's own cannot be
+// given back when something else refuses the connection.
+func WithConnRateLimiters(connRateLimiter *rate.Limiter) Option {
+	return func(c *config) error {
+		c.rater = callerRates{connRateLimiter}
+		return nil
+	}
+}
+
+// replace sets the lists that are given, by family.
+func replace[T any](lists *[numFamilies][]T, v4, v6 []T) {
+	if v4 != nil {
+		lists[ipv4] = v4
+	}
+	if v6 != nil {
+		lists[ipv6] = v6
+	}
+}

@@ -1,0 +1,286 @@
+package rcmgr
+
+// A scope that all peers share has a pool: its limit, and the credit that it
+// has handed out to the stripes. Each stripe has a share of it: what the
+// stripe's members use of the scope, and the credit that the stripe holds.
+//
+// A limit is a fact about the sum over all stripes, and no common operation
+// may take all locks. The half rule says when stripes may hold credit that
+// nobody uses:
+//
+//   - Loose: while no more than half of the limit is handed out, a stripe that
+//     runs short draws a batch, and spends it under its own lock alone. No
+//     request that fits below half is ever refused, at any priority that may
+//     fill half, so below half there is nothing to agree on.
+//   - A request that would need more is decided on the exact sum: under all
+//     stripe locks the idle credit is called in, and the request is decided
+//     and charged there and then. (To call in, let go and try again has no
+//     bound: others would draw in between.)
+//   - Tight: if more than a quarter is in use then, stripes draw exactly what
+//     they need and return at once what they release. Credit handed out
+//     equals use, and every decision is taken on the exact sum under the
+//     pool's own short lock. (Tight by the request alone would let one large
+//     request flip the pool back and forth.)
+//   - Below a quarter a tight pool is loose again.
+//
+// Every dimension of a pool is loose or tight on its own. The rules are in
+// tally, without locks or atomics, so that explore_test.go can run the same
+// code through all interleavings.
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// batches is how many batches per stripe make up a limit. A stripe keeps at
+// most two of them idle, so at most an eighth of a limit lies idle.
+const batches = 16
+
+// idlePart is the inverse of the part of a limit that may lie idle.
+const idlePart = batches / 2
+
+// batchOf gives the credit that a stripe draws ahead; 0 where the limit is too
+// small for that, which makes the pool tight for ever.
+func batchOf(limit int64, stripes int) int64 {
+	return limit / int64(batches*stripes)
+}
+
+// verdict is what a decision came to.
+type verdict uint8
+
+const (
+	admitted  verdict = iota
+	refused           // it does not fit: a fact about one instant
+	undecided         // only the exact sum under all stripe locks can tell
+)
+
+// tally is the state of one dimension of a pool.
+//
+// I1: for every share, use ≤ credit; the credit of all shares is handed;
+// handed ≤ limit, unless the limit was lowered below use.
+type tally struct {
+	limit  int64
+	batch  int64
+	handed int64 // credit handed out to all stripes
+	tight  bool  // no share holds idle credit: handed is the exact use
+}
+
+// draw decides a request for n by a share that lacks short of the credit for
+// it (0 if it has enough), where the scope may hold at most bound afterwards.
+// It returns the credit to hand out, at least short, and is to be called under
+// the pool's lock if that is to be done.
+func (l tally) draw(n, short, bound int64) (grant int64, v verdict) {
+	if l.refuses(n, bound) {
+		return 0, refused
+	}
+	if l.tight {
+		return short, admitted
+	}
+	// What is handed out is an upper bound of use. While it stays within both
+	// half of the limit and the bound, the request fits for certain.
+	room := min(l.limit/2, bound) - l.handed
+	if short > room || room < 0 {
+		return 0, undecided
+	}
+	if short > 0 && l.batch > short && l.batch <= room {
+		return l.batch, admitted
+	}
+	return short, admitted
+}
+
+// refuses tells whether a request for n certainly does not fit below bound.
+// In a loose pool, what is handed out less what may lie idle is a lower bound
+// of use.
+func (l tally) refuses(n, bound int64) bool {
+	return n > bound-l.leastUse()
+}
+
+func (l tally) leastUse() int64 {
+	if l.tight {
+		return l.handed
+	}
+	return max(0, l.handed-l.limit/idlePart)
+}
+
+// giveBack takes credit back from a share.
+func (l tally) giveBack(n int64) tally {
+	l.handed -= n
+	if l.tight && l.batch > 0 && l.handed < l.limit/4 {
+		l.tight = false
+	}
+	return l
+}
+
+// settle takes in all idle credit, under all stripe locks: used is handed out
+// from now on, and the pool is tight where that is more than a quarter.
+func (l tally) settle(used int64) tally {
+	l.handed = used
+	l.tight = l.batch == 0 || used > l.limit/4
+	return l
+}
+
+// keep is the idle credit that a share may hold on to.
+func (l tally) keep() int64 {
+	if l.tight {
+		return 0
+	}
+	return 2 * l.batch
+}
+
+// pool is a scope that all peers share. It is also the handle through which
+// its users see it (shared.go).
+type pool struct {
+	m    *Manager
+	kind Kind
+	name string // of the service or protocol
+	home *stripe
+
+	// mu guards handing out and taking back. Locks of several pools are taken
+	// in the order of the slots of a chain (I8).
+	mu sync.Mutex
+
+	// limit, batch and pairLimit are written under all stripe locks, and read
+	// under any one of them.
+	limit, batch amounts
+	pairLimit    amounts // of one peer in this service or protocol
+
+	// word holds, for each dimension, what is handed out and whether the pool
+	// is tight: handed<<1 | tight. Both are one word, because a tight mark
+	// read apart from the sum may be stale and refuse what fits. Written under
+	// mu or all stripe locks, read without a lock.
+	word [numDims]atomic.Uint64
+
+	shares []*share // by stripe; an entry is guarded by its stripe's lock
+
+	spans atomic.Int64 // first-level spans so far, for their names
+
+	// Guarded by the directory's lock.
+	members int  // shares that exist
+	sticky  bool // its limit was set by hand: it is not collected
+}
+
+// tally loads one dimension. Only what is loaded at once belongs together.
+func (p *pool) tally(d dim) tally {
+	w := p.word[d].Load()
+	return tally{limit: p.limit[d], batch: p.batch[d], handed: int64(w >> 1), tight: w&1 != 0}
+}
+
+// tight tells, without a lock, whether the pool is tight in d.
+func (p *pool) tight(d dim) bool { return p.word[d].Load()&1 != 0 }
+
+func (p *pool) storeLocked(d dim, l tally) {
+	w := uint64(l.handed) << 1
+	if l.tight {
+		w |= 1
+	}
+	p.word[d].Store(w)
+}
+
+// setLimit puts a limit in force. All stripe locks are held.
+func (p *pool) setLimit(limit amounts) {
+	p.limit = limit
+	for d := range numDims {
+		p.batch[d] = batchOf(limit[d], len(p.shares))
+		p.recall(d, 0)
+	}
+}
+
+// used gives the exact use. All stripe locks are held.
+func (p *pool) used() (sum amounts) {
+	for _, sh := range p.shares {
+		if sh != nil {
+			sum.add(&sh.use)
+		}
+	}
+	return sum
+}
+
+func (p *pool) usedOf(d dim) (sum int64) {
+	for _, sh := range p.shares {
+		if sh != nil {
+			sum += sh.use[d]
+		}
+	}
+	return sum
+}
+
+// recall takes in all idle credit and settles, with extra handed out on top to
+// a request that has been decided. All stripe locks are held.
+func (p *pool) recall(d dim, extra int64) {
+	l := p.tally(d).settle(p.usedOf(d) + extra)
+	p.storeLocked(d, l)
+	for _, sh := range p.shares {
+		if sh != nil {
+			sh.setCredit(d, sh.use[d], l)
+		}
+	}
+}
+
+// share is a stripe's part of a shared scope, guarded by the stripe's lock.
+type share struct {
+	account
+	pool   *pool
+	credit amounts
+	floor  amounts // credit less what may lie idle, as the pool was when last seen
+}
+
+// setCredit sets the credit that the share holds, and what of it may lie idle.
+func (sh *share) setCredit(d dim, credit int64, l tally) {
+	sh.credit[d] = credit
+	sh.floor[d] = credit - l.keep()
+}
+
+// short tells how much credit is lacking.
+func (sh *share) short(it item) int64 {
+	return max(0, it.n-(sh.credit[it.d]-sh.use[it.d]))
+}
+
+// lacks tells whether the pool has to be asked.
+func (sh *share) lacks(r *request, it item) bool {
+	return it.n > sh.credit[it.d]-sh.use[it.d] || r.exact(it)
+}
+
+// drawLocked hands out credit. The pool's lock is held.
+func (sh *share) drawLocked(d dim, grant int64) {
+	l := sh.pool.tally(d)
+	l.handed += grant
+	sh.pool.storeLocked(d, l)
+	sh.setCredit(d, sh.credit[d]+grant, l)
+}
+
+// drawSettled hands out what is short, and calls in what lies idle where that
+// would pass half of the limit. All stripe locks are held.
+func (sh *share) drawSettled(it item, short int64) {
+	l := sh.pool.tally(it.d)
+	if !l.tight && short <= l.limit/2-l.handed {
+		sh.drawLocked(it.d, short)
+		return
+	}
+	sh.pool.recall(it.d, it.n)
+	sh.carry(it.d, it.n)
+}
+
+// carry moves credit from or to another share of the pool.
+func (sh *share) carry(d dim, n int64) {
+	sh.credit[d] += n
+	sh.floor[d] += n
+}
+
+// trim returns idle credit where there is more than the share may keep, down to
+// half of that.
+func (sh *share) trim(d dim) {
+	sh.pool.mu.Lock()
+	defer sh.pool.mu.Unlock()
+	keep := sh.pool.tally(d).keep()
+	excess := int64(0)
+	if idle := sh.credit[d] - sh.use[d]; idle > keep {
+		excess = idle - keep/2
+	}
+	sh.returnLocked(d, excess)
+}
+
+func (sh *share) returnLocked(d dim, n int64) {
+	l := sh.pool.tally(d).giveBack(n)
+	sh.pool.storeLocked(d, l)
+	sh.setCredit(d, sh.credit[d]-n, l)
+}

@@ -1,0 +1,704 @@
+package rcmgr
+
+// The scopes that something is held by: connections, streams, and spans. Above
+// a connection or stream stands its chain of accounts; below it may stand a
+// tree of spans. The whole tree lies in one stripe.
+
+import (
+	"strconv"
+	"sync/atomic"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+)
+
+// root is where a tree of holders is attached: to its stripe and its chain.
+type root struct {
+	// at is the stripe that the tree lies in. It is written under the locks of
+	// both stripes when a connection moves to its peer's: load, lock, compare.
+	at    atomic.Pointer[stripe]
+	chain chain
+}
+
+// lock takes the lock of the stripe that the tree lies in.
+func (r *root) lock(all bool) *stripe {
+	st := r.at.Load()
+	if all {
+		st.m.lockAll()
+		return r.at.Load()
+	}
+	for {
+		st.mu.Lock()
+		now := r.at.Load()
+		if now == st {
+			return st
+		}
+		st.mu.Unlock()
+		st = now
+	}
+}
+
+// lockWith takes the locks of the tree's stripe and of another one.
+func (r *root) lockWith(to *stripe, all bool) (from *stripe) {
+	for {
+		from = r.at.Load()
+		lockBoth(from, to, all)
+		if now := r.at.Load(); now == from || all {
+			return now
+		}
+		unlockBoth(from, to, all)
+	}
+}
+
+func lockBoth(a, b *stripe, all bool) {
+	if a == b || all {
+		a.lock(all)
+		return
+	}
+	if a.index > b.index {
+		a, b = b, a
+	}
+	a.mu.Lock()
+	b.mu.Lock()
+}
+
+func unlockBoth(a, b *stripe, all bool) {
+	a.unlock(all)
+	if a != b && !all {
+		b.mu.Unlock()
+	}
+}
+
+// holder is one node of a tree: a connection or stream, or a span.
+type holder struct {
+	tree  *root
+	owner *holder // nil for the topmost one
+	limit *amounts
+	use   int64 // bytes, with all spans below
+	own   int64 // bytes reserved at this very holder (I6)
+	num   int64 // in the name
+	spans int64 // begun so far
+	kind  Kind
+	role  role
+	dir   network.Direction
+	fd    bool
+	done  bool // I5: holds nothing, refuses everything
+}
+
+// role says what a holder is.
+type role uint8
+
+const (
+	leaf      role = iota // a connection or stream
+	firstSpan             // a span of a peer, or of a shared scope
+	innerSpan             // a span of a leaf or of another span
+)
+
+// name gives the scope's name. The lock of its stripe is held.
+func (h *holder) name() scopeName {
+	switch h.role {
+	case leaf:
+		return scopeName{kind: h.kind, num: h.num}
+	case firstSpan:
+		return spanName(h.tree.chain.first().scopeName, h.num)
+	}
+	return spanName(h.owner.name(), h.num)
+}
+
+func spanName(owner scopeName, num int64) scopeName {
+	owner.text = owner.String() + ".span-" + strconv.FormatInt(num, 10)
+	owner.num = spanOf
+	return owner
+}
+
+// limits gives the limit in force: a span follows its owner's unless it has
+// been given its own.
+func (h *holder) limits() *amounts {
+	switch {
+	case h.limit != nil:
+		return h.limit
+	case h.owner != nil:
+		return h.owner.limits()
+	}
+	return h.tree.chain.first().limit
+}
+
+// enter takes the lock for an operation that asks for something, and finds out
+// whether the scope still may.
+func (h *holder) enter(all bool) (*stripe, error) {
+	st := h.tree.lock(all)
+	err := h.openIn(st)
+	if err != nil {
+		st.unlock(all)
+		return nil, err
+	}
+	return st, nil
+}
+
+func (h *holder) openIn(st *stripe) error {
+	if h.done {
+		return &scopeError{h.name(), network.ErrResourceScopeClosed}
+	}
+	if st.closed {
+		return errClosed
+	}
+	return nil
+}
+
+// ReserveMemory reserves size bytes, at this scope and everything above it, or
+// nothing.
+func (h *holder) ReserveMemory(size int, priority uint8) error {
+	for all := false; ; all = true {
+		st := h.tree.lock(all)
+		if !all && st.holdReady(h, int64(size), st.m.admission.weight(priority)) {
+			st.mu.Unlock()
+			return nil
+		}
+		v, err := st.reserve(h, int64(size), priority, all)
+		st.unlock(all)
+		switch {
+		case v == undecided:
+			continue
+		case size < 0:
+			st.m.reportBug("a negative size was to be reserved", "err", err)
+		}
+		return err
+	}
+}
+
+// holdReady reserves what fits everywhere without asking further, if it does.
+func (st *stripe) holdReady(h *holder, n, weight int64) bool {
+	if weight != whole || n <= 0 || st.closed {
+		return false
+	}
+	for x := h; x != nil; x = x.owner {
+		limit := x.limit
+		if limit == nil {
+			limit = x.limits()
+		}
+		if x.done || n > limit[dimMemory]-x.use {
+			return false
+		}
+	}
+	if !h.tree.chain.ready(dimMemory, n) {
+		return false
+	}
+	st.hold(h, n)
+	return true
+}
+
+// hold charges a reservation at h that has been admitted.
+func (st *stripe) hold(h *holder, n int64) {
+	h.own += n
+	for x := h; x != nil; x = x.owner {
+		st.change(x, n)
+	}
+	st.spreadMemory(&h.tree.chain, n)
+	h.tree.chain.add(dimMemory, n)
+}
+
+// reserve decides a reservation through the tree and its chain.
+func (st *stripe) reserve(h *holder, n int64, priority uint8, all bool) (verdict, error) {
+	if err := h.openIn(st); err != nil {
+		return refused, err
+	}
+	if n < 0 {
+		return refused, &scopeError{h.name(), negativeSize(n)}
+	}
+	r := memoryRequest(st.m.admission, n, priority)
+	for x := h; x != nil; x = x.owner {
+		if x.done {
+			// A span may outlive its owner, but it gets nothing more (I5).
+			return refused, &scopeError{h.name(), &scopeError{x.name(), network.ErrResourceScopeClosed}}
+		}
+		limit := x.limits()[dimMemory]
+		if n > st.m.admission.threshold(limit, r.weight)-x.use {
+			why := refusal{x.name(), dimMemory, CauseLimit, x.use, n, limit}
+			return refused, st.refusal(h.name(), &r, &why)
+		}
+	}
+	var why refusal
+	// What is not charged by take is charged by hold.
+	switch v := st.check(&h.tree.chain, &r, all, &why); v {
+	case refused:
+		return v, st.refusal(h.name(), &r, &why)
+	case admitted:
+		st.hold(h, n)
+		return v, nil
+	default:
+		return v, nil
+	}
+}
+
+// change changes what a holder uses.
+func (st *stripe) change(h *holder, n int64) {
+	if h.kind == KindConn && h.role == leaf {
+		st.connMemory.moveMemory(h.use, h.use+n)
+	}
+	h.use += n
+}
+
+// drop releases n bytes from a holder up to the chain. Every walk up stops at
+// the first owner that is done: it has released what was below it (I5).
+func (st *stripe) drop(h *holder, n int64) {
+	tree := h.tree
+	for ; h != nil; h = h.owner {
+		if h.done {
+			return
+		}
+		st.change(h, -n)
+	}
+	st.spreadMemory(&tree.chain, -n)
+	if tree.chain.sub(dimMemory, n) {
+		st.trim(&tree.chain, dimMemory)
+	}
+}
+
+// ReleaseMemory gives back size bytes that were reserved at this scope. What
+// was not reserved here is not released: that is a caller's bug. A scope that
+// is done has released everything already; go-libp2p itself releases at closed
+// streams, so that is counted, but it is nothing to complain about.
+func (h *holder) ReleaseMemory(size int) {
+	st := h.tree.lock(false)
+	n := max(0, min(int64(size), h.own)) // I6
+	if n > 0 {
+		h.own -= n
+		st.drop(h, n)
+	}
+	if n == int64(size) {
+		st.mu.Unlock()
+		return
+	}
+	if h.done {
+		st.lateReleases++
+		st.mu.Unlock()
+		return
+	}
+	name := h.name()
+	st.mu.Unlock()
+	st.m.reportRelease(name, int64(size)-n)
+}
+
+// Stat gives what the scope holds.
+func (h *holder) Stat() network.ScopeStat {
+	st := h.tree.lock(false)
+	defer st.unlock(false)
+	if h.done {
+		return network.ScopeStat{}
+	}
+	r := h.total()
+	var a amounts
+	for _, it := range r.items() {
+		a[it.d] = it.n
+	}
+	return a.stat()
+}
+
+// total is everything that a holder holds, as a request.
+func (h *holder) total() request {
+	r := request{weight: whole, priority: network.ReservationPriorityAlways}
+	if h.use > 0 {
+		r.ask(dimMemory, h.use)
+	}
+	if h.role == leaf {
+		r.askFor(h.kind, h.dir, h.fd)
+	}
+	return r
+}
+
+// askFor asks for one connection or stream. Every direction but inbound counts
+// as outbound.
+func (r *request) askFor(kind Kind, dir network.Direction, fd bool) {
+	in, total := dimStreamsIn, dimStreams
+	if kind == KindConn {
+		in, total = dimConnsIn, dimConns
+	}
+	if dir != network.DirInbound {
+		in++ // the outbound dimension
+	}
+	r.ask(in, 1)
+	r.ask(total, 1)
+	if fd {
+		r.ask(dimFD, 1)
+	}
+}
+
+// BeginSpan opens a span below this scope.
+func (h *holder) BeginSpan() (network.ResourceScopeSpan, error) {
+	span := &holder{tree: h.tree, owner: h, kind: h.kind, role: innerSpan}
+	st, err := h.enter(false)
+	if err != nil {
+		return nil, err
+	}
+	h.spans++
+	span.num = h.spans
+	st.unlock(false)
+	return span, nil
+}
+
+// Done ends a span and releases what it holds. Again, it does nothing.
+func (h *holder) Done() {
+	st := h.tree.lock(false)
+	defer st.unlock(false)
+	if !h.done {
+		h.finish(st)
+	}
+}
+
+// finish releases everything that the holder has and marks it done (I5).
+func (h *holder) finish(st *stripe) {
+	total, mem := h.total(), h.use
+	st.change(h, -mem)
+	h.own, h.done = 0, true
+	if h.owner != nil {
+		st.drop(h.owner, mem)
+		return
+	}
+	st.giveAll(&h.tree.chain, &total)
+	st.release(&h.tree.chain)
+}
+
+// release drops the references that a chain holds.
+func (st *stripe) release(c *chain) {
+	for _, a := range &c.at {
+		if a != nil && !a.lasting() {
+			st.unref(a)
+		}
+	}
+}
+
+// Limit gives a copy of the limit in force.
+func (h *holder) Limit() Limit {
+	st := h.tree.lock(false)
+	defer st.unlock(false)
+	l := h.limits().baseLimit()
+	return &l
+}
+
+// SetLimit gives this scope a limit of its own.
+func (h *holder) SetLimit(limit Limit) {
+	st := h.tree.lock(false)
+	name, m := h.name(), st.m
+	st.unlock(false)
+	a, ok := m.readLimit(&name, limit)
+	if !ok {
+		return
+	}
+	st = h.tree.lock(false)
+	defer st.unlock(false)
+	h.limit = a
+}
+
+func (h *holder) lockedName() scopeName {
+	st := h.tree.lock(false)
+	defer st.unlock(false)
+	return h.name()
+}
+
+// connScope is a connection: transient until its peer is known.
+type connScope struct {
+	holder
+	root
+
+	far endpoint
+	// pass is what the gates gave for the connection.
+	pass gatePass
+	// onTrial: an entry of the allowlist that names a peer let it past the
+	// gates, before it was known who it is.
+	onTrial bool
+	// allowlisted: it is charged to the allowlisted scopes.
+	allowlisted bool
+	// trusted: its peer may fall back on the allowlisted scopes for streams.
+	trusted bool
+}
+
+var (
+	_ network.ConnManagementScope = (*connScope)(nil)
+	_ ResourceScopeLimiter        = (*connScope)(nil)
+)
+
+// PeerScope gives the scope of the connection's peer, or nil before SetPeer.
+func (c *connScope) PeerScope() network.PeerScope {
+	st := c.root.lock(false)
+	defer st.unlock(false)
+	if c.chain.peer == nil {
+		return nil // not a nil pointer in an interface
+	}
+	return c.chain.peer
+}
+
+// SetPeer moves the connection from transient to its peer, or leaves it as it
+// was (I3).
+func (c *connScope) SetPeer(p peer.ID) error {
+	m := c.at.Load().m
+	mv := move{to: m.stripeOf(p), trusted: m.allowlist.allows(p, c.far)}
+	if c.onTrial && !mv.trusted {
+		// The allowlist opened the gates for somebody else.
+		var why refusal
+		var v verdict
+		if mv.pass, v = m.gate.enter(c.far.addr, &why); v == refused {
+			st := c.root.lock(false)
+			defer st.unlock(false)
+			total := c.total()
+			return st.refusal(c.name(), &total, &why)
+		}
+	}
+	err := c.moveTo(p, &mv)
+	if err != nil {
+		m.gate.undo(mv.pass)
+	}
+	return err
+}
+
+// move is where a connection is to go.
+type move struct {
+	to      *stripe
+	trusted bool     // the allowlist means this peer at this address
+	pass    gatePass // what the gates gave for it
+}
+
+func (c *connScope) moveTo(p peer.ID, mv *move) error {
+	var limit *amounts
+	for all := false; ; {
+		from := c.root.lockWith(mv.to, all)
+		err := c.openIn(from)
+		if err == nil && c.chain.peer != nil {
+			err = &scopeError{c.name(), errAttached}
+		}
+		if err != nil {
+			unlockBoth(from, mv.to, all)
+			return err
+		}
+		ps := mv.to.peer(p, limit)
+		if ps == nil {
+			unlockBoth(from, mv.to, all)
+			if limit, err = from.m.limits.peer(p); err != nil {
+				return err
+			}
+			continue
+		}
+		v, err := c.moveLocked(from, ps, mv, all)
+		unlockBoth(from, mv.to, all)
+		if v != undecided {
+			return err
+		}
+		all = true
+	}
+}
+
+// moveLocked charges the new place first and then leaves the old one.
+func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) (verdict, error) {
+	to, total := mv.to, c.total()
+	place := chain{peer: ps}
+	place.at[slotPeer] = &ps.account
+	stays := mv.trusted || !c.allowlisted
+	if !stays {
+		// Not whom the allowlist meant: it has to fit the standard scopes.
+		place = to.standard(ps)
+		total.sharedFirst = true
+	}
+	var why refusal
+	switch v := to.take(&place, &total, all, &why); v {
+	case refused:
+		return v, to.refusal(c.name(), &total, &why)
+	case undecided:
+		return v, nil
+	}
+	if stays {
+		place.at[slotSystem] = c.carry(to, &total)
+	} else {
+		// It had to fit transient, but it does not stay there.
+		to.giveAll(place.only(slotTransient), &total)
+		place.at[slotTransient] = nil
+		from.giveAll(c.chain.only(slotSystem), &total)
+	}
+	from.giveAll(c.chain.only(slotTransient), &total)
+
+	from.connMemory.moveMemory(c.use, 0)
+	to.connMemory.moveMemory(0, c.use)
+	ps.refs++
+	if mv.trusted {
+		ps.trusted++
+	}
+	c.trusted, c.allowlisted = mv.trusted, c.allowlisted && stays
+	if mv.pass.addr.IsValid() {
+		c.pass = mv.pass
+	}
+	c.chain = place
+	c.at.Store(to)
+	return admitted, nil
+}
+
+// carry moves the connection's use of its system scope, together with the
+// credit for it, to the scope's share in another stripe.
+func (c *connScope) carry(to *stripe, total *request) *account {
+	here := c.chain.at[slotSystem].share
+	there := to.fixed[here.kind]
+	for _, it := range total.items() {
+		here.use[it.d] -= it.n
+		here.carry(it.d, -it.n)
+		there.use[it.d] += it.n
+		there.carry(it.d, it.n)
+	}
+	return &there.account
+}
+
+// Done releases the connection and everything that it holds. Again, it does
+// nothing.
+func (c *connScope) Done() {
+	st := c.root.lock(false)
+	if c.done {
+		st.unlock(false)
+		return
+	}
+	if c.trusted {
+		c.chain.peer.trusted--
+	}
+	c.finish(st)
+	st.unlock(false)
+	st.m.gate.leave(c.pass)
+}
+
+// streamScope is a stream: transient until its protocol is known.
+type streamScope struct {
+	holder
+	root
+}
+
+var (
+	_ network.StreamManagementScope = (*streamScope)(nil)
+	_ ResourceScopeLimiter          = (*streamScope)(nil)
+)
+
+// PeerScope gives the scope of the stream's peer.
+func (s *streamScope) PeerScope() network.PeerScope {
+	return s.chain.peer
+}
+
+// ProtocolScope gives the scope of the stream's protocol, or nil before
+// SetProtocol.
+func (s *streamScope) ProtocolScope() network.ProtocolScope {
+	if p := s.pool(slotProtocol); p != nil {
+		return protocolScope{p}
+	}
+	return nil
+}
+
+// ServiceScope gives the scope of the stream's service, or nil before
+// SetService.
+func (s *streamScope) ServiceScope() network.ServiceScope {
+	if p := s.pool(slotService); p != nil {
+		return serviceScope{p}
+	}
+	return nil
+}
+
+func (s *streamScope) pool(slot int) *pool {
+	st := s.root.lock(false)
+	defer st.unlock(false)
+	if a := s.chain.at[slot]; a != nil {
+		return a.share.pool
+	}
+	return nil
+}
+
+// SetProtocol moves the stream from transient to its protocol, or leaves it as
+// it was (I3).
+func (s *streamScope) SetProtocol(proto protocol.ID) error {
+	return s.attach(KindProtocol, string(proto))
+}
+
+// SetService adds the stream to a service, or leaves it as it was (I3).
+func (s *streamScope) SetService(svc string) error {
+	return s.attach(KindService, svc)
+}
+
+func (s *streamScope) attach(kind Kind, name string) error {
+	slot := slotProtocol
+	if kind == KindService {
+		slot = slotService
+	}
+	var fresh *pool
+	for all := false; ; {
+		st, err := s.enter(all)
+		if err != nil {
+			return err
+		}
+		switch {
+		case s.chain.at[slot] != nil:
+			err = &scopeError{s.name(), errAttached}
+		case kind == KindService && s.chain.at[slotProtocol] == nil:
+			err = &scopeError{s.name(), errNoProtocol}
+		case name == "":
+			err = &scopeError{s.name(), errNoName}
+		}
+		if err != nil {
+			st.unlock(all)
+			return err
+		}
+		sh := st.shareNamed(kind, name, fresh)
+		if sh == nil {
+			st.unlock(all)
+			if fresh, err = st.m.newPool(kind, name); err != nil {
+				return err
+			}
+			continue
+		}
+		v, err := s.attachLocked(st, sh, slot, all)
+		st.unlock(all)
+		if v != undecided {
+			return err
+		}
+		all = true
+	}
+}
+
+func (s *streamScope) attachLocked(st *stripe, sh *share, slot int, all bool) (verdict, error) {
+	pr := st.pair(s.chain.peer, sh)
+	pairSlot := slot - slotProtocol + slotProtocolPeer
+	var place chain
+	place.at[pairSlot], place.at[slot] = &pr.account, &sh.account
+	total := s.total()
+	total.sharedFirst = true
+	var why refusal
+	switch v := st.take(&place, &total, all, &why); v {
+	case refused:
+		return v, st.refusal(s.name(), &total, &why)
+	case undecided:
+		return v, nil
+	}
+	pr.refs++
+	sh.refs++
+	s.chain.at[pairSlot], s.chain.at[slot] = &pr.account, &sh.account
+	if slot == slotProtocol {
+		s.leaveTransient(st, &total)
+	}
+	return admitted, nil
+}
+
+// leaveTransient takes the stream out of the transient scope.
+func (s *streamScope) leaveTransient(st *stripe, total *request) {
+	countTransient(&s.chain, s.dir, -1)
+	st.giveAll(s.chain.only(slotTransient), total)
+	s.chain.at[slotTransient] = nil
+}
+
+// countTransient keeps the number of inbound streams that a peer has in the
+// standard transient scope.
+func countTransient(c *chain, dir network.Direction, n int32) {
+	if a := c.at[slotTransient]; a != nil && a.kind == KindTransient && dir == network.DirInbound {
+		c.peer.transientIn += n
+	}
+}
+
+// Done releases the stream and everything that it holds. Again, it does
+// nothing.
+func (s *streamScope) Done() {
+	st := s.root.lock(false)
+	defer st.unlock(false)
+	if !s.done {
+		countTransient(&s.chain, s.dir, -1)
+		s.finish(st)
+	}
+}

@@ -1,0 +1,281 @@
+package rcmgr
+
+// The scopes that others stand on: peers, services, protocols, and the four
+// that are always there. What their users hold is such a scope itself; if it
+// was collected in between, it looks its name up again (I7).
+
+import (
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+)
+
+// place is a scope on which memory can be reserved directly, and from which
+// spans begin.
+type place interface {
+	// enter takes the lock of a stripe in which the scope stands, and gives
+	// its account and chain there. With home, it is the stripe where direct
+	// reservations are kept.
+	enter(home, all bool) (*stripe, *account, chain)
+	scope() scopeName
+	manager() *Manager
+}
+
+func reserveAt(pl place, size int, priority uint8) error {
+	m := pl.manager()
+	if size < 0 {
+		err := &scopeError{pl.scope(), negativeSize(size)}
+		m.reportBug("a negative size was to be reserved", "err", err)
+		return err
+	}
+	r := memoryRequest(m.admission, int64(size), priority)
+	for all := false; ; all = true {
+		st, a, c := pl.enter(true, all)
+		v, err := st.takeDirect(a, &c, &r, all)
+		st.unlock(all)
+		if v != undecided {
+			return err
+		}
+	}
+}
+
+func (st *stripe) takeDirect(a *account, c *chain, r *request, all bool) (v verdict, err error) {
+	if st.closed {
+		return refused, errClosed
+	}
+	var why refusal
+	switch v = st.take(c, r, all, &why); v {
+	case admitted:
+		a.own += r.item[0].n
+	case refused:
+		err = st.refusal(a.scopeName, r, &why)
+	}
+	return v, err
+}
+
+func releaseAt(pl place, size int) {
+	st, a, c := pl.enter(true, false)
+	n := max(0, min(int64(size), a.own)) // I6
+	if n > 0 {
+		a.own -= n
+		st.give(&c, dimMemory, n)
+		st.enqueue(a)
+	}
+	excess := int64(size) - n
+	st.unlock(false)
+	if excess != 0 {
+		st.m.reportRelease(pl.scope(), excess)
+	}
+}
+
+func beginSpanAt(pl place, number func() int64) (network.ResourceScopeSpan, error) {
+	span := &rootSpan{}
+	st, _, c := pl.enter(false, false)
+	defer st.unlock(false)
+	if st.closed {
+		return nil, errClosed
+	}
+	span.chain = c
+	span.at.Store(st)
+	span.holder = holder{tree: &span.root, num: number(), role: firstSpan}
+	for _, a := range &c.at {
+		if a != nil && !a.lasting() {
+			a.refs++
+		}
+	}
+	return span, nil
+}
+
+// rootSpan is a span of a peer or of a shared scope: it has a tree of its own.
+type rootSpan struct {
+	holder
+	root
+}
+
+var _ ResourceScopeLimiter = (*rootSpan)(nil)
+
+// peerScope is everything of one peer.
+type peerScope struct {
+	account
+	st    *stripe
+	pairs []*pair
+	spans int64 // begun so far
+	// transientIn counts the peer's inbound streams in the transient scope.
+	transientIn int32
+	// trusted counts the peer's connections that the allowlist means.
+	trusted int32
+}
+
+var (
+	_ network.PeerScope    = (*peerScope)(nil)
+	_ ResourceScopeLimiter = (*peerScope)(nil)
+)
+
+// pair is a peer's part of a service or protocol.
+type pair struct {
+	account
+	of *share
+}
+
+// pair gives a peer's part of a service or protocol, and makes it where there
+// is none.
+func (st *stripe) pair(ps *peerScope, sh *share) *pair {
+	for _, pr := range ps.pairs {
+		if pr.of == sh {
+			return pr
+		}
+	}
+	kind := KindProtocolPeer
+	if sh.kind == KindService {
+		kind = KindServicePeer
+	}
+	name := scopeName{kind: kind, text: sh.text, peer: ps.peer}
+	pr := &pair{account: privateAccount(name, &sh.pool.pairLimit), of: sh}
+	sh.refs++
+	ps.pairs = append(ps.pairs, pr)
+	st.enqueue(&pr.account)
+	return pr
+}
+
+func (ps *peerScope) enter(_, all bool) (*stripe, *account, chain) {
+	ps.st.lock(all)
+	now := ps.st.current(ps)
+	return ps.st, &now.account, ps.st.chainOf(now, nil, ps.st.fixed[KindSystem])
+}
+
+func (ps *peerScope) scope() scopeName  { return ps.scopeName }
+func (ps *peerScope) manager() *Manager { return ps.st.m }
+
+// Peer gives the peer's ID.
+func (ps *peerScope) Peer() peer.ID { return ps.peer }
+
+// ReserveMemory reserves size bytes at the peer and the system, or nothing.
+func (ps *peerScope) ReserveMemory(size int, priority uint8) error {
+	return reserveAt(ps, size, priority)
+}
+
+// ReleaseMemory gives back bytes that were reserved at this very scope.
+func (ps *peerScope) ReleaseMemory(size int) { releaseAt(ps, size) }
+
+// BeginSpan opens a span below the peer.
+func (ps *peerScope) BeginSpan() (network.ResourceScopeSpan, error) {
+	return beginSpanAt(ps, func() int64 {
+		now := ps.st.current(ps)
+		now.spans++
+		return now.spans
+	})
+}
+
+// Stat gives what the peer holds.
+func (ps *peerScope) Stat() network.ScopeStat {
+	_, a, _ := ps.enter(true, false)
+	defer ps.st.unlock(false)
+	return a.use.stat()
+}
+
+// Limit gives a copy of the limit in force.
+func (ps *peerScope) Limit() Limit {
+	_, a, _ := ps.enter(true, false)
+	defer ps.st.unlock(false)
+	l := a.limit.baseLimit()
+	return &l
+}
+
+// SetLimit gives this peer a limit of its own, which survives idleness.
+func (ps *peerScope) SetLimit(limit Limit) {
+	l, ok := ps.st.m.readLimit(&ps.scopeName, limit)
+	if !ok {
+		return
+	}
+	_, a, _ := ps.enter(true, false)
+	defer ps.st.unlock(false)
+	a.setLimit(l)
+	a.sticky = true
+}
+
+func (p *pool) enter(home, all bool) (*stripe, *account, chain) {
+	st := p.home
+	if !home {
+		st = p.m.anyStripe()
+	}
+	st.lock(all)
+	sh := st.shareOf(p)
+	system := st.fixed[KindSystem]
+	var c chain
+	switch p.kind {
+	case KindSystem, KindAllowlistedSystem:
+		system = sh
+	case KindTransient:
+		c.at[slotTransient] = &sh.account
+	case KindAllowlistedTransient:
+		c.at[slotTransient] = &sh.account
+		system = st.fixed[KindAllowlistedSystem]
+	case KindService:
+		c.at[slotService] = &sh.account
+	case KindProtocol:
+		c.at[slotProtocol] = &sh.account
+	}
+	c.at[slotSystem] = &system.account
+	return st, &sh.account, c
+}
+
+func (p *pool) scope() scopeName  { return scopeName{kind: p.kind, text: p.name} }
+func (p *pool) manager() *Manager { return p.m }
+
+// ReserveMemory reserves size bytes at the scope and the system, or nothing.
+func (p *pool) ReserveMemory(size int, priority uint8) error {
+	return reserveAt(p, size, priority)
+}
+
+// ReleaseMemory gives back bytes that were reserved at this very scope.
+func (p *pool) ReleaseMemory(size int) { releaseAt(p, size) }
+
+// BeginSpan opens a span below the scope, in any stripe.
+func (p *pool) BeginSpan() (network.ResourceScopeSpan, error) {
+	return beginSpanAt(p, func() int64 { return p.spans.Add(1) })
+}
+
+// Stat gives what the scope holds, over all stripes at one instant.
+func (p *pool) Stat() network.ScopeStat {
+	st, a, _ := p.enter(true, true)
+	defer st.unlock(true)
+	used := a.share.pool.used()
+	return used.stat()
+}
+
+// Limit gives a copy of the limit in force.
+func (p *pool) Limit() Limit {
+	st, a, _ := p.enter(true, false)
+	defer st.unlock(false)
+	l := a.limit.baseLimit()
+	return &l
+}
+
+// SetLimit replaces the limit, which then survives idleness.
+func (p *pool) SetLimit(limit Limit) {
+	name := p.scope()
+	l, ok := p.m.readLimit(&name, limit)
+	if !ok {
+		return
+	}
+	st, a, _ := p.enter(true, true)
+	defer st.unlock(true)
+	a.share.pool.setLimit(*l)
+	p.m.dir.stick(a.share.pool)
+}
+
+// serviceScope is a service as network.ServiceScope.
+type serviceScope struct{ *pool }
+
+var _ network.ServiceScope = serviceScope{}
+
+// Name gives the service's name.
+func (s serviceScope) Name() string { return s.name }
+
+// protocolScope is a protocol as network.ProtocolScope.
+type protocolScope struct{ *pool }
+
+var _ network.ProtocolScope = protocolScope{}
+
+// Protocol gives the protocol's ID.
+func (s protocolScope) Protocol() protocol.ID { return protocol.ID(s.name) }

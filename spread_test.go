@@ -1,0 +1,188 @@
+package rcmgr
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// scalesByName is every scale with the move that uses it.
+var scalesByName = map[string]struct {
+	scale *bucketScale
+	move  func(s *spread, old, now int64)
+}{
+	"counts": {&countScale, (*spread).moveCount},
+	"memory": {&memoryScale, (*spread).moveMemory},
+}
+
+// naiveSlot finds a slot as the definition says: the first bound that is not
+// exceeded.
+func naiveSlot(bounds []float64, v int64) int {
+	if v <= 0 {
+		return 0
+	}
+	for i, bound := range bounds {
+		if v <= int64(bound) {
+			return i + 1
+		}
+	}
+	return len(bounds) + 1
+}
+
+// telling gives the values where a slot could be wrong: all around each bound
+// and each power of two, and small ones.
+func telling(bounds []float64) []int64 {
+	values := []int64{math.MinInt64 + 1, math.MaxInt64 - 1, math.MaxInt64}
+	around := func(v int64) {
+		for d := int64(-2); d <= 2; d++ {
+			values = append(values, v+d)
+		}
+	}
+	for _, bound := range bounds {
+		around(int64(bound))
+	}
+	for n := range 63 {
+		around(1 << n)
+	}
+	for v := int64(-3); v <= 600; v++ {
+		values = append(values, v)
+	}
+	return values
+}
+
+func TestScaleBoundsAreThoseOfUpstreamsHistograms(t *testing.T) {
+	require.Equal(t, []float64{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 32, 64, 128, 256}, countScale.bounds)
+	require.Equal(t, []float64{1024, 4096, 32768, 1048576, 33554432, 268435456, 536870912,
+		1073741824, 2147483648, 4294967296}, memoryScale.bounds)
+}
+
+func TestSlotIsThatOfTheFirstBoundNotExceeded(t *testing.T) {
+	for name, c := range scalesByName {
+		t.Run(name, func(t *testing.T) {
+			require.True(t, slices.IsSorted(c.scale.bounds))
+			for _, v := range telling(c.scale.bounds) {
+				if want, got := naiveSlot(c.scale.bounds, v), int(c.scale.slot(v)); want != got {
+					t.Errorf("slot(%d) = %d, want %d", v, got, want)
+				}
+			}
+		})
+	}
+}
+
+func TestSpreadMovesOneMemberBetweenAnyTwoValues(t *testing.T) {
+	for name, c := range scalesByName {
+		t.Run(name, func(t *testing.T) {
+			values := slices.DeleteFunc(telling(c.scale.bounds), func(v int64) bool { return v < 0 })
+			for _, old := range values {
+				for _, now := range values {
+					var s, want spread
+					c.move(&s, 0, old)
+					c.move(&s, old, now)
+					if now != 0 {
+						want.slots[0], want.slots[naiveSlot(c.scale.bounds, now)] = -1, 1
+					}
+					want.sum = now
+					if s != want {
+						t.Fatalf("0 to %d to %d: %v, want %v", old, now, s, want)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestSpreadsOfStripesAddUpToThatOfAllMembers(t *testing.T) {
+	const members, stripes = 200, 4
+	for name, c := range scalesByName {
+		t.Run(name, func(t *testing.T) {
+			random := rand.New(rand.NewPCG(1, 2))
+			var parts [stripes]spread
+			values := make([]int64, members)
+			for range 20_000 {
+				m := random.IntN(members)
+				now := random.Int64N(1 << random.IntN(40))
+				c.move(&parts[m%stripes], values[m], now)
+				values[m] = now
+			}
+			var all spread
+			for i := range parts {
+				all.add(&parts[i])
+			}
+			checkCumulative(t, &all, c.scale, values)
+			for m, v := range values {
+				c.move(&parts[m%stripes], v, 0)
+			}
+			require.Equal(t, [stripes]spread{}, parts, "nothing is left when no member holds anything")
+		})
+	}
+}
+
+// checkCumulative compares with counting the members one by one.
+func checkCumulative(t *testing.T, s *spread, on *bucketScale, values []int64) {
+	t.Helper()
+	var sum int64
+	var members uint64
+	upTo := make(map[float64]uint64)
+	for _, v := range values {
+		if v == 0 {
+			continue
+		}
+		members++
+		sum += v
+		for _, bound := range on.bounds {
+			if float64(v) <= bound {
+				upTo[bound]++
+			}
+		}
+	}
+	gotMembers, gotUpTo := s.cumulative(on)
+	require.Equal(t, members, gotMembers)
+	require.Equal(t, sum, s.sum)
+	require.Len(t, gotUpTo, len(on.bounds))
+	for bound, n := range gotUpTo {
+		require.Equal(t, upTo[bound], n, "members up to %v", bound)
+	}
+}
+
+func TestAddCappedStopsAtUnlimited(t *testing.T) {
+	const unlimited = math.MaxInt64
+	for _, c := range []struct{ a, b, want int64 }{
+		{0, 0, 0}, {1, 2, 3}, {unlimited, 0, unlimited}, {unlimited, 1, unlimited},
+		{1, unlimited, unlimited}, {unlimited, unlimited, unlimited},
+		{unlimited - 1, 1, unlimited}, {5, -7, -2},
+	} {
+		require.Equal(t, c.want, addCapped(c.a, c.b), "%d + %d", c.a, c.b)
+	}
+}
+
+func TestSpreadMovesDoNotAllocate(t *testing.T) {
+	var s spread
+	require.Zero(t, testing.AllocsPerRun(100, func() {
+		s.moveCount(0, 17)
+		s.moveMemory(0, 1<<20)
+	}))
+}
+
+func BenchmarkSpreadMove(b *testing.B) {
+	for name, c := range map[string]struct {
+		move     func(s *spread, old, now int64)
+		from, to int64
+	}{
+		"count/near":  {(*spread).moveCount, 3, 4},
+		"count/same":  {(*spread).moveCount, 40, 41},
+		"memory/near": {(*spread).moveMemory, 0, 4096},
+		"memory/same": {(*spread).moveMemory, 5 << 20, 6 << 20},
+	} {
+		b.Run(fmt.Sprintf("%s=%d..%d", name, c.from, c.to), func(b *testing.B) {
+			var s spread
+			for i := 0; i < b.N; i += 2 {
+				c.move(&s, c.from, c.to)
+				c.move(&s, c.to, c.from)
+			}
+		})
+	}
+}

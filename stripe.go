@@ -1,0 +1,282 @@
+package rcmgr
+
+// A stripe is a lock and everything under it. A peer belongs to one stripe, by
+// a seeded hash of its ID, so that nobody can aim at one: the peer's scope, its
+// part of each protocol and service, its connections, its streams and all
+// their spans live there, in plain integers.
+
+import (
+	"hash/maphash"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+// maxStripes bounds the number of stripes: beyond it, taking all their locks
+// costs more than another stripe saves.
+const maxStripes = 256
+
+// defaultStripes is four for each processor, so that two that work at the same
+// time seldom meet, rounded up to a power of two.
+func defaultStripes() int {
+	n := 1
+	for n < 4*runtime.GOMAXPROCS(0) && n < maxStripes {
+		n *= 2
+	}
+	return n
+}
+
+type stripe struct {
+	mu     sync.Mutex
+	m      *Manager
+	index  int
+	closed bool // the manager is closed: nothing new is admitted
+
+	// fixed holds the shares of the four scopes that are always there, by kind.
+	fixed [KindAllowlistedTransient + 1]*share
+	// named holds the shares of services and protocols, by name.
+	services, protocols map[string]*share
+	peers               map[peer.ID]*peerScope
+
+	// queue holds the accounts that may have become unused, for reap.
+	queue []*account
+
+	nextID, endID int64 // numbers for connections and streams, taken in blocks
+
+	// What metrics read. An addition under a lock that is held anyway.
+	peerConns, peerStreams [2]spread // inbound, outbound
+	peerMemory, connMemory spread
+	refusals               [numKinds][numDims]uint64
+	blocked                [numKinds]amounts // what the refused requests asked for
+	lateReleases           uint64            // at scopes that are done
+	draws                  uint64            // credit drawn from pools
+	returns                uint64            // credit returned to pools
+	settled                uint64            // decisions under all stripe locks
+
+	_ [64]byte // the next stripe's lock is on a cache line of its own
+}
+
+func (st *stripe) named(k Kind) map[string]*share {
+	if k == KindService {
+		return st.services
+	}
+	return st.protocols
+}
+
+// idBlock is how many numbers a stripe takes at once.
+const idBlock = 64
+
+// newID gives the next number for a connection or stream.
+func (st *stripe) newID() int64 {
+	if st.nextID == st.endID {
+		st.endID = st.m.lastID.Add(idBlock)
+		st.nextID = st.endID - idBlock
+	}
+	st.nextID++
+	return st.nextID
+}
+
+// stripeOf gives the stripe that a peer belongs to.
+func (m *Manager) stripeOf(p peer.ID) *stripe {
+	return &m.stripes[maphash.String(m.seed, string(p))&uint64(len(m.stripes)-1)]
+}
+
+// anyStripe gives a stripe for what has no peer yet.
+func (m *Manager) anyStripe() *stripe {
+	return &m.stripes[rand.Uint64()&uint64(len(m.stripes)-1)]
+}
+
+// lock takes the stripe's lock, or with all every stripe's, in order (I8).
+func (st *stripe) lock(all bool) {
+	if all {
+		st.m.lockAll()
+	} else {
+		st.mu.Lock()
+	}
+}
+
+func (st *stripe) unlock(all bool) {
+	if all {
+		st.m.unlockAll()
+		return
+	}
+	st.mu.Unlock()
+}
+
+func (m *Manager) lockAll() {
+	for i := range m.stripes {
+		m.stripes[i].mu.Lock()
+	}
+}
+
+func (m *Manager) unlockAll() {
+	for i := range m.stripes {
+		m.stripes[i].mu.Unlock()
+	}
+}
+
+// inOneCut runs f under all stripe locks: what it sees belongs together.
+func (m *Manager) inOneCut(f func()) {
+	m.lockAll()
+	defer m.unlockAll()
+	f()
+}
+
+// unref drops a reference and queues the account if nothing else holds it.
+func (st *stripe) unref(a *account) {
+	a.refs--
+	st.enqueue(a)
+}
+
+// enqueue makes an unused account a candidate for collection.
+func (st *stripe) enqueue(a *account) {
+	if !a.queued && a.unused() {
+		a.queued = true
+		st.queue = append(st.queue, a)
+	}
+}
+
+// refusal counts a refusal and says it as an error.
+func (st *stripe) refusal(asked scopeName, r *request, why *refusal) error {
+	k := why.scope.kind
+	st.refusals[k][why.d]++
+	for _, it := range r.items() {
+		// A connection or stream that is refused when it moves may hold memory,
+		// but it is not memory that was asked for.
+		if it.d != dimMemory || why.d == dimMemory {
+			st.blocked[k][it.d] = addCapped(st.blocked[k][it.d], it.n)
+		}
+	}
+	return &LimitError{asked: asked, why: *why, priority: r.priority}
+}
+
+// peer gives the scope of a peer, or nil if it has none and limit is nil.
+func (st *stripe) peer(p peer.ID, limit *amounts) *peerScope {
+	ps := st.peers[p]
+	if ps == nil && limit != nil {
+		ps = &peerScope{account: privateAccount(scopeName{kind: KindPeer, peer: p}, limit), st: st}
+		st.peers[p] = ps
+		st.enqueue(&ps.account)
+	}
+	return ps
+}
+
+// current gives the account that stands for a peer now: ps itself, another if
+// ps was collected and the peer came back, or ps brought back (I7).
+func (st *stripe) current(ps *peerScope) *peerScope {
+	if !ps.gone {
+		return ps
+	}
+	if other := st.peers[ps.peer]; other != nil {
+		return other
+	}
+	ps.gone = false
+	st.peers[ps.peer] = ps
+	st.enqueue(&ps.account)
+	return ps
+}
+
+// shareOf gives the stripe's share of the scope that p stands for, and makes
+// it where there is none. If p was collected, its name may belong to another
+// pool by now, or p comes back (I7).
+func (st *stripe) shareOf(p *pool) *share {
+	if sh := p.shares[st.index]; sh != nil {
+		return sh
+	}
+	if sh := st.named(p.kind)[p.name]; sh != nil {
+		return sh
+	}
+	return st.addShare(st.m.dir.join(p))
+}
+
+func (st *stripe) addShare(p *pool) *share {
+	sh := &share{pool: p}
+	sh.account = account{scopeName: p.scope(), limit: &p.limit, ready: &sh.credit, low: &sh.floor, share: sh}
+	p.shares[st.index] = sh
+	if p.kind <= KindAllowlistedTransient {
+		st.fixed[p.kind] = sh
+	} else {
+		st.named(p.kind)[p.name] = sh
+		st.enqueue(&sh.account)
+	}
+	return sh
+}
+
+// shareNamed gives the share of a service or protocol, or nil if no scope of
+// that name is known and fresh is nil; fresh becomes that scope otherwise.
+func (st *stripe) shareNamed(k Kind, name string, fresh *pool) *share {
+	sh := st.named(k)[name]
+	if sh == nil && fresh == nil {
+		fresh = st.m.dir.find(k, name)
+	}
+	if sh == nil && fresh != nil {
+		sh = st.shareOf(fresh)
+	}
+	return sh
+}
+
+// directory knows all services and protocols by name. Its lock comes after
+// the stripes' and before the pools' (I8).
+type directory struct {
+	mu struct {
+		sync.Mutex
+		services, protocols map[string]*pool
+	}
+}
+
+func (dir *directory) namedLocked(k Kind) map[string]*pool {
+	if k == KindService {
+		return dir.mu.services
+	}
+	return dir.mu.protocols
+}
+
+func (dir *directory) find(k Kind, name string) *pool {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
+	return dir.namedLocked(k)[name]
+}
+
+// join adds a member to the pool that bears p's name: p itself if there is
+// none yet.
+func (dir *directory) join(p *pool) *pool {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
+	pools := dir.namedLocked(p.kind)
+	if other := pools[p.name]; other != nil {
+		p = other
+	}
+	pools[p.name] = p
+	p.members++
+	return p
+}
+
+// leave takes a member away; a pool without members is forgotten.
+func (dir *directory) leave(p *pool) {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
+	if p.members--; p.members == 0 && !p.sticky {
+		delete(dir.namedLocked(p.kind), p.name)
+	}
+}
+
+// stick makes a pool survive idleness.
+func (dir *directory) stick(p *pool) {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
+	p.sticky = true
+}
+
+func (dir *directory) list() (pools []*pool) {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
+	for _, p := range dir.mu.services {
+		pools = append(pools, p)
+	}
+	for _, p := range dir.mu.protocols {
+		pools = append(pools, p)
+	}
+	return pools
+}

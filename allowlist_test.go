@@ -25,7 +25,7 @@ func TestAllowlistEntriesAdmitWhatTheyName(t *testing.T) {
 		ma                  string
 		open, named         bool
 		allowsA, allowsB    bool
-		bareA, bareB, plain bool
+		bareA, bareB        bool
 	}
 	const (
 		in      = "/ip4/192.0.2.1/tcp/4001"

@@ -240,18 +240,19 @@ type refusal struct {
 	limit   int64
 }
 
-// refuse says why an account refuses an item.
-func (why *refusal) refuse(a *account, it item, current, bound int64) verdict {
-	*why = refusal{a.scopeName, it.d, CauseLimit, current, it.n, a.limit[it.d]}
-	if it.d != dimMemory && bound < why.limit {
-		why.cause = CauseCrowding
+// refuse notes that an account refuses an item.
+func (st *stripe) refuse(a *account, it item, current, bound int64) verdict {
+	cause := CauseLimit
+	if it.d != dimMemory && bound < a.limit[it.d] {
+		cause = CauseCrowding
 	}
+	st.why = refusal{a.scopeName, it.d, cause, current, it.n, a.limit[it.d]}
 	return refused
 }
 
 // take decides a request and, if it is admitted, charges the whole chain.
-func (st *stripe) take(c *chain, r *request, all bool, why *refusal) verdict {
-	v := st.check(c, r, all, why)
+func (st *stripe) take(c *chain, r *request, all bool) verdict {
+	v := st.check(c, r, all)
 	if v == admitted {
 		for _, it := range r.items() {
 			st.spread(c, it.d, it.n)
@@ -263,30 +264,32 @@ func (st *stripe) take(c *chain, r *request, all bool, why *refusal) verdict {
 
 // check decides a request: if it is admitted, every account has room or credit
 // for it. With all, every stripe lock is held and the verdict is never
-// undecided. A refusal says why, and leaves every account as it was (I3).
-func (st *stripe) check(c *chain, r *request, all bool, why *refusal) verdict {
-	v := st.checkPrivate(c, r, why)
-	if v == refused && !r.sharedFirst {
-		return v
+// undecided. A refusal is noted in st.why, and leaves every account as it was
+// (I3).
+func (st *stripe) check(c *chain, r *request, all bool) verdict {
+	if st.checkPrivate(c, r) == admitted {
+		return st.checkShared(c, r, all, true)
 	}
-	// Where the private part has refused already, the shared part is only
-	// asked whether it refuses too.
-	var first refusal
-	if w := st.checkShared(c, r, all, v == admitted, &first); w != admitted {
-		*why = first
-		return w
+	if !r.sharedFirst {
+		return refused
+	}
+	// The shared part is only asked whether it refuses too.
+	why := st.why
+	v := st.checkShared(c, r, all, false)
+	if v == admitted {
+		st.why, v = why, refused
 	}
 	return v
 }
 
-func (st *stripe) checkPrivate(c *chain, r *request, why *refusal) verdict {
+func (st *stripe) checkPrivate(c *chain, r *request) verdict {
 	for _, a := range c.at[:firstShared] {
 		if a == nil {
 			continue
 		}
 		for _, it := range r.items() {
 			if bound := r.bound(st, a, it.d); it.n > bound-a.use[it.d] {
-				return why.refuse(a, it, a.use[it.d], bound)
+				return st.refuse(a, it, a.use[it.d], bound)
 			}
 		}
 	}
@@ -313,16 +316,16 @@ func (c *chain) lacking(r *request) (list shares, any bool) {
 
 // checkShared decides for the shared accounts and, with draw, gets the credit
 // that is lacking.
-func (st *stripe) checkShared(c *chain, r *request, all, draw bool, why *refusal) verdict {
+func (st *stripe) checkShared(c *chain, r *request, all, draw bool) verdict {
 	list, any := c.lacking(r)
 	switch {
 	case !any:
 		return admitted // there is credit for it (I1)
 	case all:
-		return st.settle(&list, r, draw, why)
+		return st.settle(&list, r, draw)
 	}
 	// First a look without a lock: what one loaded word refuses is refused.
-	if v := st.judge(&list, r, false, why); v != admitted || !draw {
+	if v := st.judge(&list, r, false); v != admitted || !draw {
 		return v
 	}
 	for _, sh := range list {
@@ -330,9 +333,9 @@ func (st *stripe) checkShared(c *chain, r *request, all, draw bool, why *refusal
 			sh.pool.mu.Lock()
 		}
 	}
-	v := st.judge(&list, r, false, why)
+	v := st.judge(&list, r, false)
 	if v == admitted {
-		st.judge(&list, r, true, why)
+		st.judge(&list, r, true)
 	}
 	for _, sh := range list {
 		if sh != nil {
@@ -344,7 +347,7 @@ func (st *stripe) checkShared(c *chain, r *request, all, draw bool, why *refusal
 
 // judge decides for every share that lacks credit, first in the order of the
 // chain. With draw, all pools are locked and everything fits: it draws.
-func (st *stripe) judge(list *shares, r *request, draw bool, why *refusal) verdict {
+func (st *stripe) judge(list *shares, r *request, draw bool) verdict {
 	for _, sh := range list {
 		if sh == nil {
 			continue
@@ -358,7 +361,7 @@ func (st *stripe) judge(list *shares, r *request, draw bool, why *refusal) verdi
 			grant, v := l.draw(it.n, sh.short(it), bound)
 			switch {
 			case v == refused:
-				return why.refuse(&sh.account, it, l.leastUse(), bound)
+				return st.refuse(&sh.account, it, l.leastUse(), bound)
 			case v == undecided:
 				return v
 			case draw && grant > 0:
@@ -372,7 +375,7 @@ func (st *stripe) judge(list *shares, r *request, draw bool, why *refusal) verdi
 
 // settle decides on the exact sums, under all stripe locks, and gets the credit
 // that is lacking by calling in what lies idle.
-func (st *stripe) settle(list *shares, r *request, draw bool, why *refusal) verdict {
+func (st *stripe) settle(list *shares, r *request, draw bool) verdict {
 	st.settled++
 	for _, sh := range list {
 		if sh == nil {
@@ -390,7 +393,7 @@ func (st *stripe) settle(list *shares, r *request, draw bool, why *refusal) verd
 			if !r.exact(it) {
 				sh.pool.recall(it.d, 0) // a busy pool becomes tight: the next refusal is cheap
 			}
-			return why.refuse(&sh.account, it, used, bound)
+			return st.refuse(&sh.account, it, used, bound)
 		}
 	}
 	for _, sh := range list {

@@ -181,7 +181,8 @@ func (m *Manager) passGates(h *holder, far endpoint) (gatePass, error) {
 	if m.crowded(&r) {
 		st.lock(false)
 		c := st.standard(nil)
-		v = st.checkShared(&c, &r, false, false, &why)
+		v = st.checkShared(&c, &r, false, false)
+		why = st.why
 		st.unlock(false)
 	}
 	var pass gatePass
@@ -193,7 +194,8 @@ func (m *Manager) passGates(h *holder, far endpoint) (gatePass, error) {
 	st.lock(false)
 	defer st.unlock(false)
 	h.num = st.newID()
-	return pass, st.refusal(h.name(), &r, &why)
+	st.why = why
+	return pass, st.refusal(h.name(), &r)
 }
 
 // crowded tells, without a lock, whether system or transient may be full.
@@ -283,25 +285,24 @@ func (st *stripe) open(h *holder, ps *peerScope, fallBack, all bool) (c chain, v
 		h.num = st.newID()
 	}
 	r := h.total()
-	var why refusal
 	for _, it := range r.items() {
 		if it.n > h.limit[it.d] {
-			why = refusal{h.name(), it.d, CauseLimit, 0, it.n, h.limit[it.d]}
-			return c, refused, st.refusal(h.name(), &r, &why)
+			st.why = refusal{h.name(), it.d, CauseLimit, 0, it.n, h.limit[it.d]}
+			return c, refused, st.refusal(h.name(), &r)
 		}
 	}
 	if ps != nil && st.m.newcomers {
 		r.crowding = int64(ps.transientIn) >= st.m.fixed[KindTransient].limit[dimStreamsIn]/4
 	}
 	c = st.standard(ps)
-	v = st.take(&c, &r, all, &why)
+	v = st.take(&c, &r, all)
 	if v == refused && fallBack {
 		c = st.chainOf(ps, st.fixed[KindAllowlistedTransient], st.fixed[KindAllowlistedSystem])
-		v = st.take(&c, &r, all, &why)
+		v = st.take(&c, &r, all)
 	}
 	switch {
 	case v == refused:
-		err = st.refusal(h.name(), &r, &why)
+		err = st.refusal(h.name(), &r)
 	case v == admitted && ps != nil:
 		ps.refs++
 		countTransient(&c, h.dir, 1)

@@ -214,21 +214,18 @@ func (st *stripe) reserve(h *holder, n int64, priority uint8, all bool) (verdict
 		}
 		limit := x.limits()[dimMemory]
 		if n > st.m.admission.threshold(limit, r.weight)-x.use {
-			why := refusal{x.name(), dimMemory, CauseLimit, x.use, n, limit}
-			return refused, st.refusal(h.name(), &r, &why)
+			st.why = refusal{x.name(), dimMemory, CauseLimit, x.use, n, limit}
+			return refused, st.refusal(h.name(), &r)
 		}
 	}
-	var why refusal
-	// What is not charged by take is charged by hold.
-	switch v := st.check(&h.tree.chain, &r, all, &why); v {
+	v := st.check(&h.tree.chain, &r, all)
+	switch v {
 	case refused:
-		return v, st.refusal(h.name(), &r, &why)
+		return v, st.refusal(h.name(), &r)
 	case admitted:
 		st.hold(h, n)
-		return v, nil
-	default:
-		return v, nil
 	}
+	return v, nil
 }
 
 // change changes what a holder uses.
@@ -378,14 +375,12 @@ func (h *holder) Limit() Limit {
 
 // SetLimit gives this scope a limit of its own.
 func (h *holder) SetLimit(limit Limit) {
-	st := h.tree.lock(false)
-	name, m := h.name(), st.m
-	st.unlock(false)
-	a, ok := m.readLimit(&name, limit)
+	name := h.lockedName()
+	a, ok := h.tree.at.Load().m.readLimit(&name, limit)
 	if !ok {
 		return
 	}
-	st = h.tree.lock(false)
+	st := h.tree.lock(false)
 	defer st.unlock(false)
 	h.limit = a
 }
@@ -441,7 +436,8 @@ func (c *connScope) SetPeer(p peer.ID) error {
 			st := c.root.lock(false)
 			defer st.unlock(false)
 			total := c.total()
-			return st.refusal(c.name(), &total, &why)
+			st.why = why
+			return st.refusal(c.name(), &total)
 		}
 	}
 	err := c.moveTo(p, &mv)
@@ -498,10 +494,9 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 		place = to.standard(ps)
 		total.sharedFirst = true
 	}
-	var why refusal
-	switch v := to.take(&place, &total, all, &why); v {
+	switch v := to.take(&place, &total, all); v {
 	case refused:
-		return v, to.refusal(c.name(), &total, &why)
+		return v, to.refusal(c.name(), &total)
 	case undecided:
 		return v, nil
 	}
@@ -661,10 +656,9 @@ func (s *streamScope) attachLocked(st *stripe, sh *share, slot int, all bool) (v
 	place.at[pairSlot], place.at[slot] = &pr.account, &sh.account
 	total := s.total()
 	total.sharedFirst = true
-	var why refusal
-	switch v := st.take(&place, &total, all, &why); v {
+	switch v := st.take(&place, &total, all); v {
 	case refused:
-		return v, st.refusal(s.name(), &total, &why)
+		return v, st.refusal(s.name(), &total)
 	case undecided:
 		return v, nil
 	}

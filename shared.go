@@ -43,12 +43,11 @@ func (st *stripe) takeDirect(a *account, c *chain, r *request, all bool) (v verd
 	if st.closed {
 		return refused, errClosed
 	}
-	var why refusal
-	switch v = st.take(c, r, all, &why); v {
+	switch v = st.take(c, r, all); v {
 	case admitted:
 		a.own += r.item[0].n
 	case refused:
-		err = st.refusal(a.scopeName, r, &why)
+		err = st.refusal(a.scopeName, r)
 	}
 	return v, err
 }

@@ -40,6 +40,9 @@ type stripe struct {
 	services, protocols map[string]*share
 	peers               map[peer.ID]*peerScope
 
+	// why says what the last refusal was, until it has been told.
+	why refusal
+
 	// queue holds the accounts that may have become unused, for reap.
 	queue []*account
 
@@ -138,8 +141,9 @@ func (st *stripe) enqueue(a *account) {
 	}
 }
 
-// refusal counts a refusal and says it as an error.
-func (st *stripe) refusal(asked scopeName, r *request, why *refusal) error {
+// refusal counts the refusal that is noted in st.why, and tells it as an error.
+func (st *stripe) refusal(asked scopeName, r *request) error {
+	why := &st.why
 	k := why.scope.kind
 	st.refusals[k][why.d]++
 	for _, it := range r.items() {

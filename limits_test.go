@@ -1,0 +1,620 @@
+package rcmgr
+
+// Oracle: go-libp2p's own resource manager, under the name upstream. Random
+// configurations go through both, and differ only where DIFFERENCES.md says so.
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"reflect"
+	"strings"
+	"testing"
+	"testing/iotest"
+
+	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/stretchr/testify/require"
+)
+
+const (
+	peerText1 = "12D3KooWPFH2Bx2tPfw6RLxN8k2wh47GRXgkt9yrAHU37zFwHWzS"
+	peerText2 = "QmVvtzcZgCkMnSFf2dnrBPXrWuNFWNM9J3MpZQCvWPuVZf"
+)
+
+func mustPeer(tb testing.TB, text string) peer.ID {
+	tb.Helper()
+	p, err := peer.Decode(text)
+	require.NoError(tb, err)
+	return p
+}
+
+// randomly fills a value of any of the configuration types.
+func randomly(tb testing.TB, rng *rand.Rand, v reflect.Value) {
+	switch v.Kind() {
+	case reflect.Struct:
+		for _, f := range v.Fields() {
+			randomly(tb, rng, f)
+		}
+	case reflect.Map:
+		size := rng.IntN(4) - 1 // -1: nil
+		if size < 0 {
+			return
+		}
+		v.Set(reflect.MakeMap(v.Type()))
+		for range size {
+			key := []string{"a", "/b/1.0.0", "c d", `"<&>`}[rng.IntN(4)]
+			if v.Type().Key() == reflect.TypeFor[peer.ID]() {
+				key = string(mustPeer(tb, []string{peerText1, peerText2}[rng.IntN(2)]))
+			}
+			elem := reflect.New(v.Type().Elem()).Elem()
+			randomly(tb, rng, elem)
+			v.SetMapIndex(reflect.ValueOf(key).Convert(v.Type().Key()), elem)
+		}
+	case reflect.Int, reflect.Int64:
+		n := []int64{0, 0, 1, 16, 1 << 20, rng.Int64N(1 << 31)}[rng.IntN(6)]
+		if isVal := v.Type() == reflect.TypeFor[LimitVal]() || v.Type() == reflect.TypeFor[LimitVal64](); isVal && rng.IntN(3) == 0 {
+			n = -rng.Int64N(3)
+		}
+		v.SetInt(n)
+	case reflect.Float64:
+		v.SetFloat(rng.Float64() * float64(rng.IntN(2)))
+	default:
+		tb.Fatalf("what is a %s to be filled with?", v.Type())
+	}
+}
+
+func randomPartial(tb testing.TB, rng *rand.Rand) (cfg PartialLimitConfig) {
+	randomly(tb, rng, reflect.ValueOf(&cfg).Elem())
+	return cfg
+}
+
+func toJSON(tb testing.TB, v any) string {
+	tb.Helper()
+	b, err := json.Marshal(v)
+	require.NoError(tb, err)
+	return string(b)
+}
+
+// theirs gives upstream's own value for one of our configurations.
+func theirs(tb testing.TB, cfg PartialLimitConfig) (out upstream.PartialLimitConfig) {
+	tb.Helper()
+	require.NoError(tb, json.Unmarshal([]byte(toJSON(tb, cfg)), &out))
+	return out
+}
+
+func forRandom(t *testing.T, f func(t *testing.T, rng *rand.Rand)) {
+	for seed := range uint64(200) {
+		f(t, rand.New(rand.NewPCG(seed, 2)))
+		if t.Failed() {
+			t.Fatalf("with seed %d", seed)
+		}
+	}
+}
+
+func TestPartialConfigHasUpstreamsJSON(t *testing.T) {
+	forRandom(t, func(t *testing.T, rng *rand.Rand) {
+		cfg := randomPartial(t, rng)
+		text := toJSON(t, cfg)
+		require.Equal(t, text, toJSON(t, &cfg), "by pointer as by value")
+		up := theirs(t, cfg)
+		require.Equal(t, toJSON(t, &up), text)
+
+		var back PartialLimitConfig
+		require.NoError(t, json.Unmarshal([]byte(text), &back))
+		require.Equal(t, text, toJSON(t, back))
+		read, err := readLimitsJSON(strings.NewReader(text))
+		require.NoError(t, err)
+		require.Equal(t, back, read)
+	})
+}
+
+func TestPeerIDsAreReadableByValueToo(t *testing.T) {
+	cfg := PartialLimitConfig{
+		System: ResourceLimits{StreamsOutbound: Unlimited},
+		Peer:   map[peer.ID]ResourceLimits{mustPeer(t, peerText2): {Conns: BlockAllLimit, Memory: 1 << 40}},
+	}
+	want := `{"Peer":{"` + peerText2 + `":{"Conns":"blockAll","Memory":"1099511627776"}},"System":{"StreamsOutbound":"unlimited"}}`
+	require.Equal(t, want, toJSON(t, cfg))
+	require.Equal(t, want, toJSON(t, &cfg))
+	require.Equal(t, `{"In":`+want+`}`, toJSON(t, struct{ In PartialLimitConfig }{cfg}))
+	require.Equal(t, "{}", toJSON(t, PartialLimitConfig{}))
+	require.Equal(t, "null", toJSON(t, (*PartialLimitConfig)(nil)))
+}
+
+// outcome is a limit value, or what Unmarshal said instead.
+func outcome[T any](text string) string {
+	var v T
+	if err := json.Unmarshal([]byte(text), &v); err != nil {
+		return "an error"
+	}
+	return fmt.Sprint(reflect.ValueOf(v).Int())
+}
+
+func TestUnmarshalOfTheTypesIsAsLenientAsUpstreams(t *testing.T) {
+	for _, text := range []string{
+		`0`, `1`, `-1`, `-2`, `-3`, `"0"`, `"12"`, `"-1"`, `"-7"`, `"+5"`, `" 5"`, `""`, `null`, `true`, `[]`, `{}`,
+		`1.5`, `1e3`, `"1e3"`, `"default"`, `"unlimited"`, `"blockAll"`, `"blockall"`, `"\u0064efault"`,
+		`2147483648`, `9223372036854775807`, `9223372036854775808`, `"9223372036854775807"`, `"9223372036854775808"`,
+	} {
+		require.Equal(t, outcome[upstream.LimitVal](text), outcome[LimitVal](text), "count %s", text)
+		require.Equal(t, outcome[upstream.LimitVal64](text), outcome[LimitVal64](text), "bytes %s", text)
+	}
+
+	text := `{"system":{"Conns":-1,"Conns":7,"Unknown":[1]},"More":true,"Peer":{"` + peerText1 + `":{"FD":3,"Memory":"-2"}}} `
+	var ours PartialLimitConfig
+	var up upstream.PartialLimitConfig
+	require.NoError(t, json.Unmarshal([]byte(text), &ours))
+	require.NoError(t, json.Unmarshal([]byte(text), &up))
+	require.Equal(t, toJSON(t, &up), toJSON(t, ours))
+}
+
+func TestFailedUnmarshalLeavesTheLimitAsItWas(t *testing.T) {
+	count, bytes := LimitVal(5), LimitVal64(6)
+	require.Error(t, count.UnmarshalJSON([]byte(`"x"`)))
+	require.Error(t, bytes.UnmarshalJSON([]byte(`"x"`)))
+	require.Equal(t, LimitVal(5), count)
+	require.Equal(t, LimitVal64(6), bytes)
+}
+
+func TestApplyAndBuildAreUpstreams(t *testing.T) {
+	forRandom(t, func(t *testing.T, rng *rand.Rand) {
+		ours, more, base := randomPartial(t, rng), randomPartial(t, rng), randomPartial(t, rng)
+		up, upMore := theirs(t, ours), theirs(t, more)
+		concrete := base.Build(InfiniteLimits)
+		upConcrete := theirs(t, base).Build(upstream.InfiniteLimits)
+		requireSameConcrete(t, upConcrete, concrete)
+		requireSameConcrete(t, up.Build(upConcrete), ours.Build(concrete))
+
+		ours.Apply(more)
+		up.Apply(upMore)
+		require.Equal(t, toJSON(t, &up), toJSON(t, ours))
+	})
+}
+
+func requireSameConcrete(t *testing.T, want upstream.ConcreteLimitConfig, got ConcreteLimitConfig) {
+	t.Helper()
+	up := want.ToPartialLimitConfig()
+	require.Equal(t, toJSON(t, &up), toJSON(t, got.ToPartialLimitConfig()))
+}
+
+func TestBaseLimitsApplyAndConvertAsUpstreams(t *testing.T) {
+	forRandom(t, func(t *testing.T, rng *rand.Rand) {
+		var l, l2 BaseLimit
+		var inc, inc2 BaseLimitIncrease
+		for _, v := range []any{&l, &l2, &inc, &inc2} {
+			randomly(t, rng, reflect.ValueOf(v).Elem())
+		}
+		require.Equal(t, toJSON(t, upstream.BaseLimit(l)), toJSON(t, l))
+		require.Equal(t, toJSON(t, upstream.BaseLimitIncrease(inc)), toJSON(t, inc))
+		require.Equal(t, toJSON(t, upstream.BaseLimit(l).ToResourceLimits()), toJSON(t, l.ToResourceLimits()))
+
+		up, upInc := upstream.BaseLimit(l), upstream.BaseLimitIncrease(inc)
+		up.Apply(upstream.BaseLimit(l2))
+		upInc.Apply(upstream.BaseLimitIncrease(inc2))
+		l.Apply(l2)
+		inc.Apply(inc2)
+		require.Equal(t, BaseLimit(up), l)
+		require.Equal(t, BaseLimitIncrease(upInc), inc)
+		for _, dir := range []network.Direction{network.DirInbound, network.DirOutbound, network.DirUnknown} {
+			require.Equal(t, up.GetStreamLimit(dir), l.GetStreamLimit(dir))
+			require.Equal(t, up.GetConnLimit(dir), l.GetConnLimit(dir))
+		}
+	})
+}
+
+func TestResourceLimitsKnowWhenTheyAreDefault(t *testing.T) {
+	var none *ResourceLimits
+	require.True(t, none.IsDefault())
+	require.Nil(t, none.ToMaybeNilPtr())
+	require.Nil(t, (&ResourceLimits{}).ToMaybeNilPtr())
+	require.Equal(t, BaseLimit{FD: 3, Memory: 4}, none.Build(&BaseLimit{FD: 3, Memory: 4}))
+
+	all := reflect.TypeFor[ResourceLimits]()
+	for i := range all.NumField() {
+		var l ResourceLimits
+		reflect.ValueOf(&l).Elem().Field(i).SetInt(-2)
+		require.False(t, l.IsDefault(), all.Field(i).Name)
+		require.Same(t, &l, l.ToMaybeNilPtr())
+	}
+}
+
+// leaf is one number of one scope: a field of PartialLimitConfig, the name in
+// it if that is a map, and a field of ResourceLimits.
+type leaf struct {
+	scope, name, field string
+	key                reflect.Value
+}
+
+func leaves(tb testing.TB) (out []leaf) {
+	for scope := range reflect.TypeFor[PartialLimitConfig]().Fields() {
+		for field := range reflect.TypeFor[ResourceLimits]().Fields() {
+			l := leaf{scope: scope.Name, field: field.Name}
+			if scope.Type.Kind() == reflect.Map {
+				l.name = "/x"
+				l.key = reflect.ValueOf(l.name).Convert(scope.Type.Key())
+				if scope.Type.Key() == reflect.TypeFor[peer.ID]() {
+					l.name = peerText1
+					l.key = reflect.ValueOf(mustPeer(tb, peerText1))
+				}
+			}
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+// set puts a number at its place, and get reads it.
+func (l leaf) set(cfg *PartialLimitConfig, n int64) {
+	scope := reflect.ValueOf(cfg).Elem().FieldByName(l.scope)
+	limits := reflect.New(reflect.TypeFor[ResourceLimits]()).Elem()
+	if l.name == "" {
+		scope.FieldByName(l.field).SetInt(n)
+		return
+	}
+	limits.FieldByName(l.field).SetInt(n)
+	scope.Set(reflect.MakeMap(scope.Type()))
+	scope.SetMapIndex(l.key, limits)
+}
+
+func (l leaf) get(cfg PartialLimitConfig) int64 {
+	scope := reflect.ValueOf(cfg).FieldByName(l.scope)
+	if l.name != "" {
+		scope = scope.MapIndex(l.key)
+	}
+	return scope.FieldByName(l.field).Int()
+}
+
+func (l leaf) json(n int) string {
+	value := fmt.Sprint(n)
+	if l.field == "Memory" {
+		value = `"` + value + `"`
+	}
+	value = `{"` + l.field + `":` + value + `}`
+	if l.name != "" {
+		value = `{"` + l.name + `":` + value + `}`
+	}
+	return `{"` + l.scope + `":` + value + `}`
+}
+
+// scaling has a base of 100 and an increase of 1000 a GiB at this leaf, or, for
+// file descriptors, a fraction of a quarter.
+func (l leaf) scaling() *ScalingLimitConfig {
+	var limit baseLimitConfig
+	reflect.ValueOf(&limit.BaseLimit).Elem().FieldByName(l.field).SetInt(100)
+	if l.field == "FD" {
+		limit.BaseLimitIncrease.FDFraction = 0.25
+	} else {
+		reflect.ValueOf(&limit.BaseLimitIncrease).Elem().FieldByName(l.field).SetInt(1000)
+	}
+	cfg := new(ScalingLimitConfig)
+	if l.name == "" {
+		scope := strings.TrimSuffix(l.scope, "Default")
+		all := reflect.ValueOf(cfg).Elem()
+		all.FieldByName(scope + "BaseLimit").Set(reflect.ValueOf(limit.BaseLimit))
+		all.FieldByName(scope + "LimitIncrease").Set(reflect.ValueOf(limit.BaseLimitIncrease))
+		return cfg
+	}
+	reflect.ValueOf(cfg).MethodByName("Add" + l.scope + "Limit").Call([]reflect.Value{
+		l.key, reflect.ValueOf(limit.BaseLimit), reflect.ValueOf(limit.BaseLimitIncrease),
+	})
+	return cfg
+}
+
+func TestEveryFieldOfEveryScopeGoesAllTheWay(t *testing.T) {
+	all := leaves(t)
+	require.Len(t, all, 16*8)
+	for _, l := range all {
+		t.Run(l.scope+"/"+l.field, func(t *testing.T) {
+			var cfg PartialLimitConfig
+			l.set(&cfg, 7777)
+			require.Equal(t, l.json(7777), toJSON(t, cfg), "JSON")
+			read, err := readLimitsJSON(strings.NewReader(l.json(7777)))
+			require.NoError(t, err)
+			require.Equal(t, cfg, read, "strict reader")
+
+			var applied PartialLimitConfig
+			applied.Apply(cfg)
+			require.Equal(t, cfg, applied, "apply")
+
+			built := cfg.Build(InfiniteLimits).ToPartialLimitConfig()
+			require.EqualValues(t, 7777, l.get(built), "build")
+			l.set(&built, int64(Unlimited))
+			var unlimited PartialLimitConfig
+			l.set(&unlimited, int64(Unlimited))
+			require.Equal(t, unlimited.Build(InfiniteLimits).ToPartialLimitConfig(), allUnlimited(t, built), "build: the others")
+
+			want := int64(100 + 2000)
+			if l.field == "FD" {
+				want = 1024 / 4
+			}
+			scaled := l.scaling().Scale(2<<30, 1024).ToPartialLimitConfig()
+			require.Equal(t, want, l.get(scaled), "scale")
+			require.Equal(t, 1, strings.Count(toJSON(t, scaled), fmt.Sprint(want)), "scale: the others")
+		})
+	}
+}
+
+// allUnlimited replaces the limits of a named scope, which set has cut down to
+// one field, by what Build makes of them.
+func allUnlimited(t *testing.T, cfg PartialLimitConfig) PartialLimitConfig {
+	t.Helper()
+	return cfg.Build(InfiniteLimits).ToPartialLimitConfig()
+}
+
+func TestConcreteConfigRoundTrips(t *testing.T) {
+	forRandom(t, func(t *testing.T, rng *rand.Rand) {
+		partial := randomPartial(t, rng)
+		cfg := partial.Build(DefaultLimits.Scale(1<<30, 1024))
+		text := toJSON(t, cfg)
+		require.Equal(t, toJSON(t, cfg.ToPartialLimitConfig()), text)
+		require.Equal(t, text, toJSON(t, &cfg))
+		require.Equal(t, text, toJSON(t, NewFixedLimiter(cfg)))
+
+		back := InfiniteLimits
+		require.NoError(t, json.Unmarshal([]byte(text), &back))
+		require.Equal(t, text, toJSON(t, back))
+		require.Equal(t, text, toJSON(t, partial.Build(cfg)), "saying it twice changes nothing")
+	})
+}
+
+func TestConcreteConfigReadsChanges(t *testing.T) {
+	cfg := InfiniteLimits
+	require.NoError(t, json.Unmarshal([]byte(`{"System":{"Conns":5}}`), &cfg))
+	require.Equal(t, 5, cfg.limits.System.Conns)
+	require.Equal(t, math.MaxInt, cfg.limits.System.Streams)
+	before := toJSON(t, cfg)
+	require.Error(t, json.Unmarshal([]byte(`{"System":{"Conns":6},"Conn":7}`), &cfg))
+	require.Equal(t, before, toJSON(t, cfg))
+	require.Equal(t, math.MaxInt, InfiniteLimits.limits.System.Conns)
+}
+
+// asked is what a limiter says about everything that a test configuration names.
+func asked(tb testing.TB, l Limiter) string {
+	var out []Limit
+	for _, name := range []string{"a", "new"} {
+		out = append(out, l.GetServiceLimits(name), l.GetServicePeerLimits(name),
+			l.GetProtocolLimits(protocol.ID(name)), l.GetProtocolPeerLimits(protocol.ID(name)))
+	}
+	p := mustPeer(tb, peerText1)
+	return toJSON(tb, append(out, l.GetPeerLimits(p), l.GetPeerLimits(""), l.GetStreamLimits(p), l.GetConnLimits(),
+		l.GetSystemLimits(), l.GetTransientLimits(), l.GetAllowlistedSystemLimits(), l.GetAllowlistedTransientLimits()))
+}
+
+// distinct has another number of connections in each scope.
+func distinct(tb testing.TB) PartialLimitConfig {
+	var cfg PartialLimitConfig
+	n := LimitVal(0)
+	next := func() ResourceLimits { n++; return ResourceLimits{Conns: n} }
+	for _, l := range (*perScope[ResourceLimits])(&cfg).single() {
+		*l = next()
+	}
+	cfg.Service = map[string]ResourceLimits{"a": next()}
+	cfg.ServicePeer = map[string]ResourceLimits{"a": next()}
+	cfg.Protocol = map[protocol.ID]ResourceLimits{"a": next()}
+	cfg.ProtocolPeer = map[protocol.ID]ResourceLimits{"a": next()}
+	cfg.Peer = map[peer.ID]ResourceLimits{mustPeer(tb, peerText1): next()}
+	return cfg
+}
+
+func TestFixedLimiterAnswersAsUpstreams(t *testing.T) {
+	cfg := distinct(t)
+	ours := NewFixedLimiter(cfg.Build(ConcreteLimitConfig{}))
+	up := upstream.NewFixedLimiter(theirs(t, cfg).Build(upstream.ConcreteLimitConfig{}))
+	p := mustPeer(t, peerText1)
+	type pair struct {
+		want upstream.Limit
+		got  Limit
+	}
+	pairs := map[string]pair{
+		"system":                {up.GetSystemLimits(), ours.GetSystemLimits()},
+		"transient":             {up.GetTransientLimits(), ours.GetTransientLimits()},
+		"allowlisted system":    {up.GetAllowlistedSystemLimits(), ours.GetAllowlistedSystemLimits()},
+		"allowlisted transient": {up.GetAllowlistedTransientLimits(), ours.GetAllowlistedTransientLimits()},
+		"peer":                  {up.GetPeerLimits(p), ours.GetPeerLimits(p)},
+		"other peer":            {up.GetPeerLimits("x"), ours.GetPeerLimits("x")},
+		"stream":                {up.GetStreamLimits(p), ours.GetStreamLimits(p)},
+		"conn":                  {up.GetConnLimits(), ours.GetConnLimits()},
+	}
+	for _, name := range []string{"a", "other"} {
+		proto := protocol.ID(name)
+		pairs["service "+name] = pair{up.GetServiceLimits(name), ours.GetServiceLimits(name)}
+		pairs["service peer "+name] = pair{up.GetServicePeerLimits(name), ours.GetServicePeerLimits(name)}
+		pairs["protocol "+name] = pair{up.GetProtocolLimits(proto), ours.GetProtocolLimits(proto)}
+		pairs["protocol peer "+name] = pair{up.GetProtocolPeerLimits(proto), ours.GetProtocolPeerLimits(proto)}
+	}
+	for name, p := range pairs {
+		require.NotZero(t, p.want.GetConnTotalLimit(), name)
+		require.Equal(t, toJSON(t, p.want), toJSON(t, p.got), name)
+		require.IsType(t, &BaseLimit{}, p.got, name)
+	}
+}
+
+func TestNobodyCanEditAFixedLimiter(t *testing.T) {
+	partial := distinct(t)
+	cfg := partial.Build(ConcreteLimitConfig{})
+	l := NewFixedLimiter(cfg)
+	before := asked(t, l)
+
+	// what it hands out
+	for _, limit := range []Limit{
+		l.GetSystemLimits(), l.GetTransientLimits(), l.GetAllowlistedSystemLimits(), l.GetAllowlistedTransientLimits(),
+		l.GetServiceLimits("a"), l.GetServiceLimits("b"), l.GetServicePeerLimits("a"), l.GetServicePeerLimits("b"),
+		l.GetProtocolLimits("a"), l.GetProtocolLimits("b"), l.GetProtocolPeerLimits("a"), l.GetProtocolPeerLimits("b"),
+		l.GetPeerLimits(mustPeer(t, peerText1)), l.GetPeerLimits(""), l.GetStreamLimits(""), l.GetConnLimits(),
+	} {
+		limit.(*BaseLimit).Conns = 99
+	}
+	require.Equal(t, before, asked(t, l))
+
+	// what it was made from
+	changes := []byte(`{"System":{"Conns":98},"Service":{"a":{"Conns":98},"new":{"Conns":98}},"Peer":{"` + peerText1 + `":{"Conns":98}}}`)
+	require.NoError(t, json.Unmarshal(changes, &cfg))
+	partial.Service["a"], partial.Service["new"] = ResourceLimits{Conns: 97}, ResourceLimits{Conns: 97}
+	out := l.(*fixedLimiter).ToPartialLimitConfig()
+	out.Service["a"], out.Peer[mustPeer(t, peerText1)] = ResourceLimits{Conns: 96}, ResourceLimits{Conns: 96}
+	require.Equal(t, before, asked(t, l))
+
+	// the limiter itself
+	_, readable := l.(json.Unmarshaler)
+	require.False(t, readable)
+}
+
+func TestApplyLeavesCopiesAlone(t *testing.T) {
+	cfg := distinct(t)
+	cfg.Service["a"] = ResourceLimits{}
+	copied, before := cfg, toJSON(t, cfg)
+	cfg.Apply(PartialLimitConfig{Service: map[string]ResourceLimits{"a": {FD: 1}, "b": {FD: 1}}})
+	require.NotEqual(t, before, toJSON(t, cfg))
+	require.Equal(t, before, toJSON(t, copied))
+}
+
+func TestReadersTakeUpstreamsExampleFiles(t *testing.T) {
+	// Kept here as they are published beside upstream's own tests.
+	for _, text := range []string{
+		`{"System":{"Memory":65536,"Conns":16,"ConnsInbound":8,"ConnsOutbound":16,"FD":16},
+		 "ServiceDefault":{"Memory":8765},"Service":{"A":{"Memory":8192},"B":{}},
+		 "ServicePeerDefault":{"Memory":2048},"ServicePeer":{"A":{"Memory":4096}},
+		 "ProtocolDefault":{"Memory":2048},"ProtocolPeerDefault":{"Memory":1024},
+		 "Protocol":{"/A":{"Memory":8192}},"PeerDefault":{"Memory":4096},
+		 "Peer":{"` + peerText1 + `":{"Memory":4097}}}`,
+		`{"System":{"StreamsOutbound":"unlimited"},"Peer":{"` + peerText2 + `":{"StreamsInbound":"blockAll","StreamsOutbound":"unlimited","Conns":"default"}}}`,
+		`{"system":{"memory":"65536","STREAMS":0}}`,
+		`{}`, " {} \n",
+	} {
+		ours, err := NewLimiterFromJSON(strings.NewReader(text), InfiniteLimits)
+		require.NoError(t, err)
+		up, err := upstream.NewLimiterFromJSON(strings.NewReader(text), upstream.InfiniteLimits)
+		require.NoError(t, err)
+		upPartial := up.(interface {
+			ToPartialLimitConfig() upstream.PartialLimitConfig
+		}).ToPartialLimitConfig()
+		require.Equal(t, toJSON(t, &upPartial), toJSON(t, ours))
+	}
+}
+
+func TestDefaultReaderFallsBackOnDefaultLimits(t *testing.T) {
+	l, err := NewDefaultLimiterFromJSON(strings.NewReader(`{"System":{"Conns":3}}`))
+	require.NoError(t, err)
+	want := DefaultLimits.AutoScale()
+	want.limits.System.Conns = 3
+	require.Equal(t, toJSON(t, want), toJSON(t, l))
+
+	_, err = NewDefaultLimiterFromJSON(strings.NewReader(`{"Sytem":{}}`))
+	require.ErrorContains(t, err, "did you mean System?")
+}
+
+func TestReaderTellsWhereAndWhat(t *testing.T) {
+	const scopes = "System, Transient, AllowlistedSystem, AllowlistedTransient, ServiceDefault, Service, ServicePeerDefault, ServicePeer, ProtocolDefault, Protocol, ProtocolPeerDefault, ProtocolPeer, PeerDefault, Peer, Conn, Stream"
+	const fields = "Streams, StreamsInbound, StreamsOutbound, Conns, ConnsInbound, ConnsOutbound, FD, Memory"
+	const count = `expected a whole number from 0 to 9223372036854775807, "unlimited", "blockAll" or "default", found `
+	const size = `expected a whole number of bytes from 0 to 9223372036854775807, "unlimited", "blockAll" or "default", found `
+	const negative = ` is negative: write "unlimited" for no limit, "blockAll" to admit nothing`
+	if math.MaxInt < math.MaxInt64 {
+		t.Skip("texts for 64 bits")
+	}
+	for text, want := range map[string]string{
+		``:                   "line 1, column 1: top level: unexpected end of JSON input",
+		"\n \n":              "line 2, column 2: top level: unexpected end of JSON input",
+		`[]`:                 "line 1, column 1: top level: expected an object in braces, found a list",
+		`null`:               "line 1, column 1: top level: expected an object in braces, found null",
+		`1e999`:              "line 1, column 1: top level: expected an object in braces, found 1e999",
+		`{"System":{}} x`:    "line 1, column 15: top level: invalid character 'x' after top-level value",
+		"{}\n{}":             "line 2, column 1: top level: invalid character '{' after top-level value",
+		"{\n  \"System\": {": "line 2, column 13: top level: unexpected end of JSON input",
+		"{\"System\":{},\n}": "line 2, column 1: top level: invalid character '}' looking for beginning of object key string",
+
+		`{"Sytem":{}}`: "line 1, column 2: Sytem: unknown name, did you mean System? Known here are " + scopes,
+		"{\n  \"Service\": {\n    \"é\": {\"Streams\": 1, \"StreamInbound\": 2}\n  }\n}": `line 3, column 25: Service["é"].StreamInbound: unknown name, did you mean StreamsInbound? Known here are ` + fields,
+		`{"Conn":{"Memry":1}}`:                "line 1, column 10: Conn.Memry: unknown name, did you mean Memory? Known here are " + fields,
+		`{"Conn":{"":1}}`:                     "line 1, column 10: Conn.: unknown name, did you mean FD? Known here are " + fields,
+		`{"PeerDefault":{"FD":{"System":1}}}`: "line 1, column 22: PeerDefault.FD: " + count + "an object",
+		`{"System":5}`:                        "line 1, column 11: System: expected an object in braces, found 5",
+		`{"System":null}`:                     "line 1, column 11: System: expected an object in braces, found null",
+		`{"Service":[1]}`:                     "line 1, column 12: Service: expected an object in braces, found a list",
+		`{"Service":{"x":"y"}}`:               `line 1, column 17: Service["x"]: expected an object in braces, found "y"`,
+
+		`{"System":{"Conns":1,"Conns":2}}`: "line 1, column 22: System.Conns: is given twice",
+		`{"System":{"Conns":1,"conns":2}}`: "line 1, column 22: System.Conns: is given twice",
+		`{"System":{},"System":{}}`:        "line 1, column 14: System: is given twice",
+		`{"Protocol":{"/a":{},"\/a":{}}}`:  `line 1, column 22: Protocol["/a"]: is given twice`,
+		`{"Peer":{"Qm":{}}}`:               `line 1, column 10: Peer["Qm"]: expected a peer ID: `,
+
+		`{"System":{"Conns":-1}}`:                   "line 1, column 20: System.Conns: -1" + negative,
+		`{"System":{"Memory":"-2"}}`:                `line 1, column 21: System.Memory: "-2"` + negative,
+		`{"System":{"FD":-99999999999999999999}}`:   "line 1, column 17: System.FD: -99999999999999999999" + negative,
+		`{"System":{"Conns":"unlimitd"}}`:           "line 1, column 20: System.Conns: " + count + `"unlimitd"`,
+		`{"System":{"Conns":"5"}}`:                  "line 1, column 20: System.Conns: " + count + `"5"`,
+		`{"System":{"Conns":1.5}}`:                  "line 1, column 20: System.Conns: " + count + "1.5",
+		`{"System":{"Conns": true}}`:                "line 1, column 21: System.Conns: " + count + "true",
+		`{"System":{"Conns": null}}`:                "line 1, column 21: System.Conns: " + count + "null",
+		`{"System":{"Conns": 9223372036854775808}}`: "line 1, column 21: System.Conns: " + count + "9223372036854775808",
+		`{"System":{"Memory":"64 MiB"}}`:            "line 1, column 21: System.Memory: " + size + `"64 MiB"`,
+		`{"System":{"Memory":null}}`:                "line 1, column 21: System.Memory: " + size + "null",
+	} {
+		_, err := NewLimiterFromJSON(strings.NewReader(text), InfiniteLimits)
+		require.ErrorContains(t, err, want, "%s", text)
+		require.ErrorContains(t, err, "limits: line ", "%s", text)
+	}
+}
+
+func TestOnePeerInTwoSpellingsIsGivenTwice(t *testing.T) {
+	p := mustPeer(t, peerText1)
+	text := `{"Peer":{"` + p.String() + `":{},"` + peer.ToCid(p).String() + `":{}}}`
+	_, err := NewLimiterFromJSON(strings.NewReader(text), InfiniteLimits)
+	require.ErrorContains(t, err, `Peer["`+peer.ToCid(p).String()+`"]: is given twice`)
+}
+
+func TestReaderPassesOnWhatReadingSays(t *testing.T) {
+	_, err := NewLimiterFromJSON(iotest.ErrReader(io.ErrClosedPipe), InfiniteLimits)
+	require.ErrorIs(t, err, io.ErrClosedPipe)
+}
+
+func TestReaderIsNotStoppedByLongNames(t *testing.T) {
+	text := `{"` + strings.Repeat("x", 1<<20) + `":{}}`
+	_, err := NewLimiterFromJSON(strings.NewReader(text), InfiniteLimits)
+	require.ErrorContains(t, err, "unknown name")
+}
+
+func TestCheckLimitNamesScopeAndField(t *testing.T) {
+	require.NoError(t, checkLimit("system", BaseLimit{}))
+	require.NoError(t, checkLimit("system", InfiniteLimits.limits.Conn))
+	require.EqualError(t, checkLimit("system", nil), "system: no limit given, the Limit is nil")
+	require.EqualError(t, checkLimit("system", (*BaseLimit)(nil)), "system: no limit given, the Limit is nil")
+	for field := range reflect.TypeFor[BaseLimit]().Fields() {
+		l := new(BaseLimit)
+		reflect.ValueOf(l).Elem().FieldByIndex(field.Index).SetInt(-3)
+		require.EqualError(t, checkLimit("peer:x", l), "peer:x: the limit "+field.Name+" is -3, it must not be negative")
+	}
+}
+
+// FuzzLimitsJSON holds the strict reader against upstream's: what ours takes,
+// upstream's takes, and makes the same of it. What ours refuses, it refuses
+// with a place.
+func FuzzLimitsJSON(f *testing.F) {
+	for _, text := range []string{
+		`{}`, `{"System":{"Conns":1,"Memory":"2"}}`, `{"system":{"memory":3,"FD":"blockAll"}}`,
+		`{"Peer":{"` + peerText1 + `":{"Streams":"unlimited"}}}`, `{"Protocol":{"/a":{"FD":"default"},"\u00e9":{}}}`,
+		`{"System":{"Conns":-1}}`, `{"Service":{"":{"Memory":"+7"}}}`, `{"x":[{"y":null}]}`, `{"System":{"Conns":0,"Memory":-0}} x`,
+	} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		ours, err := readLimitsJSON(bytes.NewReader(text))
+		if err != nil {
+			require.ErrorContains(t, err, "limits: line ")
+			return
+		}
+		_, err = upstream.NewLimiterFromJSON(bytes.NewReader(text), upstream.InfiniteLimits)
+		require.NoError(t, err)
+		var up upstream.PartialLimitConfig
+		require.NoError(t, json.Unmarshal(text, &up))
+		require.Equal(t, toJSON(t, &up), toJSON(t, ours))
+	})
+}

@@ -28,13 +28,6 @@ const (
 	peerText2 = "QmVvtzcZgCkMnSFf2dnrBPXrWuNFWNM9J3MpZQCvWPuVZf"
 )
 
-func mustPeer(tb testing.TB, text string) peer.ID {
-	tb.Helper()
-	p, err := peer.Decode(text)
-	require.NoError(tb, err)
-	return p
-}
-
 // randomly fills a value of any of the configuration types.
 func randomly(tb testing.TB, rng *rand.Rand, v reflect.Value) {
 	switch v.Kind() {

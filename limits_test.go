@@ -218,17 +218,17 @@ func TestResourceLimitsKnowWhenTheyAreDefault(t *testing.T) {
 	}
 }
 
-// leaf is one number of one scope: a field of PartialLimitConfig, the name in
+// jsonLeaf is one number of one scope: a field of PartialLimitConfig, the name in
 // it if that is a map, and a field of ResourceLimits.
-type leaf struct {
+type jsonLeaf struct {
 	scope, name, field string
 	key                reflect.Value
 }
 
-func leaves(tb testing.TB) (out []leaf) {
+func leaves(tb testing.TB) (out []jsonLeaf) {
 	for scope := range reflect.TypeFor[PartialLimitConfig]().Fields() {
 		for field := range reflect.TypeFor[ResourceLimits]().Fields() {
-			l := leaf{scope: scope.Name, field: field.Name}
+			l := jsonLeaf{scope: scope.Name, field: field.Name}
 			if scope.Type.Kind() == reflect.Map {
 				l.name = "/x"
 				l.key = reflect.ValueOf(l.name).Convert(scope.Type.Key())
@@ -244,7 +244,7 @@ func leaves(tb testing.TB) (out []leaf) {
 }
 
 // set puts a number at its place, and get reads it.
-func (l leaf) set(cfg *PartialLimitConfig, n int64) {
+func (l jsonLeaf) set(cfg *PartialLimitConfig, n int64) {
 	scope := reflect.ValueOf(cfg).Elem().FieldByName(l.scope)
 	limits := reflect.New(reflect.TypeFor[ResourceLimits]()).Elem()
 	if l.name == "" {
@@ -256,7 +256,7 @@ func (l leaf) set(cfg *PartialLimitConfig, n int64) {
 	scope.SetMapIndex(l.key, limits)
 }
 
-func (l leaf) get(cfg PartialLimitConfig) int64 {
+func (l jsonLeaf) get(cfg PartialLimitConfig) int64 {
 	scope := reflect.ValueOf(cfg).FieldByName(l.scope)
 	if l.name != "" {
 		scope = scope.MapIndex(l.key)
@@ -264,7 +264,7 @@ func (l leaf) get(cfg PartialLimitConfig) int64 {
 	return scope.FieldByName(l.field).Int()
 }
 
-func (l leaf) json(n int) string {
+func (l jsonLeaf) json(n int) string {
 	value := fmt.Sprint(n)
 	if l.field == "Memory" {
 		value = `"` + value + `"`
@@ -276,9 +276,9 @@ func (l leaf) json(n int) string {
 	return `{"` + l.scope + `":` + value + `}`
 }
 
-// scaling has a base of 100 and an increase of 1000 a GiB at this leaf, or, for
+// scaling has a base of 100 and an increase of 1000 a GiB at this jsonLeaf, or, for
 // file descriptors, a fraction of a quarter.
-func (l leaf) scaling() *ScalingLimitConfig {
+func (l jsonLeaf) scaling() *ScalingLimitConfig {
 	var limit baseLimitConfig
 	reflect.ValueOf(&limit.BaseLimit).Elem().FieldByName(l.field).SetInt(100)
 	if l.field == "FD" {

@@ -22,10 +22,10 @@ func requireEmptyAllowlist(t testing.TB, al *Allowlist) {
 func TestAllowlistEntriesAdmitWhatTheyName(t *testing.T) {
 	a, b := mustPeer(t, peerA), mustPeer(t, peerB)
 	type want struct {
-		ma                  string
-		open, named         bool
-		allowsA, allowsB    bool
-		bareA, bareB        bool
+		ma               string
+		open, named      bool
+		allowsA, allowsB bool
+		bareA, bareB     bool
 	}
 	const (
 		in      = "/ip4/192.0.2.1/tcp/4001"

@@ -148,6 +148,7 @@ func (st *stripe) giveAll(c *chain, r *request) {
 	for _, it := range r.items() {
 		st.give(c, it.d, it.n)
 	}
+	st.traceChain(c, r, (*tracer).returned)
 }
 
 // spreadMemory is spread for the dimension that changes most.
@@ -246,6 +247,7 @@ func (st *stripe) refuse(a *account, it item, current, bound int64) verdict {
 	if it.d != dimMemory && bound < a.limit[it.d] {
 		cause = CauseCrowding
 	}
+	st.refusedBy(traceName{scopeName: a.scopeName}, &a.use)
 	st.why = refusal{a.scopeName, it.d, cause, current, it.n, a.limit[it.d]}
 	return refused
 }
@@ -258,6 +260,7 @@ func (st *stripe) take(c *chain, r *request, all bool) verdict {
 			st.spread(c, it.d, it.n)
 			c.add(it.d, it.n)
 		}
+		st.traceChain(c, r, (*tracer).granted)
 	}
 	return v
 }

@@ -36,6 +36,8 @@ type Manager struct {
 	newcomers bool
 	allowlist *Allowlist
 	gate      *gate
+	trace     *tracer         // nil: nobody listens
+	reporter  MetricsReporter // nil: nobody is told of decisions
 
 	lastID     atomic.Int64
 	callerBugs atomic.Uint64
@@ -70,6 +72,9 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
+	if cfg.traced() {
+		cfg.stripes = 1 // one order of events, with exact totals
+	}
 	m := &Manager{
 		seed:      maphash.MakeSeed(),
 		stripes:   make([]stripe, cfg.stripes),
@@ -77,6 +82,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		admission: cfg.admission,
 		newcomers: cfg.newcomers,
 		allowlist: new(Allowlist),
+		reporter:  cfg.reporter,
 		bugLog:    rate.Sometimes{Interval: 10 * time.Second},
 		stop:      make(chan struct{}),
 	}
@@ -88,8 +94,13 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	if m.gate, err = newGate(cfg.subnets, cfg.rater); err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
+	if m.trace, err = newTracer(cfg.tracePath, cfg.reporters, limits); err != nil {
+		return nil, fmt.Errorf("rcmgr: %w", err)
+	}
 	m.build()
-	live.add(m)
+	if cfg.measured() {
+		live.add(m)
+	}
 	m.reaper.Add(1)
 	go m.reapUntilClosed()
 	return m, nil
@@ -110,7 +121,7 @@ func (m *Manager) build() {
 	m.dir.mu.protocols = make(map[string]*pool)
 	for i := range m.stripes {
 		st := &m.stripes[i]
-		st.m, st.index = m, i
+		st.m, st.index, st.trace = m, i, m.trace
 		st.services = make(map[string]*share)
 		st.protocols = make(map[string]*share)
 		st.peers = make(map[peer.ID]*peerScope)
@@ -144,7 +155,17 @@ func (m *Manager) newPool(kind Kind, name string) (*pool, error) {
 // OpenConnection admits a connection into the transient scope, or refuses it.
 // endpoint is the far end; it may be nil.
 func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint multiaddr.Multiaddr) (network.ConnManagementScope, error) {
-	far := endpointOf(endpoint)
+	c, err := m.openConnection(dir, usefd, endpointOf(endpoint))
+	if m.reporter != nil {
+		m.reportConn(dir, usefd, err)
+	}
+	if err != nil {
+		return nil, err // not a nil pointer in an interface
+	}
+	return c, nil
+}
+
+func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint) (*connScope, error) {
 	limit, err := m.limits.conn()
 	if err != nil {
 		return nil, err
@@ -176,26 +197,36 @@ func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint mul
 func (m *Manager) passGates(h *holder, far endpoint) (gatePass, error) {
 	st := m.anyStripe()
 	r := h.total()
-	var why refusal
-	v := admitted
 	if m.crowded(&r) {
-		st.lock(false)
-		c := st.standard(nil)
-		v = st.checkShared(&c, &r, false, false)
-		why = st.why
-		st.unlock(false)
-	}
-	var pass gatePass
-	if v != refused {
-		if pass, v = m.gate.enter(far.addr, &why); v == admitted {
-			return pass, nil
+		if err := st.glance(h, &r); err != nil {
+			return gatePass{}, err
 		}
+	}
+	var why refusal
+	pass, v := m.gate.enter(far.addr, &why)
+	if v == admitted {
+		return pass, nil
 	}
 	st.lock(false)
 	defer st.unlock(false)
-	h.num = st.newID()
-	st.why = why
-	return pass, st.refusal(h.name(), &r)
+	st.number(h)
+	st.refusedAtGate(&why)
+	return gatePass{}, st.refuseOpening(h, &r)
+}
+
+// glance refuses a connection that certainly does not fit now.
+func (st *stripe) glance(h *holder, r *request) error {
+	st.lock(false)
+	defer st.unlock(false)
+	if st.closed {
+		return errClosed
+	}
+	c := st.standard(nil)
+	if st.checkOpening(h, r) != refused && st.checkShared(&c, r, false, false) != refused {
+		return nil
+	}
+	st.number(h)
+	return st.refuseOpening(h, r)
 }
 
 // crowded tells, without a lock, whether system or transient may be full.
@@ -224,6 +255,17 @@ func (m *Manager) openConn(h *holder, fallBack bool) (*stripe, chain, error) {
 
 // OpenStream admits a stream of a peer into the transient scope, or refuses it.
 func (m *Manager) OpenStream(p peer.ID, dir network.Direction) (network.StreamManagementScope, error) {
+	s, err := m.openStream(p, dir)
+	if m.reporter != nil {
+		m.reportStream(p, dir, err)
+	}
+	if err != nil {
+		return nil, err // not a nil pointer in an interface
+	}
+	return s, nil
+}
+
+func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, error) {
 	limit, err := m.limits.stream(p)
 	if err != nil {
 		return nil, err
@@ -281,33 +323,62 @@ func (st *stripe) open(h *holder, ps *peerScope, fallBack, all bool) (c chain, v
 	if st.closed {
 		return c, refused, errClosed
 	}
+	st.number(h)
+	r := h.total()
+	if v = st.checkOpening(h, &r); v == admitted {
+		c, v = st.takeOpening(&r, ps, fallBack, all)
+	}
+	switch v {
+	case refused:
+		err = st.refuseOpening(h, &r)
+	case admitted:
+		if ps != nil {
+			ps.refs++
+			countTransient(&c, h.dir, 1)
+		}
+		st.traceOpened(h.name(), &r)
+	}
+	return c, v, err
+}
+
+// number gives a connection or stream its number, once.
+func (st *stripe) number(h *holder) {
 	if h.num == 0 {
 		h.num = st.newID()
+		st.traceBegin(traceName{scopeName: h.name()}, h.limit)
 	}
-	r := h.total()
+}
+
+// checkOpening asks the limit of the connection or stream itself.
+func (st *stripe) checkOpening(h *holder, r *request) verdict {
 	for _, it := range r.items() {
 		if it.n > h.limit[it.d] {
+			st.refusedBy(traceName{scopeName: h.name()}, &amounts{})
 			st.why = refusal{h.name(), it.d, CauseLimit, 0, it.n, h.limit[it.d]}
-			return c, refused, st.refusal(h.name(), &r)
+			return refused
 		}
 	}
+	return admitted
+}
+
+func (st *stripe) takeOpening(r *request, ps *peerScope, fallBack, all bool) (chain, verdict) {
 	if ps != nil && st.m.newcomers {
 		r.crowding = int64(ps.transientIn) >= st.m.fixed[KindTransient].limit[dimStreamsIn]/4
 	}
-	c = st.standard(ps)
-	v = st.take(&c, &r, all)
+	c := st.standard(ps)
+	v := st.take(&c, r, all)
 	if v == refused && fallBack {
 		c = st.chainOf(ps, st.fixed[KindAllowlistedTransient], st.fixed[KindAllowlistedSystem])
-		v = st.take(&c, &r, all)
+		v = st.take(&c, r, all)
 	}
-	switch {
-	case v == refused:
-		err = st.refusal(h.name(), &r)
-	case v == admitted && ps != nil:
-		ps.refs++
-		countTransient(&c, h.dir, 1)
-	}
-	return c, v, err
+	return c, v
+}
+
+// refuseOpening tells that a connection or stream will not be.
+func (st *stripe) refuseOpening(h *holder, r *request) error {
+	err := st.refusal(h.name(), r)
+	st.traceEnd(traceName{scopeName: h.name()})
+	return err
 }
 
 // VerifySourceAddress tells a transport whether to make sure of a source
@@ -421,8 +492,8 @@ func GetAllowlist(rm network.ResourceManager) *Allowlist {
 }
 
 // Close ends the manager: nothing more is admitted, and the error then matches
-// network.ErrResourceScopeClosed. What is open can still be released. Again, it
-// does nothing. It always returns nil.
+// network.ErrResourceScopeClosed. What is open can still be released. A trace is
+// written to its end. Again, it does nothing. It always returns nil.
 func (m *Manager) Close() error {
 	m.closeOnce.Do(func() {
 		close(m.stop)
@@ -433,6 +504,7 @@ func (m *Manager) Close() error {
 			}
 		})
 		live.remove(m)
+		m.trace.close()
 	})
 	return nil
 }

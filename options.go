@@ -1,6 +1,7 @@
 package rcmgr
 
 import (
+	"errors"
 	"fmt"
 	"math/bits"
 
@@ -17,7 +18,19 @@ type config struct {
 	allowlisted []multiaddr.Multiaddr
 	subnets     subnetConfig
 	rater       connRater // nil: the default buckets
+
+	tracePath  string          // empty: no file
+	reporters  []TraceReporter // of traces; StatsTraceReporter is none of them
+	reporter   MetricsReporter // nil: nobody is told of decisions
+	metricsOff bool            // WithMetricsDisabled
+	statsAsked bool            // a StatsTraceReporter was given
 }
+
+// traced tells whether events are wanted.
+func (c *config) traced() bool { return c.tracePath != "" || len(c.reporters) > 0 }
+
+// measured tells whether the manager is one of those that metrics show.
+func (c *config) measured() bool { return c.statsAsked || !c.metricsOff }
 
 func defaultConfig() config {
 	return config{
@@ -105,6 +118,59 @@ func WithNetworkPrefixLimit(v4, v6 []NetworkPrefixLimit) Option {
 func WithConnRateLimiters(connRateLimiter *rate.Limiter) Option {
 	return func(c *config) error {
 		c.rater = callerRates{connRateLimiter}
+		return nil
+	}
+}
+
+// WithTrace writes everything that happens to a file, as gzip-compressed lines
+// of JSON, one TraceEvt each. What the file held before is lost. A file that
+// cannot be opened is an error of New; one that can no longer be written is
+// closed and logged, and nothing else stops. Lines reach the file after about a
+// second; Close writes the rest and closes it. An empty path is no file.
+//
+// A traced manager has its events in one order with exact totals, and for that
+// one stripe, whatever WithStripes says: it works on one processor at a time.
+func WithTrace(path string) Option {
+	return func(c *config) error {
+		c.tracePath = path
+		return nil
+	}
+}
+
+// WithTraceReporter hands all events to a reporter, see TraceReporter. Given
+// again, it adds another one. It makes the manager a traced one, see WithTrace,
+// but for a StatsTraceReporter, which only says that metrics are wanted.
+func WithTraceReporter(reporter TraceReporter) Option {
+	return func(c *config) error {
+		switch reporter.(type) {
+		case nil:
+			return errors.New("WithTraceReporter: the reporter is nil")
+		case StatsTraceReporter, *StatsTraceReporter:
+			c.statsAsked = true
+		default:
+			c.reporters = append(c.reporters, reporter)
+		}
+		return nil
+	}
+}
+
+// WithMetrics tells a reporter of every decision, see MetricsReporter. Given
+// again, it replaces the reporter.
+func WithMetrics(reporter MetricsReporter) Option {
+	return func(c *config) error {
+		if reporter == nil {
+			return errors.New("WithMetrics: the reporter is nil")
+		}
+		c.reporter = reporter
+		return nil
+	}
+}
+
+// WithMetricsDisabled leaves the manager out of what MustRegisterWith shows,
+// unless a StatsTraceReporter asks for it.
+func WithMetricsDisabled() Option {
+	return func(c *config) error {
+		c.metricsOff = true
 		return nil
 	}
 }

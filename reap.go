@@ -61,11 +61,13 @@ func (st *stripe) reapSome() bool {
 // collect takes an unused account out of the stripe and marks it gone.
 func (st *stripe) collect(a *account) {
 	a.gone = true
+	st.traceDestroyed(a)
 	switch a.kind {
 	case KindPeer:
 		ps := st.peers[a.peer]
 		for _, pr := range ps.pairs {
 			pr.gone = true
+			st.traceDestroyed(&pr.account)
 			st.unref(&pr.of.account)
 		}
 		ps.pairs = nil

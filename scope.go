@@ -151,25 +151,31 @@ func (h *holder) openIn(st *stripe) error {
 func (h *holder) ReserveMemory(size int, priority uint8) error {
 	for all := false; ; all = true {
 		st := h.tree.lock(all)
-		if !all && st.holdReady(h, int64(size), st.m.admission.weight(priority)) {
+		if !all && st.holdReady(h, int64(size), priority) {
 			st.mu.Unlock()
+			if st.m.reporter != nil {
+				st.m.reporter.AllowMemory(size)
+			}
 			return nil
 		}
 		v, err := st.reserve(h, int64(size), priority, all)
 		st.unlock(all)
-		switch {
-		case v == undecided:
+		if v == undecided {
 			continue
-		case size < 0:
+		}
+		if size < 0 {
 			st.m.reportBug("a negative size was to be reserved", "err", err)
+		}
+		if st.m.reporter != nil {
+			st.m.reportMemory(size, err)
 		}
 		return err
 	}
 }
 
 // holdReady reserves what fits everywhere without asking further, if it does.
-func (st *stripe) holdReady(h *holder, n, weight int64) bool {
-	if weight != whole || n <= 0 || st.closed {
+func (st *stripe) holdReady(h *holder, n int64, priority uint8) bool {
+	if st.m.admission.weight(priority) != whole || n <= 0 || st.closed {
 		return false
 	}
 	for x := h; x != nil; x = x.owner {
@@ -184,18 +190,23 @@ func (st *stripe) holdReady(h *holder, n, weight int64) bool {
 	if !h.tree.chain.ready(dimMemory, n) {
 		return false
 	}
-	st.hold(h, n)
+	st.hold(h, n, priority)
 	return true
 }
 
 // hold charges a reservation at h that has been admitted.
-func (st *stripe) hold(h *holder, n int64) {
+func (st *stripe) hold(h *holder, n int64, priority uint8) {
 	h.own += n
 	for x := h; x != nil; x = x.owner {
 		st.change(x, n)
 	}
 	st.spreadMemory(&h.tree.chain, n)
 	h.tree.chain.add(dimMemory, n)
+	if st.trace != nil {
+		r := request{priority: priority}
+		r.ask(dimMemory, n)
+		st.traceHeld(h, &r, (*tracer).granted)
+	}
 }
 
 // reserve decides a reservation through the tree and its chain.
@@ -214,6 +225,8 @@ func (st *stripe) reserve(h *holder, n int64, priority uint8, all bool) (verdict
 		}
 		limit := x.limits()[dimMemory]
 		if n > st.m.admission.threshold(limit, r.weight)-x.use {
+			use := x.amounts()
+			st.refusedBy(x.traceName(), &use)
 			st.why = refusal{x.name(), dimMemory, CauseLimit, x.use, n, limit}
 			return refused, st.refusal(h.name(), &r)
 		}
@@ -223,7 +236,7 @@ func (st *stripe) reserve(h *holder, n int64, priority uint8, all bool) (verdict
 	case refused:
 		return v, st.refusal(h.name(), &r)
 	case admitted:
-		st.hold(h, n)
+		st.hold(h, n, priority)
 	}
 	return v, nil
 }
@@ -239,17 +252,29 @@ func (st *stripe) change(h *holder, n int64) {
 // drop releases n bytes from a holder up to the chain. Every walk up stops at
 // the first owner that is done: it has released what was below it (I5).
 func (st *stripe) drop(h *holder, n int64) {
-	tree := h.tree
+	if st.dropTree(h, n) {
+		c := &h.tree.chain
+		st.spreadMemory(c, -n)
+		if c.sub(dimMemory, n) {
+			st.trim(c, dimMemory)
+		}
+	}
+	if st.trace != nil && !h.done {
+		r := request{}
+		r.ask(dimMemory, n)
+		st.traceHeld(h, &r, (*tracer).returned)
+	}
+}
+
+// dropTree is drop within the tree. It tells whether the chain is reached.
+func (st *stripe) dropTree(h *holder, n int64) bool {
 	for ; h != nil; h = h.owner {
 		if h.done {
-			return
+			return false
 		}
 		st.change(h, -n)
 	}
-	st.spreadMemory(&tree.chain, -n)
-	if tree.chain.sub(dimMemory, n) {
-		st.trim(&tree.chain, dimMemory)
-	}
+	return true
 }
 
 // ReleaseMemory gives back size bytes that were reserved at this scope. What
@@ -330,6 +355,7 @@ func (h *holder) BeginSpan() (network.ResourceScopeSpan, error) {
 	}
 	h.spans++
 	span.num = h.spans
+	st.traceBegin(span.traceName(), span.limits())
 	st.unlock(false)
 	return span, nil
 }
@@ -350,10 +376,11 @@ func (h *holder) finish(st *stripe) {
 	h.own, h.done = 0, true
 	if h.owner != nil {
 		st.drop(h.owner, mem)
-		return
+	} else {
+		st.giveAll(&h.tree.chain, &total)
+		st.release(&h.tree.chain)
 	}
-	st.giveAll(&h.tree.chain, &total)
-	st.release(&h.tree.chain)
+	st.traceEnd(h.traceName())
 }
 
 // release drops the references that a chain holds.
@@ -427,6 +454,14 @@ func (c *connScope) PeerScope() network.PeerScope {
 // was (I3).
 func (c *connScope) SetPeer(p peer.ID) error {
 	m := c.at.Load().m
+	err := c.setPeer(m, p)
+	if m.reporter != nil {
+		m.reportPeer(p, err)
+	}
+	return err
+}
+
+func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 	mv := move{to: m.stripeOf(p), trusted: m.allowlist.allows(p, c.far)}
 	if c.onTrial && !mv.trusted {
 		// The allowlist opened the gates for somebody else.
@@ -436,7 +471,7 @@ func (c *connScope) SetPeer(p peer.ID) error {
 			st := c.root.lock(false)
 			defer st.unlock(false)
 			total := c.total()
-			st.why = why
+			st.refusedAtGate(&why)
 			return st.refusal(c.name(), &total)
 		}
 	}
@@ -601,12 +636,20 @@ func (s *streamScope) pool(slot int) *pool {
 // SetProtocol moves the stream from transient to its protocol, or leaves it as
 // it was (I3).
 func (s *streamScope) SetProtocol(proto protocol.ID) error {
-	return s.attach(KindProtocol, string(proto))
+	err := s.attach(KindProtocol, string(proto))
+	if m := s.at.Load().m; m.reporter != nil {
+		m.reportProtocol(proto, s.chain.peer.peer, err)
+	}
+	return err
 }
 
 // SetService adds the stream to a service, or leaves it as it was (I3).
 func (s *streamScope) SetService(svc string) error {
-	return s.attach(KindService, svc)
+	err := s.attach(KindService, svc)
+	if m := s.at.Load().m; m.reporter != nil {
+		m.reportService(svc, s.chain.peer.peer, err)
+	}
+	return err
 }
 
 func (s *streamScope) attach(kind Kind, name string) error {

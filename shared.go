@@ -33,9 +33,13 @@ func reserveAt(pl place, size int, priority uint8) error {
 		st, a, c := pl.enter(true, all)
 		v, err := st.takeDirect(a, &c, &r, all)
 		st.unlock(all)
-		if v != undecided {
-			return err
+		if v == undecided {
+			continue
 		}
+		if m.reporter != nil {
+			m.reportMemory(size, err)
+		}
+		return err
 	}
 }
 
@@ -57,7 +61,8 @@ func releaseAt(pl place, size int) {
 	n := max(0, min(int64(size), a.own)) // I6
 	if n > 0 {
 		a.own -= n
-		st.give(&c, dimMemory, n)
+		r := memoryRequest(st.m.admission, n, 0)
+		st.giveAll(&c, &r)
 		st.enqueue(a)
 	}
 	excess := int64(size) - n
@@ -82,6 +87,7 @@ func beginSpanAt(pl place, number func() int64) (network.ResourceScopeSpan, erro
 			a.refs++
 		}
 	}
+	st.traceBegin(span.traceName(), span.limits())
 	return span, nil
 }
 
@@ -133,6 +139,7 @@ func (st *stripe) pair(ps *peerScope, sh *share) *pair {
 	sh.refs++
 	ps.pairs = append(ps.pairs, pr)
 	st.enqueue(&pr.account)
+	st.traceCreated(&pr.account)
 	return pr
 }
 

@@ -41,7 +41,10 @@ type stripe struct {
 	peers               map[peer.ID]*peerScope
 
 	// why says what the last refusal was, until it has been told.
-	why refusal
+	why     refusal
+	refuser refuser
+
+	trace *tracer // nil: nobody listens
 
 	// queue holds the accounts that may have become unused, for reap.
 	queue []*account
@@ -153,6 +156,9 @@ func (st *stripe) refusal(asked scopeName, r *request) error {
 			st.blocked[k][it.d] = addCapped(st.blocked[k][it.d], it.n)
 		}
 	}
+	if st.trace != nil {
+		st.trace.blocked(st.refuser.name, r, why.d, &st.refuser.use)
+	}
 	return &LimitError{asked: asked, why: *why, priority: r.priority}
 }
 
@@ -163,6 +169,7 @@ func (st *stripe) peer(p peer.ID, limit *amounts) *peerScope {
 		ps = &peerScope{account: privateAccount(scopeName{kind: KindPeer, peer: p}, limit), st: st}
 		st.peers[p] = ps
 		st.enqueue(&ps.account)
+		st.traceCreated(&ps.account)
 	}
 	return ps
 }
@@ -179,6 +186,7 @@ func (st *stripe) current(ps *peerScope) *peerScope {
 	ps.gone = false
 	st.peers[ps.peer] = ps
 	st.enqueue(&ps.account)
+	st.traceCreated(&ps.account)
 	return ps
 }
 
@@ -205,6 +213,7 @@ func (st *stripe) addShare(p *pool) *share {
 		st.named(p.kind)[p.name] = sh
 		st.enqueue(&sh.account)
 	}
+	st.traceCreated(&sh.account)
 	return sh
 }
 

@@ -1,0 +1,141 @@
+package rcmgr
+
+// What programs that were written for go-libp2p's own resource manager hand in
+// to hear of what happens.
+
+import (
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+)
+
+// MetricsReporter is told of every decision, if it is given to WithMetrics. It
+// is called by whoever asked for the decision, from many goroutines at once,
+// after the decision and without any lock of the manager; the one who asked
+// waits for it. For Prometheus there is no need of one: see MustRegisterWith.
+type MetricsReporter interface {
+	// AllowConn tells of a connection that was opened, and whether it has a
+	// file descriptor.
+	AllowConn(dir network.Direction, usefd bool)
+	// BlockConn tells of a connection that was refused.
+	BlockConn(dir network.Direction, usefd bool)
+
+	// AllowStream tells of a stream that was opened with a peer.
+	AllowStream(p peer.ID, dir network.Direction)
+	// BlockStream tells of a stream that was refused.
+	BlockStream(p peer.ID, dir network.Direction)
+
+	// AllowPeer tells of a connection that got its peer.
+	AllowPeer(p peer.ID)
+	// BlockPeer tells of a connection that the peer's scope had no room for.
+	BlockPeer(p peer.ID)
+
+	// AllowProtocol tells of a stream that got its protocol.
+	AllowProtocol(proto protocol.ID)
+	// BlockProtocol tells of a stream that the protocol's scope had no room for.
+	BlockProtocol(proto protocol.ID)
+	// BlockProtocolPeer tells of a stream that the peer's part of the protocol
+	// had no room for.
+	BlockProtocolPeer(proto protocol.ID, p peer.ID)
+
+	// AllowService tells of a stream that got its service.
+	AllowService(svc string)
+	// BlockService tells of a stream that the service's scope had no room for.
+	BlockService(svc string)
+	// BlockServicePeer tells of a stream that the peer's part of the service
+	// had no room for.
+	BlockServicePeer(svc string, p peer.ID)
+
+	// AllowMemory tells of size bytes that were reserved.
+	AllowMemory(size int)
+	// BlockMemory tells of size bytes that were refused.
+	BlockMemory(size int)
+}
+
+// StatsTraceReporter is what programs pass to WithTraceReporter to have
+// metrics. Metrics are read from the manager at each scrape (MustRegisterWith),
+// not gathered from events, so it switches no tracing on; given by value or by
+// pointer, it says that metrics are wanted, also beside WithMetricsDisabled.
+// The zero value is ready.
+type StatsTraceReporter struct{}
+
+var _ TraceReporter = StatsTraceReporter{}
+
+// NewStatsTraceReporter gives a StatsTraceReporter. The error is always nil.
+func NewStatsTraceReporter() (StatsTraceReporter, error) { return StatsTraceReporter{}, nil }
+
+// ConsumeEvent does nothing: metrics are read at each scrape.
+func (StatsTraceReporter) ConsumeEvent(TraceEvt) {}
+
+// ReportSystemLimits does nothing: the limits in force are read at each scrape.
+func (StatsTraceReporter) ReportSystemLimits(Limiter) {}
+
+// decisionOf reads a decision from what a call answers: admitted, refused by a
+// limit, or undecided, for the scope was closed or the call was wrong.
+func decisionOf(err error) (verdict, Kind) {
+	if err == nil {
+		return admitted, 0
+	}
+	if refusal, ok := err.(*LimitError); ok {
+		return refused, refusal.Kind()
+	}
+	return undecided, 0
+}
+
+func (m *Manager) reportConn(dir network.Direction, usefd bool, err error) {
+	switch v, _ := decisionOf(err); v {
+	case admitted:
+		m.reporter.AllowConn(dir, usefd)
+	case refused:
+		m.reporter.BlockConn(dir, usefd)
+	}
+}
+
+func (m *Manager) reportStream(p peer.ID, dir network.Direction, err error) {
+	switch v, _ := decisionOf(err); v {
+	case admitted:
+		m.reporter.AllowStream(p, dir)
+	case refused:
+		m.reporter.BlockStream(p, dir)
+	}
+}
+
+func (m *Manager) reportPeer(p peer.ID, err error) {
+	switch v, _ := decisionOf(err); v {
+	case admitted:
+		m.reporter.AllowPeer(p)
+	case refused:
+		m.reporter.BlockPeer(p)
+	}
+}
+
+func (m *Manager) reportProtocol(proto protocol.ID, p peer.ID, err error) {
+	switch v, by := decisionOf(err); {
+	case v == admitted:
+		m.reporter.AllowProtocol(proto)
+	case v == refused && by == KindProtocolPeer:
+		m.reporter.BlockProtocolPeer(proto, p)
+	case v == refused:
+		m.reporter.BlockProtocol(proto)
+	}
+}
+
+func (m *Manager) reportService(svc string, p peer.ID, err error) {
+	switch v, by := decisionOf(err); {
+	case v == admitted:
+		m.reporter.AllowService(svc)
+	case v == refused && by == KindServicePeer:
+		m.reporter.BlockServicePeer(svc, p)
+	case v == refused:
+		m.reporter.BlockService(svc)
+	}
+}
+
+func (m *Manager) reportMemory(size int, err error) {
+	switch v, _ := decisionOf(err); v {
+	case admitted:
+		m.reporter.AllowMemory(size)
+	case refused:
+		m.reporter.BlockMemory(size)
+	}
+}

@@ -1,0 +1,605 @@
+package rcmgr
+
+// Tracing: every change of every scope as an event, in one order, with the
+// totals that followed from it, for a file and for reporters.
+//
+//	engine ── push ──▶ queue ── run ──▶ reporters
+//	 (under its lock)  (bounded)  └───▶ file: JSON lines, gzip
+//
+// The engine only appends plain numbers to the queue. Names, times and JSON are
+// made by one goroutine that delivers the events in order and holds no lock
+// while it does: a reporter may ask the manager anything, a slow one delays
+// only deliveries, and what then no longer fits the queue is dropped, counted,
+// and told in its place.
+//
+// What is pushed when. Above means the accounts of the chain in its order for
+// events: peer, protocol-peer, service-peer, protocol, service, transient,
+// system, whichever apply. A scope's own event comes last, after its owners'
+// if it is a span (outermost first). "change" stands for up to three events of
+// a scope: memory, then streams, then connections with descriptors, each only
+// if something of it changes; what moves with its scope has priority 255.
+//
+//	New                    start; create system, transient, allowlistedSystem,
+//	                       allowlistedTransient
+//	OpenConnection         create conn; add_conn above; add_conn conn
+//	OpenStream             create peer if it is new; create stream; add_stream above;
+//	                       add_stream stream
+//	ReserveMemory          reserve_memory above; at each owner; at the scope
+//	ReleaseMemory          release_memory above; at each owner; at the scope
+//	BeginSpan              create the span, with its owner's limit
+//	SetPeer                create peer if it is new; change peer (+); change transient (-)
+//	SetPeer, allowlisted   allowlistedTransient (-), allowlistedSystem (-), system (+),
+//	for somebody else      transient (+), peer (+), transient (-)
+//	SetProtocol            create protocol if it is new; change protocol (+); create
+//	                       protocol-peer if it is new; change protocol-peer (+);
+//	                       change transient (-)
+//	SetService             as SetProtocol, with service; transient has been left
+//	Done                   change above and at each owner (-); destroy the scope, without
+//	                       an event for what it held itself; nothing above an owner
+//	                       that is done
+//	reap                   destroy each scope that goes
+//	View                   create the scope if it is new
+//	ReserveMemory of 0, SetLimit, a second Done, calls at a scope that is done: nothing
+//
+// A refusal is one block event of the scope or gate that refused, with what it
+// holds and what was asked of that resource; a connection or stream that was
+// refused is created before and destroyed after it.
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"compress/gzip"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// TraceReporter is handed all events of a manager, if it is given to
+// WithTraceReporter.
+type TraceReporter interface {
+	// ConsumeEvent is called for each event in order, by one goroutine at a
+	// time and without any lock of the manager: it may call the manager, except
+	// for Close, which waits for it. While it is at work, up to 65 536 events
+	// wait; more are dropped, and an event of type TraceDroppedEvt says how
+	// many. A reporter that panics is logged and not called again.
+	ConsumeEvent(TraceEvt)
+}
+
+// TraceEvtTyp says what an event is about.
+type TraceEvtTyp string
+
+const (
+	// TraceStartEvt comes first; Limit is the manager's Limiter.
+	TraceStartEvt TraceEvtTyp = "start"
+	// TraceCreateScopeEvt: a scope was made; Limit is a *BaseLimit.
+	TraceCreateScopeEvt TraceEvtTyp = "create_scope"
+	// TraceDestroyScopeEvt: a scope is no more.
+	TraceDestroyScopeEvt TraceEvtTyp = "destroy_scope"
+	// TraceReserveMemoryEvt: Delta bytes more, Memory now.
+	TraceReserveMemoryEvt TraceEvtTyp = "reserve_memory"
+	// TraceBlockReserveMemoryEvt: Delta bytes were refused, Memory is held.
+	TraceBlockReserveMemoryEvt TraceEvtTyp = "block_reserve_memory"
+	// TraceReleaseMemoryEvt: Delta, which is negative, bytes more, Memory now.
+	TraceReleaseMemoryEvt TraceEvtTyp = "release_memory"
+	// TraceAddStreamEvt: DeltaIn and DeltaOut streams more, StreamsIn and
+	// StreamsOut now.
+	TraceAddStreamEvt TraceEvtTyp = "add_stream"
+	// TraceBlockAddStreamEvt: DeltaIn and DeltaOut streams were refused.
+	TraceBlockAddStreamEvt TraceEvtTyp = "block_add_stream"
+	// TraceRemoveStreamEvt: as TraceAddStreamEvt, with negative deltas.
+	TraceRemoveStreamEvt TraceEvtTyp = "remove_stream"
+	// TraceAddConnEvt: DeltaIn and DeltaOut connections and Delta file
+	// descriptors more, ConnsIn, ConnsOut and FD now.
+	TraceAddConnEvt TraceEvtTyp = "add_conn"
+	// TraceBlockAddConnEvt: DeltaIn and DeltaOut connections with Delta file
+	// descriptors were refused.
+	TraceBlockAddConnEvt TraceEvtTyp = "block_add_conn"
+	// TraceRemoveConnEvt: as TraceAddConnEvt, with negative deltas.
+	TraceRemoveConnEvt TraceEvtTyp = "remove_conn"
+	// TraceDroppedEvt stands where Delta events are missing.
+	TraceDroppedEvt TraceEvtTyp = "dropped"
+)
+
+// TraceEvt is one event: what happened to one scope, and what it holds since.
+// Which fields have a meaning is said at the types of events; the others are
+// zero, and left out of JSON.
+type TraceEvt struct {
+	// Time is when it happened, as time.RFC3339Nano in local time.
+	Time string
+	Type TraceEvtTyp
+
+	// Scope classes the scope, Name names it, as in errors. Only events that
+	// are about no scope have none.
+	Scope *scopeClass `json:",omitempty"`
+	Name  string      `json:",omitempty"`
+
+	Limit any `json:",omitempty"`
+
+	// Priority is that of a memory reservation.
+	Priority uint8 `json:",omitempty"`
+
+	Delta    int64 `json:",omitempty"`
+	DeltaIn  int   `json:",omitempty"`
+	DeltaOut int   `json:",omitempty"`
+
+	// Memory is in bytes.
+	Memory int64 `json:",omitempty"`
+
+	StreamsIn  int `json:",omitempty"`
+	StreamsOut int `json:",omitempty"`
+
+	ConnsIn  int `json:",omitempty"`
+	ConnsOut int `json:",omitempty"`
+
+	FD int `json:",omitempty"`
+}
+
+// scopeClass says which scope an event is about without a name to be parsed.
+type scopeClass struct {
+	// Kind is that of the scope, or of the owner of a span.
+	Kind Kind
+	// Name is that of a service or protocol, the number of a connection or
+	// stream, the prefix of a gate.
+	Name string
+	// Peer is a peer's ID.
+	Peer string
+	// Span is the number of a span, or the numbers of it and the spans that own
+	// it, outermost first, as in "2.1". Empty for all else.
+	Span string
+}
+
+// classNames are the members of the JSON of a class that hold its name.
+var classNames = [numKinds]string{
+	KindService: "Service", KindServicePeer: "Service",
+	KindProtocol: "Protocol", KindProtocolPeer: "Protocol",
+	KindConn: "Conn", KindStream: "Stream",
+	KindSubnet: "Subnet", KindRate: "Subnet",
+}
+
+// MarshalJSON writes the class, and what names the scope within its class.
+func (s scopeClass) MarshalJSON() ([]byte, error) {
+	b := []byte(`{"Class":"` + s.Kind.String() + `"`)
+	member := func(key, value string) {
+		text, _ := json.Marshal(value) // of a string, there is no error
+		b = append(append(b, `,"`+key+`":`...), text...)
+	}
+	if key := classNames[s.Kind]; key != "" {
+		member(key, s.Name)
+	}
+	switch s.Kind {
+	case KindPeer, KindServicePeer, KindProtocolPeer:
+		member("Peer", s.Peer)
+	}
+	if s.Span != "" {
+		member("Span", s.Span)
+	}
+	return append(b, '}'), nil
+}
+
+// traceName is the name of a scope or span before it is made into strings.
+type traceName struct {
+	scopeName         // of the scope, or of what a span's owners stand on
+	span      *holder // nil for what is no span; its numbers never change
+}
+
+// traceName names a holder. The lock of its stripe is held.
+func (h *holder) traceName() traceName {
+	top := h
+	for top.owner != nil {
+		top = top.owner
+	}
+	if top.role == firstSpan {
+		return traceName{top.tree.chain.first().scopeName, h}
+	}
+	name := traceName{scopeName: top.name()}
+	if h != top {
+		name.span = h
+	}
+	return name
+}
+
+// texts gives the name, and the numbers of a span as in scopeClass.
+func (n *traceName) texts() (name, span string) {
+	var nums []int64
+	for h := n.span; h != nil && h.role != leaf; h = h.owner {
+		nums = append(nums, h.num)
+	}
+	name = n.scopeName.String()
+	for i, num := range slices.Backward(nums) {
+		text := strconv.FormatInt(num, 10)
+		name += ".span-" + text
+		span += text
+		if i > 0 {
+			span += "."
+		}
+	}
+	return name, span
+}
+
+func (n *traceName) class(span string) *scopeClass {
+	c := &scopeClass{Kind: n.kind, Name: n.text, Span: span}
+	switch n.kind {
+	case KindConn, KindStream:
+		c.Name = strconv.FormatInt(n.num, 10)
+	case KindPeer, KindServicePeer, KindProtocolPeer:
+		c.Peer = n.peer.String()
+	}
+	return c
+}
+
+// traceEvent is a TraceEvt before anything of it is made into strings.
+type traceEvent struct {
+	typ      TraceEvtTyp
+	at       time.Time // set by push
+	name     traceName
+	limit    *amounts // must not change any more
+	priority uint8
+
+	delta, deltaIn, deltaOut int64
+
+	memory                int64
+	streamsIn, streamsOut int64
+	connsIn, connsOut, fd int64
+}
+
+func (t *tracer) export(e *traceEvent) TraceEvt {
+	evt := TraceEvt{
+		Time: e.at.Format(time.RFC3339Nano), Type: e.typ, Priority: e.priority,
+		Delta: e.delta, DeltaIn: int(e.deltaIn), DeltaOut: int(e.deltaOut),
+		Memory:    e.memory,
+		StreamsIn: int(e.streamsIn), StreamsOut: int(e.streamsOut),
+		ConnsIn: int(e.connsIn), ConnsOut: int(e.connsOut), FD: int(e.fd),
+	}
+	switch e.typ {
+	case TraceStartEvt:
+		evt.Limit = t.limits
+		return evt
+	case TraceDroppedEvt:
+		return evt
+	}
+	if e.limit != nil {
+		l := e.limit.baseLimit()
+		evt.Limit = &l
+	}
+	name, span := e.name.texts()
+	evt.Name, evt.Scope = name, e.name.class(span)
+	return evt
+}
+
+const (
+	// traceQueue bounds the events that wait. As many again may be in delivery.
+	traceQueue = 1 << 16
+	// traceFlush is how long a line may wait for others on its way to the file.
+	traceFlush = time.Second
+)
+
+// tracer delivers events. A nil tracer is one to which nobody listens: the
+// engine asks for that before it puts an event together.
+type tracer struct {
+	limits    Limiter         // of the start event
+	reporters []TraceReporter // for run alone
+	file      *traceFile      // for run alone; nil for none, or one that failed
+	max       int             // traceQueue
+
+	// The lock comes after all others (I8) and is only ever held for a moment.
+	mu struct {
+		sync.Mutex
+		queue   []traceEvent
+		dropped int64 // since the queue was last taken
+		closed  bool
+	}
+	wake     chan struct{}      // the queue is no longer empty
+	barriers chan chan struct{} // of flush
+	stop     chan struct{}
+	done     chan struct{} // run has ended
+}
+
+// newTracer starts a tracer for a manager with these limits, or gives nil if
+// there is neither a path nor a reporter. A file that cannot be opened is an
+// error. The first event, start, is in the queue already.
+func newTracer(path string, reporters []TraceReporter, limits Limiter) (*tracer, error) {
+	if path == "" && len(reporters) == 0 {
+		return nil, nil
+	}
+	var file *traceFile
+	if path != "" {
+		out, err := os.Create(path)
+		if err != nil {
+			return nil, fmt.Errorf("trace: %w", err)
+		}
+		file = newTraceFile(out, limits)
+	}
+	return startTracer(file, reporters, limits), nil
+}
+
+func startTracer(file *traceFile, reporters []TraceReporter, limits Limiter) *tracer {
+	t := &tracer{
+		limits:    limits,
+		reporters: slices.Clone(reporters),
+		file:      file,
+		max:       traceQueue,
+		wake:      make(chan struct{}, 1),
+		barriers:  make(chan chan struct{}),
+		stop:      make(chan struct{}),
+		done:      make(chan struct{}),
+	}
+	t.push(traceEvent{typ: TraceStartEvt})
+	go t.run()
+	return t
+}
+
+// push takes an event into the queue, or drops and counts it. It never waits
+// for a delivery, and may be called under any lock; the events of one lock stay
+// in the order in which they are pushed.
+func (t *tracer) push(e traceEvent) {
+	e.at = time.Now()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch n := len(t.mu.queue); {
+	case t.mu.closed:
+		return
+	case n >= t.max:
+		t.mu.dropped++
+		return
+	case n == 0:
+		select {
+		case t.wake <- struct{}{}:
+		default:
+		}
+	}
+	t.mu.queue = append(t.mu.queue, e)
+}
+
+// created pushes that a scope was made with a limit.
+func (t *tracer) created(name traceName, limit amounts) {
+	t.push(traceEvent{typ: TraceCreateScopeEvt, name: name, limit: &limit})
+}
+
+// destroyed pushes that a scope is no more.
+func (t *tracer) destroyed(name traceName) {
+	t.push(traceEvent{typ: TraceDestroyScopeEvt, name: name})
+}
+
+// granted pushes that a scope got what a request asked for, and holds use now:
+// an event each for memory, streams and connections, if there is something of
+// it.
+func (t *tracer) granted(name traceName, r *request, use *amounts) {
+	delta := r.amounts()
+	t.changed(TraceReserveMemoryEvt, name, &delta, use, r.priority)
+	t.changed(TraceAddStreamEvt, name, &delta, use, 0)
+	t.changed(TraceAddConnEvt, name, &delta, use, 0)
+}
+
+// returned pushes that a scope gave up what a request asks for, and holds use
+// now.
+func (t *tracer) returned(name traceName, r *request, use *amounts) {
+	delta := r.amounts()
+	for d := range delta {
+		delta[d] = -delta[d]
+	}
+	t.changed(TraceReleaseMemoryEvt, name, &delta, use, 0)
+	t.changed(TraceRemoveStreamEvt, name, &delta, use, 0)
+	t.changed(TraceRemoveConnEvt, name, &delta, use, 0)
+}
+
+// blocked pushes that a scope, which holds use, refused a request for the sake
+// of one dimension.
+func (t *tracer) blocked(name traceName, r *request, d dim, use *amounts) {
+	delta := r.amounts()
+	switch resourceOf[d] {
+	case ResourceMemory:
+		t.changed(TraceBlockReserveMemoryEvt, name, &delta, use, r.priority)
+	case ResourceStream:
+		t.changed(TraceBlockAddStreamEvt, name, &delta, use, 0)
+	default:
+		t.changed(TraceBlockAddConnEvt, name, &delta, use, 0)
+	}
+}
+
+// changed pushes what an event of this type tells of a change, if that is
+// anything.
+func (t *tracer) changed(typ TraceEvtTyp, name traceName, delta, use *amounts, priority uint8) {
+	e := traceEvent{typ: typ, name: name, priority: priority}
+	switch typ {
+	case TraceReserveMemoryEvt, TraceReleaseMemoryEvt, TraceBlockReserveMemoryEvt:
+		e.delta, e.memory = delta[dimMemory], use[dimMemory]
+	case TraceAddStreamEvt, TraceRemoveStreamEvt, TraceBlockAddStreamEvt:
+		e.deltaIn, e.deltaOut = delta[dimStreamsIn], delta[dimStreamsOut]
+		e.streamsIn, e.streamsOut = use[dimStreamsIn], use[dimStreamsOut]
+	default:
+		e.deltaIn, e.deltaOut, e.delta = delta[dimConnsIn], delta[dimConnsOut], delta[dimFD]
+		e.connsIn, e.connsOut, e.fd = use[dimConnsIn], use[dimConnsOut], use[dimFD]
+	}
+	if e.delta|e.deltaIn|e.deltaOut != 0 {
+		t.push(e)
+	}
+}
+
+// amounts gives what a request asks for by dimension.
+func (r *request) amounts() (a amounts) {
+	for _, it := range r.items() {
+		a[it.d] = it.n
+	}
+	return a
+}
+
+// run delivers until Close.
+func (t *tracer) run() {
+	// Deferred, for a reporter may end the goroutine (runtime.Goexit).
+	defer close(t.done)
+	defer func() { t.file.close() }()
+	flush := time.NewTimer(0)
+	flush.Stop()
+	defer flush.Stop()
+	var spare []traceEvent
+	for waiting := false; ; {
+		var flushed chan struct{}
+		stopped := false
+		select {
+		case <-t.wake:
+		case <-flush.C:
+			waiting = false
+			t.flushFile()
+			continue
+		case flushed = <-t.barriers:
+		case <-t.stop:
+			stopped = true
+		}
+		spare = t.deliver(spare)
+		if stopped {
+			return
+		}
+		if flushed != nil {
+			t.flushFile()
+			close(flushed)
+		} else if !waiting && t.file != nil {
+			waiting = true
+			flush.Reset(traceFlush)
+		}
+	}
+}
+
+// deliver delivers what is in the queue, and puts spare in its place.
+func (t *tracer) deliver(spare []traceEvent) []traceEvent {
+	t.mu.Lock()
+	batch, dropped := t.mu.queue, t.mu.dropped
+	t.mu.queue, t.mu.dropped = spare, 0
+	t.mu.Unlock()
+	for i := range batch {
+		t.deliverOne(&batch[i])
+	}
+	if dropped > 0 {
+		// The queue was full from the last event of the batch until now.
+		t.deliverOne(&traceEvent{typ: TraceDroppedEvt, at: time.Now(), delta: dropped})
+	}
+	clear(batch) // it holds on to names and spans
+	return batch[:0]
+}
+
+func (t *tracer) deliverOne(e *traceEvent) {
+	evt := t.export(e)
+	t.reporters = slices.DeleteFunc(t.reporters, func(r TraceReporter) bool { return !consume(r, evt) })
+	if t.file != nil {
+		t.keepFile(t.file.write(evt))
+	}
+}
+
+func (t *tracer) flushFile() {
+	if t.file != nil {
+		t.keepFile(t.file.flush())
+	}
+}
+
+// keepFile gives up a file that cannot be written. Its events are lost; all
+// else goes on.
+func (t *tracer) keepFile(err error) {
+	if err != nil {
+		log.Error("the resource manager's trace file cannot be written, tracing into it ends", "err", err)
+		_ = t.file.out.Close()
+	}
+}
+
+// consume hands an event to a reporter, and tells whether it took it without a
+// panic.
+func consume(r TraceReporter, evt TraceEvt) (ok bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			log.Error("a TraceReporter of the resource manager panicked, it gets no more events",
+				"reporter", fmt.Sprintf("%T", r), "panic", p, "stack", string(debug.Stack()))
+		}
+	}()
+	r.ConsumeEvent(evt)
+	return true
+}
+
+// flush waits until everything that has been pushed is delivered and written.
+// A reporter must not call it.
+func (t *tracer) flush() {
+	if t == nil {
+		return
+	}
+	flushed := make(chan struct{})
+	select {
+	case t.barriers <- flushed:
+	case <-t.done:
+		return
+	}
+	select {
+	case <-flushed:
+	case <-t.done:
+	}
+}
+
+// close delivers everything that has been pushed, and ends the tracer. What is
+// pushed later is lost. Again, it waits for the first.
+func (t *tracer) close() {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	first := !t.mu.closed
+	t.mu.closed = true
+	t.mu.Unlock()
+	if first {
+		close(t.stop)
+	}
+	<-t.done
+}
+
+// traceFile is the file of a trace: lines of JSON, compressed, in a buffer.
+type traceFile struct {
+	line   bytes.Buffer
+	json   *json.Encoder // into line
+	gzip   *gzip.Writer
+	buffer *bufio.Writer
+	out    io.WriteCloser
+
+	// limits is the JSON of the manager's Limiter, made when the manager was:
+	// it is other people's data.
+	limits any
+}
+
+func newTraceFile(out io.WriteCloser, limits Limiter) *traceFile {
+	f := &traceFile{out: out, buffer: bufio.NewWriterSize(out, 64<<10)}
+	f.gzip = gzip.NewWriter(f.buffer)
+	f.json = json.NewEncoder(&f.line)
+	text, err := json.Marshal(limits)
+	if f.limits = json.RawMessage(text); err != nil {
+		f.limits = "cannot be written: " + err.Error()
+	}
+	return f
+}
+
+func (f *traceFile) write(evt TraceEvt) error {
+	if evt.Type == TraceStartEvt {
+		evt.Limit = f.limits
+	}
+	f.line.Reset()
+	if err := f.json.Encode(evt); err != nil {
+		return err
+	}
+	_, err := f.gzip.Write(f.line.Bytes())
+	return err
+}
+
+// flush writes what is buffered, so that a reader can have it.
+func (f *traceFile) flush() error {
+	return cmp.Or(f.gzip.Flush(), f.buffer.Flush())
+}
+
+// close writes what is left. It is the last chance to say that it failed.
+func (f *traceFile) close() {
+	if f == nil {
+		return
+	}
+	if err := cmp.Or(f.gzip.Close(), f.buffer.Flush(), f.out.Close()); err != nil {
+		log.Error("the end of the resource manager's trace file is lost", "err", err)
+	}
+}

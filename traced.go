@@ -1,0 +1,97 @@
+package rcmgr
+
+// Where the engine tells the tracer what happens. A traced manager has one
+// stripe, so whatever is told under its lock is in one order, and what one
+// account holds is what the scope holds. Nothing of this costs more than a look
+// at a nil pointer where nobody listens.
+
+// traceChain tells that every account of a chain got or gave up what a request
+// asks for.
+func (st *stripe) traceChain(c *chain, r *request, tell func(*tracer, traceName, *request, *amounts)) {
+	if st.trace == nil {
+		return
+	}
+	for _, a := range &c.at {
+		if a != nil {
+			tell(st.trace, traceName{scopeName: a.scopeName}, r, &a.use)
+		}
+	}
+}
+
+// traceHeld tells that a holder got or gave up memory: the chain first, then
+// its owners from the outermost one, then itself. After a holder that is done,
+// nothing was changed any more.
+func (st *stripe) traceHeld(h *holder, r *request, tell func(*tracer, traceName, *request, *amounts)) {
+	if st.trace == nil {
+		return
+	}
+	switch {
+	case h.owner == nil:
+		st.traceChain(&h.tree.chain, r, tell)
+	case !h.owner.done:
+		st.traceHeld(h.owner, r, tell)
+	}
+	use := h.amounts()
+	tell(st.trace, h.traceName(), r, &use)
+}
+
+// amounts is everything that a holder holds.
+func (h *holder) amounts() amounts {
+	r := h.total()
+	return r.amounts()
+}
+
+// refuser is who refused last, for the tracer alone.
+type refuser struct {
+	name traceName
+	use  amounts
+}
+
+// refusedBy notes who refused.
+func (st *stripe) refusedBy(name traceName, use *amounts) {
+	if st.trace != nil {
+		st.refuser = refuser{name, *use}
+	}
+}
+
+// refusedAtGate notes a refusal by a gate.
+func (st *stripe) refusedAtGate(why *refusal) {
+	st.refusedBy(traceName{scopeName: why.scope}, &amounts{})
+	st.why = *why
+}
+
+// traceBegin tells of a connection, stream or span that is to be opened.
+func (st *stripe) traceBegin(name traceName, limit *amounts) {
+	if st.trace != nil {
+		st.trace.created(name, *limit)
+	}
+}
+
+// traceOpened tells that a connection or stream holds what it asked for.
+func (st *stripe) traceOpened(name scopeName, r *request) {
+	if st.trace != nil {
+		use := r.amounts()
+		st.trace.granted(traceName{scopeName: name}, r, &use)
+	}
+}
+
+// traceEnd tells of one that is done, or that was refused.
+func (st *stripe) traceEnd(name traceName) {
+	if st.trace != nil {
+		st.trace.destroyed(name)
+	}
+}
+
+// traceCreated tells of a new account.
+func (st *stripe) traceCreated(a *account) {
+	if st.trace != nil {
+		st.trace.created(traceName{scopeName: a.scopeName}, *a.limit)
+	}
+}
+
+// traceDestroyed tells of an account that goes.
+func (st *stripe) traceDestroyed(a *account) {
+	if st.trace != nil {
+		st.trace.destroyed(traceName{scopeName: a.scopeName})
+	}
+}

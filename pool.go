@@ -79,7 +79,7 @@ func (l tally) draw(n, short, bound int64) (grant int64, v verdict) {
 	// What is handed out is an upper bound of use. While it stays within both
 	// half of the limit and the bound, the request fits for certain.
 	room := min(l.limit/2, bound) - l.handed
-	if short > room || room < 0 {
+	if short > room {
 		return 0, undecided
 	}
 	if short > 0 && l.batch > short && l.batch <= room {
@@ -147,7 +147,8 @@ type pool struct {
 	// word holds, for each dimension, what is handed out and whether the pool
 	// is tight: handed<<1 | tight. Both are one word, because a tight mark
 	// read apart from the sum may be stale and refuse what fits. Written under
-	// mu or all stripe locks, read without a lock.
+	// mu, or under all stripe locks: nobody holds mu then, for it is taken
+	// under a stripe's lock only. Read without a lock.
 	word [numDims]atomic.Uint64
 
 	shares []*share // by stripe; an entry is guarded by its stripe's lock

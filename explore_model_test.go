@@ -1,0 +1,667 @@
+package rcmgr
+
+// An explorer of the credit protocol (pool.go, chain.go): it runs every
+// interleaving of a few operations on a few stripes and pools, and checks in
+// every state what they promise.
+//
+// What decides is the engine's own code: tally.draw, giveBack, settle, keep,
+// batchOf and Admission.threshold. What is modelled here are the steps between
+// them, as checkShared, settle, give and moveTo take them:
+//
+//	find the connection's stripe · lock it (both for a move, or all of them),
+//	look at the shares · load the word of each pool that has to be asked · lock
+//	those pools, decide again · draw from each · unlock, charge
+//	                             … or, undecided: unlock, lock all stripes,
+//	decide on the exact sums, call idle credit in, charge, unlock
+//	                             … a release: take it off, return idle credit
+//
+// A step is what others can see happen at once: to take one lock, to load or
+// store one word. What follows under locks until the next such action nobody
+// sees, so it belongs to the step. A state is all locks, pools, shares and
+// connections and where each thread stands; the search goes breadth first
+// through all states that can be reached, so a failure comes with the shortest
+// schedule that leads to it.
+//
+// TestExplorer… runs the protocol as it is; TestExplorerCatches… breaks one
+// rule at a time and demands that the property it should break is broken. To
+// explore more, add a scenario, or run
+//
+//	go test -run Explorer -v -explore.deep
+//
+// Beyond this model: dimensions (each is on its own), accounts that lie in one
+// stripe (no protocol: one lock), which of several refusals is reported, and
+// collection of idle shares. That the steps are those of chain.go is for the
+// reader to see: each step names what it does there.
+
+import (
+	"flag"
+	"fmt"
+	"math"
+	"math/bits"
+)
+
+var exploreDeep = flag.Bool("explore.deep", false, "explore more and larger scenarios (minutes)")
+
+// creditProperty is a promise of the protocol.
+type creditProperty string
+
+const (
+	noOvershoot      creditProperty = "no overshoot: use ≤ limit"
+	noFalseAdmission creditProperty = "no false admission: what is admitted fits its bound at that instant"
+	noFalseRefusal   creditProperty = "no false refusal: what is refused does not fit its bound at that instant"
+	creditCovers     creditProperty = "0 ≤ use ≤ credit in every share"
+	creditConserved  creditProperty = "credit of all shares = handed out ≤ limit"
+	looseBelowHalf   creditProperty = "a loose pool has handed out at most half"
+	idleBounded      creditProperty = "at most an eighth of a limit is idle credit"
+	tightExact       creditProperty = "a tight pool has no idle credit"
+	turnsAtQuarter   creditProperty = "a pool is tight only from a quarter on, and becomes loose only up to a quarter"
+	smallIsTight     creditProperty = "a pool too small for batches is tight"
+	useConserved     creditProperty = "use of a share = what the connections in its stripe hold"
+	allLocksOnce     creditProperty = "an operation is decided the first time it holds all locks"
+	noDeadlock       creditProperty = "no deadlock"
+	zeroAtEnd        creditProperty = "all use is zero at the end"
+)
+
+var creditProperties = []creditProperty{
+	noOvershoot, noFalseAdmission, noFalseRefusal, creditCovers, creditConserved, looseBelowHalf,
+	idleBounded, tightExact, turnsAtQuarter, smallIsTight, useConserved, allLocksOnce, noDeadlock, zeroAtEnd,
+}
+
+// The most that a scenario may have. A larger state costs time in all of them.
+const (
+	modelStripes = 3
+	modelPools   = 2
+	modelConns   = 4
+	modelThreads = 4
+)
+
+// poolSet is a set of pools, a bit each. Lower pools come first in a chain.
+type poolSet uint8
+
+const (
+	pool0 poolSet = 1 << iota
+	pool1
+)
+
+func (s poolSet) has(p int) bool { return s>>p&1 != 0 }
+func (s poolSet) first() int     { return bits.TrailingZeros8(uint8(s)) }
+
+// modelVerb is what an operation does.
+type modelVerb uint8
+
+const (
+	reserveVerb modelVerb = iota
+	releaseVerb
+	moveVerb
+	limitVerb
+)
+
+// modelOp is one operation of a thread.
+type modelOp struct {
+	do     modelVerb
+	conn   int
+	n      int64 // units; of limitVerb the new limit
+	weight int64 // in 256ths of a limit, as request.weight
+	to     int   // stripe that a move goes to
+	pools  poolSet
+}
+
+func doReserve(conn int, n, weight int64) modelOp {
+	return modelOp{do: reserveVerb, conn: conn, n: n, weight: weight}
+}
+
+// doRelease gives back n, or what the connection holds if that is less.
+func doRelease(conn int, n int64) modelOp { return modelOp{do: releaseVerb, conn: conn, n: n} }
+
+// doMove takes a connection to another stripe and into other pools: it has to
+// fit the new ones, takes along its credit in those where it stays, and leaves
+// the others.
+func doMove(conn, to int, pools poolSet) modelOp {
+	return modelOp{do: moveVerb, conn: conn, weight: whole, to: to, pools: pools}
+}
+
+func doLimit(pool poolSet, n int64) modelOp { return modelOp{do: limitVerb, pools: pool, n: n} }
+
+func (o modelOp) String() string {
+	switch o.do {
+	case reserveVerb:
+		return fmt.Sprintf("reserve %d (weight %d) on conn %d", o.n, o.weight, o.conn)
+	case releaseVerb:
+		return fmt.Sprintf("release %d of conn %d", o.n, o.conn)
+	case moveVerb:
+		return fmt.Sprintf("move conn %d to stripe %d, pools %02b", o.conn, o.to, o.pools)
+	}
+	return fmt.Sprintf("set limit of pool %d to %d", o.pools.first(), o.n)
+}
+
+// creditScenario is what is explored: where the connections stand, and what each
+// thread does. It ends with nothing held.
+type creditScenario struct {
+	name    string
+	deep    bool // only with -explore.deep
+	stripes int
+	limits  []int64 // of pools
+	conns   []modelConn
+	setup   []modelOp // done before the threads begin
+	threads [][]modelOp
+}
+
+// creditRules is the protocol: the engine's functions, and which steps are left out
+// or done in the wrong way.
+type creditRules struct {
+	draw     func(l tally, n, short, bound int64) (int64, verdict)
+	giveBack func(l tally, n int64) tally
+	settle   func(l tally, used int64) tally
+	keep     func(l tally) int64
+
+	markApart       bool // handed out and the tight mark are loaded one after the other
+	letGo           bool // call idle credit in under all locks, let go, try again
+	unlimitedFree   bool // a pool without a limit hands out no credit
+	rollBack        bool // draw from one pool before the next has been asked
+	poolsAnyOrder   bool
+	stripesAnyOrder bool
+	oneLook         bool // do not decide again under the pools' locks
+	lowOnCredit     bool // low weights spend the stripe's credit like others
+	noCompare       bool // after its stripe is locked, do not look if a connection has moved
+	leaveCredit     bool // a connection moves without its credit
+	limitAlone      bool // set a limit without calling credit in
+	recallOnPaper   bool // call idle credit in without taking it from the shares
+	halfRelease     bool // release from the first pool of a chain only
+}
+
+func engineRules() creditRules {
+	return creditRules{draw: tally.draw, giveBack: tally.giveBack, settle: tally.settle, keep: tally.keep}
+}
+
+// A state: comparable, small, without pointers.
+type (
+	modelState struct {
+		share  [modelPools][modelStripes]modelShare
+		pool   [modelPools]modelPool
+		conn   [modelConns]modelConn
+		thread [modelThreads]modelThread
+		owner  [modelStripes]int8 // of the stripe's lock: 0, or thread + 1
+	}
+	modelShare struct{ use, credit, floor int64 } // as in share
+	modelPool  struct {
+		limit, handed int64
+		tight         bool
+		owner         int8
+	}
+	modelConn struct {
+		held int64   // in each of its pools
+		in   poolSet // its chain
+		at   int8    // its stripe
+	}
+	modelThread struct {
+		gave    int64   // released, and not yet returned to the pools in todo
+		op      int8    // index in its script
+		pc      modelPC // what it does next
+		from    int8    // where it found its connection
+		locked  int8    // how many of the stripe locks it needs it has
+		allTime int8    // how often it went for all locks
+		all     bool    // it needs all stripe locks
+		decided bool    // its request is admitted, and not yet charged
+		lacks   poolSet // has to ask these
+		todo    poolSet // of these, still to load, lock, draw from, return to
+		drawn   poolSet
+		marked  bool // markApart: has loaded the mark
+		mark    bool
+	}
+)
+
+// modelPC says what step a thread takes next.
+type modelPC uint8
+
+const (
+	atFind modelPC = iota
+	atStripes
+	atLoad
+	atPools
+	atDraw
+	atTrim
+)
+
+var modelPCNames = [...]string{"find", "lock stripe", "load", "lock pool", "draw", "return"}
+
+// creditModel is a state in the making: one thread takes one step in it.
+type creditModel struct {
+	*creditScenario
+	creditRules
+	modelState
+	broken creditProperty // "" if none
+	why    string
+	only   creditProperty // the one that is checked, "" for all
+}
+
+func (x *creditModel) fail(p creditProperty, format string, args ...any) {
+	if x.broken == "" && (x.only == "" || x.only == p) {
+		x.broken, x.why = p, fmt.Sprintf(format, args...)
+	}
+}
+
+// step lets thread t take a step. It is false, and nothing has changed, if t
+// waits for a lock or has finished.
+func (x *creditModel) step(t int) bool {
+	th := &x.thread[t]
+	if int(th.op) == len(x.threads[t]) {
+		return false
+	}
+	switch th.pc {
+	case atFind:
+		o := x.threads[t][th.op]
+		th.from, th.all, th.pc = x.conn[o.conn].at, o.do == limitVerb, atStripes
+		return true
+	case atStripes:
+		return x.lockStripe(t)
+	case atLoad:
+		return x.load(t)
+	case atPools:
+		return x.lockPool(t)
+	case atDraw:
+		return x.drawFrom(t)
+	}
+	return x.trim(t)
+}
+
+// stripesOf lists the stripes whose locks t needs, in order.
+func (x *creditModel) stripesOf(t int) []int8 {
+	th, o := &x.thread[t], x.threads[t][x.thread[t].op]
+	from, to := th.from, int8(o.to)
+	switch {
+	case th.all:
+		return []int8{0, 1, 2}[:x.stripes]
+	case o.do != moveVerb || from == to:
+		return []int8{from}
+	case from > to && !x.stripesAnyOrder:
+		return []int8{to, from}
+	}
+	return []int8{from, to}
+}
+
+func (x *creditModel) lockStripe(t int) bool {
+	th, o := &x.thread[t], x.threads[t][x.thread[t].op]
+	list := x.stripesOf(t)
+	owner := &x.owner[list[th.locked]]
+	if *owner != 0 {
+		return false
+	}
+	*owner = int8(t) + 1
+	if th.locked++; int(th.locked) < len(list) {
+		return true
+	}
+	now := x.conn[o.conn].at
+	switch {
+	case o.do == limitVerb:
+		x.setLimit(o.pools.first(), o.n)
+		x.finish(t)
+		return true
+	case now != th.from && !th.all && !x.noCompare:
+		x.unlockStripes(t)
+		th.from = now
+		return true
+	case th.all:
+		th.from = now
+	}
+	x.look(t)
+	return true
+}
+
+func (x *creditModel) unlockStripes(t int) {
+	for i := range x.owner {
+		if x.owner[i] == int8(t)+1 {
+			x.owner[i] = 0
+		}
+	}
+	x.thread[t].locked = 0
+}
+
+func (x *creditModel) unlockPools(t int) {
+	for p := range x.pool {
+		if x.pool[p].owner == int8(t)+1 {
+			x.pool[p].owner = 0
+		}
+	}
+}
+
+// finish ends an operation.
+func (x *creditModel) finish(t int) {
+	x.unlockPools(t)
+	x.unlockStripes(t)
+	x.thread[t] = modelThread{op: x.thread[t].op + 1}
+}
+
+// goAll lets go of everything and goes for all stripe locks.
+func (x *creditModel) goAll(t int) {
+	th := &x.thread[t]
+	x.unlockPools(t)
+	x.unlockStripes(t)
+	*th = modelThread{op: th.op, from: th.from, allTime: th.allTime + 1, all: true, pc: atStripes}
+	if th.allTime > 1 {
+		x.fail(allLocksOnce, "it goes for all locks again")
+	}
+}
+
+// asks gives what a thread's operation asks for: n of each of these pools, in
+// the shares of a stripe. It is called under the locks of the connection.
+func (x *creditModel) asks(t int) (stripe int, pools poolSet, n int64) {
+	th, o := &x.thread[t], x.threads[t][x.thread[t].op]
+	c := &x.conn[o.conn]
+	switch o.do {
+	case reserveVerb:
+		return int(th.from), c.in, o.n
+	case moveVerb:
+		return o.to, o.pools &^ c.in, c.held
+	}
+	return int(th.from), 0, 0
+}
+
+func (x *creditModel) weight(t int) int64 { return x.threads[t][x.thread[t].op].weight }
+
+// bound gives the most that a pool may hold after the request of t.
+func (x *creditModel) bound(t, p int) int64 {
+	return AdmissionHalf.threshold(x.pool[p].limit, x.weight(t))
+}
+
+// exact, as request.exact.
+func (x *creditModel) exact(t int, n int64) bool {
+	return (x.weight(t) < whole/2 || n == 0) && !x.lowOnCredit
+}
+
+func (x *creditModel) tally(p int) tally {
+	w := &x.pool[p]
+	return tally{limit: w.limit, batch: batchOf(w.limit, x.stripes), handed: w.handed, tight: w.tight}
+}
+
+func (x *creditModel) store(p int, l tally) { x.pool[p].handed, x.pool[p].tight = l.handed, l.tight }
+
+func (x *creditModel) setCredit(p, stripe int, credit int64, l tally) {
+	sh := &x.share[p][stripe]
+	sh.credit, sh.floor = credit, credit-x.keep(l)
+}
+
+func (sh *modelShare) short(n int64) int64 { return max(0, n-(sh.credit-sh.use)) }
+
+// look finds out which pools have to be asked.
+func (x *creditModel) look(t int) {
+	th := &x.thread[t]
+	stripe, pools, n := x.asks(t)
+	for p := range x.limits {
+		free := x.unlimitedFree && x.pool[p].limit == math.MaxInt64
+		if pools.has(p) && !free && (x.share[p][stripe].short(n) > 0 || x.exact(t, n)) {
+			th.lacks |= 1 << p
+		}
+	}
+	switch {
+	case th.lacks == 0:
+		x.admit(t)
+		x.charge(t)
+	case th.all:
+		x.settleAll(t)
+	default:
+		th.pc, th.todo = atLoad, th.lacks
+	}
+}
+
+// load decides by one load of one pool's word.
+func (x *creditModel) load(t int) bool {
+	th := &x.thread[t]
+	p := th.todo.first()
+	l := x.tally(p)
+	if x.markApart {
+		if !th.marked {
+			th.marked, th.mark = true, l.tight
+			return true
+		}
+		l.tight, th.marked, th.mark = th.mark, false, false
+	}
+	_, v := x.ask(t, p, l)
+	th.todo &^= 1 << p
+	switch {
+	case v == refused:
+		x.refuse(t, p)
+	case v == undecided:
+		x.goAll(t)
+	case th.todo == 0:
+		th.pc, th.todo = atPools, th.lacks
+	}
+	return true
+}
+
+func (x *creditModel) ask(t, p int, l tally) (grant int64, v verdict) {
+	stripe, _, n := x.asks(t)
+	return x.draw(l, n, x.share[p][stripe].short(n), x.bound(t, p))
+}
+
+// lockPool locks a pool; under the last lock the request is decided.
+func (x *creditModel) lockPool(t int) bool {
+	th := &x.thread[t]
+	p := th.todo.first()
+	if x.poolsAnyOrder && t%2 == 1 {
+		p = bits.Len8(uint8(th.todo)) - 1
+	}
+	if x.pool[p].owner != 0 {
+		return false
+	}
+	x.pool[p].owner = int8(t) + 1
+	th.todo &^= 1 << p
+	switch {
+	case x.rollBack:
+		x.drawOrRollBack(t, p)
+	case th.todo == 0:
+		x.decide(t)
+	}
+	return true
+}
+
+func (x *creditModel) decide(t int) {
+	th := &x.thread[t]
+	for p := range x.limits {
+		if !th.lacks.has(p) || x.oneLook {
+			continue
+		}
+		switch _, v := x.ask(t, p, x.tally(p)); v {
+		case refused:
+			x.refuse(t, p)
+			return
+		case undecided:
+			x.goAll(t)
+			return
+		}
+	}
+	x.admit(t)
+	th.decided, th.pc, th.todo = true, atDraw, th.lacks
+}
+
+// drawFrom draws from one pool; after the last, the request is charged.
+func (x *creditModel) drawFrom(t int) bool {
+	th := &x.thread[t]
+	p := th.todo.first()
+	grant, _ := x.ask(t, p, x.tally(p))
+	x.handOut(t, p, grant)
+	if th.todo &^= 1 << p; th.todo == 0 {
+		x.unlockPools(t)
+		x.charge(t)
+	}
+	return true
+}
+
+func (x *creditModel) handOut(t, p int, grant int64) {
+	stripe, _, n := x.asks(t)
+	sh := &x.share[p][stripe]
+	if x.oneLook {
+		grant = max(grant, sh.short(n))
+	}
+	l := x.tally(p)
+	l.handed += grant
+	x.store(p, l)
+	x.setCredit(p, stripe, sh.credit+grant, l)
+	x.thread[t].drawn |= 1 << p
+}
+
+// drawOrRollBack is what rollBack does instead of decide.
+func (x *creditModel) drawOrRollBack(t, p int) {
+	th := &x.thread[t]
+	stripe, _, _ := x.asks(t)
+	grant, v := x.ask(t, p, x.tally(p))
+	if v == admitted {
+		x.handOut(t, p, grant)
+		x.unlockPools(t)
+		if th.todo == 0 {
+			x.charge(t)
+		}
+		return
+	}
+	for q := range x.limits {
+		if th.drawn.has(q) {
+			x.returnIdle(q, stripe)
+		}
+	}
+	if v == refused {
+		x.refuse(t, p)
+	} else {
+		x.goAll(t)
+	}
+}
+
+// settleAll decides on the exact sums under all stripe locks.
+func (x *creditModel) settleAll(t int) {
+	th := &x.thread[t]
+	stripe, _, n := x.asks(t)
+	if x.letGo {
+		for p := range x.limits {
+			x.recall(p, 0)
+		}
+		x.unlockStripes(t)
+		*th = modelThread{op: th.op, allTime: th.allTime}
+		return
+	}
+	for p := range x.limits {
+		if th.lacks.has(p) && n > x.bound(t, p)-x.used(p) {
+			if !x.exact(t, n) {
+				x.recall(p, 0)
+			}
+			x.refuse(t, p)
+			return
+		}
+	}
+	x.admit(t)
+	for p := range x.limits {
+		sh := &x.share[p][stripe]
+		if short := sh.short(n); th.lacks.has(p) && short > 0 {
+			if l := x.tally(p); !l.tight && short <= l.limit/2-l.handed {
+				x.handOut(t, p, short)
+				continue
+			}
+			x.recall(p, n)
+			sh.credit += n
+			sh.floor += n
+		}
+	}
+	x.charge(t)
+}
+
+// used gives the exact use. All stripe locks are held.
+func (x *creditModel) used(p int) (sum int64) {
+	for i := range x.stripes {
+		sum += x.share[p][i].use
+	}
+	return sum
+}
+
+func (x *creditModel) recall(p int, extra int64) {
+	l := x.settle(x.tally(p), x.used(p)+extra)
+	x.store(p, l)
+	for i := 0; i < x.stripes && !x.recallOnPaper; i++ {
+		x.setCredit(p, i, x.share[p][i].use, l)
+	}
+}
+
+func (x *creditModel) setLimit(p int, n int64) {
+	x.pool[p].limit = n
+	if !x.limitAlone {
+		x.recall(p, 0)
+	}
+}
+
+// charge charges what was admitted, and does the rest of the operation: a
+// release, or to leave the old place after a move.
+func (x *creditModel) charge(t int) {
+	th, o := &x.thread[t], x.threads[t][x.thread[t].op]
+	stripe, pools, n := x.asks(t)
+	for p := range x.limits {
+		if pools.has(p) {
+			x.share[p][stripe].use += n
+		}
+	}
+	c := &x.conn[o.conn]
+	leaves := poolSet(0)
+	switch o.do {
+	case reserveVerb:
+		c.held += n
+	case releaseVerb:
+		leaves, th.gave = c.in, min(o.n, c.held)
+		c.held -= th.gave
+		if x.halfRelease {
+			leaves = 1 << leaves.first()
+		}
+	case moveVerb:
+		leaves, th.gave = c.in&^o.pools, c.held
+		x.carry(c.in&o.pools, int(th.from), o.to, n)
+		c.in, c.at = o.pools, int8(o.to)
+	}
+	th.decided, th.drawn, th.todo = false, 0, 0
+	for p := range x.limits {
+		if sh := &x.share[p][th.from]; leaves.has(p) {
+			sh.use -= th.gave
+			if sh.use < sh.floor {
+				th.todo |= 1 << p
+			}
+		}
+	}
+	th.pc = atTrim
+	if th.todo == 0 {
+		x.finish(t)
+	}
+}
+
+// carry moves use, with the credit for it, from stripe to stripe.
+func (x *creditModel) carry(pools poolSet, from, to int, n int64) {
+	for p := range x.limits {
+		if pools.has(p) {
+			here, there := &x.share[p][from], &x.share[p][to]
+			here.use -= n
+			there.use += n
+			if !x.leaveCredit {
+				here.credit -= n
+				here.floor -= n
+				there.credit += n
+				there.floor += n
+			}
+		}
+	}
+}
+
+// trim returns idle credit to one pool under its lock.
+func (x *creditModel) trim(t int) bool {
+	th := &x.thread[t]
+	p := th.todo.first()
+	if x.pool[p].owner != 0 {
+		return false
+	}
+	x.returnIdle(p, int(th.from))
+	if th.todo &^= 1 << p; th.todo == 0 {
+		x.finish(t)
+	}
+	return true
+}
+
+func (x *creditModel) returnIdle(p, stripe int) {
+	sh, keep, excess := &x.share[p][stripe], x.keep(x.tally(p)), int64(0)
+	if idle := sh.credit - sh.use; idle > keep {
+		excess = idle - keep/2
+	}
+	l := x.giveBack(x.tally(p), excess)
+	x.store(p, l)
+	x.setCredit(p, stripe, sh.credit-excess, l)
+}

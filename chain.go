@@ -39,8 +39,9 @@ func (a *account) setLimit(limit *amounts) {
 	a.limit, a.ready = limit, limit
 }
 
+// unused tells whether nobody would miss the account (I7).
 func (a *account) unused() bool {
-	return a.refs == 0 && !a.sticky && a.use == amounts{}
+	return a.refs == 0 && !a.sticky && !a.lasting() && a.use == amounts{}
 }
 
 // lasting tells whether the account is a share of one of the four scopes that

@@ -510,8 +510,9 @@ func (m *Manager) Close() error {
 }
 
 // Share gives a handle that a host may own: go-libp2p closes its manager when
-// the host closes, or when libp2p.New fails. The manager is closed when the
-// last of its handles is.
+// the host closes. The manager is closed when the last of its handles is. If
+// libp2p.New fails, close the handle: go-libp2p does so in some cases only, and
+// closing it again does nothing.
 func (m *Manager) Share() *SharedManager {
 	m.handles.Add(1)
 	return &SharedManager{Manager: m}

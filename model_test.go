@@ -1,0 +1,485 @@
+package rcmgr
+
+// The reference model: what a manager decides, without a thought for speed.
+// One mutex, no stripes, no credit, one number for each thing that is held.
+// scope_test.go asks it and the engine the same questions.
+
+import (
+	"fmt"
+	"math"
+	"math/bits"
+	"strings"
+	"sync"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+)
+
+// answer is what a request came to, so that two answers can be compared.
+type answer struct {
+	modelOutcome  modelOutcome
+	asked    string // the scope to which the request was made
+	scope    string // the one that refused
+	resource Resource
+	dir      network.Direction
+	current  int64
+	attempt  int64
+	limit    int64
+	priority uint8
+	cause    Cause
+}
+
+type modelOutcome string
+
+const (
+	yes     modelOutcome = "admitted"
+	limited modelOutcome = "over a limit"
+	closed  modelOutcome = "closed"
+	misused modelOutcome = "misused"
+)
+
+// The places above a connection or stream, in the order of checks.
+const (
+	atPeer = iota
+	atProtocolPeer
+	atServicePeer
+	atProtocol
+	atService
+	atTransient
+	atSystem
+	numPlaces
+)
+
+// modelScope is any scope: one that is shared, a peer, a connection, a stream
+// or a span.
+type modelScope struct {
+	name    string
+	limit   *amounts    // nil: the owner's
+	owner   *modelScope // of a span
+	above   [numPlaces]*modelScope
+	self    []item // a connection or stream itself
+	use     amounts
+	own     int64 // bytes reserved at this very scope
+	done    bool
+	refs    int  // connections, streams and spans that stand here
+	sticky  bool // its limit was set by hand
+	inTrans int  // of a peer: its inbound streams in transient
+	friends int  // of a peer: its connections that the allowlist means
+	far     modelFar
+	trusted bool
+}
+
+// modelFar is what the allowlist says of the far end of a connection.
+type modelFar struct {
+	open  bool    // everybody there is allowlisted
+	named peer.ID // this peer is
+}
+
+type model struct {
+	mu        sync.Mutex
+	conf      *perScope[BaseLimit]
+	admission Admission
+	newcomers bool
+	closed    bool
+	bugs      uint64                 // callers' bugs
+	late      uint64                 // releases at scopes that are done
+	scopes    map[string]*modelScope // those on which others stand, by name
+}
+
+func newModel(conf *perScope[BaseLimit], a Admission, newcomers bool) *model {
+	return &model{conf: conf, admission: a, newcomers: newcomers, scopes: map[string]*modelScope{}}
+}
+
+// at gives the scope of a name and makes it where there is none.
+func (m *model) at(name string, limit BaseLimit) *modelScope {
+	s := m.scopes[name]
+	if s == nil {
+		l := limitsOf(&limit)
+		s = &modelScope{name: name, limit: &l}
+		switch name {
+		case "system", "allowlistedSystem":
+		case "allowlistedTransient":
+			s.above[atSystem] = m.at("allowlistedSystem", m.conf.AllowlistedSystem)
+		default:
+			s.above[atSystem] = m.system()
+		}
+		m.scopes[name] = s
+	}
+	return s
+}
+
+func (m *model) system() *modelScope    { return m.at("system", m.conf.System) }
+func (m *model) transient() *modelScope { return m.at("transient", m.conf.Transient) }
+func (m *model) peer(p peer.ID) *modelScope {
+	return m.at("peer:"+p.String(), orElse(m.conf.Peer, p, m.conf.PeerDefault))
+}
+func (m *model) protocol(id string) *modelScope {
+	return m.at("protocol:"+id, orElse(m.conf.Protocol, protocol.ID(id), m.conf.ProtocolDefault))
+}
+func (m *model) service(id string) *modelScope {
+	return m.at("service:"+id, orElse(m.conf.Service, id, m.conf.ServiceDefault))
+}
+
+func orElse[K comparable](limits map[K]BaseLimit, key K, otherwise BaseLimit) BaseLimit {
+	if l, ok := limits[key]; ok {
+		return l
+	}
+	return otherwise
+}
+
+// line is the scopes that a reservation at s touches, in the order of checks.
+// It ends after an owner that is done.
+func (s *modelScope) line() (line []*modelScope) {
+	root := s
+	for ; s != nil; s = s.owner {
+		line, root = append(line, s), s
+		if s.done {
+			return line
+		}
+	}
+	for _, a := range root.above {
+		if a != nil {
+			line = append(line, a)
+		}
+	}
+	return line
+}
+
+func (s *modelScope) limits() *amounts {
+	if s.limit == nil {
+		return s.owner.limits()
+	}
+	return s.limit
+}
+
+func (s *modelScope) held() []item {
+	if s.use[dimMemory] > 0 {
+		return append([]item{{dimMemory, s.use[dimMemory]}}, s.self...)
+	}
+	return s.self
+}
+
+// modelRequest is what is asked, and by whom.
+type modelRequest struct {
+	by       *modelScope
+	items    []item
+	priority uint8
+	crowding bool
+}
+
+// bound is the most that a scope may hold after the request.
+func (m *model) bound(r *modelRequest, s *modelScope, d dim) (bound int64, cause Cause) {
+	limit := s.limits()[d]
+	switch {
+	case d == dimMemory && m.admission == AdmissionLinear:
+		if limit == math.MaxInt64 {
+			return limit, CauseLimit
+		}
+		return fraction(limit, 1+uint64(r.priority)), CauseLimit
+	case d == dimMemory:
+		return fraction(limit, min(256, 128+uint64(r.priority))), CauseLimit
+	case d == dimStreamsIn && r.crowding && s.name == "transient" && limit >= 4:
+		return limit - limit/4, CauseCrowding
+	}
+	return limit, CauseLimit
+}
+
+// fraction is limit × of256 / 256.
+func fraction(limit int64, of256 uint64) int64 {
+	hi, lo := bits.Mul64(uint64(limit), of256)
+	q, _ := bits.Div64(hi, lo, 256)
+	return int64(q)
+}
+
+// take decides a request, and charges it to all of the line or to none.
+func (m *model) take(r *modelRequest, line ...*modelScope) answer {
+	for _, s := range line {
+		if s == nil {
+			continue
+		}
+		if s.done || m.closed {
+			return answer{modelOutcome: closed}
+		}
+		for _, it := range r.items {
+			bound, cause := m.bound(r, s, it.d)
+			if it.n > bound-s.use[it.d] {
+				return answer{limited, r.by.name, s.name, resourceOf[it.d], directionOf[it.d],
+					s.use[it.d], it.n, s.limits()[it.d], r.priority, cause}
+			}
+		}
+	}
+	charge(r.items, 1, line...)
+	return answer{modelOutcome: yes}
+}
+
+func charge(items []item, sign int64, line ...*modelScope) {
+	for _, s := range line {
+		for _, it := range items {
+			if s != nil {
+				s.use[it.d] += sign * it.n
+			}
+		}
+	}
+}
+
+func selfOf(kind Kind, dir network.Direction, fd bool) []item {
+	in, out, both := dimStreamsIn, dimStreamsOut, dimStreams
+	if kind == KindConn {
+		in, out, both = dimConnsIn, dimConnsOut, dimConns
+	}
+	if dir != network.DirInbound {
+		in = out
+	}
+	if fd {
+		return []item{{in, 1}, {both, 1}, {dimFD, 1}}
+	}
+	return []item{{in, 1}, {both, 1}}
+}
+
+func (m *model) OpenConnection(dir network.Direction, fd bool, far modelFar) (*modelScope, answer) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	limit := limitsOf(&m.conf.Conn)
+	c := &modelScope{name: "conn", limit: &limit, self: selfOf(KindConn, dir, fd), far: far}
+	return m.open(c, nil, far.open || far.named != "")
+}
+
+func (m *model) OpenStream(p peer.ID, dir network.Direction) (*modelScope, answer) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	limit := limitsOf(&m.conf.Stream)
+	s := &modelScope{name: "stream", limit: &limit, self: selfOf(KindStream, dir, false)}
+	ps := m.peer(p)
+	return m.open(s, ps, ps.friends > 0)
+}
+
+func (m *model) open(s, ps *modelScope, fallBack bool) (*modelScope, answer) {
+	r := &modelRequest{by: s, items: s.self, priority: 255}
+	if ps != nil {
+		r.crowding = m.newcomers && int64(ps.inTrans) >= m.transient().limit[dimStreamsIn]/4
+	}
+	s.above = [numPlaces]*modelScope{atPeer: ps, atTransient: m.transient(), atSystem: m.system()}
+	a := m.take(r, s.line()...)
+	if a.modelOutcome == limited && a.scope != s.name && fallBack {
+		s.above[atTransient] = m.at("allowlistedTransient", m.conf.AllowlistedTransient)
+		s.above[atSystem] = m.at("allowlistedSystem", m.conf.AllowlistedSystem)
+		a = m.take(r, s.line()...)
+	}
+	if a.modelOutcome == yes {
+		s.stand(1)
+	}
+	return s, a
+}
+
+// stand counts a connection or stream where it stands now, or takes it away.
+func (s *modelScope) stand(n int) {
+	for _, a := range s.above {
+		if a != nil {
+			a.refs += n
+		}
+	}
+	ps, tr := s.above[atPeer], s.above[atTransient]
+	if ps != nil && tr != nil && tr.name == "transient" && s.self[0].d == dimStreamsIn {
+		ps.inTrans += n
+	}
+	if s.trusted {
+		ps.friends += n
+	}
+}
+
+func (m *model) SetPeer(c *modelScope, p peer.ID) answer {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if a, ok := m.mayMove(c, atPeer); !ok {
+		return a
+	}
+	ps := m.peer(p)
+	trusted := c.far.open || c.far.named == p
+	r := &modelRequest{by: c, items: c.held(), priority: 255}
+	system, toCheck := c.above[atSystem], []*modelScope{ps}
+	if !trusted && system.name == "allowlistedSystem" {
+		system = m.system()
+		toCheck = []*modelScope{m.transient(), system, ps}
+	}
+	if a := m.take(r, toCheck...); a.modelOutcome != yes {
+		return a
+	}
+	charge(r.items, -1, toCheck...) // it was only asked
+	m.move(c, [numPlaces]*modelScope{atPeer: ps, atSystem: system}, trusted)
+	return answer{modelOutcome: yes}
+}
+
+// mayMove tells whether a scope may be attached at a place.
+func (m *model) mayMove(s *modelScope, at int) (answer, bool) {
+	switch {
+	case s.done || m.closed:
+		return answer{modelOutcome: closed}, false
+	case s.above[at] != nil:
+		return answer{modelOutcome: misused}, false
+	}
+	return answer{}, true
+}
+
+// move puts a connection or stream somewhere else.
+func (m *model) move(s *modelScope, to [numPlaces]*modelScope, trusted bool) {
+	s.stand(-1)
+	charge(s.held(), -1, s.above[:]...)
+	s.above, s.trusted = to, trusted
+	charge(s.held(), 1, s.above[:]...)
+	s.stand(1)
+}
+
+func (m *model) SetProtocol(s *modelScope, id string) answer {
+	return m.attach(s, atProtocol, atProtocolPeer, id)
+}
+
+func (m *model) SetService(s *modelScope, id string) answer {
+	return m.attach(s, atService, atServicePeer, id)
+}
+
+func (m *model) attach(s *modelScope, place, pairPlace int, id string) answer {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if a, ok := m.mayMove(s, place); !ok {
+		return a
+	}
+	if id == "" || place == atService && s.above[atProtocol] == nil {
+		return answer{modelOutcome: misused}
+	}
+	to, shared, pairLimit := s.above, m.protocol, orElse(m.conf.ProtocolPeer, protocol.ID(id), m.conf.ProtocolPeerDefault)
+	if place == atService {
+		shared, pairLimit = m.service, orElse(m.conf.ServicePeer, id, m.conf.ServicePeerDefault)
+	} else {
+		to[atTransient] = nil
+	}
+	to[place] = shared(id)
+	to[pairPlace] = m.at(to[place].name+"."+s.above[atPeer].name, pairLimit)
+	r := &modelRequest{by: s, items: s.held(), priority: 255}
+	if a := m.take(r, to[place], to[pairPlace]); a.modelOutcome != yes {
+		return a
+	}
+	charge(r.items, -1, to[place], to[pairPlace]) // it was only asked
+	m.move(s, to, false)
+	return answer{modelOutcome: yes}
+}
+
+func (m *model) ReserveMemory(s *modelScope, n int, priority uint8) answer {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n < 0 {
+		m.bugs++
+		if s.done || m.closed && s.onTree() {
+			return answer{modelOutcome: closed}
+		}
+		return answer{modelOutcome: misused}
+	}
+	r := &modelRequest{by: s, items: []item{{dimMemory, int64(n)}}, priority: priority}
+	a := m.take(r, s.line()...)
+	if a.modelOutcome == yes {
+		s.own += int64(n)
+	}
+	return a
+}
+
+// onTree tells whether s is a connection, a stream or a span.
+func (s *modelScope) onTree() bool { return s.owner != nil || s.self != nil }
+
+func (m *model) ReleaseMemory(s *modelScope, n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	give := max(0, min(int64(n), s.own))
+	switch {
+	case give == int64(n):
+	case s.done:
+		m.late++
+	default:
+		m.bugs++
+	}
+	s.own -= give
+	s.give(give)
+}
+
+// give takes n bytes from s and what is above it, up to an owner that is done.
+func (s *modelScope) give(n int64) {
+	line := s.line()
+	if line[len(line)-1].done {
+		line = line[:len(line)-1]
+	}
+	charge([]item{{dimMemory, n}}, -1, line...)
+}
+
+func (m *model) BeginSpan(owner *modelScope) (*modelScope, answer) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if owner.done || m.closed {
+		return nil, answer{modelOutcome: closed}
+	}
+	owner.refs++
+	return &modelScope{name: owner.name + ".span", owner: owner}, answer{modelOutcome: yes}
+}
+
+func (m *model) Done(s *modelScope) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s.done {
+		return
+	}
+	if s.owner != nil {
+		s.owner.refs--
+		s.give(s.use[dimMemory])
+	} else {
+		charge(s.held(), -1, s.above[:]...)
+		s.stand(-1)
+	}
+	s.use, s.own, s.done = amounts{}, 0, true
+}
+
+func (m *model) SetLimit(s *modelScope, limit BaseLimit) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := limitsOf(&limit)
+	for _, v := range l {
+		if v < 0 {
+			m.bugs++
+			return
+		}
+	}
+	s.limit, s.sticky = &l, true
+}
+
+func (m *model) Stat(s *modelScope) network.ScopeStat {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s.done {
+		return network.ScopeStat{}
+	}
+	a := s.use
+	for _, it := range s.self {
+		a[it.d] = it.n
+	}
+	return a.stat()
+}
+
+// reap forgets what nobody uses.
+func (m *model) reap() {
+	for name, s := range m.scopes {
+		if s.refs == 0 && !s.sticky && s.use == (amounts{}) && strings.Contains(name, ":") {
+			delete(m.scopes, name)
+		}
+	}
+}
+
+func (m *model) Close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed = true
+}
+
+func (a answer) String() string {
+	if a.modelOutcome != limited {
+		return string(a.modelOutcome)
+	}
+	return fmt.Sprintf("refused: %s asked %s for %d %v of %v at priority %d: holds %d of %d (%v)",
+		a.asked, a.scope, a.attempt, a.dir, a.resource, a.priority, a.current, a.limit, a.cause)
+}

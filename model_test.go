@@ -18,16 +18,16 @@ import (
 
 // answer is what a request came to, so that two answers can be compared.
 type answer struct {
-	modelOutcome  modelOutcome
-	asked    string // the scope to which the request was made
-	scope    string // the one that refused
-	resource Resource
-	dir      network.Direction
-	current  int64
-	attempt  int64
-	limit    int64
-	priority uint8
-	cause    Cause
+	modelOutcome modelOutcome
+	asked        string // the scope to which the request was made
+	scope        string // the one that refused
+	resource     Resource
+	dir          network.Direction
+	current      int64
+	attempt      int64
+	limit        int64
+	priority     uint8
+	cause        Cause
 }
 
 type modelOutcome string

@@ -502,7 +502,8 @@ func (t *tracer) flushFile() {
 func (t *tracer) keepFile(err error) {
 	if err != nil {
 		log.Error("the resource manager's trace file cannot be written, tracing into it ends", "err", err)
-		_ = t.file.out.Close()
+		_ = t.file.out.Close() // what is wrong with it has been told
+		t.file = nil
 	}
 }
 

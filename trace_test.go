@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -234,6 +235,7 @@ func TestTheFileHasAllLinesAfterClose(t *testing.T) {
 	tr.close()
 	tr.pushMemory(0)
 	tr.close()
+	require.Empty(t, tr.mu.queue, "nobody would deliver it")
 
 	file, err := os.Open(path)
 	require.NoError(t, err)
@@ -289,9 +291,8 @@ func TestLinesReachTheFileWithinASecond(t *testing.T) {
 		d := &disk{room: 1 << 30}
 		tr := startTracer(newTraceFile(d, noLimits()), nil, noLimits())
 		tr.pushMemory(1)
-		synctest.Wait()
-		require.Zero(t, d.written().Len(), "not line by line")
 		time.Sleep(traceFlush / 2)
+		require.Zero(t, d.written().Len(), "not line by line")
 		tr.pushMemory(2)
 		time.Sleep(traceFlush / 2)
 		synctest.Wait()
@@ -390,6 +391,33 @@ func TestAFileThatCannotBeOpenedIsAnErrorOfNew(t *testing.T) {
 	_, err := New(nil, WithTrace(path))
 	require.ErrorIs(t, err, fs.ErrNotExist)
 	require.ErrorContains(t, err, path)
+}
+
+func TestEveryCloseWaitsForTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gate := make(chan struct{})
+		var closed atomic.Int32
+		tr := listen(t, reporterFunc(func(TraceEvt) { <-gate }))
+		for range 2 {
+			go func() {
+				tr.close()
+				closed.Add(1)
+			}()
+			synctest.Wait()
+			require.Zero(t, closed.Load())
+		}
+		close(gate)
+		synctest.Wait()
+		require.EqualValues(t, 2, closed.Load())
+	})
+}
+
+func TestWhatIsDeliveredIsForgotten(t *testing.T) {
+	tr := &tracer{max: 10, wake: make(chan struct{}, 1)}
+	tr.push(traceEvent{typ: TraceDestroyScopeEvt, name: spanBelow(scopeOf(KindSystem), 1)})
+	room := tr.deliver(nil)
+	require.Empty(t, room)
+	require.Equal(t, traceEvent{}, room[:1][0])
 }
 
 func TestManyGoroutinesPushFlushAndClose(t *testing.T) {

@@ -12,11 +12,11 @@ package rcmgr
 // only deliveries, and what then no longer fits the queue is dropped, counted,
 // and told in its place.
 //
-// What is pushed when. Above means the accounts of the chain in its order for
-// events: peer, protocol-peer, service-peer, protocol, service, transient,
-// system, whichever apply. A scope's own event comes last, after its owners'
-// if it is a span (outermost first). "change" stands for up to three events of
-// a scope: memory, then streams, then connections with descriptors, each only
+// What is pushed when. Above means the accounts of the chain in its order:
+// peer, protocol-peer, service-peer, protocol, service, transient, system,
+// whichever apply. The own event of a connection, stream or span comes last,
+// after its owners' (outermost first). "change" stands for up to three events
+// of a scope: memory, then streams, then connections with descriptors, each only
 // if something of it changes; what moves with its scope has priority 255.
 //
 //	New                    start; create system, transient, allowlistedSystem,
@@ -28,15 +28,13 @@ package rcmgr
 //	ReleaseMemory          release_memory above; at each owner; at the scope
 //	BeginSpan              create the span, with its owner's limit
 //	SetPeer                create peer if it is new; change peer (+); change transient (-)
-//	SetPeer, allowlisted   allowlistedTransient (-), allowlistedSystem (-), system (+),
-//	for somebody else      transient (+), peer (+), transient (-)
-//	SetProtocol            create protocol if it is new; change protocol (+); create
-//	                       protocol-peer if it is new; change protocol-peer (+);
-//	                       change transient (-)
+//	SetPeer, allowlisted   change peer (+), transient (+), system (+); then
+//	for somebody else      transient (-), allowlistedSystem (-), allowlistedTransient (-)
+//	SetProtocol            create protocol and protocol-peer if they are new; change
+//	                       protocol-peer (+), protocol (+), transient (-)
 //	SetService             as SetProtocol, with service; transient has been left
-//	Done                   change above and at each owner (-); destroy the scope, without
-//	                       an event for what it held itself; nothing above an owner
-//	                       that is done
+//	Done                   change above and at each owner (-); destroy the scope;
+//	                       nothing above an owner that is done
 //	reap                   destroy each scope that goes
 //	View                   create the scope if it is new
 //	ReserveMemory of 0, SetLimit, a second Done, calls at a scope that is done: nothing

@@ -336,7 +336,7 @@ func (st *stripe) open(h *holder, ps *peerScope, fallBack, all bool) (c chain, v
 			ps.refs++
 			countTransient(&c, h.dir, 1)
 		}
-		st.traceOpened(h.name(), &r)
+		st.traceOpened(h, &r)
 	}
 	return c, v, err
 }
@@ -345,7 +345,7 @@ func (st *stripe) open(h *holder, ps *peerScope, fallBack, all bool) (c chain, v
 func (st *stripe) number(h *holder) {
 	if h.num == 0 {
 		h.num = st.newID()
-		st.traceBegin(traceName{scopeName: h.name()}, h.limit)
+		st.traceOpening(h)
 	}
 }
 
@@ -377,7 +377,7 @@ func (st *stripe) takeOpening(r *request, ps *peerScope, fallBack, all bool) (ch
 // refuseOpening tells that a connection or stream will not be.
 func (st *stripe) refuseOpening(h *holder, r *request) error {
 	err := st.refusal(h.name(), r)
-	st.traceEnd(traceName{scopeName: h.name()})
+	st.traceNotOpened(h)
 	return err
 }
 

@@ -225,8 +225,7 @@ func (st *stripe) reserve(h *holder, n int64, priority uint8, all bool) (verdict
 		}
 		limit := x.limits()[dimMemory]
 		if n > st.m.admission.threshold(limit, r.weight)-x.use {
-			use := x.amounts()
-			st.refusedBy(x.traceName(), &use)
+			st.traceRefuser(x)
 			st.why = refusal{x.name(), dimMemory, CauseLimit, x.use, n, limit}
 			return refused, st.refusal(h.name(), &r)
 		}
@@ -355,7 +354,7 @@ func (h *holder) BeginSpan() (network.ResourceScopeSpan, error) {
 	}
 	h.spans++
 	span.num = h.spans
-	st.traceBegin(span.traceName(), span.limits())
+	st.traceSpan(span)
 	st.unlock(false)
 	return span, nil
 }
@@ -380,7 +379,7 @@ func (h *holder) finish(st *stripe) {
 		st.giveAll(&h.tree.chain, &total)
 		st.release(&h.tree.chain)
 	}
-	st.traceEnd(h.traceName())
+	st.traceDone(h)
 }
 
 // release drops the references that a chain holds.

@@ -87,7 +87,7 @@ func beginSpanAt(pl place, number func() int64) (network.ResourceScopeSpan, erro
 			a.refs++
 		}
 	}
-	st.traceBegin(span.traceName(), span.limits())
+	st.traceSpan(&span.holder)
 	return span, nil
 }
 

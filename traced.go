@@ -54,31 +54,52 @@ func (st *stripe) refusedBy(name traceName, use *amounts) {
 	}
 }
 
+// traceRefuser notes that a holder refused.
+func (st *stripe) traceRefuser(h *holder) {
+	if st.trace != nil {
+		st.refuser = refuser{h.traceName(), h.amounts()}
+	}
+}
+
 // refusedAtGate notes a refusal by a gate.
 func (st *stripe) refusedAtGate(why *refusal) {
 	st.refusedBy(traceName{scopeName: why.scope}, &amounts{})
 	st.why = *why
 }
 
-// traceBegin tells of a connection, stream or span that is to be opened.
-func (st *stripe) traceBegin(name traceName, limit *amounts) {
+// traceSpan tells of a new span.
+func (st *stripe) traceSpan(h *holder) {
 	if st.trace != nil {
-		st.trace.created(name, *limit)
+		st.trace.created(h.traceName(), *h.limits())
+	}
+}
+
+// traceOpening tells of a connection or stream that is to be opened.
+func (st *stripe) traceOpening(h *holder) {
+	if st.trace != nil {
+		st.trace.created(traceName{scopeName: h.name()}, *h.limit)
 	}
 }
 
 // traceOpened tells that a connection or stream holds what it asked for.
-func (st *stripe) traceOpened(name scopeName, r *request) {
+func (st *stripe) traceOpened(h *holder, r *request) {
 	if st.trace != nil {
 		use := r.amounts()
-		st.trace.granted(traceName{scopeName: name}, r, &use)
+		st.trace.granted(traceName{scopeName: h.name()}, r, &use)
 	}
 }
 
-// traceEnd tells of one that is done, or that was refused.
-func (st *stripe) traceEnd(name traceName) {
+// traceNotOpened tells of a connection or stream that was refused.
+func (st *stripe) traceNotOpened(h *holder) {
 	if st.trace != nil {
-		st.trace.destroyed(name)
+		st.trace.destroyed(traceName{scopeName: h.name()})
+	}
+}
+
+// traceDone tells of a connection, stream or span that is done.
+func (st *stripe) traceDone(h *holder) {
+	if st.trace != nil {
+		st.trace.destroyed(h.traceName())
 	}
 }
 

@@ -4,10 +4,8 @@ package rcmgr
 // test each, named by what must be true.
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math"
 	"math/big"
 	"math/rand/v2"
@@ -43,15 +41,6 @@ func peersInStripes(m *Manager, n int) (peers []peer.ID) {
 		}
 	}
 	return peers
-}
-
-// catchLog gives everything that is logged until the end of the test.
-func catchLog(t *testing.T) *bytes.Buffer {
-	var buf bytes.Buffer
-	was := log
-	log = slog.New(slog.NewTextHandler(&buf, nil))
-	t.Cleanup(func() { log = was })
-	return &buf
 }
 
 func TestARequestThatIsRefusedTakesNothingFromOthers(t *testing.T) {
@@ -185,7 +174,7 @@ func TestAReleaseTakesOnlyWhatWasReservedThere(t *testing.T) {
 	} {
 		for _, tt := range []struct{ release, left int }{{300, 0}, {-300, 100}, {math.MaxInt, 0}, {math.MinInt, 100}} {
 			t.Run(fmt.Sprintf("%s/%d", name, tt.release), func(t *testing.T) {
-				out := catchLog(t)
+				out := captureLog(t)
 				m := newManager(t, unlimitedConf(), WithStripes(1))
 				s := make(t, m)
 				require.NoError(t, s.ReserveMemory(100, 255))
@@ -856,7 +845,7 @@ func TestDoneCountsOnce(t *testing.T) {
 }
 
 func TestTheLastQuarterOfTransientIsForNewcomers(t *testing.T) {
-	conf := limitedConf(func(c *perScope[BaseLimit]) { c.Transient.StreamsInbound = 128 })
+	conf := limitedConf(func(c *perScope[BaseLimit]) { c.Transient.StreamsInbound, c.Transient.StreamsOutbound = 128, 8 })
 	for _, stripes := range []int{1, 8} {
 		m := newManager(t, conf, WithStripes(stripes))
 		open := func(p peer.ID) error { _, err := m.OpenStream(p, network.DirInbound); return err }
@@ -877,8 +866,9 @@ func TestTheLastQuarterOfTransientIsForNewcomers(t *testing.T) {
 		require.EqualValues(t, 96, e.Current())
 		require.EqualValues(t, 128, e.Limit())
 		require.Equal(t, before, books(m))
-		// Outbound streams are our own.
-		require.NoError(t, func() error { _, err := m.OpenStream(testPeer, network.DirOutbound); return err }())
+		for range 8 { // outbound streams are our own
+			mustOpenStream(t, m, testPeer, network.DirOutbound)
+		}
 		// What has a protocol makes room, and does not count against the peer.
 		require.NoError(t, first.SetProtocol(testProto))
 		require.NoError(t, open(testPeer))
@@ -894,14 +884,15 @@ func TestTheLastQuarterOfTransientIsForNewcomers(t *testing.T) {
 	}
 	// A peer is a newcomer as long as it holds less than a quarter.
 	m := newManager(t, conf)
-	for range 3 {
-		for range 32 {
-			mustOpenStream(t, m, testPeer, network.DirInbound)
-		}
+	for _, p := range manyPeers(65) {
+		mustOpenStream(t, m, p, network.DirInbound)
 	}
-	for i := range 31 {
-		require.NoError(t, func() error { _, err := m.OpenStream("new", network.DirInbound); return err }(), i)
+	for range 32 {
+		mustOpenStream(t, m, testPeer, network.DirInbound)
 	}
+	_, err := m.OpenStream(testPeer, network.DirInbound)
+	require.ErrorContains(t, err, "transient")
+	mustOpenStream(t, m, "new", network.DirInbound)
 	// Switched off, one peer may take everything.
 	m = newManager(t, conf, WithNewcomersQuarter(false))
 	for range 128 {
@@ -940,18 +931,23 @@ func TestEveryPriorityIsAdmittedToItsThreshold(t *testing.T) {
 			for _, limit := range []int64{0, 1, 255, 1000, 1 << 30, math.MaxInt64 - 1, math.MaxInt64} {
 				m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Memory = limit }), WithStripes(stripes), WithAdmission(a))
 				s := viewPeer(t, m, testPeer)
+				// A byte that is held, with credit lying idle beside it.
+				held := int(min(limit, 1))
+				require.NoError(t, s.ReserveMemory(held, 255))
 				for p := range 256 {
-					most := int(a.threshold(limit, a.weight(uint8(p))))
-					require.NoError(t, s.ReserveMemory(most, uint8(p)))
-					err := s.ReserveMemory(1, uint8(p))
+					most := int(a.threshold(limit, a.weight(uint8(p)))) - held
+					if most >= 0 {
+						require.NoError(t, s.ReserveMemory(most, uint8(p)))
+					}
 					var e *LimitError
-					require.ErrorAs(t, err, &e, "priority %d, %d of %d", p, most, limit)
+					require.ErrorAs(t, s.ReserveMemory(1, uint8(p)), &e, "priority %d, %d of %d", p, most, limit)
 					require.EqualValues(t, p, e.Priority())
-					s.ReleaseMemory(most)
+					s.ReleaseMemory(max(0, most))
 					if most < math.MaxInt {
 						require.Error(t, s.ReserveMemory(most+1, uint8(p)))
 					}
 				}
+				s.ReleaseMemory(held)
 				assertEmpty(t, m)
 			}
 		}
@@ -1065,6 +1061,41 @@ func TestAfterCloseNothingIsAdmittedAndEverythingCanBeReleased(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAClosedManagerSaysSoBeforeItsGatesDo: a full subnet or rate does not hide
+// that the manager is closed.
+func TestAClosedManagerSaysSoBeforeItsGatesDo(t *testing.T) {
+	m := newManager(t, unlimitedConf())
+	open := func() error {
+		_, err := m.OpenConnection(network.DirInbound, false, testFars[1].addr)
+		return err
+	}
+	for range connsPerHost {
+		require.NoError(t, open())
+	}
+	require.ErrorIs(t, open(), network.ErrResourceLimitExceeded)
+	require.NoError(t, m.Close())
+	require.ErrorIs(t, open(), network.ErrResourceScopeClosed)
+}
+
+// TestADoneConnectionSaysSoBeforeTheGatesDo: of a connection that was let past
+// the gates for somebody else.
+func TestADoneConnectionSaysSoBeforeTheGatesDo(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithAllowlistedMultiaddrs(testAllowlist))
+	named := testFars[3].addr
+	var last network.ConnManagementScope
+	for range connsPerHost + 1 {
+		c, err := m.OpenConnection(network.DirInbound, false, named)
+		require.NoError(t, err)
+		if last != nil {
+			require.NoError(t, last.SetPeer(testPeer)) // a stranger: the gates count it
+		}
+		last = c
+	}
+	require.ErrorIs(t, last.SetPeer(testPeer), network.ErrResourceLimitExceeded)
+	last.Done()
+	require.ErrorIs(t, last.SetPeer(testPeer), network.ErrResourceScopeClosed)
 }
 
 func TestASharedManagerClosesWithItsLastHandle(t *testing.T) {

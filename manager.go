@@ -209,6 +209,9 @@ func (m *Manager) passGates(h *holder, far endpoint) (gatePass, error) {
 	}
 	st.lock(false)
 	defer st.unlock(false)
+	if st.closed {
+		return gatePass{}, errClosed
+	}
 	st.number(h)
 	st.refusedAtGate(&why)
 	return gatePass{}, st.refuseOpening(h, &r)

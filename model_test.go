@@ -18,16 +18,16 @@ import (
 
 // answer is what a request came to, so that two answers can be compared.
 type answer struct {
-	modelOutcome modelOutcome
-	asked        string // the scope to which the request was made
-	scope        string // the one that refused
-	resource     Resource
-	dir          network.Direction
-	current      int64
-	attempt      int64
-	limit        int64
-	priority     uint8
-	cause        Cause
+	outcome  modelOutcome
+	asked    string // the scope to which the request was made
+	scope    string // the one that refused
+	resource Resource
+	dir      network.Direction
+	current  int64
+	attempt  int64
+	limit    int64
+	priority uint8
+	cause    Cause
 }
 
 type modelOutcome string
@@ -199,7 +199,7 @@ func (m *model) take(r *modelRequest, line ...*modelScope) answer {
 			continue
 		}
 		if s.done || m.closed {
-			return answer{modelOutcome: closed}
+			return answer{outcome: closed}
 		}
 		for _, it := range r.items {
 			bound, cause := m.bound(r, s, it.d)
@@ -210,7 +210,7 @@ func (m *model) take(r *modelRequest, line ...*modelScope) answer {
 		}
 	}
 	charge(r.items, 1, line...)
-	return answer{modelOutcome: yes}
+	return answer{outcome: yes}
 }
 
 func charge(items []item, sign int64, line ...*modelScope) {
@@ -261,12 +261,12 @@ func (m *model) open(s, ps *modelScope, fallBack bool) (*modelScope, answer) {
 	}
 	s.above = [numPlaces]*modelScope{atPeer: ps, atTransient: m.transient(), atSystem: m.system()}
 	a := m.take(r, s.line()...)
-	if a.modelOutcome == limited && a.scope != s.name && fallBack {
+	if a.outcome == limited && a.scope != s.name && fallBack {
 		s.above[atTransient] = m.at("allowlistedTransient", m.conf.AllowlistedTransient)
 		s.above[atSystem] = m.at("allowlistedSystem", m.conf.AllowlistedSystem)
 		a = m.take(r, s.line()...)
 	}
-	if a.modelOutcome == yes {
+	if a.outcome == yes {
 		s.stand(1)
 	}
 	return s, a
@@ -300,23 +300,23 @@ func (m *model) SetPeer(c *modelScope, p peer.ID) answer {
 	system, toCheck := c.above[atSystem], []*modelScope{ps}
 	if !trusted && system.name == "allowlistedSystem" {
 		system = m.system()
-		toCheck = []*modelScope{m.transient(), system, ps}
+		toCheck = []*modelScope{system, m.transient(), ps}
 	}
-	if a := m.take(r, toCheck...); a.modelOutcome != yes {
+	if a := m.take(r, toCheck...); a.outcome != yes {
 		return a
 	}
 	charge(r.items, -1, toCheck...) // it was only asked
 	m.move(c, [numPlaces]*modelScope{atPeer: ps, atSystem: system}, trusted)
-	return answer{modelOutcome: yes}
+	return answer{outcome: yes}
 }
 
 // mayMove tells whether a scope may be attached at a place.
 func (m *model) mayMove(s *modelScope, at int) (answer, bool) {
 	switch {
 	case s.done || m.closed:
-		return answer{modelOutcome: closed}, false
+		return answer{outcome: closed}, false
 	case s.above[at] != nil:
-		return answer{modelOutcome: misused}, false
+		return answer{outcome: misused}, false
 	}
 	return answer{}, true
 }
@@ -345,7 +345,7 @@ func (m *model) attach(s *modelScope, place, pairPlace int, id string) answer {
 		return a
 	}
 	if id == "" || place == atService && s.above[atProtocol] == nil {
-		return answer{modelOutcome: misused}
+		return answer{outcome: misused}
 	}
 	to, shared, pairLimit := s.above, m.protocol, orElse(m.conf.ProtocolPeer, protocol.ID(id), m.conf.ProtocolPeerDefault)
 	if place == atService {
@@ -356,12 +356,12 @@ func (m *model) attach(s *modelScope, place, pairPlace int, id string) answer {
 	to[place] = shared(id)
 	to[pairPlace] = m.at(to[place].name+"."+s.above[atPeer].name, pairLimit)
 	r := &modelRequest{by: s, items: s.held(), priority: 255}
-	if a := m.take(r, to[place], to[pairPlace]); a.modelOutcome != yes {
+	if a := m.take(r, to[place], to[pairPlace]); a.outcome != yes {
 		return a
 	}
 	charge(r.items, -1, to[place], to[pairPlace]) // it was only asked
 	m.move(s, to, false)
-	return answer{modelOutcome: yes}
+	return answer{outcome: yes}
 }
 
 func (m *model) ReserveMemory(s *modelScope, n int, priority uint8) answer {
@@ -370,13 +370,13 @@ func (m *model) ReserveMemory(s *modelScope, n int, priority uint8) answer {
 	if n < 0 {
 		m.bugs++
 		if s.done || m.closed && s.onTree() {
-			return answer{modelOutcome: closed}
+			return answer{outcome: closed}
 		}
-		return answer{modelOutcome: misused}
+		return answer{outcome: misused}
 	}
 	r := &modelRequest{by: s, items: []item{{dimMemory, int64(n)}}, priority: priority}
 	a := m.take(r, s.line()...)
-	if a.modelOutcome == yes {
+	if a.outcome == yes {
 		s.own += int64(n)
 	}
 	return a
@@ -413,10 +413,10 @@ func (m *model) BeginSpan(owner *modelScope) (*modelScope, answer) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if owner.done || m.closed {
-		return nil, answer{modelOutcome: closed}
+		return nil, answer{outcome: closed}
 	}
 	owner.refs++
-	return &modelScope{name: owner.name + ".span", owner: owner}, answer{modelOutcome: yes}
+	return &modelScope{name: owner.name + ".span", owner: owner}, answer{outcome: yes}
 }
 
 func (m *model) Done(s *modelScope) {
@@ -477,8 +477,8 @@ func (m *model) Close() {
 }
 
 func (a answer) String() string {
-	if a.modelOutcome != limited {
-		return string(a.modelOutcome)
+	if a.outcome != limited {
+		return string(a.outcome)
 	}
 	return fmt.Sprintf("refused: %s asked %s for %d %v of %v at priority %d: holds %d of %d (%v)",
 		a.asked, a.scope, a.attempt, a.dir, a.resource, a.priority, a.current, a.limit, a.cause)

@@ -469,6 +469,9 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 		if mv.pass, v = m.gate.enter(c.far.addr, &why); v == refused {
 			st := c.root.lock(false)
 			defer st.unlock(false)
+			if err := c.mayMove(st); err != nil {
+				return err
+			}
 			total := c.total()
 			st.refusedAtGate(&why)
 			return st.refusal(c.name(), &total)
@@ -477,6 +480,15 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 	err := c.moveTo(p, &mv)
 	if err != nil {
 		m.gate.undo(mv.pass)
+	}
+	return err
+}
+
+// mayMove tells whether the connection can still be given a peer.
+func (c *connScope) mayMove(st *stripe) error {
+	err := c.openIn(st)
+	if err == nil && c.chain.peer != nil {
+		err = &scopeError{c.name(), errAttached}
 	}
 	return err
 }
@@ -492,10 +504,7 @@ func (c *connScope) moveTo(p peer.ID, mv *move) error {
 	var limit *amounts
 	for all := false; ; {
 		from := c.root.lockWith(mv.to, all)
-		err := c.openIn(from)
-		if err == nil && c.chain.peer != nil {
-			err = &scopeError{c.name(), errAttached}
-		}
+		err := c.mayMove(from)
 		if err != nil {
 			unlockBoth(from, mv.to, all)
 			return err
@@ -523,12 +532,22 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	place := chain{peer: ps}
 	place.at[slotPeer] = &ps.account
 	stays := mv.trusted || !c.allowlisted
+	v := admitted
 	if !stays {
-		// Not whom the allowlist meant: it has to fit the standard scopes.
-		place = to.standard(ps)
+		// Not whom the allowlist meant: it has to fit the standard scopes, also
+		// transient, though it does not stay there.
+		standard := to.standard(nil)
+		v = to.checkShared(standard.only(slotSystem), &total, all, false)
+		if v == admitted {
+			v = to.checkShared(standard.only(slotTransient), &total, all, false)
+		}
+		place.at[slotSystem] = standard.at[slotSystem]
 		total.sharedFirst = true
 	}
-	switch v := to.take(&place, &total, all); v {
+	if v == admitted {
+		v = to.take(&place, &total, all)
+	}
+	switch v {
 	case refused:
 		return v, to.refusal(c.name(), &total)
 	case undecided:
@@ -537,9 +556,6 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	if stays {
 		place.at[slotSystem] = c.carry(to, &total)
 	} else {
-		// It had to fit transient, but it does not stay there.
-		to.giveAll(place.only(slotTransient), &total)
-		place.at[slotTransient] = nil
 		from.giveAll(c.chain.only(slotSystem), &total)
 	}
 	from.giveAll(c.chain.only(slotTransient), &total)

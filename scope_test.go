@@ -202,6 +202,8 @@ func brokenPool(p *pool, lowered bool) error {
 			return fmt.Errorf("I1: %v: tight in dimension %d, but %d lies idle", p.scope(), d, idle)
 		case !l.tight && (idle > l.limit/8 || l.handed > l.limit/2 || l.batch == 0):
 			return fmt.Errorf("I1: %v: loose in dimension %d: limit %d, batch %d, handed %d, idle %d", p.scope(), d, l.limit, l.batch, l.handed, idle)
+		case l.tight && l.batch > 0 && l.handed < l.limit/4:
+			return fmt.Errorf("%v: tight in dimension %d, though only %d of %d is in use", p.scope(), d, l.handed, l.limit)
 		case l.batch != l.limit/int64(16*len(p.shares)):
 			return fmt.Errorf("%v: dimension %d: a batch of %d for a limit of %d", p.scope(), d, l.batch, l.limit)
 		}
@@ -793,7 +795,7 @@ func (d *duel) ask(format string, args ...any) { d.last = fmt.Sprintf(format, ar
 func (d *duel) same(err error, want answer) bool {
 	got := answerOf(err)
 	want.asked = numbers.ReplaceAllString(want.asked, "$1")
-	if want.modelOutcome == limited && got.modelOutcome == limited && got.current < want.current && got.cause != CauseCrowding {
+	if want.outcome == limited && got.outcome == limited && got.current < want.current && got.cause != CauseCrowding {
 		// What is refused at a glance names a lower bound of what is held: a
 		// shared scope may have an eighth of its limit lying idle.
 		require.LessOrEqual(d.t, want.current-got.current, want.limit/8, "%s: %v instead of %v", d.last, got, want)
@@ -801,7 +803,7 @@ func (d *duel) same(err error, want answer) bool {
 	}
 	require.Equal(d.t, want.String(), got.String(), d.last)
 	require.Equal(d.t, want, got, d.last)
-	return got.modelOutcome == yes
+	return got.outcome == yes
 }
 
 // numbers finds the numbers of connections, streams and spans.
@@ -811,14 +813,14 @@ func answerOf(err error) answer {
 	var e *LimitError
 	switch {
 	case err == nil:
-		return answer{modelOutcome: yes}
+		return answer{outcome: yes}
 	case errors.As(err, &e):
 		return answer{limited, numbers.ReplaceAllString(e.Asked(), "$1"), numbers.ReplaceAllString(e.Scope(), "$1"),
 			e.Resource(), e.Direction(), e.Current(), e.Attempted(), e.Limit(), e.Priority(), e.Cause()}
 	case errors.Is(err, network.ErrResourceScopeClosed):
-		return answer{modelOutcome: closed}
+		return answer{outcome: closed}
 	}
-	return answer{modelOutcome: misused}
+	return answer{outcome: misused}
 }
 
 // compare compares what every shared scope holds, and with all what every

@@ -458,6 +458,37 @@ func moveUnderWay(t *testing.T, m *Manager, r *rand.Rand, memory int) {
 	}
 }
 
+// TestALockIsTakenWhereTheTreeLiesNow: whoever waits for the lock of a
+// connection's stripe while the connection moves away gets the new one.
+func TestALockIsTakenWhereTheTreeLiesNow(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithStripes(8))
+	for range 200 {
+		c := mustOpenConn(t, m, network.DirInbound).(*connScope)
+		from, p := c.at.Load(), stressPeers[0]
+		for i := 0; m.stripeOf(p) == from; i++ {
+			p = stressPeers[i]
+		}
+		var wg sync.WaitGroup
+		from.mu.Lock() // they queue up behind this
+		wg.Go(func() { c.SetPeer(p) })
+		for range 4 {
+			runtime.Gosched()
+			wg.Go(func() {
+				st := c.root.lock(false)
+				if st != c.at.Load() {
+					t.Error("the lock of a stripe that the connection has left")
+				}
+				st.unlock(false)
+			})
+		}
+		runtime.Gosched()
+		from.mu.Unlock()
+		wg.Wait()
+		c.Done()
+	}
+	assertEmpty(t, m)
+}
+
 // TestEverythingAtOnce: opens, moves, spans, reservations, views, collection
 // and limits that change, on scopes that are shared by all workers.
 func TestEverythingAtOnce(t *testing.T) {
@@ -536,7 +567,7 @@ func (c *crowd) work(r *rand.Rand) {
 			release()
 		}
 	}()
-	for range stressSteps() {
+	for range 3 * stressSteps() {
 		if c.t.Failed() {
 			return
 		}

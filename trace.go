@@ -28,8 +28,8 @@ package rcmgr
 //	ReleaseMemory          release_memory above; at each owner; at the scope
 //	BeginSpan              create the span, with its owner's limit
 //	SetPeer                create peer if it is new; change peer (+); change transient (-)
-//	SetPeer, allowlisted   change peer (+), transient (+), system (+); then
-//	for somebody else      transient (-), allowlistedSystem (-), allowlistedTransient (-)
+//	SetPeer, allowlisted   change peer (+), system (+), allowlistedSystem (-),
+//	for somebody else      allowlistedTransient (-)
 //	SetProtocol            create protocol and protocol-peer if they are new; change
 //	                       protocol-peer (+), protocol (+), transient (-)
 //	SetService             as SetProtocol, with service; transient has been left

@@ -245,8 +245,8 @@ type refusal struct {
 // refuse notes that an account refuses an item.
 func (st *stripe) refuse(a *account, it item, current, bound int64) verdict {
 	cause := CauseLimit
-	if it.d != dimMemory && bound < a.limit[it.d] {
-		cause = CauseCrowding
+	if it.d != dimMemory && it.n <= a.limit[it.d]-current {
+		cause = CauseCrowding // it would fit the limit, but not the bound
 	}
 	st.refusedBy(traceName{scopeName: a.scopeName}, &a.use)
 	st.why = refusal{a.scopeName, it.d, cause, current, it.n, a.limit[it.d]}
@@ -395,7 +395,10 @@ func (st *stripe) settle(list *shares, r *request, draw bool) verdict {
 				continue
 			}
 			if !r.exact(it) {
-				sh.pool.recall(it.d, 0) // a busy pool becomes tight: the next refusal is cheap
+				// A pool of which more than a quarter is used becomes tight, so that
+				// the next refusal is cheap. Below, only requests for most of a
+				// limit at once are refused; each of them is decided here.
+				sh.pool.recall(it.d, 0)
 			}
 			return st.refuse(&sh.account, it, used, bound)
 		}

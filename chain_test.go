@@ -27,12 +27,12 @@ type holding struct {
 // idle where is not part of it, nor are accounts that hold nothing.
 func books(m *Manager) map[string]holding {
 	b := make(map[string]holding)
-	note := func(a *account) {
+	note := func(a *account, pairs int) {
 		h := b[a.scopeName.String()]
 		h.use.add(&a.use)
 		h.own += a.own
 		if a.share == nil {
-			h.refs = a.refs // a share is also referred to by idle pairs
+			h.refs = a.refs - int32(pairs) // shares and peers are also referred to by those
 		}
 		if h != (holding{}) {
 			b[a.scopeName.String()] = h
@@ -42,17 +42,17 @@ func books(m *Manager) map[string]holding {
 		for i := range m.stripes {
 			st := &m.stripes[i]
 			for _, sh := range st.fixed {
-				note(&sh.account)
+				note(&sh.account, 0)
 			}
 			for _, group := range []map[string]*share{st.services, st.protocols} {
 				for _, sh := range group {
-					note(&sh.account)
+					note(&sh.account, 0)
 				}
 			}
 			for _, ps := range st.peers {
-				note(&ps.account)
+				note(&ps.account, len(ps.pairs))
 				for _, pr := range ps.pairs {
-					note(&pr.account)
+					note(&pr.account, 0)
 				}
 			}
 		}

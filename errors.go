@@ -24,7 +24,11 @@ const (
 
 // String gives "memory", "stream", "connection" or "file descriptor".
 func (r Resource) String() string {
-	return [...]string{"memory", "stream", "connection", "file descriptor"}[r]
+	names := [...]string{"memory", "stream", "connection", "file descriptor"}
+	if int(r) < len(names) {
+		return names[r]
+	}
+	return "unknown"
 }
 
 // Cause tells which rule refused a request.
@@ -45,7 +49,11 @@ const (
 
 // String gives "limit", "crowding", "subnet" or "rate".
 func (c Cause) String() string {
-	return [...]string{"limit", "crowding", "subnet", "rate"}[c]
+	names := [...]string{"limit", "crowding", "subnet", "rate"}
+	if int(c) < len(names) {
+		return names[c]
+	}
+	return "unknown"
 }
 
 // scopeName says which scope is meant. Its text is made when it is read.
@@ -126,7 +134,8 @@ func (e *LimitError) Direction() network.Direction { return directionOf[e.why.d]
 
 // Current is what the scope held, in bytes or as a number. A request that is
 // too large by far is refused at a glance; the number is then the least that
-// the scope held.
+// the scope held. A gate on subnets is full when it refuses: Current is its
+// limit. For a rate, Current and Limit are 0.
 func (e *LimitError) Current() int64 { return e.why.current }
 
 // Attempted is what was asked for, in bytes or as a number.
@@ -177,6 +186,9 @@ func (r *limitReason) Error() string {
 }
 
 func (r *limitReason) Unwrap() error { return network.ErrResourceLimitExceeded }
+
+// As finds what LimitError.As finds.
+func (r *limitReason) As(target any) bool { return (*LimitError)(r).As(target) }
 
 // As makes the error visible as the two types that go-libp2p's manager uses.
 func (e *LimitError) As(target any) bool {

@@ -89,6 +89,9 @@ func (g *gate) forget(now time.Time) {
 // suspicious tells whether the subnet of a source address has come so often
 // lately that the address must be verified. What is no IP address is.
 func (g *gate) suspicious(addr net.Addr) bool {
+	if addr == nil {
+		return true
+	}
 	ap, err := netip.ParseAddrPort(addr.String())
 	if err != nil {
 		return true

@@ -1138,10 +1138,10 @@ func TestCollectionIsBoundedUnderALock(t *testing.T) {
 	}
 	st := &m.stripes[0]
 	for left := 3*reapChunk + 1; left > 0; {
-		more := st.reapSome()
-		left = max(0, left-reapChunk)
+		n := st.reapSome(left)
+		require.Equal(t, min(left, reapChunk), n)
+		left -= n
 		require.Len(t, m.ListPeers(), left)
-		require.Equal(t, left > 0, more)
 	}
 	assertEmpty(t, m)
 }

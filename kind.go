@@ -1,5 +1,10 @@
 package rcmgr
 
+import (
+	"fmt"
+	"slices"
+)
+
 // Kind says which kind of scope a name belongs to. Kinds are told apart by
 // this number, never by looking into names.
 type Kind uint8
@@ -36,4 +41,17 @@ func (k Kind) String() string {
 		return kindNames[k]
 	}
 	return "unknown"
+}
+
+// MarshalText gives String's text, for JSON.
+func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (k *Kind) UnmarshalText(text []byte) error {
+	i := slices.Index(kindNames[:], string(text))
+	if i < 0 {
+		return fmt.Errorf("no kind of scope: %q", text)
+	}
+	*k = Kind(i)
+	return nil
 }

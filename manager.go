@@ -60,7 +60,10 @@ var (
 // scope is made. Close ends it.
 func New(limits Limiter, opts ...Option) (*Manager, error) {
 	cfg := defaultConfig()
-	for _, opt := range opts {
+	for i, opt := range opts {
+		if opt == nil {
+			return nil, fmt.Errorf("rcmgr: option %d is nil", i)
+		}
 		if err := opt(&cfg); err != nil {
 			return nil, fmt.Errorf("rcmgr: %w", err)
 		}
@@ -155,7 +158,9 @@ func (m *Manager) newPool(kind Kind, name string) (*pool, error) {
 // OpenConnection admits a connection into the transient scope, or refuses it.
 // endpoint is the far end; it may be nil.
 func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint multiaddr.Multiaddr) (network.ConnManagementScope, error) {
-	c, err := m.openConnection(dir, usefd, endpointOf(endpoint))
+	far := endpointOf(endpoint)
+	usefd = usefd && !far.relayed // the descriptor is that of the connection to the relay
+	c, err := m.openConnection(dir, usefd, far)
 	if m.reporter != nil {
 		m.reportConn(dir, usefd, err)
 	}
@@ -170,7 +175,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 	if err != nil {
 		return nil, err
 	}
-	h := holder{kind: KindConn, dir: dir, fd: usefd && !far.relayed, limit: limit}
+	h := holder{kind: KindConn, dir: dir, fd: usefd, limit: limit}
 	open, named := m.allowlist.allowsAddr(far)
 	var pass gatePass
 	if dir == network.DirInbound && !open && !named {
@@ -183,7 +188,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		m.gate.undo(pass)
 		return nil, err
 	}
-	scope := &connScope{holder: h, far: far, pass: pass, onTrial: named && !open,
+	scope := &connScope{holder: h, far: far, pass: pass, onTrial: dir == network.DirInbound && named && !open,
 		allowlisted: c.at[slotSystem].kind == KindAllowlistedSystem}
 	scope.tree = &scope.root
 	scope.chain = c
@@ -278,6 +283,10 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 	var peerLimit *amounts
 	for all := false; ; {
 		st.lock(all)
+		if st.closed { // before a scope is made that nobody collects any more
+			st.unlock(all)
+			return nil, errClosed
+		}
 		ps := st.peer(p, peerLimit)
 		if ps == nil {
 			st.unlock(all)
@@ -370,7 +379,7 @@ func (st *stripe) takeOpening(r *request, ps *peerScope, fallBack, all bool) (ch
 	}
 	c := st.standard(ps)
 	v := st.take(&c, r, all)
-	if v == refused && fallBack {
+	if v == refused && (fallBack || ps != nil && st.m.allowlist.allowsPeer(ps.peer)) {
 		c = st.chainOf(ps, st.fixed[KindAllowlistedTransient], st.fixed[KindAllowlistedSystem])
 		v = st.take(&c, r, all)
 	}
@@ -522,7 +531,8 @@ func (m *Manager) Share() *SharedManager {
 }
 
 // SharedManager is one of several handles on a Manager. After its own Close it
-// opens nothing more.
+// opens no connection and no stream; the scopes that it has opened, and those
+// that it shows, go on working until the manager is closed.
 type SharedManager struct {
 	*Manager
 	closed atomic.Bool
@@ -576,5 +586,9 @@ func (m *Manager) reportRelease(scope scopeName, excess int64) {
 // shortly before. No lock is held.
 func (m *Manager) reportBug(msg string, args ...any) {
 	n := m.callerBugs.Add(1)
-	m.bugLog.Do(func() { log.Warn("BUG of a caller: "+msg, append(args, "bugs", n)...) })
+	tell := false
+	m.bugLog.Do(func() { tell = true }) // under a lock of its own: nothing is logged there
+	if tell {
+		log.Warn("BUG of a caller: "+msg, append(args, "bugs", n)...)
+	}
 }

@@ -179,7 +179,7 @@ func (m *model) bound(r *modelRequest, s *modelScope, d dim) (bound int64, cause
 		return fraction(limit, 1+uint64(r.priority)), CauseLimit
 	case d == dimMemory:
 		return fraction(limit, min(256, 128+uint64(r.priority))), CauseLimit
-	case d == dimStreamsIn && r.crowding && s.name == "transient" && limit >= 4:
+	case d == dimStreamsIn && r.crowding && s.name == "transient" && s.use[d] < limit:
 		return limit - limit/4, CauseCrowding
 	}
 	return limit, CauseLimit

@@ -5,10 +5,7 @@ package rcmgr
 // unused goes, a few accounts at a time under the lock. Nothing that is used,
 // or that holds anything, memory included, is collected (I7).
 
-import (
-	"slices"
-	"time"
-)
+import "time"
 
 const (
 	// reapInterval is how long an unused scope lives at most.
@@ -34,17 +31,32 @@ func (m *Manager) reapUntilClosed() {
 // reap collects everything that is unused now.
 func (m *Manager) reap() {
 	for i := range m.stripes {
-		for m.stripes[i].reapSome() {
+		st := &m.stripes[i]
+		// Twice: what goes in the first round may have been the last to hold a
+		// peer, a service or a protocol. Not until the queue is empty: on a busy
+		// host it may never be.
+		for range 2 {
+			for left := st.waiting(); left > 0; {
+				left -= st.reapSome(left)
+			}
 		}
 	}
 	m.gate.forget(time.Now())
 }
 
-// reapSome looks at the head of the queue, and tells whether more is waiting.
-func (st *stripe) reapSome() bool {
+// waiting gives the length of the queue.
+func (st *stripe) waiting() int {
 	st.lock(false)
 	defer st.unlock(false)
-	n := min(reapChunk, len(st.queue))
+	return len(st.queue)
+}
+
+// reapSome looks at the head of the queue, at no more than most accounts, and
+// tells at how many.
+func (st *stripe) reapSome(most int) int {
+	st.lock(false)
+	defer st.unlock(false)
+	n := min(most, reapChunk, len(st.queue))
 	for _, a := range st.queue[:n] {
 		a.queued = false
 		if !a.gone && a.unused() {
@@ -55,7 +67,7 @@ func (st *stripe) reapSome() bool {
 	if len(st.queue) == 0 {
 		st.queue = nil // its room may have been made for a crowd
 	}
-	return st.queue != nil
+	return n
 }
 
 // collect takes an unused account out of the stripe and marks it gone.
@@ -64,23 +76,16 @@ func (st *stripe) collect(a *account) {
 	st.traceDestroyed(a)
 	switch a.kind {
 	case KindPeer:
-		ps := st.peers[a.peer]
-		for _, pr := range ps.pairs {
-			pr.gone = true
-			st.traceDestroyed(&pr.account)
-			st.unref(&pr.of.account)
-		}
-		ps.pairs = nil
 		delete(st.peers, a.peer)
 	case KindServicePeer, KindProtocolPeer:
-		ps := st.peers[a.peer]
-		for i, pr := range ps.pairs {
-			if &pr.account == a {
-				ps.pairs = slices.Delete(ps.pairs, i, i+1)
-				st.unref(&pr.of.account)
-				break
-			}
+		of := st.protocols[a.text]
+		if a.kind == KindServicePeer {
+			of = st.services[a.text]
 		}
+		pr := st.peers[a.peer].pair(of) // it holds both: they are there
+		pr.ps.dropPair(pr)
+		st.unref(&pr.ps.account)
+		st.unref(&pr.of.account)
 	case KindService, KindProtocol:
 		sh := st.named(a.kind)[a.text]
 		delete(st.named(a.kind), a.text)

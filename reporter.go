@@ -27,7 +27,9 @@ type MetricsReporter interface {
 
 	// AllowPeer tells of a connection that got its peer.
 	AllowPeer(p peer.ID)
-	// BlockPeer tells of a connection that the peer's scope had no room for.
+	// BlockPeer tells of a connection that was refused when it got its peer: by
+	// the peer's scope or, if the allowlist had meant somebody else, by a gate or
+	// the standard scopes.
 	BlockPeer(p peer.ID)
 
 	// AllowProtocol tells of a stream that got its protocol.

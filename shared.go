@@ -72,16 +72,17 @@ func releaseAt(pl place, size int) {
 	}
 }
 
-func beginSpanAt(pl place, number func() int64) (network.ResourceScopeSpan, error) {
+// beginSpanAt opens a span with the number that the scope's account gives it.
+func beginSpanAt(pl place, number func(*account, *chain) int64) (network.ResourceScopeSpan, error) {
 	span := &rootSpan{}
-	st, _, c := pl.enter(false, false)
+	st, a, c := pl.enter(false, false)
 	defer st.unlock(false)
 	if st.closed {
 		return nil, errClosed
 	}
 	span.chain = c
 	span.at.Store(st)
-	span.holder = holder{tree: &span.root, num: number(), role: firstSpan}
+	span.holder = holder{tree: &span.root, num: number(a, &c), role: firstSpan}
 	for _, a := range &c.at {
 		if a != nil && !a.lasting() {
 			a.refs++
@@ -104,7 +105,9 @@ type peerScope struct {
 	account
 	st    *stripe
 	pairs []*pair
-	spans int64 // begun so far
+	// byShare has the pairs by what they are a part of, once there are many.
+	byShare map[*share]*pair
+	spans   int64 // begun so far
 	// transientIn counts the peer's inbound streams in the transient scope.
 	transientIn int32
 	// trusted counts the peer's connections that the allowlist means.
@@ -119,28 +122,69 @@ var (
 // pair is a peer's part of a service or protocol.
 type pair struct {
 	account
-	of *share
+	of    *share
+	ps    *peerScope
+	index int // in the peer's list
 }
 
 // pair gives a peer's part of a service or protocol, and makes it where there
 // is none.
 func (st *stripe) pair(ps *peerScope, sh *share) *pair {
-	for _, pr := range ps.pairs {
-		if pr.of == sh {
-			return pr
-		}
+	if pr := ps.pair(sh); pr != nil {
+		return pr
 	}
 	kind := KindProtocolPeer
 	if sh.kind == KindService {
 		kind = KindServicePeer
 	}
 	name := scopeName{kind: kind, text: sh.text, peer: ps.peer}
-	pr := &pair{account: privateAccount(name, &sh.pool.pairLimit), of: sh}
+	pr := &pair{account: privateAccount(name, &sh.pool.pairLimit), of: sh, ps: ps}
 	sh.refs++
-	ps.pairs = append(ps.pairs, pr)
+	ps.refs++
+	ps.addPair(pr)
 	st.enqueue(&pr.account)
 	st.traceCreated(&pr.account)
 	return pr
+}
+
+// manyPairs is the number of pairs of one peer beyond which they are looked up
+// by a map.
+const manyPairs = 16
+
+// pair finds the peer's part of a service or protocol, if it has one.
+func (ps *peerScope) pair(sh *share) *pair {
+	if ps.byShare != nil {
+		return ps.byShare[sh]
+	}
+	for _, pr := range ps.pairs {
+		if pr.of == sh {
+			return pr
+		}
+	}
+	return nil
+}
+
+func (ps *peerScope) addPair(pr *pair) {
+	pr.index = len(ps.pairs)
+	ps.pairs = append(ps.pairs, pr)
+	switch {
+	case ps.byShare != nil:
+		ps.byShare[pr.of] = pr
+	case len(ps.pairs) > manyPairs:
+		ps.byShare = make(map[*share]*pair)
+		for _, pr := range ps.pairs {
+			ps.byShare[pr.of] = pr
+		}
+	}
+}
+
+func (ps *peerScope) dropPair(pr *pair) {
+	last := len(ps.pairs) - 1
+	ps.pairs[pr.index] = ps.pairs[last]
+	ps.pairs[pr.index].index = pr.index
+	ps.pairs[last] = nil
+	ps.pairs = ps.pairs[:last]
+	delete(ps.byShare, pr.of)
 }
 
 func (ps *peerScope) enter(_, all bool) (*stripe, *account, chain) {
@@ -165,10 +209,9 @@ func (ps *peerScope) ReleaseMemory(size int) { releaseAt(ps, size) }
 
 // BeginSpan opens a span below the peer.
 func (ps *peerScope) BeginSpan() (network.ResourceScopeSpan, error) {
-	return beginSpanAt(ps, func() int64 {
-		now := ps.st.current(ps)
-		now.spans++
-		return now.spans
+	return beginSpanAt(ps, func(_ *account, c *chain) int64 {
+		c.peer.spans++
+		return c.peer.spans
 	})
 }
 
@@ -238,7 +281,7 @@ func (p *pool) ReleaseMemory(size int) { releaseAt(p, size) }
 
 // BeginSpan opens a span below the scope, in any stripe.
 func (p *pool) BeginSpan() (network.ResourceScopeSpan, error) {
-	return beginSpanAt(p, func() int64 { return p.spans.Add(1) })
+	return beginSpanAt(p, func(a *account, _ *chain) int64 { return a.share.pool.spans.Add(1) })
 }
 
 // Stat gives what the scope holds, over all stripes at one instant.

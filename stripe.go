@@ -36,7 +36,7 @@ type stripe struct {
 
 	// fixed holds the shares of the four scopes that are always there, by kind.
 	fixed [KindAllowlistedTransient + 1]*share
-	// named holds the shares of services and protocols, by name.
+	// The shares of services and protocols, by name.
 	services, protocols map[string]*share
 	peers               map[peer.ID]*peerScope
 

@@ -72,6 +72,7 @@ func (al *Allowlist) Add(ma multiaddr.Multiaddr) error {
 
 // Remove takes off the list what Add of the same entry put there, once. An
 // entry that is not on the list is no error; one that could not be is.
+// Connections that are open keep what the list gave them.
 func (al *Allowlist) Remove(ma multiaddr.Multiaddr) error {
 	return al.change(ma, -1)
 }

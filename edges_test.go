@@ -1,0 +1,208 @@
+package rcmgr
+
+// Edges that are easy to miss: what comes first when several things are wrong,
+// and input that nobody should give.
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"testing"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/multiformats/go-multiaddr"
+	"github.com/stretchr/testify/require"
+)
+
+func mustAddr(t *testing.T, s string) multiaddr.Multiaddr {
+	ma, err := multiaddr.NewMultiaddr(s)
+	require.NoError(t, err)
+	return ma
+}
+
+const listedPeer = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
+
+func allowing(t *testing.T, s string) Option {
+	return WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{mustAddr(t, s)})
+}
+
+// Outbound connections never pass the inbound gates.
+func TestOurOwnDialsAreOnNoTrial(t *testing.T) {
+	m := newManager(t, unlimitedConf(), allowing(t, "/ip4/9.9.9.9/p2p/"+listedPeer))
+	far := mustAddr(t, "/ip4/9.9.9.9/tcp/1")
+	for i := range 20 {
+		c, err := m.OpenConnection(network.DirOutbound, true, far)
+		require.NoError(t, err)
+		require.NoError(t, c.SetPeer(peerNamed(fmt.Sprint("x", i))), "connection %d", i)
+	}
+}
+
+func TestNothingGrowsAfterClose(t *testing.T) {
+	m := newManager(t, unlimitedConf())
+	m.Close()
+	for i := range 1000 {
+		_, err := m.OpenStream(peerNamed(fmt.Sprint("p", i)), network.DirInbound)
+		require.Error(t, err)
+	}
+	require.Empty(t, m.ListPeers())
+}
+
+func TestABarePeerIDHelpsStreamsAtOnce(t *testing.T) {
+	conf := unlimitedConf()
+	conf.System.Streams, conf.System.StreamsInbound = 0, 0
+	p, err := peer.Decode(listedPeer)
+	require.NoError(t, err)
+	m := newManager(t, conf)
+	c, err := m.OpenConnection(network.DirInbound, true, mustAddr(t, "/ip4/9.9.9.9/tcp/1"))
+	require.NoError(t, err)
+	require.NoError(t, c.SetPeer(p))
+	entry := mustAddr(t, "/p2p/"+listedPeer)
+	require.NoError(t, m.GetAllowlist().Add(entry))
+	_, err = m.OpenStream(p, network.DirInbound)
+	require.NoError(t, err)
+}
+
+func TestAnUnwrappedRefusalKeepsItsType(t *testing.T) {
+	m := newManager(t, perScope[BaseLimit]{Conn: unlimitedBase})
+	_, err := m.OpenConnection(network.DirOutbound, true, nil)
+	var theirs *ErrStreamOrConnLimitExceeded
+	require.ErrorAs(t, err, &theirs)
+	require.ErrorAs(t, errors.Unwrap(err), &theirs)
+	require.ErrorAs(t, fmt.Errorf("x: %w", errors.Unwrap(err)), &theirs)
+}
+
+func TestFullIsNotCrowding(t *testing.T) {
+	conf := unlimitedConf()
+	conf.Transient.StreamsInbound = 8
+	m := newManager(t, conf)
+	a := peerNamed("a")
+	for range 6 {
+		mustOpenStream(t, m, a, network.DirInbound)
+	}
+	mustOpenStream(t, m, peerNamed("b"), network.DirInbound)
+	mustOpenStream(t, m, peerNamed("c"), network.DirInbound)
+	_, err := m.OpenStream(a, network.DirInbound)
+	var e *LimitError
+	require.ErrorAs(t, err, &e)
+	require.Equal(t, CauseLimit, e.Cause(), "8 of 8 are held: it is simply full")
+}
+
+type connReporter struct {
+	MetricsReporter
+	fd bool
+}
+
+func (r *connReporter) AllowConn(_ network.Direction, fd bool) { r.fd = fd }
+
+func TestAReporterHearsOfNoDescriptorBehindARelay(t *testing.T) {
+	r := &connReporter{}
+	m := newManager(t, unlimitedConf(), WithMetrics(r))
+	c, err := m.OpenConnection(network.DirInbound, true, mustAddr(t, "/ip4/9.9.9.9/tcp/1/p2p/"+listedPeer+"/p2p-circuit"))
+	require.NoError(t, err)
+	require.Zero(t, c.Stat().NumFD)
+	require.False(t, r.fd)
+}
+
+func TestOddInputDoesNotPanic(t *testing.T) {
+	m := newManager(t, unlimitedConf())
+	t.Run("nil address", func(t *testing.T) {
+		require.NotPanics(t, func() { m.VerifySourceAddress(nil) })
+		var udp *net.UDPAddr
+		require.NotPanics(t, func() { m.VerifySourceAddress(udp) })
+	})
+	t.Run("strings", func(t *testing.T) {
+		require.NotPanics(t, func() { _ = Kind(99).String() })
+		require.NotPanics(t, func() { _ = Resource(9).String() })
+		require.NotPanics(t, func() { _ = Cause(9).String() })
+	})
+	t.Run("nil option", func(t *testing.T) {
+		require.NotPanics(t, func() { _, _ = New(nil, nil) })
+	})
+}
+
+// Both full: upstream names system.
+func TestAMoveFromTheAllowlistedScopesNamesWhatUpstreamNames(t *testing.T) {
+	entry, far := mustAddr(t, "/ip4/9.9.9.9/p2p/"+listedPeer), mustAddr(t, "/ip4/9.9.9.9/tcp/1")
+	one := func(b *BaseLimit) { b.Conns, b.ConnsInbound = 0, 0 }
+	conf := unlimitedConf()
+	one(&conf.System)
+	one(&conf.Transient)
+	m := newManager(t, conf, WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{entry}))
+	var up upstream.ConcreteLimitConfig
+	text, err := ConcreteLimitConfig{limits: conf}.MarshalJSON()
+	require.NoError(t, err)
+	var partial upstream.PartialLimitConfig
+	require.NoError(t, json.Unmarshal(text, &partial))
+	up = partial.Build(upstream.InfiniteLimits)
+	u, err := upstream.NewResourceManager(upstream.NewFixedLimiter(up),
+		upstream.WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{entry}))
+	require.NoError(t, err)
+	defer u.Close()
+	var said []string
+	for _, rm := range []network.ResourceManager{u, m} {
+		c, err := rm.OpenConnection(network.DirInbound, true, far)
+		require.NoError(t, err)
+		said = append(said, fmt.Sprint(c.SetPeer(peerNamed("b"))))
+	}
+	require.Contains(t, said[0], "system:")
+	require.Contains(t, said[1], "system:")
+}
+
+func TestSpansOfAHandleThatWasCollectedHaveNamesOfTheirOwn(t *testing.T) {
+	m := newManager(t, unlimitedConf())
+	var old network.ServiceScope
+	require.NoError(t, m.ViewService("x", func(s network.ServiceScope) error { old = s; return nil }))
+	m.reap()
+	require.NoError(t, m.ViewService("x", func(s network.ServiceScope) error {
+		a, err := s.BeginSpan()
+		require.NoError(t, err)
+		b, err := old.BeginSpan()
+		require.NoError(t, err)
+		require.NotEqual(t, a.(*rootSpan).lockedName().text, b.(*rootSpan).lockedName().text)
+		return nil
+	}))
+}
+
+func TestASnapshotNamesKindsInJSON(t *testing.T) {
+	m := newManager(t, perScope[BaseLimit]{Conn: unlimitedBase})
+	_, err := m.OpenConnection(network.DirOutbound, true, nil)
+	require.Error(t, err)
+	text, err := json.Marshal(m.Snapshot())
+	require.NoError(t, err)
+	require.Contains(t, string(text), `"transient"`)
+	require.NotContains(t, string(text), `"Kind":1`)
+	require.NotContains(t, string(text), `"Refusals":{"1"`)
+}
+
+func TestAPeerOfManyProtocolsHasEachOnce(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithStripes(1))
+	var streams []network.StreamManagementScope
+	for i := range 4 * manyPairs {
+		for range 2 {
+			s := mustOpenStream(t, m, testPeer, network.DirInbound)
+			require.NoError(t, s.SetProtocol(protocol.ID(fmt.Sprint("/x/", i))))
+			streams = append(streams, s)
+		}
+	}
+	ps := m.stripes[0].peers[testPeer]
+	require.Len(t, ps.pairs, 4*manyPairs)
+	require.Len(t, ps.byShare, 4*manyPairs)
+	for i, s := range streams {
+		if i%3 != 0 {
+			s.Done()
+		}
+	}
+	m.reap()
+	for i, pr := range ps.pairs {
+		require.Equal(t, i, pr.index)
+		require.Same(t, pr, ps.pair(pr.of))
+	}
+	for _, s := range streams {
+		s.Done()
+	}
+	assertEmpty(t, m)
+}

@@ -1,6 +1,6 @@
 package main
 
-// The victim: a host on our manager that answers requests.
+// The victim: a host on the manager in question that answers requests.
 
 import (
 	"encoding/binary"
@@ -18,17 +18,6 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// manager is what the show needs of a resource manager.
-type manager interface {
-	network.ResourceManager
-	Snapshot() rcmgr.Snapshot
-}
-
-// newManager is the one place where the victim's manager is made.
-func newManager(limits rcmgr.Limiter, friend multiaddr.Multiaddr) (manager, error) {
-	return rcmgr.New(limits, rcmgr.WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{friend}))
-}
-
 type victim struct {
 	host     host.Host
 	manager  manager
@@ -36,12 +25,12 @@ type victim struct {
 	addrs    [numRoads]multiaddr.Multiaddr
 }
 
-func newVictim(limits rcmgr.Limiter, where places, friendID peer.ID) (*victim, error) {
+func newVictim(by contender, limits rcmgr.ConcreteLimitConfig, where places, friendID peer.ID) (*victim, error) {
 	friendAddr, err := multiaddr.NewMultiaddr(fmt.Sprintf("/ip4/%v/p2p/%v", where.friend, friendID))
 	if err != nil {
 		return nil, err
 	}
-	m, err := newManager(limits, friendAddr)
+	m, err := by.make(limits, friendAddr)
 	if err != nil {
 		return nil, err
 	}

@@ -27,6 +27,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/gologshim"
 	"github.com/weir-p2p/rcmgr"
 )
@@ -37,6 +39,7 @@ type settings struct {
 	attackers  int
 	limitsFile string
 	manager    string
+	relay      bool // the friend comes through one
 }
 
 func main() {
@@ -45,6 +48,7 @@ func main() {
 	flag.IntVar(&s.attackers, "attackers", 8, "number of attackers, each a host at an address of its own")
 	flag.StringVar(&s.limitsFile, "limits", "", "JSON `file` with limits that override those of the show")
 	flag.StringVar(&s.manager, "manager", "ours", "`which` manager the victim runs on: ours, upstream (go-libp2p's own), or both by turns")
+	flag.BoolVar(&s.relay, "friend-behind-relay", false, "the friend comes through a relay of its own, before the attack, and stays")
 	flag.Parse()
 	if err := s.check(flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "flood:", err)
@@ -99,7 +103,7 @@ func flood(ctx context.Context, s settings, where places, out io.Writer) (int, e
 			fmt.Fprintf(out, "\non %s\n", by.title)
 		}
 		runtime.GC() // what the one before left must not burden the next
-		result, err := stand(ctx, s.duration, by, limits, where, out)
+		result, err := stand(ctx, s, by, limits, where, out)
 		if err != nil {
 			return 0, fmt.Errorf("on %s: %w", by.title, err)
 		}
@@ -110,15 +114,30 @@ func flood(ctx context.Context, s settings, where places, out io.Writer) (int, e
 }
 
 // stand has a victim on one manager stand the attack.
-func stand(ctx context.Context, d time.Duration, by contender, limits rcmgr.ConcreteLimitConfig, where places, out io.Writer) (outcome, error) {
+func stand(ctx context.Context, s settings, by contender, limits rcmgr.ConcreteLimitConfig, where places, out io.Writer) (outcome, error) {
 	cpu := cpuTime()
 	f, err := newFriend(where.friend)
 	if err != nil {
 		return outcome{}, err
 	}
-	v, err := newVictim(by, limits, where, f.id)
+	var relay host.Host
+	var relayID peer.ID
+	if s.relay {
+		if relay, err = newRelay(ctx, where.friend); err != nil {
+			return outcome{}, err
+		}
+		defer relay.Close()
+		relayID = relay.ID()
+	}
+	v, err := newVictim(by, limits, where, f.id, relayID)
 	if err != nil {
 		return outcome{}, err
+	}
+	if s.relay {
+		if err := v.reserve(ctx, relay); err != nil {
+			v.close()
+			return outcome{}, fmt.Errorf("no place at the friend's relay: %w", err)
+		}
 	}
 	attackers, err := newAttackers(where.attackers, v)
 	if err != nil {
@@ -126,7 +145,7 @@ func stand(ctx context.Context, d time.Duration, by contender, limits rcmgr.Conc
 		return outcome{}, err
 	}
 	seen := newWatch()
-	attack(ctx, d, v, f, attackers, seen, out)
+	attack(ctx, s.duration, v, f, attackers, seen, out)
 	v.close()
 
 	held, forgotten := waitUntilFree(v.manager, 2*time.Second), 0
@@ -156,14 +175,21 @@ func stand(ctx context.Context, d time.Duration, by contender, limits rcmgr.Conc
 func attack(ctx context.Context, d time.Duration, v *victim, f *friend, attackers []*attacker, seen *watch, out io.Writer) {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	start := time.Now()
 	turn := min(max(d/10, 250*time.Millisecond), time.Second)
 
 	var wg sync.WaitGroup
+	arrived, arrive := context.WithCancel(ctx)
+	defer arrive()
+	wg.Go(func() { f.run(ctx, v, arrive) })
+	if v.relayed != nil {
+		// A relayed connection is nobody's until its handshake is done, so it
+		// has to find room like a stranger's.
+		<-arrived.Done()
+	}
+	start := time.Now()
 	for _, a := range attackers {
 		wg.Go(func() { a.run(ctx, start, turn) })
 	}
-	wg.Go(func() { f.run(ctx, v) })
 	wg.Go(func() { seen.run(ctx, v.manager) })
 	showProgress(ctx, out, start, d, func() string {
 		return fmt.Sprintf("%s · %d refusals · %s", seen.line(), v.observer.counts().totalRefused(), f.line())

@@ -86,6 +86,18 @@ func TestBothManagersStandTheSameAttack(t *testing.T) {
 	}
 }
 
+func TestAFriendBehindARelayIsServed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("attacks a real host for two seconds")
+	}
+	var out bytes.Buffer
+	s := settings{duration: 2 * time.Second, attackers: 8, manager: "ours", relay: true}
+	code, err := flood(t.Context(), s, choosePlaces(8), &out)
+	require.NoError(t, err)
+	require.Zero(t, code, out.String())
+	require.Regexp(t, `(?m)^  connect +1  100.00 %`, out.String(), "the friend came once and stayed")
+}
+
 func requireNarrow(t *testing.T, text string) {
 	t.Helper()
 	for line := range strings.Lines(text) {
@@ -96,7 +108,7 @@ func requireNarrow(t *testing.T, text string) {
 func TestUpstreamGetsTheLimitsOfOurs(t *testing.T) {
 	for _, c := range contenders {
 		t.Run(c.flag, func(t *testing.T) {
-			m, err := c.make(showLimits(8), multiaddr.StringCast("/ip4/127.0.0.2"))
+			m, err := c.make(showLimits(8), []multiaddr.Multiaddr{multiaddr.StringCast("/ip4/127.0.0.2")})
 			require.NoError(t, err)
 			defer m.Close()
 			friend, err := newFriend(nil)
@@ -152,7 +164,7 @@ func TestHostsDialFromTheirOwnAddressByEitherRoad(t *testing.T) {
 	require.NoError(t, err)
 	f, err := newFriend(where.friend)
 	require.NoError(t, err)
-	v, err := newVictim(contenders[0], limits, where, f.id)
+	v, err := newVictim(contenders[0], limits, where, f.id, "")
 	require.NoError(t, err)
 	defer v.close()
 	seen := make(chan net.IP, 1)
@@ -183,7 +195,7 @@ func TestTheObserverNotesWhatIsRefusedToTheFriendOnly(t *testing.T) {
 	where := places{friend: net.IPv4(127, 0, 0, 2)}
 	f, err := newFriend(where.friend)
 	require.NoError(t, err)
-	m, err := newOurs(limits, multiaddr.StringCast("/ip4/127.0.0.2/p2p/"+f.id.String()))
+	m, err := newOurs(limits, []multiaddr.Multiaddr{multiaddr.StringCast("/ip4/127.0.0.2/p2p/" + f.id.String())})
 	require.NoError(t, err)
 	defer m.Close()
 	o := newObserver(m, where, f.id)
@@ -213,7 +225,7 @@ func TestTheObserverNotesRefusedMemoryUnlessTheFriendCanDoWithout(t *testing.T) 
 	where := places{friend: net.IPv4(127, 0, 0, 2)}
 	f, err := newFriend(where.friend)
 	require.NoError(t, err)
-	m, err := newOurs(limits, multiaddr.StringCast("/ip4/127.0.0.2/p2p/"+f.id.String()))
+	m, err := newOurs(limits, []multiaddr.Multiaddr{multiaddr.StringCast("/ip4/127.0.0.2/p2p/" + f.id.String())})
 	require.NoError(t, err)
 	defer m.Close()
 	o := newObserver(m, where, f.id)
@@ -241,7 +253,7 @@ func TestTheObserverNotesRefusedMemoryUnlessTheFriendCanDoWithout(t *testing.T) 
 }
 
 func TestTheObserverClosesWhatTheHostForgot(t *testing.T) {
-	m, err := newOurs(rcmgr.InfiniteLimits, multiaddr.StringCast("/ip4/127.0.0.2"))
+	m, err := newOurs(rcmgr.InfiniteLimits, []multiaddr.Multiaddr{multiaddr.StringCast("/ip4/127.0.0.2")})
 	require.NoError(t, err)
 	defer m.Close()
 	o := newObserver(m, places{friend: net.IPv4(127, 0, 0, 2)}, "")

@@ -2,15 +2,17 @@ package main
 
 // The managers that the victim can run on, behind one interface: ours, and
 // go-libp2p's own for comparison. Both get the same limits and the same
-// allowlist, and run as they come.
+// allowlist, as far as they can read it, and run as they come.
 
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 	"github.com/weir-p2p/rcmgr"
 )
 
@@ -25,7 +27,7 @@ type contender struct {
 	flag   string // as -manager names it, and as its column is headed
 	title  string
 	judged bool // whether the show passes or fails by it
-	make   func(limits rcmgr.ConcreteLimitConfig, friend multiaddr.Multiaddr) (manager, error)
+	make   func(limits rcmgr.ConcreteLimitConfig, guests []multiaddr.Multiaddr) (manager, error)
 }
 
 var contenders = []contender{
@@ -46,11 +48,11 @@ func chosen(flag string) []contender {
 	return nil
 }
 
-func newOurs(limits rcmgr.ConcreteLimitConfig, friend multiaddr.Multiaddr) (manager, error) {
-	return rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{friend}))
+func newOurs(limits rcmgr.ConcreteLimitConfig, guests []multiaddr.Multiaddr) (manager, error) {
+	return rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithAllowlistedMultiaddrs(guests))
 }
 
-func newUpstream(limits rcmgr.ConcreteLimitConfig, friend multiaddr.Multiaddr) (manager, error) {
+func newUpstream(limits rcmgr.ConcreteLimitConfig, guests []multiaddr.Multiaddr) (manager, error) {
 	text, err := json.Marshal(limits.ToPartialLimitConfig())
 	if err != nil {
 		return nil, err
@@ -60,7 +62,12 @@ func newUpstream(limits rcmgr.ConcreteLimitConfig, friend multiaddr.Multiaddr) (
 		return nil, fmt.Errorf("limits, as go-libp2p's manager reads them: %w", err)
 	}
 	limiter := upstream.NewFixedLimiter(partial.Build(upstream.InfiniteLimits))
-	m, err := upstream.NewResourceManager(limiter, upstream.WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{friend}))
+	// Its allowlist has no entries without an address.
+	guests = slices.DeleteFunc(slices.Clone(guests), func(a multiaddr.Multiaddr) bool {
+		_, err := manet.ToIP(a)
+		return err != nil
+	})
+	m, err := upstream.NewResourceManager(limiter, upstream.WithAllowlistedMultiaddrs(guests))
 	return &upstreamManager{m, limiter}, err
 }
 

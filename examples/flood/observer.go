@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -48,7 +49,7 @@ func (c callCounts) totalRefused() (n uint64) {
 
 type observer struct {
 	network.ResourceManager
-	friend   peer.ID
+	friends  []peer.ID // the friend, and its relay if there is one
 	friendIP net.IP
 	shared   bool // attackers have the friend's address too
 
@@ -58,8 +59,8 @@ type observer struct {
 	open  map[network.ConnManagementScope]struct{} // connections that are not done
 }
 
-func newObserver(m network.ResourceManager, where places, friend peer.ID) *observer {
-	return &observer{ResourceManager: m, friend: friend, friendIP: where.friend, shared: where.shared,
+func newObserver(m network.ResourceManager, where places, friends ...peer.ID) *observer {
+	return &observer{ResourceManager: m, friends: friends, friendIP: where.friend, shared: where.shared,
 		open: map[network.ConnManagementScope]struct{}{}}
 }
 
@@ -73,6 +74,8 @@ func (o *observer) refusals() []string {
 	defer o.mu.Unlock()
 	return append([]string(nil), o.notes...)
 }
+
+func (o *observer) isFriend(p peer.ID) bool { return slices.Contains(o.friends, p) }
 
 // counts gives how often each call was granted and refused so far.
 func (o *observer) counts() callCounts {
@@ -131,10 +134,10 @@ func (o *observer) closeForgotten() int {
 
 func (o *observer) OpenStream(p peer.ID, dir network.Direction) (network.StreamManagementScope, error) {
 	s, err := o.ResourceManager.OpenStream(p, dir)
-	if o.count(callStream, p == o.friend, dir, err) != nil {
+	if o.count(callStream, o.isFriend(p), dir, err) != nil {
 		return nil, err
 	}
-	return &observedStream{StreamManagementScope: s, o: o, friend: p == o.friend}, nil
+	return &observedStream{StreamManagementScope: s, o: o, friend: o.isFriend(p)}, nil
 }
 
 // reserve notes a refusal of memory that the friend cannot do without. Lower
@@ -165,7 +168,7 @@ func (c *observedConn) Done() {
 }
 
 func (c *observedConn) SetPeer(p peer.ID) error {
-	return c.o.count(callPeer, p == c.o.friend, p, c.ConnManagementScope.SetPeer(p))
+	return c.o.count(callPeer, c.o.isFriend(p), p, c.ConnManagementScope.SetPeer(p))
 }
 
 func (c *observedConn) PeerScope() network.PeerScope {
@@ -190,7 +193,7 @@ type observedPeer struct {
 	o *observer
 }
 
-func (p *observedPeer) friend() bool { return p.Peer() == p.o.friend }
+func (p *observedPeer) friend() bool { return p.o.isFriend(p.Peer()) }
 
 func (p *observedPeer) ReserveMemory(size int, prio uint8) error {
 	return p.o.reserve(p.PeerScope, p.friend(), size, prio)

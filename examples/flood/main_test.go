@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 	"github.com/stretchr/testify/require"
@@ -96,6 +97,41 @@ func TestAFriendBehindARelayIsServed(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, code, out.String())
 	require.Regexp(t, `(?m)^  connect +1  100.00 %`, out.String(), "the friend came once and stayed")
+}
+
+func TestTheAllowlistCoversTheFriendBehindItsRelayAndTheRelay(t *testing.T) {
+	limits := rcmgr.PartialLimitConfig{Transient: rcmgr.ResourceLimits{Streams: rcmgr.BlockAllLimit}}.Build(rcmgr.InfiniteLimits)
+	var ids [3]peer.ID
+	for i := range ids {
+		f, err := newFriend(nil)
+		require.NoError(t, err)
+		ids[i] = f.id
+	}
+	friend, relay, stranger := ids[0], ids[1], ids[2]
+	for _, c := range contenders {
+		m, err := c.make(limits, guests(net.IPv4(127, 0, 0, 2), friend, relay))
+		require.NoError(t, err, "%s takes the list as far as it can", c.title)
+		defer m.Close()
+		if c.flag != "ours" {
+			continue
+		}
+		atRelay := "/ip4/127.0.0.2/tcp/1/p2p/" + relay.String()
+		for _, from := range []struct {
+			addr   string
+			peer   peer.ID
+			served bool
+		}{{atRelay + "/p2p-circuit", friend, true}, {atRelay, relay, true}, {atRelay + "/p2p-circuit", stranger, false}} {
+			conn, err := m.OpenConnection(network.DirInbound, false, multiaddr.StringCast(from.addr))
+			require.NoError(t, err)
+			defer conn.Done()
+			require.NoError(t, conn.SetPeer(from.peer))
+			s, err := m.OpenStream(from.peer, network.DirInbound)
+			require.Equal(t, from.served, err == nil, "%v", err)
+			if err == nil {
+				defer s.Done()
+			}
+		}
+	}
 }
 
 func requireNarrow(t *testing.T, text string) {

@@ -10,13 +10,15 @@ import (
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
 )
 
-// friend pings and fetches all the time, and comes anew twice a second, by TCP and QUIC alternately.
+// friend pings and fetches all the time, and comes anew twice a second, by TCP
+// and QUIC alternately. Behind a relay, it comes before the attack and stays.
 type friend struct {
 	id  peer.ID
 	key crypto.PrivKey
@@ -54,25 +56,34 @@ func newFriend(ip net.IP) (*friend, error) {
 	return &friend{id: id, key: key, ip: ip}, err
 }
 
-func (f *friend) run(ctx context.Context, v *victim) {
+// run goes on until ctx ends, and calls arrived when it has tried to come for
+// the first time.
+func (f *friend) run(ctx context.Context, v *victim, arrived func()) {
 	for i := 0; ctx.Err() == nil; i++ {
-		f.visit(ctx, v, road(i%int(numRoads)))
+		f.visit(ctx, v, road(i%int(numRoads)), arrived)
 		pause(ctx, breath)
 	}
+	arrived()
 }
 
 // visit is one stay. It ends early when something fails.
-func (f *friend) visit(ctx context.Context, v *victim, by road) {
-	h, err := newHost(f.key, f.ip, by)
+func (f *friend) visit(ctx context.Context, v *victim, by road, arrived func()) {
+	to, stay, more := v.info(by), time.Second/2, []libp2p.Option(nil)
+	if v.relayed != nil {
+		by, to, stay, more = byTCP, *v.relayed, time.Hour, []libp2p.Option{libp2p.EnableRelay()}
+	}
+	h, err := newHost(f.key, f.ip, by, more...)
 	if err != nil {
 		f.count(deedConnect, 0, err)
 		return
 	}
 	defer h.Close()
-	if !f.do(ctx, deedConnect, func(ctx context.Context) error { return connect(ctx, h, v.info(by)) }) {
+	ok := f.do(ctx, deedConnect, func(ctx context.Context) error { return connect(ctx, h, to) })
+	arrived()
+	if !ok {
 		return
 	}
-	for end := time.Now().Add(time.Second / 2); time.Now().Before(end) && pause(ctx, breath); {
+	for end := time.Now().Add(stay); time.Now().Before(end) && pause(ctx, breath); {
 		if !f.do(ctx, deedPing, func(ctx context.Context) error { return pingOnce(ctx, h, v.host.ID()) }) ||
 			!f.do(ctx, deedFetch, func(ctx context.Context) error { return fetchOnce(ctx, h, v.host.ID()) }) {
 			return

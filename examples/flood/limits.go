@@ -3,6 +3,7 @@ package main
 // The limits of the show: small enough that every attack meets one.
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 
@@ -17,21 +18,20 @@ const (
 
 // loadLimits gives the limits of the show, overridden by a file if one is
 // named.
-func loadLimits(file string, attackers int) (rcmgr.Limiter, error) {
+func loadLimits(file string, attackers int) (rcmgr.ConcreteLimitConfig, error) {
 	limits := showLimits(attackers)
 	if file == "" {
-		return rcmgr.NewFixedLimiter(limits), nil
+		return limits, nil
 	}
-	in, err := os.Open(file)
+	text, err := os.ReadFile(file)
 	if err != nil {
-		return nil, err
+		return limits, err
 	}
-	defer in.Close()
-	limiter, err := rcmgr.NewLimiterFromJSON(in, limits)
+	partial, err := rcmgr.PartialLimitConfigFrom(json.RawMessage(text))
 	if err != nil {
-		return nil, fmt.Errorf("limits in %s: %w", file, err)
+		return limits, fmt.Errorf("limits in %s: %w", file, err)
 	}
-	return limiter, nil
+	return partial.Build(limits), nil
 }
 
 // showLimits are made so that attackers meet limits of every kind of scope.

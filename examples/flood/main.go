@@ -1,6 +1,8 @@
 // Command flood attacks a real go-libp2p host that runs on our resource
 // manager, and shows that it holds: no limit is passed, an allowlisted friend
-// is served all the while, and nothing is held once everybody has gone.
+// is served all the while, and nothing is held once everybody has gone. It can
+// do the same with go-libp2p's own manager, and show both side by side; then
+// it still passes or fails by ours alone.
 //
 // One host is the victim. Attackers, each from an address of its own, take
 // turns at every attack there is: many connections under fresh identities,
@@ -8,7 +10,7 @@
 // a flood of real requests, and requests whose answers nobody reads. Meanwhile
 // a friend pings and fetches. Everything stays within 127.0.0.0/8.
 //
-//	go run ./examples/flood -duration 10s -attackers 8 -limits file.json
+//	go run ./examples/flood -duration 10s -attackers 8 -limits file.json -manager both
 package main
 
 import (
@@ -20,11 +22,15 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/gologshim"
+	"github.com/weir-p2p/rcmgr"
 )
 
 // settings are what the command line decides.
@@ -32,6 +38,8 @@ type settings struct {
 	duration   time.Duration
 	attackers  int
 	limitsFile string
+	manager    string
+	relay      bool // the friend comes through one
 }
 
 func main() {
@@ -39,6 +47,8 @@ func main() {
 	flag.DurationVar(&s.duration, "duration", 10*time.Second, "how long the attack lasts")
 	flag.IntVar(&s.attackers, "attackers", 8, "number of attackers, each a host at an address of its own")
 	flag.StringVar(&s.limitsFile, "limits", "", "JSON `file` with limits that override those of the show")
+	flag.StringVar(&s.manager, "manager", "ours", "`which` manager the victim runs on: ours, upstream (go-libp2p's own), or both by turns")
+	flag.BoolVar(&s.relay, "friend-behind-relay", false, "the friend comes through a relay of its own, before the attack, and stays")
 	flag.Parse()
 	if err := s.check(flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "flood:", err)
@@ -47,12 +57,12 @@ func main() {
 	quiet()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C kills
-	result, err := flood(ctx, s, choosePlaces(s.attackers), os.Stdout)
+	code, err := flood(ctx, s, choosePlaces(s.attackers), os.Stdout)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "flood:", err)
 		os.Exit(1)
 	}
-	os.Exit(result.exitCode())
+	os.Exit(code)
 }
 
 func (s settings) check(rest []string) error {
@@ -63,6 +73,8 @@ func (s settings) check(rest []string) error {
 		return fmt.Errorf("-duration must be positive, not %v", s.duration)
 	case s.attackers < 1 || s.attackers > mostAttackers:
 		return fmt.Errorf("-attackers must be from 1 to %d, not %d", mostAttackers, s.attackers)
+	case chosen(s.manager) == nil:
+		return fmt.Errorf("-manager must be ours, upstream or both, not %q", s.manager)
 	}
 	return nil
 }
@@ -74,47 +86,88 @@ func quiet() {
 	log.SetOutput(io.Discard)
 }
 
-// flood runs the whole show and writes its report to out.
-func flood(ctx context.Context, s settings, where places, out io.Writer) (outcome, error) {
-	limiter, err := loadLimits(s.limitsFile, s.attackers)
+// flood runs the whole show, on one manager after the other, writes its report
+// to out, and gives the exit code.
+func flood(ctx context.Context, s settings, where places, out io.Writer) (int, error) {
+	limits, err := loadLimits(s.limitsFile, s.attackers)
 	if err != nil {
-		return outcome{}, err
+		return 0, err
 	}
+	fmt.Fprintln(out, where.describe())
+	var results []outcome
+	for _, by := range chosen(s.manager) {
+		if len(results) > 0 && ctx.Err() != nil {
+			break // interrupted
+		}
+		if s.manager != "ours" {
+			fmt.Fprintf(out, "\non %s\n", by.title)
+		}
+		runtime.GC() // what the one before left must not burden the next
+		result, err := stand(ctx, s, by, limits, where, out)
+		if err != nil {
+			return 0, fmt.Errorf("on %s: %w", by.title, err)
+		}
+		results = append(results, result)
+	}
+	report(out, results)
+	return exitCode(results), nil
+}
+
+// stand has a victim on one manager stand the attack.
+func stand(ctx context.Context, s settings, by contender, limits rcmgr.ConcreteLimitConfig, where places, out io.Writer) (outcome, error) {
+	cpu := cpuTime()
 	f, err := newFriend(where.friend)
 	if err != nil {
 		return outcome{}, err
 	}
-	v, err := newVictim(limiter, where, f.id)
+	var relay host.Host
+	var relayID peer.ID
+	if s.relay {
+		if relay, err = newRelay(ctx, where.friend); err != nil {
+			return outcome{}, err
+		}
+		defer relay.Close()
+		relayID = relay.ID()
+	}
+	v, err := newVictim(by, limits, where, f.id, relayID)
 	if err != nil {
 		return outcome{}, err
+	}
+	if s.relay {
+		if err := v.reserve(ctx, relay); err != nil {
+			v.close()
+			return outcome{}, fmt.Errorf("no place at the friend's relay: %w", err)
+		}
 	}
 	attackers, err := newAttackers(where.attackers, v)
 	if err != nil {
 		v.close()
 		return outcome{}, err
 	}
-	fmt.Fprintln(out, where.describe())
-
 	seen := newWatch()
 	attack(ctx, s.duration, v, f, attackers, seen, out)
 	v.close()
 
 	held, forgotten := waitUntilFree(v.manager, 2*time.Second), 0
+	cpu = cpuTime() - cpu
 	if len(held) > 0 {
 		forgotten = v.observer.closeForgotten()
 		held = heldIn(v.manager.Snapshot())
 	}
-	result := outcome{
+	return outcome{
+		by:              by,
 		samples:         seen.samples,
+		rows:            seen.order,
 		passed:          seen.passed,
-		friendServed:    f.served(),
+		friend:          f.tallies(),
 		friendRefusals:  v.observer.refusals(),
+		friendUntracked: where.shared,
+		calls:           v.observer.counts(),
 		held:            held,
 		forgotten:       forgotten,
-		friendUntracked: where.shared,
-	}
-	report(out, seen, v.manager.Snapshot(), f, result)
-	return result, nil
+		last:            v.manager.Snapshot(),
+		cpu:             cpu,
+	}, nil
 }
 
 // attack returns when the time is up, or ctx has ended, and all hosts but the
@@ -122,15 +175,24 @@ func flood(ctx context.Context, s settings, where places, out io.Writer) (outcom
 func attack(ctx context.Context, d time.Duration, v *victim, f *friend, attackers []*attacker, seen *watch, out io.Writer) {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	start := time.Now()
 	turn := min(max(d/10, 250*time.Millisecond), time.Second)
 
 	var wg sync.WaitGroup
+	arrived, arrive := context.WithCancel(ctx)
+	defer arrive()
+	wg.Go(func() { f.run(ctx, v, arrive) })
+	if v.relayed != nil {
+		// A relayed connection is nobody's until its handshake is done, so it
+		// has to find room like a stranger's.
+		<-arrived.Done()
+	}
+	start := time.Now()
 	for _, a := range attackers {
 		wg.Go(func() { a.run(ctx, start, turn) })
 	}
-	wg.Go(func() { f.run(ctx, v) })
 	wg.Go(func() { seen.run(ctx, v.manager) })
-	showProgress(ctx, out, start, d, func() string { return seen.line() + " · " + f.line() })
+	showProgress(ctx, out, start, d, func() string {
+		return fmt.Sprintf("%s · %d refusals · %s", seen.line(), v.observer.counts().totalRefused(), f.line())
+	})
 	wg.Wait()
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 	"github.com/stretchr/testify/require"
@@ -30,14 +31,12 @@ func TestTheVictimHoldsAndTheFriendIsServed(t *testing.T) {
 	for name, where := range map[string]places{"an address each": choosePlaces(3), "one address for all": shared} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
-			s := settings{duration: 2 * time.Second, attackers: 3}
-			result, err := flood(t.Context(), s, where, &out)
+			s := settings{duration: 2 * time.Second, attackers: 3, manager: "ours"}
+			code, err := flood(t.Context(), s, where, &out)
 			require.NoError(t, err)
-			require.Zero(t, result.exitCode(), out.String())
+			require.Zero(t, code, out.String())
 			require.Contains(t, out.String(), "ok    limits passed: none")
-			for line := range strings.Lines(out.String()) {
-				require.LessOrEqual(t, len([]rune(line)), 101, line)
-			}
+			requireNarrow(t, out.String())
 		})
 	}
 }
@@ -49,19 +48,159 @@ func TestAnInterruptEndsTheAttackEarlyWithTheReport(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	var out bytes.Buffer
-	s := settings{duration: time.Hour, attackers: 2}
-	result, err := flood(ctx, s, choosePlaces(2), &out)
+	s := settings{duration: time.Hour, attackers: 2, manager: "both"}
+	code, err := flood(ctx, s, choosePlaces(2), &out)
 	require.NoError(t, err)
-	require.Zero(t, result.exitCode(), out.String())
+	require.Zero(t, code, out.String())
+	require.NotContains(t, out.String(), "upstream")
+}
+
+func TestBothManagersStandTheSameAttack(t *testing.T) {
+	if testing.Short() {
+		t.Skip("attacks two real hosts for a second each")
+	}
+	for manager, want := range map[string][]string{
+		"both": {
+			"the same attack, one after the other",
+			"  friend's connect  served ", "  ours ", "  upstream\n",
+			"ok    limits passed: none",
+			"for comparison, on go-libp2p's manager\n      limits passed: ",
+		},
+		"upstream": {
+			"limits of the victim",
+			"  open connection ",
+			"for comparison, on go-libp2p's manager\n      limits passed: ",
+		},
+	} {
+		t.Run(manager, func(t *testing.T) {
+			var out bytes.Buffer
+			s := settings{duration: time.Second, attackers: 3, manager: manager}
+			require.NoError(t, s.check(nil))
+			code, err := flood(t.Context(), s, choosePlaces(3), &out)
+			require.NoError(t, err)
+			require.Zero(t, code, out.String())
+			for _, text := range want {
+				require.Contains(t, out.String(), text)
+			}
+			requireNarrow(t, out.String())
+		})
+	}
+}
+
+func TestAFriendBehindARelayIsServed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("attacks a real host for two seconds")
+	}
+	var out bytes.Buffer
+	s := settings{duration: 2 * time.Second, attackers: 8, manager: "ours", relay: true}
+	code, err := flood(t.Context(), s, choosePlaces(8), &out)
+	require.NoError(t, err)
+	require.Zero(t, code, out.String())
+	require.Regexp(t, `(?m)^  connect +1  100.00 %`, out.String(), "the friend came once and stayed")
+}
+
+func TestTheAllowlistCoversTheFriendBehindItsRelayAndTheRelay(t *testing.T) {
+	limits := rcmgr.PartialLimitConfig{Transient: rcmgr.ResourceLimits{Streams: rcmgr.BlockAllLimit}}.Build(rcmgr.InfiniteLimits)
+	var ids [3]peer.ID
+	for i := range ids {
+		f, err := newFriend(nil)
+		require.NoError(t, err)
+		ids[i] = f.id
+	}
+	friend, relay, stranger := ids[0], ids[1], ids[2]
+	for _, c := range contenders {
+		m, err := c.make(limits, guests(net.IPv4(127, 0, 0, 2), friend, relay))
+		require.NoError(t, err, "%s takes the list as far as it can", c.title)
+		defer m.Close()
+		if c.flag != "ours" {
+			continue
+		}
+		atRelay := "/ip4/127.0.0.2/tcp/1/p2p/" + relay.String()
+		for _, from := range []struct {
+			addr   string
+			peer   peer.ID
+			served bool
+		}{{atRelay + "/p2p-circuit", friend, true}, {atRelay, relay, true}, {atRelay + "/p2p-circuit", stranger, false}} {
+			conn, err := m.OpenConnection(network.DirInbound, false, multiaddr.StringCast(from.addr))
+			require.NoError(t, err)
+			defer conn.Done()
+			require.NoError(t, conn.SetPeer(from.peer))
+			s, err := m.OpenStream(from.peer, network.DirInbound)
+			require.Equal(t, from.served, err == nil, "%v", err)
+			if err == nil {
+				defer s.Done()
+			}
+		}
+	}
+}
+
+func requireNarrow(t *testing.T, text string) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		require.LessOrEqual(t, len([]rune(line)), 101, line)
+	}
+}
+
+func TestUpstreamGetsTheLimitsOfOurs(t *testing.T) {
+	for _, c := range contenders {
+		t.Run(c.flag, func(t *testing.T) {
+			m, err := c.make(showLimits(8), []multiaddr.Multiaddr{multiaddr.StringCast("/ip4/127.0.0.2")})
+			require.NoError(t, err)
+			defer m.Close()
+			friend, err := newFriend(nil)
+			require.NoError(t, err)
+			s, err := m.OpenStream(friend.id, network.DirInbound)
+			require.NoError(t, err)
+			defer s.Done()
+			require.NoError(t, s.SetProtocol(bulkService.protocol))
+			require.NoError(t, s.SetService(bulkService.name))
+			require.NoError(t, s.ReserveMemory(1, network.ReservationPriorityAlways))
+			unlimited := unlimitedBut(func(*rcmgr.BaseLimit) {})
+			limit := map[string]rcmgr.BaseLimit{}
+			for _, scope := range m.Snapshot().Scopes {
+				limit[scope.Name] = scope.Limit
+				if scope.Name != "transient" && !strings.HasPrefix(scope.Name, "allowlisted") {
+					require.Equal(t, network.ScopeStat{NumStreamsInbound: 1, Memory: 1}, scope.Use, scope.Name)
+				}
+			}
+			for name, change := range map[string]func(l *rcmgr.BaseLimit){
+				"system":                     func(l *rcmgr.BaseLimit) { l.ConnsInbound, l.FD, l.StreamsInbound, l.Memory = 64, 48, 160, 64*mib },
+				"transient":                  func(l *rcmgr.BaseLimit) { l.ConnsInbound, l.StreamsInbound = 24, 48 },
+				"peer:" + friend.id.String(): func(l *rcmgr.BaseLimit) { l.ConnsInbound, l.StreamsInbound, l.Memory = 4, 28, 16*mib },
+				"protocol:" + string(bulkService.protocol): func(l *rcmgr.BaseLimit) { l.StreamsInbound = 12 },
+				"service:" + bulkService.name:              func(l *rcmgr.BaseLimit) { l.Memory = 6 * mib },
+			} {
+				want := unlimited
+				change(&want)
+				require.Equal(t, want, limit[name], name)
+			}
+			// The shares by peer are in no snapshot.
+			for range 9 {
+				s, err := m.OpenStream(friend.id, network.DirInbound)
+				require.NoError(t, err)
+				defer s.Done()
+				require.NoError(t, s.SetProtocol(bulkService.protocol))
+			}
+			s, err = m.OpenStream(friend.id, network.DirInbound)
+			require.NoError(t, err)
+			defer s.Done()
+			require.ErrorIs(t, s.SetProtocol(bulkService.protocol), network.ErrResourceLimitExceeded)
+		})
+	}
+}
+
+func TestAMisspeltManagerIsAnError(t *testing.T) {
+	s := settings{duration: 1, attackers: 1, manager: "our"}
+	require.EqualError(t, s.check(nil), `-manager must be ours, upstream or both, not "our"`)
 }
 
 func TestHostsDialFromTheirOwnAddressByEitherRoad(t *testing.T) {
 	where := choosePlaces(1)
-	limiter, err := loadLimits("", 1)
+	limits, err := loadLimits("", 1)
 	require.NoError(t, err)
 	f, err := newFriend(where.friend)
 	require.NoError(t, err)
-	v, err := newVictim(limiter, where, f.id)
+	v, err := newVictim(contenders[0], limits, where, f.id, "")
 	require.NoError(t, err)
 	defer v.close()
 	seen := make(chan net.IP, 1)
@@ -92,7 +231,7 @@ func TestTheObserverNotesWhatIsRefusedToTheFriendOnly(t *testing.T) {
 	where := places{friend: net.IPv4(127, 0, 0, 2)}
 	f, err := newFriend(where.friend)
 	require.NoError(t, err)
-	m, err := newManager(rcmgr.NewFixedLimiter(limits), multiaddr.StringCast("/ip4/127.0.0.2/p2p/"+f.id.String()))
+	m, err := newOurs(limits, []multiaddr.Multiaddr{multiaddr.StringCast("/ip4/127.0.0.2/p2p/" + f.id.String())})
 	require.NoError(t, err)
 	defer m.Close()
 	o := newObserver(m, where, f.id)
@@ -110,6 +249,11 @@ func TestTheObserverNotesWhatIsRefusedToTheFriendOnly(t *testing.T) {
 	_, err = o.OpenStream(f.id, network.DirInbound)
 	require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
 	require.Len(t, o.refusals(), 2)
+
+	counts := o.counts()
+	require.EqualValues(t, 2, counts.refused[callConn], "those of strangers count, too")
+	require.EqualValues(t, 2, counts.refused[callStream])
+	require.EqualValues(t, 4, counts.totalRefused())
 }
 
 func TestTheObserverNotesRefusedMemoryUnlessTheFriendCanDoWithout(t *testing.T) {
@@ -117,7 +261,7 @@ func TestTheObserverNotesRefusedMemoryUnlessTheFriendCanDoWithout(t *testing.T) 
 	where := places{friend: net.IPv4(127, 0, 0, 2)}
 	f, err := newFriend(where.friend)
 	require.NoError(t, err)
-	m, err := newManager(rcmgr.NewFixedLimiter(limits), multiaddr.StringCast("/ip4/127.0.0.2/p2p/"+f.id.String()))
+	m, err := newOurs(limits, []multiaddr.Multiaddr{multiaddr.StringCast("/ip4/127.0.0.2/p2p/" + f.id.String())})
 	require.NoError(t, err)
 	defer m.Close()
 	o := newObserver(m, where, f.id)
@@ -140,10 +284,12 @@ func TestTheObserverNotesRefusedMemoryUnlessTheFriendCanDoWithout(t *testing.T) 
 	stream.Done()
 	require.Error(t, stream.ReserveMemory(1, network.ReservationPriorityAlways))
 	require.Len(t, o.refusals(), 2, "a closed scope refuses nobody")
+	require.EqualValues(t, 3, o.counts().refused[callMemory])
+	require.EqualValues(t, 1, o.counts().granted[callPeer])
 }
 
 func TestTheObserverClosesWhatTheHostForgot(t *testing.T) {
-	m, err := newManager(rcmgr.NewFixedLimiter(rcmgr.InfiniteLimits), multiaddr.StringCast("/ip4/127.0.0.2"))
+	m, err := newOurs(rcmgr.InfiniteLimits, []multiaddr.Multiaddr{multiaddr.StringCast("/ip4/127.0.0.2")})
 	require.NoError(t, err)
 	defer m.Close()
 	o := newObserver(m, places{friend: net.IPv4(127, 0, 0, 2)}, "")
@@ -162,8 +308,9 @@ func TestTheObserverClosesWhatTheHostForgot(t *testing.T) {
 func TestAFileOverridesTheLimitsOfTheShow(t *testing.T) {
 	file := t.TempDir() + "/limits.json"
 	require.NoError(t, os.WriteFile(file, []byte(`{"System": {"ConnsInbound": 10}}`), 0o600))
-	limiter, err := loadLimits(file, 8)
+	limits, err := loadLimits(file, 8)
 	require.NoError(t, err)
+	limiter := rcmgr.NewFixedLimiter(limits)
 	require.Equal(t, 10, limiter.GetSystemLimits().GetConnLimit(network.DirInbound))
 	require.Equal(t, showLimits(8).ToPartialLimitConfig().System.FD.Build(0), limiter.GetSystemLimits().GetFDLimit())
 

@@ -1,14 +1,16 @@
 package main
 
-// A thin layer over the victim's manager that notes what it refuses to the
-// friend. The friend itself only sees a reset stream or a closed connection,
-// and cannot tell a refusal from a machine that is short of breath. It also
-// knows which connections the host has not closed in the end.
+// A thin layer over the victim's manager that counts what it refuses, in the
+// same way for every manager, and notes what it refuses to the friend. The
+// friend itself only sees a reset stream or a closed connection, and cannot
+// tell a refusal from a machine that is short of breath. It also knows which
+// connections the host has not closed in the end.
 
 import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -18,20 +20,47 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 )
 
-// observer hands the streams of everybody else through untouched.
+// A call is what a manager may refuse, by what was asked.
+type call uint8
+
+const (
+	callConn call = iota
+	callPeer
+	callStream
+	callProtocol
+	callService
+	callMemory
+	numCalls
+)
+
+func (c call) String() string {
+	return [numCalls]string{"open connection", "set peer", "open stream", "set protocol", "set service", "reserve memory"}[c]
+}
+
+// callCounts are how often each call was granted and refused.
+type callCounts struct{ granted, refused [numCalls]uint64 }
+
+func (c callCounts) totalRefused() (n uint64) {
+	for _, refused := range c.refused {
+		n += refused
+	}
+	return n
+}
+
 type observer struct {
 	network.ResourceManager
-	friend   peer.ID
+	friends  []peer.ID // the friend, and its relay if there is one
 	friendIP net.IP
 	shared   bool // attackers have the friend's address too
 
 	mu    sync.Mutex
+	calls callCounts
 	notes []string
 	open  map[network.ConnManagementScope]struct{} // connections that are not done
 }
 
-func newObserver(m network.ResourceManager, where places, friend peer.ID) *observer {
-	return &observer{ResourceManager: m, friend: friend, friendIP: where.friend, shared: where.shared,
+func newObserver(m network.ResourceManager, where places, friends ...peer.ID) *observer {
+	return &observer{ResourceManager: m, friends: friends, friendIP: where.friend, shared: where.shared,
 		open: map[network.ConnManagementScope]struct{}{}}
 }
 
@@ -46,13 +75,31 @@ func (o *observer) refusals() []string {
 	return append([]string(nil), o.notes...)
 }
 
-// note keeps err if it refuses something: a scope that is closed because its
-// connection has gone meanwhile refuses nobody.
-func (o *observer) note(what string, err error) error {
-	if err != nil && !errors.Is(err, network.ErrResourceScopeClosed) {
-		o.mu.Lock()
-		o.notes = append(o.notes, fmt.Sprintf("%s: %v", what, err))
-		o.mu.Unlock()
+func (o *observer) isFriend(p peer.ID) bool { return slices.Contains(o.friends, p) }
+
+// counts gives how often each call was granted and refused so far.
+func (o *observer) counts() callCounts {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.calls
+}
+
+// count counts a call, and keeps err if it refuses what matters to the friend.
+// A scope that is closed because its connection has gone meanwhile refuses
+// nobody.
+func (o *observer) count(c call, friend bool, detail any, err error) error {
+	if errors.Is(err, network.ErrResourceScopeClosed) {
+		return err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if err == nil {
+		o.calls.granted[c]++
+		return nil
+	}
+	o.calls.refused[c]++
+	if friend {
+		o.notes = append(o.notes, fmt.Sprintf("%v %v: %v", c, detail, err))
 	}
 	return err
 }
@@ -60,11 +107,8 @@ func (o *observer) note(what string, err error) error {
 func (o *observer) OpenConnection(dir network.Direction, usefd bool, endpoint multiaddr.Multiaddr) (network.ConnManagementScope, error) {
 	s, err := o.ResourceManager.OpenConnection(dir, usefd, endpoint)
 	ip, ipErr := manet.ToIP(endpoint)
-	fromFriend := ipErr == nil && ip.Equal(o.friendIP)
-	if err != nil {
-		if fromFriend && !o.shared {
-			o.note("open connection", err)
-		}
+	fromFriend := ipErr == nil && ip.Equal(o.friendIP) && !o.shared
+	if o.count(callConn, fromFriend, dir, err) != nil {
 		return nil, err
 	}
 	o.mu.Lock()
@@ -90,34 +134,27 @@ func (o *observer) closeForgotten() int {
 
 func (o *observer) OpenStream(p peer.ID, dir network.Direction) (network.StreamManagementScope, error) {
 	s, err := o.ResourceManager.OpenStream(p, dir)
-	if p != o.friend {
-		return s, err
+	if o.count(callStream, o.isFriend(p), dir, err) != nil {
+		return nil, err
 	}
-	if err != nil {
-		return nil, o.note(fmt.Sprintf("open %v stream", dir), err)
-	}
-	return &observedStream{StreamManagementScope: s, o: o}, nil
+	return &observedStream{StreamManagementScope: s, o: o, friend: o.isFriend(p)}, nil
 }
 
 // reserve notes a refusal of memory that the friend cannot do without. Lower
 // priorities ask for larger windows, and go on without.
-func (o *observer) reserve(s network.ResourceScope, size int, prio uint8) error {
-	err := s.ReserveMemory(size, prio)
-	if prio == network.ReservationPriorityAlways {
-		o.note(fmt.Sprintf("reserve %d bytes", size), err)
-	}
-	return err
+func (o *observer) reserve(s network.ResourceScope, friend bool, size int, prio uint8) error {
+	return o.count(callMemory, friend && prio == network.ReservationPriorityAlways, size, s.ReserveMemory(size, prio))
 }
 
-func (o *observer) span(s network.ResourceScope) (network.ResourceScopeSpan, error) {
+func (o *observer) span(s network.ResourceScope, friend bool) (network.ResourceScopeSpan, error) {
 	span, err := s.BeginSpan()
-	if err != nil {
-		return nil, o.note("begin span", err)
+	if o.count(callMemory, friend, "in a span", err) != nil {
+		return nil, err
 	}
-	return &observedSpan{ResourceScopeSpan: span, o: o}, nil
+	return &observedSpan{ResourceScopeSpan: span, o: o, friend: friend}, nil
 }
 
-// observedConn is a connection, which may prove to be the friend's.
+// observedConn is a connection. QUIC takes its windows from it.
 type observedConn struct {
 	network.ConnManagementScope
 	o *observer
@@ -131,65 +168,73 @@ func (c *observedConn) Done() {
 }
 
 func (c *observedConn) SetPeer(p peer.ID) error {
-	err := c.ConnManagementScope.SetPeer(p)
-	if p == c.o.friend {
-		c.o.note("set peer", err)
-	}
-	return err
+	return c.o.count(callPeer, c.o.isFriend(p), p, c.ConnManagementScope.SetPeer(p))
 }
 
 func (c *observedConn) PeerScope() network.PeerScope {
 	s := c.ConnManagementScope.PeerScope()
-	if s == nil || s.Peer() != c.o.friend {
-		return s
+	if s == nil {
+		return nil
 	}
 	return &observedPeer{PeerScope: s, o: c.o}
 }
 
-// observedPeer is the friend's own scope: stream muxers take their windows
-// from it.
+func (c *observedConn) ReserveMemory(size int, prio uint8) error {
+	return c.o.reserve(c.ConnManagementScope, false, size, prio)
+}
+
+func (c *observedConn) BeginSpan() (network.ResourceScopeSpan, error) {
+	return c.o.span(c.ConnManagementScope, false)
+}
+
+// observedPeer is a peer's own scope: stream muxers take their windows from it.
 type observedPeer struct {
 	network.PeerScope
 	o *observer
 }
 
+func (p *observedPeer) friend() bool { return p.o.isFriend(p.Peer()) }
+
 func (p *observedPeer) ReserveMemory(size int, prio uint8) error {
-	return p.o.reserve(p.PeerScope, size, prio)
+	return p.o.reserve(p.PeerScope, p.friend(), size, prio)
 }
 
-func (p *observedPeer) BeginSpan() (network.ResourceScopeSpan, error) { return p.o.span(p.PeerScope) }
+func (p *observedPeer) BeginSpan() (network.ResourceScopeSpan, error) {
+	return p.o.span(p.PeerScope, p.friend())
+}
 
 type observedSpan struct {
 	network.ResourceScopeSpan
-	o *observer
+	o      *observer
+	friend bool
 }
 
 func (s *observedSpan) ReserveMemory(size int, prio uint8) error {
-	return s.o.reserve(s.ResourceScopeSpan, size, prio)
+	return s.o.reserve(s.ResourceScopeSpan, s.friend, size, prio)
 }
 
 func (s *observedSpan) BeginSpan() (network.ResourceScopeSpan, error) {
-	return s.o.span(s.ResourceScopeSpan)
+	return s.o.span(s.ResourceScopeSpan, s.friend)
 }
 
-// observedStream is a stream of the friend.
 type observedStream struct {
 	network.StreamManagementScope
-	o *observer
+	o      *observer
+	friend bool
 }
 
 func (s *observedStream) SetProtocol(p protocol.ID) error {
-	return s.o.note("set protocol "+string(p), s.StreamManagementScope.SetProtocol(p))
+	return s.o.count(callProtocol, s.friend, p, s.StreamManagementScope.SetProtocol(p))
 }
 
 func (s *observedStream) SetService(name string) error {
-	return s.o.note("set service "+name, s.StreamManagementScope.SetService(name))
+	return s.o.count(callService, s.friend, name, s.StreamManagementScope.SetService(name))
 }
 
 func (s *observedStream) ReserveMemory(size int, prio uint8) error {
-	return s.o.reserve(s.StreamManagementScope, size, prio)
+	return s.o.reserve(s.StreamManagementScope, s.friend, size, prio)
 }
 
 func (s *observedStream) BeginSpan() (network.ResourceScopeSpan, error) {
-	return s.o.span(s.StreamManagementScope)
+	return s.o.span(s.StreamManagementScope, s.friend)
 }

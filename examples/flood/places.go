@@ -82,13 +82,13 @@ const (
 
 // newHost makes a host that only dials, from ip, by one transport. Nothing
 // limits it: whatever is refused, the victim refuses.
-func newHost(key crypto.PrivKey, ip net.IP, by road) (host.Host, error) {
-	opts := []libp2p.Option{
+func newHost(key crypto.PrivKey, ip net.IP, by road, more ...libp2p.Option) (host.Host, error) {
+	opts := append(more,
 		libp2p.Identity(key),
 		libp2p.NoListenAddrs,
 		libp2p.ResourceManager(&network.NullResourceManager{}),
 		libp2p.DisableMetrics(),
-	}
+	)
 	if by == byTCP {
 		opts = append(opts, libp2p.Transport(tcp.NewTCPTransport, tcp.WithDialerForAddr(
 			func(multiaddr.Multiaddr) (tcp.ContextDialer, error) { return dialerFrom(ip), nil })))
@@ -112,7 +112,10 @@ func connect(ctx context.Context, h host.Host, to peer.AddrInfo) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
-	return h.Connect(network.WithForceDirectDial(ctx, "flood"), to)
+	if !isRelayed(to) {
+		ctx = network.WithForceDirectDial(ctx, "flood")
+	}
+	return h.Connect(ctx, to)
 }
 
 // asConnected makes that opening a stream does not dial.

@@ -14,22 +14,44 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// outcome is what the show is judged by.
+// outcome is how one manager stood the attack: what it is judged by, and what
+// is shown of it.
 type outcome struct {
+	by              contender
 	samples         int      // looks at the limits
+	rows            []*row   // what was seen of each limit
 	passed          []string // limits that were passed
-	friendServed    int      // deeds of the friend that went well
-	friendRefusals  []string // by our manager
+	friend          [numDeeds]tally
+	friendRefusals  []string // by the manager
 	friendUntracked bool     // refusals of its first packets could not be told from others'
+	calls           callCounts
 	held            []string // when all hosts were closed
 	forgotten       int      // connections that the host dropped without closing their scopes
+	last            rcmgr.Snapshot
+	cpu             time.Duration // 0 if unknown
 }
 
-// exitCode is 1 when anything is as it must not be. A friend who was never
-// served at all proves nothing, so that is a failure too.
-func (o outcome) exitCode() int {
-	if len(o.passed)+len(o.friendRefusals)+len(o.held) > 0 || o.friendServed == 0 || o.samples == 0 {
-		return 1
+// friendServed is the number of deeds that went well.
+func (o outcome) friendServed() (n int) {
+	for _, t := range o.friend {
+		n += len(t.took)
+	}
+	return n
+}
+
+// well tells whether all is as it must be. A friend who was never served at
+// all proves nothing, so that is a failure too.
+func (o outcome) well() bool {
+	return len(o.passed)+len(o.friendRefusals)+len(o.held) == 0 && o.friendServed() > 0 && o.samples > 0
+}
+
+// exitCode is 1 when anything is as it must not be with a manager that the
+// show is judged by.
+func exitCode(all []outcome) int {
+	for _, o := range all {
+		if o.by.judged && !o.well() {
+			return 1
+		}
 	}
 	return 0
 }
@@ -40,22 +62,26 @@ func (o outcome) verdicts() []string {
 	if o.samples == 0 {
 		passed = []string{"never looked"}
 	}
-	if o.friendServed == 0 {
+	if o.friendServed() == 0 {
 		refusals = append([]string{"never served at all"}, refusals...)
 	}
 	if o.friendUntracked {
 		remark = " (but for connections refused before it says who it is)"
 	}
 	return []string{
-		verdict("limits passed", passed, "none") + fmt.Sprintf(" (%d looks)", o.samples),
-		verdict("friend refused by our manager", refusals, "never") + remark,
-		verdict("held when all hosts are closed", o.held, "nothing"),
+		o.verdict("limits passed", passed, "none") + fmt.Sprintf(" (%d looks)", o.samples),
+		o.verdict("friend refused by "+o.by.title, refusals, "never") + remark,
+		o.verdict("held when all hosts are closed", o.held, "nothing"),
 	}
 }
 
-// verdict names the first few faults, or says that all is well.
-func verdict(what string, faults []string, well string) string {
+// verdict names the first few faults, or says that all is well. What the show
+// is not judged by is neither: its faults are counted.
+func (o outcome) verdict(what string, faults []string, well string) string {
 	const most = 3
+	if !o.by.judged {
+		return fmt.Sprintf("      %s: %d", what, len(faults))
+	}
 	if len(faults) == 0 {
 		return "ok    " + what + ": " + well
 	}
@@ -66,43 +92,70 @@ func verdict(what string, faults []string, well string) string {
 	return "FAIL  " + what + ": " + text
 }
 
-func report(out io.Writer, w *watch, last rcmgr.Snapshot, f *friend, o outcome) {
-	fmt.Fprintf(out, "\nlimits of the victim\n%s", limitTable(w.order, last.Refusals))
-	fmt.Fprintf(out, "\nrefused, by kind of scope\n%s", refusalTable(last.Refusals))
-	fmt.Fprintf(out, "\nthe friend\n%s", friendTable(f.tallies()))
-	if last.CallerBugs > 0 {
-		fmt.Fprintf(out, "\nhosts broke the contract of their scopes %d times\n", last.CallerBugs)
+// report shows one outcome in full, or several side by side.
+func report(out io.Writer, all []outcome) {
+	if len(all) == 1 {
+		all[0].report(out)
+	} else {
+		fmt.Fprintf(out, "\nthe same attack, one after the other\n%s", comparison(all))
+	}
+	for _, o := range all {
+		fmt.Fprintln(out)
+		if !o.by.judged {
+			fmt.Fprintf(out, "for comparison, on %s\n", o.by.title)
+		}
+		fmt.Fprintln(out, strings.Join(o.verdicts(), "\n"))
+	}
+}
+
+func (o outcome) report(out io.Writer) {
+	fmt.Fprintf(out, "\nlimits of the victim\n%s", limitTable(o.rows, o.last.Refusals))
+	if o.last.Refusals != nil {
+		fmt.Fprintf(out, "\nrefused, by kind of scope\n%s", refusalTable(o.last.Refusals))
+	} else {
+		fmt.Fprintf(out, "\nrefused, by what was asked\n%s", callTable(o.calls))
+	}
+	fmt.Fprintf(out, "\nthe friend\n%s", friendTable(o.friend))
+	if o.last.CallerBugs > 0 {
+		fmt.Fprintf(out, "\nhosts broke the contract of their scopes %d times\n", o.last.CallerBugs)
 	}
 	if o.forgotten > 0 {
 		fmt.Fprintf(out, "\nthe host dropped %d connections without closing their scopes; closed for it\n", o.forgotten)
 	}
-	fmt.Fprintf(out, "\n%s\n", strings.Join(o.verdicts(), "\n"))
 }
 
 // limitTable has a line for each limit: what is used at the end of the attack
 // and what was at its highest. Refusals are counted by kind of scope; where
-// several scopes share a kind, the table of refusals alone has them.
+// several scopes share a kind, the table of refusals alone has them. Refusals
+// are nil if the manager does not tell.
 func limitTable(rows []*row, refusals map[rcmgr.Kind]rcmgr.Refusals) string {
-	rows = slices.Clone(rows)
-	slices.SortStableFunc(rows, func(a, b *row) int {
-		return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.scope, b.scope), cmp.Compare(a.resource, b.resource))
-	})
-	t := table{{"scope", "resource", "now", "highest", "limit", "used", "refused"}}
+	head := []string{"scope", "resource", "now", "highest", "limit", "used", "refused"}
+	if refusals == nil {
+		head = head[:6]
+	}
+	t := table{head}
 	above := ""
-	for _, r := range rows {
+	for _, r := range sortRows(rows) {
 		name := r.scope
 		if name == above {
 			name = ""
 		}
 		above = r.scope
 		refused := ""
-		if r.kind != rcmgr.KindProtocol && r.kind != rcmgr.KindService {
+		if refusals != nil && r.kind != rcmgr.KindProtocol && r.kind != rcmgr.KindService {
 			refused = fmt.Sprint(resources[r.resource].refused(refusals[r.kind]))
 		}
-		t = append(t, []string{name, resources[r.resource].name, amount(r.resource, r.now), amount(r.resource, r.highest),
-			amount(r.resource, r.limit), fmt.Sprintf("%.0f %%", 100*r.share()), refused})
+		line := []string{name, resources[r.resource].name, amount(r.resource, r.now), amount(r.resource, r.highest),
+			amount(r.resource, r.limit), fmt.Sprintf("%.0f %%", 100*r.share()), refused}
+		t = append(t, line[:len(head)])
 	}
 	return t.format(2)
+}
+
+func sortRows(rows []*row) []*row {
+	return slices.SortedStableFunc(slices.Values(rows), func(a, b *row) int {
+		return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.scope, b.scope), cmp.Compare(a.resource, b.resource))
+	})
 }
 
 // refusalTable has a line for each kind of scope that refused anything, and a
@@ -139,20 +192,21 @@ func refusalTable(refusals map[rcmgr.Kind]rcmgr.Refusals) string {
 	return t.format(1)
 }
 
+// callTable has a line for each kind of call.
+func callTable(calls callCounts) string {
+	t := table{{"call", "granted", "refused"}}
+	for c := range numCalls {
+		t = append(t, []string{c.String(), fmt.Sprint(calls.granted[c]), fmt.Sprint(calls.refused[c])})
+	}
+	return t.format(1)
+}
+
 // friendTable has a line for each thing the friend does.
 func friendTable(tallies [numDeeds]tally) string {
 	t := table{{"does", "times", "served", "p50", "p99", "longest"}}
 	for d, of := range tallies {
-		slices.Sort(of.took)
-		n := len(of.took) + of.failed
-		line := []string{deed(d).String(), fmt.Sprint(n), "", "", "", ""}
-		if n > 0 {
-			line[2] = fmt.Sprintf("%.2f %%", 100*float64(len(of.took))/float64(n))
-		}
-		if len(of.took) > 0 {
-			line[3], line[4], line[5] = millis(quantile(of.took, 0.5)), millis(quantile(of.took, 0.99)), millis(quantile(of.took, 1))
-		}
-		t = append(t, line)
+		t = append(t, []string{deed(d).String(), fmt.Sprint(len(of.took) + of.failed), of.rate(),
+			of.quantile(0.5), of.quantile(0.99), of.quantile(1)})
 	}
 	text := t.format(1)
 	for d, of := range tallies {
@@ -161,6 +215,23 @@ func friendTable(tallies [numDeeds]tally) string {
 		}
 	}
 	return text
+}
+
+// rate gives how often a deed went well, or nothing if it was never tried.
+func (t tally) rate() string {
+	n := len(t.took) + t.failed
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.2f %%", 100*float64(len(t.took))/float64(n))
+}
+
+// quantile gives a quantile of the times, or nothing if there are none.
+func (t tally) quantile(q float64) string {
+	if len(t.took) == 0 {
+		return ""
+	}
+	return millis(quantile(slices.Sorted(slices.Values(t.took)), q))
 }
 
 // quantile gives the smallest value that at least part q of all sorted ones

@@ -12,7 +12,9 @@ import (
 )
 
 func TestEveryFaultFailsTheShow(t *testing.T) {
-	well := outcome{samples: 900, friendServed: 100}
+	var served [numDeeds]tally
+	served[deedPing].took = make([]time.Duration, 100)
+	well := outcome{by: contenders[0], samples: 900, friend: served}
 	for name, c := range map[string]struct {
 		change func(*outcome)
 		code   int
@@ -22,15 +24,16 @@ func TestEveryFaultFailsTheShow(t *testing.T) {
 		"a passed limit":         {func(o *outcome) { o.passed = []string{"system conns in 65 of 64"} }, 1, "FAIL  limits passed: system conns in 65 of 64 (900 looks)"},
 		"a refused friend":       {func(o *outcome) { o.friendRefusals = []string{"open connection: full"} }, 1, "FAIL  friend refused by our manager: open connection: full"},
 		"a leftover":             {func(o *outcome) { o.held = []string{"system memory 7 B"} }, 1, "FAIL  held when all hosts are closed: system memory 7 B"},
-		"a friend never served":  {func(o *outcome) { o.friendServed = 0 }, 1, "FAIL  friend refused by our manager: never served at all"},
+		"a friend never served":  {func(o *outcome) { o.friend = [numDeeds]tally{} }, 1, "FAIL  friend refused by our manager: never served at all"},
 		"limits never looked at": {func(o *outcome) { o.samples = 0 }, 1, "FAIL  limits passed: never looked (0 looks)"},
 		"many faults":            {func(o *outcome) { o.held = []string{"a", "b", "c", "d", "e"} }, 1, "FAIL  held when all hosts are closed: a; b; c; and 2 more"},
+		"a fault of another":     {func(o *outcome) { o.by, o.held = contenders[1], []string{"system memory 7 B"} }, 0, "      held when all hosts are closed: 1"},
 		"a friend hard to tell":  {func(o *outcome) { o.friendUntracked = true }, 0, "ok    friend refused by our manager: never (but for connections refused before it says who it is)"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := well
 			c.change(&o)
-			require.Equal(t, c.code, o.exitCode())
+			require.Equal(t, c.code, exitCode([]outcome{o}))
 			require.Contains(t, o.verdicts(), c.says)
 			require.Len(t, o.verdicts(), 3)
 		})
@@ -128,6 +131,10 @@ func TestTheTablesReadWell(t *testing.T) {
 		"  system        1234           0\n"+
 		"  protocol         0           5\n",
 		refusalTable(refusals))
+	require.Equal(t, ""+
+		"  scope        resource    now  highest  limit  used\n"+
+		"  protocol:/x  streams in    0        0      0   0 %\n",
+		limitTable(rows[3:], nil), "refusals are not told")
 
 	var deeds [numDeeds]tally
 	deeds[deedPing] = tally{took: []time.Duration{3 * time.Millisecond, time.Millisecond, 2 * time.Millisecond}, failed: 1, last: errors.New("dial:\n  * reset")}
@@ -138,6 +145,56 @@ func TestTheTablesReadWell(t *testing.T) {
 		"  fetch        0\n"+
 		"  last ping that failed: dial: * reset\n",
 		friendTable(deeds))
+}
+
+func TestTheComparisonReadsWell(t *testing.T) {
+	ours := outcome{
+		by: contenders[0],
+		rows: []*row{
+			{scope: "system", kind: rcmgr.KindSystem, resource: memoryResource, highest: 2 * mib, limit: 8 * mib},
+			{scope: "allowlistedSystem", kind: rcmgr.KindAllowlistedSystem, resource: 0, highest: 1, limit: 16},
+			{scope: "system", kind: rcmgr.KindSystem, resource: 0, highest: 64, limit: 64},
+		},
+		cpu: 1234 * time.Millisecond,
+	}
+	ours.friend[deedPing] = tally{took: []time.Duration{time.Millisecond, 2 * time.Millisecond}}
+	ours.calls.granted[callConn], ours.calls.granted[callPeer] = 12, 11
+	ours.calls.refused[callConn] = 5
+	theirs := outcome{
+		by: contenders[1],
+		rows: []*row{
+			{scope: "system", kind: rcmgr.KindSystem, resource: 0, highest: 63, limit: 64},
+			{scope: "peer (worst of all)", kind: rcmgr.KindPeer, resource: 0, highest: 4, limit: 4},
+		},
+		friendRefusals: []string{"reserve memory 1: full"},
+		held:           []string{"system memory 1 B"}, forgotten: 2,
+	}
+	theirs.friend[deedPing] = tally{took: []time.Duration{3 * time.Millisecond}, failed: 1}
+	theirs.calls.refused[callMemory] = 7
+	require.Equal(t, ""+
+		"                                                            ours  upstream\n"+
+		"  friend's connect  served                                     –         –\n"+
+		"                    p50                                        –         –\n"+
+		"                    p99                                        –         –\n"+
+		"  friend's ping     served                              100.00 %   50.00 %\n"+
+		"                    p50                                   1.0 ms    3.0 ms\n"+
+		"                    p99                                   2.0 ms    3.0 ms\n"+
+		"  friend's fetch    served                                     –         –\n"+
+		"                    p50                                        –         –\n"+
+		"                    p99                                        –         –\n"+
+		"  connections       opened                                    12         0\n"+
+		"                    established                               11         0\n"+
+		"  refused           open connection                            5         0\n"+
+		"                    reserve memory                             0         7\n"+
+		"                    of these, to the friend                    0         1\n"+
+		"  highest use       system conns in, of 64                    64        63\n"+
+		"                    system memory, of 8.0 MiB            2.0 MiB         –\n"+
+		"                    allowlistedSystem conns in, of 16          1         –\n"+
+		"                    peer (worst of all) conns in, of 4         –         4\n"+
+		"  CPU time          of victim, attackers and friend        1.2 s         –\n"+
+		"  left at the end   counts above zero                          0         1\n"+
+		"                    connections the host forgot                0         2\n",
+		comparison([]outcome{ours, theirs}))
 }
 
 func TestAQuantileIsOneOfTheValues(t *testing.T) {

@@ -1,6 +1,6 @@
 package main
 
-// The victim: a host on our manager that answers requests.
+// The victim: a host on the manager in question that answers requests.
 
 import (
 	"encoding/binary"
@@ -18,41 +18,32 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// manager is what the show needs of a resource manager.
-type manager interface {
-	network.ResourceManager
-	Snapshot() rcmgr.Snapshot
-}
-
-// newManager is the one place where the victim's manager is made.
-func newManager(limits rcmgr.Limiter, friend multiaddr.Multiaddr) (manager, error) {
-	return rcmgr.New(limits, rcmgr.WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{friend}))
-}
-
 type victim struct {
 	host     host.Host
 	manager  manager
 	observer *observer
 	addrs    [numRoads]multiaddr.Multiaddr
+	relayed  *peer.AddrInfo // how the friend reaches it by a relay, if it has one
 }
 
-func newVictim(limits rcmgr.Limiter, where places, friendID peer.ID) (*victim, error) {
-	friendAddr, err := multiaddr.NewMultiaddr(fmt.Sprintf("/ip4/%v/p2p/%v", where.friend, friendID))
+// newVictim makes the victim. The relay is the friend's, "" if there is none.
+func newVictim(by contender, limits rcmgr.ConcreteLimitConfig, where places, friend, relay peer.ID) (*victim, error) {
+	m, err := by.make(limits, guests(where.friend, friend, relay))
 	if err != nil {
 		return nil, err
 	}
-	m, err := newManager(limits, friendAddr)
-	if err != nil {
-		return nil, err
+	o := newObserver(m, where, friend, relay)
+	relaying := libp2p.DisableRelay()
+	if relay != "" {
+		relaying = libp2p.EnableRelay()
 	}
-	o := newObserver(m, where, friendID)
 	// libp2p.New closes the manager if it fails, and the host does in the end.
 	h, err := libp2p.New(
 		libp2p.ListenAddrStrings(
 			fmt.Sprintf("/ip4/%v/tcp/0", where.victim),
 			fmt.Sprintf("/ip4/%v/udp/0/quic-v1", where.victim)),
 		libp2p.ResourceManager(o),
-		libp2p.DisableRelay(),
+		relaying,
 		libp2p.DisableMetrics(),
 	)
 	if err != nil {

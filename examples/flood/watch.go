@@ -93,7 +93,6 @@ type watch struct {
 	passed  []string
 	told    map[rowKey]bool // which limits passed has already
 	samples int
-	refused uint64
 }
 
 func newWatch() *watch {
@@ -112,10 +111,6 @@ func (w *watch) look(s rcmgr.Snapshot) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.samples++
-	w.refused = 0
-	for _, r := range s.Refusals {
-		w.refused += r.Total()
-	}
 	for _, r := range w.order {
 		r.now = 0
 	}
@@ -174,7 +169,7 @@ func (w *watch) line() string {
 	if r := w.rows[rowKey{"system", 0}]; r != nil {
 		conns = r.now
 	}
-	return fmt.Sprintf("%d connections · %d refusals", conns, w.refused)
+	return fmt.Sprintf("%d connections", conns)
 }
 
 // waitUntilFree gives the manager, whose hosts are all closed, a moment to see

@@ -1,0 +1,115 @@
+package main
+
+// The managers that the victim can run on, behind one interface: ours, and
+// go-libp2p's own for comparison. Both get the same limits and the same
+// allowlist, as far as they can read it, and run as they come.
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+	"github.com/weir-p2p/rcmgr"
+)
+
+// manager is what the show needs of a resource manager.
+type manager interface {
+	network.ResourceManager
+	Snapshot() rcmgr.Snapshot
+}
+
+// A contender is a manager that the victim can run on.
+type contender struct {
+	flag   string // as -manager names it, and as its column is headed
+	title  string
+	judged bool // whether the show passes or fails by it
+	make   func(limits rcmgr.ConcreteLimitConfig, guests []multiaddr.Multiaddr) (manager, error)
+}
+
+var contenders = []contender{
+	{"ours", "our manager", true, newOurs},
+	{"upstream", "go-libp2p's manager", false, newUpstream},
+}
+
+// chosen gives the contenders that -manager names, none if it is misspelt.
+func chosen(flag string) []contender {
+	if flag == "both" {
+		return contenders
+	}
+	for i, c := range contenders {
+		if c.flag == flag {
+			return contenders[i : i+1]
+		}
+	}
+	return nil
+}
+
+func newOurs(limits rcmgr.ConcreteLimitConfig, guests []multiaddr.Multiaddr) (manager, error) {
+	return rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithAllowlistedMultiaddrs(guests))
+}
+
+func newUpstream(limits rcmgr.ConcreteLimitConfig, guests []multiaddr.Multiaddr) (manager, error) {
+	text, err := json.Marshal(limits.ToPartialLimitConfig())
+	if err != nil {
+		return nil, err
+	}
+	var partial upstream.PartialLimitConfig
+	if err := json.Unmarshal(text, &partial); err != nil {
+		return nil, fmt.Errorf("limits, as go-libp2p's manager reads them: %w", err)
+	}
+	limiter := upstream.NewFixedLimiter(partial.Build(upstream.InfiniteLimits))
+	// Its allowlist has no entries without an address.
+	guests = slices.DeleteFunc(slices.Clone(guests), func(a multiaddr.Multiaddr) bool {
+		_, err := manet.ToIP(a)
+		return err != nil
+	})
+	m, err := upstream.NewResourceManager(limiter, upstream.WithAllowlistedMultiaddrs(guests))
+	return &upstreamManager{m, limiter}, err
+}
+
+// upstreamManager gives what go-libp2p's manager tells of itself as a
+// Snapshot: without the allowlisted scopes, which it does not show, and
+// without refusals, which the observer counts.
+type upstreamManager struct {
+	network.ResourceManager
+	limits upstream.Limiter
+}
+
+func (m *upstreamManager) Snapshot() rcmgr.Snapshot {
+	var s rcmgr.Snapshot
+	add := func(kind rcmgr.Kind, name string, use network.ScopeStat, limit upstream.Limit) {
+		s.Scopes = append(s.Scopes, rcmgr.ScopeState{Name: name, Kind: kind, Use: use, Limit: baseLimit(limit)})
+	}
+	stat := m.ResourceManager.(upstream.ResourceManagerState).Stat()
+	add(rcmgr.KindSystem, "system", stat.System, m.limits.GetSystemLimits())
+	add(rcmgr.KindTransient, "transient", stat.Transient, m.limits.GetTransientLimits())
+	for name, use := range stat.Services {
+		add(rcmgr.KindService, "service:"+name, use, m.limits.GetServiceLimits(name))
+	}
+	for id, use := range stat.Protocols {
+		add(rcmgr.KindProtocol, "protocol:"+string(id), use, m.limits.GetProtocolLimits(id))
+	}
+	for id, use := range stat.Peers {
+		if use != (network.ScopeStat{}) { // peers that have gone stay for a minute
+			add(rcmgr.KindPeer, "peer:"+id.String(), use, m.limits.GetPeerLimits(id))
+		}
+	}
+	return s
+}
+
+func baseLimit(l upstream.Limit) rcmgr.BaseLimit {
+	return rcmgr.BaseLimit{
+		Streams:         l.GetStreamTotalLimit(),
+		StreamsInbound:  l.GetStreamLimit(network.DirInbound),
+		StreamsOutbound: l.GetStreamLimit(network.DirOutbound),
+		Conns:           l.GetConnTotalLimit(),
+		ConnsInbound:    l.GetConnLimit(network.DirInbound),
+		ConnsOutbound:   l.GetConnLimit(network.DirOutbound),
+		FD:              l.GetFDLimit(),
+		Memory:          l.GetMemoryLimit(),
+	}
+}

@@ -1,0 +1,176 @@
+package rcmgr_test
+
+// The documents at the top of the repository say what is so: every snippet of
+// Go in them is code that is compiled here or in the examples, and every test
+// and file that they name exists.
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// compiled is a file that the compiler reads: its imports, and its lines of
+// code without indentation and comments.
+type compiled struct {
+	imports []string
+	lines   string
+}
+
+var (
+	goFence     = regexp.MustCompile("(?ms)^ *```go\n(.*?)^ *```$")
+	lineComment = regexp.MustCompile(`(^|\s)//.*`)
+	oneImport   = regexp.MustCompile(`^import (?:(\w+) )?"(.*)"$`)
+)
+
+func TestSnippetsInTheDocumentsAreCompiledCode(t *testing.T) {
+	code := compiledFiles(t)
+	for _, name := range documents(t) {
+		text, err := os.ReadFile(name)
+		require.NoError(t, err)
+		for _, s := range snippetsThatAreNot(string(text), code) {
+			t.Errorf("%s shows what is compiled nowhere:\n%s", name, s)
+		}
+	}
+}
+
+// A check that finds nothing wrong with a wrong snippet would be none.
+func TestSnippetsThatAreCompiledNowhereAreFound(t *testing.T) {
+	code := []compiled{codeOf(t, []byte("package p\n\nimport r \"example.org/r\"\n\nfunc f() {\n\ta := r.A // why\n\n\tb(a)\n}\n"))}
+	fence := func(s string) string { return "text\n```go\n" + s + "```\n" }
+	for _, good := range []string{"a := r.A\n", "import r \"example.org/r\"\n\na := r.A\nb(a) // what\n"} {
+		require.Empty(t, snippetsThatAreNot(fence(good), code), good)
+	}
+	for _, bad := range []string{"a := r.B\n", "b(a)\na := r.A\n", "import r \"example.org/s\"\n\na := r.A\n", ":= r.A\n", "// nothing\n"} {
+		require.Len(t, snippetsThatAreNot(fence(bad), code), 1, bad)
+	}
+}
+
+// snippetsThatAreNot gives the snippets of a document of which no file has all
+// imports and all lines in one piece.
+func snippetsThatAreNot(document string, code []compiled) (missing []string) {
+	for _, fence := range goFence.FindAllStringSubmatch(document, -1) {
+		var imports, lines []string
+		for line := range strings.Lines(codeLines(fence[1])) {
+			if m := oneImport.FindStringSubmatch(strings.TrimSuffix(line, "\n")); m != nil {
+				imports = append(imports, importKey(m[1], m[2]))
+			} else {
+				lines = append(lines, line)
+			}
+		}
+		has := func(c compiled) bool {
+			return strings.Contains(c.lines, "\n"+strings.Join(lines, "")) &&
+				!slices.ContainsFunc(imports, func(i string) bool { return !slices.Contains(c.imports, i) })
+		}
+		if len(imports)+len(lines) == 0 || !slices.ContainsFunc(code, has) {
+			missing = append(missing, fence[1])
+		}
+	}
+	return missing
+}
+
+// importKey is the name under which a file knows a package, and its path.
+func importKey(name, importPath string) string {
+	if name == "" {
+		name = path.Base(importPath)
+	}
+	return name + " " + importPath
+}
+
+// codeLines gives the lines that have code on them.
+func codeLines(src string) string {
+	var b strings.Builder
+	for line := range strings.Lines(src) {
+		if line = strings.TrimSpace(lineComment.ReplaceAllString(line, "")); line != "" {
+			b.WriteString(line + "\n")
+		}
+	}
+	return b.String()
+}
+
+func codeOf(t *testing.T, src []byte) compiled {
+	f, err := parser.ParseFile(token.NewFileSet(), "", src, parser.ImportsOnly)
+	require.NoError(t, err)
+	c := compiled{lines: "\n" + codeLines(string(src))}
+	for _, i := range f.Imports {
+		name := ""
+		if i.Name != nil {
+			name = i.Name.Name
+		}
+		c.imports = append(c.imports, importKey(name, strings.Trim(i.Path.Value, `"`)))
+	}
+	return c
+}
+
+// compiledFiles gives the tests of this package and the examples.
+func compiledFiles(t *testing.T) (code []compiled) {
+	files, err := filepath.Glob("*_test.go")
+	require.NoError(t, err)
+	require.NoError(t, filepath.WalkDir("examples", func(p string, _ fs.DirEntry, err error) error {
+		if strings.HasSuffix(p, ".go") {
+			files = append(files, p)
+		}
+		return err
+	}))
+	for _, name := range files {
+		src, err := os.ReadFile(name)
+		require.NoError(t, err)
+		code = append(code, codeOf(t, src))
+	}
+	return code
+}
+
+// documents gives the documents at the top of the repository.
+func documents(t *testing.T) []string {
+	names, err := filepath.Glob("*.md")
+	require.NoError(t, err)
+	require.Contains(t, names, "README.md")
+	return names
+}
+
+var (
+	testName = regexp.MustCompile(`\b(?:Test|Fuzz|Benchmark|Example)[A-Z]\w+`)
+	testFunc = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark|Example)[A-Z]\w+)\(`)
+	link     = regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`) // to a file of ours, not to a site
+	fileName = regexp.MustCompile("`([\\w/]+\\.(?:go|json))`")
+)
+
+func TestTheDocumentsNameOnlyWhatExists(t *testing.T) {
+	tests := make(map[string]bool)
+	require.NoError(t, filepath.WalkDir(".", func(p string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(p, "_test.go") {
+			return err
+		}
+		src, err := os.ReadFile(p)
+		for _, m := range testFunc.FindAllStringSubmatch(string(src), -1) {
+			tests[m[1]] = true
+		}
+		return err
+	}))
+	require.True(t, tests["TestTheDocumentsNameOnlyWhatExists"])
+	for _, name := range documents(t) {
+		text, err := os.ReadFile(name)
+		require.NoError(t, err)
+		for _, test := range testName.FindAllString(string(text), -1) {
+			if !tests[test] {
+				t.Errorf("%s names the test %s, which does not exist", name, test)
+			}
+		}
+		for _, pattern := range []*regexp.Regexp{link, fileName} {
+			for _, m := range pattern.FindAllStringSubmatch(string(text), -1) {
+				if _, err := os.Stat(m[1]); err != nil {
+					t.Errorf("%s names the file %s: %v", name, m[1], err)
+				}
+			}
+		}
+	}
+}

@@ -112,11 +112,11 @@ func TestRefusalsByGatesAreTypedAndCounted(t *testing.T) {
 		scope string
 	}{
 		{onePerAddress(), KindSubnet, CauseSubnet, "subnet:198.51.100.1/32"},
-		{append(openGates(), WithConnRateLimiters(rates())), KindRate, CauseRate, "rate:198.51.100.1/32"},
+		{[]Option{WithConnRateLimiters(rates())}, KindRate, CauseRate, "rate:198.51.100.1/32"},
 	} {
 		var told []TraceEvt
 		m := newManager(t, unlimitedConf(), append(c.opts, WithTraceReporter(reporterFunc(func(e TraceEvt) { told = append(told, e) })))...)
-		_, err := m.OpenConnection(network.DirInbound, true, far)
+		held, err := m.OpenConnection(network.DirInbound, true, far)
 		require.NoError(t, err)
 		_, err = m.OpenConnection(network.DirInbound, true, far)
 		var e *LimitError
@@ -126,6 +126,8 @@ func TestRefusalsByGatesAreTypedAndCounted(t *testing.T) {
 		require.Equal(t, c.kind, e.Kind())
 		require.Equal(t, c.scope, e.Scope())
 		require.EqualValues(t, 1, m.Snapshot().Refusals[c.kind].Total())
+		held.Done()
+		require.Zero(t, countEntries(m.gate.subnets))
 		require.NoError(t, m.Close())
 		var blocked []string
 		for _, evt := range told {

@@ -9,6 +9,7 @@ package rcmgr
 
 import (
 	"fmt"
+	"math"
 	"testing"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -216,7 +217,7 @@ func TestRefusalAllocatesAtMostTwice(t *testing.T) {
 	for name, refuse := range map[string]func() error{
 		"connection": func() error { _, err := rm.OpenConnection(network.DirInbound, true, addr); return err },
 		"stream":     func() error { _, err := rm.OpenStream("peer", network.DirInbound); return err },
-		"memory":     func() error { return s.ReserveMemory(1<<62, 0) },
+		"memory":     func() error { return s.ReserveMemory(math.MaxInt, 0) },
 	} {
 		got := testing.AllocsPerRun(100, func() {
 			if err := refuse(); err == nil {

@@ -426,3 +426,16 @@ func TestTheFirstInTheChainIsNamed(t *testing.T) {
 		requireRefused(t, err, k.shared, kindNamesHere[k.shared], dimStreamsIn, 0)
 	}
 }
+
+func TestAConnectionRefusedByItselfAtAGlanceIsNamedOnce(t *testing.T) {
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
+		c.Conn.ConnsInbound, c.System.Conns = 0, 1 // a small limit is tight: the manager looks before it asks the gates
+	}), WithStripes(8))
+	for range 3 {
+		_, err := m.OpenConnection(network.DirInbound, false, testFars[1].addr)
+		var e *LimitError
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, e.Asked(), e.Scope())
+		require.Equal(t, "cannot reserve inbound connection: resource limit exceeded", errors.Unwrap(err).Error())
+	}
+}

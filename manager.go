@@ -229,11 +229,11 @@ func (st *stripe) glance(h *holder, r *request) error {
 	if st.closed {
 		return errClosed
 	}
+	st.number(h) // its own limit may refuse it, and is named by it
 	c := st.standard(nil)
 	if st.checkOpening(h, r) != refused && st.checkShared(&c, r, false, false) != refused {
 		return nil
 	}
-	st.number(h)
 	return st.refuseOpening(h, r)
 }
 

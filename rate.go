@@ -381,7 +381,7 @@ func (l rateLimit) bucket() (bucketLimit, error) {
 		return bucketLimit{}, nil
 	}
 	interval := math.Round(float64(time.Second) / l.perSecond)
-	interval = max(1, min(interval, float64(longest)/float64(max(1, l.burst))))
+	interval = max(1, min(interval, float64(longest/max(1, int64(l.burst)))))
 	return bucketLimit{interval: int64(interval), capacity: int64(interval) * int64(l.burst)}, nil
 }
 

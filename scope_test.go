@@ -497,10 +497,11 @@ func TestRandomSequencesDecideAsTheModel(t *testing.T) {
 	}
 }
 
-func newDuel(t testing.TB, r *rand.Rand, stripes int, g regime, a Admission, newcomers bool) *duel {
+func newDuel(t testing.TB, r *rand.Rand, stripes int, g regime, a Admission, newcomers bool, more ...Option) *duel {
 	conf := g.conf(r, stripes)
 	opts := append(openGates(), WithStripes(stripes), WithAdmission(a), WithNewcomersQuarter(newcomers),
 		WithAllowlistedMultiaddrs(testAllowlist))
+	opts = append(opts, more...)
 	d := &duel{
 		t: t, r: r, stripes: stripes, regime: g, most: 24, filling: true,
 		eng: newManager(t, conf, opts...),

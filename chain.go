@@ -9,12 +9,11 @@ package rcmgr
 // lies in a stripe and is guarded by that stripe's lock.
 type account struct {
 	// ready is what may be used without asking further: the limit of an account
-	// that lies in this stripe alone, the credit of a share. When use falls
-	// below low, too much credit lies idle.
-	ready, low *amounts
-	use        amounts
-	limit      *amounts
-	share      *share // nil for an account that lies in this stripe alone
+	// that lies in this stripe alone, the credit of a share.
+	ready *amounts
+	use   amounts
+	limit *amounts
+	share *share // nil for an account that lies in this stripe alone
 	scopeName
 	// I6: own is the memory that was reserved at this very scope, a part of
 	// use. A release takes from own only, never from what others hold below.
@@ -27,12 +26,9 @@ type account struct {
 	sticky bool // its limit was set by hand: it is not collected
 }
 
-// noFloor is below every use. It is never written.
-var noFloor amounts
-
 // privateAccount makes the account of a scope that lies in one stripe.
 func privateAccount(name scopeName, limit *amounts) account {
-	return account{scopeName: name, limit: limit, ready: limit, low: &noFloor}
+	return account{scopeName: name, limit: limit, ready: limit}
 }
 
 func (a *account) setLimit(limit *amounts) {
@@ -116,12 +112,15 @@ func (c *chain) add(d dim, n int64) {
 // sub takes n of d from the whole chain, and tells whether too much credit lies
 // idle now.
 func (c *chain) sub(d dim, n int64) (idle bool) {
-	for _, a := range &c.at {
+	for _, a := range c.at[:firstShared] {
 		if a != nil {
 			a.use[d] -= n
-			if a.use[d] < a.low[d] {
-				idle = true
-			}
+		}
+	}
+	for _, a := range c.shared() {
+		if a != nil {
+			a.use[d] -= n
+			idle = idle || a.use[d] < a.share.floor[d]
 		}
 	}
 	return idle
@@ -137,7 +136,7 @@ func (st *stripe) give(c *chain, d dim, n int64) {
 
 func (st *stripe) trim(c *chain, d dim) {
 	for _, a := range c.shared() {
-		if a != nil && a.use[d] < a.low[d] {
+		if a != nil && a.use[d] < a.share.floor[d] {
 			a.share.trim(d)
 			st.returns++
 		}

@@ -203,9 +203,7 @@ func (st *stripe) hold(h *holder, n int64, priority uint8) {
 	st.spreadMemory(&h.tree.chain, n)
 	h.tree.chain.add(dimMemory, n)
 	if st.trace != nil {
-		r := request{priority: priority}
-		r.ask(dimMemory, n)
-		st.traceHeld(h, &r, (*tracer).granted)
+		st.traceMemory(h, n, priority, (*tracer).granted)
 	}
 }
 
@@ -251,29 +249,19 @@ func (st *stripe) change(h *holder, n int64) {
 // drop releases n bytes from a holder up to the chain. Every walk up stops at
 // the first owner that is done: it has released what was below it (I5).
 func (st *stripe) drop(h *holder, n int64) {
-	if st.dropTree(h, n) {
-		c := &h.tree.chain
+	x := h
+	for ; x != nil && !x.done; x = x.owner {
+		st.change(x, -n)
+	}
+	if c := &h.tree.chain; x == nil {
 		st.spreadMemory(c, -n)
 		if c.sub(dimMemory, n) {
 			st.trim(c, dimMemory)
 		}
 	}
 	if st.trace != nil && !h.done {
-		r := request{}
-		r.ask(dimMemory, n)
-		st.traceHeld(h, &r, (*tracer).returned)
+		st.traceMemory(h, n, 0, (*tracer).returned)
 	}
-}
-
-// dropTree is drop within the tree. It tells whether the chain is reached.
-func (st *stripe) dropTree(h *holder, n int64) bool {
-	for ; h != nil; h = h.owner {
-		if h.done {
-			return false
-		}
-		st.change(h, -n)
-	}
-	return true
 }
 
 // ReleaseMemory gives back size bytes that were reserved at this scope. What

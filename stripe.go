@@ -205,7 +205,7 @@ func (st *stripe) shareOf(p *pool) *share {
 
 func (st *stripe) addShare(p *pool) *share {
 	sh := &share{pool: p}
-	sh.account = account{scopeName: p.scope(), limit: &p.limit, ready: &sh.credit, low: &sh.floor, share: sh}
+	sh.account = account{scopeName: p.scope(), limit: &p.limit, ready: &sh.credit, share: sh}
 	p.shares[st.index] = sh
 	if p.kind <= KindAllowlistedTransient {
 		st.fixed[p.kind] = sh

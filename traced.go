@@ -18,13 +18,17 @@ func (st *stripe) traceChain(c *chain, r *request, tell func(*tracer, traceName,
 	}
 }
 
+// traceMemory tells that a holder got or gave up n bytes.
+func (st *stripe) traceMemory(h *holder, n int64, priority uint8, tell func(*tracer, traceName, *request, *amounts)) {
+	r := request{priority: priority}
+	r.ask(dimMemory, n)
+	st.traceHeld(h, &r, tell)
+}
+
 // traceHeld tells that a holder got or gave up memory: the chain first, then
 // its owners from the outermost one, then itself. After a holder that is done,
 // nothing was changed any more.
 func (st *stripe) traceHeld(h *holder, r *request, tell func(*tracer, traceName, *request, *amounts)) {
-	if st.trace == nil {
-		return
-	}
 	switch {
 	case h.owner == nil:
 		st.traceChain(&h.tree.chain, r, tell)

@@ -104,6 +104,14 @@ func (a Admission) weight(priority uint8) int64 {
 	return min(whole, 128+int64(priority))
 }
 
+// wholeFrom gives the least priority that may fill all of a limit.
+func (a Admission) wholeFrom() uint8 {
+	if a == AdmissionLinear {
+		return whole - 1
+	}
+	return whole - 128
+}
+
 // threshold gives the most that a scope with this limit may hold after a
 // reservation of this weight: ⌊limit × weight / 256⌋, computed without
 // overflow for every limit from 0 to math.MaxInt64.

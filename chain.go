@@ -88,14 +88,25 @@ func (c *chain) only(slot int) *chain {
 	return one
 }
 
-// ready tells whether the whole chain has n of d to spare without asking a
-// pool. Credit that lies idle may be spent by every request that may fill half
-// of a limit, and a loose pool has handed out no more than that.
-func (c *chain) ready(d dim, n int64) bool {
-	for _, a := range &c.at {
-		if a != nil && n > a.ready[d]-a.use[d] {
+// addReady charges n of d to the whole chain if all of it has that much to spare
+// without asking a pool, and tells whether it did. Credit that lies idle may be
+// spent by every request that may fill half of a limit, for a loose pool has
+// handed out no more than that. It checks and charges in one pass and takes back
+// what did not fit; nobody sees that, for it all is under the stripe's lock.
+func (c *chain) addReady(d dim, n int64) bool {
+	for i, a := range &c.at {
+		if a == nil {
+			continue
+		}
+		if n > a.ready[d]-a.use[d] {
+			for _, charged := range c.at[:i] {
+				if charged != nil {
+					charged.use[d] -= n
+				}
+			}
 			return false
 		}
+		a.use[d] += n
 	}
 	return true
 }
@@ -151,14 +162,6 @@ func (st *stripe) giveAll(c *chain, r *request) {
 	st.traceChain(c, r, (*tracer).returned)
 }
 
-// spreadMemory is spread for the dimension that changes most.
-func (st *stripe) spreadMemory(c *chain, n int64) {
-	if c.peer != nil {
-		old := c.peer.use[dimMemory]
-		st.peerMemory.moveMemory(old, old+n)
-	}
-}
-
 // spread keeps the distributions of what peers hold, before it changes by n.
 func (st *stripe) spread(c *chain, d dim, n int64) {
 	if c.peer == nil {
@@ -167,7 +170,7 @@ func (st *stripe) spread(c *chain, d dim, n int64) {
 	old := c.peer.use[d]
 	switch d {
 	case dimMemory:
-		st.spreadMemory(c, n)
+		st.peerMemory.moveMemory(old, old+n)
 	case dimStreamsIn:
 		st.peerStreams[0].moveCount(old, old+n)
 	case dimStreamsOut:

@@ -125,6 +125,7 @@ func (m *Manager) build() {
 	for i := range m.stripes {
 		st := &m.stripes[i]
 		st.m, st.index, st.trace = m, i, m.trace
+		st.wholeFrom = m.admission.wholeFrom()
 		st.services = make(map[string]*share)
 		st.protocols = make(map[string]*share)
 		st.peers = make(map[peer.ID]*peerScope)

@@ -28,13 +28,22 @@ func (r *root) lock(all bool) *stripe {
 		st.m.lockAll()
 		return r.at.Load()
 	}
+	st.mu.Lock()
+	if r.at.Load() == st {
+		return st
+	}
+	return r.lockAgain(st)
+}
+
+// lockAgain is for a tree that has moved while its lock was waited for.
+func (r *root) lockAgain(st *stripe) *stripe {
 	for {
-		st.mu.Lock()
-		now := r.at.Load()
-		if now == st {
-			return st
-		}
 		st.mu.Unlock()
+		now := r.at.Load()
+		now.mu.Lock()
+		if r.at.Load() == now {
+			return now
+		}
 		st = now
 	}
 }
@@ -175,7 +184,7 @@ func (h *holder) ReserveMemory(size int, priority uint8) error {
 
 // holdReady reserves what fits everywhere without asking further, if it does.
 func (st *stripe) holdReady(h *holder, n int64, priority uint8) bool {
-	if st.m.admission.weight(priority) != whole || n <= 0 || st.closed {
+	if priority < st.wholeFrom || n <= 0 || st.closed {
 		return false
 	}
 	for x := h; x != nil; x = x.owner {
@@ -187,21 +196,24 @@ func (st *stripe) holdReady(h *holder, n int64, priority uint8) bool {
 			return false
 		}
 	}
-	if !h.tree.chain.ready(dimMemory, n) {
+	if !h.tree.chain.addReady(dimMemory, n) {
 		return false
 	}
-	st.hold(h, n, priority)
+	st.held(h, n, priority)
 	return true
 }
 
-// hold charges a reservation at h that has been admitted.
-func (st *stripe) hold(h *holder, n int64, priority uint8) {
+// held charges a reservation that its chain has been charged for to h and its
+// owners.
+func (st *stripe) held(h *holder, n int64, priority uint8) {
 	h.own += n
 	for x := h; x != nil; x = x.owner {
 		st.change(x, n)
 	}
-	st.spreadMemory(&h.tree.chain, n)
-	h.tree.chain.add(dimMemory, n)
+	if p := h.tree.chain.peer; p != nil {
+		now := p.use[dimMemory]
+		st.peerMemory.moveMemory(now-n, now)
+	}
 	if st.trace != nil {
 		st.traceMemory(h, n, priority, (*tracer).granted)
 	}
@@ -233,7 +245,8 @@ func (st *stripe) reserve(h *holder, n int64, priority uint8, all bool) (verdict
 	case refused:
 		return v, st.refusal(h.name(), &r)
 	case admitted:
-		st.hold(h, n, priority)
+		h.tree.chain.add(dimMemory, n)
+		st.held(h, n, priority)
 	}
 	return v, nil
 }
@@ -253,8 +266,12 @@ func (st *stripe) drop(h *holder, n int64) {
 	for ; x != nil && !x.done; x = x.owner {
 		st.change(x, -n)
 	}
-	if c := &h.tree.chain; x == nil {
-		st.spreadMemory(c, -n)
+	if x == nil {
+		c := &h.tree.chain
+		if p := c.peer; p != nil {
+			now := p.use[dimMemory]
+			st.peerMemory.moveMemory(now, now-n)
+		}
 		if c.sub(dimMemory, n) {
 			st.trim(c, dimMemory)
 		}

@@ -29,10 +29,12 @@ func defaultStripes() int {
 }
 
 type stripe struct {
-	mu     sync.Mutex
-	m      *Manager
-	index  int
-	closed bool // the manager is closed: nothing new is admitted
+	mu    sync.Mutex
+	m     *Manager
+	index int
+	// wholeFrom is the least priority that may fill all of a limit.
+	wholeFrom uint8
+	closed    bool // the manager is closed: nothing new is admitted
 
 	// fixed holds the shares of the four scopes that are always there, by kind.
 	fixed [KindAllowlistedTransient + 1]*share

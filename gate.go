@@ -74,7 +74,9 @@ func (why *refusal) refuseAtGate(kind Kind, cause Cause, dir network.Direction, 
 	if dir == network.DirOutbound {
 		d = dimConnsOut
 	}
-	*why = refusal{scopeName{kind: kind, text: prefix.String()}, d, cause, limit, 1, limit}
+	var buf [len("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128")]byte
+	text := string(prefix.AppendTo(buf[:0])) // prefix.String allocates twice
+	*why = refusal{scopeName{kind: kind, text: text}, d, cause, limit, 1, limit}
 	return refused
 }
 

@@ -295,17 +295,16 @@ func TestFloodsThatAreRefusedLeaveNoMemory(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c, err := m.OpenConnection(network.DirInbound, false, inSubnet("198.51.100.0/24", 1))
 			require.NoError(t, err)
-			far := multiaddr.StringCast("/ip4/11.0.0.0/tcp/1")
-			attempt := func(i int) {
-				copy(far[0].RawValue(), []byte{11, byte(i >> 16), byte(i >> 8), byte(i)})
+			attempt := func(far multiaddr.Multiaddr) {
 				if _, err := m.OpenConnection(network.DirInbound, false, far); !errors.Is(err, network.ErrResourceLimitExceeded) {
 					t.Fatal("admitted", far, err)
 				}
 			}
-			attempt(flood)
+			addrs := distinctAddrs()
+			attempt(addrs[flood])
 			before := heap()
-			for i := range flood {
-				attempt(i)
+			for _, far := range addrs[:flood] {
+				attempt(far)
 			}
 			// One entry of a map for each of them would be some megabytes.
 			require.Less(t, int64(heap())-int64(before), int64(512<<10))

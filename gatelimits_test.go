@@ -251,7 +251,10 @@ func TestNobodyCanEditBuiltGates(t *testing.T) {
 		g.Subnets.Networks[netip.MustParsePrefix("10.0.0.0/8")] = 9
 		g.Rate.IPv4[24] = ConnRate{Burst: 9}
 	}
+	var applied PartialLimitConfig
+	applied.Apply(cfg)
 	edit(cfg.Gates)
+	require.JSONEq(t, text, toJSON(t, applied.Gates))
 	require.JSONEq(t, text, toJSON(t, built.ToPartialLimitConfig().Gates))
 	edit(built.ToPartialLimitConfig().Gates)
 	require.JSONEq(t, text, toJSON(t, built.ToPartialLimitConfig().Gates))
@@ -312,12 +315,12 @@ func TestBadGatesOfAProgramAreErrorsOfNew(t *testing.T) {
 
 func TestAManagerTellsAtStartWhatIsOn(t *testing.T) {
 	text := captureLogFrom(t, slog.LevelInfo)
-	gated(t, NewFixedLimiter(readGates(t, `{"Subnets":{"IPv4":{"24":3},"Networks":{"10.0.0.0/8":"unlimited"}},"Outbound":true}`).Build(InfiniteLimits)),
+	gated(t, NewFixedLimiter(readGates(t, `{"Subnets":{"IPv4":{"24":3},"IPv6":{"48":9,"56":"default"},"Networks":{"10.0.0.0/8":"unlimited"}},"Outbound":true}`).Build(InfiniteLimits)),
 		WithStripes(4), WithAdmission(AdmissionLinear), WithAllowlistedMultiaddrs(testAllowlist))
 	require.Equal(t, 1, strings.Count(text.String(), "\n"), text.String())
 	for _, want := range []string{
 		"level=INFO", "stripes=4", "admission=linear", "newcomers_quarter=true",
-		`connections_per_subnet="[ipv4/24: 3 10.0.0.0/8: unlimited 127.0.0.0/8: unlimited ipv6/56: 8 ipv6/48: 64 ::1/128: unlimited]"`,
+		`connections_per_subnet="[ipv4/24: 3 10.0.0.0/8: unlimited 127.0.0.0/8: unlimited ipv6/56: 8 ipv6/48: 9 ::1/128: unlimited]"`, // the smallest subnets first, as they are asked
 		`connect_rates="[ipv4/32: 16 and 0.2/s 127.0.0.0/8: unlimited `, "outbound_gates=true",
 		fmt.Sprintf("allowlist_entries=%d", len(testAllowlist)), "traced=false",
 	} {

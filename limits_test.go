@@ -616,7 +616,7 @@ func FuzzLimitsJSON(f *testing.F) {
 		require.NoError(t, json.Unmarshal(text, &up))
 		again, err := readLimitsJSON(strings.NewReader(toJSON(t, ours)))
 		require.NoError(t, err)
-		require.Equal(t, ours, again)
+		require.Equal(t, toJSON(t, ours), toJSON(t, again))
 		ours.Gates = nil // of which upstream knows nothing
 		require.Equal(t, toJSON(t, &up), toJSON(t, ours))
 	})

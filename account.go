@@ -93,6 +93,9 @@ const (
 	AdmissionLinear
 )
 
+// String gives the rule's name: half or linear.
+func (a Admission) String() string { return [...]string{"half", "linear"}[a] }
+
 // whole is the weight that may fill all of a limit.
 const whole = 256
 

@@ -143,10 +143,15 @@ func peerKey(p peer.ID) netip.Prefix {
 
 // change adds (delta 1) or removes (delta -1) one entry.
 func (al *Allowlist) change(ma multiaddr.Multiaddr, delta int) error {
-	e, err := parseAllowlistEntry(ma)
-	if err != nil {
-		return fmt.Errorf("allowlist entry %q: %w", ma, err)
+	e, err := readAllowlistEntry(ma)
+	if err == nil {
+		al.put(e, delta)
 	}
+	return err
+}
+
+// put is change for an entry that has been read.
+func (al *Allowlist) put(e allowlistEntry, delta int) {
 	al.writer.Lock()
 	defer al.writer.Unlock()
 	v := al.view.Load()
@@ -154,7 +159,6 @@ func (al *Allowlist) change(ma multiaddr.Multiaddr, delta int) error {
 		v = &allowlistView{open: new(prefixCounts), named: new(prefixCounts), peers: new(bart.Table[peerEntries])}
 	}
 	al.view.Store(v.with(e, delta))
-	return nil
 }
 
 // with gives the view that has one entry more or less.
@@ -206,6 +210,24 @@ func count(t *prefixCounts, network netip.Prefix, delta int) *prefixCounts {
 type allowlistEntry struct {
 	peer    peer.ID
 	network netip.Prefix
+}
+
+// parseAllowlistText reads an entry from text. An error quotes it.
+func parseAllowlistText(text string) (allowlistEntry, error) {
+	ma, err := multiaddr.NewMultiaddr(text)
+	if err != nil {
+		return allowlistEntry{}, fmt.Errorf("allowlist entry %q: %w", text, err)
+	}
+	return readAllowlistEntry(ma)
+}
+
+// readAllowlistEntry reads an entry from a multiaddr. An error names it.
+func readAllowlistEntry(ma multiaddr.Multiaddr) (allowlistEntry, error) {
+	e, err := parseAllowlistEntry(ma)
+	if err != nil {
+		err = fmt.Errorf("allowlist entry %q: %w", ma, err)
+	}
+	return e, err
 }
 
 // parseAllowlistEntry is strict where a lenient reading would let in more than

@@ -122,7 +122,7 @@ func (cfg *ScalingLimitConfig) Scale(memory int64, numFD int) ConcreteLimitConfi
 	if memory > 128<<20 {
 		mebibytes = memory >> 20
 	}
-	return ConcreteLimitConfig{convert(cfg.scopes(), func(c baseLimitConfig) BaseLimit {
+	return ConcreteLimitConfig{limits: convert(cfg.scopes(), func(c baseLimitConfig) BaseLimit {
 		return c.scale(mebibytes, numFD)
 	})}
 }
@@ -280,12 +280,13 @@ var DefaultLimits = ScalingLimitConfig{
 	StreamBaseLimit: BaseLimit{Streams: 1, StreamsInbound: 1, StreamsOutbound: 1, Memory: 16 << 20},
 }
 
-// InfiniteLimits admit everything, and only count. The operating system still
-// limits file descriptors.
+// InfiniteLimits admit everything, and only count: there is not even a gate.
+// The operating system still limits file descriptors. What is built on them
+// with PartialLimitConfig.Build has the default gates unless it says otherwise.
 var InfiniteLimits = infiniteLimits()
 
 func infiniteLimits() ConcreteLimitConfig {
-	var cfg ConcreteLimitConfig
+	cfg := ConcreteLimitConfig{ungated: true}
 	for _, l := range cfg.limits.single() {
 		*l = BaseLimit{
 			Streams: math.MaxInt, StreamsInbound: math.MaxInt, StreamsOutbound: math.MaxInt,

@@ -411,6 +411,31 @@ func TestHostsBehindARelayHoldNoDescriptorForIt(t *testing.T) {
 	requireClosed(t, relayHas)
 }
 
+// TestHostsBehindOneRelayAllConnect: none of them has the relay's address, of
+// which the gates would let in eight.
+func TestHostsBehindOneRelayAllConnect(t *testing.T) {
+	ctx := onHosts(t)
+	// The relay is at a loopback address, which is free by default.
+	limits, err := rcmgr.NewDefaultLimiterFromJSON(strings.NewReader(`{"Gates":{
+		"Subnets": {"Networks": {"127.0.0.0/8": 8}},
+		"Rate": {"Networks": {"127.0.0.0/8": {"PerSecond": 0.001, "Burst": 8}}}}}`))
+	require.NoError(t, err)
+	relayHas, serverHas := newManager(t, nil), newManager(t, limits)
+	relay, server := newRelay(t, relayHas), newHost(t, serverHas)
+	serveEcho(server)
+	addr := throughRelay(t, ctx, relay, server)
+	for range 14 {
+		client := newHost(t, unmanaged())
+		require.NoError(t, client.Connect(ctx, addr))
+		_, err := openEcho(ctx, client, server.ID(), echoProtocol, 1)
+		require.NoError(t, err)
+	}
+	require.Equal(t, 14, serverHas.Stat().System.NumConnsInbound)
+	require.Zero(t, serverHas.Snapshot().Refusals[rcmgr.KindSubnet].Total()+serverHas.Snapshot().Refusals[rcmgr.KindRate].Total())
+	require.NoError(t, server.Close())
+	requireNothingHeld(t, serverHas)
+}
+
 // series gives the value of a series, or what none has: 0.
 func series(t *testing.T, reg prometheus.Gatherer, name string, labels map[string]string) float64 {
 	t.Helper()

@@ -406,7 +406,7 @@ func (l *ResourceLimits) Build(defaults Limit) BaseLimit {
 
 // perScope is the shape of a configuration: one V for each scope that is
 // always there, one for the scopes of a kind that are not named, and a map for
-// those that are.
+// those that are. The gates stand before the scopes, and are no V.
 type perScope[V any] struct {
 	System    V
 	Transient V
@@ -431,9 +431,13 @@ type perScope[V any] struct {
 
 	Conn   V
 	Stream V
+
+	// Gates is nil where all is left to the defaults. It is never written to
+	// once it is in a configuration that has been built.
+	Gates *GateLimits
 }
 
-// single gives all but the maps.
+// single gives all that is there once and is a V.
 func (s *perScope[V]) single() [11]*V {
 	return [...]*V{
 		&s.System, &s.Transient, &s.AllowlistedSystem, &s.AllowlistedTransient,
@@ -458,6 +462,7 @@ func overlay[A, B any](upper perScope[A], lower perScope[B], join func(A, B) B) 
 	out.Protocol = overlayMap(upper.Protocol, lower.Protocol, out.ProtocolDefault, join)
 	out.ProtocolPeer = overlayMap(upper.ProtocolPeer, lower.ProtocolPeer, out.ProtocolPeerDefault, join)
 	out.Peer = overlayMap(upper.Peer, lower.Peer, out.PeerDefault, join)
+	out.Gates = upper.Gates.over(lower.Gates)
 	return out
 }
 
@@ -516,6 +521,11 @@ type PartialLimitConfig struct {
 
 	Conn   ResourceLimits
 	Stream ResourceLimits
+
+	// Gates says how many connections may come from one subnet, and how fast.
+	// nil leaves that to the defaults. go-libp2p's own configuration has no
+	// such field, and passes over it in JSON.
+	Gates *GateLimits `json:",omitempty"`
 }
 
 // MarshalJSON writes what is not left to the defaults. Peer IDs are written in
@@ -546,12 +556,15 @@ func (cfg PartialLimitConfig) MarshalJSON() ([]byte, error) {
 		PeerDefault          ResourceLimits `json:",omitzero"`
 		Conn                 ResourceLimits `json:",omitzero"`
 		Stream               ResourceLimits `json:",omitzero"`
+
+		Gates *GateLimits `json:",omitempty"`
 	}{
 		cfg.Service, cfg.ServicePeer, cfg.Protocol, cfg.ProtocolPeer, peers,
 		cfg.System, cfg.Transient, cfg.AllowlistedSystem, cfg.AllowlistedTransient,
 		cfg.ServiceDefault, cfg.ServicePeerDefault,
 		cfg.ProtocolDefault, cfg.ProtocolPeerDefault,
 		cfg.PeerDefault, cfg.Conn, cfg.Stream,
+		cfg.Gates,
 	})
 }
 
@@ -570,9 +583,10 @@ func (cfg *PartialLimitConfig) Apply(c PartialLimitConfig) {
 
 // Build gives the limits of all scopes, those of defaults where cfg says
 // nothing else. A scope that only cfg names gets what it does not say from the
-// outcome for the …Default of its kind.
+// outcome for the …Default of its kind. That InfiniteLimits have no gates is not
+// passed on: what is built on them has the default gates, but for what cfg says.
 func (cfg PartialLimitConfig) Build(defaults ConcreteLimitConfig) ConcreteLimitConfig {
-	return ConcreteLimitConfig{overlay(
+	return ConcreteLimitConfig{limits: overlay(
 		perScope[ResourceLimits](cfg), defaults.limits,
 		func(l ResourceLimits, under BaseLimit) BaseLimit { return l.Build(under) },
 	)}
@@ -582,11 +596,12 @@ func (cfg PartialLimitConfig) Build(defaults ConcreteLimitConfig) ConcreteLimitC
 // default. It is made by PartialLimitConfig.Build and ScalingLimitConfig.Scale.
 // Its zero value admits nothing. Copies are independent of each other.
 type ConcreteLimitConfig struct {
-	limits perScope[BaseLimit] // its maps are never written to once they are made
+	limits  perScope[BaseLimit] // its maps are never written to once they are made
+	ungated bool                // InfiniteLimits: there are no gates at all
 }
 
 // ToPartialLimitConfig says the same limits as a configuration that leaves
-// nothing to the defaults.
+// nothing to the defaults, but for gates of which cfg says nothing itself.
 func (cfg ConcreteLimitConfig) ToPartialLimitConfig() PartialLimitConfig {
 	return PartialLimitConfig(convert(cfg.limits, BaseLimit.ToResourceLimits))
 }

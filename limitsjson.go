@@ -15,16 +15,21 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net/netip"
 	"reflect"
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/libp2p/go-libp2p/core/peer"
 )
 
 // limitFile is a text and how far it has been read.
 type limitFile struct {
 	text []byte
 	dec  *json.Decoder
+	// values has the offset of each value that has been walked over, by path.
+	values map[string]int
 }
 
 func readLimitsJSON(in io.Reader) (PartialLimitConfig, error) {
@@ -32,7 +37,7 @@ func readLimitsJSON(in io.Reader) (PartialLimitConfig, error) {
 	if err != nil {
 		return PartialLimitConfig{}, fmt.Errorf("limits: %w", err)
 	}
-	f := limitFile{text, json.NewDecoder(bytes.NewReader(text))}
+	f := limitFile{text, json.NewDecoder(bytes.NewReader(text)), make(map[string]int)}
 
 	var cfg PartialLimitConfig
 	err = json.Unmarshal(text, &cfg)
@@ -45,24 +50,52 @@ func readLimitsJSON(in io.Reader) (PartialLimitConfig, error) {
 	if misfit := f.check(reflect.TypeFor[PartialLimitConfig](), ""); misfit != nil {
 		err = misfit
 	}
+	if err == nil {
+		err = f.checkGates(cfg.Gates)
+	}
 	if err != nil {
 		return PartialLimitConfig{}, err
 	}
 	return cfg, nil
 }
 
+// checkGates tells what single values of the gates cannot show.
+func (f *limitFile) checkGates(g *GateLimits) error {
+	_, err := g.config()
+	var bad *misplaced
+	if !errors.As(err, &bad) {
+		return err
+	}
+	at, ok := f.values[bad.path]
+	for path := bad.path; !ok; at, ok = f.values[path] {
+		path = path[:strings.LastIndexAny(path, ".[")] // what is missing is not there to point at
+	}
+	return f.errorAt(at, bad.path, bad.err)
+}
+
 // check walks over the next value, which is to fill a t at this path. The
 // text being valid JSON, the decoder has no errors of its own to tell.
 func (f *limitFile) check(t reflect.Type, path string) error {
 	start := f.next()
+	f.values[path] = start
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
 	val, isVal := reflect.New(t).Interface().(json.Unmarshaler)
-	if isVal || f.text[start] != '{' {
+	plain, isPlain := plainValues[t.Kind()]
+	isPlain = isPlain && !isVal
+	if isVal || isPlain || f.text[start] != '{' {
 		var raw json.RawMessage
 		_ = f.dec.Decode(&raw)
-		if !isVal {
-			return f.errorAt(start, path, fmt.Errorf("expected an object in braces, found %s", describe(raw)))
+		switch {
+		case isVal:
+			return f.errorAt(start, path, checkVal(val, raw))
+		case !isPlain:
+			plain = "an object in braces"
+		case string(raw) != "null" && json.Unmarshal(raw, reflect.New(t).Interface()) == nil:
+			return nil
 		}
-		return f.errorAt(start, path, checkVal(val, raw))
+		return f.errorAt(start, path, fmt.Errorf("expected %s, found %s", plain, describe(raw)))
 	}
 
 	_, _ = f.dec.Token() // the opening brace
@@ -87,6 +120,12 @@ func (f *limitFile) check(t reflect.Type, path string) error {
 	return nil
 }
 
+// plainValues are the values that encoding/json reads by itself.
+var plainValues = map[reflect.Kind]string{
+	reflect.Bool:    "true or false",
+	reflect.Float64: "a number",
+}
+
 // member is what a name in an object stands for.
 type member struct {
 	key  string // one for all spellings of the name
@@ -99,15 +138,20 @@ type member struct {
 func memberOf(t reflect.Type, path, name string) (member, error) {
 	if t.Kind() == reflect.Map {
 		m := member{key: name, path: fmt.Sprintf("%s[%q]", path, name), elem: t.Elem()}
-		key := reflect.New(t.Key())
-		text, ok := key.Interface().(encoding.TextUnmarshaler)
-		if !ok {
+		key := reflect.New(t.Key()).Interface()
+		var err error
+		switch key := key.(type) {
+		case *int:
+			*key, err = strconv.Atoi(name)
+		case encoding.TextUnmarshaler:
+			err = key.UnmarshalText([]byte(name))
+		default:
 			return m, nil
 		}
-		if err := text.UnmarshalText([]byte(name)); err != nil {
-			return m, fmt.Errorf("expected a peer ID: %w", err)
+		if err != nil {
+			return m, fmt.Errorf("expected %s: %w", keyNouns[t.Key()], err)
 		}
-		m.key = key.Elem().String()
+		m.key = fmt.Sprint(reflect.ValueOf(key).Elem())
 		return m, nil
 	}
 
@@ -120,6 +164,13 @@ func memberOf(t reflect.Type, path, name string) (member, error) {
 	}
 	return member{path: dotted(path, name)}, fmt.Errorf("unknown name, did you mean %s? Known here are %s",
 		nearest(name, known), strings.Join(known, ", "))
+}
+
+// keyNouns tell what stands in a map for a name that is no plain text.
+var keyNouns = map[reflect.Type]string{
+	reflect.TypeFor[peer.ID]():      "a peer ID",
+	reflect.TypeFor[int]():          "a prefix length",
+	reflect.TypeFor[netip.Prefix](): "a network such as 192.0.2.0/24",
 }
 
 func dotted(path, name string) string {

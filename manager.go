@@ -89,12 +89,14 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		bugLog:    rate.Sometimes{Interval: 10 * time.Second},
 		stop:      make(chan struct{}),
 	}
-	for _, ma := range cfg.allowlisted {
-		if err := m.allowlist.Add(ma); err != nil {
-			return nil, fmt.Errorf("rcmgr: WithAllowlistedMultiaddrs: %w", err)
-		}
+	for _, e := range cfg.allowlisted {
+		m.allowlist.put(e, 1)
 	}
-	if m.gate, err = newGate(cfg.subnets, cfg.rater); err != nil {
+	gates, err := cfg.gateConfig(limits)
+	if err != nil {
+		return nil, fmt.Errorf("rcmgr: %w", err)
+	}
+	if m.gate, err = newGate(gates, cfg.rater); err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
 	if m.trace, err = newTracer(cfg.tracePath, cfg.reporters, limits); err != nil {
@@ -106,7 +108,20 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	}
 	m.reaper.Add(1)
 	go m.reapUntilClosed()
+	m.logStart(&gates, len(cfg.allowlisted))
 	return m, nil
+}
+
+// logStart tells in one line what is on.
+func (m *Manager) logStart(gates *gateConfig, allowlisted int) {
+	rates := gates.rate.describe()
+	if _, ok := m.gate.rater.(callerRates); ok {
+		rates = []string{"as WithConnRateLimiters says"}
+	}
+	log.Info("resource manager started", "stripes", len(m.stripes), "admission", m.admission,
+		"newcomers_quarter", m.newcomers, "connections_per_subnet", gates.subnets.describe(),
+		"connect_rates", rates, "outbound_gates", gates.outbound,
+		"allowlist_entries", allowlisted, "traced", m.trace != nil)
 }
 
 // NewResourceManager is New as go-libp2p's own package spells it.
@@ -179,7 +194,8 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 	h := holder{kind: KindConn, dir: dir, fd: usefd, limit: limit}
 	open, named := m.allowlist.allowsAddr(far)
 	var pass gatePass
-	if dir == network.DirInbound && !open && !named {
+	gated := !open && m.gate.concerns(dir)
+	if gated && !named {
 		if pass, err = m.passGates(&h, far); err != nil {
 			return nil, err
 		}
@@ -189,7 +205,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		m.gate.undo(pass)
 		return nil, err
 	}
-	scope := &connScope{holder: h, far: far, pass: pass, onTrial: dir == network.DirInbound && named && !open,
+	scope := &connScope{holder: h, far: far, pass: pass, onTrial: gated && named,
 		allowlisted: c.at[slotSystem].kind == KindAllowlistedSystem}
 	scope.tree = &scope.root
 	scope.chain = c
@@ -209,7 +225,7 @@ func (m *Manager) passGates(h *holder, far endpoint) (gatePass, error) {
 		}
 	}
 	var why refusal
-	pass, v := m.gate.enter(far.addr, &why)
+	pass, v := m.gate.enter(far.addr, h.dir, &why)
 	if v == admitted {
 		return pass, nil
 	}

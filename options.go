@@ -15,9 +15,10 @@ type config struct {
 	stripes     int
 	admission   Admission
 	newcomers   bool // the last quarter of transient's inbound streams is theirs
-	allowlisted []multiaddr.Multiaddr
-	subnets     subnetConfig
-	rater       connRater // nil: the default buckets
+	allowlisted []allowlistEntry
+	subnets     subnetConfig // nil lists: what the limit configuration says
+	rater       connRater    // nil: likewise
+	outbound    *bool        // nil: likewise
 
 	tracePath  string          // empty: no file
 	reporters  []TraceReporter // of traces; StatsTraceReporter is none of them
@@ -36,7 +37,6 @@ func defaultConfig() config {
 	return config{
 		stripes:   defaultStripes(),
 		newcomers: true,
-		subnets:   defaultSubnetConfig(),
 	}
 }
 
@@ -85,15 +85,43 @@ func WithNewcomersQuarter(on bool) Option {
 // adds more. See Allowlist.Add for what an entry looks like.
 func WithAllowlistedMultiaddrs(mas []multiaddr.Multiaddr) Option {
 	return func(c *config) error {
-		c.allowlisted = append(c.allowlisted, mas...)
+		for _, ma := range mas {
+			e, err := readAllowlistEntry(ma)
+			if err != nil {
+				return fmt.Errorf("WithAllowlistedMultiaddrs: %w", err)
+			}
+			c.allowlisted = append(c.allowlisted, e)
+		}
+		return nil
+	}
+}
+
+// WithAllowlistStrings is WithAllowlistedMultiaddrs for entries as text, as they
+// stand in a configuration file. What is no entry is an error of New that
+// quotes it or, with skipBad, is logged and left out: a node then starts
+// despite a slip in its file, and refuses whom the slip was to let in.
+func WithAllowlistStrings(entries []string, skipBad bool) Option {
+	return func(c *config) error {
+		for i, text := range entries {
+			e, err := parseAllowlistText(text)
+			switch {
+			case err == nil:
+				c.allowlisted = append(c.allowlisted, e)
+			case skipBad:
+				log.Warn("left out of the allowlist", "line", i+1, "err", err)
+			default:
+				return fmt.Errorf("WithAllowlistStrings: line %d: %w", i+1, err)
+			}
+		}
 		return nil
 	}
 }
 
 // WithLimitPerSubnet sets how many connections one subnet may have, for IPv4
-// and IPv6; nil leaves the default (8 for an IPv4 address; 8 for an IPv6 /56
-// and 64 for a /48). A connection has to fit all entries of its family.
-// WithNetworkPrefixLimit goes before it.
+// and IPv6; nil leaves what the limit configuration says (see SubnetLimits), by
+// default 8 for an IPv4 address; 8 for an IPv6 /56 and 64 for a /48. A
+// connection has to fit all entries of its family. WithNetworkPrefixLimit goes
+// before it.
 func WithLimitPerSubnet(v4, v6 []ConnLimitPerSubnet) Option {
 	return func(c *config) error {
 		replace(&c.subnets.perSubnet, v4, v6)
@@ -103,8 +131,9 @@ func WithLimitPerSubnet(v4, v6 []ConnLimitPerSubnet) Option {
 
 // WithNetworkPrefixLimit sets how many connections all addresses of given
 // networks may have together, in place of the limits per subnet; nil leaves
-// the default (loopback is unlimited). Where several cover an address, the
-// most specific one counts.
+// what the limit configuration says (see SubnetLimits), by default that
+// loopback is unlimited. Where several cover an address, the most specific one
+// counts.
 func WithNetworkPrefixLimit(v4, v6 []NetworkPrefixLimit) Option {
 	return func(c *config) error {
 		replace(&c.subnets.networks, v4, v6)
@@ -112,12 +141,24 @@ func WithNetworkPrefixLimit(v4, v6 []NetworkPrefixLimit) Option {
 	}
 }
 
-// WithConnRateLimiters replaces the limit on how fast one subnet may connect.
-// nil means no such limit. A token taken from a limiter of one's own cannot be
+// WithConnRateLimiters replaces the limit on how fast one subnet may connect,
+// whatever the limit configuration says about it (see RateLimits). nil means no
+// such limit. A token taken from a limiter of one's own cannot be
 // given back when something else refuses the connection.
 func WithConnRateLimiters(connRateLimiter *rate.Limiter) Option {
 	return func(c *config) error {
 		c.rater = callerRates{connRateLimiter}
+		return nil
+	}
+}
+
+// WithOutboundGates says whether outbound connections pass the limits on how
+// many connections one subnet may have and how fast they may come, as inbound
+// ones do, whatever the limit configuration says about it. By default they do
+// not: whom a host dials is its own choice.
+func WithOutboundGates(on bool) Option {
+	return func(c *config) error {
+		c.outbound = &on
 		return nil
 	}
 }
@@ -173,6 +214,20 @@ func WithMetricsDisabled() Option {
 		c.metricsOff = true
 		return nil
 	}
+}
+
+// gateConfig gives what the gates of a manager with these limits are made from.
+func (c *config) gateConfig(limits Limiter) (gateConfig, error) {
+	g, err := gateConfigOf(limits)
+	if err != nil {
+		return gateConfig{}, err
+	}
+	replace(&g.subnets.perSubnet, c.subnets.perSubnet[ipv4], c.subnets.perSubnet[ipv6])
+	replace(&g.subnets.networks, c.subnets.networks[ipv4], c.subnets.networks[ipv6])
+	if c.outbound != nil {
+		g.outbound = *c.outbound
+	}
+	return g, nil
 }
 
 // replace sets the lists that are given, by family.

@@ -103,6 +103,26 @@ func defaultRateConfig() rateConfig {
 	}
 }
 
+// describe says the limits in short, as "ipv4/32: 16 and 0.2/s".
+func (cfg *rateConfig) describe() (all []string) {
+	for f := range numFamilies {
+		for _, l := range cfg.perSubnet[f] {
+			all = append(all, fmt.Sprintf("%s/%d: %s", f, l.prefixLength, l.rateLimit))
+		}
+		for _, l := range cfg.networks[f] {
+			all = append(all, fmt.Sprintf("%s: %s", l.network, l.rateLimit))
+		}
+	}
+	return all
+}
+
+func (l rateLimit) String() string {
+	if b, err := l.bucket(); err == nil && b.unlimited() {
+		return "unlimited"
+	}
+	return fmt.Sprintf("%d and %g/s", l.burst, l.perSecond)
+}
+
 // rates holds the buckets. Only those that are not full are kept, or have been
 // full for less than an interval. The locks are never held together with
 // others.

@@ -471,7 +471,7 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 		// The allowlist opened the gates for somebody else.
 		var why refusal
 		var v verdict
-		if mv.pass, v = m.gate.enter(c.far.addr, &why); v == refused {
+		if mv.pass, v = m.gate.enter(c.far.addr, c.dir, &why); v == refused {
 			st := c.root.lock(false)
 			defer st.unlock(false)
 			if err := c.mayMove(st); err != nil {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"strconv"
 	"sync"
 	"sync/atomic"
 )
@@ -152,6 +153,26 @@ func (cfg *subnetConfig) each(
 		}
 	}
 	return nil
+}
+
+// describe says the limits in short, as "ipv4/32: 8".
+func (cfg *subnetConfig) describe() (all []string) {
+	for f := range numFamilies {
+		for _, l := range cfg.perSubnet[f] {
+			all = append(all, fmt.Sprintf("%s/%d: %s", f, l.PrefixLength, countText(l.ConnCount)))
+		}
+		for _, l := range cfg.networks[f] {
+			all = append(all, fmt.Sprintf("%s: %s", l.Network, countText(l.ConnCount)))
+		}
+	}
+	return all
+}
+
+func countText(n int) string {
+	if n == math.MaxInt {
+		return "unlimited"
+	}
+	return strconv.Itoa(n)
 }
 
 func checkConnCount(n int) error {

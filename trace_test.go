@@ -86,12 +86,17 @@ func lines(t *testing.T, compressed io.Reader, closed bool) (evts []TraceEvt) {
 	return evts
 }
 
-// captureLog gives what is logged until the end of the test.
+// captureLog gives what warnings are logged until the end of the test.
 func captureLog(t *testing.T) *bytes.Buffer {
+	t.Helper()
+	return captureLogFrom(t, slog.LevelWarn)
+}
+
+func captureLogFrom(t *testing.T, level slog.Level) *bytes.Buffer {
 	t.Helper()
 	var text bytes.Buffer
 	before := log
-	log = slog.New(slog.NewTextHandler(&text, nil))
+	log = slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{Level: level}))
 	t.Cleanup(func() { log = before })
 	return &text
 }

@@ -1,0 +1,131 @@
+package rcmgr
+
+// What the gates cost, beside go-libp2p's manager with its metrics off (ours
+// cannot be off). Both have their default gates but for what a workload says,
+// and meet the same addresses.
+//
+//	go test -run '^$' -bench Gates -count 6 | tee bench.txt && benchstat -col /impl bench.txt
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/multiformats/go-multiaddr"
+	"github.com/stretchr/testify/require"
+)
+
+// gateWorkload is what comes to the gates again and again.
+type gateWorkload struct {
+	name    string
+	system  LimitVal // of connections
+	perSub  []ConnLimitPerSubnet
+	refused bool
+	addrs   func() []multiaddr.Multiaddr // taken in turns
+	before  int                          // connections that stay open, from the first address
+}
+
+var gateWorkloads = []gateWorkload{
+	{name: "open", addrs: distinctAddrs},
+	{name: "full", system: 8, before: 8, refused: true, addrs: distinctAddrs},
+	{name: "subnet", perSub: []ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: 8}, {PrefixLength: 8, ConnCount: 1}},
+		before: 1, refused: true, addrs: distinctAddrs},
+	{name: "rate", refused: true, addrs: func() []multiaddr.Multiaddr { return distinctAddrs()[:1] }},
+}
+
+// distinctAddrs gives so many addresses that a second of benchmark has tokens
+// for all that it opens.
+var distinctAddrs = sync.OnceValue(func() []multiaddr.Multiaddr {
+	all := make([]multiaddr.Multiaddr, 1<<17)
+	for i := range all {
+		all[i] = multiaddr.StringCast(fmt.Sprintf("/ip4/11.%d.%d.%d/tcp/4001", i>>16, i>>8&255, i&255))
+	}
+	return all
+})
+
+func (w *gateWorkload) ours() (network.ResourceManager, error) {
+	limits := PartialLimitConfig{System: ResourceLimits{Conns: w.system}}
+	return NewResourceManager(NewFixedLimiter(limits.Build(DefaultLimits.Scale(farMemory, farFDs))), WithLimitPerSubnet(w.perSub, nil))
+}
+
+func (w *gateWorkload) upstreams() (network.ResourceManager, error) {
+	limits := upstream.PartialLimitConfig{System: upstream.ResourceLimits{Conns: upstream.LimitVal(w.system)}}
+	opts := []upstream.Option{upstream.WithMetricsDisabled()}
+	if w.perSub != nil {
+		var perSub []upstream.ConnLimitPerSubnet
+		for _, l := range w.perSub {
+			perSub = append(perSub, upstream.ConnLimitPerSubnet(l))
+		}
+		opts = append(opts, upstream.WithLimitPerSubnet(perSub, nil))
+	}
+	return upstream.NewResourceManager(upstream.NewFixedLimiter(limits.Build(upstream.DefaultLimits.Scale(farMemory, farFDs))), opts...)
+}
+
+// prepare opens what stays open, and gives the i-th round. A round that is to
+// be refused may be admitted now and then, when a new token has come.
+func (w *gateWorkload) prepare(t require.TestingT, rm network.ResourceManager) (round func(i int) (admitted bool)) {
+	addrs, peers := w.addrs(), names(512)
+	for range w.before {
+		_, err := rm.OpenConnection(network.DirInbound, false, addrs[0])
+		require.NoError(t, err)
+	}
+	return func(i int) bool {
+		c, err := rm.OpenConnection(network.DirInbound, true, addrs[(i+1)%len(addrs)])
+		if err != nil {
+			return false
+		}
+		err = c.SetPeer(peers[i%len(peers)])
+		c.Done()
+		return err == nil
+	}
+}
+
+func BenchmarkGates(b *testing.B) {
+	for _, w := range gateWorkloads {
+		for _, r := range []struct {
+			impl string
+			make func() (network.ResourceManager, error)
+		}{{"ours", w.ours}, {"upstream-without-metrics", w.upstreams}} {
+			b.Run(fmt.Sprintf("work=%s/impl=%s", w.name, r.impl), func(b *testing.B) {
+				rm, err := r.make()
+				require.NoError(b, err)
+				defer rm.Close()
+				round := w.prepare(b, rm)
+				b.ReportAllocs()
+				rounds, unexpected := 0, 0
+				for b.Loop() {
+					if round(rounds) == w.refused {
+						unexpected++
+					}
+					rounds++
+				}
+				require.LessOrEqual(b, unexpected, 16+rounds/100)
+			})
+		}
+	}
+}
+
+func TestGatesAllocateAtMostTwice(t *testing.T) {
+	for _, w := range gateWorkloads {
+		t.Run(w.name, func(t *testing.T) {
+			rm, err := w.ours()
+			require.NoError(t, err)
+			defer rm.Close()
+			round := w.prepare(t, rm)
+			i, unexpected := 0, 0
+			once := func() {
+				if round(i) == w.refused {
+					unexpected++
+				}
+				i++
+			}
+			for range 1024 {
+				once() // all peers and shares are there
+			}
+			require.LessOrEqual(t, testing.AllocsPerRun(4000, once), 2.0)
+			require.LessOrEqual(t, unexpected, 17)
+		})
+	}
+}

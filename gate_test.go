@@ -1,0 +1,380 @@
+package rcmgr
+
+// The gates as they stand in a manager: before the scopes, after the allowlist,
+// and with nothing left of what was refused.
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
+	"github.com/stretchr/testify/require"
+)
+
+// requireGatesEmpty checks that the gates count no connection, and keep no
+// bucket once all are full again.
+func requireGatesEmpty(t testing.TB, m *Manager) {
+	t.Helper()
+	require.Zero(t, countEntries(m.gate.subnets))
+	m.gate.forget(time.Now().Add(time.Hour))
+	require.Zero(t, bucketEntries(t, m.gate.rater.(*rates)))
+	require.Zero(t, bucketEntries(t, m.gate.sources))
+}
+
+// inSubnet gives the i-th address of a network.
+func inSubnet(network string, i int) multiaddr.Multiaddr {
+	b := netip.MustParsePrefix(network).Addr().As16()
+	b[14], b[15] = b[14]|byte(i>>8), b[15]|byte(i)
+	addr := netip.AddrFrom16(b).Unmap()
+	if addr.Is4() {
+		return multiaddr.StringCast(fmt.Sprintf("/ip4/%s/tcp/4001", addr))
+	}
+	return multiaddr.StringCast(fmt.Sprintf("/ip6/%s/udp/4001/quic-v1", addr))
+}
+
+// openAll opens a connection to each of n endpoints, all of which must be
+// admitted, and closes them.
+func openAll(t *testing.T, m *Manager, dir network.Direction, n int, far func(int) multiaddr.Multiaddr) {
+	t.Helper()
+	var all []network.ConnManagementScope
+	for i := range n {
+		c, err := m.OpenConnection(dir, true, far(i))
+		require.NoError(t, err, "%d: %s", i, far(i))
+		require.NoError(t, c.SetPeer(peerNamed(fmt.Sprint(i))))
+		all = append(all, c)
+	}
+	for _, c := range all {
+		c.Done()
+	}
+}
+
+func TestRelayedConnectionsMeetNoGate(t *testing.T) {
+	m := newManager(t, unlimitedConf())
+	for _, relay := range []string{"/ip4/192.0.2.1/tcp/1", "/ip6/2001:db8::1/tcp/1", ""} {
+		openAll(t, m, network.DirInbound, 100, func(int) multiaddr.Multiaddr {
+			return mustMA(t, relay+"/p2p/"+peerA+"/p2p-circuit")
+		})
+	}
+	requireGatesEmpty(t, m)
+}
+
+func TestConnectionsWithoutAnAddressMeetNoGate(t *testing.T) {
+	m := newManager(t, unlimitedConf())
+	for _, far := range []string{onion, "/memory/1", "/dns/example.com/tcp/1", "/unix/a"} {
+		openAll(t, m, network.DirInbound, 100, func(int) multiaddr.Multiaddr { return mustMA(t, far) })
+	}
+	openAll(t, m, network.DirInbound, 100, func(int) multiaddr.Multiaddr { return nil })
+	requireGatesEmpty(t, m)
+}
+
+func TestAHostsOwnDialsMeetNoGate(t *testing.T) {
+	// A limit on the whole /24: the default ones count each address alone.
+	m := newManager(t, unlimitedConf(),
+		WithLimitPerSubnet([]ConnLimitPerSubnet{{PrefixLength: 24, ConnCount: 8}}, nil))
+	for _, subnet := range []string{"203.0.113.0/24", "2001:db8::/56"} {
+		openAll(t, m, network.DirOutbound, 100, func(i int) multiaddr.Multiaddr { return inSubnet(subnet, i) })
+	}
+	requireGatesEmpty(t, m)
+}
+
+func TestMappedAndTranslatedAddressesAreEachAHost(t *testing.T) {
+	m := newManager(t, unlimitedConf())
+	for _, subnet := range []string{"::ffff:203.0.113.0/120", "64:ff9b::203.0.113.0/120"} {
+		openAll(t, m, network.DirInbound, 100, func(i int) multiaddr.Multiaddr { return inSubnet(subnet, i) })
+	}
+	for _, loopback := range []string{"/ip6/::ffff:127.0.0.1/tcp/1", "/ip6/64:ff9b::127.0.0.1/tcp/1"} {
+		openAll(t, m, network.DirInbound, 100, func(int) multiaddr.Multiaddr { return mustMA(t, loopback) })
+	}
+	requireGatesEmpty(t, m)
+}
+
+func TestASubnetFullOfAttackersKeepsNoAllowlistedPeerOut(t *testing.T) {
+	const subnet = "2001:db8:0:100::/56"
+	friend := testPeers[0]
+	at := inSubnet(subnet, 1000)
+	entry := multiaddr.StringCast("/ip6/2001:db8:0:100::3e8/p2p/" + friend.String())
+	require.True(t, endpointOf(at).addr == endpointOf(entry).addr)
+
+	m, err := New(nil) // with all limits at their defaults
+	require.NoError(t, err)
+	defer m.Close()
+	var attackers []network.ConnManagementScope
+	attack := func() {
+		for i := range 200 {
+			if c, err := m.OpenConnection(network.DirInbound, false, inSubnet(subnet, i)); err == nil {
+				attackers = append(attackers, c)
+			}
+		}
+	}
+	connect := func(p peer.ID) error {
+		c, err := m.OpenConnection(network.DirInbound, false, at)
+		if err != nil {
+			return err
+		}
+		defer c.Done()
+		return c.SetPeer(p)
+	}
+	attack()
+	require.Len(t, attackers, connsPerHost, "the attackers fill their subnet, and no more")
+	require.ErrorIs(t, connect(friend), network.ErrResourceLimitExceeded, "not yet allowlisted")
+
+	for range 3 { // the list is current at any time
+		require.NoError(t, m.GetAllowlist().Add(entry))
+		for range 50 {
+			require.NoError(t, connect(friend))
+		}
+		require.ErrorIs(t, connect("somebody else"), network.ErrResourceLimitExceeded, "the entry names a peer")
+		require.NoError(t, m.GetAllowlist().Remove(entry))
+		require.ErrorIs(t, connect(friend), network.ErrResourceLimitExceeded, "no longer allowlisted")
+	}
+
+	// The rate is used up as well, when nobody of them is connected any more.
+	for _, c := range attackers {
+		c.Done()
+	}
+	for range 200 {
+		if c, err := m.OpenConnection(network.DirInbound, false, at); err == nil {
+			c.Done()
+		}
+	}
+	var le *LimitError
+	require.ErrorAs(t, connect(friend), &le)
+	require.Equal(t, CauseRate, le.Cause())
+	require.NoError(t, m.GetAllowlist().Add(entry))
+	require.NoError(t, connect(friend))
+	assertEmpty(t, m)
+	requireGatesEmpty(t, m)
+}
+
+func TestWhatIsRefusedLaterTakesNothingFromTheGates(t *testing.T) {
+	far := multiaddr.StringCast("/ip4/203.0.113.5/tcp/1")
+	open := func(m *Manager) error {
+		c, err := m.OpenConnection(network.DirInbound, true, far)
+		if err == nil {
+			err = c.SetPeer(testPeer)
+			defer c.Done()
+		}
+		return err
+	}
+	kindOf := func(err error) Kind {
+		var le *LimitError
+		require.ErrorAs(t, err, &le)
+		return le.Kind()
+	}
+	t.Run("by a scope", func(t *testing.T) {
+		// The limit of the connection itself is asked only after the gates.
+		m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.Conn.FD = 0 }))
+		for range 100 {
+			require.Equal(t, KindConn, kindOf(open(m)))
+		}
+		tokens := 0
+		for _, ok := m.gate.enterNow(far); ok; _, ok = m.gate.enterNow(far) {
+			tokens++
+		}
+		require.Equal(t, 2*connsPerHost, tokens)
+	})
+	t.Run("a stranger on trial", func(t *testing.T) {
+		m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.PeerDefault.FD = 0 }),
+			WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{multiaddr.StringCast("/ip4/203.0.113.5/p2p/" + testPeers[0].String())}))
+		for range 100 {
+			require.Equal(t, KindPeer, kindOf(open(m)))
+		}
+		requireGatesEmpty(t, m)
+	})
+	t.Run("by the subnet", func(t *testing.T) {
+		m := newManager(t, unlimitedConf(), WithLimitPerSubnet([]ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: 1}}, nil))
+		c, err := m.OpenConnection(network.DirInbound, true, far)
+		require.NoError(t, err)
+		for range 100 {
+			require.Equal(t, KindSubnet, kindOf(open(m)))
+		}
+		c.Done()
+		for range 2*connsPerHost - 1 {
+			require.NoError(t, open(m))
+		}
+		require.Equal(t, KindRate, kindOf(open(m)))
+	})
+}
+
+// enterNow takes a token for an endpoint, and gives its place in the subnets
+// back.
+func (g *gate) enterNow(far multiaddr.Multiaddr) (refusal, bool) {
+	var why refusal
+	pass, v := g.enter(endpointOf(far).addr, network.DirInbound, &why)
+	g.leave(pass)
+	return why, v == admitted
+}
+
+func TestRefusalsByGatesSayWhichAndAreCounted(t *testing.T) {
+	m := newManager(t, unlimitedConf())
+	for _, c := range []struct {
+		far   string
+		hold  bool
+		scope string
+		cause Cause
+		limit int64
+	}{
+		{"/ip4/203.0.113.5/tcp/1", true, "subnet:203.0.113.5/32", CauseSubnet, 8},
+		{"/ip6/2001:db8:0:1ff::1/tcp/1", true, "subnet:2001:db8:0:100::/56", CauseSubnet, 8},
+		{"/ip4/203.0.113.6/tcp/1", false, "rate:203.0.113.6/32", CauseRate, 0},
+		{"/ip6/2001:db8:1:1ff::1/tcp/1", false, "rate:2001:db8:1:100::/56", CauseRate, 0},
+	} {
+		var err error
+		for err == nil {
+			var s network.ConnManagementScope
+			if s, err = m.OpenConnection(network.DirInbound, true, mustMA(t, c.far)); err == nil {
+				if c.hold {
+					defer s.Done()
+					continue
+				}
+				s.Done()
+			}
+		}
+		require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+		var le *LimitError
+		require.ErrorAs(t, err, &le)
+		require.Equal(t, c.scope, le.Scope())
+		require.Equal(t, c.cause, le.Cause())
+		require.Equal(t, c.limit, le.Limit())
+		require.Equal(t, ResourceConnection, le.Resource())
+		require.Equal(t, network.DirInbound, le.Direction())
+		require.EqualError(t, errors.Unwrap(err), c.scope+": cannot reserve inbound connection: resource limit exceeded")
+	}
+	for _, k := range []Kind{KindSubnet, KindRate} {
+		require.Equal(t, Refusals{ConnsInbound: 2}, m.Snapshot().Refusals[k])
+	}
+}
+
+func TestSourcesMustBeVerifiedUnderLoad(t *testing.T) {
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.Transient.ConnsInbound = 200 }))
+	from := func(i int) net.Addr {
+		return &net.UDPAddr{IP: net.IPv4(203, 0, 113, byte(i)), Port: 4001}
+	}
+	var open []network.ConnManagementScope
+	take := func(n int) {
+		for range n {
+			c, err := m.OpenConnection(network.DirInbound, false, nil)
+			require.NoError(t, err)
+			open = append(open, c)
+		}
+	}
+	take(100)
+	require.False(t, m.VerifySourceAddress(from(1)), "up to half of transient nobody is asked")
+	take(1)
+	require.True(t, m.VerifySourceAddress(from(2)), "beyond half everybody is")
+	require.True(t, m.VerifySourceAddress(&net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}))
+	open[0].Done()
+	require.False(t, m.VerifySourceAddress(from(3)), "and no longer than that")
+	for _, c := range open {
+		c.Done()
+	}
+
+	for range connsPerHost / 2 {
+		require.False(t, m.VerifySourceAddress(from(4)))
+	}
+	require.True(t, m.VerifySourceAddress(from(4)), "half of what the subnet may have is begun")
+	require.False(t, m.VerifySourceAddress(from(5)), "another subnet's bucket")
+	require.True(t, m.VerifySourceAddress(&net.UnixAddr{Name: "x"}), "what is no IP address")
+	assertEmpty(t, m)
+	requireGatesEmpty(t, m)
+}
+
+func TestFloodsThatAreRefusedLeaveNoMemory(t *testing.T) {
+	const flood = 100_000
+	for name, m := range map[string]*Manager{
+		"by subnet": newManager(t, unlimitedConf(), WithLimitPerSubnet([]ConnLimitPerSubnet{{0, 1}, {32, 1}}, nil)),
+		"by system": newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Conns = 1 })),
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := m.OpenConnection(network.DirInbound, false, inSubnet("198.51.100.0/24", 1))
+			require.NoError(t, err)
+			attempt := func(far multiaddr.Multiaddr) {
+				if _, err := m.OpenConnection(network.DirInbound, false, far); !errors.Is(err, network.ErrResourceLimitExceeded) {
+					t.Fatal("admitted", far, err)
+				}
+			}
+			addrs := distinctAddrs()
+			attempt(addrs[flood])
+			before := heap()
+			for _, far := range addrs[:flood] {
+				attempt(far)
+			}
+			// One entry of a map for each of them would be some megabytes.
+			require.Less(t, int64(heap())-int64(before), int64(512<<10))
+			c.Done()
+			assertEmpty(t, m)
+			requireGatesEmpty(t, m)
+		})
+	}
+}
+
+// heap gives the bytes that are in use.
+func heap() uint64 {
+	var s runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&s)
+	return s.HeapAlloc
+}
+
+// FuzzGate takes any two endpoints and directions through all of a manager:
+// whatever comes of it, nothing may be left in the end.
+func FuzzGate(f *testing.F) {
+	for _, s := range []string{
+		"/ip4/192.0.2.1/tcp/4001", "/ip6zone/eth0/ip6/fe80::1/tcp/1", "/ip6/::ffff:192.0.2.1/udp/1/quic-v1",
+		"/ip6/64:ff9b::1/tcp/1", "/ip6/2001:db8::1/udp/1/quic-v1/webtransport", "/ip4/127.0.0.1/tcp/1",
+		"/p2p/" + peerA, "/ip4/192.0.2.1/tcp/1/p2p/" + peerA + "/p2p-circuit", onion, "/memory/1", "/dns/example.com", "",
+	} {
+		for flags := range byte(16) {
+			f.Add([]byte(s), flags)
+		}
+		if ma, err := multiaddr.NewMultiaddr(s); err == nil {
+			f.Add(ma.Bytes(), byte(1))
+		}
+	}
+	f.Fuzz(func(t *testing.T, b []byte, flags byte) {
+		m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
+			c.System.Conns, c.AllowlistedSystem.Conns = 6, 2
+		}), WithStripes(2), WithOutboundGates(true), WithLimitPerSubnet(
+			[]ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: 3}},
+			[]ConnLimitPerSubnet{{PrefixLength: 56, ConnCount: 3}, {PrefixLength: 48, ConnCount: 5}}))
+		far, err := multiaddr.NewMultiaddrBytes(b)
+		if err != nil {
+			far, _ = multiaddr.NewMultiaddr(string(b)) // nil goes through too
+		}
+		dir := network.Direction(1 + flags&1)
+		listed := flags&2 != 0 && m.GetAllowlist().Add(far) == nil
+		var open []network.ConnManagementScope
+		for i := range 8 {
+			c, err := m.OpenConnection(dir, flags&4 != 0, far)
+			if err != nil {
+				require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+				continue
+			}
+			if p := testPeers[i%len(testPeers)]; c.SetPeer(p) != nil && flags&8 != 0 {
+				_ = c.SetPeer(p)
+			}
+			open = append(open, c)
+		}
+		require.NotEmpty(t, open, "the first one fits")
+		if ep := endpointOf(far); !listed && ep.addr.IsValid() && !ep.addr.IsLoopback() {
+			require.Len(t, open, 3, "the gates know the address")
+		}
+		for _, c := range open {
+			c.Done()
+			c.Done()
+		}
+		if listed {
+			require.NoError(t, m.GetAllowlist().Remove(far))
+		}
+		assertEmpty(t, m)
+		requireGatesEmpty(t, m)
+	})
+}

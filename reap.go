@@ -36,8 +36,8 @@ func (m *Manager) reap() {
 		// peer, a service or a protocol. Not until the queue is empty: on a busy
 		// host it may never be.
 		for range 2 {
-			for left := st.waiting(); left > 0; {
-				left -= st.reapSome(left)
+			for left, n := st.waiting(), 1; left > 0 && n > 0; left -= n {
+				n = st.reapSome(left)
 			}
 		}
 	}

@@ -1,6 +1,6 @@
 package rcmgr
 
-// The hot path beside its rivals: ours with metrics on (they cannot be off),
+// The hot path beside its rivals: ours with metrics on (their counting cannot be off),
 // go-libp2p's manager as it comes, and the same with its metrics off. All run
 // the same workloads through network.ResourceManager, with the same limits, far
 // away, and no limit on subnets or rates.
@@ -180,8 +180,7 @@ func BenchmarkRefusal(b *testing.B) {
 	}
 }
 
-// What an operation may allocate. The limits are far away or, with tight, so
-// near that every pool is tight.
+// What an operation may allocate, where the limits are far away.
 func TestAllocations(t *testing.T) {
 	most := map[string]float64{"memory": 0, "span": 1, "stream": 1, "connection": 1}
 	for _, w := range workloads {

@@ -8,7 +8,8 @@ package rcmgr
 import "time"
 
 const (
-	// reapInterval is how long an unused scope lives at most.
+	// reapInterval is the time between two collections: an unused scope lives no
+	// longer, unless others that are unused, too, hold it until the next one.
 	reapInterval = time.Minute
 	// reapChunk bounds the accounts that are looked at under one lock.
 	reapChunk = 64

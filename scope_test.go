@@ -2,7 +2,7 @@ package rcmgr
 
 // The engine against the reference model: random sequences of calls over a
 // grid of limits, stripes and rules, compared after every call, with the
-// invariants of DESIGN.md checked after every call too.
+// invariants of doc.go checked after every call too.
 
 import (
 	"cmp"

@@ -1,126 +1,40 @@
 package rcmgr
 
-// What is counted, and how much of it a limit admits: pure arithmetic on
-// amounts, without locks. Everything here can be understood and tested alone.
-
-import (
-	"math"
-
-	"github.com/libp2p/go-libp2p/core/network"
-)
-
-// dim is one thing that is counted and limited on its own. The order is that
-// in which the dimensions of one account are checked.
-type dim uint8
-
-const (
-	dimMemory     dim = iota // bytes
-	dimStreamsIn             // inbound streams
-	dimStreamsOut            // outbound streams
-	dimStreams               // streams in both directions
-	dimConnsIn               // inbound connections
-	dimConnsOut              // outbound connections
-	dimConns                 // connections in both directions
-	dimFD                    // file descriptors
-	numDims
-)
-
-// amounts holds one number for each dimension: what is used, or what is
-// allowed. A used total is the sum of its two directions.
-type amounts [numDims]int64
-
-// limitsOf reads a Limit into amounts.
-func limitsOf(l Limit) amounts {
-	return amounts{
-		dimMemory:     l.GetMemoryLimit(),
-		dimStreamsIn:  int64(l.GetStreamLimit(network.DirInbound)),
-		dimStreamsOut: int64(l.GetStreamLimit(network.DirOutbound)),
-		dimStreams:    int64(l.GetStreamTotalLimit()),
-		dimConnsIn:    int64(l.GetConnLimit(network.DirInbound)),
-		dimConnsOut:   int64(l.GetConnLimit(network.DirOutbound)),
-		dimConns:      int64(l.GetConnTotalLimit()),
-		dimFD:         int64(l.GetFDLimit()),
-	}
+// account is what one scope, or a stripe's share of it, uses and may use. It
+// lies in a stripe and is guarded by that stripe's lock.
+type account struct {
+	// ready is what may be used without asking further: the limit of an account
+	// that lies in this stripe alone, the credit of a share.
+	ready *amounts
+	use   amounts
+	limit *amounts
+	share *share // nil for an account that lies in this stripe alone
+	scopeName
+	// I6: own is the memory that was reserved at this very scope, a part of
+	// use. A release takes from own only, never from what others hold below.
+	own int64
+	// I7: refs counts the streams, connections, spans, pairs and callers that
+	// point here. Neither what is pointed at nor what holds something goes.
+	refs   int32
+	queued bool // stands in the stripe's queue of candidates for collection
+	gone   bool // collected: whoever still points here looks the name up again
+	sticky bool // its limit was set by hand: it is not collected
 }
 
-// baseLimit is the inverse of limitsOf.
-func (a *amounts) baseLimit() BaseLimit {
-	return BaseLimit{
-		Memory:          a[dimMemory],
-		StreamsInbound:  int(a[dimStreamsIn]),
-		StreamsOutbound: int(a[dimStreamsOut]),
-		Streams:         int(a[dimStreams]),
-		ConnsInbound:    int(a[dimConnsIn]),
-		ConnsOutbound:   int(a[dimConnsOut]),
-		Conns:           int(a[dimConns]),
-		FD:              int(a[dimFD]),
-	}
+// privateAccount makes the account of a scope that lies in one stripe.
+func privateAccount(name scopeName, limit *amounts) account {
+	return account{scopeName: name, limit: limit, ready: limit}
 }
 
-// stat gives what is used in go-libp2p's form.
-func (a *amounts) stat() network.ScopeStat {
-	return network.ScopeStat{
-		Memory:             a[dimMemory],
-		NumStreamsInbound:  int(a[dimStreamsIn]),
-		NumStreamsOutbound: int(a[dimStreamsOut]),
-		NumConnsInbound:    int(a[dimConnsIn]),
-		NumConnsOutbound:   int(a[dimConnsOut]),
-		NumFD:              int(a[dimFD]),
-	}
+func (a *account) setLimit(limit *amounts) {
+	a.limit, a.ready = limit, limit
 }
 
-func (a *amounts) add(b *amounts) {
-	for d := range a {
-		a[d] += b[d]
-	}
+// unused tells whether nobody would miss the account (I7).
+func (a *account) unused() bool {
+	return a.refs == 0 && !a.sticky && !a.lasting() && a.use == amounts{}
 }
 
-// Admission is the rule by which the priority of a memory reservation decides
-// how much of a limit it may fill. Connections, streams and file descriptors
-// have no priority: they may fill all of their limits.
-type Admission uint8
-
-const (
-	// AdmissionHalf admits a reservation while the scope, with it, holds at
-	// most limit × min(256, 128+priority) / 256 bytes: half of the limit at
-	// priority 0, all of it at priority 128 and above. It is the default, and
-	// the formula of py-libp2p's resource manager.
-	AdmissionHalf Admission = iota
-	// AdmissionLinear admits up to limit × (1+priority) / 256 bytes, as
-	// go-libp2p's own resource manager does: almost nothing at priority 0,
-	// all of the limit at priority 255 only. A limit of math.MaxInt64 admits
-	// everything at every priority.
-	AdmissionLinear
-)
-
-// String gives the rule's name: half or linear.
-func (a Admission) String() string { return [...]string{"half", "linear"}[a] }
-
-// whole is the weight that may fill all of a limit.
-const whole = 256
-
-// weight gives the part of a limit, in 256ths, that a priority may fill.
-func (a Admission) weight(priority uint8) int64 {
-	if a == AdmissionLinear {
-		return 1 + int64(priority)
-	}
-	return min(whole, 128+int64(priority))
-}
-
-// wholeFrom gives the least priority that may fill all of a limit.
-func (a Admission) wholeFrom() uint8 {
-	if a == AdmissionLinear {
-		return whole - 1
-	}
-	return whole - 128
-}
-
-// threshold gives the most that a scope with this limit may hold after a
-// reservation of this weight: ⌊limit × weight / 256⌋, computed without
-// overflow for every limit from 0 to math.MaxInt64.
-func (a Admission) threshold(limit, weight int64) int64 {
-	if weight == whole || (a == AdmissionLinear && limit == math.MaxInt64) {
-		return limit
-	}
-	return limit>>8*weight + (limit&255)*weight>>8
-}
+// lasting tells whether the account is a share of one of the four scopes that
+// are always there.
+func (a *account) lasting() bool { return a.kind <= KindAllowlistedTransient }

@@ -5,45 +5,6 @@ package rcmgr
 // everything has been checked, so there is nothing to roll back, and nobody
 // else is refused because of a reservation that never was.
 
-// account is what one scope, or a stripe's share of it, uses and may use. It
-// lies in a stripe and is guarded by that stripe's lock.
-type account struct {
-	// ready is what may be used without asking further: the limit of an account
-	// that lies in this stripe alone, the credit of a share.
-	ready *amounts
-	use   amounts
-	limit *amounts
-	share *share // nil for an account that lies in this stripe alone
-	scopeName
-	// I6: own is the memory that was reserved at this very scope, a part of
-	// use. A release takes from own only, never from what others hold below.
-	own int64
-	// I7: refs counts the streams, connections, spans, pairs and callers that
-	// point here. Neither what is pointed at nor what holds something goes.
-	refs   int32
-	queued bool // stands in the stripe's queue of candidates for collection
-	gone   bool // collected: whoever still points here looks the name up again
-	sticky bool // its limit was set by hand: it is not collected
-}
-
-// privateAccount makes the account of a scope that lies in one stripe.
-func privateAccount(name scopeName, limit *amounts) account {
-	return account{scopeName: name, limit: limit, ready: limit}
-}
-
-func (a *account) setLimit(limit *amounts) {
-	a.limit, a.ready = limit, limit
-}
-
-// unused tells whether nobody would miss the account (I7).
-func (a *account) unused() bool {
-	return a.refs == 0 && !a.sticky && !a.lasting() && a.use == amounts{}
-}
-
-// lasting tells whether the account is a share of one of the four scopes that
-// are always there.
-func (a *account) lasting() bool { return a.kind <= KindAllowlistedTransient }
-
 // The slots of a chain, in the order in which they are checked and reported:
 // first accounts that lie in one stripe, then shares of pools.
 const (

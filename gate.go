@@ -114,3 +114,77 @@ func (g *gate) suspicious(addr net.Addr) bool {
 	_, _, ok := g.sources.take(normalAddr(ap.Addr()), time.Now())
 	return !ok
 }
+
+// passGates asks the gates in order: is there any room at all, has the subnet
+// room, is it slow enough. Who is refused by the first leaves no trace in the
+// others.
+func (m *Manager) passGates(h *holder, far endpoint) (gatePass, error) {
+	st := m.anyStripe()
+	r := h.total()
+	if m.crowded(&r) {
+		if err := st.glance(h, &r); err != nil {
+			return gatePass{}, err
+		}
+	}
+	var why refusal
+	pass, v := m.gate.enter(far.addr, h.dir, &why)
+	if v == admitted {
+		return pass, nil
+	}
+	st.lock(false)
+	defer st.unlock(false)
+	if st.closed {
+		return gatePass{}, errClosed
+	}
+	st.number(h)
+	st.refusedAtGate(&why)
+	return gatePass{}, st.refuseOpening(h, &r)
+}
+
+// glance refuses a connection that certainly does not fit now.
+func (st *stripe) glance(h *holder, r *request) error {
+	st.lock(false)
+	defer st.unlock(false)
+	if st.closed {
+		return errClosed
+	}
+	st.number(h) // its own limit may refuse it, and is named by it
+	c := st.standard(nil)
+	if st.checkOpening(h, r) != refused && st.checkShared(&c, r, false, false) != refused {
+		return nil
+	}
+	return st.refuseOpening(h, r)
+}
+
+// crowded tells, without a lock, whether system or transient may be full.
+func (m *Manager) crowded(r *request) bool {
+	for _, k := range [...]Kind{KindTransient, KindSystem} {
+		for _, it := range r.items() {
+			if m.fixed[k].tight(it.d) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// VerifySourceAddress tells a transport whether to make sure of a source
+// address before it spends anything on the connection: when the address's
+// subnet has come often lately, and when more than half of the transient scope's
+// inbound connections are taken, whoever asks.
+func (m *Manager) VerifySourceAddress(addr net.Addr) bool {
+	return m.halfConnected() || m.gate.suspicious(addr)
+}
+
+// halfConnected tells whether transient holds more than half of the inbound
+// connections that it may. A loose pool never does.
+func (m *Manager) halfConnected() bool {
+	p := m.fixed[KindTransient]
+	if !p.tight(dimConnsIn) {
+		return false
+	}
+	p.home.lock(false)
+	defer p.home.unlock(false)
+	l := p.tally(dimConnsIn)
+	return l.leastUse() > l.limit/2
+}

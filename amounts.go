@@ -1,0 +1,126 @@
+package rcmgr
+
+// What is counted, and how much of it a limit admits: pure arithmetic on
+// amounts, without locks. Everything here can be understood and tested alone.
+
+import (
+	"math"
+
+	"github.com/libp2p/go-libp2p/core/network"
+)
+
+// dim is one thing that is counted and limited on its own. The order is that
+// in which the dimensions of one account are checked.
+type dim uint8
+
+const (
+	dimMemory     dim = iota // bytes
+	dimStreamsIn             // inbound streams
+	dimStreamsOut            // outbound streams
+	dimStreams               // streams in both directions
+	dimConnsIn               // inbound connections
+	dimConnsOut              // outbound connections
+	dimConns                 // connections in both directions
+	dimFD                    // file descriptors
+	numDims
+)
+
+// amounts holds one number for each dimension: what is used, or what is
+// allowed. A used total is the sum of its two directions.
+type amounts [numDims]int64
+
+// limitsOf reads a Limit into amounts.
+func limitsOf(l Limit) amounts {
+	return amounts{
+		dimMemory:     l.GetMemoryLimit(),
+		dimStreamsIn:  int64(l.GetStreamLimit(network.DirInbound)),
+		dimStreamsOut: int64(l.GetStreamLimit(network.DirOutbound)),
+		dimStreams:    int64(l.GetStreamTotalLimit()),
+		dimConnsIn:    int64(l.GetConnLimit(network.DirInbound)),
+		dimConnsOut:   int64(l.GetConnLimit(network.DirOutbound)),
+		dimConns:      int64(l.GetConnTotalLimit()),
+		dimFD:         int64(l.GetFDLimit()),
+	}
+}
+
+// baseLimit is the inverse of limitsOf.
+func (a *amounts) baseLimit() BaseLimit {
+	return BaseLimit{
+		Memory:          a[dimMemory],
+		StreamsInbound:  int(a[dimStreamsIn]),
+		StreamsOutbound: int(a[dimStreamsOut]),
+		Streams:         int(a[dimStreams]),
+		ConnsInbound:    int(a[dimConnsIn]),
+		ConnsOutbound:   int(a[dimConnsOut]),
+		Conns:           int(a[dimConns]),
+		FD:              int(a[dimFD]),
+	}
+}
+
+// stat gives what is used in go-libp2p's form.
+func (a *amounts) stat() network.ScopeStat {
+	return network.ScopeStat{
+		Memory:             a[dimMemory],
+		NumStreamsInbound:  int(a[dimStreamsIn]),
+		NumStreamsOutbound: int(a[dimStreamsOut]),
+		NumConnsInbound:    int(a[dimConnsIn]),
+		NumConnsOutbound:   int(a[dimConnsOut]),
+		NumFD:              int(a[dimFD]),
+	}
+}
+
+func (a *amounts) add(b *amounts) {
+	for d := range a {
+		a[d] += b[d]
+	}
+}
+
+// Admission is the rule by which the priority of a memory reservation decides
+// how much of a limit it may fill. Connections, streams and file descriptors
+// have no priority: they may fill all of their limits.
+type Admission uint8
+
+const (
+	// AdmissionHalf admits a reservation while the scope, with it, holds at
+	// most limit × min(256, 128+priority) / 256 bytes: half of the limit at
+	// priority 0, all of it at priority 128 and above. It is the default, and
+	// the formula of py-libp2p's resource manager.
+	AdmissionHalf Admission = iota
+	// AdmissionLinear admits up to limit × (1+priority) / 256 bytes, as
+	// go-libp2p's own resource manager does: almost nothing at priority 0,
+	// all of the limit at priority 255 only. A limit of math.MaxInt64 admits
+	// everything at every priority.
+	AdmissionLinear
+)
+
+// String gives the rule's name: half or linear.
+func (a Admission) String() string { return [...]string{"half", "linear"}[a] }
+
+// whole is the weight that may fill all of a limit.
+const whole = 256
+
+// weight gives the part of a limit, in 256ths, that a priority may fill.
+func (a Admission) weight(priority uint8) int64 {
+	if a == AdmissionLinear {
+		return 1 + int64(priority)
+	}
+	return min(whole, 128+int64(priority))
+}
+
+// wholeFrom gives the least priority that may fill all of a limit.
+func (a Admission) wholeFrom() uint8 {
+	if a == AdmissionLinear {
+		return whole - 1
+	}
+	return whole - 128
+}
+
+// threshold gives the most that a scope with this limit may hold after a
+// reservation of this weight: ⌊limit × weight / 256⌋, computed without
+// overflow for every limit from 0 to math.MaxInt64.
+func (a Admission) threshold(limit, weight int64) int64 {
+	if weight == whole || (a == AdmissionLinear && limit == math.MaxInt64) {
+		return limit
+	}
+	return limit>>8*weight + (limit&255)*weight>>8
+}

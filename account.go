@@ -19,6 +19,9 @@ type account struct {
 	queued bool // stands in the stripe's queue of candidates for collection
 	gone   bool // collected: whoever still points here looks the name up again
 	sticky bool // its limit was set by hand: it is not collected
+	// refused counts the requests that this very account refused, by what ran
+	// out. It is nil until the first one: most accounts never refuse.
+	refused *dimCounts
 }
 
 // privateAccount makes the account of a scope that lies in one stripe.
@@ -28,6 +31,14 @@ func privateAccount(name scopeName, limit *amounts) account {
 
 func (a *account) setLimit(limit *amounts) {
 	a.limit, a.ready = limit, limit
+}
+
+// countRefusal counts a request that the account refused for want of d.
+func (a *account) countRefusal(d dim) {
+	if a.refused == nil {
+		a.refused = new(dimCounts)
+	}
+	a.refused[d]++
 }
 
 // unused tells whether nobody would miss the account (I7).

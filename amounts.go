@@ -75,6 +75,23 @@ func (a *amounts) add(b *amounts) {
 	}
 }
 
+// isUnlimited tells whether a limit of d is none.
+func isUnlimited(d dim, limit int64) bool {
+	return limit == math.MaxInt64 || d != dimMemory && limit == math.MaxInt
+}
+
+// dimCounts holds a number of events for each dimension.
+type dimCounts [numDims]uint64
+
+// add adds the events of b, which may be nil.
+func (a *dimCounts) add(b *dimCounts) {
+	if b != nil {
+		for d := range a {
+			a[d] += b[d]
+		}
+	}
+}
+
 // Admission is the rule by which the priority of a memory reservation decides
 // how much of a limit it may fill. Connections, streams and file descriptors
 // have no priority: they may fill all of their limits.

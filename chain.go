@@ -123,12 +123,14 @@ func (st *stripe) giveAll(c *chain, r *request) {
 	st.traceChain(c, r, (*tracer).returned)
 }
 
-// spread keeps the distributions of what peers hold, before it changes by n.
+// spread keeps the distributions of what peers hold, and their peaks, before
+// that changes by n.
 func (st *stripe) spread(c *chain, d dim, n int64) {
 	if c.peer == nil {
 		return
 	}
 	old := c.peer.use[d]
+	c.peer.peak[d] = max(c.peer.peak[d], old+n)
 	switch d {
 	case dimMemory:
 		st.peerMemory.moveMemory(old, old+n)
@@ -205,6 +207,15 @@ type refusal struct {
 	limit   int64
 }
 
+// noted is a refusal that has not been told yet: it may still be overridden.
+type noted struct {
+	refusal
+	by *account // that refused, if it was one
+}
+
+// note notes a refusal.
+func (st *stripe) note(why refusal, by *account) { st.why = noted{why, by} }
+
 // refuse notes that an account refuses an item.
 func (st *stripe) refuse(a *account, it item, current, bound int64) verdict {
 	cause := CauseLimit
@@ -212,7 +223,7 @@ func (st *stripe) refuse(a *account, it item, current, bound int64) verdict {
 		cause = CauseCrowding // it would fit the limit, but not the bound
 	}
 	st.refusedBy(traceName{scopeName: a.scopeName}, &a.use)
-	st.why = refusal{a.scopeName, it.d, cause, current, it.n, a.limit[it.d]}
+	st.note(refusal{a.scopeName, it.d, cause, current, it.n, a.limit[it.d]}, a)
 	return refused
 }
 

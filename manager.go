@@ -37,6 +37,7 @@ type Manager struct {
 	trace     *tracer         // nil: nobody listens
 	reporter  MetricsReporter // nil: nobody is told of decisions
 
+	started    time.Time
 	lastID     atomic.Int64
 	callerBugs atomic.Uint64
 	bugLog     rate.Sometimes // I6: one line for a burst of bugs
@@ -84,6 +85,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		newcomers: cfg.newcomers,
 		allowlist: new(Allowlist),
 		reporter:  cfg.reporter,
+		started:   time.Now(),
 		bugLog:    rate.Sometimes{Interval: 10 * time.Second},
 		stop:      make(chan struct{}),
 	}

@@ -168,7 +168,7 @@ func (st *stripe) checkOpening(h *holder, r *request) verdict {
 	for _, it := range r.items() {
 		if it.n > h.limit[it.d] {
 			st.refusedBy(traceName{scopeName: h.name()}, &amounts{})
-			st.why = refusal{h.name(), it.d, CauseLimit, 0, it.n, h.limit[it.d]}
+			st.note(refusal{h.name(), it.d, CauseLimit, 0, it.n, h.limit[it.d]}, nil)
 			return refused
 		}
 	}

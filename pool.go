@@ -151,6 +151,16 @@ type pool struct {
 	// under a stripe's lock only. Read without a lock.
 	word [numDims]atomic.Uint64
 
+	// peak is the most that was handed out of each dimension, which is never
+	// less than the most that was used. It is exact where that was more than
+	// half of the limit, for the pool is tight then, and otherwise at most an
+	// eighth of the limit too high. Where there is no limit, an eighth of it says
+	// nothing, and peak is the most that used has seen. It is guarded as word is.
+	peak amounts
+	// refused counts what shares that have been collected had refused. Guarded
+	// by mu.
+	refused dimCounts
+
 	shares []*share // by stripe; an entry is guarded by its stripe's lock
 
 	spans atomic.Int64 // first-level spans so far, for their names
@@ -175,6 +185,9 @@ func (p *pool) storeLocked(d dim, l tally) {
 		w |= 1
 	}
 	p.word[d].Store(w)
+	if l.handed > p.peak[d] && !isUnlimited(d, l.limit) {
+		p.peak[d] = l.handed
+	}
 }
 
 // setLimit puts a limit in force. All stripe locks are held.
@@ -191,6 +204,22 @@ func (p *pool) used() (sum amounts) {
 	for _, sh := range p.shares {
 		if sh != nil {
 			sum.add(&sh.use)
+		}
+	}
+	for d, n := range sum {
+		if isUnlimited(dim(d), p.limit[d]) {
+			p.peak[d] = max(p.peak[d], n)
+		}
+	}
+	return sum
+}
+
+// refusals counts what the scope has refused. All stripe locks are held.
+func (p *pool) refusals() dimCounts {
+	sum := p.refused
+	for _, sh := range p.shares {
+		if sh != nil {
+			sum.add(sh.refused)
 		}
 	}
 	return sum

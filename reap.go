@@ -96,11 +96,12 @@ func (st *stripe) collect(a *account) {
 	}
 }
 
-// surrender returns all credit of an unused share.
+// surrender returns all credit of an unused share, and leaves its counts behind.
 func (sh *share) surrender() {
 	sh.pool.mu.Lock()
 	defer sh.pool.mu.Unlock()
 	for d := range numDims {
 		sh.returnLocked(d, sh.credit[d])
 	}
+	sh.pool.refused.add(sh.refused)
 }

@@ -212,6 +212,7 @@ func (st *stripe) held(h *holder, n int64, priority uint8) {
 	}
 	if p := h.tree.chain.peer; p != nil {
 		now := p.use[dimMemory]
+		p.peak[dimMemory] = max(p.peak[dimMemory], now)
 		st.peerMemory.moveMemory(now-n, now)
 	}
 	if st.trace != nil {
@@ -236,7 +237,7 @@ func (st *stripe) reserve(h *holder, n int64, priority uint8, all bool) (verdict
 		limit := x.limits()[dimMemory]
 		if n > st.m.admission.threshold(limit, r.weight)-x.use {
 			st.traceRefuser(x)
-			st.why = refusal{x.name(), dimMemory, CauseLimit, x.use, n, limit}
+			st.note(refusal{x.name(), dimMemory, CauseLimit, x.use, n, limit}, nil)
 			return refused, st.refusal(h.name(), &r)
 		}
 	}

@@ -108,6 +108,8 @@ type peerScope struct {
 	// byShare has the pairs by what they are a part of, once there are many.
 	byShare map[*share]*pair
 	spans   int64 // begun so far
+	// peak is the most that the peer has held of each dimension.
+	peak amounts
 	// transientIn counts the peer's inbound streams in the transient scope.
 	transientIn int32
 	// trusted counts the peer's connections that the allowlist means.

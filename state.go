@@ -3,7 +3,6 @@ package rcmgr
 // What is held and what is allowed, for people and programs.
 
 import (
-	"cmp"
 	"maps"
 	"slices"
 
@@ -41,52 +40,6 @@ type ResourceManagerStat struct {
 	Services  map[string]network.ScopeStat
 	Protocols map[protocol.ID]network.ScopeStat
 	Peers     map[peer.ID]network.ScopeStat
-}
-
-// Refusals counts requests that were refused, by the limit that stood in the
-// way. The numbers only grow.
-type Refusals struct {
-	Memory          uint64 `json:",omitempty"`
-	StreamsInbound  uint64 `json:",omitempty"`
-	StreamsOutbound uint64 `json:",omitempty"`
-	Streams         uint64 `json:",omitempty"`
-	ConnsInbound    uint64 `json:",omitempty"`
-	ConnsOutbound   uint64 `json:",omitempty"`
-	Conns           uint64 `json:",omitempty"`
-	FD              uint64 `json:",omitempty"`
-}
-
-// Total gives the number of all refusals.
-func (r Refusals) Total() uint64 {
-	return r.Memory + r.StreamsInbound + r.StreamsOutbound + r.Streams +
-		r.ConnsInbound + r.ConnsOutbound + r.Conns + r.FD
-}
-
-// ScopeState is what one scope holds and what it may hold.
-type ScopeState struct {
-	// Name is the scope's name as it stands in errors: "system",
-	// "protocol:/ipfs/ping/1.0.0", "peer:12D3Koo…".
-	Name  string
-	Kind  Kind
-	Use   network.ScopeStat
-	Limit BaseLimit
-}
-
-// Snapshot is the state of a manager in one consistent cut.
-type Snapshot struct {
-	// Scopes holds the system, transient and allowlisted scopes, then
-	// services, protocols and peers, each sorted by name.
-	Scopes []ScopeState
-	// Refusals counts, for each kind of scope and gate, what it refused since
-	// the manager was made.
-	Refusals map[Kind]Refusals
-	// CallerBugs counts calls that broke the contract of a scope: more
-	// released than reserved, a negative size, a limit that is none.
-	CallerBugs uint64
-	// LateReleases counts releases of memory at scopes that were done. They do
-	// nothing: the end of the scope had released everything. go-libp2p's
-	// identify does it routinely.
-	LateReleases uint64
 }
 
 // ListServices gives the names of all services that have a scope, sorted.
@@ -153,57 +106,6 @@ func (m *Manager) Stat() ResourceManagerStat {
 		}
 	})
 	return stat
-}
-
-// Snapshot gives the state of the manager in one consistent cut. It takes all
-// stripe locks for as long as it takes to copy the numbers of every peer.
-func (m *Manager) Snapshot() Snapshot {
-	var names []scopeName
-	s := Snapshot{Refusals: make(map[Kind]Refusals), CallerBugs: m.callerBugs.Load()}
-	note := func(name scopeName, use, limit *amounts) {
-		names = append(names, name)
-		s.Scopes = append(s.Scopes, ScopeState{Kind: name.kind, Use: use.stat(), Limit: limit.baseLimit()})
-	}
-	var refusals [numKinds][numDims]uint64
-	m.inOneCut(func() {
-		for _, p := range append(m.fixed[:], m.dir.list()...) {
-			used := p.used()
-			note(p.scope(), &used, &p.limit)
-		}
-		for i := range m.stripes {
-			st := &m.stripes[i]
-			s.LateReleases += st.lateReleases
-			for _, ps := range st.peers {
-				note(ps.scopeName, &ps.use, ps.limit)
-			}
-			for k := range refusals {
-				for d := range refusals[k] {
-					refusals[k][d] += st.refusals[k][d]
-				}
-			}
-		}
-	})
-	for i := range names {
-		s.Scopes[i].Name = names[i].String()
-	}
-	slices.SortFunc(s.Scopes, func(a, b ScopeState) int {
-		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
-	})
-	for k, r := range refusals {
-		if r != [numDims]uint64{} {
-			s.Refusals[Kind(k)] = Refusals{
-				Memory:          r[dimMemory],
-				StreamsInbound:  r[dimStreamsIn],
-				StreamsOutbound: r[dimStreamsOut],
-				Streams:         r[dimStreams],
-				ConnsInbound:    r[dimConnsIn],
-				ConnsOutbound:   r[dimConnsOut],
-				Conns:           r[dimConns],
-				FD:              r[dimFD],
-			}
-		}
-	}
-	return s
 }
 
 // read gives what metrics show. It visits the shared scopes and the stripes,

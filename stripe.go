@@ -43,7 +43,7 @@ type stripe struct {
 	peers               map[peer.ID]*peerScope
 
 	// why says what the last refusal was, until it has been told.
-	why     refusal
+	why     noted
 	refuser refuser
 
 	trace *tracer // nil: nobody listens
@@ -56,7 +56,7 @@ type stripe struct {
 	// What metrics read. An addition under a lock that is held anyway.
 	peerConns, peerStreams [2]spread // inbound, outbound
 	peerMemory, connMemory spread
-	refusals               [numKinds][numDims]uint64
+	refusals               [numKinds]dimCounts
 	blocked                [numKinds]amounts // what the refused requests asked for
 	lateReleases           uint64            // at scopes that are done
 	draws                  uint64            // credit drawn from pools
@@ -151,6 +151,10 @@ func (st *stripe) refusal(asked scopeName, r *request) error {
 	why := &st.why
 	k := why.scope.kind
 	st.refusals[k][why.d]++
+	if why.by != nil {
+		why.by.countRefusal(why.d)
+		why.by = nil
+	}
 	for _, it := range r.items() {
 		// A connection or stream that is refused when it moves may hold memory,
 		// but it is not memory that was asked for.
@@ -161,7 +165,7 @@ func (st *stripe) refusal(asked scopeName, r *request) error {
 	if st.trace != nil {
 		st.trace.blocked(st.refuser.name, r, why.d, &st.refuser.use)
 	}
-	return &LimitError{asked: asked, why: *why, priority: r.priority}
+	return &LimitError{asked: asked, why: why.refusal, priority: r.priority}
 }
 
 // peer gives the scope of a peer, or nil if it has none and limit is nil.

@@ -68,7 +68,7 @@ func (st *stripe) traceRefuser(h *holder) {
 // refusedAtGate notes a refusal by a gate.
 func (st *stripe) refusedAtGate(why *refusal) {
 	st.refusedBy(traceName{scopeName: why.scope}, &amounts{})
-	st.why = *why
+	st.note(*why, nil)
 }
 
 // traceSpan tells of a new span.

@@ -1,0 +1,446 @@
+package rcmgr
+
+// One look at everything: what every scope holds, may hold, has held at most
+// and has refused. The numbers are copied under all stripe locks, and so belong
+// to one instant; names, order and text are made afterwards. Which peers are the
+// fullest is found out before, a few peers at a time, so that a look at the
+// fullest of a million peers keeps nobody waiting for long.
+
+import (
+	"cmp"
+	"encoding/json"
+	"math"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+// Refusals counts requests that were refused, by the limit that stood in the
+// way. The numbers only grow.
+type Refusals struct {
+	Memory          uint64 `json:",omitempty"`
+	StreamsInbound  uint64 `json:",omitempty"`
+	StreamsOutbound uint64 `json:",omitempty"`
+	Streams         uint64 `json:",omitempty"`
+	ConnsInbound    uint64 `json:",omitempty"`
+	ConnsOutbound   uint64 `json:",omitempty"`
+	Conns           uint64 `json:",omitempty"`
+	FD              uint64 `json:",omitempty"`
+}
+
+// Total gives the number of all refusals.
+func (r Refusals) Total() uint64 {
+	return r.Memory + r.StreamsInbound + r.StreamsOutbound + r.Streams +
+		r.ConnsInbound + r.ConnsOutbound + r.Conns + r.FD
+}
+
+func (c *dimCounts) refusals() Refusals {
+	return Refusals{
+		Memory:          c[dimMemory],
+		StreamsInbound:  c[dimStreamsIn],
+		StreamsOutbound: c[dimStreamsOut],
+		Streams:         c[dimStreams],
+		ConnsInbound:    c[dimConnsIn],
+		ConnsOutbound:   c[dimConnsOut],
+		Conns:           c[dimConns],
+		FD:              c[dimFD],
+	}
+}
+
+// dimCounts is the inverse of dimCounts.refusals.
+func (r *Refusals) dimCounts() dimCounts {
+	return dimCounts{
+		dimMemory:     r.Memory,
+		dimStreamsIn:  r.StreamsInbound,
+		dimStreamsOut: r.StreamsOutbound,
+		dimStreams:    r.Streams,
+		dimConnsIn:    r.ConnsInbound,
+		dimConnsOut:   r.ConnsOutbound,
+		dimConns:      r.Conns,
+		dimFD:         r.FD,
+	}
+}
+
+// Usage is an amount of everything that is limited: counts, and bytes of memory.
+type Usage struct {
+	Streams         int
+	StreamsInbound  int
+	StreamsOutbound int
+	Conns           int
+	ConnsInbound    int
+	ConnsOutbound   int
+	FD              int
+	Memory          int64
+}
+
+// ScopeState is what one scope holds and what it may hold. In JSON, the numbers
+// stand together by limit: Limits.ConnsInbound has Limit, Use, Percent, Peak,
+// Refusals and Tight. Limit is a number, "unlimited" or "blockAll"; Percent is
+// left out where there is none. It is read as it is written.
+type ScopeState struct {
+	// Name is the scope's name as it stands in errors: "system",
+	// "protocol:/ipfs/ping/1.0.0", "peer:12D3Koo…".
+	Name string
+	Kind Kind
+	// ID is the service's or protocol's name, or the peer's ID as text; empty
+	// for the scopes that are always there.
+	ID    string
+	Use   network.ScopeStat
+	Limit BaseLimit
+	// Peak is the most that the scope has held of each since it was made. It is
+	// exact for peers. For all other scopes it is exact where it is above half
+	// of the limit, below that at most an eighth of the limit too high; where
+	// there is no limit, it is the most that a look has seen (Snapshot, Stat,
+	// a scrape of the metrics, the log of refusals).
+	Peak Usage
+	// Refusals counts what this very scope has refused since it was made.
+	Refusals Refusals
+	// Tight names the limits that are decided on the exact sum, because much of
+	// them is taken: "ConnsInbound". Peers have none.
+	Tight []string
+}
+
+// EngineState tells how the manager works.
+type EngineState struct {
+	Stripes int // locks that the accounts are divided over
+	// Draws and Returns count how often a stripe took credit from a shared
+	// scope, and gave some back.
+	Draws, Returns uint64
+	// Settled counts decisions that needed all stripes.
+	Settled uint64
+}
+
+// SubnetState is how many connections one subnet has.
+type SubnetState struct {
+	Prefix netip.Prefix
+	Conns  int64
+	Limit  int64
+}
+
+// GateState is what the gates keep. It is read a little later than the scopes.
+type GateState struct {
+	// Subnets counts the subnets that have connections, each prefix length on
+	// its own; RateBuckets those that have connected lately.
+	Subnets     int
+	RateBuckets int
+	// Fullest has the subnets and networks with the most of their limit taken,
+	// the fullest first.
+	Fullest []SubnetState
+}
+
+// Snapshot is the state of a manager in one consistent cut: the numbers of all
+// scopes belong to the same instant. It is a value like any other, and is read
+// from JSON as it is written.
+type Snapshot struct {
+	Taken   time.Time
+	Started time.Time // when the manager was made
+	// Scopes holds the system, transient and allowlisted scopes, then services,
+	// protocols and peers, each sorted by name.
+	Scopes []ScopeState
+	// Peers is how many peers have a scope. Scopes holds all of them, or those
+	// that were asked for.
+	Peers int
+	// Refusals counts, for each kind of scope and gate, what it refused since
+	// the manager was made.
+	Refusals map[Kind]Refusals
+	// CallerBugs counts calls that broke the contract of a scope: more
+	// released than reserved, a negative size, a limit that is none.
+	CallerBugs uint64
+	// LateReleases counts releases of memory at scopes that were done. They do
+	// nothing: the end of the scope had released everything. go-libp2p's
+	// identify does it routinely.
+	LateReleases uint64
+	Gates        GateState
+	Engine       EngineState
+}
+
+// Uptime is how old the manager was when the snapshot was taken.
+func (s *Snapshot) Uptime() time.Duration { return s.Taken.Sub(s.Started) }
+
+// Snapshot gives the state of the manager with all its peers. It takes all
+// stripe locks for as long as it takes to copy the numbers of every peer: a host
+// with very many of them is better served by SnapshotTop. It is safe for
+// concurrent use, as SnapshotTop is.
+func (m *Manager) Snapshot() Snapshot {
+	return m.snapshot(fullestSubnets, func(c *cut) {
+		for i := range m.stripes {
+			for _, ps := range m.stripes[i].peers {
+				c.addPeer(ps)
+			}
+		}
+	})
+}
+
+// SnapshotTop gives the state of the manager with its fullest peers: for each
+// limit the given number of peers that hold the most, and as many that were
+// refused the most. Which these are is found out right before the cut. The time
+// under all stripe locks, and the memory, depend on the number that is asked
+// for, not on the number of peers. 0 or less is no peer at all. As many subnets
+// are given.
+func (m *Manager) SnapshotTop(peers int) Snapshot {
+	peers = max(0, peers)
+	top := m.topPeers(peers)
+	return m.snapshot(peers, func(c *cut) {
+		for _, id := range top {
+			if ps := m.stripeOf(id).peers[id]; ps != nil { // it may have gone since
+				c.addPeer(ps)
+			}
+		}
+	})
+}
+
+// fullestSubnets is how many subnets a Snapshot has.
+const fullestSubnets = 20
+
+// cut gathers numbers under all stripe locks.
+type cut struct{ scopes []scopeCut }
+
+type scopeCut struct {
+	name             scopeName
+	use, peak, limit amounts
+	refused          dimCounts
+	tight            [numDims]bool
+}
+
+func (c *cut) addPool(p *pool) {
+	s := scopeCut{name: p.scope(), use: p.used(), peak: p.peak, limit: p.limit, refused: p.refusals()}
+	for d := range numDims {
+		s.tight[d] = p.tight(d)
+	}
+	c.scopes = append(c.scopes, s)
+}
+
+func (c *cut) addPeer(ps *peerScope) {
+	s := scopeCut{name: ps.scopeName, use: ps.use, peak: ps.peak, limit: *ps.limit}
+	s.refused.add(ps.refused)
+	c.scopes = append(c.scopes, s)
+}
+
+func (m *Manager) snapshot(subnets int, addPeers func(*cut)) Snapshot {
+	s := Snapshot{Started: m.started, Engine: EngineState{Stripes: len(m.stripes)}}
+	var c cut
+	var refused [numKinds]dimCounts
+	m.inOneCut(func() {
+		s.Taken = time.Now()
+		for _, p := range append(m.fixed[:], m.dir.list()...) {
+			c.addPool(p)
+		}
+		addPeers(&c)
+		for i := range m.stripes {
+			st := &m.stripes[i]
+			s.Peers += len(st.peers)
+			s.LateReleases += st.lateReleases
+			s.Engine.Draws += st.draws
+			s.Engine.Returns += st.returns
+			s.Engine.Settled += st.settled
+			for k := range refused {
+				refused[k].add(&st.refusals[k])
+			}
+		}
+	})
+	s.CallerBugs = m.callerBugs.Load()
+	s.Gates = m.gate.state(subnets)
+	s.Scopes = make([]ScopeState, len(c.scopes))
+	for i := range c.scopes {
+		s.Scopes[i] = c.scopes[i].state()
+	}
+	slices.SortFunc(s.Scopes, compareScopes)
+	s.Refusals = make(map[Kind]Refusals)
+	for k := range refused {
+		if refused[k] != (dimCounts{}) {
+			s.Refusals[Kind(k)] = refused[k].refusals()
+		}
+	}
+	return s
+}
+
+func compareScopes(a, b ScopeState) int {
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
+}
+
+func (c *scopeCut) state() ScopeState {
+	s := ScopeState{
+		Name: c.name.String(), Kind: c.name.kind, ID: c.name.text,
+		Use: c.use.stat(), Limit: c.limit.baseLimit(), Peak: Usage(c.peak.baseLimit()),
+		Refusals: c.refused.refusals(),
+	}
+	if s.Kind == KindPeer {
+		s.ID = c.name.peer.String()
+	}
+	for d, tight := range c.tight {
+		if tight {
+			s.Tight = append(s.Tight, limitNames[d])
+		}
+	}
+	return s
+}
+
+// topPeers gives the peers that hold the most of anything, or were refused the
+// most, n for each of these.
+func (m *Manager) topPeers(n int) []peer.ID {
+	var best [numDims + 1]ranking
+	for i := range m.stripes {
+		m.stripes[i].eachPeer(func(ps *peerScope) {
+			for d, held := range ps.use {
+				best[d].offer(ps.peer, uint64(held), n)
+			}
+			if ps.refused != nil {
+				r := ps.refused.refusals()
+				best[numDims].offer(ps.peer, r.Total(), n)
+			}
+		})
+	}
+	var all []peer.ID
+	for _, r := range best {
+		for _, p := range r {
+			all = append(all, p.id)
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// ranking has the peers with the greatest values, in descending order.
+type ranking []rankedPeer
+
+type rankedPeer struct {
+	id    peer.ID
+	value uint64
+}
+
+// offer takes a peer into the first n, if its value is not 0.
+func (r *ranking) offer(id peer.ID, value uint64, n int) {
+	l := *r
+	if value == 0 || n == 0 || len(l) == n && value <= l[n-1].value {
+		return
+	}
+	at, _ := slices.BinarySearchFunc(l, value, func(p rankedPeer, v uint64) int { return cmp.Compare(v, p.value) })
+	if len(l) == n {
+		l = l[:n-1]
+	}
+	*r = slices.Insert(l, at, rankedPeer{id, value})
+}
+
+// peersAtOnce bounds the peers that are looked at under one lock.
+const peersAtOnce = 256
+
+// eachPeer calls f with every peer that is there from beginning to end, and
+// maybe others, under the stripe's lock, which is let go in between: a map may
+// change while it is ranged over.
+func (st *stripe) eachPeer(f func(*peerScope)) {
+	st.lock(false)
+	defer st.unlock(false)
+	n := 0
+	for _, ps := range st.peers {
+		f(ps)
+		if n++; n%peersAtOnce == 0 {
+			st.unlock(false)
+			st.lock(false)
+		}
+	}
+}
+
+// limitNames are the names of limits, as they stand in configurations.
+var limitNames = [numDims]string{
+	dimMemory:     "Memory",
+	dimStreamsIn:  "StreamsInbound",
+	dimStreamsOut: "StreamsOutbound",
+	dimStreams:    "Streams",
+	dimConnsIn:    "ConnsInbound",
+	dimConnsOut:   "ConnsOutbound",
+	dimConns:      "Conns",
+	dimFD:         "FD",
+}
+
+// amountsOf is the inverse of amounts.stat.
+func amountsOf(s network.ScopeStat) amounts {
+	return amounts{
+		dimMemory:     s.Memory,
+		dimStreamsIn:  int64(s.NumStreamsInbound),
+		dimStreamsOut: int64(s.NumStreamsOutbound),
+		dimStreams:    int64(s.NumStreamsInbound) + int64(s.NumStreamsOutbound),
+		dimConnsIn:    int64(s.NumConnsInbound),
+		dimConnsOut:   int64(s.NumConnsOutbound),
+		dimConns:      int64(s.NumConnsInbound) + int64(s.NumConnsOutbound),
+		dimFD:         int64(s.NumFD),
+	}
+}
+
+// scopeJSON is how a ScopeState is written.
+type scopeJSON struct {
+	Name   string
+	Kind   Kind
+	ID     string `json:",omitempty"`
+	Limits quantities[limitJSON, limitJSON]
+}
+
+type limitJSON struct {
+	Limit    limitNumber
+	Use      int64
+	Percent  *float64 `json:",omitempty"`
+	Peak     int64
+	Refusals uint64 `json:",omitempty"`
+	Tight    bool   `json:",omitempty"`
+}
+
+// at gives the place of one dimension.
+func (s *scopeJSON) at(d dim) *limitJSON {
+	l := &s.Limits
+	return [numDims]*limitJSON{
+		&l.Memory, &l.StreamsInbound, &l.StreamsOutbound, &l.Streams,
+		&l.ConnsInbound, &l.ConnsOutbound, &l.Conns, &l.FD,
+	}[d]
+}
+
+// MarshalJSON writes the numbers by limit.
+func (s ScopeState) MarshalJSON() ([]byte, error) {
+	out := scopeJSON{Name: s.Name, Kind: s.Kind, ID: s.ID}
+	for d, u := range s.limitUses() {
+		l := limitJSON{Limit: limitNumber(u.Limit), Use: u.Use, Peak: u.Peak, Refusals: u.Refusals, Tight: u.Tight}
+		if percent, ok := u.Percent(); ok {
+			rounded := math.Round(percent*100) / 100
+			l.Percent = &rounded
+		}
+		*out.at(dim(d)) = l
+	}
+	return json.Marshal(out)
+}
+
+// UnmarshalJSON reads what MarshalJSON writes. On an error s is as before.
+func (s *ScopeState) UnmarshalJSON(b []byte) error {
+	var in scopeJSON
+	if err := json.Unmarshal(b, &in); err != nil {
+		return err
+	}
+	c := scopeCut{}
+	for d := range numDims {
+		l := in.at(d)
+		c.limit[d], c.use[d], c.peak[d], c.refused[d], c.tight[d] = int64(l.Limit), l.Use, l.Peak, l.Refusals, l.Tight
+	}
+	out := c.state()
+	out.Name, out.Kind, out.ID = in.Name, in.Kind, in.ID
+	*s = out
+	return nil
+}
+
+// limitNumber is a limit as a number, or as the words of limits in JSON.
+type limitNumber int64
+
+func (l limitNumber) MarshalJSON() ([]byte, error) {
+	if v := limitVal64(int64(l)); v == Unlimited64 || v == BlockAllLimit64 {
+		return v.MarshalJSON()
+	}
+	return json.Marshal(int64(l))
+}
+
+func (l *limitNumber) UnmarshalJSON(b []byte) error {
+	var v LimitVal64
+	if err := v.UnmarshalJSON(b); err != nil {
+		return err
+	}
+	*l = limitNumber(v.Build(0))
+	return nil
+}

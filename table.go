@@ -1,0 +1,151 @@
+package rcmgr
+
+// A snapshot as people read it: one row for each limit of a scope, and who
+// holds what.
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"unicode"
+)
+
+// LimitUse is one limit of one scope, and how much of it is taken.
+type LimitUse struct {
+	Scope string // the scope's name
+	Kind  Kind
+	Name  string // of the limit, as in configurations: "ConnsInbound"
+	Limit int64  // math.MaxInt64 is unlimited
+	Use   int64
+	Peak  int64 // see ScopeState.Peak
+	// Refusals counts requests that this very limit refused.
+	Refusals uint64
+	Tight    bool // see ScopeState.Tight
+}
+
+// Percent tells how much of the limit is taken. There is no answer if there is
+// no limit, or if it is 0.
+func (u *LimitUse) Percent() (percent float64, ok bool) {
+	if u.Limit == math.MaxInt64 || u.Limit == 0 {
+		return 0, false
+	}
+	return float64(u.Use) / float64(u.Limit) * 100, true
+}
+
+// fullness is Percent for sorting. What is held above a limit of 0 is the
+// fullest of all.
+func (u *LimitUse) fullness() float64 {
+	if u.Limit == 0 && u.Use > 0 {
+		return math.Inf(1)
+	}
+	percent, _ := u.Percent()
+	return percent
+}
+
+func (u *LimitUse) limitText() string {
+	if u.Limit == math.MaxInt64 {
+		return "unlimited"
+	}
+	return strconv.FormatInt(u.Limit, 10)
+}
+
+func (u *LimitUse) percentText() string {
+	if percent, ok := u.Percent(); ok {
+		return fmt.Sprintf("%.1f%%", percent)
+	}
+	return "n/a"
+}
+
+func (s *ScopeState) limitUses() (all [numDims]LimitUse) {
+	use, limit := amountsOf(s.Use), limitsOf(s.Limit)
+	peak, refused := limitsOf(BaseLimit(s.Peak)), s.Refusals.dimCounts()
+	for d := range all {
+		u := LimitUse{Scope: s.Name, Kind: s.Kind, Name: limitNames[d], Limit: limit[d], Use: use[d],
+			Peak: peak[d], Refusals: refused[d], Tight: slices.Contains(s.Tight, limitNames[d])}
+		if isUnlimited(dim(d), u.Limit) {
+			u.Limit = math.MaxInt64
+		}
+		all[d] = u
+	}
+	return all
+}
+
+// NearLimit is the percentage of a limit from which on LimitsNear should show
+// it, as most people see it.
+const NearLimit = 90
+
+// Limits gives all limits of all scopes, in the order of Scopes.
+func (s *Snapshot) Limits() []LimitUse {
+	all := make([]LimitUse, 0, len(s.Scopes)*int(numDims))
+	for i := range s.Scopes {
+		uses := s.Scopes[i].limitUses()
+		all = append(all, uses[:]...)
+	}
+	return all
+}
+
+// LimitsNear gives the limits of which at least a percentage is taken, such as
+// NearLimit, the fullest first.
+func (s *Snapshot) LimitsNear(percent float64) []LimitUse {
+	near := s.Limits()
+	near = slices.DeleteFunc(near, func(u LimitUse) bool {
+		_, ok := u.Percent()
+		return u.fullness() < percent || !ok && u.Use == 0
+	})
+	slices.SortStableFunc(near, func(a, b LimitUse) int { return cmp.Compare(b.fullness(), a.fullness()) })
+	return near
+}
+
+// WriteTable writes limits in the form of Kubo's `ipfs swarm resources`. Where
+// there is no percentage, it says n/a.
+func WriteTable(w io.Writer, limits []LimitUse) error {
+	t := newTable(w, "Scope", "Limit Name", "Limit Value", "Limit Usage Amount", "Limit Usage Percent")
+	for i := range limits {
+		u := &limits[i]
+		t.row(printable(u.Scope), u.Name, u.limitText(), strconv.FormatInt(u.Use, 10), u.percentText())
+	}
+	return t.Flush()
+}
+
+// WriteHolders writes what services, protocols and peers hold.
+func (s *Snapshot) WriteHolders(w io.Writer) error {
+	t := newTable(w, "Scope", "Conns In", "Conns Out", "FD", "Streams In", "Streams Out", "Memory", "Refused")
+	for i := range s.Scopes {
+		sc := &s.Scopes[i]
+		if sc.Kind <= KindAllowlistedTransient {
+			continue
+		}
+		t.row(printable(sc.Name), strconv.Itoa(sc.Use.NumConnsInbound), strconv.Itoa(sc.Use.NumConnsOutbound),
+			strconv.Itoa(sc.Use.NumFD), strconv.Itoa(sc.Use.NumStreamsInbound), strconv.Itoa(sc.Use.NumStreamsOutbound),
+			strconv.FormatInt(sc.Use.Memory, 10), strconv.FormatUint(sc.Refusals.Total(), 10))
+	}
+	return t.Flush()
+}
+
+// table writes aligned columns.
+type table struct{ *tabwriter.Writer }
+
+func newTable(w io.Writer, columns ...string) table {
+	t := table{tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)}
+	t.row(columns...)
+	return t
+}
+
+// row writes one row. An error of writing comes back from Flush.
+func (t table) row(cells ...string) {
+	io.WriteString(t, strings.Join(cells, "\t")+"\n")
+}
+
+// printable gives a name that may be a stranger's choice in a form that cannot
+// break a table or a terminal.
+func printable(name string) string {
+	if strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }) {
+		return strconv.Quote(name)
+	}
+	return name
+}

@@ -34,6 +34,7 @@ type Manager struct {
 	newcomers bool
 	allowlist *Allowlist
 	gate      *gate
+	gates     GateLimits      // what gate was made from; not written to
 	trace     *tracer         // nil: nobody listens
 	reporter  MetricsReporter // nil: nobody is told of decisions
 
@@ -96,6 +97,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
+	m.gates = gates.limits()
 	if m.gate, err = newGate(gates, cfg.rater); err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}

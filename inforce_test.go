@@ -141,13 +141,15 @@ func TestLimitsInForceOfAnotherLimiter(t *testing.T) {
 
 func TestLimitsInForceOfGatesSetByOptions(t *testing.T) {
 	level := func(bits, n int) ConnLimitPerSubnet { return ConnLimitPerSubnet{PrefixLength: bits, ConnCount: n} }
+	loopback := netip.MustParsePrefix("127.0.0.0/8")
 	v4 := []ConnLimitPerSubnet{level(24, 9), level(24, 5), level(24, 7), level(16, math.MaxInt)}
-	m, err := New(nil, WithLimitPerSubnet(v4, nil), WithOutboundGates(true))
+	m, err := New(nil, WithLimitPerSubnet(v4, nil), WithOutboundGates(true), WithNetworkPrefixLimit([]NetworkPrefixLimit{{loopback, 7}, {loopback, 8}}, nil))
 	require.NoError(t, err)
 	defer m.Close()
 	v4[1].ConnCount = 99
 	g := m.Limits().ToPartialLimitConfig().Gates
 	require.Equal(t, map[int]LimitVal{24: 5, 16: Unlimited}, g.Subnets.IPv4)
 	require.True(t, *g.Outbound)
-	require.Equal(t, Unlimited, g.Subnets.Networks[netip.MustParsePrefix("127.0.0.0/8")])
+	require.EqualValues(t, 7, g.Subnets.Networks[loopback], "the first holds")
+	require.Equal(t, Unlimited, g.Subnets.Networks[netip.MustParsePrefix("::1/128")])
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"reflect"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -288,15 +289,12 @@ func openCrowd(t testing.TB, m *Manager, peers int) {
 	}
 	big := mustOpenStream(t, m, "big", network.DirOutbound)
 	require.NoError(t, big.ReserveMemory(1<<20, network.ReservationPriorityAlways))
-	_, err := m.OpenStream("asks", network.DirUnknown)
-	require.NoError(t, err)
-	_, err = m.OpenStream("asks", network.DirUnknown)
-	require.Error(t, err)
+	require.Error(t, mustOpenConn(t, m, network.DirInbound).SetPeer("asks"))
 }
 
 func crowdConf() perScope[BaseLimit] {
 	conf := unlimitedConf()
-	conf.PeerDefault.StreamsOutbound = 1
+	conf.PeerDefault.ConnsInbound = 0
 	return conf
 }
 
@@ -317,7 +315,9 @@ func TestASnapshotOfTheTopHasThePeersThatHoldTheMost(t *testing.T) {
 	}
 	require.EqualValues(t, 4, s.stateOf(t, "peer:"+peer.ID("peer2").String()).Use.NumStreamsInbound)
 
-	require.Len(t, m.Snapshot().Scopes, 4+2002)
+	all := m.Snapshot().Scopes
+	require.Len(t, all, 4+2002)
+	require.True(t, slices.IsSortedFunc(all, compareScopes))
 	for _, none := range []int{0, -1} {
 		require.Len(t, m.SnapshotTop(none).Scopes, 4)
 	}

@@ -97,7 +97,7 @@ func (s *Snapshot) Limits() []LimitUse {
 func (s *Snapshot) LimitsNear(percent float64) []LimitUse {
 	near := s.Limits()
 	near = slices.DeleteFunc(near, func(u LimitUse) bool {
-		return u.fullness() < max(0, percent)
+		return u.fullness() < percent
 	})
 	slices.SortStableFunc(near, func(a, b LimitUse) int { return cmp.Compare(b.fullness(), a.fullness()) })
 	return near

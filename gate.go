@@ -118,11 +118,10 @@ func (g *gate) suspicious(addr net.Addr) bool {
 // passGates asks the gates in order: is there any room at all, has the subnet
 // room, is it slow enough. Who is refused by the first leaves no trace in the
 // others.
-func (m *Manager) passGates(h *holder, far endpoint) (gatePass, error) {
+func (m *Manager) passGates(h *holder, r *request, far endpoint) (gatePass, error) {
 	st := m.anyStripe()
-	r := h.total()
-	if m.crowded(&r) {
-		if err := st.glance(h, &r); err != nil {
+	if m.crowded(r) {
+		if err := st.glance(h, r); err != nil {
 			return gatePass{}, err
 		}
 	}
@@ -138,7 +137,7 @@ func (m *Manager) passGates(h *holder, far endpoint) (gatePass, error) {
 	}
 	st.number(h)
 	st.refusedAtGate(&why)
-	return gatePass{}, st.refuseOpening(h, &r)
+	return gatePass{}, st.refuseOpening(h, r)
 }
 
 // glance refuses a connection that certainly does not fit now.
@@ -149,7 +148,8 @@ func (st *stripe) glance(h *holder, r *request) error {
 		return errClosed
 	}
 	st.number(h) // its own limit may refuse it, and is named by it
-	c := st.standard(nil)
+	var c chain
+	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
 	if st.checkOpening(h, r) != refused && st.checkShared(&c, r, false, false) != refused {
 		return nil
 	}

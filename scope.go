@@ -246,7 +246,7 @@ func (st *stripe) reserve(h *holder, n int64, priority uint8, all bool) (verdict
 	case refused:
 		return v, st.refusal(h.name(), &r)
 	case admitted:
-		h.tree.chain.add(dimMemory, n)
+		h.tree.chain.addAll(&r)
 		st.held(h, n, priority)
 	}
 	return v, nil
@@ -542,7 +542,8 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	if !stays {
 		// Not whom the allowlist meant: it has to fit the standard scopes, also
 		// transient, though it does not stay there.
-		standard := to.standard(nil)
+		var standard chain
+		standard.stand(to.fixed[KindTransient], to.fixed[KindSystem])
 		v = to.checkShared(standard.only(slotSystem), &total, all, false)
 		if v == admitted {
 			v = to.checkShared(standard.only(slotTransient), &total, all, false)
@@ -562,9 +563,9 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	if stays {
 		place.at[slotSystem] = c.carry(to, &total)
 	} else {
-		from.giveAll(c.chain.only(slotSystem), &total)
+		from.giveBack(c.chain.at[slotSystem], &total)
 	}
-	from.giveAll(c.chain.only(slotTransient), &total)
+	from.giveBack(c.chain.at[slotTransient], &total)
 
 	from.connMemory.moveMemory(c.use, 0)
 	to.connMemory.moveMemory(0, c.use)
@@ -738,7 +739,7 @@ func (s *streamScope) attachLocked(st *stripe, sh *share, slot int, all bool) (v
 // leaveTransient takes the stream out of the transient scope.
 func (s *streamScope) leaveTransient(st *stripe, total *request) {
 	countTransient(&s.chain, s.dir, -1)
-	st.giveAll(s.chain.only(slotTransient), total)
+	st.giveBack(s.chain.at[slotTransient], total)
 	s.chain.at[slotTransient] = nil
 }
 

@@ -52,7 +52,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		case undecided:
 			continue
 		}
-		scope := &connScope{holder: h, root: root{chain: c}, far: far, pass: pass, onTrial: gated && named,
+		scope := &connScope{holder: h, root: root{chain: c}, far: far, counted: pass.addr.IsValid(), onTrial: gated && named,
 			allowlisted: c.at[slotSystem].kind == KindAllowlistedSystem}
 		scope.tree = &scope.root
 		scope.at.Store(st)

@@ -323,8 +323,8 @@ func (h *holder) Stat() network.ScopeStat {
 }
 
 // total is everything that a holder holds, as a request.
-func (h *holder) total() request {
-	r := request{weight: whole, priority: network.ReservationPriorityAlways}
+func (h *holder) total() (r request) {
+	r.weight, r.priority = whole, network.ReservationPriorityAlways
 	if h.use > 0 {
 		r.ask(dimMemory, h.use)
 	}
@@ -429,8 +429,8 @@ type connScope struct {
 	root
 
 	far endpoint
-	// pass is what the gates gave for the connection.
-	pass gatePass
+	// counted: the connection counts in the subnets of its far end.
+	counted bool
 	// onTrial: an entry of the allowlist that names a peer let it past the
 	// gates, before it was known who it is.
 	onTrial bool
@@ -574,9 +574,7 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 		ps.trusted++
 	}
 	c.trusted, c.allowlisted = mv.trusted, c.allowlisted && stays
-	if mv.pass.addr.IsValid() {
-		c.pass = mv.pass
-	}
+	c.counted = c.counted || mv.pass.addr.IsValid()
 	c.chain = place
 	c.at.Store(to)
 	return admitted, nil
@@ -609,7 +607,9 @@ func (c *connScope) Done() {
 	}
 	c.finish(st)
 	st.unlock(false)
-	st.m.gate.leave(c.pass)
+	if c.counted {
+		st.m.gate.leave(c.far.addr)
+	}
 }
 
 // streamScope is a stream: transient until its protocol is known.

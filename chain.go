@@ -74,11 +74,51 @@ func (c *chain) addReady(d dim, n int64) bool {
 	return true
 }
 
-// add charges n of d to the whole chain.
-func (c *chain) add(d dim, n int64) {
+// addAllReady is addReady for everything that a request asks for.
+func (c *chain) addAllReady(r *request) bool {
+	for i, a := range &c.at {
+		if a == nil {
+			continue
+		}
+		if !a.hasReady(r) {
+			for _, charged := range c.at[:i] {
+				if charged != nil {
+					charged.sub(r)
+				}
+			}
+			return false
+		}
+		a.add(r)
+	}
+	return true
+}
+
+func (a *account) hasReady(r *request) bool {
+	for _, it := range r.items() {
+		if it.n > a.ready[it.d]-a.use[it.d] {
+			return false
+		}
+	}
+	return true
+}
+
+func (a *account) add(r *request) {
+	for _, it := range r.items() {
+		a.use[it.d] += it.n
+	}
+}
+
+func (a *account) sub(r *request) {
+	for _, it := range r.items() {
+		a.use[it.d] -= it.n
+	}
+}
+
+// addAll charges everything that a request asks for to the whole chain.
+func (c *chain) addAll(r *request) {
 	for _, a := range &c.at {
 		if a != nil {
-			a.use[d] += n
+			a.add(r)
 		}
 	}
 }
@@ -100,14 +140,6 @@ func (c *chain) sub(d dim, n int64) (idle bool) {
 	return idle
 }
 
-// give takes n of d from the whole chain and returns idle credit.
-func (st *stripe) give(c *chain, d dim, n int64) {
-	st.spread(c, d, -n)
-	if c.sub(d, n) {
-		st.trim(c, d)
-	}
-}
-
 func (st *stripe) trim(c *chain, d dim) {
 	for _, a := range c.shared() {
 		if a != nil && a.use[d] < a.share.floor[d] {
@@ -117,33 +149,62 @@ func (st *stripe) trim(c *chain, d dim) {
 	}
 }
 
-// giveAll gives everything that a request asked for.
+// giveAll takes everything that a request asked for from the whole chain and
+// returns idle credit.
 func (st *stripe) giveAll(c *chain, r *request) {
-	for _, it := range r.items() {
-		st.give(c, it.d, it.n)
+	for _, a := range &c.at {
+		if a != nil {
+			st.giveTo(a, r)
+		}
+	}
+	if c.peer != nil {
+		for _, it := range r.items() {
+			st.peerHolds(c.peer, it.d, -it.n)
+		}
 	}
 	st.traceChain(c, r, (*tracer).returned)
 }
 
-// spread keeps the distributions of what peers hold, and their peaks, before
-// that changes by n.
-func (st *stripe) spread(c *chain, d dim, n int64) {
-	if c.peer == nil {
+// giveBack is giveAll for one account that is not a peer's.
+func (st *stripe) giveBack(a *account, r *request) {
+	if a == nil {
 		return
 	}
-	old := c.peer.use[d]
-	c.peer.peak[d] = max(c.peer.peak[d], old+n)
+	st.giveTo(a, r)
+	if st.trace != nil {
+		st.trace.returned(traceName{scopeName: a.scopeName}, r, &a.use)
+	}
+}
+
+func (st *stripe) giveTo(a *account, r *request) {
+	a.sub(r)
+	if a.share == nil {
+		return
+	}
+	for _, it := range r.items() {
+		if a.use[it.d] < a.share.floor[it.d] {
+			a.share.trim(it.d)
+			st.returns++
+		}
+	}
+}
+
+// peerHolds keeps the distributions of what peers hold, and their peaks, after
+// that has changed by n.
+func (st *stripe) peerHolds(ps *peerScope, d dim, n int64) {
+	now := ps.use[d]
+	ps.peak[d] = max(ps.peak[d], now)
 	switch d {
 	case dimMemory:
-		st.peerMemory.moveMemory(old, old+n)
+		st.peerMemory.moveMemory(now-n, now)
 	case dimStreamsIn:
-		st.peerStreams[0].moveCount(old, old+n)
+		st.peerStreams[0].moveCount(now-n, now)
 	case dimStreamsOut:
-		st.peerStreams[1].moveCount(old, old+n)
+		st.peerStreams[1].moveCount(now-n, now)
 	case dimConnsIn:
-		st.peerConns[0].moveCount(old, old+n)
+		st.peerConns[0].moveCount(now-n, now)
 	case dimConnsOut:
-		st.peerConns[1].moveCount(old, old+n)
+		st.peerConns[1].moveCount(now-n, now)
 	}
 }
 
@@ -199,6 +260,12 @@ func (r *request) exact(it item) bool {
 	return it.d == dimMemory && (r.weight < whole/2 || it.n == 0)
 }
 
+// mayBeReady tells whether what an account has ready decides: all of its limit
+// is there for the request, and it asks for something.
+func (r *request) mayBeReady() bool {
+	return r.weight == whole && r.item[0].n > 0
+}
+
 // refusal is the limit that stood in the way.
 type refusal struct {
 	scope   scopeName
@@ -239,15 +306,19 @@ func (st *stripe) refuse(a *account, it item, current, bound int64) verdict {
 
 // take decides a request and, if it is admitted, charges the whole chain.
 func (st *stripe) take(c *chain, r *request, all bool) verdict {
-	v := st.check(c, r, all)
-	if v == admitted {
-		for _, it := range r.items() {
-			st.spread(c, it.d, it.n)
-			c.add(it.d, it.n)
+	if !r.mayBeReady() || !c.addAllReady(r) {
+		if v := st.check(c, r, all); v != admitted {
+			return v
 		}
-		st.traceChain(c, r, (*tracer).granted)
+		c.addAll(r)
 	}
-	return v
+	if c.peer != nil {
+		for _, it := range r.items() {
+			st.peerHolds(c.peer, it.d, it.n)
+		}
+	}
+	st.traceChain(c, r, (*tracer).granted)
+	return admitted
 }
 
 // check decides a request: if it is admitted, every account has room or credit

@@ -15,8 +15,8 @@ import (
 
 type gate struct {
 	subnets *subnets
-	rater   connRater
-	sources *rates // attempts that need not prove their source address
+	rater   connRater // nil: connections may come as fast as they like
+	sources *rates    // attempts that need not prove their source address
 
 	outbound bool // outbound connections pass the gates, too
 }
@@ -32,6 +32,8 @@ func newGate(cfg gateConfig, rater connRater) (*gate, error) {
 		if rater, err = newConnRates(cfg.rate); err != nil {
 			return nil, err
 		}
+	} else if own, ok := rater.(callerRates); ok && own.Limiter == nil {
+		rater = nil // and no clock is read
 	}
 	sources, err := newSourceRates(cfg.subnets)
 	if err != nil {
@@ -60,6 +62,9 @@ func (g *gate) enter(addr netip.Addr, dir network.Direction, why *refusal) (gate
 	if prefix, limit, ok := g.subnets.add(addr); !ok {
 		return gatePass{}, why.refuseAtGate(KindSubnet, CauseSubnet, dir, prefix, int64(limit))
 	}
+	if g.rater == nil {
+		return gatePass{addr: addr}, admitted
+	}
 	token, prefix, ok := g.rater.take(addr, time.Now())
 	if !ok {
 		g.subnets.remove(addr)
@@ -80,17 +85,15 @@ func (why *refusal) refuseAtGate(kind Kind, cause Cause, dir network.Direction, 
 	return refused
 }
 
-// leave ends a connection: it no longer counts in its subnets.
-func (g *gate) leave(p gatePass) {
-	if p.addr.IsValid() {
-		g.subnets.remove(p.addr)
-	}
-}
+// leave ends a connection that is counted in the subnets of addr.
+func (g *gate) leave(addr netip.Addr) { g.subnets.remove(addr) }
 
 // undo takes back everything, because something else refused the connection.
 func (g *gate) undo(p gatePass) {
-	g.leave(p)
-	p.token.giveBack(time.Now())
+	g.leave(p.addr)
+	if p.token.from != nil {
+		p.token.giveBack(time.Now())
+	}
 }
 
 // forget drops what the gates keep of addresses that have been quiet.
@@ -118,11 +121,10 @@ func (g *gate) suspicious(addr net.Addr) bool {
 // passGates asks the gates in order: is there any room at all, has the subnet
 // room, is it slow enough. Who is refused by the first leaves no trace in the
 // others.
-func (m *Manager) passGates(h *holder, far endpoint) (gatePass, error) {
+func (m *Manager) passGates(h *holder, r *request, far endpoint) (gatePass, error) {
 	st := m.anyStripe()
-	r := h.total()
-	if m.crowded(&r) {
-		if err := st.glance(h, &r); err != nil {
+	if m.crowded(r) {
+		if err := st.glance(h, r); err != nil {
 			return gatePass{}, err
 		}
 	}
@@ -138,7 +140,7 @@ func (m *Manager) passGates(h *holder, far endpoint) (gatePass, error) {
 	}
 	st.number(h)
 	st.refusedAtGate(&why)
-	return gatePass{}, st.refuseOpening(h, &r)
+	return gatePass{}, st.refuseOpening(h, r)
 }
 
 // glance refuses a connection that certainly does not fit now.
@@ -149,7 +151,8 @@ func (st *stripe) glance(h *holder, r *request) error {
 		return errClosed
 	}
 	st.number(h) // its own limit may refuse it, and is named by it
-	c := st.standard(nil)
+	var c chain
+	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
 	if st.checkOpening(h, r) != refused && st.checkShared(&c, r, false, false) != refused {
 		return nil
 	}

@@ -208,7 +208,7 @@ func TestWhatIsRefusedLaterTakesNothingFromTheGates(t *testing.T) {
 func (g *gate) enterNow(far multiaddr.Multiaddr) (refusal, bool) {
 	var why refusal
 	pass, v := g.enter(endpointOf(far).addr, network.DirInbound, &why)
-	g.leave(pass)
+	g.leave(pass.addr)
 	return why, v == admitted
 }
 

@@ -331,7 +331,7 @@ func TestAManagerTellsAtStartWhatIsOn(t *testing.T) {
 	gated(t, NewFixedLimiter(InfiniteLimits), WithConnRateLimiters(nil), WithTraceReporter(&heard{}))
 	for _, want := range []string{
 		"stripes=1", "admission=half", `connections_per_subnet="[127.0.0.0/8: unlimited ::1/128: unlimited]"`,
-		`connect_rates="[as WithConnRateLimiters says]"`, "outbound_gates=false", "allowlist_entries=0", "traced=true",
+		`connect_rates=[off]`, "outbound_gates=false", "allowlist_entries=0", "traced=true",
 	} {
 		require.Contains(t, text.String(), want)
 	}

@@ -123,7 +123,10 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 // logStart tells in one line what is on.
 func (m *Manager) logStart(gates *gateConfig, allowlisted int) {
 	rates := gates.rate.describe()
-	if _, ok := m.gate.rater.(callerRates); ok {
+	switch m.gate.rater.(type) {
+	case nil:
+		rates = []string{"off"}
+	case callerRates:
 		rates = []string{"as WithConnRateLimiters says"}
 	}
 	log.Info("resource manager started", "stripes", len(m.stripes), "admission", m.admission,

@@ -31,36 +31,33 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		return nil, err
 	}
 	h := holder{kind: KindConn, dir: dir, fd: usefd, limit: limit}
+	r := h.total()
 	open, named := m.allowlist.allowsAddr(far)
 	var pass gatePass
 	gated := !open && m.gate.concerns(dir)
 	if gated && !named {
-		if pass, err = m.passGates(&h, far); err != nil {
+		if pass, err = m.passGates(&h, &r, far); err != nil {
 			return nil, err
 		}
 	}
-	st, c, err := m.openConn(&h, open || named)
-	if err != nil {
-		m.gate.undo(pass)
-		return nil, err
-	}
-	scope := &connScope{holder: h, far: far, pass: pass, onTrial: gated && named,
-		allowlisted: c.at[slotSystem].kind == KindAllowlistedSystem}
-	scope.tree = &scope.root
-	scope.chain = c
-	scope.at.Store(st)
-	return scope, nil
-}
-
-func (m *Manager) openConn(h *holder, fallBack bool) (*stripe, chain, error) {
+	var c chain
 	for all := false; ; all = true {
 		st := m.anyStripe()
 		st.lock(all)
-		c, v, err := st.open(h, nil, fallBack, all)
+		v, err := st.open(&h, &r, &c, open || named, all)
 		st.unlock(all)
-		if v != undecided {
-			return st, c, err
+		switch v {
+		case refused:
+			m.gate.undo(pass)
+			return nil, err
+		case undecided:
+			continue
 		}
+		scope := &connScope{holder: h, root: root{chain: c}, far: far, counted: pass.addr.IsValid(), onTrial: gated && named,
+			allowlisted: c.at[slotSystem].kind == KindAllowlistedSystem}
+		scope.tree = &scope.root
+		scope.at.Store(st)
+		return scope, nil
 	}
 }
 
@@ -84,6 +81,8 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 	}
 	st := m.stripeOf(p)
 	h := holder{kind: KindStream, dir: dir, limit: limit}
+	r := h.total()
+	var c chain
 	var peerLimit *amounts
 	for all := false; ; {
 		st.lock(all)
@@ -99,7 +98,8 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 			}
 			continue
 		}
-		c, v, err := st.open(&h, ps, ps.trusted > 0, all)
+		c.peer = ps
+		v, err := st.open(&h, &r, &c, ps.trusted > 0, all)
 		st.unlock(all)
 		switch v {
 		case refused:
@@ -108,53 +108,44 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 			all = true
 			continue
 		}
-		scope := &streamScope{holder: h}
+		scope := &streamScope{holder: h, root: root{chain: c}}
 		scope.tree = &scope.root
-		scope.chain = c
 		scope.at.Store(st)
 		return scope, nil
 	}
 }
 
-// standard gives the chain of what is new: transient and system.
-func (st *stripe) standard(ps *peerScope) chain {
-	return st.chainOf(ps, st.fixed[KindTransient], st.fixed[KindSystem])
-}
-
-func (st *stripe) chainOf(ps *peerScope, transient, system *share) chain {
-	c := chain{peer: ps}
-	if ps != nil {
-		c.at[slotPeer] = &ps.account
+// stand puts what is new into a transient and a system scope, below its peer's if
+// it has one.
+func (c *chain) stand(transient, system *share) {
+	if c.peer != nil {
+		c.at[slotPeer] = &c.peer.account
 	}
-	if transient != nil {
-		c.at[slotTransient] = &transient.account
-	}
-	c.at[slotSystem] = &system.account
-	return c
+	c.at[slotTransient], c.at[slotSystem] = &transient.account, &system.account
 }
 
 // open charges a new connection or stream to the standard scopes, or if they
 // refuse it and it may fall back, to the allowlisted ones.
-func (st *stripe) open(h *holder, ps *peerScope, fallBack, all bool) (c chain, v verdict, err error) {
+func (st *stripe) open(h *holder, r *request, c *chain, fallBack, all bool) (verdict, error) {
 	if st.closed {
-		return c, refused, errClosed
+		return refused, errClosed
 	}
 	st.number(h)
-	r := h.total()
-	if v = st.checkOpening(h, &r); v == admitted {
-		c, v = st.takeOpening(&r, ps, fallBack, all)
+	v := st.checkOpening(h, r)
+	if v == admitted {
+		v = st.takeOpening(r, c, fallBack, all)
 	}
 	switch v {
 	case refused:
-		err = st.refuseOpening(h, &r)
+		return v, st.refuseOpening(h, r)
 	case admitted:
-		if ps != nil {
-			ps.refs++
-			countTransient(&c, h.dir, 1)
+		if c.peer != nil {
+			c.peer.refs++
+			countTransient(c, h.dir, 1)
 		}
-		st.traceOpened(h, &r)
+		st.traceOpened(h, r)
 	}
-	return c, v, err
+	return v, nil
 }
 
 // number gives a connection or stream its number, once.
@@ -177,17 +168,18 @@ func (st *stripe) checkOpening(h *holder, r *request) verdict {
 	return admitted
 }
 
-func (st *stripe) takeOpening(r *request, ps *peerScope, fallBack, all bool) (chain, verdict) {
+func (st *stripe) takeOpening(r *request, c *chain, fallBack, all bool) verdict {
+	ps := c.peer
 	if ps != nil && st.m.newcomers {
 		r.crowding = int64(ps.transientIn) >= st.m.fixed[KindTransient].limit[dimStreamsIn]/4
 	}
-	c := st.standard(ps)
-	v := st.take(&c, r, all)
+	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
+	v := st.take(c, r, all)
 	if v == refused && (fallBack || ps != nil && st.m.allowlist.allowsPeer(ps.peer)) {
-		c = st.chainOf(ps, st.fixed[KindAllowlistedTransient], st.fixed[KindAllowlistedSystem])
-		v = st.take(&c, r, all)
+		c.stand(st.fixed[KindAllowlistedTransient], st.fixed[KindAllowlistedSystem])
+		v = st.take(c, r, all)
 	}
-	return c, v
+	return v
 }
 
 // refuseOpening tells that a connection or stream will not be.

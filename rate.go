@@ -48,13 +48,13 @@ func (t rateToken) giveBack(now time.Time) {
 }
 
 // callerRates is a limiter of go-libp2p's x/rate. Without one, nothing is
-// limited.
+// limited, and newGate drops it.
 type callerRates struct{ *xrate.Limiter }
 
 // take goes by the limiter's own clock. The limiter does not tell which of its
 // buckets was empty, so the address is named.
 func (c callerRates) take(addr netip.Addr, _ time.Time) (tok rateToken, blocked netip.Prefix, ok bool) {
-	if c.Limiter == nil || !addr.IsValid() || c.Allow(addr) {
+	if !addr.IsValid() || c.Allow(addr) {
 		return rateToken{}, netip.Prefix{}, true
 	}
 	return rateToken{}, netip.PrefixFrom(addr, addr.BitLen()), false

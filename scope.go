@@ -248,7 +248,7 @@ func (st *stripe) reserve(h *holder, n int64, priority uint8, all bool) (verdict
 	case refused:
 		return v, st.refusal(h.name(), &r)
 	case admitted:
-		h.tree.chain.add(dimMemory, n)
+		h.tree.chain.addAll(&r)
 		st.held(h, n, priority)
 	}
 	return v, nil
@@ -325,8 +325,8 @@ func (h *holder) Stat() network.ScopeStat {
 }
 
 // total is everything that a holder holds, as a request.
-func (h *holder) total() request {
-	r := request{weight: whole, priority: network.ReservationPriorityAlways}
+func (h *holder) total() (r request) {
+	r.weight, r.priority = whole, network.ReservationPriorityAlways
 	if h.use > 0 {
 		r.ask(dimMemory, h.use)
 	}
@@ -431,8 +431,8 @@ type connScope struct {
 	root
 
 	far endpoint
-	// pass is what the gates gave for the connection.
-	pass gatePass
+	// counted: the connection counts in the subnets of its far end.
+	counted bool
 	// onTrial: an entry of the allowlist that names a peer let it past the
 	// gates, before it was known who it is.
 	onTrial bool
@@ -545,7 +545,8 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	if !stays {
 		// Not whom the allowlist meant: it has to fit the standard scopes, also
 		// transient, though it does not stay there.
-		standard := to.standard(nil)
+		var standard chain
+		standard.stand(to.fixed[KindTransient], to.fixed[KindSystem])
 		v = to.checkShared(standard.only(slotSystem), &total, all, false)
 		if v == admitted {
 			v = to.checkShared(standard.only(slotTransient), &total, all, false)
@@ -565,9 +566,9 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	if stays {
 		place.at[slotSystem] = c.carry(to, &total)
 	} else {
-		from.giveAll(c.chain.only(slotSystem), &total)
+		from.giveBack(c.chain.at[slotSystem], &total)
 	}
-	from.giveAll(c.chain.only(slotTransient), &total)
+	from.giveBack(c.chain.at[slotTransient], &total)
 
 	from.connMemory.moveMemory(c.use, 0)
 	to.connMemory.moveMemory(0, c.use)
@@ -576,9 +577,7 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 		ps.trusted++
 	}
 	c.trusted, c.allowlisted = mv.trusted, c.allowlisted && stays
-	if mv.pass.addr.IsValid() {
-		c.pass = mv.pass
-	}
+	c.counted = c.counted || mv.pass.addr.IsValid()
 	c.chain = place
 	c.at.Store(to)
 	return admitted, nil
@@ -611,7 +610,9 @@ func (c *connScope) Done() {
 	}
 	c.finish(st)
 	st.unlock(false)
-	st.m.gate.leave(c.pass)
+	if c.counted {
+		st.m.gate.leave(c.far.addr)
+	}
 }
 
 // streamScope is a stream: transient until its protocol is known.
@@ -743,7 +744,7 @@ func (s *streamScope) attachLocked(st *stripe, sh *share, slot int, all bool) (v
 // leaveTransient takes the stream out of the transient scope.
 func (s *streamScope) leaveTransient(st *stripe, total *request) {
 	countTransient(&s.chain, s.dir, -1)
-	st.giveAll(s.chain.only(slotTransient), total)
+	st.giveBack(s.chain.at[slotTransient], total)
 	s.chain.at[slotTransient] = nil
 }
 

@@ -193,7 +193,9 @@ func (ps *peerScope) dropPair(pr *pair) {
 func (ps *peerScope) enter(_, all bool) (*stripe, *account, chain) {
 	ps.st.lock(all)
 	now := ps.st.current(ps)
-	return ps.st, &now.account, ps.st.chainOf(now, nil, ps.st.fixed[KindSystem])
+	c := chain{peer: now}
+	c.at[slotPeer], c.at[slotSystem] = &now.account, &ps.st.fixed[KindSystem].account
+	return ps.st, &now.account, c
 }
 
 func (ps *peerScope) scope() scopeName  { return ps.scopeName }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"math"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -56,7 +57,6 @@ func TestLimitsInForceAreThoseThatWereGiven(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newFrom(t, cfg)
-			m.Limits()
 			got := m.Limits().ToPartialLimitConfig()
 			want := cfg.ToPartialLimitConfig()
 			if want.Gates != nil {
@@ -67,6 +67,9 @@ func TestLimitsInForceAreThoseThatWereGiven(t *testing.T) {
 			}
 			again := newFrom(t, m.Limits()).Limits()
 			require.Equal(t, asJSON(t, m.Limits()), asJSON(t, again), "what is read back makes the same manager")
+			read, err := NewLimiterFromJSON(strings.NewReader(asJSON(t, m.Limits())), ConcreteLimitConfig{})
+			require.NoError(t, err)
+			require.Equal(t, asJSON(t, m.Limits()), asJSON(t, read), "it is JSON for the strict reader")
 			got.Gates, want.Gates = nil, nil
 			require.Equal(t, asJSON(t, want), asJSON(t, got))
 		})

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -33,9 +34,14 @@ func TestMain(m *testing.M) {
 }
 
 // logLines collects lines of the log, each without its time.
-type logLines struct{ lines []string }
+type logLines struct {
+	mu    sync.Mutex
+	lines []string
+}
 
 func (l *logLines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	_, text, _ := strings.Cut(string(b), "level=")
 	l.lines = append(l.lines, strings.TrimSpace(text))
 	return len(b), nil
@@ -43,6 +49,8 @@ func (l *logLines) Write(b []byte) (int, error) {
 
 // take gives the lines since the last time.
 func (l *logLines) take() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	lines := l.lines
 	l.lines = nil
 	return lines

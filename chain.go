@@ -5,6 +5,8 @@ package rcmgr
 // everything has been checked, so there is nothing to roll back, and nobody
 // else is refused because of a reservation that never was.
 
+import "github.com/libp2p/go-libp2p/core/peer"
+
 // The slots of a chain, in the order in which they are checked and reported:
 // first accounts that lie in one stripe, then shares of pools.
 const (
@@ -277,11 +279,19 @@ type refusal struct {
 // noted is a refusal that has not been told yet: it may still be overridden.
 type noted struct {
 	refusal
-	by *account // that refused, if it was one
+	by    *account // that refused, if it was one
+	asker peer.ID  // who asked, where that is known
 }
 
 // note notes a refusal.
-func (st *stripe) note(why refusal, by *account) { st.why = noted{why, by} }
+func (st *stripe) note(why refusal, by *account) { st.why = noted{refusal: why, by: by} }
+
+// askedBy notes who asked for what was refused.
+func (why *noted) askedBy(p *peerScope) {
+	if p != nil {
+		why.asker = p.peer
+	}
+}
 
 // refuse notes that an account refuses an item.
 func (st *stripe) refuse(a *account, it item, current, bound int64) verdict {
@@ -316,6 +326,14 @@ func (st *stripe) take(c *chain, r *request, all bool) verdict {
 // undecided. A refusal is noted in st.why, and leaves every account as it was
 // (I3).
 func (st *stripe) check(c *chain, r *request, all bool) verdict {
+	v := st.checkAll(c, r, all)
+	if v == refused {
+		st.why.askedBy(c.peer)
+	}
+	return v
+}
+
+func (st *stripe) checkAll(c *chain, r *request, all bool) verdict {
 	if st.checkPrivate(c, r) == admitted {
 		return st.checkShared(c, r, all, true)
 	}

@@ -43,6 +43,11 @@ func (k Kind) String() string {
 	return "unknown"
 }
 
+// inSnapshots tells whether scopes of this kind stand in a Snapshot.
+func (k Kind) inSnapshots() bool {
+	return k <= KindService || k == KindProtocol || k == KindPeer
+}
+
 // MarshalText gives String's text, for JSON.
 func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 

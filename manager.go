@@ -34,9 +34,11 @@ type Manager struct {
 	newcomers bool
 	allowlist *Allowlist
 	gate      *gate
+	gates     GateLimits      // what gate was made from; not written to
 	trace     *tracer         // nil: nobody listens
 	reporter  MetricsReporter // nil: nobody is told of decisions
 
+	refusalLog *refusalLog // nil: refusals are not logged
 	started    time.Time
 	lastID     atomic.Int64
 	callerBugs atomic.Uint64
@@ -45,7 +47,7 @@ type Manager struct {
 	handles   atomic.Int64 // of Share, that are open
 	closeOnce sync.Once
 	stop      chan struct{}
-	reaper    sync.WaitGroup
+	workers   sync.WaitGroup
 }
 
 var (
@@ -96,18 +98,24 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
+	m.gates = gates.limits()
 	if m.gate, err = newGate(gates, cfg.rater); err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
 	if m.trace, err = newTracer(cfg.tracePath, cfg.reporters, limits); err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
+	if cfg.refusalLog > 0 {
+		m.refusalLog = &refusalLog{m: m, every: cfg.refusalLog}
+	}
 	m.build()
 	if cfg.measured() {
 		live.add(m)
 	}
-	m.reaper.Add(1)
-	go m.reapUntilClosed()
+	m.workers.Go(m.reapUntilClosed)
+	if m.refusalLog != nil {
+		m.workers.Go(m.refusalLog.writeUntilClosed)
+	}
 	m.logStart(&gates, len(cfg.allowlisted))
 	return m, nil
 }
@@ -269,12 +277,15 @@ func GetAllowlist(rm network.ResourceManager) *Allowlist {
 func (m *Manager) Close() error {
 	m.closeOnce.Do(func() {
 		close(m.stop)
-		m.reaper.Wait()
+		m.workers.Wait()
 		m.inOneCut(func() {
 			for i := range m.stripes {
 				m.stripes[i].closed = true
 			}
 		})
+		if m.refusalLog != nil {
+			m.refusalLog.write()
+		}
 		live.remove(m)
 		m.trace.close()
 	})

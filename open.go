@@ -15,6 +15,7 @@ func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint mul
 	far := endpointOf(endpoint)
 	usefd = usefd && !far.relayed // the descriptor is that of the connection to the relay
 	c, err := m.openConnection(dir, usefd, far)
+	tellRefusal(err)
 	if m.reporter != nil {
 		m.reportConn(dir, usefd, err)
 	}
@@ -63,6 +64,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 // OpenStream admits a stream of a peer into the transient scope, or refuses it.
 func (m *Manager) OpenStream(p peer.ID, dir network.Direction) (network.StreamManagementScope, error) {
 	s, err := m.openStream(p, dir)
+	tellRefusal(err)
 	if m.reporter != nil {
 		m.reportStream(p, dir, err)
 	}

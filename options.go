@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"time"
 
 	"github.com/multiformats/go-multiaddr"
 
@@ -14,7 +15,8 @@ import (
 type config struct {
 	stripes     int
 	admission   Admission
-	newcomers   bool // the last quarter of transient's inbound streams is theirs
+	refusalLog  time.Duration // 0: off
+	newcomers   bool          // the last quarter of transient's inbound streams is theirs
 	allowlisted []allowlistEntry
 	subnets     subnetConfig // nil lists: what the limit configuration says
 	rater       connRater    // nil: likewise
@@ -35,8 +37,9 @@ func (c *config) measured() bool { return c.statsAsked || !c.metricsOff }
 
 func defaultConfig() config {
 	return config{
-		stripes:   defaultStripes(),
-		newcomers: true,
+		stripes:    defaultStripes(),
+		newcomers:  true,
+		refusalLog: 10 * time.Second,
 	}
 }
 
@@ -77,6 +80,30 @@ func WithAdmission(a Admission) Option {
 func WithNewcomersQuarter(on bool) Option {
 	return func(c *config) error {
 		c.newcomers = on
+		return nil
+	}
+}
+
+// WithRefusalLog sets how often the log tells what has been refused since the
+// last time: at level error, which is what go-libp2p's loggers show by default,
+// one line for each kind of scope and limit that has refused anything, and no
+// line otherwise:
+//
+//	Protected from exceeding resource limits 2 times: "system: cannot reserve inbound connection: resource limit exceeded"
+//
+// Its attributes are current and limit as they were at the last refusal, cause
+// if that was not the limit itself, raise with the place in the configuration
+// that would admit more, and, if one peer, subnet, service or protocol had at
+// least a tenth of all, worst with its name and worst_times with how often it
+// was refused for certain. Close writes the rest. The default is every 10
+// seconds; 0 is never, for hosts that do it themselves. At level debug, each
+// refusal is logged with its numbers when it happens, whatever is set here.
+func WithRefusalLog(every time.Duration) Option {
+	return func(c *config) error {
+		if every < 0 {
+			return fmt.Errorf("WithRefusalLog: %v is less than 0", every)
+		}
+		c.refusalLog = every
 		return nil
 	}
 }

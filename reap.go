@@ -16,7 +16,6 @@ const (
 )
 
 func (m *Manager) reapUntilClosed() {
-	defer m.reaper.Done()
 	tick := time.NewTicker(reapInterval)
 	defer tick.Stop()
 	for {

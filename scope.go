@@ -175,6 +175,7 @@ func (h *holder) ReserveMemory(size int, priority uint8) error {
 		if size < 0 {
 			st.m.reportBug("a negative size was to be reserved", "err", err)
 		}
+		tellRefusal(err)
 		if st.m.reporter != nil {
 			st.m.reportMemory(size, err)
 		}
@@ -238,6 +239,7 @@ func (st *stripe) reserve(h *holder, n int64, priority uint8, all bool) (verdict
 		if n > st.m.admission.threshold(limit, r.weight)-x.use {
 			st.traceRefuser(x)
 			st.note(refusal{x.name(), dimMemory, CauseLimit, x.use, n, limit}, nil)
+			st.why.askedBy(h.tree.chain.peer)
 			return refused, st.refusal(h.name(), &r)
 		}
 	}
@@ -460,6 +462,7 @@ func (c *connScope) PeerScope() network.PeerScope {
 func (c *connScope) SetPeer(p peer.ID) error {
 	m := c.at.Load().m
 	err := c.setPeer(m, p)
+	tellRefusal(err)
 	if m.reporter != nil {
 		m.reportPeer(p, err)
 	}
@@ -659,6 +662,7 @@ func (s *streamScope) pool(slot int) *pool {
 // it was (I3).
 func (s *streamScope) SetProtocol(proto protocol.ID) error {
 	err := s.attach(KindProtocol, string(proto))
+	tellRefusal(err)
 	if m := s.at.Load().m; m.reporter != nil {
 		m.reportProtocol(proto, s.chain.peer.peer, err)
 	}
@@ -668,6 +672,7 @@ func (s *streamScope) SetProtocol(proto protocol.ID) error {
 // SetService adds the stream to a service, or leaves it as it was (I3).
 func (s *streamScope) SetService(svc string) error {
 	err := s.attach(KindService, svc)
+	tellRefusal(err)
 	if m := s.at.Load().m; m.reporter != nil {
 		m.reportService(svc, s.chain.peer.peer, err)
 	}

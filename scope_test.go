@@ -206,6 +206,8 @@ func brokenPool(p *pool, lowered bool) error {
 			return fmt.Errorf("%v: tight in dimension %d, though only %d of %d is in use", p.scope(), d, l.handed, l.limit)
 		case l.batch != l.limit/int64(16*len(p.shares)):
 			return fmt.Errorf("%v: dimension %d: a batch of %d for a limit of %d", p.scope(), d, l.batch, l.limit)
+		case p.peak[d] < use && !isUnlimited(d, l.limit):
+			return fmt.Errorf("%v: dimension %d: the peak is %d, and %d are used", p.scope(), d, p.peak[d], use)
 		}
 	}
 	return nil
@@ -252,6 +254,11 @@ func brokenStripe(st *stripe) error {
 	for _, ps := range st.peers {
 		if err := check(&ps.account); err != nil {
 			return err
+		}
+		for d, n := range ps.use {
+			if ps.peak[d] < n {
+				return fmt.Errorf("%v: dimension %d: the peak is %d, and %d are used", ps.scopeName, d, ps.peak[d], n)
+			}
 		}
 		for _, pr := range ps.pairs {
 			if err := check(&pr.account); err != nil {

@@ -36,6 +36,7 @@ func reserveAt(pl place, size int, priority uint8) error {
 		if v == undecided {
 			continue
 		}
+		tellRefusal(err)
 		if m.reporter != nil {
 			m.reportMemory(size, err)
 		}

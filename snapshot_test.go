@@ -2,11 +2,59 @@ package rcmgr
 
 import (
 	"encoding/json"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"reflect"
+	"runtime"
+	"slices"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/stretchr/testify/require"
 )
+
+// stateOf finds a scope in a snapshot.
+func (s *Snapshot) stateOf(t testing.TB, name string) ScopeState {
+	t.Helper()
+	for _, sc := range s.Scopes {
+		if sc.Name == name {
+			return sc
+		}
+	}
+	require.Fail(t, "no such scope", name)
+	return ScopeState{}
+}
+
+// exampleSnapshot has a scope of every class, and a name that a stranger chose.
+func exampleSnapshot() Snapshot {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	limit := unlimitedBase
+	limit.ConnsInbound, limit.Conns, limit.FD, limit.Memory = 64, 128, 0, 1<<30
+	return Snapshot{
+		Taken: at.Add(time.Hour), Started: at, Peers: 1,
+		Scopes: []ScopeState{
+			{Name: "system", Kind: KindSystem,
+				Use:   network.ScopeStat{NumConnsInbound: 60, NumConnsOutbound: 4, NumStreamsInbound: 3, Memory: 1 << 20},
+				Limit: limit, Peak: Usage{Conns: 70, ConnsInbound: 64, ConnsOutbound: 6, Memory: 1 << 29},
+				Refusals: Refusals{ConnsInbound: 5, FD: 2}, Tight: []string{"ConnsInbound", "Conns"}},
+			{Name: "protocol:/evil\n\x1b[2J/1", Kind: KindProtocol, ID: "/evil\n\x1b[2J/1", Limit: unlimitedBase,
+				Use: network.ScopeStat{NumStreamsInbound: 3}},
+			{Name: "peer:" + testPeer.String(), Kind: KindPeer, ID: testPeer.String(), Limit: limit,
+				Use: network.ScopeStat{NumConnsInbound: 64, NumFD: 1}},
+		},
+		Refusals: map[Kind]Refusals{KindSystem: {ConnsInbound: 5, FD: 2}, KindRate: {ConnsInbound: 9}},
+		Gates: GateState{Subnets: 2, RateBuckets: 1,
+			Fullest: []SubnetState{{netip.MustParsePrefix("192.0.2.0/24"), 7, 8}}},
+		Engine: EngineState{Stripes: 8, Draws: 1, Returns: 2, Settled: 3},
+	}
+}
 
 func TestASnapshotIsReadFromJSONAsItIsWritten(t *testing.T) {
 	conf := unlimitedConf()
@@ -19,12 +67,335 @@ func TestASnapshotIsReadFromJSONAsItIsWritten(t *testing.T) {
 	_, err := m.OpenStream(testPeer, network.DirInbound)
 	require.Error(t, err)
 
-	before := m.Snapshot()
-	text, err := json.MarshalIndent(before, "", " ")
+	for _, before := range []Snapshot{m.Snapshot(), m.SnapshotTop(0), {Refusals: map[Kind]Refusals{}}} {
+		text, err := json.Marshal(before)
+		require.NoError(t, err)
+		var after Snapshot
+		require.NoError(t, json.Unmarshal(text, &after))
+		require.True(t, before.Taken.Equal(after.Taken)) // but for the reading of the monotonic clock
+		after.Taken, after.Started = before.Taken, before.Started
+		require.Equal(t, before, after)
+	}
+	for _, bad := range []string{`{"Scopes":[{"Kind":"sytem"}]}`, `{"Scopes":[{"Limits":{"FD":{"Limit":"lots"}}}]}`} {
+		var s Snapshot
+		require.Error(t, json.Unmarshal([]byte(bad), &s), bad)
+	}
+}
+
+func TestJSONOfASnapshotStaysAsItIs(t *testing.T) {
+	const golden = "testdata/snapshot.json"
+	got, err := json.MarshalIndent(exampleSnapshot(), "", "  ")
 	require.NoError(t, err)
-	var after Snapshot
-	require.NoError(t, json.Unmarshal(text, &after))
-	require.True(t, before.Taken.Equal(after.Taken))
-	after.Taken, after.Started = before.Taken, before.Started
-	require.Equal(t, before, after)
+	got = append(got, '\n')
+	if *update {
+		require.NoError(t, os.WriteFile(golden, got, 0o644))
+	}
+	want, err := os.ReadFile(golden)
+	require.NoError(t, err)
+	require.Equal(t, string(want), string(got))
+}
+
+func TestASnapshotIsOneCutUnderLoad(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithStripes(8))
+	stop := make(chan struct{})
+	var workers sync.WaitGroup
+	for w := range 4 {
+		workers.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				s, err := m.OpenStream(peer.ID(fmt.Sprint("peer", w, i%7)), network.DirInbound)
+				if err == nil {
+					s.ReserveMemory(i%5, network.ReservationPriorityAlways)
+					s.SetProtocol(protocol.ID(fmt.Sprint("/p/", i%3)))
+					s.ReserveMemory(i%3, network.ReservationPriorityAlways)
+					s.Done()
+				}
+			}
+		})
+	}
+	for range 300 {
+		s := m.Snapshot()
+		var sum [numKinds]amounts
+		for _, sc := range s.Scopes {
+			use, peak := amountsOf(sc.Use), limitsOf(BaseLimit(sc.Peak))
+			sum[sc.Kind].add(&use)
+			for d := range numDims {
+				require.GreaterOrEqual(t, peak[d], use[d], "%s: %s", sc.Name, limitNames[d])
+			}
+		}
+		system := sum[KindSystem]
+		require.Equal(t, system, sum[KindPeer])
+		sum[KindProtocol].add(&sum[KindTransient])
+		require.Equal(t, system, sum[KindProtocol])
+	}
+	close(stop)
+	workers.Wait()
+	assertEmpty(t, m)
+}
+
+func TestPeaks(t *testing.T) {
+	const limit = 1000
+	random := rand.New(rand.NewPCG(testSeed(t), 1))
+	conf := unlimitedConf()
+	conf.System.StreamsInbound = limit
+	m := newManager(t, conf, WithStripes(4), WithNewcomersQuarter(false))
+	var open []network.StreamManagementScope
+	highest, peers := 0, map[peer.ID]int{}
+	held := map[peer.ID]int{}
+	owner := map[network.StreamManagementScope]peer.ID{}
+	for _, goal := range []int{60, 0, 300, 100, 700, 10, 900, 300} {
+		for len(open) != goal {
+			if n := len(open); goal < n {
+				i := random.IntN(n)
+				open[i].Done()
+				held[owner[open[i]]]--
+				open[i] = open[n-1]
+				open = open[:n-1]
+			} else {
+				p := peer.ID(fmt.Sprint(random.IntN(20)))
+				s := mustOpenStream(t, m, p, network.DirInbound)
+				owner[s] = p
+				open = append(open, s)
+				held[p]++
+				peers[p] = max(peers[p], held[p])
+			}
+			highest = max(highest, len(open))
+		}
+		s := m.Snapshot()
+		peak := s.stateOf(t, "system").Peak.StreamsInbound
+		if highest > limit/2 {
+			require.Equal(t, highest, peak)
+		} else {
+			require.GreaterOrEqual(t, peak, highest)
+			require.LessOrEqual(t, peak, highest+limit/8)
+		}
+		require.Positive(t, s.stateOf(t, "transient").Peak.StreamsInbound)
+		require.LessOrEqual(t, s.stateOf(t, "transient").Peak.StreamsInbound, highest, "a look has never seen more")
+		for p, n := range peers {
+			require.Equal(t, n, s.stateOf(t, "peer:"+p.String()).Peak.StreamsInbound)
+		}
+	}
+	for _, s := range open {
+		s.Done()
+	}
+	assertEmpty(t, m)
+}
+
+func TestPeakOfAPeersMemoryIsExact(t *testing.T) {
+	m := newManager(t, unlimitedConf())
+	s := servedStream(t, m, testPeer)
+	for _, n := range []int{100, 300, 200} {
+		require.NoError(t, s.ReserveMemory(n, network.ReservationPriorityAlways))
+		s.ReleaseMemory(n)
+	}
+	require.NoError(t, viewPeer(t, m, testPeer).ReserveMemory(250, 0))
+	at := m.Snapshot()
+	require.EqualValues(t, 300, at.stateOf(t, "peer:"+testPeer.String()).Peak.Memory)
+}
+
+func TestEveryScopeCountsWhatItRefusedItself(t *testing.T) {
+	conf := unlimitedConf()
+	conf.System.Memory = 1000
+	conf.PeerDefault.StreamsOutbound = 1
+	conf.ProtocolDefault.StreamsInbound = 1
+	conf.ServicePeerDefault.Memory = 10
+	conf.Transient.ConnsInbound = 0
+	m := newManager(t, conf, WithAllowlistedMultiaddrs(testAllowlist))
+	counted := func(name string) Refusals {
+		s := m.Snapshot()
+		sc := s.stateOf(t, name)
+		return sc.Refusals
+	}
+	name := "peer:" + testPeer.String()
+
+	s := servedStream(t, m, testPeer)
+	require.Error(t, s.ReserveMemory(11, network.ReservationPriorityAlways)) // by the pair
+	require.Zero(t, counted(name))
+	require.Zero(t, counted("service:"+testSvc))
+	mustOpenStream(t, m, testPeer, network.DirOutbound)
+	for range 2 {
+		_, err := m.OpenStream(testPeer, network.DirOutbound)
+		require.Error(t, err)
+	}
+	require.Equal(t, Refusals{StreamsOutbound: 2}, counted(name))
+	other := mustOpenStream(t, m, "other", network.DirInbound)
+	require.Error(t, other.SetProtocol(testProto))
+	require.Equal(t, Refusals{StreamsInbound: 1}, counted("protocol:"+string(testProto)))
+	require.Error(t, viewSystem(t, m).ReserveMemory(1001, network.ReservationPriorityAlways))
+	require.Equal(t, Refusals{Memory: 1}, counted("system"))
+
+	// What falls back on the allowlisted scopes is not refused.
+	c, err := m.OpenConnection(network.DirInbound, true, testAllowlist[0])
+	require.NoError(t, err)
+	require.Zero(t, counted("transient"))
+	c.Done()
+	_, err = m.OpenConnection(network.DirInbound, true, nil)
+	require.Error(t, err)
+	require.Equal(t, Refusals{ConnsInbound: 1}, counted("transient"))
+}
+
+func TestAScopesRefusalsOutliveItsShares(t *testing.T) {
+	conf := unlimitedConf()
+	conf.ProtocolDefault.StreamsInbound = 0
+	m := newManager(t, conf, WithStripes(16))
+	viewProtocol(t, m, testProto).(protocolScope).SetLimit(conf.ProtocolDefault) // it stays
+	for i := range 100 {
+		s := mustOpenStream(t, m, peer.ID(fmt.Sprint(i)), network.DirInbound)
+		require.Error(t, s.SetProtocol(testProto))
+		s.Done()
+	}
+	m.reap()
+	s := m.Snapshot()
+	require.EqualValues(t, 100, s.stateOf(t, "protocol:"+string(testProto)).Refusals.StreamsInbound)
+	assertEmpty(t, m)
+}
+
+// An error may live as long as its caller likes.
+func TestARefusalHoldsNoAccount(t *testing.T) {
+	seen := map[reflect.Type]bool{}
+	var walk func(reflect.Type)
+	walk = func(typ reflect.Type) {
+		require.NotEqual(t, reflect.TypeFor[account](), typ)
+		if seen[typ] {
+			return
+		}
+		seen[typ] = true
+		switch typ.Kind() {
+		case reflect.Struct:
+			for f := range typ.Fields() {
+				walk(f.Type)
+			}
+		case reflect.Pointer, reflect.Slice, reflect.Array, reflect.Map:
+			walk(typ.Elem())
+		}
+	}
+	walk(reflect.TypeFor[LimitError]())
+	require.Contains(t, seen, reflect.TypeFor[scopeName]())
+}
+
+// openCrowd makes peers, each with an inbound stream, and the given ones with more.
+func openCrowd(t testing.TB, m *Manager, peers int) {
+	for i := range peers {
+		mustOpenStream(t, m, peer.ID(fmt.Sprint("peer", i)), network.DirInbound)
+	}
+	for i := range 3 {
+		for range i + 1 {
+			mustOpenStream(t, m, peer.ID(fmt.Sprint("peer", i)), network.DirInbound)
+		}
+	}
+	big := mustOpenStream(t, m, "big", network.DirOutbound)
+	require.NoError(t, big.ReserveMemory(1<<20, network.ReservationPriorityAlways))
+	require.Error(t, mustOpenConn(t, m, network.DirInbound).SetPeer("asks"))
+}
+
+func crowdConf() perScope[BaseLimit] {
+	conf := unlimitedConf()
+	conf.PeerDefault.ConnsInbound = 0
+	return conf
+}
+
+func TestASnapshotOfTheTopHasThePeersThatHoldTheMost(t *testing.T) {
+	m := newManager(t, crowdConf(), WithStripes(4), WithNewcomersQuarter(false))
+	openCrowd(t, m, 2000)
+	s := m.SnapshotTop(2)
+	require.Equal(t, 2002, s.Peers)
+	listed := 0
+	for _, sc := range s.Scopes {
+		if sc.Kind == KindPeer {
+			listed++
+		}
+	}
+	require.LessOrEqual(t, listed, 2*int(numDims+1))
+	for _, p := range []peer.ID{"peer2", "peer1", "big", "asks"} {
+		s.stateOf(t, "peer:"+p.String())
+	}
+	require.EqualValues(t, 4, s.stateOf(t, "peer:"+peer.ID("peer2").String()).Use.NumStreamsInbound)
+
+	all := m.Snapshot().Scopes
+	require.Len(t, all, 4+2002)
+	require.True(t, slices.IsSortedFunc(all, compareScopes))
+	for _, none := range []int{0, -1} {
+		require.Len(t, m.SnapshotTop(none).Scopes, 4)
+	}
+	require.Len(t, m.SnapshotTop(math.MaxInt).Scopes, 4+2002)
+}
+
+func TestASnapshotOfTheTopAllocatesForThoseThatAreAskedFor(t *testing.T) {
+	bytes := func(peers int) uint64 {
+		m := newManager(t, crowdConf(), WithStripes(4), WithNewcomersQuarter(false))
+		openCrowd(t, m, peers)
+		const looks = 20
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for range looks {
+			m.SnapshotTop(5)
+		}
+		runtime.ReadMemStats(&after)
+		return (after.TotalAlloc - before.TotalAlloc) / looks
+	}
+	few, many := bytes(100), bytes(10_000)
+	require.Less(t, many, few+few/2, "with 100 peers it allocates %d bytes", few)
+}
+
+func TestPeersComeAndGoWhileTheyAreVisited(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithStripes(1))
+	for i := range 3 * peersAtOnce {
+		mustOpenStream(t, m, peer.ID(fmt.Sprint("stays", i)), network.DirInbound)
+	}
+	stop := make(chan struct{})
+	var churn sync.WaitGroup
+	churn.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			s, err := m.OpenStream(peer.ID(fmt.Sprint("goes", i%5000)), network.DirInbound)
+			if err == nil {
+				s.Done()
+			}
+			if i%1000 == 0 {
+				m.reap()
+			}
+		}
+	})
+	for range 20 {
+		seen := map[peer.ID]int{}
+		m.stripes[0].eachPeer(func(ps *peerScope) { seen[ps.peer]++ })
+		for i := range 3 * peersAtOnce {
+			require.Equal(t, 1, seen[peer.ID(fmt.Sprint("stays", i))])
+		}
+	}
+	close(stop)
+	churn.Wait()
+}
+
+func TestASnapshotTellsWhatTheGatesKeep(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithLimitPerSubnet(
+		[]ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: 2}, {PrefixLength: 8, ConnCount: 100}},
+		[]ConnLimitPerSubnet{{PrefixLength: 56, ConnCount: 4}}),
+		WithNetworkPrefixLimit([]NetworkPrefixLimit{{netip.MustParsePrefix("192.0.2.0/24"), 3}}, nil))
+	for _, addr := range []string{"/ip4/198.51.100.1", "/ip4/198.51.100.1", "/ip4/198.51.100.2", "/ip4/192.0.2.9", "/ip6/2001:db8::1"} {
+		_, err := m.OpenConnection(network.DirInbound, false, mustMA(t, addr))
+		require.NoError(t, err)
+	}
+	want := []SubnetState{
+		{netip.MustParsePrefix("198.51.100.1/32"), 2, 2},
+		{netip.MustParsePrefix("198.51.100.2/32"), 1, 2},
+		{netip.MustParsePrefix("192.0.2.0/24"), 1, 3},
+		{netip.MustParsePrefix("2001:db8::/56"), 1, 4},
+		{netip.MustParsePrefix("198.0.0.0/8"), 3, 100},
+	}
+	got := m.Snapshot().Gates
+	require.Equal(t, want, got.Fullest)
+	require.Equal(t, 5, got.Subnets)
+	require.Positive(t, got.RateBuckets)
+	require.Equal(t, want[:2], m.SnapshotTop(2).Gates.Fullest)
+	require.Equal(t, 5, m.SnapshotTop(0).Gates.Subnets)
+	require.Empty(t, m.SnapshotTop(0).Gates.Fullest)
 }

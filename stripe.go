@@ -44,6 +44,7 @@ type stripe struct {
 
 	// why says what the last refusal was, until it has been told.
 	why     noted
+	remarks [numKinds]*remarks // what the log will say
 	refuser refuser
 
 	trace *tracer // nil: nobody listens
@@ -154,6 +155,9 @@ func (st *stripe) refusal(asked scopeName, r *request) error {
 	if why.by != nil {
 		why.by.countRefusal(why.d)
 		why.by = nil
+	}
+	if st.m.refusalLog != nil {
+		st.remark(why)
 	}
 	for _, it := range r.items() {
 		// A connection or stream that is refused when it moves may hold memory,

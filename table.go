@@ -38,13 +38,16 @@ func (u *LimitUse) Percent() (percent float64, ok bool) {
 }
 
 // fullness is Percent for sorting. What is held above a limit of 0 is the
-// fullest of all.
+// fullest of all; what has no percentage otherwise is never near its limit.
 func (u *LimitUse) fullness() float64 {
-	if u.Limit == 0 && u.Use > 0 {
+	percent, ok := u.Percent()
+	switch {
+	case ok:
+		return percent
+	case u.Limit == 0 && u.Use > 0:
 		return math.Inf(1)
 	}
-	percent, _ := u.Percent()
-	return percent
+	return math.Inf(-1)
 }
 
 func (u *LimitUse) limitText() string {
@@ -94,8 +97,7 @@ func (s *Snapshot) Limits() []LimitUse {
 func (s *Snapshot) LimitsNear(percent float64) []LimitUse {
 	near := s.Limits()
 	near = slices.DeleteFunc(near, func(u LimitUse) bool {
-		_, ok := u.Percent()
-		return u.fullness() < percent || !ok && u.Use == 0
+		return u.fullness() < percent
 	})
 	slices.SortStableFunc(near, func(a, b LimitUse) int { return cmp.Compare(b.fullness(), a.fullness()) })
 	return near

@@ -1,0 +1,254 @@
+package rcmgr
+
+// The log of refusals: what was refused in the last seconds, rolled up into one
+// line for each kind of scope and limit, as Kubo's users know it. It is made from
+// the counts that the stripes keep, so it misses nothing. What a line says
+// besides, the last numbers and who was refused the most, is kept in the stripes
+// for one name for each kind and limit: strangers can fill no map, and cause no
+// line of their own.
+//
+// Nothing here runs unless something has been refused, but for one look at the
+// counts in an interval.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+)
+
+// majority finds the name that has more than half of all votes, if there is
+// one (Boyer and Moore's algorithm): votes is never more than the name has had.
+type majority struct {
+	name  scopeName
+	votes uint64
+}
+
+func (m *majority) vote(name scopeName, n uint64) {
+	switch {
+	case m.name == name:
+		m.votes += n
+	case m.votes >= n:
+		m.votes -= n
+	default:
+		m.name, m.votes = name, n-m.votes
+	}
+}
+
+// remark is what the log says about refusals of one kind and limit.
+type remark struct {
+	told           bool
+	current, limit int64 // of the last one
+	cause          Cause
+	worst          majority
+}
+
+func (r *remark) note(why *noted) {
+	r.told = true
+	r.current, r.limit, r.cause = why.current, why.limit, why.cause
+	r.worst.vote(why.concerned(), 1)
+}
+
+// add takes in what another stripe has to say.
+func (r *remark) add(o *remark) {
+	if !o.told {
+		return
+	}
+	r.told = true
+	r.current, r.limit, r.cause = o.current, o.limit, o.cause
+	r.worst.vote(o.worst.name, o.worst.votes)
+}
+
+// concerned names whom the log may have to name: who asked, if the refusing
+// scope is everybody's or a single connection or stream, and that scope itself
+// otherwise.
+func (why *noted) concerned() scopeName {
+	if k := why.scope.kind; k <= KindAllowlistedTransient || k == KindConn || k == KindStream {
+		return scopeName{kind: KindPeer, peer: why.asker}
+	}
+	return why.scope
+}
+
+// remarks has what the log says of one kind, by what ran out.
+type remarks [numDims]remark
+
+// remark keeps what the log will say about a refusal.
+func (st *stripe) remark(why *noted) {
+	of := &st.remarks[why.scope.kind]
+	if *of == nil {
+		*of = new(remarks)
+	}
+	(*of)[why.d].note(why)
+}
+
+// refusalLog writes the log of one manager.
+type refusalLog struct {
+	m      *Manager
+	every  time.Duration
+	logged [numKinds]dimCounts // what has been written already
+}
+
+func (l *refusalLog) writeUntilClosed() {
+	tick := time.NewTicker(l.every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			l.write()
+		case <-l.m.stop:
+			return
+		}
+	}
+}
+
+// write writes what was refused since the last time.
+func (l *refusalLog) write() {
+	var count [numKinds]dimCounts
+	var said [numKinds]remarks
+	for i := range l.m.stripes {
+		l.m.stripes[i].giveRemarks(&count, &said)
+	}
+	for k := range count {
+		for d, n := range count[k] {
+			if times := n - l.logged[k][d]; times > 0 {
+				l.writeLine(Kind(k), dim(d), times, &said[k][d])
+			}
+		}
+	}
+	l.logged = count
+}
+
+// giveRemarks adds up what the stripe has counted, and hands over what it has
+// kept for the log.
+func (st *stripe) giveRemarks(count *[numKinds]dimCounts, said *[numKinds]remarks) {
+	st.lock(false)
+	defer st.unlock(false)
+	for k, of := range st.remarks {
+		count[k].add(&st.refusals[k])
+		if of == nil {
+			continue
+		}
+		for d := range of {
+			said[k][d].add(&of[d])
+		}
+		st.remarks[k] = nil
+	}
+}
+
+func (l *refusalLog) writeLine(k Kind, d dim, times uint64, r *remark) {
+	// Who has a tenth of all for certain is worth a name.
+	worst, named := r.worst.name, r.worst.votes > 0 && r.worst.votes >= times/10
+	if worst.kind == KindPeer && worst.peer == "" {
+		named = false // nobody knows who asked
+	}
+	refuser := scopeName{kind: k}
+	if named && r.worst.votes == times && (k == KindService || k == KindProtocol) {
+		refuser = worst // all of them were its
+	}
+	e := LimitError{why: refusal{scope: refuser, d: d}}
+	var attrs []slog.Attr
+	if k != KindRate {
+		attrs = append(attrs, slog.Int64("current", r.current), slog.Int64("limit", r.limit))
+	}
+	if r.cause != CauseLimit {
+		attrs = append(attrs, slog.String("cause", r.cause.String()))
+	}
+	if named {
+		attrs = append(attrs, slog.String("worst", printable(worst.String())), slog.Uint64("worst_times", r.worst.votes))
+	} else {
+		worst = scopeName{kind: k}
+	}
+	attrs = append(attrs, slog.String("raise", l.m.limitKey(k, d, &worst)))
+	msg := fmt.Sprintf("Protected from exceeding resource limits %d times: %q", times, classOf(&refuser)+": "+e.what())
+	log.LogAttrs(context.Background(), slog.LevelError, msg, attrs...)
+}
+
+// classOf gives a scope's name, or that of its kind where it has none of its own.
+func classOf(n *scopeName) string {
+	if n.text == "" {
+		return n.kind.String()
+	}
+	return n.String()
+}
+
+// limitKey gives the place in the configuration of limits that says how much of d
+// a scope may hold: "System.ConnsInbound", "PeerDefault.Streams". Without more
+// than a kind, it is the place for those that are not named.
+func (m *Manager) limitKey(k Kind, d dim, which *scopeName) string {
+	named := func(scopes string) string {
+		if which.text == "" {
+			return scopes + "Default." + limitNames[d]
+		}
+		return scopes + "[" + strconv.Quote(which.text) + "]." + limitNames[d]
+	}
+	switch k {
+	case KindService:
+		return named("Service")
+	case KindServicePeer:
+		return named("ServicePeer")
+	case KindProtocol:
+		return named("Protocol")
+	case KindProtocolPeer:
+		return named("ProtocolPeer")
+	case KindPeer:
+		if m.limits.known.peers[which.peer] != nil {
+			return fmt.Sprintf("Peer[%q].%s", which.peer, limitNames[d])
+		}
+		return "PeerDefault." + limitNames[d]
+	case KindSubnet:
+		return gateKey("Gates.Subnets", which.text, m.gates.Subnets.Networks)
+	case KindRate:
+		if _, ok := m.gate.rater.(callerRates); ok {
+			return "WithConnRateLimiters"
+		}
+		return gateKey("Gates.Rate", which.text, m.gates.Rate.Networks)
+	}
+	return [...]string{
+		KindSystem: "System", KindTransient: "Transient",
+		KindAllowlistedSystem: "AllowlistedSystem", KindAllowlistedTransient: "AllowlistedTransient",
+		KindConn: "Conn", KindStream: "Stream",
+	}[k] + "." + limitNames[d]
+}
+
+// gateKey gives the place of a prefix in what a configuration says about a gate:
+// that of a network of its own, or that of all of its length.
+func gateKey[V any](path, prefix string, networks map[netip.Prefix]V) string {
+	p, err := netip.ParsePrefix(prefix)
+	if err != nil {
+		return path // nobody in particular
+	}
+	if _, ok := networks[p]; ok {
+		return fmt.Sprintf("%s.Networks[%q]", path, prefix)
+	}
+	family := [...]string{"IPv4", "IPv6"}[familyOf(p.Addr())]
+	return fmt.Sprintf("%s.%s[%q]", path, family, strconv.Itoa(p.Bits()))
+}
+
+// tellRefusal logs one refusal with its numbers, for who debugs. It is called
+// without locks, with what the caller gets.
+func tellRefusal(err error) {
+	ctx := context.Background()
+	if err == nil || !log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	var e *LimitError
+	if !errors.As(err, &e) {
+		return
+	}
+	attrs := []slog.Attr{
+		slog.String("asked", printable(e.Asked())), slog.String("scope", printable(e.Scope())),
+		slog.String("resource", e.Resource().String()),
+	}
+	if dir := e.Direction(); dir != network.DirUnknown {
+		attrs = append(attrs, slog.String("direction", dir.String()))
+	}
+	attrs = append(attrs,
+		slog.Int64("current", e.Current()), slog.Int64("attempted", e.Attempted()), slog.Int64("limit", e.Limit()),
+		slog.Int("priority", int(e.Priority())), slog.String("cause", e.Cause().String()))
+	log.LogAttrs(ctx, slog.LevelDebug, "refused", attrs...)
+}

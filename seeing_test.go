@@ -1,0 +1,73 @@
+package rcmgr_test
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/libp2p/go-libp2p/core/network"
+
+	"github.com/weir-p2p/rcmgr"
+)
+
+// busyManager admits three inbound streams to a peer.
+func busyManager() *rcmgr.Manager {
+	limits := rcmgr.PartialLimitConfig{PeerDefault: rcmgr.ResourceLimits{StreamsInbound: 3}}
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits.Build(rcmgr.InfiniteLimits)))
+	if err != nil {
+		panic(err)
+	}
+	return rm
+}
+
+func open(rm *rcmgr.Manager, streams int) {
+	for range streams {
+		if _, err := rm.OpenStream(examplePeer, network.DirInbound); err != nil {
+			fmt.Println("refused")
+		}
+	}
+}
+
+// What is full, as a table.
+func ExampleWriteTable() {
+	rm := busyManager()
+	defer rm.Close()
+	open(rm, 3)
+
+	s := rm.Snapshot()
+	rcmgr.WriteTable(os.Stdout, s.LimitsNear(rcmgr.NearLimit))
+	// Output:
+	// Scope                                                      Limit Name      Limit Value  Limit Usage Amount  Limit Usage Percent
+	// peer:12D3KooWRpAPnRgC4qHPPkFkrwbCrjMJGHvRRJVMKGmvXaUEMMPL  StreamsInbound  3            3                   100.0%
+}
+
+// What has grown, and what was refused, between two looks.
+func ExampleSnapshot_Since() {
+	rm := busyManager()
+	defer rm.Close()
+	open(rm, 2)
+	before := rm.Snapshot()
+	open(rm, 3)
+
+	after := rm.Snapshot()
+	for _, c := range after.Since(&before).Limits {
+		if c.Refusals > 0 {
+			fmt.Println(c.Scope, c.Name, "has grown by", c.Grown(), "and refused", c.Refusals)
+		}
+	}
+	// Output:
+	// refused
+	// refused
+	// peer:12D3KooWRpAPnRgC4qHPPkFkrwbCrjMJGHvRRJVMKGmvXaUEMMPL StreamsInbound has grown by 1 and refused 2
+}
+
+// The limits in force, also those that were set while the manager runs.
+func ExampleManager_Limits() {
+	rm := busyManager()
+	defer rm.Close()
+	if err := limitPeer(rm, examplePeer, 1); err != nil {
+		panic(err)
+	}
+	limits := rm.Limits().ToPartialLimitConfig()
+	fmt.Println(limits.PeerDefault.StreamsInbound, limits.Peer[examplePeer].Streams)
+	// Output: 3 1
+}

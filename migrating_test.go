@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
@@ -203,6 +205,30 @@ func ExampleManager_Snapshot() {
 }
 
 // One peer gets a limit of its own while the manager runs.
+
+func ExampleHandler() {
+	rm, err := rcmgr.New(nil)
+	if err != nil {
+		panic(err)
+	}
+	defer rm.Close()
+
+	http.Handle("/rcmgr", rcmgr.Handler(rm))
+	server := httptest.NewServer(http.DefaultServeMux)
+	defer server.Close()
+	got, err := http.Get(server.URL + "/rcmgr?format=json")
+	if err != nil {
+		panic(err)
+	}
+	defer got.Body.Close()
+	var s rcmgr.Snapshot
+	if err := json.NewDecoder(got.Body).Decode(&s); err != nil {
+		panic(err)
+	}
+	fmt.Println(s.Scopes[0].Name, s.Scopes[0].Use.NumConnsInbound)
+	// Output: system 0
+}
+
 func ExampleResourceScopeLimiter() {
 	rm, err := rcmgr.New(nil)
 	if err != nil {

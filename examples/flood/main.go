@@ -11,6 +11,9 @@
 // a friend pings and fetches. Everything stays within 127.0.0.0/8.
 //
 //	go run ./examples/flood -duration 10s -attackers 8 -limits file.json -manager both
+//
+// With -serve 127.0.0.1:8080, the live page of our manager is on that address
+// while the attack lasts, and its metrics are under /metrics.
 package main
 
 import (
@@ -39,7 +42,8 @@ type settings struct {
 	attackers  int
 	limitsFile string
 	manager    string
-	relay      bool // the friend comes through one
+	relay      bool   // the friend comes through one
+	serve      string // address for the live page, "" for none
 }
 
 func main() {
@@ -49,6 +53,7 @@ func main() {
 	flag.StringVar(&s.limitsFile, "limits", "", "JSON `file` with limits that override those of the show")
 	flag.StringVar(&s.manager, "manager", "ours", "`which` manager the victim runs on: ours, upstream (go-libp2p's own), or both by turns")
 	flag.BoolVar(&s.relay, "friend-behind-relay", false, "the friend comes through a relay of its own, before the attack, and stays")
+	flag.StringVar(&s.serve, "serve", "", "`address`, such as 127.0.0.1:8080, for the live page and /metrics while the attack lasts")
 	flag.Parse()
 	if err := s.check(flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "flood:", err)
@@ -143,6 +148,15 @@ func stand(ctx context.Context, s settings, by contender, limits rcmgr.ConcreteL
 	if err != nil {
 		v.close()
 		return outcome{}, err
+	}
+	if ours, ok := v.manager.(*rcmgr.Manager); ok && s.serve != "" {
+		show, err := serve(s.serve, ours)
+		if err != nil {
+			v.close()
+			return outcome{}, fmt.Errorf("-serve: %w", err)
+		}
+		defer show.Close()
+		fmt.Fprintf(out, "live page http://%[1]s/ · metrics http://%[1]s/metrics\n", show.Addr)
 	}
 	seen := newWatch()
 	attack(ctx, s.duration, v, f, attackers, seen, out)

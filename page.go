@@ -1,0 +1,240 @@
+package rcmgr
+
+// The live page: the snapshot for people with a browser, for people with a
+// terminal, and for programs, under one address. It is written here in full
+// and readable without JavaScript; the page's script only fetches it again and
+// puts the new one in its place, so what is shown is written once. Nothing
+// comes from elsewhere, nothing can be changed through it.
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"html/template"
+	"io"
+	"math"
+	"mime"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+var (
+	//go:embed page/page.html
+	pageHTML string
+	//go:embed page/page.css
+	pageStyle string
+	//go:embed page/page.js
+	pageScript string
+)
+
+const (
+	// pagePeers is how many peers the page has: see SnapshotTop.
+	pagePeers = 20
+	// pageFor is how long one look serves everybody who asks: it takes all
+	// stripe locks, and many may watch.
+	pageFor = time.Second
+)
+
+// Handler serves what m holds, what it may hold and what it has refused:
+//
+//	http.Handle("/rcmgr", rcmgr.Handler(m))
+//
+// A browser gets a page that follows the manager, with the fullest limits first;
+// other clients get the tables as text, or with "Accept: application/json" or
+// ?format=json a Snapshot, as SnapshotTop gives it. ?format= takes html, text
+// and json. It answers GET and HEAD only, under whatever path it is mounted. The
+// page shows peer IDs and subnets: serve it where only operators can see it. It
+// is safe for concurrent use; however many look, the manager is asked once a
+// second at most.
+func Handler(m *Manager) http.Handler {
+	p := &page{m: m}
+	p.template = template.Must(template.New("page").Funcs(template.FuncMap{
+		"amount":  amountText,
+		"percent": func(u LimitUse) string { return u.percentText() },
+		"full":    func(u LimitUse) float64 { return math.Min(u.fullness(), 100) },
+		"limited": func(u LimitUse) bool { _, ok := u.Percent(); return ok },
+		"near":    func(u LimitUse) bool { return u.fullness() >= NearLimit },
+		"name":    printable,
+	}).Parse(pageHTML))
+	source := func(text string) string {
+		sum := sha256.Sum256([]byte(text))
+		return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
+	}
+	p.policy = "default-src 'none'; connect-src 'self'; img-src data:; script-src " + source(pageScript) +
+		"; style-src " + source(pageStyle) + "; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+	return p
+}
+
+type page struct {
+	m        *Manager
+	template *template.Template
+	policy   string // Content-Security-Policy
+
+	mu   sync.Mutex
+	last Snapshot
+}
+
+func (p *page) snapshot() Snapshot {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if time.Since(p.last.Taken) >= pageFor {
+		p.last = p.m.SnapshotTop(pagePeers)
+	}
+	return p.last
+}
+
+func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Content-Security-Policy", p.policy)
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		h.Set("Allow", "GET, HEAD")
+		http.Error(w, "only GET and HEAD are answered", http.StatusMethodNotAllowed)
+		return
+	}
+	format := r.URL.Query().Get("format")
+	if format == "" {
+		format = preferredFormat(r.Header.Values("Accept"))
+		h.Set("Vary", "Accept")
+	}
+	var write func(io.Writer, *Snapshot) error
+	switch format {
+	case "html":
+		h.Set("Content-Type", "text/html; charset=utf-8")
+		write = p.writeHTML
+	case "json":
+		h.Set("Content-Type", "application/json")
+		write = func(w io.Writer, s *Snapshot) error {
+			e := json.NewEncoder(w)
+			e.SetIndent("", "  ")
+			return e.Encode(s)
+		}
+	case "text":
+		h.Set("Content-Type", "text/plain; charset=utf-8")
+		write = writeText
+	default:
+		http.Error(w, fmt.Sprintf("format is %q, expected html, text or json", format), http.StatusBadRequest)
+		return
+	}
+	s := p.snapshot()
+	var body bytes.Buffer // an error must not follow half a page
+	if err := write(&body, &s); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	h.Set("Content-Length", strconv.Itoa(body.Len()))
+	body.WriteTo(w)
+}
+
+// preferredFormat reads Accept headers (RFC 9110, section 12.5.1): what the client
+// likes best, text for one that takes anything.
+func preferredFormat(accept []string) string {
+	best, bestQ := "text", 0.0
+	for _, part := range strings.Split(strings.Join(accept, ","), ",") {
+		media, params, err := mime.ParseMediaType(part)
+		if err != nil {
+			continue
+		}
+		format := map[string]string{
+			"text/html": "html", "application/xhtml+xml": "html", "application/json": "json",
+			"text/plain": "text", "text/*": "text", "*/*": "text",
+		}[media]
+		q := 1.0
+		if given, ok := params["q"]; ok {
+			q, _ = strconv.ParseFloat(given, 64)
+		}
+		if format != "" && q > bestQ {
+			best, bestQ = format, q
+		}
+	}
+	return best
+}
+
+// writeText writes the tables: limits of which much is taken, then all.
+func writeText(w io.Writer, s *Snapshot) error {
+	fmt.Fprintf(w, "%s, up %s, %d peers, %d refusals, %d bugs of callers\n",
+		s.Taken.UTC().Format(time.RFC3339), s.Uptime().Round(time.Second), s.Peers, s.totalRefusals(), s.CallerBugs)
+	fmt.Fprintf(w, "\nLimits of which %d%% and more are taken\n\n", NearLimit)
+	if err := WriteTable(w, s.LimitsNear(NearLimit)); err != nil {
+		return err
+	}
+	fmt.Fprint(w, "\nAll limits\n\n")
+	if err := WriteTable(w, s.Limits()); err != nil {
+		return err
+	}
+	fmt.Fprint(w, "\nWho holds what\n\n")
+	return s.WriteHolders(w)
+}
+
+func (s *Snapshot) totalRefusals() (n uint64) {
+	for _, r := range s.Refusals {
+		n += r.Total()
+	}
+	return n
+}
+
+// kindRefusals is what scopes of one kind have refused.
+type kindRefusals struct {
+	Kind  Kind
+	Total uint64
+	What  []string
+}
+
+func (s *Snapshot) refusalsByKind() (all []kindRefusals) {
+	for kind, r := range s.Refusals {
+		k := kindRefusals{Kind: kind, Total: r.Total()}
+		for d, n := range r.dimCounts() {
+			if n > 0 {
+				k.What = append(k.What, fmt.Sprintf("%s %d", limitNames[d], n))
+			}
+		}
+		all = append(all, k)
+	}
+	slices.SortFunc(all, func(a, b kindRefusals) int {
+		return cmp.Or(cmp.Compare(b.Total, a.Total), cmp.Compare(a.Kind, b.Kind))
+	})
+	return all
+}
+
+func (p *page) writeHTML(w io.Writer, s *Snapshot) error {
+	// Limits that nobody comes near to by being there are left out.
+	said := slices.DeleteFunc(s.Limits(), func(u LimitUse) bool {
+		_, limited := u.Percent()
+		return !limited && u.Use == 0 && u.Refusals == 0
+	})
+	slices.SortStableFunc(said, func(a, b LimitUse) int { return cmp.Compare(b.fullness(), a.fullness()) })
+	holders := slices.DeleteFunc(slices.Clone(s.Scopes), func(sc ScopeState) bool { return sc.Kind <= KindAllowlistedTransient })
+	return p.template.Execute(w, map[string]any{
+		"S": s, "Up": s.Uptime().Round(time.Second).String(), "Near": len(s.LimitsNear(NearLimit)),
+		"Refused": s.totalRefusals(), "ByKind": s.refusalsByKind(), "Limits": said, "Holders": holders,
+		"Style": template.CSS(pageStyle), "Script": template.JS(pageScript),
+	})
+}
+
+// amountText writes an amount for people: bytes of memory with their unit, and
+// a limit that is none in a word.
+func amountText(limit string, n int64) string {
+	switch {
+	case n == math.MaxInt64:
+		return "unlimited"
+	case limit != limitNames[dimMemory] || n < 1<<10:
+		return strconv.FormatInt(n, 10)
+	}
+	v, unit := float64(n), ""
+	for _, unit = range []string{"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"} {
+		if v /= 1 << 10; v < 1<<10 {
+			break
+		}
+	}
+	return strconv.FormatFloat(v, 'f', 1, 64) + " " + unit
+}

@@ -1,0 +1,191 @@
+package rcmgr
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os/exec"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/stretchr/testify/require"
+)
+
+// busy gives a manager that holds and has refused something, under names that
+// strangers chose.
+func busy(t *testing.T) *Manager {
+	limits := PartialLimitConfig{System: ResourceLimits{StreamsInbound: 10, Memory: 1 << 20}}.Build(InfiniteLimits)
+	m, err := New(NewFixedLimiter(limits))
+	require.NoError(t, err)
+	t.Cleanup(func() { m.Close() })
+	for range 10 {
+		s, err := m.OpenStream("a peer", network.DirInbound)
+		require.NoError(t, err)
+		t.Cleanup(s.Done)
+		require.NoError(t, s.SetProtocol(evil))
+	}
+	for range 3 {
+		_, err := m.OpenStream("a peer", network.DirInbound)
+		require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+	}
+	return m
+}
+
+const evil protocol.ID = `/<script>document.title="stolen"</script>/"'&`
+
+func ask(h http.Handler, method, target string, accept ...string) *http.Response {
+	r := httptest.NewRequest(method, target, nil)
+	r.Header["Accept"] = accept
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w.Result()
+}
+
+func bodyOf(t *testing.T, r *http.Response) string {
+	b, err := io.ReadAll(r.Body)
+	require.NoError(t, err)
+	return string(b)
+}
+
+func TestPageSpeaksTheClientsLanguage(t *testing.T) {
+	h := Handler(busy(t))
+	const html, text, jsonType = "text/html; charset=utf-8", "text/plain; charset=utf-8", "application/json"
+	for _, c := range []struct {
+		target string
+		accept []string
+		want   string
+	}{
+		{"/", nil, text},
+		{"/", []string{"*/*"}, text},
+		{"/", []string{"text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}, html},
+		{"/", []string{"application/json"}, jsonType},
+		{"/", []string{"text/html;q=0.5, application/json"}, jsonType},
+		{"/", []string{"text/html;q=0.5", "text/plain;q=0.7"}, text},
+		{"/", []string{"application/json;q=0"}, text},
+		{"/", []string{"image/png, nonsense/"}, text},
+		{"/?format=json", []string{"text/html"}, jsonType},
+		{"/?format=html", []string{"application/json"}, html},
+		{"/any/path?format=text", []string{"text/html"}, text},
+	} {
+		got := ask(h, "GET", c.target, c.accept...)
+		require.Equal(t, 200, got.StatusCode)
+		require.Equal(t, c.want, got.Header.Get("Content-Type"), "%s %v", c.target, c.accept)
+	}
+	got := ask(h, "GET", "/?format=xml")
+	require.Equal(t, 400, got.StatusCode)
+	require.Contains(t, bodyOf(t, got), `format is "xml", expected html, text or json`)
+}
+
+func TestPageCannotChangeAnything(t *testing.T) {
+	h := Handler(busy(t))
+	for _, method := range []string{"POST", "PUT", "DELETE", "PATCH", "OPTIONS"} {
+		got := ask(h, method, "/")
+		require.Equal(t, 405, got.StatusCode)
+		require.Equal(t, "GET, HEAD", got.Header.Get("Allow"))
+	}
+	server := httptest.NewServer(http.StripPrefix("/debug/rcmgr", h))
+	defer server.Close()
+	got, err := http.Head(server.URL + "/debug/rcmgr")
+	require.NoError(t, err)
+	require.Equal(t, 200, got.StatusCode)
+	require.Empty(t, bodyOf(t, got))
+}
+
+func TestPageShowsWhatTheSnapshotHas(t *testing.T) {
+	m := busy(t)
+	h := Handler(m)
+	var s Snapshot
+	require.NoError(t, json.Unmarshal([]byte(bodyOf(t, ask(h, "GET", "/?format=json"))), &s))
+	require.Equal(t, uint64(3), s.Refusals[KindSystem].StreamsInbound)
+	require.Equal(t, 1, s.Peers)
+
+	var table strings.Builder
+	require.NoError(t, WriteTable(&table, s.Limits()))
+	text := bodyOf(t, ask(h, "GET", "/?format=text"))
+	require.Contains(t, text, table.String())
+	require.Contains(t, text, "1 peers, 3 refusals, 0 bugs of callers")
+
+	html := bodyOf(t, ask(h, "GET", "/?format=html"))
+	require.Contains(t, html, `<tr class="near"><td class="name">system</td><td>StreamsInbound</td><td class="n" data-v="100">100.0%</td>`)
+	require.Contains(t, html, `<progress max="100" value="100">100.0%</progress>`)
+	require.Contains(t, html, "1.0 MiB")
+	require.Less(t, strings.Index(html, ">StreamsInbound<"), strings.Index(html, ">Memory<"), "the fullest first")
+}
+
+func TestPageEscapesNamesAndLoadsNothing(t *testing.T) {
+	got := ask(Handler(busy(t)), "GET", "/?format=html")
+	html := bodyOf(t, got)
+	require.NotContains(t, html, `<script>document`)
+	require.Contains(t, html, `&lt;script&gt;document.title=&#34;stolen&#34;&lt;/script&gt;`)
+	require.NotContains(t, html, "://", "no other place is named")
+	require.NotContains(t, html, " style=", "the policy would refuse it")
+	policy := got.Header.Get("Content-Security-Policy")
+	require.Contains(t, policy, "default-src 'none'")
+	require.NotContains(t, policy, "unsafe")
+	require.Equal(t, "nosniff", got.Header.Get("X-Content-Type-Options"))
+	require.Equal(t, "no-store", got.Header.Get("Cache-Control"))
+}
+
+func TestPageAsksTheManagerOnceASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, err := New(NewFixedLimiter(InfiniteLimits))
+		require.NoError(t, err)
+		defer m.Close()
+		h := Handler(m)
+		looks := make(map[string]bool)
+		for range 10 { // a tenth of a second apart
+			var s Snapshot
+			require.NoError(t, json.Unmarshal([]byte(bodyOf(t, ask(h, "GET", "/?format=json"))), &s))
+			looks[s.Taken.String()] = true
+			time.Sleep(pageFor / 10)
+		}
+		require.Len(t, looks, 1)
+		var s Snapshot
+		require.NoError(t, json.Unmarshal([]byte(bodyOf(t, ask(h, "GET", "/?format=json"))), &s))
+		require.False(t, looks[s.Taken.String()])
+	})
+}
+
+func TestAmountText(t *testing.T) {
+	for want, u := range map[string]LimitUse{
+		"1023": {Name: "Memory", Use: 1023}, "1.0 KiB": {Name: "Memory", Use: 1 << 10},
+		"1.5 GiB": {Name: "Memory", Use: 3 << 29}, "8.0 EiB": {Name: "Memory", Use: 1<<63 - 2},
+		"4096": {Name: "Conns", Use: 4096}, "unlimited": {Name: "Memory", Use: 1<<63 - 1},
+	} {
+		require.Equal(t, want, amountText(u.Name, u.Use))
+	}
+}
+
+// The page in a real browser: its script must run under its own policy, and
+// nothing else may.
+func TestPageInABrowser(t *testing.T) {
+	browser, err := exec.LookPath("chromium")
+	if err != nil {
+		t.Skip("no chromium on PATH")
+	}
+	var asked atomic.Int64
+	h := Handler(busy(t))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		h.ServeHTTP(w, r)
+	}))
+	defer server.Close()
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	dom, err := exec.CommandContext(ctx, browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--user-data-dir="+t.TempDir(),
+		"--virtual-time-budget=5000", "--dump-dom", server.URL+"/?format=html").Output()
+	require.NoError(t, err)
+	page := string(dom)
+	require.True(t, strings.Contains(page, "<button>Scope</button>"), "the script has made the table sortable")
+	require.False(t, strings.Contains(page, `class="stale"`))
+	require.GreaterOrEqual(t, asked.Load(), int64(2), "and has come back for more")
+	require.False(t, strings.Contains(page, "<title>stolen"))
+}

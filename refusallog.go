@@ -3,7 +3,7 @@ package rcmgr
 // The log of refusals: what was refused in the last seconds, rolled up into one
 // line for each kind of scope and limit, as Kubo's users know it. It is made from
 // the counts that the stripes keep, so it misses nothing. What a line says
-// besides, the last numbers and who was refused the most, is kept in the stripes
+// besides, the last numbers and who stands out among the refused, is kept in the stripes
 // for one name for each kind and limit: strangers can fill no map, and cause no
 // line of their own.
 //

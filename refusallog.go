@@ -3,9 +3,9 @@ package rcmgr
 // The log of refusals: what was refused in the last seconds, rolled up into one
 // line for each kind of scope and limit, as Kubo's users know it. It is made from
 // the counts that the stripes keep, so it misses nothing. What a line says
-// besides, the last numbers and who stands out among the refused, is kept in the stripes
-// for one name for each kind and limit: strangers can fill no map, and cause no
-// line of their own.
+// besides, the last numbers and who stands out among the refused, is kept in the
+// stripes, one name for each kind and limit: strangers can fill no map, and cause
+// no line of their own.
 //
 // Nothing here runs unless something has been refused, but for one look at the
 // counts in an interval.

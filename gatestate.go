@@ -18,13 +18,8 @@ const subnetsAtOnce = 256
 // state gives what the gates keep, with the n fullest subnets.
 func (g *gate) state(n int) GateState {
 	var s GateState
-	g.subnets.each(func(sub SubnetState) {
-		s.Subnets++
-		s.offer(sub, n)
-	})
-	if own, ok := g.rater.(*rates); ok {
-		s.RateBuckets = own.inUse()
-	}
+	s.Subnets, s.RateBuckets = g.inUse()
+	g.subnets.each(func(sub SubnetState) { s.offer(sub, n) })
 	return s
 }
 
@@ -92,16 +87,33 @@ func (k subnetKey) prefix(bits int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom16(b).Unmap(), bits)
 }
 
-// inUse counts the buckets that are kept: those that are not full, and a few
-// that have been lately.
-func (r *rates) inUse() (n int) {
-	for i := range r.stripes {
-		st := &r.stripes[i]
+// inUse counts what the gates keep, without a look at every subnet: subnets and
+// networks that have connections, and buckets that are not full or have been lately.
+func (g *gate) inUse() (subnets, buckets int) {
+	for i := range g.subnets.stripes {
+		st := &g.subnets.stripes[i]
 		st.mu.Lock()
-		for l := range st.mu.levels {
-			n += len(st.mu.levels[l].fullAt.m)
+		for l := range st.mu.held {
+			subnets += len(st.mu.held[l].m)
 		}
 		st.mu.Unlock()
 	}
-	return n
+	for _, n := range g.subnets.in.networks.All() {
+		if n.held.Load() > 0 {
+			subnets++
+		}
+	}
+	own, ok := g.rater.(*rates)
+	if !ok {
+		return subnets, 0
+	}
+	for i := range own.stripes {
+		st := &own.stripes[i]
+		st.mu.Lock()
+		for l := range st.mu.levels {
+			buckets += len(st.mu.levels[l].fullAt.m)
+		}
+		st.mu.Unlock()
+	}
+	return subnets, buckets
 }

@@ -85,6 +85,9 @@ func (b *limitBook) config() perScope[BaseLimit] {
 		return c
 	}
 	said := func(l Limit) BaseLimit {
+		if checkLimit("", l) != nil {
+			return BaseLimit{} // it admits nothing: to open such a scope is an error
+		}
 		a := limitsOf(l)
 		return a.baseLimit()
 	}
@@ -97,6 +100,20 @@ func (b *limitBook) config() perScope[BaseLimit] {
 		Conn:                said(b.limiter.GetConnLimits()),
 		Stream:              said(b.limiter.GetStreamLimits("")),
 	}
+}
+
+// classes gives the limits of what is not named, by kind. The four scopes that
+// are always there have none.
+func (b *limitBook) classes() (limits [numKinds]amounts) {
+	c := b.config()
+	for k, l := range map[Kind]BaseLimit{
+		KindService: c.ServiceDefault, KindServicePeer: c.ServicePeerDefault,
+		KindProtocol: c.ProtocolDefault, KindProtocolPeer: c.ProtocolPeerDefault,
+		KindPeer: c.PeerDefault, KindConn: c.Conn, KindStream: c.Stream,
+	} {
+		limits[k] = limitsOf(&l)
+	}
+	return limits
 }
 
 // limits says the same as a configuration that leaves nothing to the defaults.

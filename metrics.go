@@ -6,7 +6,7 @@ package rcmgr
 // libp2p.New registers go-libp2p's own resource manager's collectors on the
 // host's registerer, whichever manager the host runs on. Its fourteen families
 // are the ones that dashboards know, so ours must stand in their place, in
-// either order. A registry takes two collectors for one and the same only if
+// either order. (families.go has what they show, and those of our own.) A registry takes two collectors for one and the same only if
 // their descriptions are equal; so each family here is one collector with exactly one
 // description, and that is upstream's own, taken from it at registration. If
 // ours came first, upstream's then count as registered already, which libp2p
@@ -59,27 +59,6 @@ func (m *Manager) RegisterWith(reg prometheus.Registerer) error {
 	return live.register(reg, m)
 }
 
-// reading is what one manager says at a scrape, or the sum of what several
-// say: one consistent cut of each.
-type reading struct {
-	scopes      []scopeReading // all but peers, connections and streams
-	peerConns   [2]spread      // connections for each peer: inbound, outbound
-	peerStreams [2]spread      // streams for each peer: inbound, outbound
-	peerMemory  spread         // bytes for each peer
-	connMemory  spread         // bytes for each connection
-	// blocked is what was asked for and refused since the manager was made, by
-	// the kind of the scope or gate that refused: numbers of streams,
-	// connections and file descriptors, bytes of memory. The dimensions for
-	// both directions together say nothing here.
-	blocked [numKinds]amounts
-}
-
-type scopeReading struct {
-	kind       Kind
-	name       string // of the service or protocol; empty for others
-	use, limit amounts
-}
-
 // reader is what metrics know of a manager. No lock that add, remove or
 // register takes is held during read.
 type reader interface{ read() reading }
@@ -94,7 +73,7 @@ type liveManagers struct {
 	mu struct {
 		sync.Mutex
 		managers map[reader]struct{}
-		blocked  [numKinds]amounts // by managers that are closed: a count must not fall
+		closed   counts // of managers that are closed: a count must not fall
 	}
 }
 
@@ -116,7 +95,7 @@ func (l *liveManagers) remove(m reader) {
 	defer l.mu.Unlock()
 	if _, ok := l.mu.managers[m]; ok {
 		delete(l.mu.managers, m)
-		addBlocked(&l.mu.blocked, &last.blocked)
+		l.mu.closed.add(&last.counts)
 	}
 }
 
@@ -127,11 +106,11 @@ func (l *liveManagers) has(m reader) bool {
 	return ok
 }
 
-// all gives the live managers, and what those before them refused.
-func (l *liveManagers) all() ([]reader, [numKinds]amounts) {
+// all gives the live managers, and what those before them counted.
+func (l *liveManagers) all() ([]reader, counts) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.Collect(maps.Keys(l.mu.managers)), l.mu.blocked
+	return slices.Collect(maps.Keys(l.mu.managers)), l.mu.closed
 }
 
 // read reads one manager while it is live, or, if only is nil, sums up all.
@@ -139,228 +118,14 @@ func (l *liveManagers) read(only reader) *reading {
 	var sum readingSum
 	if only == nil {
 		var managers []reader
-		managers, sum.blocked = l.all()
+		managers, sum.counts = l.all()
 		for _, m := range managers {
 			sum.add(m.read())
 		}
 	} else if l.has(only) {
 		sum.add(only.read())
 	}
-	return &sum.reading
-}
-
-// readingSum adds up readings.
-type readingSum struct {
-	reading
-	at map[readingKey]int // where a scope is among scopes
-}
-
-type readingKey struct {
-	kind Kind
-	name string
-}
-
-func (t *readingSum) add(r reading) {
-	for i := range r.scopes {
-		t.addScope(r.scopes[i])
-	}
-	for dir := range r.peerConns {
-		t.peerConns[dir].add(&r.peerConns[dir])
-		t.peerStreams[dir].add(&r.peerStreams[dir])
-	}
-	t.peerMemory.add(&r.peerMemory)
-	t.connMemory.add(&r.connMemory)
-	addBlocked(&t.blocked, &r.blocked)
-}
-
-// addScope joins scopes of one name, for a registry fails the whole scrape when
-// it meets a series twice, or a label that is not UTF-8. A protocol's name may
-// be a stranger's choice, and two such names can become one when made valid.
-func (t *readingSum) addScope(s scopeReading) {
-	s.name = strings.ToValidUTF8(s.name, "\uFFFD")
-	key := readingKey{s.kind, s.name}
-	if i, ok := t.at[key]; ok {
-		t.scopes[i].use.addCapped(&s.use)
-		t.scopes[i].limit.addCapped(&s.limit)
-		return
-	}
-	if t.at == nil {
-		t.at = make(map[readingKey]int)
-	}
-	t.at[key] = len(t.scopes)
-	t.scopes = append(t.scopes, s)
-}
-
-func addBlocked(sum, more *[numKinds]amounts) {
-	for k := range sum {
-		sum[k].addCapped(&more[k])
-	}
-}
-
-func (a *amounts) addCapped(b *amounts) {
-	for d := range a {
-		a[d] = addCapped(a[d], b[d])
-	}
-}
-
-// metricsFamily is one family of metrics: its name, and how its series follow
-// from a reading.
-type metricsFamily struct {
-	name   string
-	series func(*reading, series)
-}
-
-const familyPrefix = "libp2p_rcmgr_"
-
-var metricsFamilies = [...]metricsFamily{
-	{"connections", (*reading).connections},
-	{"streams", (*reading).streams},
-	{"memory", (*reading).memory},
-	{"fds", (*reading).descriptors},
-	{"limit", (*reading).limits},
-	{"blocked_resources", (*reading).blockedResources},
-	{"peer_connections", func(r *reading, to series) { to.histograms(&r.peerConns, &countScale) }},
-	{"peer_streams", func(r *reading, to series) { to.histograms(&r.peerStreams, &countScale) }},
-	{"peer_memory", func(r *reading, to series) { to.histogram(&r.peerMemory, &memoryScale) }},
-	{"conn_memory", func(r *reading, to series) { to.histogram(&r.connMemory, &memoryScale) }},
-	// Dashboards subtract these from the four above, because upstream's only
-	// ever grow. Ours say what is now, and there is nothing to subtract.
-	{"previous_peer_connections", func(_ *reading, to series) { to.histograms(new([2]spread), &countScale) }},
-	{"previous_peer_streams", func(_ *reading, to series) { to.histograms(new([2]spread), &countScale) }},
-	{"previous_peer_memory", func(_ *reading, to series) { to.histogram(new(spread), &memoryScale) }},
-	{"previous_conn_memory", func(_ *reading, to series) { to.histogram(new(spread), &memoryScale) }},
-}
-
-const (
-	labelInbound  = "inbound"
-	labelOutbound = "outbound"
-)
-
-// basic gives system and transient. They have series at all times, also before
-// the first manager is made.
-func (r *reading) basic() []scopeReading {
-	found := []scopeReading{KindSystem: {kind: KindSystem}, KindTransient: {kind: KindTransient}}
-	for _, s := range r.scopes {
-		if int(s.kind) < len(found) {
-			found[s.kind] = s
-		}
-	}
-	return found
-}
-
-// basicAndProtocols gives the scopes whose streams and memory have series.
-func (r *reading) basicAndProtocols() []scopeReading {
-	found := r.basic()
-	for _, s := range r.scopes {
-		if s.kind == KindProtocol {
-			found = append(found, s)
-		}
-	}
-	return found
-}
-
-func (r *reading) connections(to series) {
-	for _, s := range r.basic() {
-		to.gauge(s.use[dimConnsIn], labelInbound, s.kind.String())
-		to.gauge(s.use[dimConnsOut], labelOutbound, s.kind.String())
-	}
-}
-
-func (r *reading) streams(to series) {
-	for _, s := range r.basicAndProtocols() {
-		to.gauge(s.use[dimStreamsIn], labelInbound, s.kind.String(), s.name)
-		to.gauge(s.use[dimStreamsOut], labelOutbound, s.kind.String(), s.name)
-	}
-}
-
-func (r *reading) memory(to series) {
-	for _, s := range r.basicAndProtocols() {
-		to.gauge(s.use[dimMemory], s.kind.String(), s.name)
-	}
-}
-
-func (r *reading) descriptors(to series) {
-	for _, s := range r.basic() {
-		to.gauge(s.use[dimFD], s.kind.String())
-	}
-}
-
-var limitLabels = [numDims]string{
-	dimMemory:     "memory",
-	dimStreamsIn:  "streams_inbound",
-	dimStreamsOut: "streams_outbound",
-	dimStreams:    "streams",
-	dimConnsIn:    "conns_inbound",
-	dimConnsOut:   "conns_outbound",
-	dimConns:      "conns",
-	dimFD:         "fd",
-}
-
-func (r *reading) limits(to series) {
-	if len(r.scopes) == 0 {
-		return // without a manager there is no limit, and 0 would say that nothing is allowed
-	}
-	for _, s := range r.basic() {
-		for d, resource := range limitLabels {
-			to.gauge(s.limit[d], s.kind.String(), resource)
-		}
-	}
-}
-
-var blockedLabels = [...]struct {
-	dim           dim
-	dir, resource string
-}{
-	{dimStreamsIn, labelInbound, "stream"},
-	{dimStreamsOut, labelOutbound, "stream"},
-	{dimConnsIn, labelInbound, "connection"},
-	{dimConnsOut, labelOutbound, "connection"},
-	{dimFD, "", "fd"},
-	{dimMemory, "", "memory"},
-}
-
-func (r *reading) blockedResources(to series) {
-	blocked := r.blocked
-	// Dashboards know a peer's part of a service or protocol as the whole's.
-	blocked[KindService].addCapped(&blocked[KindServicePeer])
-	blocked[KindProtocol].addCapped(&blocked[KindProtocolPeer])
-	blocked[KindServicePeer], blocked[KindProtocolPeer] = amounts{}, amounts{}
-	for k := range blocked {
-		for _, l := range blockedLabels {
-			if n := blocked[k][l.dim]; n != 0 {
-				to.gauge(n, l.dir, Kind(k).String(), l.resource)
-			}
-		}
-	}
-}
-
-// series sends the series of one family to a registry.
-type series struct {
-	desc *prometheus.Desc
-	to   chan<- prometheus.Metric
-}
-
-func (s series) gauge(value int64, labels ...string) {
-	s.send(prometheus.NewConstMetric(s.desc, prometheus.GaugeValue, float64(value), labels...))
-}
-
-func (s series) histograms(directions *[2]spread, on *bucketScale) {
-	s.histogram(&directions[0], on, labelInbound)
-	s.histogram(&directions[1], on, labelOutbound)
-}
-
-func (s series) histogram(members *spread, on *bucketScale, labels ...string) {
-	count, upTo := members.cumulative(on)
-	s.send(prometheus.NewConstHistogram(s.desc, count, float64(members.sum), upTo, labels...))
-}
-
-// send reports what is wrong with a series as an error of the scrape: a panic
-// in a registry's goroutine would end the host.
-func (s series) send(m prometheus.Metric, err error) {
-	if err != nil {
-		m = prometheus.NewInvalidMetric(s.desc, err)
-	}
-	s.to <- m
+	return sum.bounded()
 }
 
 // metricsView is what one set of collectors shows. Its families share readings, so
@@ -424,7 +189,9 @@ func (l *liveManagers) register(reg prometheus.Registerer, only reader) error {
 	var placed []*collector
 	for i, f := range metricsFamilies {
 		their, ok := theirs[f.name]
-		if !ok {
+		if f.help != "" {
+			their.desc = f.desc()
+		} else if !ok {
 			continue // a go-libp2p that has dropped this family
 		}
 		ours := &collector{view: v, family: i, desc: their.desc}

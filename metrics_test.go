@@ -40,12 +40,12 @@ func (f *fakeManager) say(r reading) {
 // systemOnly is the reading of a manager that uses this at system, and has
 // nothing else to tell.
 func systemOnly(use amounts) reading {
-	return reading{scopes: []scopeReading{{kind: KindSystem, use: use}, {kind: KindTransient}}}
+	return reading{managers: 1, scopes: []scopeReading{{kind: KindSystem, use: use}, {kind: KindTransient}}}
 }
 
 // busyReading has something different to say in every series.
 func busyReading() reading {
-	r := reading{scopes: []scopeReading{
+	r := reading{managers: 1, scopes: []scopeReading{
 		{
 			kind:  KindSystem,
 			use:   amounts{dimMemory: 1000, dimStreamsIn: 11, dimStreamsOut: 12, dimStreams: 23, dimConnsIn: 13, dimConnsOut: 14, dimConns: 27, dimFD: 15},
@@ -68,12 +68,12 @@ func busyReading() reading {
 	r.peerMemory.moveMemory(0, 1<<10)
 	r.peerMemory.moveMemory(0, 1<<10+1)
 	r.connMemory.moveMemory(0, 5<<30)
-	r.blocked[KindSystem] = amounts{dimConnsIn: 1, dimFD: 2}
-	r.blocked[KindService] = amounts{dimStreamsOut: 3}
-	r.blocked[KindServicePeer] = amounts{dimStreamsOut: 4, dimMemory: 5}
-	r.blocked[KindProtocolPeer] = amounts{dimStreamsIn: 6}
-	r.blocked[KindPeer] = amounts{dimConnsOut: 7}
-	r.blocked[KindSubnet] = amounts{dimConnsIn: 8}
+	r.counts.blocked[KindSystem] = amounts{dimConnsIn: 1, dimFD: 2}
+	r.counts.blocked[KindService] = amounts{dimStreamsOut: 3}
+	r.counts.blocked[KindServicePeer] = amounts{dimStreamsOut: 4, dimMemory: 5}
+	r.counts.blocked[KindProtocolPeer] = amounts{dimStreamsIn: 6}
+	r.counts.blocked[KindPeer] = amounts{dimConnsOut: 7}
+	r.counts.blocked[KindSubnet] = amounts{dimConnsIn: 8}
 	return r
 }
 
@@ -201,19 +201,38 @@ var (
 	idleText = idleSeries + histogramsText(nil, nil, nil, nil, nil, nil)
 )
 
-// requireScrape compares all that a registry gives with an expected text, whose
-// help lines are added from upstream's descriptions.
+// requireScrape compares what a registry gives of upstream's families with an
+// expected text.
 func requireScrape(t *testing.T, from prometheus.Gatherer, want string) {
+	t.Helper()
+	var names []string
+	for name := range upstreamFamilies() {
+		names = append(names, name)
+	}
+	requireFamilies(t, from, want, names...)
+}
+
+// requireFamilies compares what a registry gives of some families with an
+// expected text, whose help lines are added from their descriptions.
+func requireFamilies(t *testing.T, from prometheus.Gatherer, want string, names ...string) {
 	t.Helper()
 	want = regexp.MustCompile(`(?m)^# TYPE (\S+)`).ReplaceAllStringFunc(want, func(line string) string {
 		name := strings.Fields(line)[2]
 		return "# HELP " + name + " " + helpOf(strings.TrimPrefix(name, familyPrefix)) + "\n" + line
 	})
-	require.NoError(t, testutil.GatherAndCompare(from, strings.NewReader(byFamily(want))))
+	for i := range names {
+		names[i] = familyPrefix + names[i]
+	}
+	require.NoError(t, testutil.GatherAndCompare(from, strings.NewReader(byFamily(want)), names...))
 }
 
-// helpOf gives upstream's help text for a family.
+// helpOf gives the help text of a family.
 func helpOf(family string) string {
+	for _, f := range metricsFamilies {
+		if f.name == family && f.help != "" {
+			return f.help
+		}
+	}
 	_, rest, _ := strings.Cut(upstreamFamilies()[family].desc.String(), `help: "`)
 	help, _, _ := strings.Cut(rest, `"`)
 	return help
@@ -278,6 +297,12 @@ func requireValue(t *testing.T, want float64, from prometheus.Gatherer, name str
 }
 
 func TestDescriptionsAreUpstreamsOneForEachCollector(t *testing.T) {
+	var own []string
+	for _, f := range metricsFamilies {
+		if f.help != "" {
+			own = append(own, f.desc().String())
+		}
+	}
 	describe := func(seen memorizer) (all []string) {
 		for _, c := range seen.collectors {
 			var descs []string
@@ -294,7 +319,12 @@ func TestDescriptionsAreUpstreamsOneForEachCollector(t *testing.T) {
 	upstream.MustRegisterWith(&theirs)
 	MustRegisterWith(&ours)
 	require.Len(t, theirs.collectors, 14)
-	require.Equal(t, describe(theirs), describe(ours))
+	all := append(describe(theirs), own...)
+	slices.Sort(all)
+	require.Equal(t, all, describe(ours))
+	for name := range upstreamFamilies() {
+		require.NotContains(t, strings.Join(own, "\n"), `"`+familyPrefix+name+`"`, "a name of upstream's")
+	}
 }
 
 // registerOrders are the ways in which our collectors and upstream's may meet.

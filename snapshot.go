@@ -206,7 +206,8 @@ type scopeCut struct {
 }
 
 func (c *cut) addPool(p *pool) {
-	s := scopeCut{name: p.scope(), use: p.used(), peak: p.peak, limit: p.limit, refused: p.refusals()}
+	use := p.used() // before peak, which it may raise
+	s := scopeCut{name: p.scope(), use: use, peak: p.peak, limit: p.limit, refused: p.refusals()}
 	for d := range numDims {
 		s.tight[d] = p.tight(d)
 	}

@@ -109,12 +109,19 @@ func (m *Manager) Stat() ResourceManagerStat {
 }
 
 // read gives what metrics show. It visits the shared scopes and the stripes,
-// never the peers: their distributions are kept as they change.
+// never the peers or subnets: their distributions are kept as they change.
 func (m *Manager) read() reading {
-	var r reading
+	r := reading{managers: 1, classes: m.limits.classes(), stripes: len(m.stripes)}
 	m.inOneCut(func() {
 		for _, p := range append(m.fixed[:], m.dir.list()...) {
-			r.scopes = append(r.scopes, scopeReading{p.kind, p.name, p.used(), p.limit})
+			use := p.used() // before peak, which it may raise
+			s := scopeReading{kind: p.kind, name: p.name, use: use, limit: p.limit, peak: p.peak}
+			for d := range numDims {
+				if p.tight(d) {
+					s.tight++
+				}
+			}
+			r.scopes = append(r.scopes, s)
 		}
 		for i := range m.stripes {
 			st := &m.stripes[i]
@@ -124,10 +131,14 @@ func (m *Manager) read() reading {
 			}
 			r.peerMemory.add(&st.peerMemory)
 			r.connMemory.add(&st.connMemory)
-			for k := range st.blocked {
-				r.blocked[k].add(&st.blocked[k])
-			}
+			r.peers += len(st.peers)
+			r.counts.add(&counts{
+				blocked: st.blocked, refusals: st.refusals, crowded: st.crowded, lateReleases: st.lateReleases,
+				draws: st.draws, returns: st.returns, settled: st.settled,
+			})
 		}
 	})
+	r.counts.callerBugs = m.callerBugs.Load()
+	r.subnets, r.rateBuckets = m.gate.inUse()
 	return r
 }

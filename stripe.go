@@ -59,6 +59,7 @@ type stripe struct {
 	peerMemory, connMemory spread
 	refusals               [numKinds]dimCounts
 	blocked                [numKinds]amounts // what the refused requests asked for
+	crowded                uint64            // refusals whose cause is CauseCrowding
 	lateReleases           uint64            // at scopes that are done
 	draws                  uint64            // credit drawn from pools
 	returns                uint64            // credit returned to pools
@@ -152,6 +153,9 @@ func (st *stripe) refusal(asked scopeName, r *request) error {
 	why := &st.why
 	k := why.scope.kind
 	st.refusals[k][why.d]++
+	if why.cause == CauseCrowding {
+		st.crowded++
+	}
 	if why.by != nil {
 		why.by.countRefusal(why.d)
 		why.by = nil

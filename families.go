@@ -1,0 +1,491 @@
+package rcmgr
+
+// What a scrape shows: the families of metrics, and how their series follow
+// from what the managers say. Every family has a bounded number of series,
+// whatever strangers send: peers and connections are shown as distributions and
+// by class, and services and protocols beyond the busiest as one.
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// reading is what one manager says at a scrape, or the sum of what several
+// say: one consistent cut of each.
+type reading struct {
+	managers int
+	scopes   []scopeReading // all but peers, connections and streams
+	// classes has the limits that each scope of a kind starts with; of several
+	// managers, the greatest. The four scopes that are always there have none.
+	classes     [numKinds]amounts
+	peers       int       // that have a scope
+	peerConns   [2]spread // connections for each peer: inbound, outbound
+	peerStreams [2]spread // streams for each peer: inbound, outbound
+	peerMemory  spread    // bytes for each peer
+	connMemory  spread    // bytes for each connection
+	subnets     int       // that have connections, each prefix length on its own
+	rateBuckets int       // that are not full
+	stripes     int
+	counts      counts
+}
+
+// scopeReading is what one scope that all peers share says.
+type scopeReading struct {
+	kind             Kind
+	name             string // of the service or protocol; empty for others
+	use, limit, peak amounts
+	tight            int // how many of its limits are decided on the exact sum
+}
+
+// counts is what only grows while a manager lives.
+type counts struct {
+	// blocked is what was asked for and refused, by the kind of the scope or
+	// gate that refused: numbers of streams, connections and file descriptors,
+	// bytes of memory. The dimensions for both directions together say nothing.
+	blocked  [numKinds]amounts
+	refusals [numKinds]dimCounts
+	crowded  uint64 // those among transient's refusals of inbound streams whose cause is CauseCrowding
+
+	callerBugs, lateReleases uint64
+	draws, returns, settled  uint64 // see EngineState
+}
+
+func (c *counts) add(o *counts) {
+	for k := range numKinds {
+		c.blocked[k].addCapped(&o.blocked[k])
+		c.refusals[k].add(&o.refusals[k])
+	}
+	c.crowded += o.crowded
+	c.callerBugs += o.callerBugs
+	c.lateReleases += o.lateReleases
+	c.draws += o.draws
+	c.returns += o.returns
+	c.settled += o.settled
+}
+
+// readingSum adds up readings.
+type readingSum struct {
+	reading
+	at map[readingKey]int // where a scope is among scopes
+}
+
+type readingKey struct {
+	kind Kind
+	name string
+}
+
+func (t *readingSum) add(r reading) {
+	for i := range r.scopes {
+		t.addScope(r.scopes[i])
+	}
+	for k := range t.classes {
+		for d := range t.classes[k] {
+			t.classes[k][d] = max(t.classes[k][d], r.classes[k][d])
+		}
+	}
+	for dir := range r.peerConns {
+		t.peerConns[dir].add(&r.peerConns[dir])
+		t.peerStreams[dir].add(&r.peerStreams[dir])
+	}
+	t.peerMemory.add(&r.peerMemory)
+	t.connMemory.add(&r.connMemory)
+	t.managers += r.managers
+	t.peers += r.peers
+	t.subnets += r.subnets
+	t.rateBuckets += r.rateBuckets
+	t.stripes += r.stripes
+	t.counts.add(&r.counts)
+}
+
+// addScope joins scopes of one name, for a registry fails the whole scrape when
+// it meets a series twice, or a label that is not UTF-8. A protocol's name may
+// be a stranger's choice, and two such names can become one when made valid and
+// short.
+func (t *readingSum) addScope(s scopeReading) {
+	s.name = strings.ToValidUTF8(s.name, "\uFFFD")
+	if len(s.name) > longestName {
+		s.name = strings.ToValidUTF8(s.name[:longestName], "") + "…"
+	}
+	key := readingKey{s.kind, s.name}
+	if i, ok := t.at[key]; ok {
+		t.scopes[i].join(&s)
+		return
+	}
+	if t.at == nil {
+		t.at = make(map[readingKey]int)
+	}
+	t.at[key] = len(t.scopes)
+	t.scopes = append(t.scopes, s)
+}
+
+func (s *scopeReading) join(o *scopeReading) {
+	s.use.addCapped(&o.use)
+	s.limit.addCapped(&o.limit)
+	s.peak.addCapped(&o.peak)
+	s.tight += o.tight
+}
+
+func (a *amounts) addCapped(b *amounts) {
+	for d := range a {
+		a[d] = addCapped(a[d], b[d])
+	}
+}
+
+const (
+	// longestName bounds the bytes of a name in a label.
+	longestName = 128
+	// mostNamed bounds how many services, and how many protocols, are shown
+	// each by its name.
+	mostNamed = 256
+	// othersName stands for all others together.
+	othersName = "(others)"
+)
+
+// bounded gives the sum with the busiest services and protocols, and the rest
+// of each kind as one scope without limits.
+func (t *readingSum) bounded() *reading {
+	slices.SortFunc(t.scopes, func(a, b scopeReading) int {
+		return cmp.Or(
+			cmp.Compare(a.kind, b.kind),
+			cmp.Compare(b.use[dimStreams], a.use[dimStreams]),
+			cmp.Compare(b.use[dimMemory], a.use[dimMemory]),
+			cmp.Compare(a.name, b.name))
+	})
+	all := t.scopes
+	t.scopes, t.at = nil, nil
+	named := make(map[Kind]int)
+	for _, s := range all {
+		if named[s.kind]++; named[s.kind] > mostNamed {
+			s.name = othersName
+			for d := range s.limit {
+				s.limit[d] = math.MaxInt64
+			}
+		}
+		t.addScope(s)
+	}
+	return &t.reading
+}
+
+// metricsFamily is one family of metrics: its name, and how its series follow
+// from a reading. What it is described by is upstream's where help is empty.
+type metricsFamily struct {
+	name   string
+	series func(*reading, series)
+	help   string
+	labels []string
+}
+
+const familyPrefix = "libp2p_rcmgr_"
+
+// desc describes a family of our own.
+func (f *metricsFamily) desc() *prometheus.Desc {
+	return prometheus.NewDesc(familyPrefix+f.name, f.help, f.labels, nil)
+}
+
+var metricsFamilies = [...]metricsFamily{
+	// Those that dashboards for go-libp2p know.
+	{name: "connections", series: (*reading).connections},
+	{name: "streams", series: (*reading).streams},
+	{name: "memory", series: (*reading).memory},
+	{name: "fds", series: (*reading).descriptors},
+	{name: "limit", series: (*reading).limits},
+	{name: "blocked_resources", series: (*reading).blockedResources},
+	{name: "peer_connections", series: func(r *reading, to series) { to.histograms(&r.peerConns, &countScale) }},
+	{name: "peer_streams", series: func(r *reading, to series) { to.histograms(&r.peerStreams, &countScale) }},
+	{name: "peer_memory", series: func(r *reading, to series) { to.histogram(&r.peerMemory, &memoryScale) }},
+	{name: "conn_memory", series: func(r *reading, to series) { to.histogram(&r.connMemory, &memoryScale) }},
+	// Dashboards subtract these from the four above, because upstream's only
+	// ever grow. Ours say what is now, and there is nothing to subtract.
+	{name: "previous_peer_connections", series: func(_ *reading, to series) { to.histograms(new([2]spread), &countScale) }},
+	{name: "previous_peer_streams", series: func(_ *reading, to series) { to.histograms(new([2]spread), &countScale) }},
+	{name: "previous_peer_memory", series: func(_ *reading, to series) { to.histogram(new(spread), &memoryScale) }},
+	{name: "previous_conn_memory", series: func(_ *reading, to series) { to.histogram(new(spread), &memoryScale) }},
+
+	// Those that only this package has.
+	{
+		name: "refusals_total", series: (*reading).refusals,
+		help:   "Requests refused, by the class of the scope or gate that refused, what ran out, and the rule. An empty dir is a limit on both directions together, or on something without a direction.",
+		labels: []string{"scope", "resource", "dir", "cause"},
+	},
+	{
+		name: "scope_use", series: (*reading).scopeUse,
+		help:   "What a scope that all peers share holds now: numbers, and bytes of memory.",
+		labels: []string{"scope", "name", "resource"},
+	},
+	{
+		name: "scope_limit", series: (*reading).scopeLimit,
+		help:   "What a scope that all peers share may hold; without a series where it is unlimited.",
+		labels: []string{"scope", "name", "resource"},
+	},
+	{
+		name: "scope_peak", series: (*reading).scopePeak,
+		help:   "The most that a scope that all peers share has held since it was made. Below half of a limit it may read up to an eighth of the limit too high; without a limit it is the most that a scrape or another look has seen.",
+		labels: []string{"scope", "name", "resource"},
+	},
+	{
+		name: "class_limit", series: (*reading).classLimits,
+		help:   "What each scope of a class may hold unless it was given a limit of its own; without a series where it is unlimited.",
+		labels: []string{"scope", "resource"},
+	},
+	{
+		name: "tight_limits", series: (*reading).tightLimits,
+		help:   "How many limits of a class of scopes are decided on the exact sum, because much of them is taken or they are small.",
+		labels: []string{"scope"},
+	},
+	{name: "managers", series: gaugeOf(func(r *reading) int { return r.managers }), help: "Open resource managers that are summed up here."},
+	{name: "peers", series: gaugeOf(func(r *reading) int { return r.peers }), help: "Peers that have a scope."},
+	{name: "subnets", series: gaugeOf(func(r *reading) int { return r.subnets }), help: "Subnets with connections, each prefix length on its own."},
+	{name: "rate_buckets", series: gaugeOf(func(r *reading) int { return r.rateBuckets }), help: "Subnets that have connected lately, each prefix length on its own."},
+	{name: "stripes", series: gaugeOf(func(r *reading) int { return r.stripes }), help: "Locks over which the accounts are divided."},
+	{name: "credit_draws_total", series: counterOf(func(c *counts) uint64 { return c.draws }), help: "How often a stripe took credit from a scope that all peers share."},
+	{name: "credit_returns_total", series: counterOf(func(c *counts) uint64 { return c.returns }), help: "How often a stripe returned credit."},
+	{name: "all_lock_decisions_total", series: counterOf(func(c *counts) uint64 { return c.settled }), help: "Decisions that took the locks of all stripes."},
+	{name: "caller_bugs_total", series: counterOf(func(c *counts) uint64 { return c.callerBugs }), help: "Calls that broke the contract of a scope, such as releasing more than was reserved."},
+	{name: "late_releases_total", series: counterOf(func(c *counts) uint64 { return c.lateReleases }), help: "Releases of memory at scopes that were done. They do nothing."},
+}
+
+func gaugeOf(of func(*reading) int) func(*reading, series) {
+	return func(r *reading, to series) { to.gauge(int64(of(r))) }
+}
+
+func counterOf(of func(*counts) uint64) func(*reading, series) {
+	return func(r *reading, to series) { to.counter(of(&r.counts)) }
+}
+
+const (
+	labelInbound  = "inbound"
+	labelOutbound = "outbound"
+)
+
+// basic gives system and transient. They have series at all times, also before
+// the first manager is made.
+func (r *reading) basic() []scopeReading {
+	found := []scopeReading{KindSystem: {kind: KindSystem}, KindTransient: {kind: KindTransient}}
+	for _, s := range r.scopes {
+		if int(s.kind) < len(found) {
+			found[s.kind] = s
+		}
+	}
+	return found
+}
+
+// basicAndProtocols gives the scopes whose streams and memory have series.
+func (r *reading) basicAndProtocols() []scopeReading {
+	found := r.basic()
+	for _, s := range r.scopes {
+		if s.kind == KindProtocol {
+			found = append(found, s)
+		}
+	}
+	return found
+}
+
+func (r *reading) connections(to series) {
+	for _, s := range r.basic() {
+		to.gauge(s.use[dimConnsIn], labelInbound, s.kind.String())
+		to.gauge(s.use[dimConnsOut], labelOutbound, s.kind.String())
+	}
+}
+
+func (r *reading) streams(to series) {
+	for _, s := range r.basicAndProtocols() {
+		to.gauge(s.use[dimStreamsIn], labelInbound, s.kind.String(), s.name)
+		to.gauge(s.use[dimStreamsOut], labelOutbound, s.kind.String(), s.name)
+	}
+}
+
+func (r *reading) memory(to series) {
+	for _, s := range r.basicAndProtocols() {
+		to.gauge(s.use[dimMemory], s.kind.String(), s.name)
+	}
+}
+
+func (r *reading) descriptors(to series) {
+	for _, s := range r.basic() {
+		to.gauge(s.use[dimFD], s.kind.String())
+	}
+}
+
+// limitLabels name the limits.
+var limitLabels = [numDims]string{
+	dimMemory:     "memory",
+	dimStreamsIn:  "streams_inbound",
+	dimStreamsOut: "streams_outbound",
+	dimStreams:    "streams",
+	dimConnsIn:    "conns_inbound",
+	dimConnsOut:   "conns_outbound",
+	dimConns:      "conns",
+	dimFD:         "fd",
+}
+
+func (r *reading) limits(to series) {
+	if len(r.scopes) == 0 {
+		return // without a manager there is no limit, and 0 would say that nothing is allowed
+	}
+	for _, s := range r.basic() {
+		for d, resource := range limitLabels {
+			to.gauge(s.limit[d], s.kind.String(), resource)
+		}
+	}
+}
+
+// resourceLabels name what runs out, and in which direction.
+var resourceLabels = [numDims]struct{ resource, dir string }{
+	dimMemory:     {resource: "memory"},
+	dimStreamsIn:  {"stream", labelInbound},
+	dimStreamsOut: {"stream", labelOutbound},
+	dimStreams:    {resource: "stream"},
+	dimConnsIn:    {"connection", labelInbound},
+	dimConnsOut:   {"connection", labelOutbound},
+	dimConns:      {resource: "connection"},
+	dimFD:         {resource: "fd"},
+}
+
+func (r *reading) blockedResources(to series) {
+	blocked := r.counts.blocked
+	// Dashboards know a peer's part of a service or protocol as the whole's.
+	blocked[KindService].addCapped(&blocked[KindServicePeer])
+	blocked[KindProtocol].addCapped(&blocked[KindProtocolPeer])
+	blocked[KindServicePeer], blocked[KindProtocolPeer] = amounts{}, amounts{}
+	for k := range blocked {
+		for d, l := range resourceLabels {
+			if n := blocked[k][d]; n != 0 && dim(d) != dimStreams && dim(d) != dimConns {
+				to.gauge(n, l.dir, Kind(k).String(), l.resource)
+			}
+		}
+	}
+}
+
+// refusals has a series for whatever can be refused, also where nothing was:
+// the rate of a series that begins with its first refusal would miss that.
+func (r *reading) refusals(to series) {
+	for k := range numKinds {
+		cause := CauseLimit
+		switch k {
+		case KindSubnet:
+			cause = CauseSubnet
+		case KindRate:
+			cause = CauseRate
+		}
+		for d, l := range resourceLabels {
+			if !k.limits(dim(d)) {
+				continue
+			}
+			n := r.counts.refusals[k][d]
+			if k == KindTransient && dim(d) == dimStreamsIn {
+				to.counter(r.counts.crowded, k.String(), l.resource, l.dir, CauseCrowding.String())
+				n -= r.counts.crowded
+			}
+			to.counter(n, k.String(), l.resource, l.dir, cause.String())
+		}
+	}
+}
+
+// limits tells whether a scope or gate of this kind can run out of d.
+func (k Kind) limits(d dim) bool {
+	if k == KindSubnet || k == KindRate {
+		return d == dimConnsIn || d == dimConnsOut
+	}
+	switch resourceOf[d] {
+	case ResourceMemory:
+		return true
+	case ResourceStream:
+		return k != KindConn
+	}
+	return k <= KindAllowlistedTransient || k == KindPeer || k == KindConn
+}
+
+func (r *reading) scopeUse(to series) {
+	r.eachLimit(func(s *scopeReading, d dim, resource string) {
+		to.gauge(s.use[d], s.kind.String(), s.name, resource)
+	})
+}
+
+func (r *reading) scopeLimit(to series) {
+	r.eachLimit(func(s *scopeReading, d dim, resource string) {
+		if !isUnlimited(d, s.limit[d]) {
+			to.gauge(s.limit[d], s.kind.String(), s.name, resource)
+		}
+	})
+}
+
+func (r *reading) scopePeak(to series) {
+	r.eachLimit(func(s *scopeReading, d dim, resource string) {
+		to.gauge(s.peak[d], s.kind.String(), s.name, resource)
+	})
+}
+
+// eachLimit visits whatever the scopes can run out of.
+func (r *reading) eachLimit(f func(s *scopeReading, d dim, resource string)) {
+	for i := range r.scopes {
+		s := &r.scopes[i]
+		for d, resource := range limitLabels {
+			if s.kind.limits(dim(d)) {
+				f(s, dim(d), resource)
+			}
+		}
+	}
+}
+
+func (r *reading) classLimits(to series) {
+	if r.managers == 0 {
+		return
+	}
+	for k := KindService; k <= KindStream; k++ {
+		for d, resource := range limitLabels {
+			if limit := r.classes[k][d]; k.limits(dim(d)) && !isUnlimited(dim(d), limit) {
+				to.gauge(limit, k.String(), resource)
+			}
+		}
+	}
+}
+
+func (r *reading) tightLimits(to series) {
+	tight := map[Kind]int{
+		KindSystem: 0, KindTransient: 0, KindAllowlistedSystem: 0, KindAllowlistedTransient: 0,
+		KindService: 0, KindProtocol: 0,
+	}
+	for _, s := range r.scopes {
+		tight[s.kind] += s.tight
+	}
+	for k, n := range tight {
+		to.gauge(int64(n), k.String())
+	}
+}
+
+// series sends the series of one family to a registry.
+type series struct {
+	desc *prometheus.Desc
+	to   chan<- prometheus.Metric
+}
+
+func (s series) gauge(value int64, labels ...string) {
+	s.send(prometheus.NewConstMetric(s.desc, prometheus.GaugeValue, float64(value), labels...))
+}
+
+func (s series) counter(value uint64, labels ...string) {
+	s.send(prometheus.NewConstMetric(s.desc, prometheus.CounterValue, float64(value), labels...))
+}
+
+func (s series) histograms(directions *[2]spread, on *bucketScale) {
+	s.histogram(&directions[0], on, labelInbound)
+	s.histogram(&directions[1], on, labelOutbound)
+}
+
+func (s series) histogram(members *spread, on *bucketScale, labels ...string) {
+	count, upTo := members.cumulative(on)
+	s.send(prometheus.NewConstHistogram(s.desc, count, float64(members.sum), upTo, labels...))
+}
+
+// send reports what is wrong with a series as an error of the scrape: a panic
+// in a registry's goroutine would end the host.
+func (s series) send(m prometheus.Metric, err error) {
+	if err != nil {
+		m = prometheus.NewInvalidMetric(s.desc, err)
+	}
+	s.to <- m
+}

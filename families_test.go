@@ -1,0 +1,353 @@
+package rcmgr
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/multiformats/go-multiaddr"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+)
+
+// registryOf shows one manager on a registry that checks what it is given.
+func registryOf(t *testing.T, m *Manager) *prometheus.Registry {
+	t.Helper()
+	reg := prometheus.NewPedanticRegistry()
+	require.NoError(t, m.RegisterWith(reg))
+	return reg
+}
+
+// seriesOf gives the series of a family that are not 0, by their labels' values
+// in the order of their names.
+func seriesOf(t *testing.T, from prometheus.Gatherer, name string) map[string]float64 {
+	t.Helper()
+	got, err := from.Gather()
+	require.NoError(t, err)
+	found := make(map[string]float64)
+	for _, f := range got {
+		for _, m := range f.GetMetric() {
+			var labels []string
+			for _, l := range m.GetLabel() {
+				labels = append(labels, l.GetValue())
+			}
+			if v := m.GetGauge().GetValue() + m.GetCounter().GetValue(); f.GetName() == familyPrefix+name && v != 0 {
+				found[strings.Join(labels, " ")] = v
+			}
+		}
+	}
+	return found
+}
+
+func TestMetricsCountEveryRefusalByItsCause(t *testing.T) {
+	conf := unlimitedConf()
+	conf.System.FD = 1
+	conf.Transient.StreamsInbound = 8
+	conf.PeerDefault.Streams = 7
+	conf.ServicePeerDefault.Memory = 100
+	conf.ProtocolDefault.StreamsOutbound = 0
+	conf.Conn.Memory = 10
+	conf.Gates = &GateLimits{
+		Subnets: SubnetLimits{IPv4: map[int]LimitVal{24: 2}},
+		Rate:    RateLimits{IPv4: map[int]ConnRate{32: {PerSecond: 1e-6, Burst: 1}}},
+	}
+	m := newManager(t, conf)
+	reg := registryOf(t, m)
+	require.Empty(t, seriesOf(t, reg, "refusals_total"))
+
+	open := func(addr string, fd bool) error {
+		_, err := m.OpenConnection(network.DirInbound, fd, multiaddr.StringCast(addr))
+		return err
+	}
+	conn, err := m.OpenConnection(network.DirInbound, true, multiaddr.StringCast("/ip4/192.0.2.1/tcp/1"))
+	require.NoError(t, err)
+	require.Error(t, conn.ReserveMemory(11, 255)) // conn: memory
+	require.NoError(t, conn.ReserveMemory(10, 255))
+	require.Error(t, open("/ip4/192.0.2.2/tcp/1", true))  // system: fd
+	require.Error(t, open("/ip4/192.0.2.1/tcp/1", false)) // rate
+	require.NoError(t, open("/ip4/192.0.2.3/tcp/1", false))
+	require.Error(t, open("/ip4/192.0.2.4/tcp/1", false)) // subnet
+	require.Error(t, open("/ip4/192.0.2.5/tcp/1", false)) // subnet
+	s := mustOpenStream(t, m, testPeer, network.DirInbound)
+	for range 5 {
+		mustOpenStream(t, m, testPeer, network.DirInbound)
+	}
+	_, err = m.OpenStream(testPeer, network.DirInbound) // transient: crowding
+	require.Error(t, err)
+	out := mustOpenStream(t, m, testPeer, network.DirOutbound)
+	require.Error(t, out.SetProtocol(testProto))         // protocol: streams outbound
+	_, err = m.OpenStream(testPeer, network.DirOutbound) // peer: streams
+	require.Error(t, err)
+	require.NoError(t, s.SetProtocol("/in"))
+	require.NoError(t, s.SetService("svc"))
+	require.Error(t, s.ReserveMemory(101, 255)) // service-peer: memory
+	span, err := s.BeginSpan()
+	require.NoError(t, err)
+	require.Error(t, span.ReserveMemory(101, 255)) // service-peer: memory
+
+	require.Equal(t, map[string]float64{ // cause, dir, resource, scope
+		"limit  memory conn":                1,
+		"limit  fd system":                  1,
+		"rate inbound connection rate":      1,
+		"subnet inbound connection subnet":  2,
+		"crowding inbound stream transient": 1,
+		"limit outbound stream protocol":    1,
+		"limit  stream peer":                1,
+		"limit  memory service-peer":        2,
+	}, seriesOf(t, reg, "refusals_total"))
+	require.Equal(t, m.Snapshot().Refusals[KindTransient].StreamsInbound, uint64(1))
+
+	// All that can be refused has a series from the start.
+	fresh := registryOf(t, newManager(t, unlimitedConf()))
+	got, err := fresh.Gather()
+	require.NoError(t, err)
+	for _, f := range got {
+		if f.GetName() == familyPrefix+"refusals_total" {
+			require.Len(t, f.GetMetric(), 4*8+1+4*4+8+5+4+2*2, "the four that are always there, crowding, services and protocols, peer, conn, stream, gates")
+			return
+		}
+	}
+	require.Fail(t, "no refusals_total")
+}
+
+func TestMetricsShowUseLimitAndPeakOfSharedScopes(t *testing.T) {
+	conf := unlimitedConf()
+	conf.System.ConnsInbound, conf.System.Memory = 4, 1<<20
+	conf.AllowlistedSystem.ConnsInbound = 9
+	conf.ServiceDefault.Streams, conf.ServiceDefault.Conns = 5, 6 // connections have no service
+	conf.PeerDefault.FD = 3
+	m := newManager(t, conf, WithStripes(2))
+	reg := registryOf(t, m)
+	s := mustOpenStream(t, m, testPeer, network.DirInbound)
+	require.NoError(t, s.SetProtocol(testProto))
+	require.NoError(t, s.SetService("svc"))
+	require.NoError(t, s.ReserveMemory(1000, 255))
+	for range 3 {
+		c, err := m.OpenConnection(network.DirInbound, false, nil)
+		require.NoError(t, err)
+		defer c.Done()
+	}
+	require.NoError(t, s.ReserveMemory(1<<19, 255))
+	small := map[string]float64{"system": 1, "allowlistedSystem": 1, "service": 1} // too small for batches
+	more := maps.Clone(small)
+	more["system"]++ // memory is above half
+	require.Equal(t, more, seriesOf(t, reg, "tight_limits"))
+	s.ReleaseMemory(1 << 19)
+	require.Equal(t, small, seriesOf(t, reg, "tight_limits"))
+
+	p := string(testProto)
+	require.Equal(t, map[string]float64{ // name, resource, scope
+		" memory system": 1000, " streams_inbound system": 1, " streams system": 1,
+		" conns_inbound system": 3, " conns system": 3,
+		" conns_inbound transient": 3, " conns transient": 3,
+		"svc memory service": 1000, "svc streams_inbound service": 1, "svc streams service": 1,
+		p + " memory protocol": 1000, p + " streams_inbound protocol": 1, p + " streams protocol": 1,
+	}, seriesOf(t, reg, "scope_use"))
+	require.Equal(t, map[string]float64{
+		" conns_inbound system": 4, " memory system": 1 << 20, " conns_inbound allowlistedSystem": 9,
+		"svc streams service": 5,
+	}, seriesOf(t, reg, "scope_limit"))
+	require.Equal(t, map[string]float64{"streams service": 5, "fd peer": 3}, seriesOf(t, reg, "class_limit"))
+	peaks := seriesOf(t, reg, "scope_peak")
+	require.Equal(t, 1000.0+1<<19, peaks[" memory system"], "above half of the limit it is exact")
+	require.Equal(t, 3.0, peaks[" conns_inbound system"])
+	require.Equal(t, 1.0, peaks["svc streams service"])
+	require.Equal(t, map[string]float64{"": 1}, seriesOf(t, reg, "peers"))
+	require.Equal(t, map[string]float64{"": 2}, seriesOf(t, reg, "stripes"))
+	require.Equal(t, map[string]float64{"": 1}, seriesOf(t, reg, "managers"))
+	require.Positive(t, seriesOf(t, reg, "credit_draws_total")[""])
+
+	// Series vanish with their scopes.
+	s.Done()
+	m.reap()
+	m.reap()
+	for _, family := range []string{"scope_use", "scope_limit", "scope_peak", "streams", "memory"} {
+		for labels := range seriesOf(t, reg, family) {
+			require.NotContains(t, labels, "svc", family)
+			require.NotContains(t, labels, p, family)
+		}
+	}
+	require.Empty(t, seriesOf(t, reg, "peers"))
+}
+
+func TestMetricsShowGatesAndHealth(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithStripes(4),
+		WithLimitPerSubnet([]ConnLimitPerSubnet{{PrefixLength: 24, ConnCount: 8}, {PrefixLength: 16, ConnCount: 8}}, nil))
+	reg := registryOf(t, m)
+	var conns []network.ConnManagementScope
+	for i := range 3 {
+		c, err := m.OpenConnection(network.DirInbound, false, multiaddr.StringCast(fmt.Sprintf("/ip4/198.51.%d.1/tcp/1", i)))
+		require.NoError(t, err)
+		conns = append(conns, c)
+	}
+	require.Equal(t, map[string]float64{"": 3 + 1}, seriesOf(t, reg, "subnets"))
+	require.Equal(t, map[string]float64{"": 3}, seriesOf(t, reg, "rate_buckets"))
+	conns[0].ReleaseMemory(5)
+	conns[0].Done()
+	conns[0].ReleaseMemory(5)
+	require.Equal(t, map[string]float64{"": 1}, seriesOf(t, reg, "caller_bugs_total"))
+	require.Equal(t, map[string]float64{"": 1}, seriesOf(t, reg, "late_releases_total"))
+	require.Equal(t, map[string]float64{"": 2 + 1}, seriesOf(t, reg, "subnets"))
+	require.NoError(t, conns[1].ReserveMemory(math.MaxInt64-1, 255)) // more than may lie idle
+	require.Equal(t, map[string]float64{"": 1}, seriesOf(t, reg, "all_lock_decisions_total"))
+	conns[1].ReleaseMemory(math.MaxInt64 - 1)
+	require.Positive(t, seriesOf(t, reg, "credit_returns_total")[""])
+}
+
+// A scrape sees how many peers and subnets there are, and none of them: here it
+// would crash if it looked at one.
+func TestAScrapeVisitsNoPeer(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithStripes(4))
+	want := testing.AllocsPerRun(10, func() { m.read() })
+	for i := range m.stripes {
+		m.inOneCut(func() {
+			for n := range 5000 {
+				m.stripes[i].peers[peerNamed(fmt.Sprint(i, n))] = nil
+			}
+		})
+	}
+	require.Equal(t, 20_000, m.read().peers)
+	require.Equal(t, want, testing.AllocsPerRun(10, func() { m.read() }))
+	m.inOneCut(func() {
+		for i := range m.stripes {
+			clear(m.stripes[i].peers)
+		}
+	})
+}
+
+func TestNamesInMetricsAreBounded(t *testing.T) {
+	m := newManager(t, unlimitedConf())
+	reg := registryOf(t, m)
+	const n = 3 * mostNamed
+	for i := range n {
+		s := mustOpenStream(t, m, testPeer, network.DirInbound)
+		defer s.Done()
+		name := fmt.Sprintf("/%d/%s", i, strings.Repeat("ü", 4*longestName))
+		require.NoError(t, s.SetProtocol(protocol.ID(name)))
+		require.NoError(t, s.SetService(name))
+		if i%100 == 7 {
+			require.NoError(t, s.ReserveMemory(i, 255)) // busier than others
+		}
+	}
+	for family, perScope := range map[string]int{"scope_use": 4, "scope_peak": 4} {
+		got, err := reg.Gather()
+		require.NoError(t, err)
+		for _, f := range got {
+			if f.GetName() == familyPrefix+family {
+				require.Len(t, f.GetMetric(), 4*8+2*(mostNamed+1)*perScope, family)
+			}
+			for _, metric := range f.GetMetric() {
+				for _, l := range metric.GetLabel() {
+					require.True(t, utf8.ValidString(l.GetValue()))
+					require.LessOrEqual(t, len(l.GetValue()), longestName+len("…"))
+				}
+			}
+		}
+	}
+	use := seriesOf(t, reg, "scope_use")
+	require.Equal(t, float64(n-mostNamed), use[othersName+" streams protocol"], "nothing is left out")
+	require.Equal(t, float64(n-mostNamed), use[othersName+" streams service"])
+	require.NotContains(t, use, othersName+" memory protocol", "the busiest are named")
+	shown := seriesOf(t, reg, "streams")
+	require.Equal(t, float64(n-mostNamed), shown["inbound "+othersName+" protocol"])
+	var sum float64
+	for labels, v := range shown {
+		if strings.HasSuffix(labels, " protocol") {
+			sum += v
+		}
+	}
+	require.EqualValues(t, n, sum)
+}
+
+func TestCountsOfClosedManagersStayInTheSum(t *testing.T) {
+	var l liveManagers
+	one := &fakeManager{says: systemOnly(amounts{})}
+	c := &one.says.counts
+	c.refusals[KindPeer][dimFD], c.refusals[KindTransient][dimStreamsIn], c.crowded = 1, 5, 2
+	c.callerBugs, c.lateReleases, c.draws, c.returns, c.settled = 3, 4, 5, 6, 7
+	one.says.peers, one.says.stripes = 8, 9
+	l.add(one)
+	reg := registerInOrder(t, &l, nil, registerOrders["ours first"])
+	families := []string{"refusals_total", "caller_bugs_total", "late_releases_total",
+		"credit_draws_total", "credit_returns_total", "all_lock_decisions_total"}
+	before := make(map[string]map[string]float64)
+	for _, f := range families {
+		before[f] = seriesOf(t, reg, f)
+		require.NotEmpty(t, before[f])
+	}
+	require.Equal(t, map[string]float64{
+		"limit  fd peer": 1, "limit inbound stream transient": 3, "crowding inbound stream transient": 2,
+	}, before["refusals_total"])
+	l.remove(one)
+	for _, f := range families {
+		require.Equal(t, before[f], seriesOf(t, reg, f))
+	}
+	for _, f := range []string{"peers", "stripes", "managers", "class_limit"} {
+		require.Empty(t, seriesOf(t, reg, f))
+	}
+	l.add(one) // the next manager counts from there
+	require.Equal(t, 2.0, seriesOf(t, reg, "refusals_total")["limit  fd peer"])
+}
+
+func TestClassLimitsOfSeveralManagersAreTheGreatest(t *testing.T) {
+	var l liveManagers
+	for _, fd := range []int64{3, 7, 5} {
+		m := &fakeManager{says: systemOnly(amounts{})}
+		m.says.classes[KindPeer][dimFD] = fd
+		l.add(m)
+	}
+	reg := registerInOrder(t, &l, nil, registerOrders["ours first"])
+	require.Equal(t, map[string]float64{"fd peer": 7}, seriesOf(t, reg, "class_limit"))
+	require.Equal(t, map[string]float64{"": 3}, seriesOf(t, reg, "managers"))
+}
+
+// A limiter of other people's may know no limit for a name that is empty.
+func TestAScrapeSurvivesALimiterThatKnowsNoDefaults(t *testing.T) {
+	m, err := New(namedOnly{NewFixedLimiter(InfiniteLimits)})
+	require.NoError(t, err)
+	defer m.Close()
+	classes := m.read().classes
+	require.Equal(t, amounts{}, classes[KindService])
+	require.False(t, slices.Contains(classes[KindPeer][:], 0))
+}
+
+type namedOnly struct{ Limiter }
+
+func (l namedOnly) GetServiceLimits(name string) Limit {
+	if name == "" {
+		return nil
+	}
+	return l.Limiter.GetServiceLimits(name)
+}
+
+// The README's table has every family, and no other.
+func TestTheREADMEListsTheFamilies(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	_, section, _ := strings.Cut(string(readme), "\n## Prometheus\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	var listed, made []string
+	for line := range strings.Lines(section) {
+		cells := strings.Split(line, "|")
+		if len(cells) == 5 && strings.Contains(cells[1], "`") {
+			for _, name := range strings.Split(cells[1], ",") {
+				listed = append(listed, strings.Trim(strings.TrimSpace(name), "`")+strings.TrimRight(" "+strings.TrimSpace(cells[2]), " "))
+			}
+		}
+	}
+	for _, f := range metricsFamilies {
+		if f.help != "" {
+			made = append(made, strings.TrimRight(f.name+" "+strings.Join(f.labels, ", "), " "))
+		}
+	}
+	slices.Sort(listed)
+	slices.Sort(made)
+	require.Equal(t, made, listed)
+}

@@ -117,7 +117,7 @@ func (m *Manager) read() reading {
 			use := p.used() // before peak, which it may raise
 			s := scopeReading{kind: p.kind, name: p.name, use: use, limit: p.limit, peak: p.peak}
 			for d := range numDims {
-				if p.tight(d) {
+				if p.kind.limits(d) && p.tight(d) {
 					s.tight++
 				}
 			}

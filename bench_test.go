@@ -1,7 +1,7 @@
 package rcmgr
 
-// The hot path beside its rivals: ours with metrics on (their counting cannot be off),
-// go-libp2p's manager as it comes, and the same with its metrics off. All run
+// The hot path beside its rivals: ours as it comes and with metrics off, which
+// must be the same, go-libp2p's as it comes, and the same with its metrics off. All run
 // the same workloads through network.ResourceManager, with the same limits, far
 // away, and no limit on subnets or rates.
 //
@@ -30,6 +30,10 @@ var rivals = []struct {
 }{
 	{"ours", func() (network.ResourceManager, error) {
 		return NewResourceManager(NewFixedLimiter(DefaultLimits.Scale(farMemory, farFDs)), WithConnRateLimiters(nil))
+	}},
+	{"ours-without-metrics", func() (network.ResourceManager, error) {
+		return NewResourceManager(NewFixedLimiter(DefaultLimits.Scale(farMemory, farFDs)), WithConnRateLimiters(nil),
+			WithMetricsDisabled())
 	}},
 	{"upstream", func() (network.ResourceManager, error) {
 		return upstream.NewResourceManager(upstream.NewFixedLimiter(upstream.DefaultLimits.Scale(farMemory, farFDs)))
@@ -201,6 +205,32 @@ func TestAllocations(t *testing.T) {
 			})
 			require.LessOrEqual(t, got, most[w.name])
 		})
+	}
+}
+
+// Metrics are read, not reported: on or off, a manager does the same work. The
+// only difference is whether a scrape finds it.
+func TestMetricsOnOrOffIsTheSameWork(t *testing.T) {
+	for _, w := range workloads {
+		allocs := make(map[bool]float64)
+		for _, on := range []bool{true, false} {
+			opts := []Option{WithConnRateLimiters(nil), WithStripes(8)}
+			if !on {
+				opts = append(opts, WithMetricsDisabled())
+			}
+			m, err := New(NewFixedLimiter(DefaultLimits.Scale(farMemory, farFDs)), opts...)
+			require.NoError(t, err)
+			require.Equal(t, on, live.has(m))
+			round, i := w.prepare(t, m), 0
+			allocs[on] = testing.AllocsPerRun(2000, func() {
+				if err := round(i); err != nil {
+					t.Error(err)
+				}
+				i++
+			})
+			require.NoError(t, m.Close())
+		}
+		require.Equal(t, allocs[true], allocs[false], w.name)
 	}
 }
 

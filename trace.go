@@ -4,7 +4,7 @@ package rcmgr
 // totals that followed from it, for a file and for reporters.
 //
 //	engine ── push ──▶ queue ── run ──▶ reporters
-//	 (under its lock)  (bounded)  └───▶ file: JSON lines, gzip
+//	 (under its lock)  (bounded)  └───▶ file (tracefile.go)
 //
 // The engine only appends plain numbers to the queue. Names, times and JSON are
 // made by one goroutine that delivers the events in order and holds no lock
@@ -44,13 +44,8 @@ package rcmgr
 // refused is created before and destroyed after it.
 
 import (
-	"bufio"
-	"bytes"
-	"cmp"
-	"compress/gzip"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -162,11 +157,13 @@ var classNames = [numKinds]string{
 }
 
 // MarshalJSON writes the class, and what names the scope within its class.
-func (s scopeClass) MarshalJSON() ([]byte, error) {
-	b := []byte(`{"Class":"` + s.Kind.String() + `"`)
+func (s scopeClass) MarshalJSON() ([]byte, error) { return s.appendJSON(nil), nil }
+
+func (s *scopeClass) appendJSON(b []byte) []byte {
+	b = append(append(append(b, `{"Class":"`...), s.Kind.String()...), '"')
 	member := func(key, value string) {
-		text, _ := json.Marshal(value) // of a string, there is no error
-		b = append(append(b, `,"`+key+`":`...), text...)
+		b = append(append(append(b, `,"`...), key...), `":`...)
+		b = appendJSONText(b, value)
 	}
 	if key := classNames[s.Kind]; key != "" {
 		member(key, s.Name)
@@ -178,7 +175,20 @@ func (s scopeClass) MarshalJSON() ([]byte, error) {
 	if s.Span != "" {
 		member("Span", s.Span)
 	}
-	return append(b, '}'), nil
+	return append(b, '}')
+}
+
+// appendJSONText appends a string as encoding/json writes it, without its help
+// where nothing has to be escaped.
+func appendJSONText(b []byte, s string) []byte {
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c < ' ', c >= 0x7f, c == '"', c == '\\', c == '<', c == '>', c == '&':
+			text, _ := json.Marshal(s) // of a string, there is no error
+			return append(b, text...)
+		}
+	}
+	return append(append(append(b, '"'), s...), '"')
 }
 
 // traceName is the name of a scope or span before it is made into strings.
@@ -235,7 +245,7 @@ func (n *traceName) class(span string) *scopeClass {
 // traceEvent is a TraceEvt before anything of it is made into strings.
 type traceEvent struct {
 	typ      TraceEvtTyp
-	at       time.Time // set by push
+	at       int64 // Unix time in nanoseconds, set by push
 	name     traceName
 	limit    *amounts // must not change any more
 	priority uint8
@@ -249,7 +259,7 @@ type traceEvent struct {
 
 func (t *tracer) export(e *traceEvent) TraceEvt {
 	evt := TraceEvt{
-		Time: e.at.Format(time.RFC3339Nano), Type: e.typ, Priority: e.priority,
+		Time: time.Unix(0, e.at).Format(time.RFC3339Nano), Type: e.typ, Priority: e.priority,
 		Delta: e.delta, DeltaIn: int(e.deltaIn), DeltaOut: int(e.deltaOut),
 		Memory:    e.memory,
 		StreamsIn: int(e.streamsIn), StreamsOut: int(e.streamsOut),
@@ -337,7 +347,7 @@ func startTracer(file *traceFile, reporters []TraceReporter, limits Limiter) *tr
 // for a delivery, and may be called under any lock; the events of one lock stay
 // in the order in which they are pushed.
 func (t *tracer) push(e traceEvent) {
-	e.at = time.Now()
+	e.at = time.Now().UnixNano()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch n := len(t.mu.queue); {
@@ -351,6 +361,10 @@ func (t *tracer) push(e traceEvent) {
 		case t.wake <- struct{}{}:
 		default:
 		}
+	}
+	if n := len(t.mu.queue); n == cap(t.mu.queue) {
+		// By doubling: append alone adds a quarter at a time, and copies often.
+		t.mu.queue = slices.Grow(t.mu.queue, max(64, n))
 	}
 	t.mu.queue = append(t.mu.queue, e)
 }
@@ -475,17 +489,19 @@ func (t *tracer) deliver(spare []traceEvent) []traceEvent {
 	}
 	if dropped > 0 {
 		// The queue was full from the last event of the batch until now.
-		t.deliverOne(&traceEvent{typ: TraceDroppedEvt, at: time.Now(), delta: dropped})
+		t.deliverOne(&traceEvent{typ: TraceDroppedEvt, at: time.Now().UnixNano(), delta: dropped})
 	}
 	clear(batch) // it holds on to names and spans
 	return batch[:0]
 }
 
 func (t *tracer) deliverOne(e *traceEvent) {
-	evt := t.export(e)
-	t.reporters = slices.DeleteFunc(t.reporters, func(r TraceReporter) bool { return !consume(r, evt) })
+	if len(t.reporters) > 0 {
+		evt := t.export(e)
+		t.reporters = slices.DeleteFunc(t.reporters, func(r TraceReporter) bool { return !consume(r, evt) })
+	}
 	if t.file != nil {
-		t.keepFile(t.file.write(evt))
+		t.keepFile(t.file.write(e))
 	}
 }
 
@@ -550,55 +566,4 @@ func (t *tracer) close() {
 		close(t.stop)
 	}
 	<-t.done
-}
-
-// traceFile is the file of a trace: lines of JSON, compressed, in a buffer.
-type traceFile struct {
-	line   bytes.Buffer
-	json   *json.Encoder // into line
-	gzip   *gzip.Writer
-	buffer *bufio.Writer
-	out    io.WriteCloser
-
-	// limits is the JSON of the manager's Limiter, made when the manager was:
-	// it is other people's data.
-	limits any
-}
-
-func newTraceFile(out io.WriteCloser, limits Limiter) *traceFile {
-	f := &traceFile{out: out, buffer: bufio.NewWriterSize(out, 64<<10)}
-	f.gzip = gzip.NewWriter(f.buffer)
-	f.json = json.NewEncoder(&f.line)
-	text, err := json.Marshal(limits)
-	if f.limits = json.RawMessage(text); err != nil {
-		f.limits = "cannot be written: " + err.Error()
-	}
-	return f
-}
-
-func (f *traceFile) write(evt TraceEvt) error {
-	if evt.Type == TraceStartEvt {
-		evt.Limit = f.limits
-	}
-	f.line.Reset()
-	if err := f.json.Encode(evt); err != nil {
-		return err
-	}
-	_, err := f.gzip.Write(f.line.Bytes())
-	return err
-}
-
-// flush writes what is buffered, so that a reader can have it.
-func (f *traceFile) flush() error {
-	return cmp.Or(f.gzip.Flush(), f.buffer.Flush())
-}
-
-// close writes what is left. It is the last chance to say that it failed.
-func (f *traceFile) close() {
-	if f == nil {
-		return
-	}
-	if err := cmp.Or(f.gzip.Close(), f.buffer.Flush(), f.out.Close()); err != nil {
-		log.Error("the end of the resource manager's trace file is lost", "err", err)
-	}
 }

@@ -284,7 +284,7 @@ func TestEventsAreThoseOfUpstreamInJSON(t *testing.T) {
 		for i, their := range theirs {
 			at, err := time.Parse(time.RFC3339Nano, their.Time)
 			require.NoError(t, err)
-			hand.mu.queue[i].at = at.In(time.Local)
+			hand.mu.queue[i].at = at.UnixNano()
 			our := hand.export(&hand.mu.queue[i])
 			theirText, err := json.Marshal(their)
 			require.NoError(t, err)

@@ -1,0 +1,57 @@
+package rcmgr
+
+// What a trace costs: a round of each workload and the writing of its events
+// to the file, Close included, beside go-libp2p's manager.
+//
+//	go test -run '^$' -bench Tracing -benchtime 20x -count 5 .
+
+import (
+	"fmt"
+	"path/filepath"
+	"testing"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/stretchr/testify/require"
+)
+
+// tracedRounds is how many rounds one trace has: few enough that nothing is
+// dropped, however slow the disk is.
+const tracedRounds = 4096
+
+var tracedRivals = []struct {
+	impl string
+	make func(file string) (network.ResourceManager, error)
+}{
+	{"ours", func(file string) (network.ResourceManager, error) {
+		return NewResourceManager(NewFixedLimiter(DefaultLimits.Scale(farMemory, farFDs)),
+			WithConnRateLimiters(nil), WithTrace(file))
+	}},
+	{"upstream-without-metrics", func(file string) (network.ResourceManager, error) {
+		return upstream.NewResourceManager(upstream.NewFixedLimiter(upstream.DefaultLimits.Scale(farMemory, farFDs)),
+			upstream.WithMetricsDisabled(), upstream.WithTrace(file))
+	}},
+}
+
+func BenchmarkTracing(b *testing.B) {
+	for _, w := range workloads {
+		for _, r := range tracedRivals {
+			b.Run(fmt.Sprintf("work=%s/impl=%s", w.name, r.impl), func(b *testing.B) {
+				dir, traces := b.TempDir(), 0
+				for b.Loop() {
+					traces++
+					rm, err := r.make(filepath.Join(dir, fmt.Sprint(traces)))
+					require.NoError(b, err)
+					round := w.prepare(b, rm)
+					for i := range tracedRounds {
+						if err := round(i); err != nil {
+							b.Fatal(err)
+						}
+					}
+					require.NoError(b, rm.Close())
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(traces*tracedRounds), "ns/round")
+			})
+		}
+	}
+}

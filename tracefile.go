@@ -1,0 +1,136 @@
+package rcmgr
+
+// The file of a trace: a line of JSON for each event, compressed. A line is what
+// encoding/json makes of a TraceEvt, to the byte, but is put together by hand:
+// most of it has been written before.
+
+import (
+	"bufio"
+	"cmp"
+	"compress/gzip"
+	"encoding/json"
+	"io"
+	"strconv"
+	"time"
+)
+
+type traceFile struct {
+	line   []byte
+	gzip   *gzip.Writer
+	buffer *bufio.Writer
+	out    io.WriteCloser
+
+	// start is the JSON of the manager's Limiter, made when the manager was: it
+	// is other people's data.
+	start []byte
+	// The members of lines that name scopes, but for connections and streams,
+	// and those that give limits.
+	names  jsonCache[traceName]
+	limits jsonCache[amounts]
+}
+
+func newTraceFile(out io.WriteCloser, limits Limiter) *traceFile {
+	f := &traceFile{out: out, buffer: bufio.NewWriterSize(out, 64<<10)}
+	f.gzip, _ = gzip.NewWriterLevel(f.buffer, gzip.BestSpeed) // a level that there is
+	text, err := json.Marshal(limits)
+	if err != nil {
+		text = appendJSONText(nil, "cannot be written: "+err.Error())
+	}
+	f.start = text
+	return f
+}
+
+func (f *traceFile) write(e *traceEvent) error {
+	f.line = append(f.append(f.line[:0], e), '\n')
+	_, err := f.gzip.Write(f.line)
+	return err
+}
+
+// append appends the JSON of what export makes of an event.
+func (f *traceFile) append(b []byte, e *traceEvent) []byte {
+	b = append(b, `{"Time":"`...)
+	b = time.Unix(0, e.at).AppendFormat(b, time.RFC3339Nano)
+	b = append(b, `","Type":"`...)
+	b = append(b, e.typ...)
+	b = append(b, '"')
+	switch e.typ {
+	case TraceStartEvt:
+		b = append(b, `,"Limit":`...)
+		return append(append(b, f.start...), '}')
+	case TraceDroppedEvt:
+	default:
+		if e.name.num == 0 {
+			b = append(b, f.names.get(e.name, traceNameJSON)...)
+		} else {
+			b = append(b, traceNameJSON(e.name)...) // of a connection or stream: soon of no use
+		}
+		if e.limit != nil {
+			b = append(b, f.limits.get(*e.limit, traceLimitJSON)...)
+		}
+	}
+	for _, member := range [...]struct {
+		key   string
+		value int64
+	}{
+		{`,"Priority":`, int64(e.priority)},
+		{`,"Delta":`, e.delta},
+		{`,"DeltaIn":`, e.deltaIn},
+		{`,"DeltaOut":`, e.deltaOut},
+		{`,"Memory":`, e.memory},
+		{`,"StreamsIn":`, e.streamsIn},
+		{`,"StreamsOut":`, e.streamsOut},
+		{`,"ConnsIn":`, e.connsIn},
+		{`,"ConnsOut":`, e.connsOut},
+		{`,"FD":`, e.fd},
+	} {
+		if member.value != 0 {
+			b = strconv.AppendInt(append(b, member.key...), member.value, 10)
+		}
+	}
+	return append(b, '}')
+}
+
+func traceNameJSON(n traceName) []byte {
+	name, span := n.texts()
+	b := n.class(span).appendJSON([]byte(`,"Scope":`))
+	return appendJSONText(append(b, `,"Name":`...), name)
+}
+
+func traceLimitJSON(a amounts) []byte {
+	text, _ := json.Marshal(a.baseLimit()) // numbers always can be written
+	return append([]byte(`,"Limit":`), text...)
+}
+
+// jsonCache remembers the JSON of a bounded number of values.
+type jsonCache[K comparable] map[K][]byte
+
+// cachedTexts bounds a jsonCache. When it is full it starts anew: what is in use
+// is soon there again.
+const cachedTexts = 4096
+
+func (c *jsonCache[K]) get(k K, text func(K) []byte) []byte {
+	if b, ok := (*c)[k]; ok {
+		return b
+	}
+	if *c == nil || len(*c) >= cachedTexts {
+		*c = make(jsonCache[K])
+	}
+	b := text(k)
+	(*c)[k] = b
+	return b
+}
+
+// flush writes what is buffered, so that a reader can have it.
+func (f *traceFile) flush() error {
+	return cmp.Or(f.gzip.Flush(), f.buffer.Flush())
+}
+
+// close writes what is left. It is the last chance to say that it failed.
+func (f *traceFile) close() {
+	if f == nil {
+		return
+	}
+	if err := cmp.Or(f.gzip.Close(), f.buffer.Flush(), f.out.Close()); err != nil {
+		log.Error("the end of the resource manager's trace file is lost", "err", err)
+	}
+}

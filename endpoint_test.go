@@ -150,17 +150,14 @@ func FuzzEndpoint(f *testing.F) {
 			requireEmptyAllowlist(t, &al)
 		}
 
-		counts := mustSubnets(t, defaultSubnetConfig())
-		buckets := mustRates(t, defaultRateConfig())
-		now := buckets.start
-		_, _, ok := counts.add(ep.addr)
+		kept, err := newSubnets(defaultSubnetConfig(), defaultRateConfig())
+		require.NoError(t, err)
+		pass, _, ok := kept.enter(ep.addr, 0, dimConnsIn)
 		require.True(t, ok)
-		tok, _, ok := buckets.take(ep.addr, now)
-		require.True(t, ok)
-		tok.giveBack(now)
-		require.True(t, counts.remove(ep.addr))
-		require.Zero(t, countEntries(counts))
-		buckets.dropFull(now.Add(time.Hour))
-		require.Zero(t, bucketEntries(t, buckets))
+		checkRecords(t, kept)
+		pass.undo()
+		require.Zero(t, countEntries(t, kept))
+		kept.forget(int64(time.Hour))
+		require.Zero(t, bucketEntries(t, kept))
 	})
 }

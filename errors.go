@@ -115,7 +115,7 @@ type LimitError struct {
 }
 
 // Asked names the scope to which the request was made, such as "conn-17" or
-// "stream-4.span-1".
+// "stream-4.span-1". What a gate refuses has no scope yet: it is the gate's name.
 func (e *LimitError) Asked() string { return e.asked.String() }
 
 // Scope names the scope or gate that refused, such as "system",
@@ -179,7 +179,7 @@ func (e *LimitError) reason() *limitReason { return (*limitReason)(e) }
 
 func (r *limitReason) Error() string {
 	e := (*LimitError)(r)
-	if e.Scope() == e.Asked() {
+	if k := e.Kind(); e.Scope() == e.Asked() && k != KindSubnet && k != KindRate {
 		return e.what() // no number of a connection or stream: the text is for everybody
 	}
 	return e.Scope() + ": " + e.what()

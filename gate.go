@@ -8,38 +8,35 @@ package rcmgr
 import (
 	"net"
 	"net/netip"
-	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 )
 
 type gate struct {
-	subnets *subnets
-	rater   connRater // nil: connections may come as fast as they like
-	sources *rates    // attempts that need not prove their source address
+	subnets *subnets     // connections, and tokens unless a caller brought its own
+	caller  *callerRates // nil: nobody did
+	sources *subnets     // attempts that need not prove their source address
 
 	outbound bool // outbound connections pass the gates, too
 }
 
-// newGate makes the gates, with a rater of its own where none is given. Bad
-// prefixes are errors.
-func newGate(cfg gateConfig, rater connRater) (*gate, error) {
-	s, err := newSubnets(cfg.subnets)
+// newGate makes the gates. Bad prefixes are errors. noting tells whether refusals
+// are noted for the log.
+func newGate(cfg gateConfig, caller *callerRates, noting bool) (*gate, error) {
+	if caller != nil {
+		cfg.rate = rateConfig{}
+	}
+	s, err := newSubnets(cfg.subnets, cfg.rate)
 	if err != nil {
 		return nil, err
 	}
-	if rater == nil {
-		if rater, err = newConnRates(cfg.rate); err != nil {
-			return nil, err
-		}
-	} else if own, ok := rater.(callerRates); ok && own.Limiter == nil {
-		rater = nil // and no clock is read
-	}
-	sources, err := newSourceRates(cfg.subnets)
+	s.noting = noting
+	sources, err := newSubnets(subnetConfig{}, cfg.subnets.sourceRates())
 	if err != nil {
 		return nil, err
 	}
-	return &gate{subnets: s, rater: rater, sources: sources, outbound: cfg.outbound}, nil
+	sources.quiet = true
+	return &gate{subnets: s, caller: caller, sources: sources, outbound: cfg.outbound}, nil
 }
 
 // concerns tells whether connections in a direction pass the gates.
@@ -47,61 +44,25 @@ func (g *gate) concerns(dir network.Direction) bool {
 	return dir == network.DirInbound || g.outbound
 }
 
-// gatePass is what the gates gave for one connection. The zero value is nothing.
-type gatePass struct {
-	addr  netip.Addr // counted in its subnets, if valid
-	token rateToken
-}
-
-// enter asks the gates for a connection from addr, or says why not. Without an
+// enter asks the gates for a connection from addr, or tells why not. Without an
 // address there is nothing to ask.
-func (g *gate) enter(addr netip.Addr, dir network.Direction, why *refusal) (gatePass, verdict) {
-	if !addr.IsValid() {
-		return gatePass{}, admitted
-	}
-	if prefix, limit, ok := g.subnets.add(addr); !ok {
-		return gatePass{}, why.refuseAtGate(KindSubnet, CauseSubnet, dir, prefix, int64(limit))
-	}
-	if g.rater == nil {
-		return gatePass{addr: addr}, admitted
-	}
-	token, prefix, ok := g.rater.take(addr, time.Now())
-	if !ok {
-		g.subnets.remove(addr)
-		return gatePass{}, why.refuseAtGate(KindRate, CauseRate, dir, prefix, 0)
-	}
-	return gatePass{addr: addr, token: token}, admitted
-}
-
-// refuseAtGate says which prefix is full.
-func (why *refusal) refuseAtGate(kind Kind, cause Cause, dir network.Direction, prefix netip.Prefix, limit int64) verdict {
+func (g *gate) enter(addr netip.Addr, dir network.Direction) (gatePass, *LimitError) {
 	d := dimConnsIn
 	if dir == network.DirOutbound {
 		d = dimConnsOut
 	}
-	var buf [len("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128")]byte
-	text := string(prefix.AppendTo(buf[:0])) // prefix.String allocates twice
-	*why = refusal{scopeName{kind: kind, text: text}, d, cause, limit, 1, limit}
-	return refused
-}
-
-// leave ends a connection that is counted in the subnets of addr.
-func (g *gate) leave(addr netip.Addr) { g.subnets.remove(addr) }
-
-// undo takes back everything, because something else refused the connection.
-func (g *gate) undo(p gatePass) {
-	g.leave(p.addr)
-	if p.token.from != nil {
-		p.token.giveBack(time.Now())
+	p, why, ok := g.subnets.enter(addr, g.subnets.now(), d)
+	if ok && g.caller != nil && !g.caller.allows(addr) {
+		p.undo()
+		return gatePass{}, g.subnets.refuse(addr, KindRate, d)
 	}
+	return p, why
 }
 
 // forget drops what the gates keep of addresses that have been quiet.
-func (g *gate) forget(now time.Time) {
-	if own, ok := g.rater.(*rates); ok {
-		own.dropFull(now)
-	}
-	g.sources.dropFull(now)
+func (g *gate) forget() {
+	g.subnets.forget(g.subnets.now())
+	g.sources.forget(g.sources.now())
 }
 
 // suspicious tells whether the subnet of a source address has come so often
@@ -114,58 +75,66 @@ func (g *gate) suspicious(addr net.Addr) bool {
 	if err != nil {
 		return true
 	}
-	_, _, ok := g.sources.take(normalAddr(ap.Addr()), time.Now())
+	_, _, ok := g.sources.enter(normalAddr(ap.Addr()), g.sources.now(), dimConnsIn)
 	return !ok
 }
 
 // passGates asks the gates in order: is there any room at all, has the subnet
 // room, is it slow enough. Who is refused by the first leaves no trace in the
 // others.
-func (m *Manager) passGates(h *holder, r *request, far endpoint) (gatePass, error) {
-	st := m.anyStripe()
-	if m.crowded(r) {
-		if err := st.glance(h, r); err != nil {
+func (m *Manager) passGates(h *holder, far endpoint) (gatePass, error) {
+	if m.crowded(h) {
+		if err := m.anyStripe().glance(h); err != nil {
 			return gatePass{}, err
 		}
 	}
-	var why refusal
-	pass, v := m.gate.enter(far.addr, h.dir, &why)
-	if v == admitted {
-		return pass, nil
+	p, why := m.gate.enter(far.addr, h.dir)
+	if why == nil {
+		return p, nil
 	}
-	st.lock(false)
-	defer st.unlock(false)
-	if st.closed {
-		return gatePass{}, errClosed
+	return gatePass{}, m.refusedAtGate(h, why)
+}
+
+// refusedAtGate tells that a gate refused a connection, which has been counted
+// there.
+func (m *Manager) refusedAtGate(h *holder, why *LimitError) error {
+	select {
+	case <-m.stop:
+		return errClosed
+	default:
 	}
-	st.number(h)
-	st.refusedAtGate(&why)
-	return gatePass{}, st.refuseOpening(h, r)
+	if m.trace != nil {
+		m.stripes[0].traceGate(h, why)
+	}
+	return why
 }
 
 // glance refuses a connection that certainly does not fit now.
-func (st *stripe) glance(h *holder, r *request) error {
+func (st *stripe) glance(h *holder) error {
 	st.lock(false)
 	defer st.unlock(false)
 	if st.closed {
 		return errClosed
 	}
 	st.number(h) // its own limit may refuse it, and is named by it
+	r := h.total()
 	var c chain
 	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
-	if st.checkOpening(h, r) != refused && st.checkShared(&c, r, false, false) != refused {
+	if st.checkOpening(h, &r) != refused && st.checkShared(&c, &r, false, false) != refused {
 		return nil
 	}
-	return st.refuseOpening(h, r)
+	return st.refuseOpening(h, &r)
 }
 
 // crowded tells, without a lock, whether system or transient may be full.
-func (m *Manager) crowded(r *request) bool {
+func (m *Manager) crowded(h *holder) bool {
+	d := dimConnsIn
+	if h.dir == network.DirOutbound {
+		d = dimConnsOut
+	}
 	for _, k := range [...]Kind{KindTransient, KindSystem} {
-		for _, it := range r.items() {
-			if m.fixed[k].tight(it.d) {
-				return true
-			}
+		if p := m.fixed[k]; p.tight(d) || p.tight(dimConns) || h.fd && p.tight(dimFD) {
+			return true
 		}
 	}
 	return false

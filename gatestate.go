@@ -6,10 +6,7 @@ package rcmgr
 
 import (
 	"cmp"
-	"encoding/binary"
-	"net/netip"
 	"slices"
-	"sync"
 )
 
 // subnetsAtOnce bounds the subnets that are looked at under one lock.
@@ -19,7 +16,7 @@ const subnetsAtOnce = 256
 func (g *gate) state(n int) GateState {
 	var s GateState
 	s.Subnets, s.RateBuckets = g.inUse()
-	g.subnets.each(func(sub SubnetState) { s.offer(sub, n) })
+	g.subnets.eachBusy(func(sub SubnetState) { s.offer(sub, n) })
 	return s
 }
 
@@ -42,78 +39,50 @@ func compareFullness(a, b SubnetState) int {
 	return cmp.Or(cmp.Compare(part(b), part(a)), a.Prefix.Compare(b.Prefix))
 }
 
-// each calls f with every subnet and network that has connections and a limit.
-// It may call f under a lock.
-func (s *subnets) each(f func(SubnetState)) {
-	for _, n := range s.in.networks.All() {
-		if held := n.held.Load(); held > 0 {
-			f(SubnetState{n.network, held, n.limit})
+// eachBusy calls f with every subnet and network that has connections and a limit
+// of them. It may call f under a lock, which is let go in between: a map may
+// change while it is ranged over.
+func (s *subnets) eachBusy(f func(SubnetState)) {
+	offer := func(sub *subnet) {
+		if sub.conns > 0 && sub.level.conns != noConnLimit {
+			f(SubnetState{sub.prefix(), sub.conns, sub.level.conns})
 		}
 	}
+	for _, sub := range s.named {
+		sub.in.mu.Lock()
+		offer(sub)
+		sub.in.mu.Unlock()
+	}
 	for i := range s.stripes {
-		st := &s.stripes[i]
-		for _, levels := range s.in.families {
-			for _, l := range levels {
-				eachSubnet(&st.mu.Mutex, &st.mu.held[l.id], func(k subnetKey, held int64) {
-					f(SubnetState{k.prefix(l.bits), held, int64(l.limit)})
-				})
+		s.stripes[i].eachRecord(offer)
+	}
+}
+
+// eachRecord calls f with every record that is there from beginning to end.
+func (st *subnetStripe) eachRecord(f func(*subnet)) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	n := 0
+	for i := range st.mu.levels {
+		for _, sub := range st.mu.levels[i].records {
+			f(sub)
+			if n++; n%subnetsAtOnce == 0 {
+				st.mu.Unlock()
+				st.mu.Lock()
 			}
 		}
 	}
 }
 
-// eachSubnet calls f with every subnet that is there from beginning to end,
-// under a lock that is let go in between: a map may change while it is ranged
-// over.
-func eachSubnet(mu *sync.Mutex, s *subnetInts, f func(subnetKey, int64)) {
-	mu.Lock()
-	defer mu.Unlock()
-	n := 0
-	for k, v := range s.m {
-		f(k, v)
-		if n++; n%subnetsAtOnce == 0 {
-			mu.Unlock()
-			mu.Lock()
-		}
-	}
-}
-
-// prefix gives the subnet that the key names, on a level of a prefix length.
-// What is cut off an IPv4 address lies in its last 32 bits, so it stays mapped.
-func (k subnetKey) prefix(bits int) netip.Prefix {
-	var b [16]byte
-	binary.BigEndian.PutUint64(b[:8], k.hi)
-	binary.BigEndian.PutUint64(b[8:], k.lo)
-	return netip.PrefixFrom(netip.AddrFrom16(b).Unmap(), bits)
-}
-
 // inUse counts what the gates keep, without a look at every subnet: subnets and
-// networks that have connections, and buckets that are not full or have been lately.
+// networks that have connections, and buckets that are not full or have been
+// lately.
 func (g *gate) inUse() (subnets, buckets int) {
-	for i := range g.subnets.stripes {
-		st := &g.subnets.stripes[i]
+	g.subnets.each(func(st *subnetStripe) {
 		st.mu.Lock()
-		for l := range st.mu.held {
-			subnets += len(st.mu.held[l].m)
-		}
-		st.mu.Unlock()
-	}
-	for _, n := range g.subnets.in.networks.All() {
-		if n.held.Load() > 0 {
-			subnets++
-		}
-	}
-	own, ok := g.rater.(*rates)
-	if !ok {
-		return subnets, 0
-	}
-	for i := range own.stripes {
-		st := &own.stripes[i]
-		st.mu.Lock()
-		for l := range st.mu.levels {
-			buckets += len(st.mu.levels[l].fullAt.m)
-		}
-		st.mu.Unlock()
-	}
+		defer st.mu.Unlock()
+		subnets += st.mu.busy
+		buckets += st.mu.owing
+	})
 	return subnets, buckets
 }

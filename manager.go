@@ -99,7 +99,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
 	m.gates = gates.limits()
-	if m.gate, err = newGate(gates, cfg.rater); err != nil {
+	if m.gate, err = newGate(gates, cfg.callerRates, cfg.refusalLog > 0); err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
 	if m.trace, err = newTracer(cfg.tracePath, cfg.reporters, limits); err != nil {
@@ -123,11 +123,11 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 // logStart tells in one line what is on.
 func (m *Manager) logStart(gates *gateConfig, allowlisted int) {
 	rates := gates.rate.describe()
-	switch m.gate.rater.(type) {
-	case nil:
-		rates = []string{"off"}
-	case callerRates:
+	if caller := m.gate.caller; caller != nil {
 		rates = []string{"as WithConnRateLimiters says"}
+		if caller.limiter == nil {
+			rates = []string{"off"}
+		}
 	}
 	log.Info("resource manager started", "stripes", len(m.stripes), "admission", m.admission,
 		"newcomers_quarter", m.newcomers, "connections_per_subnet", gates.subnets.describe(),

@@ -31,15 +31,15 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		return nil, err
 	}
 	h := holder{kind: KindConn, dir: dir, fd: usefd, limit: limit}
-	r := h.total()
 	open, named := m.allowlist.allowsAddr(far)
 	var pass gatePass
 	gated := !open && m.gate.concerns(dir)
 	if gated && !named {
-		if pass, err = m.passGates(&h, &r, far); err != nil {
+		if pass, err = m.passGates(&h, far); err != nil {
 			return nil, err
 		}
 	}
+	r := h.total()
 	var c chain
 	for all := false; ; all = true {
 		st := m.anyStripe()
@@ -48,12 +48,12 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		st.unlock(all)
 		switch v {
 		case refused:
-			m.gate.undo(pass)
+			pass.undo()
 			return nil, err
 		case undecided:
 			continue
 		}
-		scope := &connScope{holder: h, root: root{chain: c}, far: far, counted: pass.addr.IsValid(), onTrial: gated && named,
+		scope := &connScope{holder: h, root: root{chain: c}, far: far, subnet: pass.conns, onTrial: gated && named,
 			allowlisted: c.at[slotSystem].kind == KindAllowlistedSystem}
 		scope.tree = &scope.root
 		scope.at.Store(st)

@@ -19,7 +19,7 @@ type config struct {
 	newcomers   bool          // the last quarter of transient's inbound streams is theirs
 	allowlisted []allowlistEntry
 	subnets     subnetConfig // nil lists: what the limit configuration says
-	rater       connRater    // nil: likewise
+	callerRates *callerRates // nil: likewise
 	outbound    *bool        // nil: likewise
 
 	tracePath  string          // empty: no file
@@ -174,7 +174,7 @@ func WithNetworkPrefixLimit(v4, v6 []NetworkPrefixLimit) Option {
 // given back when something else refuses the connection.
 func WithConnRateLimiters(connRateLimiter *rate.Limiter) Option {
 	return func(c *config) error {
-		c.rater = callerRates{connRateLimiter}
+		c.callerRates = &callerRates{connRateLimiter}
 		return nil
 	}
 }

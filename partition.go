@@ -1,18 +1,16 @@
 package rcmgr
 
-// How the IP gates divide the address space. An address belongs to the most
-// specific of the networks that are named, if it is in any of them; otherwise
-// it belongs to one subnet on each level of its family: a level being a prefix
-// length, and its subnets what that length cuts the family into. The subnet
-// counts and the rate buckets differ only in what they keep for a network and
-// for a level.
+// How the gates cut up the IP address space: into networks that were named, and
+// everything else into subnets, on every level of its family: a level being a
+// prefix length, and its subnets what that length cuts the family into.
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
-	"hash/maphash"
-	"maps"
+	"math"
 	"net/netip"
+	"slices"
 
 	"github.com/gaissmai/bart"
 )
@@ -41,51 +39,107 @@ func familyOf(addr netip.Addr) family {
 func (f family) String() string { return [...]string{"ipv4", "ipv6"}[f] }
 func (f family) bitLen() int    { return [...]int{32, 128}[f] }
 
-// partition holds an N for every named network, and an L for every level. It
-// does not change once it is built.
-type partition[N, L any] struct {
-	networks  *bart.Table[N]
-	families  [numFamilies][]level[L]
-	widest    [numFamilies]int // the shortest prefix length of each family
-	numLevels int              // of both families
-	seed      maphash.Seed
+// level is one prefix length, and what every subnet of it may have.
+type level struct {
+	id     int   // from 0, through both families
+	bits   int   // the prefix length
+	host   uint  // how many bits follow it
+	conns  int64 // connections at a time; noConnLimit is any number
+	tokens bucketLimit
 }
 
-// level is one prefix length.
-type level[L any] struct {
-	id    int // from 0, through both families
-	bits  int // the prefix length
-	limit L
-}
+const noConnLimit = math.MaxInt64
 
-// subnetKey names one subnet of a level: its first address as IPv6, in two plain
-// words, which make a cheaper map key than a netip.Prefix.
-type subnetKey struct{ hi, lo uint64 }
-
-func newPartition[N, L any]() partition[N, L] {
-	return partition[N, L]{networks: new(bart.Table[N]), seed: maphash.MakeSeed()}
-}
-
-// checkPrefixLength must be asked before addLevel.
-func (f family) checkPrefixLength(bits int) error {
-	if bits < 0 || bits > f.bitLen() {
-		return fmt.Errorf("PrefixLength is %d, expected 0 to %d", bits, f.bitLen())
+func connLimit(n int) int64 {
+	if n == math.MaxInt {
+		return noConnLimit
 	}
-	return nil
+	return int64(n)
 }
 
-// addLevel adds a level to a family. Several levels may have one length.
-func (p *partition[N, L]) addLevel(f family, bits int, limit L) {
-	if len(p.families[f]) == 0 || bits < p.widest[f] {
-		p.widest[f] = bits
+// namedNet is what stands in place of the levels for a named network, or one
+// inside it.
+type namedNet struct {
+	forConns, forTokens bool    // for which of the two it does
+	conns, tokens       *subnet // nil is no limit
+}
+
+// partition does not change once it is built.
+type partition struct {
+	networks *bart.Table[namedNet]
+	levels   [numFamilies][]level // the narrowest subnets first
+	counted  [numFamilies]bool    // some level limits connections
+	taken    [numFamilies]bool    // some level limits how fast they come
+}
+
+// newPartition checks what it is made from. An error names the option, or the
+// gate, and the place in its lists.
+func newPartition(conns subnetConfig, rates rateConfig) (*partition, error) {
+	p := &partition{networks: new(bart.Table[namedNet])}
+	counts, buckets := new(bart.Table[*subnet]), new(bart.Table[*subnet])
+	err := conns.each(
+		func(f family, l ConnLimitPerSubnet) error {
+			if l.ConnCount != math.MaxInt {
+				at := p.level(f, l.PrefixLength)
+				at.conns = min(at.conns, int64(l.ConnCount)) // a connection has to fit all entries
+				p.counted[f] = true
+			}
+			return nil
+		},
+		func(f family, l NetworkPrefixLimit) error {
+			return addNetwork(counts, f, l.Network, level{conns: connLimit(l.ConnCount)})
+		})
+	if err != nil {
+		return nil, err
 	}
-	p.families[f] = append(p.families[f], level[L]{id: p.numLevels, bits: bits, limit: limit})
-	p.numLevels++
+	err = rates.each(
+		func(f family, bits int, b bucketLimit) error {
+			if !b.unlimited() {
+				p.level(f, bits).tokens = b // there is one entry for a length
+				p.taken[f] = true
+			}
+			return nil
+		},
+		func(f family, n netip.Prefix, b bucketLimit) error {
+			return addNetwork(buckets, f, n, level{conns: noConnLimit, tokens: b})
+		})
+	if err != nil {
+		return nil, err
+	}
+	id := 0
+	for f := range p.levels {
+		slices.SortFunc(p.levels[f], func(a, b level) int { return cmp.Compare(b.bits, a.bits) })
+		for i := range p.levels[f] {
+			p.levels[f][i].id = id
+			id++
+		}
+	}
+	// What is named for one of the two only is for the other as the network
+	// around it, or not named.
+	for _, named := range []*bart.Table[*subnet]{counts, buckets} {
+		for at := range named.All() {
+			var n namedNet
+			n.conns, n.forConns = counts.LookupPrefix(at)
+			n.tokens, n.forTokens = buckets.LookupPrefix(at)
+			p.networks.Insert(at, n)
+		}
+	}
+	return p, nil
 }
 
-// addNetwork adds a network that was listed for a family. Of two entries for
-// one network the first holds.
-func (p *partition[N, L]) addNetwork(f family, network netip.Prefix, n N) error {
+// level finds a level, or adds one without limits.
+func (p *partition) level(f family, bits int) *level {
+	at := slices.IndexFunc(p.levels[f], func(l level) bool { return l.bits == bits })
+	if at < 0 {
+		at = len(p.levels[f])
+		p.levels[f] = append(p.levels[f], level{bits: bits, host: uint(f.bitLen() - bits), conns: noConnLimit})
+	}
+	return &p.levels[f][at]
+}
+
+// addNetwork adds a network that was listed for a family, with limits of its own.
+// Of two entries for one network the first holds.
+func addNetwork(to *bart.Table[*subnet], f family, network netip.Prefix, l level) error {
 	plain := normalPrefix(network)
 	switch {
 	case !network.IsValid():
@@ -93,83 +147,52 @@ func (p *partition[N, L]) addNetwork(f family, network netip.Prefix, n N) error 
 	case familyOf(network.Addr()) != f && familyOf(plain.Addr()) != f:
 		return fmt.Errorf("expected an %s prefix as Network, got %s", f, network)
 	}
-	if _, ok := p.networks.Get(plain); !ok {
-		p.networks.Insert(plain, n)
+	if _, ok := to.Get(plain); ok {
+		return nil
+	}
+	var sub *subnet
+	if l.conns != noConnLimit || !l.tokens.unlimited() {
+		l.bits = plain.Bits()
+		sub = &subnet{level: &l, key: keyOf(plain.Addr()), in: new(subnetStripe)}
+	}
+	to.Insert(plain, sub)
+	return nil
+}
+
+// checkPrefixLength must be asked before level.
+func (f family) checkPrefixLength(bits int) error {
+	if bits < 0 || bits > f.bitLen() {
+		return fmt.Errorf("PrefixLength is %d, expected 0 to %d", bits, f.bitLen())
 	}
 	return nil
 }
 
-// levelsOf gives the levels that an address without a named network is on.
-func (p *partition[N, L]) levelsOf(addr netip.Addr) []level[L] {
-	return p.families[familyOf(addr)]
-}
+// subnetKey names an address, or the subnet that begins with it: as IPv6, in two
+// plain words, which make a cheaper map key than a netip.Prefix.
+type subnetKey struct{ hi, lo uint64 }
 
-// stripeOf gives the index of the stripe that has all subnets of an address.
-// The seed keeps strangers from choosing addresses that all meet in one.
-func (p *partition[N, L]) stripeOf(addr netip.Addr) int {
-	widest := keyOf(addr, p.widest[familyOf(addr)])
-	return int(maphash.Comparable(p.seed, widest) % gateStripes)
-}
-
-// key names the subnet of an address on a level.
-func (l *level[L]) key(addr netip.Addr) subnetKey { return keyOf(addr, l.bits) }
-
-// subnet gives what key names as people know it.
-func (l *level[L]) subnet(addr netip.Addr) netip.Prefix {
-	return netip.PrefixFrom(addr, l.bits).Masked()
-}
-
-func keyOf(addr netip.Addr, bits int) subnetKey {
+func keyOf(addr netip.Addr) subnetKey {
+	if addr.Is4() {
+		b := addr.As4()
+		return subnetKey{lo: 0xffff<<32 | uint64(binary.BigEndian.Uint32(b[:]))}
+	}
 	b := addr.As16()
-	k := subnetKey{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])}
-	host := addr.BitLen() - bits // bits to clear; a shift by 64 clears a word
+	return subnetKey{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])}
+}
+
+// cut clears the last bits of an address.
+func (k subnetKey) cut(host uint) subnetKey {
 	if host < 64 {
-		k.lo = k.lo >> host << host
-		return k
+		return subnetKey{k.hi, k.lo >> host << host}
 	}
-	k.lo = 0
-	k.hi = k.hi >> (host - 64) << (host - 64)
-	return k
+	return subnetKey{k.hi >> (host - 64) << (host - 64), 0} // a shift by 64 clears a word
 }
 
-// subnetInts holds a number for each subnet of a level that has one, and gives
-// its memory back: a Go map keeps the room of its best days for ever.
-type subnetInts struct {
-	m    map[subnetKey]int64
-	peak int // the most entries since m was made
-}
-
-// subnetInt is one entry of a subnetInts.
-type subnetInt struct {
-	key   subnetKey
-	value int64
-}
-
-// inlineLevels is how many levels of a family an operation remembers what it
-// found on without allocating.
-const inlineLevels = 8
-
-func (s *subnetInts) get(k subnetKey) (value int64, ok bool) {
-	value, ok = s.m[k]
-	return value, ok
-}
-
-func (s *subnetInts) set(e subnetInt) {
-	if s.m == nil {
-		s.m = make(map[subnetKey]int64)
-	}
-	s.m[e.key] = e.value
-	s.peak = max(s.peak, len(s.m))
-}
-
-// delete moves the rest to a smaller map once seven eighths of it are gone:
-// each entry then pays for at most a part of a move.
-func (s *subnetInts) delete(k subnetKey) {
-	delete(s.m, k)
-	if s.peak < 128 || len(s.m) > s.peak/8 {
-		return
-	}
-	kept := make(map[subnetKey]int64, len(s.m))
-	maps.Copy(kept, s.m)
-	s.m, s.peak = kept, len(kept)
+// prefix gives the subnet that the key names, on a level of a prefix length.
+// What is cut off an IPv4 address lies in its last 32 bits, so it stays mapped.
+func (k subnetKey) prefix(bits int) netip.Prefix {
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:8], k.hi)
+	binary.BigEndian.PutUint64(b[8:], k.lo)
+	return netip.PrefixFrom(netip.AddrFrom16(b).Unmap(), bits)
 }

@@ -14,55 +14,77 @@ func TestSubnetKeysAreThePrefixesOfNetip(t *testing.T) {
 	for range 200 {
 		a, b := randomAddr(rng), randomAddr(rng)
 		for bits := range min(a.BitLen(), b.BitLen()) + 1 {
-			same := a.BitLen() == b.BitLen() && netip.PrefixFrom(a, bits).Contains(b)
+			cut := func(addr netip.Addr) subnetKey { return keyOf(addr).cut(uint(addr.BitLen() - bits)) }
 			if a.BitLen() == b.BitLen() {
-				require.Equal(t, same, keyOf(a, bits) == keyOf(b, bits), "%s %s /%d", a, b, bits)
+				require.Equal(t, netip.PrefixFrom(a, bits).Contains(b), cut(a) == cut(b), "%s %s /%d", a, b, bits)
 			}
-			l := level[int]{bits: bits}
-			require.Equal(t, netip.PrefixFrom(a, bits).Masked(), l.subnet(a))
+			require.Equal(t, netip.PrefixFrom(a, bits).Masked(), cut(a).prefix(bits))
 		}
 	}
 }
 
 func TestAllSubnetsOfAnAddressAreUnderOneLock(t *testing.T) {
-	p := newPartition[int, int]()
-	p.addLevel(ipv6, 56, 1)
-	p.addLevel(ipv6, 48, 1)
-	p.addLevel(ipv6, 64, 1)
-	seen := map[int]bool{}
+	s := mustSubnets(t, subnetConfig{perSubnet: [numFamilies][]ConnLimitPerSubnet{
+		ipv4: {{32, 1}}, ipv6: {{56, 1}, {48, 1}, {64, 1}},
+	}})
+	stripeOf := func(addr netip.Addr) *subnetStripe { return s.stripeOf(keyOf(addr), s.levels[familyOf(addr)]) }
+	seen := map[*subnetStripe]bool{}
 	for i := range 256 {
-		site := p.stripeOf(netip.AddrFrom16([16]byte{0x20, 1, 5: byte(i)}))
+		site := stripeOf(netip.AddrFrom16([16]byte{0x20, 1, 5: byte(i)}))
 		seen[site] = true
 		for j := range 16 {
-			require.Equal(t, site, p.stripeOf(netip.AddrFrom16([16]byte{0x20, 1, 5: byte(i), 6: byte(j), 7: byte(j), 15: byte(j)})))
+			require.Same(t, site, stripeOf(netip.AddrFrom16([16]byte{0x20, 1, 5: byte(i), 6: byte(j), 7: byte(j), 15: byte(j)})))
 		}
 	}
 	require.Greater(t, len(seen), gateStripes/2, "sites must spread over the stripes")
+	clear(seen)
+	for i := range 256 {
+		seen[stripeOf(netip.AddrFrom4([4]byte{11, 0, 0, byte(i)}))] = true
+	}
+	require.Greater(t, len(seen), gateStripes/2, "hosts must spread over the stripes")
 }
 
 func TestStripesHaveCacheLinesOfTheirOwn(t *testing.T) {
 	if unsafe.Sizeof(uintptr(0)) != 8 {
 		t.Skip("sizes are for 64-bit machines")
 	}
-	require.EqualValues(t, 64, unsafe.Sizeof(subnetStripe{}))
-	require.EqualValues(t, 64, unsafe.Sizeof(rateStripe{}))
+	require.Zero(t, unsafe.Sizeof(subnetStripe{})%64)
 }
 
-func TestSubnetIntsGiveTheirMemoryBack(t *testing.T) {
-	var s subnetInts
-	key := func(i int) subnetKey { return subnetKey{lo: uint64(i)} }
-	for i := range 100_000 {
-		s.set(subnetInt{key(i), int64(i)})
+// A network that is named for one of the two, inside one that is named for the
+// other, has both.
+func TestNamedNetworksStandInsideEachOther(t *testing.T) {
+	nets := func(p string, n int) []NetworkPrefixLimit { return []NetworkPrefixLimit{{netip.MustParsePrefix(p), n}} }
+	one := rateLimit{perSecond: 1, burst: 1}
+	s, err := newSubnets(
+		subnetConfig{
+			perSubnet: [numFamilies][]ConnLimitPerSubnet{{{32, 7}}},
+			networks:  [numFamilies][]NetworkPrefixLimit{append(nets("10.0.0.0/8", 2), nets("10.1.1.0/24", 9)...)},
+		},
+		rateConfig{
+			perSubnet: [numFamilies][]subnetRate{{{32, rateLimit{1, 5}}}},
+			networks:  [numFamilies][]networkRate{{{netip.MustParsePrefix("10.1.0.0/16"), rateLimit{1, 4}}, {netip.MustParsePrefix("11.0.0.0/8"), one}}},
+		})
+	require.NoError(t, err)
+	for addr, want := range map[string]string{
+		"10.2.0.1": "subnet:10.0.0.0/8", // two connections, five tokens
+		"10.1.2.1": "subnet:10.0.0.0/8",
+		"10.1.1.1": "rate:10.1.0.0/16", // nine, four
+		"11.0.0.1": "rate:11.0.0.0/8",
+		"12.0.0.1": "rate:12.0.0.1/32", // seven, five
+	} {
+		var all []gatePass
+		for {
+			p, why, ok := s.enter(netip.MustParseAddr(addr), 0, dimConnsIn)
+			if !ok {
+				require.Equal(t, want, why.Scope(), addr)
+				break
+			}
+			all = append(all, p)
+		}
+		for _, p := range all {
+			p.undo()
+		}
 	}
-	for i := 10; i < 100_000; i++ {
-		s.delete(key(i))
-	}
-	require.Less(t, s.peak, 128, "the map must have been made anew")
-	for i := range 10 {
-		v, ok := s.get(key(i))
-		require.True(t, ok)
-		require.EqualValues(t, i, v)
-		s.delete(key(i))
-	}
-	require.Empty(t, s.m)
+	require.Zero(t, countEntries(t, s))
 }

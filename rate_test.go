@@ -1,10 +1,12 @@
 package rcmgr
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,34 +18,11 @@ import (
 	"golang.org/x/time/rate"
 )
 
-func mustRates(t testing.TB, cfg rateConfig) *rates {
+func mustRates(t testing.TB, cfg rateConfig) *subnets {
 	t.Helper()
-	r, err := newConnRates(cfg)
+	r, err := newSubnets(subnetConfig{}, cfg)
 	require.NoError(t, err)
 	return r
-}
-
-// bucketEntries gives how many buckets are kept, on all levels, and checks that
-// each is queued once. Nobody may be using r.
-func bucketEntries(t testing.TB, r *rates) (n int) {
-	t.Helper()
-	for i := range r.stripes {
-		for _, l := range r.stripes[i].mu.levels {
-			queued := map[subnetKey]bool{}
-			last := int64(math.MinInt64)
-			for b := l.due.head; b != nil; b = b.next {
-				for _, d := range b.items[b.from:b.to] {
-					if _, kept := l.fullAt.m[d.key]; !kept || queued[d.key] || d.value < last {
-						t.Fatalf("queued: bucket that is kept %t, twice %t, out of order %t", kept, queued[d.key], d.value < last)
-					}
-					queued[d.key], last = true, d.value
-				}
-			}
-			require.Equal(t, len(l.fullAt.m), len(queued), "a bucket is not queued")
-			n += len(l.fullAt.m)
-		}
-	}
-	return n
 }
 
 // rateModel keeps a golang.org/x/time/rate Limiter for every subnet, for ever.
@@ -74,7 +53,9 @@ func (m *rateModel) of(addr netip.Addr) (all []*rate.Limiter, prefixes []netip.P
 		bucket("network "+n.network.String(), n.network, n.rateLimit)
 		return all, prefixes
 	}
-	for i, l := range m.cfg.perSubnet[f] {
+	for i, l := range slices.SortedFunc(slices.Values(m.cfg.perSubnet[f]), func(a, b subnetRate) int {
+		return cmp.Compare(b.prefixLength, a.prefixLength)
+	}) {
 		p, _ := addr.Prefix(l.prefixLength)
 		bucket(fmt.Sprint("level ", i, p), p, l.rateLimit)
 	}
@@ -106,8 +87,8 @@ func randomRateConfig(rng *rand.Rand) (cfg rateConfig) {
 		return rateLimit{[]float64{0, 0.1, 0.2, 0.5, 1, 2, 10}[rng.IntN(7)], rng.IntN(8)}
 	}
 	for f := range numFamilies {
-		for range rng.IntN(4) {
-			cfg.perSubnet[f] = append(cfg.perSubnet[f], subnetRate{rng.IntN(f.bitLen() + 1), limit()})
+		for _, bits := range rng.Perm(f.bitLen() + 1)[:rng.IntN(4)] { // each length once
+			cfg.perSubnet[f] = append(cfg.perSubnet[f], subnetRate{bits, limit()})
 		}
 		if addr := randomAddr(rng); familyOf(addr) == f {
 			cfg.networks[f] = []networkRate{{netip.PrefixFrom(addr, rng.IntN(addr.BitLen()+1)).Masked(), limit()}}
@@ -132,16 +113,16 @@ func TestRatesDecideLikeTokenBuckets(t *testing.T) {
 			}
 			addr := randomAddr(rng)
 			wantBlocked, want := m.take(addr, now)
-			tok, blocked, ok := r.take(addr, now)
+			p, blocked, _, ok := r.try(addr, now.Sub(r.start))
 			require.Equal(t, []any{wantBlocked, want}, []any{blocked, ok}, "step %d: %s of %+v", step, addr, cfg)
 			if ok && rng.IntN(3) == 0 {
 				now = now.Add(time.Duration(rng.Int64N(int64(time.Second))))
 				m.giveBack(addr, now)
-				tok.giveBack(now)
+				p.undo()
 			}
 		}
 		bucketEntries(t, r)
-		r.dropFull(now.Add(time.Hour))
+		r.forget(int64(now.Add(time.Hour).Sub(r.start)))
 		require.Zero(t, bucketEntries(t, r), "%+v", cfg)
 	}
 }
@@ -157,9 +138,9 @@ func TestConnRateDefaults(t *testing.T) {
 		{"2001:db8:2:#00::1", "2001:db8:2::/48", 80, 2 * time.Second},
 	} {
 		r := mustRates(t, defaultRateConfig())
-		taken := func(now time.Time) (n int) {
+		taken := func(at time.Duration) (n int) {
 			for i := range 200 {
-				_, blocked, ok := r.take(nthAddr(c.format, i), now)
+				_, blocked, _, ok := r.try(nthAddr(c.format, i), at)
 				if !ok {
 					require.Equal(t, c.blocked, blocked.String())
 					return n
@@ -168,16 +149,16 @@ func TestConnRateDefaults(t *testing.T) {
 			}
 			return n
 		}
-		require.Equal(t, c.burst, taken(r.start), c.format)
-		require.Zero(t, taken(r.start.Add(c.interval-1)), c.format)
-		require.Equal(t, 1, taken(r.start.Add(c.interval)), c.format)
+		require.Equal(t, c.burst, taken(0), c.format)
+		require.Zero(t, taken(c.interval-1), c.format)
+		require.Equal(t, 1, taken(c.interval), c.format)
 	}
 	r := mustRates(t, defaultRateConfig())
 	for _, loopback := range []string{"127.0.0.1", "127.8.9.10", "::1"} {
 		for range 200 {
-			tok, _, ok := r.take(netip.MustParseAddr(loopback), r.start)
+			p, _, _, ok := r.try(netip.MustParseAddr(loopback), 0)
 			require.True(t, ok, loopback)
-			require.Zero(t, tok, "loopback has no bucket, and so no lock")
+			require.Zero(t, p, "loopback has no bucket, and so no lock")
 		}
 	}
 }
@@ -186,14 +167,14 @@ func TestARefusalTakesNoToken(t *testing.T) {
 	one := rateLimit{perSecond: 1, burst: 1}
 	r := mustRates(t, rateConfig{perSubnet: [numFamilies][]subnetRate{ipv6: {{48, rateLimit{1, 2}}, {56, one}}}})
 	a, b := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8:0:100::1")
-	_, _, ok := r.take(a, r.start)
+	_, _, _, ok := r.try(a, 0)
 	require.True(t, ok)
 	for range 10 {
-		_, blocked, ok := r.take(a, r.start)
+		_, blocked, _, ok := r.try(a, 0)
 		require.False(t, ok)
 		require.Equal(t, "2001:db8::/56", blocked.String())
 	}
-	_, _, ok = r.take(b, r.start)
+	_, _, _, ok = r.try(b, 0)
 	require.True(t, ok, "the /48's second token must be left for the other /56")
 }
 
@@ -203,24 +184,22 @@ func TestTokensThatAreGivenBackCanBeTakenAgain(t *testing.T) {
 	r := mustRates(t, cfg)
 	for _, addr := range []string{"192.0.2.1", "2001:db8::1", "10.0.0.1"} {
 		for i := range 1000 {
-			now := r.start.Add(time.Duration(i) * time.Millisecond)
-			tok, _, ok := r.take(netip.MustParseAddr(addr), now)
+			p, _, _, ok := r.try(netip.MustParseAddr(addr), time.Duration(i)*time.Millisecond)
 			require.True(t, ok, "%s %d", addr, i)
-			tok.giveBack(now.Add(time.Millisecond))
+			p.undo()
 		}
 	}
-	rateToken{}.giveBack(r.start) // no token, nothing to give back
+	gatePass{}.undo() // nothing to give back
 }
 
 func TestNoAddressNeedsNoToken(t *testing.T) {
 	none := rateLimit{perSecond: 1, burst: 0}
 	r := mustRates(t, rateConfig{perSubnet: [numFamilies][]subnetRate{{{0, none}}, {{0, none}}}})
 	caller := callerRates{&xrate.Limiter{GlobalLimit: xrate.Limit{RPS: 0.001, Burst: 1}}}
-	for _, rater := range []connRater{r, caller} {
-		for range 10 {
-			_, _, ok := rater.take(netip.Addr{}, r.start)
-			require.True(t, ok)
-		}
+	for range 10 {
+		_, _, _, ok := r.try(netip.Addr{}, 0)
+		require.True(t, ok)
+		require.True(t, caller.allows(netip.Addr{}))
 	}
 }
 
@@ -229,18 +208,22 @@ func TestACallersOwnLimiterIsUsed(t *testing.T) {
 	caller := callerRates{&xrate.Limiter{NetworkPrefixLimits: []xrate.PrefixLimit{
 		{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Limit: xrate.Limit{RPS: 0.001, Burst: 2}},
 	}}}
-	for want := 2; want >= 0; want-- {
-		tok, blocked, ok := caller.take(addr, time.Time{})
-		require.Equal(t, want > 0, ok)
-		if !ok {
-			require.Equal(t, "192.0.2.1/32", blocked.String())
-		}
-		tok.giveBack(time.Time{}) // cannot
-	}
-	g, err := newGate(gateConfig{}, callerRates{})
+	g, err := newGate(gateConfig{}, &caller, false)
 	require.NoError(t, err)
-	_, v := g.enter(addr, network.DirInbound, new(refusal))
-	require.Equal(t, admitted, v, "no limiter limits nothing")
+	for want := 2; want >= 0; want-- {
+		pass, why := g.enter(addr, network.DirInbound)
+		require.Equal(t, want > 0, why == nil)
+		if why != nil {
+			require.Equal(t, "rate:192.0.2.1/32", why.Scope())
+		}
+		pass.undo() // cannot give it back
+	}
+	g, err = newGate(gateConfig{rate: defaultRateConfig()}, &callerRates{}, false)
+	require.NoError(t, err)
+	for range 100 {
+		_, why := g.enter(addr, network.DirInbound)
+		require.Nil(t, why, "no limiter limits nothing")
+	}
 }
 
 func TestSourceRatesLetHalfASubnetBeginUnverified(t *testing.T) {
@@ -248,11 +231,11 @@ func TestSourceRatesLetHalfASubnetBeginUnverified(t *testing.T) {
 	cfg.networks[ipv4] = append(cfg.networks[ipv4][:1:1],
 		NetworkPrefixLimit{netip.MustParsePrefix("10.0.0.0/8"), 20},
 		NetworkPrefixLimit{netip.MustParsePrefix("10.1.0.0/16"), 1})
-	r, err := newSourceRates(cfg)
-	require.NoError(t, err)
+	cfg.perSubnet[ipv4] = append(cfg.perSubnet[ipv4], ConnLimitPerSubnet{32, 100}) // the least holds
+	r := mustRates(t, cfg.sourceRates())
 	unverified := func(addr string, after time.Duration) (n int) {
 		for range 100 {
-			if _, _, ok := r.take(netip.MustParseAddr(addr), r.start.Add(after)); ok {
+			if _, _, _, ok := r.try(netip.MustParseAddr(addr), after); ok {
 				n++
 			}
 		}
@@ -263,8 +246,8 @@ func TestSourceRatesLetHalfASubnetBeginUnverified(t *testing.T) {
 	} {
 		require.Equal(t, want, unverified(addr, 0), addr)
 	}
-	tok, _, _ := r.take(netip.MustParseAddr("127.0.0.1"), r.start)
-	require.Zero(t, tok, "half of no limit is no limit: no bucket, and so no lock")
+	p, _, _, _ := r.try(netip.MustParseAddr("127.0.0.1"), 0)
+	require.Zero(t, p, "half of no limit is no limit: no bucket, and so no lock")
 	require.Equal(t, 0, unverified("192.0.2.1", 10*time.Second-1))
 	require.Equal(t, 1, unverified("192.0.2.1", 10*time.Second))
 }
@@ -283,7 +266,7 @@ func TestBadRatesAreErrorsThatNameThem(t *testing.T) {
 		"connect rate: subnets: ipv6[0]: burst is -1 tokens, expected 0 or more":                              perSubnet(1, 1, -1),
 		"connect rate: networks: ipv4[0]: expected an ipv4 prefix as Network, got ::/0":                       badNetwork,
 	} {
-		_, err := newConnRates(cfg)
+		_, err := newSubnets(subnetConfig{}, cfg)
 		require.EqualError(t, err, want)
 	}
 }
@@ -318,15 +301,16 @@ func TestBucketsGoWhenTheyAreFullAgain(t *testing.T) {
 	t.Run("when nobody connects any more", func(t *testing.T) {
 		r := mustRates(t, defaultRateConfig())
 		for i := range 100_000 {
-			r.take(addr(i), r.start)
+			r.try(addr(i), 0)
 		}
-		r.dropFull(r.start.Add(5*time.Second - 1))
+		r.forget(int64(5*time.Second - 1))
 		require.Equal(t, 100_000, bucketEntries(t, r))
-		r.dropFull(r.start.Add(5 * time.Second))
+		r.forget(int64(5 * time.Second))
 		require.Zero(t, bucketEntries(t, r))
 		for i := range r.stripes {
 			for _, l := range r.stripes[i].mu.levels {
-				require.Less(t, l.fullAt.peak, 128, "nor their room")
+				require.Empty(t, l.records)
+				require.Less(t, l.peak, 128, "nor their room")
 				require.Nil(t, l.due.head)
 			}
 		}
@@ -335,26 +319,26 @@ func TestBucketsGoWhenTheyAreFullAgain(t *testing.T) {
 		r := mustRates(t, defaultRateConfig())
 		const perSecond = 5000
 		for i := range 20 * perSecond {
-			r.take(addr(i), r.start.Add(time.Duration(i)*time.Second/perSecond))
+			r.try(addr(i), time.Duration(i)*time.Second/perSecond)
 		}
 		require.Less(t, bucketEntries(t, r), 6*perSecond, "five seconds' worth and a little")
 	})
 	t.Run("and not before", func(t *testing.T) {
 		r := mustRates(t, defaultRateConfig())
 		for range 16 {
-			r.take(addr(0), r.start)
+			r.try(addr(0), 0)
 		}
 		for s := 1; s < 80; s++ {
-			r.dropFull(r.start.Add(time.Duration(s) * time.Second))
+			r.forget(int64(time.Duration(s) * time.Second))
 			require.Equal(t, 1, bucketEntries(t, r), "after %d s", s)
 		}
-		r.dropFull(r.start.Add(85 * time.Second))
+		r.forget(int64(85 * time.Second))
 		require.Zero(t, bucketEntries(t, r))
 	})
 	t.Run("refusals keep none alive", func(t *testing.T) {
 		r := mustRates(t, rateConfig{perSubnet: [numFamilies][]subnetRate{ipv4: {{32, rateLimit{1, 9}}, {8, rateLimit{1, 1}}}}})
 		for i := range 100_000 {
-			r.take(addr(i), r.start)
+			r.try(addr(i), 0)
 		}
 		require.Equal(t, 2, bucketEntries(t, r))
 	})
@@ -366,8 +350,7 @@ func TestOvertakenCallersGetTheirTokens(t *testing.T) {
 	r := mustRates(t, cfg)
 	for _, addr := range []string{"192.0.2.1", "10.0.0.1"} {
 		for i := range 16 { // each read the clock before the one that was served first
-			now := r.start.Add(time.Second - time.Duration(i)*time.Microsecond)
-			_, _, ok := r.take(netip.MustParseAddr(addr), now)
+			_, _, _, ok := r.try(netip.MustParseAddr(addr), time.Second-time.Duration(i)*time.Microsecond)
 			require.True(t, ok, "%s %d", addr, i)
 		}
 	}
@@ -385,14 +368,14 @@ func TestRatesAreExactUnderConcurrency(t *testing.T) {
 			wg.Go(func() {
 				for i := range 500 {
 					// At most eight tokens are out at a time, and eight are kept.
-					tok, _, ok := r.take(addr, r.start)
+					p, _, _, ok := r.try(addr, 0)
 					switch {
 					case !ok:
 						refused.Add(1)
 					case g == 0 && i%60 == 0 && kept.Load() < 8:
 						kept.Add(1)
 					default:
-						tok.giveBack(r.start)
+						p.undo()
 					}
 				}
 			})
@@ -401,7 +384,7 @@ func TestRatesAreExactUnderConcurrency(t *testing.T) {
 		require.Zero(t, refused.Load(), s)
 		left := 0
 		for range 32 {
-			if _, _, ok := r.take(addr, r.start); ok {
+			if _, _, _, ok := r.try(addr, 0); ok {
 				left++
 			}
 		}
@@ -423,7 +406,7 @@ func BenchmarkRates(b *testing.B) {
 				r := mustRates(b, defaultRateConfig())
 				b.ReportAllocs()
 				for i := 0; b.Loop(); i++ {
-					r.take(addr(i), r.start.Add(time.Duration(i)*time.Second/time.Duration(perSecond)))
+					r.enter(addr(i), int64(i)*int64(time.Second)/int64(perSecond), dimConnsIn)
 				}
 			})
 		}
@@ -432,11 +415,11 @@ func BenchmarkRates(b *testing.B) {
 		r := mustRates(b, defaultRateConfig())
 		addr := netip.MustParseAddr("192.0.2.1")
 		for range 2 * connsPerHost {
-			r.take(addr, r.start)
+			r.enter(addr, 0, dimConnsIn)
 		}
 		b.ReportAllocs()
 		for b.Loop() {
-			r.take(addr, r.start)
+			r.enter(addr, 0, dimConnsIn)
 		}
 	})
 }

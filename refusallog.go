@@ -77,6 +77,15 @@ func (why *noted) concerned() scopeName {
 // remarks has what the log says of one kind, by what ran out.
 type remarks [numDims]remark
 
+// add takes in what others, which may be nil, have to say.
+func (r *remarks) add(o *remarks) {
+	if o != nil {
+		for d := range o {
+			r[d].add(&o[d])
+		}
+	}
+}
+
 // remark keeps what the log will say about a refusal.
 func (st *stripe) remark(why *noted) {
 	of := &st.remarks[why.scope.kind]
@@ -113,6 +122,7 @@ func (l *refusalLog) write() {
 	for i := range l.m.stripes {
 		l.m.stripes[i].giveRemarks(&count, &said)
 	}
+	l.m.gate.subnets.giveRemarks(&count, &said)
 	for k := range count {
 		for d, n := range count[k] {
 			if times := n - l.logged[k][d]; times > 0 {
@@ -130,12 +140,7 @@ func (st *stripe) giveRemarks(count *[numKinds]dimCounts, said *[numKinds]remark
 	defer st.unlock(false)
 	for k, of := range st.remarks {
 		count[k].add(&st.refusals[k])
-		if of == nil {
-			continue
-		}
-		for d := range of {
-			said[k][d].add(&of[d])
-		}
+		said[k].add(of)
 		st.remarks[k] = nil
 	}
 }
@@ -203,7 +208,7 @@ func (m *Manager) limitKey(k Kind, d dim, which *scopeName) string {
 	case KindSubnet:
 		return gateKey("Gates.Subnets", which.text, m.gates.Subnets.Networks)
 	case KindRate:
-		if _, ok := m.gate.rater.(callerRates); ok {
+		if m.gate.caller != nil {
 			return "WithConnRateLimiters"
 		}
 		return gateKey("Gates.Rate", which.text, m.gates.Rate.Networks)

@@ -430,9 +430,8 @@ type connScope struct {
 	holder
 	root
 
-	far endpoint
-	// counted: the connection counts in the subnets of its far end.
-	counted bool
+	far    endpoint
+	subnet *subnet // of its far end, in which it counts; may be nil
 	// onTrial: an entry of the allowlist that names a peer let it past the
 	// gates, before it was known who it is.
 	onTrial bool
@@ -473,24 +472,25 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 	mv := move{to: m.stripeOf(p), trusted: m.allowlist.allows(p, c.far)}
 	if c.onTrial && !mv.trusted {
 		// The allowlist opened the gates for somebody else.
-		var why refusal
-		var v verdict
-		if mv.pass, v = m.gate.enter(c.far.addr, c.dir, &why); v == refused {
-			st := c.root.lock(false)
-			defer st.unlock(false)
-			if err := c.mayMove(st); err != nil {
-				return err
-			}
-			total := c.total()
-			st.refusedAtGate(&why)
-			return st.refusal(c.name(), &total)
+		if err := c.mayStillMove(); err != nil {
+			return err
+		}
+		var why *LimitError
+		if mv.pass, why = m.gate.enter(c.far.addr, c.dir); why != nil {
+			return m.refusedAtGate(&c.holder, why)
 		}
 	}
 	err := c.moveTo(p, &mv)
 	if err != nil {
-		m.gate.undo(mv.pass)
+		mv.pass.undo()
 	}
 	return err
+}
+
+func (c *connScope) mayStillMove() error {
+	st := c.root.lock(false)
+	defer st.unlock(false)
+	return c.mayMove(st)
 }
 
 // mayMove tells whether the connection can still be given a peer.
@@ -577,7 +577,9 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 		ps.trusted++
 	}
 	c.trusted, c.allowlisted = mv.trusted, c.allowlisted && stays
-	c.counted = c.counted || mv.pass.addr.IsValid()
+	if mv.pass.conns != nil {
+		c.subnet = mv.pass.conns
+	}
 	c.chain = place
 	c.at.Store(to)
 	return admitted, nil
@@ -610,8 +612,8 @@ func (c *connScope) Done() {
 	}
 	c.finish(st)
 	st.unlock(false)
-	if c.counted {
-		st.m.gate.leave(c.far.addr)
+	if c.subnet != nil {
+		c.subnet.leave()
 	}
 }
 

@@ -2,8 +2,7 @@ package rcmgr
 
 // How many connections one subnet may hold at a time. A connection counts in
 // the subnets of its far end on all configured levels, or in the one named
-// network that its far end is in. Everything is checked before anything is
-// counted, under the one lock that has all subnets of the address.
+// network that its far end is in.
 
 import (
 	"cmp"
@@ -11,8 +10,6 @@ import (
 	"math"
 	"net/netip"
 	"strconv"
-	"sync"
-	"sync/atomic"
 )
 
 // ConnLimitPerSubnet limits the connections of every subnet of one size. An
@@ -79,53 +76,6 @@ func defaultSubnetConfig() subnetConfig {
 	}
 }
 
-// subnets counts connections. Its methods are safe for concurrent use. The
-// locks are never held together with others.
-type subnets struct {
-	in      partition[*networkConns, int]
-	stripes [gateStripes]subnetStripe
-}
-
-// subnetStripe has the subnets under one lock, on a cache line of its own.
-type subnetStripe struct {
-	mu struct {
-		sync.Mutex
-		held []subnetInts // connections, by level; a subnet without any has no entry
-	}
-	_ [32]byte
-}
-
-// networkConns counts the connections of a named network. The network is known
-// beforehand and may be large, so it has an atomic rather than a stripe.
-type networkConns struct {
-	network netip.Prefix
-	limit   int64
-	held    atomic.Int64 // only ever moved to a number from 0 to limit
-}
-
-// newSubnets copies what it needs of cfg. An error names the option and the
-// place in its lists.
-func newSubnets(cfg subnetConfig) (*subnets, error) {
-	s := &subnets{in: newPartition[*networkConns, int]()}
-	err := cfg.each(
-		func(f family, l ConnLimitPerSubnet) error {
-			if l.ConnCount != math.MaxInt {
-				s.in.addLevel(f, l.PrefixLength, l.ConnCount)
-			}
-			return nil
-		},
-		func(f family, l NetworkPrefixLimit) error {
-			return s.in.addNetwork(f, l.Network, &networkConns{network: normalPrefix(l.Network), limit: int64(l.ConnCount)})
-		})
-	if err != nil {
-		return nil, err
-	}
-	for i := range s.stripes {
-		s.stripes[i].mu.held = make([]subnetInts, s.in.numLevels)
-	}
-	return s, nil
-}
-
 // each hands every entry to the function of its list, and says in an error
 // which entry it is about.
 func (cfg *subnetConfig) each(
@@ -180,98 +130,4 @@ func checkConnCount(n int) error {
 		return fmt.Errorf("ConnCount is %d, expected 0 or more", n)
 	}
 	return nil
-}
-
-// add counts a connection from a normalised address, unless that would take
-// one of the address's subnets past its limit: then nothing has changed, and
-// the first subnet that is full is given with its limit. An invalid address is
-// in no subnet and always fits.
-func (s *subnets) add(addr netip.Addr) (blocked netip.Prefix, limit int, ok bool) {
-	if !addr.IsValid() {
-		return netip.Prefix{}, 0, true
-	}
-	if n, named := s.in.networks.Lookup(addr); named {
-		if !n.move(1) {
-			return n.network, int(n.limit), false
-		}
-		return netip.Prefix{}, 0, true
-	}
-	levels := s.in.levelsOf(addr)
-	if len(levels) == 0 {
-		return netip.Prefix{}, 0, true
-	}
-	st := &s.stripes[s.in.stripeOf(addr)]
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	held := make([]subnetInt, 0, inlineLevels)
-	for i := range levels {
-		l := &levels[i]
-		k := l.key(addr)
-		n, _ := st.mu.held[l.id].get(k)
-		if n >= int64(l.limit) {
-			return l.subnet(addr), l.limit, false
-		}
-		held = append(held, subnetInt{k, n + 1})
-	}
-	for i, h := range held {
-		st.mu.held[levels[i].id].set(h)
-	}
-	return netip.Prefix{}, 0, true
-}
-
-// remove takes back one add of the same address. It is false, and nothing has
-// changed, if the address cannot have been added: a bug of the caller. (What
-// is not limited is not counted, so nothing can be missed there.)
-func (s *subnets) remove(addr netip.Addr) bool {
-	if !addr.IsValid() {
-		return true
-	}
-	if n, named := s.in.networks.Lookup(addr); named {
-		return n.move(-1)
-	}
-	levels := s.in.levelsOf(addr)
-	if len(levels) == 0 {
-		return true
-	}
-	st := &s.stripes[s.in.stripeOf(addr)]
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	held := make([]subnetInt, 0, inlineLevels)
-	for i := range levels {
-		l := &levels[i]
-		k := l.key(addr)
-		n, ok := st.mu.held[l.id].get(k)
-		if !ok {
-			return false
-		}
-		held = append(held, subnetInt{k, n - 1})
-	}
-	for i, h := range held {
-		if at := &st.mu.held[levels[i].id]; h.value == 0 {
-			at.delete(h.key)
-		} else {
-			at.set(h)
-		}
-	}
-	return true
-}
-
-// move changes the count by 1 or -1, or not at all if it would leave the range
-// from 0 to the limit. Checking and changing are one step: a connection that is
-// refused is never seen by another. A network without a limit does not count,
-// which keeps loopback from fighting over one cache line.
-func (n *networkConns) move(delta int64) bool {
-	if n.limit == math.MaxInt {
-		return true
-	}
-	for {
-		held := n.held.Load()
-		next := held + delta
-		if next < 0 || next > n.limit {
-			return false
-		}
-		if n.held.CompareAndSwap(held, next) {
-			return true
-		}
-	}
 }

@@ -1,6 +1,7 @@
 package rcmgr
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -11,26 +12,111 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
 
 func mustSubnets(t testing.TB, cfg subnetConfig) *subnets {
 	t.Helper()
-	s, err := newSubnets(cfg)
+	s, err := newSubnets(cfg, rateConfig{})
 	require.NoError(t, err)
 	return s
 }
 
-// countEntries gives how many subnets have an entry, on all levels. Nobody may
-// be using s.
-func countEntries(s *subnets) (n int) {
+// try asks for a place and a token, and gives what is full and its limit if there
+// are none.
+func (s *subnets) try(addr netip.Addr, at time.Duration) (p gatePass, blocked netip.Prefix, limit int, ok bool) {
+	p, why, ok := s.enter(addr, int64(at), dimConnsIn)
+	if !ok {
+		blocked, limit = netip.MustParsePrefix(why.why.scope.text), int(why.Limit())
+	}
+	return p, blocked, limit, ok
+}
+
+// add is try where there is no limit on rates.
+func (s *subnets) add(addr netip.Addr) (blocked netip.Prefix, limit int, ok bool) {
+	_, blocked, limit, ok = s.try(addr, 0)
+	return blocked, limit, ok
+}
+
+// countEntries gives how many subnets have connections, on all levels, and checks
+// that the records hang together. Nobody may be using s.
+func countEntries(t testing.TB, s *subnets) (n int) {
+	t.Helper()
+	checkRecords(t, s)
 	for i := range s.stripes {
-		for _, held := range s.stripes[i].mu.held {
-			n += len(held.m)
+		for _, l := range s.stripes[i].mu.levels {
+			for _, sub := range l.records {
+				if sub.conns > 0 {
+					n++
+				}
+			}
+		}
+	}
+	for _, sub := range s.named {
+		if sub.conns > 0 {
+			n++
 		}
 	}
 	return n
+}
+
+// bucketEntries gives how many buckets are kept, on all levels.
+func bucketEntries(t testing.TB, s *subnets) (n int) {
+	t.Helper()
+	checkRecords(t, s)
+	for i := range s.stripes {
+		n += s.stripes[i].mu.owing
+	}
+	return n
+}
+
+// checkRecords checks that every record is of some use, and hangs below the wider
+// one that it belongs to; that the counts are right, and each bucket that may not
+// be full is queued once, in order.
+func checkRecords(t testing.TB, s *subnets) {
+	t.Helper()
+	for i := range s.stripes {
+		st := &s.stripes[i]
+		inner, queued := map[*subnet]int{}, map[*subnet]int{}
+		busy, owing := 0, 0
+		for id, l := range st.mu.levels {
+			last := int64(math.MinInt64)
+			for b := l.due.head; b != nil; b = b.next {
+				for _, d := range b.items[b.from:b.to] {
+					require.GreaterOrEqual(t, d.at, last, "the queue is in order")
+					require.Same(t, d.subnet, l.records[d.key], "what is queued is kept")
+					queued[d.subnet]++
+					last = d.at
+				}
+			}
+			for k, sub := range l.records {
+				require.True(t, sub.in == st && sub.key == k && sub.level.id == id)
+				if up := sub.up; up != nil {
+					inner[up]++
+					require.Same(t, up, st.mu.levels[up.level.id].records[up.key])
+					require.Equal(t, up.key, k.cut(up.level.host))
+					require.Greater(t, sub.level.bits, up.level.bits)
+				}
+				require.False(t, sub.conns == 0 && sub.inner == 0 && !sub.queued, "%s is kept for nothing", sub.prefix())
+				require.LessOrEqual(t, sub.conns, sub.level.conns)
+				if sub.conns > 0 && sub.level.conns != noConnLimit {
+					busy++
+				}
+				if sub.queued {
+					owing++
+				}
+			}
+		}
+		for _, l := range st.mu.levels {
+			for _, sub := range l.records {
+				require.Equal(t, inner[sub], sub.inner)
+				require.Equal(t, sub.queued, queued[sub] == 1)
+			}
+		}
+		require.Equal(t, []int{busy, owing}, []int{st.mu.busy, st.mu.owing})
+	}
 }
 
 // subnetModel counts in one map, by the rules as they are told to people.
@@ -55,7 +141,10 @@ func (m *subnetModel) places(addr netip.Addr) (names []string, prefixes []netip.
 		n := m.cfg.networks[f][best]
 		return []string{"network " + n.Network.String()}, []netip.Prefix{n.Network}, []int{n.ConnCount}
 	}
-	for i, l := range m.cfg.perSubnet[f] {
+	levels := slices.SortedFunc(slices.Values(m.cfg.perSubnet[f]), func(a, b ConnLimitPerSubnet) int {
+		return cmp.Or(cmp.Compare(b.PrefixLength, a.PrefixLength), cmp.Compare(a.ConnCount, b.ConnCount))
+	})
+	for i, l := range levels {
 		p, _ := addr.Prefix(l.PrefixLength)
 		names = append(names, fmt.Sprint("level ", i, p))
 		prefixes = append(prefixes, p)
@@ -115,37 +204,41 @@ func TestSubnetsCountLikeOneMap(t *testing.T) {
 	for range 200 {
 		cfg := randomSubnetConfig(rng)
 		s, m := mustSubnets(t, cfg), &subnetModel{cfg, map[string]int{}}
-		var open []netip.Addr
+		type opened struct {
+			addr netip.Addr
+			pass gatePass
+		}
+		var open []opened
+		leave := func(i int) {
+			require.True(t, m.remove(open[i].addr))
+			if open[i].pass.conns != nil {
+				open[i].pass.conns.leave()
+			}
+			open = slices.Delete(open, i, i+1)
+		}
 		for step := range 300 {
-			addr := randomAddr(rng)
-			if rng.IntN(5) < 3 {
-				wantBlocked, wantLimit, want := m.add(addr)
-				blocked, limit, ok := s.add(addr)
-				require.Equal(t, []any{wantBlocked, wantLimit, want}, []any{blocked, limit, ok}, "step %d: add %s to %+v", step, addr, cfg)
-				if ok {
-					open = append(open, addr)
-				}
+			if len(open) > 0 && rng.IntN(5) < 2 {
+				leave(rng.IntN(len(open)))
 				continue
 			}
-			want := m.remove(addr)
-			require.Equal(t, want, s.remove(addr), "step %d: remove %s of %+v", step, addr, cfg)
-			// What was added for one address may be removed for another of the
-			// same subnets: the counts are equal, so either may stay on our list.
-			if i := slices.IndexFunc(open, func(a netip.Addr) bool {
-				x, _, _ := m.places(a)
-				y, _, _ := m.places(addr)
-				return slices.Equal(x, y)
-			}); want && i >= 0 {
-				open = slices.Delete(open, i, i+1)
-			} else if want {
-				m.add(addr)
-				s.add(addr)
+			addr := randomAddr(rng)
+			wantBlocked, wantLimit, want := m.add(addr)
+			pass, blocked, limit, ok := s.try(addr, 0)
+			require.Equal(t, []any{wantBlocked, wantLimit, want}, []any{blocked, limit, ok}, "step %d: add %s to %+v", step, addr, cfg)
+			if ok {
+				open = append(open, opened{addr, pass})
+			}
+			checkRecords(t, s)
+		}
+		for len(open) > 0 {
+			leave(len(open) - 1)
+		}
+		require.Zero(t, countEntries(t, s), "%+v", cfg)
+		for i := range s.stripes {
+			for _, l := range s.stripes[i].mu.levels {
+				require.Empty(t, l.records)
 			}
 		}
-		for _, addr := range open {
-			require.True(t, s.remove(addr))
-		}
-		require.Zero(t, countEntries(s), "%+v", cfg)
 	}
 }
 
@@ -179,8 +272,8 @@ func TestSubnetDefaults(t *testing.T) {
 	for _, loopback := range []string{"127.0.0.1", "127.8.9.10", "::1"} {
 		_, _, admitted := fill(loopback, 200)
 		require.Equal(t, 200, admitted, loopback)
-		n, _ := s.in.networks.Lookup(netip.MustParseAddr(loopback))
-		require.Zero(t, n.held.Load(), "what is not limited is not counted")
+		p, _, _, _ := s.try(netip.MustParseAddr(loopback), 0)
+		require.Zero(t, p, "what is not limited is not counted")
 	}
 }
 
@@ -214,9 +307,9 @@ func TestMappedNetworksAreIPv4Networks(t *testing.T) {
 
 func TestNoAddressIsInNoSubnet(t *testing.T) {
 	s := mustSubnets(t, subnetConfig{perSubnet: [numFamilies][]ConnLimitPerSubnet{{{0, 0}}, {{0, 0}}}})
-	_, _, ok := s.add(netip.Addr{})
+	p, _, _, ok := s.try(netip.Addr{}, 0)
 	require.True(t, ok)
-	require.True(t, s.remove(netip.Addr{}))
+	require.Zero(t, p)
 }
 
 func TestBadSubnetLimitsAreErrorsThatNameThem(t *testing.T) {
@@ -239,10 +332,8 @@ func TestBadSubnetLimitsAreErrorsThatNameThem(t *testing.T) {
 		"WithNetworkPrefixLimit: ipv6[0]: expected an ipv6 prefix as Network, got none or an invalid one": network(ipv6, netip.Prefix{}, 1),
 		"WithNetworkPrefixLimit: ipv4[0]: ConnCount is -5, expected 0 or more":                            network(ipv4, v4, -5),
 	} {
-		_, err := newSubnets(cfg)
+		_, err := newSubnets(cfg, rateConfig{})
 		require.EqualError(t, err, want)
-		_, err = newSourceRates(cfg)
-		require.EqualError(t, err, want, "source rates are made from the same lists")
 	}
 }
 
@@ -273,35 +364,25 @@ func TestRefusedAndClosedAddressesLeaveNothing(t *testing.T) {
 		_, _, ok := s.add(addr(i))
 		require.False(t, ok)
 	}
-	require.Equal(t, 2, countEntries(s), "refused addresses must not be kept")
+	require.Equal(t, 2, countEntries(t, s), "refused addresses must not be kept")
 
 	s = mustSubnets(t, defaultSubnetConfig())
+	var all []gatePass
 	for i := range 100_000 {
-		s.add(addr(i))
+		p, _, _, _ := s.try(addr(i), 0)
+		all = append(all, p)
 	}
-	require.Equal(t, 100_000, countEntries(s))
-	for i := range 100_000 {
-		require.True(t, s.remove(addr(i)))
+	require.Equal(t, 100_000, countEntries(t, s))
+	for _, p := range all {
+		p.conns.leave()
 	}
-	require.Zero(t, countEntries(s), "closed addresses must not be kept")
+	require.Zero(t, countEntries(t, s), "closed addresses must not be kept")
 	for i := range s.stripes {
-		for _, held := range s.stripes[i].mu.held {
-			require.Less(t, held.peak, 128, "nor the room for them")
+		for _, l := range s.stripes[i].mu.levels {
+			require.Empty(t, l.records)
+			require.Less(t, l.peak, 128, "nor the room for them")
 		}
 	}
-}
-
-func TestRemovingWhatWasNotAddedChangesNothing(t *testing.T) {
-	cfg := defaultSubnetConfig()
-	cfg.networks[ipv4] = []NetworkPrefixLimit{{netip.MustParsePrefix("10.0.0.0/8"), 1}}
-	s := mustSubnets(t, cfg)
-	neighbour, stranger := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8:0:100::1")
-	s.add(neighbour)
-	require.False(t, s.remove(stranger), "the /48 has a connection, the stranger's /56 has none")
-	require.False(t, s.remove(netip.MustParseAddr("192.0.2.1")))
-	require.False(t, s.remove(netip.MustParseAddr("10.0.0.1")))
-	require.True(t, s.remove(neighbour), "the neighbour's connection must still be counted")
-	require.Zero(t, countEntries(s))
 }
 
 // holders adds and removes an address from many goroutines, and gives the most
@@ -312,7 +393,8 @@ func holders(s *subnets, goroutines, rounds int, addr func(int) netip.Addr) (mos
 	for g := range goroutines {
 		wg.Go(func() {
 			for range rounds {
-				if _, _, ok := s.add(addr(g)); !ok {
+				p, _, _, ok := s.try(addr(g), 0)
+				if !ok {
 					refusals.Add(1)
 					continue
 				}
@@ -321,7 +403,7 @@ func holders(s *subnets, goroutines, rounds int, addr func(int) netip.Addr) (mos
 				}
 				runtime.Gosched() // so that more are held than there are processors
 				held.Add(-1)
-				s.remove(addr(g))
+				p.conns.leave()
 			}
 		})
 	}
@@ -343,7 +425,7 @@ func TestSubnetsAreExactUnderConcurrency(t *testing.T) {
 			most, refused := holders(s, limit, rounds, addr)
 			require.Zero(t, refused)
 			require.LessOrEqual(t, most, int64(limit))
-			require.Zero(t, countEntries(s))
+			require.Zero(t, countEntries(t, s))
 		})
 		t.Run(name+" without room never overshoots", func(t *testing.T) {
 			s := mustSubnets(t, cfg)
@@ -375,34 +457,13 @@ func TestSubnetsAreExactUnderConcurrency(t *testing.T) {
 	})
 }
 
-func TestTheLastPlaceOfANetworkIsTakenOnce(t *testing.T) {
-	n := networkConns{limit: 1}
-	var holding atomic.Int64
-	var wg sync.WaitGroup
-	for range 4 {
-		wg.Go(func() {
-			for range 300_000 {
-				if n.move(1) {
-					if holding.Add(1) > 1 {
-						t.Error("two hold one place")
-					}
-					holding.Add(-1)
-					n.move(-1)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	require.Zero(t, n.held.Load())
-}
-
 func TestSubnetsAllocateNothingForARefusal(t *testing.T) {
 	s := mustSubnets(t, defaultSubnetConfig())
 	addr := netip.MustParseAddr("2001:db8::1")
 	for range 8 {
 		s.add(addr)
 	}
-	require.Zero(t, testing.AllocsPerRun(100, func() { s.add(addr) }))
+	require.Zero(t, testing.AllocsPerRun(100, func() { s.enter(addr, 0, dimConnsIn) }))
 }
 
 func BenchmarkSubnets(b *testing.B) {
@@ -419,8 +480,10 @@ func BenchmarkSubnets(b *testing.B) {
 			s := mustSubnets(b, defaultSubnetConfig())
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				s.add(addr(i))
-				s.remove(addr(i))
+				p, _, _ := s.enter(addr(i), 0, dimConnsIn)
+				if p.conns != nil {
+					p.conns.leave()
+				}
 			}
 		})
 		b.Run("parallel/"+name, func(b *testing.B) {
@@ -428,8 +491,10 @@ func BenchmarkSubnets(b *testing.B) {
 			var worker atomic.Int64
 			b.RunParallel(func(pb *testing.PB) {
 				for i := int(worker.Add(1)) << 20; pb.Next(); i++ {
-					s.add(addr(i))
-					s.remove(addr(i))
+					p, _, _ := s.enter(addr(i), 0, dimConnsIn)
+					if p.conns != nil {
+						p.conns.leave()
+					}
 				}
 			})
 		})
@@ -442,7 +507,7 @@ func BenchmarkSubnets(b *testing.B) {
 		}
 		b.ReportAllocs()
 		for b.Loop() {
-			s.add(addr)
+			s.enter(addr, 0, dimConnsIn)
 		}
 	})
 }

@@ -65,10 +65,18 @@ func (st *stripe) traceRefuser(h *holder) {
 	}
 }
 
-// refusedAtGate notes a refusal by a gate.
-func (st *stripe) refusedAtGate(why *refusal) {
-	st.refusedBy(traceName{scopeName: why.scope}, &amounts{})
-	st.note(*why, nil)
+// traceGate tells of a refusal by a gate: of a connection that will not be, or of
+// one that wanted to move to its peer.
+func (st *stripe) traceGate(h *holder, why *LimitError) {
+	st.lock(false)
+	defer st.unlock(false)
+	opening := h.num == 0
+	st.number(h)
+	total := h.total()
+	st.trace.blocked(traceName{scopeName: why.why.scope}, &total, why.why.d, &amounts{})
+	if opening {
+		st.traceNotOpened(h)
+	}
 }
 
 // traceSpan tells of a new span.

@@ -8,8 +8,6 @@ package rcmgr
 import (
 	"net"
 	"net/netip"
-
-	"github.com/libp2p/go-libp2p/core/network"
 )
 
 type gate struct {
@@ -40,23 +38,27 @@ func newGate(cfg gateConfig, caller *callerRates, noting bool) (*gate, error) {
 }
 
 // concerns tells whether connections in a direction pass the gates.
-func (g *gate) concerns(dir network.Direction) bool {
-	return dir == network.DirInbound || g.outbound
+func (g *gate) concerns(inbound bool) bool {
+	return inbound || g.outbound
 }
 
 // enter asks the gates for a connection from addr, or tells why not. Without an
 // address there is nothing to ask.
-func (g *gate) enter(addr netip.Addr, dir network.Direction) (gatePass, *LimitError) {
-	d := dimConnsIn
-	if dir == network.DirOutbound {
-		d = dimConnsOut
-	}
+func (g *gate) enter(addr netip.Addr, inbound bool) (gatePass, *LimitError) {
+	d := connsDim(inbound)
 	p, why, ok := g.subnets.enter(addr, g.subnets.now(), d)
 	if ok && g.caller != nil && !g.caller.allows(addr) {
 		p.undo()
 		return gatePass{}, g.subnets.refuse(addr, KindRate, d)
 	}
 	return p, why
+}
+
+func connsDim(inbound bool) dim {
+	if inbound {
+		return dimConnsIn
+	}
+	return dimConnsOut
 }
 
 // forget drops what the gates keep of addresses that have been quiet.
@@ -88,7 +90,7 @@ func (m *Manager) passGates(h *holder, far endpoint) (gatePass, error) {
 			return gatePass{}, err
 		}
 	}
-	p, why := m.gate.enter(far.addr, h.dir)
+	p, why := m.gate.enter(far.addr, h.inbound)
 	if why == nil {
 		return p, nil
 	}
@@ -128,10 +130,7 @@ func (st *stripe) glance(h *holder) error {
 
 // crowded tells, without a lock, whether system or transient may be full.
 func (m *Manager) crowded(h *holder) bool {
-	d := dimConnsIn
-	if h.dir == network.DirOutbound {
-		d = dimConnsOut
-	}
+	d := connsDim(h.inbound)
 	for _, k := range [...]Kind{KindTransient, KindSystem} {
 		if p := m.fixed[k]; p.tight(d) || p.tight(dimConns) || h.fd && p.tight(dimFD) {
 			return true

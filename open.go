@@ -30,10 +30,10 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 	if err != nil {
 		return nil, err
 	}
-	h := holder{kind: KindConn, dir: dir, fd: usefd, limit: limit}
+	h := holder{kind: KindConn, inbound: dir == network.DirInbound, fd: usefd, limit: limit}
 	open, named := m.allowlist.allowsAddr(far)
 	var pass gatePass
-	gated := !open && m.gate.concerns(dir)
+	gated := !open && m.gate.concerns(h.inbound)
 	if gated && !named {
 		if pass, err = m.passGates(&h, far); err != nil {
 			return nil, err
@@ -53,7 +53,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		case undecided:
 			continue
 		}
-		scope := &connScope{holder: h, root: root{chain: c}, far: far, subnet: pass.conns, onTrial: gated && named,
+		scope := &connScope{holder: h, root: root{chain: c}, addr: far.addr, relayed: far.relayed, subnet: pass.conns, onTrial: gated && named,
 			allowlisted: c.at[slotSystem].kind == KindAllowlistedSystem}
 		scope.tree = &scope.root
 		scope.at.Store(st)
@@ -80,7 +80,7 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 		return nil, err
 	}
 	st := m.stripeOf(p)
-	h := holder{kind: KindStream, dir: dir, limit: limit}
+	h := holder{kind: KindStream, inbound: dir == network.DirInbound, limit: limit}
 	r := h.total()
 	var c chain
 	var peerLimit *amounts
@@ -141,7 +141,7 @@ func (st *stripe) open(h *holder, r *request, c *chain, fallBack, all bool) (ver
 	case admitted:
 		if c.peer != nil {
 			c.peer.refs++
-			countTransient(c, h.dir, 1)
+			countTransient(c, h.inbound, 1)
 		}
 		st.traceOpened(h, r)
 	}

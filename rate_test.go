@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/network"
 	xrate "github.com/libp2p/go-libp2p/x/rate"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/time/rate"
@@ -211,7 +210,7 @@ func TestACallersOwnLimiterIsUsed(t *testing.T) {
 	g, err := newGate(gateConfig{}, &caller, false)
 	require.NoError(t, err)
 	for want := 2; want >= 0; want-- {
-		pass, why := g.enter(addr, network.DirInbound)
+		pass, why := g.enter(addr, true)
 		require.Equal(t, want > 0, why == nil)
 		if why != nil {
 			require.Equal(t, "rate:192.0.2.1/32", why.Scope())
@@ -221,7 +220,7 @@ func TestACallersOwnLimiterIsUsed(t *testing.T) {
 	g, err = newGate(gateConfig{rate: defaultRateConfig()}, &callerRates{}, false)
 	require.NoError(t, err)
 	for range 100 {
-		_, why := g.enter(addr, network.DirInbound)
+		_, why := g.enter(addr, true)
 		require.Nil(t, why, "no limiter limits nothing")
 	}
 }

@@ -5,6 +5,7 @@ package rcmgr
 // tree of spans. The whole tree lies in one stripe.
 
 import (
+	"net/netip"
 	"strconv"
 	"sync/atomic"
 
@@ -90,9 +91,10 @@ type holder struct {
 	spans int64 // begun so far
 	kind  Kind
 	role  role
-	dir   network.Direction
-	fd    bool
-	done  bool // I5: holds nothing, refuses everything
+	// inbound: every direction but inbound counts as outbound.
+	inbound bool
+	fd      bool // it takes a file descriptor
+	done    bool // I5: holds nothing, refuses everything
 }
 
 // role says what a holder is.
@@ -331,19 +333,18 @@ func (h *holder) total() (r request) {
 		r.ask(dimMemory, h.use)
 	}
 	if h.role == leaf {
-		r.askFor(h.kind, h.dir, h.fd)
+		r.askFor(h.kind, h.inbound, h.fd)
 	}
 	return r
 }
 
-// askFor asks for one connection or stream. Every direction but inbound counts
-// as outbound.
-func (r *request) askFor(kind Kind, dir network.Direction, fd bool) {
+// askFor asks for one connection or stream.
+func (r *request) askFor(kind Kind, inbound, fd bool) {
 	in, total := dimStreamsIn, dimStreams
 	if kind == KindConn {
 		in, total = dimConnsIn, dimConns
 	}
-	if dir != network.DirInbound {
+	if !inbound {
 		in++ // the outbound dimension
 	}
 	r.ask(in, 1)
@@ -430,8 +431,9 @@ type connScope struct {
 	holder
 	root
 
-	far    endpoint
-	subnet *subnet // of its far end, in which it counts; may be nil
+	addr    netip.Addr // of its far end, see endpoint
+	subnet  *subnet    // of its far end, in which it counts; may be nil
+	relayed bool
 	// onTrial: an entry of the allowlist that names a peer let it past the
 	// gates, before it was known who it is.
 	onTrial bool
@@ -469,14 +471,14 @@ func (c *connScope) SetPeer(p peer.ID) error {
 }
 
 func (c *connScope) setPeer(m *Manager, p peer.ID) error {
-	mv := move{to: m.stripeOf(p), trusted: m.allowlist.allows(p, c.far)}
+	mv := move{to: m.stripeOf(p), trusted: m.allowlist.allows(p, endpoint{c.addr, c.relayed})}
 	if c.onTrial && !mv.trusted {
 		// The allowlist opened the gates for somebody else.
 		if err := c.mayStillMove(); err != nil {
 			return err
 		}
 		var why *LimitError
-		if mv.pass, why = m.gate.enter(c.far.addr, c.dir); why != nil {
+		if mv.pass, why = m.gate.enter(c.addr, c.inbound); why != nil {
 			return m.refusedAtGate(&c.holder, why)
 		}
 	}
@@ -745,15 +747,15 @@ func (s *streamScope) attachLocked(st *stripe, sh *share, slot int, all bool) (v
 
 // leaveTransient takes the stream out of the transient scope.
 func (s *streamScope) leaveTransient(st *stripe, total *request) {
-	countTransient(&s.chain, s.dir, -1)
+	countTransient(&s.chain, s.inbound, -1)
 	st.giveBack(s.chain.at[slotTransient], total)
 	s.chain.at[slotTransient] = nil
 }
 
 // countTransient keeps the number of inbound streams that a peer has in the
 // standard transient scope.
-func countTransient(c *chain, dir network.Direction, n int32) {
-	if a := c.at[slotTransient]; a != nil && a.kind == KindTransient && dir == network.DirInbound {
+func countTransient(c *chain, inbound bool, n int32) {
+	if a := c.at[slotTransient]; a != nil && a.kind == KindTransient && inbound {
 		c.peer.transientIn += n
 	}
 }
@@ -764,7 +766,7 @@ func (s *streamScope) Done() {
 	st := s.root.lock(false)
 	defer st.unlock(false)
 	if !s.done {
-		countTransient(&s.chain, s.dir, -1)
+		countTransient(&s.chain, s.inbound, -1)
 		s.finish(st)
 	}
 }

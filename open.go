@@ -30,10 +30,10 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 	if err != nil {
 		return nil, err
 	}
-	h := holder{kind: KindConn, inbound: dir == network.DirInbound, fd: usefd, limit: limit}
+	h := holder{kind: KindConn, unit: unitOf(KindConn, dir, usefd), limit: limit}
 	open, named := m.allowlist.allowsAddr(far)
 	var pass gatePass
-	gated := !open && m.gate.concerns(h.inbound)
+	gated := !open && m.gate.concerns(h.dir)
 	if gated && !named {
 		if pass, err = m.passGates(&h, far); err != nil {
 			return nil, err
@@ -80,7 +80,7 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 		return nil, err
 	}
 	st := m.stripeOf(p)
-	h := holder{kind: KindStream, inbound: dir == network.DirInbound, limit: limit}
+	h := holder{kind: KindStream, unit: unitOf(KindStream, dir, false), limit: limit}
 	r := h.total()
 	var c chain
 	var peerLimit *amounts
@@ -141,7 +141,7 @@ func (st *stripe) open(h *holder, r *request, c *chain, fallBack, all bool) (ver
 	case admitted:
 		if c.peer != nil {
 			c.peer.refs++
-			countTransient(c, h.inbound, 1)
+			countTransient(c, h.dir, 1)
 		}
 		st.traceOpened(h, r)
 	}

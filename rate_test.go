@@ -210,7 +210,7 @@ func TestACallersOwnLimiterIsUsed(t *testing.T) {
 	g, err := newGate(gateConfig{}, &caller, false)
 	require.NoError(t, err)
 	for want := 2; want >= 0; want-- {
-		pass, why := g.enter(addr, true)
+		pass, why := g.enter(addr, dimConnsIn)
 		require.Equal(t, want > 0, why == nil)
 		if why != nil {
 			require.Equal(t, "rate:192.0.2.1/32", why.Scope())
@@ -220,7 +220,7 @@ func TestACallersOwnLimiterIsUsed(t *testing.T) {
 	g, err = newGate(gateConfig{rate: defaultRateConfig()}, &callerRates{}, false)
 	require.NoError(t, err)
 	for range 100 {
-		_, why := g.enter(addr, true)
+		_, why := g.enter(addr, dimConnsIn)
 		require.Nil(t, why, "no limiter limits nothing")
 	}
 }

@@ -265,6 +265,12 @@ func memoryRequest(a Admission, size int64, priority uint8) request {
 	return request{memory: size, weight: a.weight(priority), priority: priority}
 }
 
+// fits tells whether a limit admits the request while nothing is held.
+func (r *request) fits(limit *amounts) bool {
+	return r.count <= limit[r.dir&dimMask] && r.count <= limit[r.both&dimMask] &&
+		r.fds <= limit[dimFD] && r.memory <= limit[dimMemory]
+}
+
 // item is an amount of one dimension.
 type item struct {
 	d dim

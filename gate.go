@@ -45,7 +45,7 @@ func (g *gate) concerns(d dim) bool {
 // enter asks the gates for a connection from addr, or tells why not. Without an
 // address there is nothing to ask. d is inbound connections, or outbound ones.
 func (g *gate) enter(addr netip.Addr, d dim) (gatePass, *LimitError) {
-	p, why, ok := g.subnets.enter(addr, g.subnets.now(), d)
+	p, why, ok := g.subnets.enter(addr, d)
 	if ok && g.caller != nil && !g.caller.allows(addr) {
 		p.undo()
 		return gatePass{}, g.subnets.refuse(addr, KindRate, d)
@@ -69,7 +69,7 @@ func (g *gate) suspicious(addr net.Addr) bool {
 	if err != nil {
 		return true
 	}
-	_, _, ok := g.sources.enter(normalAddr(ap.Addr()), g.sources.now(), dimConnsIn)
+	_, _, ok := g.sources.enter(normalAddr(ap.Addr()), dimConnsIn)
 	return !ok
 }
 

@@ -158,6 +158,9 @@ func (st *stripe) number(h *holder) {
 
 // checkOpening asks the limit of the connection or stream itself.
 func (st *stripe) checkOpening(h *holder, r *request) verdict {
+	if r.fits(h.limit) {
+		return admitted
+	}
 	for _, it := range r.items() {
 		if it.n > h.limit[it.d] {
 			st.refusedBy(traceName{scopeName: h.name()}, &amounts{})

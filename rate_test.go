@@ -103,7 +103,8 @@ func TestRatesDecideLikeTokenBuckets(t *testing.T) {
 	for range 100 {
 		cfg := randomRateConfig(rng)
 		r, m := mustRates(t, cfg), &rateModel{cfg, map[string]*rate.Limiter{}}
-		now := r.start
+		start := time.Now()
+		now := start
 		for step := range 500 {
 			// Odd nanoseconds, so that no decision hangs on how a float is rounded.
 			now = now.Add(time.Duration(rng.Int64N(int64(time.Second))))
@@ -112,7 +113,7 @@ func TestRatesDecideLikeTokenBuckets(t *testing.T) {
 			}
 			addr := randomAddr(rng)
 			wantBlocked, want := m.take(addr, now)
-			p, blocked, _, ok := r.try(addr, now.Sub(r.start))
+			p, blocked, _, ok := r.try(addr, now.Sub(start))
 			require.Equal(t, []any{wantBlocked, want}, []any{blocked, ok}, "step %d: %s of %+v", step, addr, cfg)
 			if ok && rng.IntN(3) == 0 {
 				now = now.Add(time.Duration(rng.Int64N(int64(time.Second))))
@@ -121,7 +122,7 @@ func TestRatesDecideLikeTokenBuckets(t *testing.T) {
 			}
 		}
 		bucketEntries(t, r)
-		r.forget(int64(now.Add(time.Hour).Sub(r.start)))
+		r.forget(int64(now.Add(time.Hour).Sub(start)))
 		require.Zero(t, bucketEntries(t, r), "%+v", cfg)
 	}
 }
@@ -403,22 +404,26 @@ func BenchmarkRates(b *testing.B) {
 		for _, perSecond := range []int{1000, 100_000} {
 			b.Run(fmt.Sprintf("take/%s/addresses-per-second=%d", name, perSecond), func(b *testing.B) {
 				r := mustRates(b, defaultRateConfig())
+				at := int64(0)
+				r.now = func() int64 { return at }
 				b.ReportAllocs()
 				for i := 0; b.Loop(); i++ {
-					r.enter(addr(i), int64(i)*int64(time.Second)/int64(perSecond), dimConnsIn)
+					at = int64(i) * int64(time.Second) / int64(perSecond)
+					r.enter(addr(i), dimConnsIn)
 				}
 			})
 		}
 	}
 	b.Run("refused", func(b *testing.B) {
 		r := mustRates(b, defaultRateConfig())
+		r.now = func() int64 { return 0 }
 		addr := netip.MustParseAddr("192.0.2.1")
 		for range 2 * connsPerHost {
-			r.enter(addr, 0, dimConnsIn)
+			r.enter(addr, dimConnsIn)
 		}
 		b.ReportAllocs()
 		for b.Loop() {
-			r.enter(addr, 0, dimConnsIn)
+			r.enter(addr, dimConnsIn)
 		}
 	})
 }

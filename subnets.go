@@ -77,7 +77,9 @@ type subnetLevel struct {
 // before those of levels.
 type subnets struct {
 	*partition
-	start   time.Time
+	// now gives the time as the buckets know it: in nanoseconds since they were
+	// made. It is read only where there are tokens.
+	now     func() int64
 	a, b    uint64 // secret: they choose the stripe
 	stripes [gateStripes]subnetStripe
 	named   []*subnet // networks with a limit, each in a stripe of its own
@@ -90,7 +92,9 @@ func newSubnets(conns subnetConfig, rates rateConfig) (*subnets, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &subnets{partition: p, start: time.Now(), a: rand.Uint64(), b: rand.Uint64()}
+	start := time.Now()
+	s := &subnets{partition: p, a: rand.Uint64(), b: rand.Uint64(),
+		now: func() int64 { return int64(time.Since(start)) }} // by the monotonic clock
 	for i := range s.stripes {
 		s.stripes[i].mu.levels = make([]subnetLevel, len(p.levels[ipv4])+len(p.levels[ipv6]))
 	}
@@ -116,10 +120,6 @@ func (s *subnets) each(f func(*subnetStripe)) {
 	}
 }
 
-// now is the time as the buckets know it: nanoseconds since they were made, by
-// the monotonic clock.
-func (s *subnets) now() int64 { return int64(time.Since(s.start)) }
-
 // stripeOf gives the stripe that has all records of an address: that of its
 // widest subnet. The secret keeps strangers from choosing addresses that all
 // meet in one.
@@ -140,14 +140,21 @@ type gatePass struct {
 // neither: then it tells which subnet has none left, as an error unless the
 // subnets are quiet. An invalid address is in no subnet and always fits. d is
 // what will be refused: inbound connections, or outbound ones.
-func (s *subnets) enter(addr netip.Addr, at int64, d dim) (p gatePass, why *LimitError, ok bool) {
+func (s *subnets) enter(addr netip.Addr, d dim) (p gatePass, why *LimitError, ok bool) {
 	if !addr.IsValid() {
 		return gatePass{}, nil, true
 	}
-	f := familyOf(addr)
 	n, _ := s.networks.Lookup(addr)
-	w := passage{namedNet: n, levels: s.levels[f], key: keyOf(addr), at: at,
+	if n.free {
+		return gatePass{}, nil, true
+	}
+	f := familyOf(addr)
+	w := passage{namedNet: n, levels: s.levels[f], key: keyOf(addr),
 		counts: !n.forConns && s.counted[f], takes: !n.forTokens && s.taken[f]}
+	at := int64(0)
+	if w.takes || w.tokens != nil {
+		at = s.now()
+	}
 	if w.conns != nil {
 		w.conns.in.mu.Lock()
 		defer w.conns.in.mu.Unlock()
@@ -161,7 +168,7 @@ func (s *subnets) enter(addr netip.Addr, at int64, d dim) (p gatePass, why *Limi
 		st := s.stripeOf(w.key, w.levels)
 		st.mu.Lock()
 		defer st.mu.Unlock()
-		w.beginLocked(st)
+		w.beginLocked(st, at)
 	}
 	if full, k := w.fullLocked(); full != nil {
 		return gatePass{}, s.refuseLocked(full, k, d), false
@@ -174,7 +181,6 @@ type passage struct {
 	namedNet         // the network that it is in, if any
 	levels   []level // the narrowest first
 	key      subnetKey
-	at       int64
 	// Whether connections and tokens are counted on the levels.
 	counts, takes bool
 
@@ -184,10 +190,12 @@ type passage struct {
 }
 
 // beginLocked finds what is known.
-func (w *passage) beginLocked(st *subnetStripe) {
-	st.reachedLocked(w.at)
-	// Two looks for each token keep ahead of the one that each will need.
-	st.forgetLocked(2)
+func (w *passage) beginLocked(st *subnetStripe, at int64) {
+	if w.takes {
+		st.reachedLocked(at)
+		// Two looks for each token keep ahead of the one that each will need.
+		st.forgetLocked(2)
+	}
 	w.in, w.fresh = st, w.levels
 	for i := range w.levels {
 		l := &w.levels[i]

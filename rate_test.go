@@ -427,3 +427,23 @@ func BenchmarkRates(b *testing.B) {
 		}
 	})
 }
+
+// What is kept of a subnet that has gone is used again for another one.
+func TestATokenIsNotGivenBackToAnotherSubnet(t *testing.T) {
+	cfg := rateConfig{perSubnet: [numFamilies][]subnetRate{{{32, rateLimit{perSecond: 1, burst: 2}}}}}
+	r := mustRates(t, cfg)
+	first, second := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.1")
+	r.a, r.b = 0, 0 // everything is in one stripe
+	pass, _, _, ok := r.try(first, 0)
+	require.True(t, ok)
+	used := pass.tokens
+	r.forget(int64(time.Minute))
+	for range 2 {
+		pass, _, _, ok := r.try(second, time.Minute)
+		require.True(t, ok)
+		require.Same(t, used, pass.tokens, "the record was not used again")
+	}
+	pass.undo()
+	_, _, _, ok = r.try(second, time.Minute)
+	require.False(t, ok)
+}

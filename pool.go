@@ -179,6 +179,13 @@ func (p *pool) tally(d dim) tally {
 // tight tells, without a lock, whether the pool is tight in d.
 func (p *pool) tight(d dim) bool { return p.word[d].Load()&1 != 0 }
 
+// tightFor is tight for everything that a connection or stream counts in.
+func (p *pool) tightFor(u unit) bool {
+	words := p.word[u.dir&dimMask].Load() | p.word[u.both&dimMask].Load()
+	words |= p.word[dimFD].Load() & uint64(u.fds)
+	return words&1 != 0
+}
+
 func (p *pool) storeLocked(d dim, l tally) {
 	w := uint64(l.handed) << 1
 	if l.tight {

@@ -198,8 +198,6 @@ type passage struct {
 func (w *passage) beginLocked(st *subnetStripe, at int64) {
 	if w.takes {
 		st.reachedLocked(at)
-		// Two looks for each token keep ahead of the one that each will need.
-		st.forgetLocked(2)
 	}
 	w.in, w.fresh = st, w.levels
 	for i := range w.levels {
@@ -289,6 +287,10 @@ func (w *passage) takeLocked() (p gatePass) {
 		}
 	}
 	w.known.dropLocked() // where nothing was counted or taken
+	if w.takes {
+		// Two looks for each token keep ahead of the one that each will need.
+		w.in.forgetLocked(2)
+	}
 	return p
 }
 

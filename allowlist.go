@@ -89,7 +89,7 @@ func (al *Allowlist) Allowed(ma multiaddr.Multiaddr) bool {
 // ma: one for the address that names no peer, one for the address that names
 // this peer, or one that is the bare peer ID.
 func (al *Allowlist) AllowedPeerAndMultiaddr(peerID peer.ID, ma multiaddr.Multiaddr) bool {
-	return al.allows(peerID, endpointOf(ma))
+	return al.allows(peerID, endpointOf(ma).addr)
 }
 
 // allowsAddr tells what the list says of an endpoint whose peer is not known:
@@ -102,17 +102,18 @@ func (al *Allowlist) allowsAddr(ep endpoint) (open, named bool) {
 	return v.open.Contains(ep.addr), v.named.Contains(ep.addr)
 }
 
-// allows tells if a peer is allowlisted at an endpoint.
-func (al *Allowlist) allows(p peer.ID, ep endpoint) bool {
+// allows tells if a peer is allowlisted at an address, which may be invalid: then
+// it is anywhere.
+func (al *Allowlist) allows(p peer.ID, addr netip.Addr) bool {
 	v := al.view.Load()
 	if v == nil {
 		return false
 	}
-	if ep.addr.IsValid() && v.open.Contains(ep.addr) {
+	if addr.IsValid() && v.open.Contains(addr) {
 		return true
 	}
 	e, ok := v.peer(p)
-	return ok && (e.bare > 0 || ep.addr.IsValid() && e.at != nil && e.at.Contains(ep.addr))
+	return ok && (e.bare > 0 || addr.IsValid() && e.at != nil && e.at.Contains(addr))
 }
 
 // allowsPeer tells if a peer is allowlisted wherever it is.

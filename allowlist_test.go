@@ -198,7 +198,7 @@ func TestAllowlistDecidesLikeAPlainList(t *testing.T) {
 		}
 		gotOpen, gotNamed := al.allowsAddr(ep)
 		require.Equal(t, []bool{open, named, open || at || bare, bare},
-			[]bool{gotOpen, gotNamed, al.allows(p, ep), al.allowsPeer(p)}, "step %d: %v %s %v", step, ep, p, list)
+			[]bool{gotOpen, gotNamed, al.allows(p, ep.addr), al.allowsPeer(p)}, "step %d: %v %s %v", step, ep, p, list)
 	}
 	for _, e := range list {
 		require.NoError(t, al.Remove(e.ma))
@@ -254,7 +254,7 @@ func TestAllowlistLookupsAllocateNothing(t *testing.T) {
 	p := mustPeer(t, peerA)
 	require.Zero(t, testing.AllocsPerRun(100, func() {
 		al.allowsAddr(ep)
-		al.allows(p, endpoint{relayed: true})
+		al.allows(p, netip.Addr{})
 		al.allowsPeer(p)
 	}))
 }
@@ -296,7 +296,7 @@ func BenchmarkAllowlist(b *testing.B) {
 		b.Run(fmt.Sprintf("allows/entries=%d", n), func(b *testing.B) {
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				al.allows(peers[i%len(peers)], eps[i%len(eps)])
+				al.allows(peers[i%len(peers)], eps[i%len(eps)].addr)
 			}
 		})
 	}

@@ -26,11 +26,7 @@ func requireGatesEmpty(t testing.TB, m *Manager) {
 	for _, s := range []*subnets{m.gate.subnets, m.gate.sources} {
 		s.forget(s.now() + int64(time.Hour))
 		require.Zero(t, bucketEntries(t, s))
-		for i := range s.stripes {
-			for _, l := range s.stripes[i].mu.levels {
-				require.Empty(t, l.records)
-			}
-		}
+		requireNoRecords(t, s)
 	}
 }
 
@@ -214,7 +210,7 @@ func TestWhatIsRefusedLaterTakesNothingFromTheGates(t *testing.T) {
 func (g *gate) enterNow(far multiaddr.Multiaddr) bool {
 	pass, why := g.enter(endpointOf(far).addr, dimConnsIn)
 	if pass.conns != nil {
-		pass.conns.leave()
+		pass.conns.leave(pass.addr)
 	}
 	return why == nil
 }

@@ -53,7 +53,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		case undecided:
 			continue
 		}
-		scope := &connScope{holder: h, root: root{chain: c}, addr: far.addr, relayed: far.relayed, subnet: pass.conns, onTrial: gated && named,
+		scope := &connScope{holder: h, root: root{chain: c}, addr: far.addr, gate: pass.conns, onTrial: gated && named,
 			allowlisted: c.at[slotSystem].kind == KindAllowlistedSystem}
 		scope.tree = &scope.root
 		scope.at.Store(st)

@@ -115,28 +115,29 @@ func (c *chain) addAll(r *request) {
 	}
 }
 
-// sub takes n of d from the whole chain, and tells whether too much credit lies
-// idle now.
-func (c *chain) sub(d dim, n int64) (idle bool) {
+// subMemory takes n bytes from the whole chain, and tells whether too much credit
+// lies idle now.
+func (c *chain) subMemory(n int64) (idle bool) {
 	for _, a := range c.at[:firstShared] {
 		if a != nil {
-			a.use[d] -= n
+			a.use[dimMemory] -= n
 		}
 	}
 	for _, a := range c.shared() {
 		if a != nil {
-			a.use[d] -= n
-			idle = idle || a.use[d] < a.share.floor[d]
+			a.use[dimMemory] -= n
+			idle = idle || a.use[dimMemory] < a.share.floor[dimMemory]
 		}
 	}
 	return idle
 }
 
-func (st *stripe) trim(c *chain, d dim) {
+// trimMemory returns the memory of a chain that lies idle.
+func (st *stripe) trimMemory(c *chain) {
+	var memory request // of nothing else
 	for _, a := range c.shared() {
-		if a != nil && a.use[d] < a.share.floor[d] {
-			a.share.trim(d)
-			st.returns++
+		if a != nil && a.use[dimMemory] < a.share.floor[dimMemory] {
+			st.returns += a.share.trim(&memory)
 		}
 	}
 }
@@ -169,12 +170,7 @@ func (st *stripe) giveBack(a *account, r *request) {
 func (st *stripe) giveTo(a *account, r *request) {
 	a.use.refund(r)
 	if sh := a.share; sh != nil && sh.idles(r) {
-		for _, it := range r.items() {
-			if sh.use[it.d] < sh.floor[it.d] {
-				sh.trim(it.d)
-				st.returns++
-			}
-		}
+		st.returns += sh.trim(r)
 	}
 }
 
@@ -395,6 +391,9 @@ func (st *stripe) check(c *chain, r *request, all bool) verdict {
 }
 
 func (st *stripe) checkAll(c *chain, r *request, all bool) verdict {
+	if r.mayBeReady() && !r.crowding && !all && st.drawLacking(c, r) {
+		return admitted
+	}
 	if st.checkPrivate(c, r) == admitted {
 		return st.checkShared(c, r, all, true)
 	}
@@ -471,6 +470,44 @@ func (st *stripe) checkShared(c *chain, r *request, all, draw bool) verdict {
 		}
 	}
 	return v
+}
+
+// drawLacking draws the credit that is lacking where that is all there is to it:
+// nothing private refuses, and every pool has it to give. Nothing has changed if
+// not. It is the common case of a pool that is tight.
+func (st *stripe) drawLacking(c *chain, r *request) bool {
+	for _, a := range c.at[:firstShared] {
+		if a != nil && !a.hasReady(r) {
+			return false
+		}
+	}
+	var list shares
+	for i, a := range c.shared() {
+		if a == nil || a.hasReady(r) {
+			continue
+		}
+		if !a.share.mayDraw(r) {
+			return false
+		}
+		list[i] = a.share
+	}
+	may := true
+	for _, sh := range &list {
+		if sh != nil {
+			sh.pool.mu.Lock()
+			may = may && sh.mayDraw(r)
+		}
+	}
+	for _, sh := range &list {
+		if sh == nil {
+			continue
+		}
+		if may {
+			st.draws += sh.drawAllLocked(r)
+		}
+		sh.pool.mu.Unlock()
+	}
+	return may
 }
 
 // judge decides for every share that lacks credit, first in the order of the

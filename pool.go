@@ -277,6 +277,54 @@ func (sh *share) lacks(r *request, it item) bool {
 	return it.n > sh.credit[it.d]-sh.use[it.d] || r.exact(it)
 }
 
+// ask decides a request for n of d, which may fill all of the limit, by the share's
+// own credit and one look at the pool, and tells the credit to hand out for it.
+func (sh *share) ask(d dim, n int64) (grant int64, v verdict) {
+	short := n - (sh.credit[d] - sh.use[d])
+	if short <= 0 {
+		return 0, admitted
+	}
+	l := sh.pool.tally(d)
+	return l.draw(n, short, l.limit)
+}
+
+// mayDraw tells whether the credit that a request lacks can be drawn, as it looks
+// now; for certain, if the pool's lock is held.
+func (sh *share) mayDraw(r *request) bool {
+	if _, v := sh.ask(r.dir&dimMask, r.count); v != admitted {
+		return false
+	}
+	if _, v := sh.ask(r.both&dimMask, r.count); v != admitted {
+		return false
+	}
+	if _, v := sh.ask(dimFD, r.fds); v != admitted {
+		return false
+	}
+	_, v := sh.ask(dimMemory, r.memory)
+	return v == admitted
+}
+
+// drawAllLocked draws the credit that a request lacks, and tells how often it had to.
+// The pool's lock is held, and mayDraw.
+func (sh *share) drawAllLocked(r *request) (draws uint64) {
+	draws += sh.drawLackingLocked(dimMemory, r.memory)
+	if r.count != 0 {
+		draws += sh.drawLackingLocked(r.dir, r.count)
+		draws += sh.drawLackingLocked(r.both, r.count)
+		draws += sh.drawLackingLocked(dimFD, r.fds)
+	}
+	return draws
+}
+
+func (sh *share) drawLackingLocked(d dim, n int64) uint64 {
+	grant, _ := sh.ask(d&dimMask, n)
+	if grant == 0 {
+		return 0
+	}
+	sh.drawLocked(d&dimMask, grant)
+	return 1
+}
+
 // drawLocked hands out credit. The pool's lock is held.
 func (sh *share) drawLocked(d dim, grant int64) {
 	l := sh.pool.tally(d)
@@ -303,21 +351,36 @@ func (sh *share) carry(d dim, n int64) {
 	sh.floor[d] += n
 }
 
-// trim returns idle credit where there is more than the share may keep, down to
-// half of that.
-func (sh *share) trim(d dim) {
+// trim returns idle credit of whatever a request asked for.
+func (sh *share) trim(r *request) (returns uint64) {
 	sh.pool.mu.Lock()
-	defer sh.pool.mu.Unlock()
-	keep := sh.pool.tally(d).keep()
-	excess := int64(0)
+	returns = sh.trimLocked(dimMemory)
+	if r.count != 0 {
+		returns += sh.trimLocked(r.dir) + sh.trimLocked(r.both) + sh.trimLocked(dimFD)
+	}
+	sh.pool.mu.Unlock()
+	return returns
+}
+
+// trimLocked returns idle credit where there is more than the share may keep, down
+// to half of that, and tells how often it asked the pool. The pool's lock is held.
+func (sh *share) trimLocked(d dim) uint64 {
+	d &= dimMask
+	if sh.use[d] >= sh.floor[d] {
+		return 0
+	}
+	l := sh.pool.tally(d)
+	keep, excess := l.keep(), int64(0)
 	if idle := sh.credit[d] - sh.use[d]; idle > keep {
 		excess = idle - keep/2
 	}
-	sh.returnLocked(d, excess)
+	sh.returnLocked(d, l, excess)
+	return 1
 }
 
-func (sh *share) returnLocked(d dim, n int64) {
-	l := sh.pool.tally(d).giveBack(n)
+// returnLocked gives back credit to a pool whose tally is l. Its lock is held.
+func (sh *share) returnLocked(d dim, l tally, n int64) {
+	l = l.giveBack(n)
 	sh.pool.storeLocked(d, l)
 	sh.setCredit(d, sh.credit[d]-n, l)
 }

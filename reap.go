@@ -100,7 +100,7 @@ func (sh *share) surrender() {
 	sh.pool.mu.Lock()
 	defer sh.pool.mu.Unlock()
 	for d := range numDims {
-		sh.returnLocked(d, sh.credit[d])
+		sh.returnLocked(d, sh.pool.tally(d), sh.credit[d])
 	}
 	sh.pool.refused.add(sh.refused)
 }

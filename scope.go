@@ -275,8 +275,8 @@ func (st *stripe) drop(h *holder, n int64) {
 			now := p.use[dimMemory]
 			st.peerMemory.moveMemory(now, now-n)
 		}
-		if c.sub(dimMemory, n) {
-			st.trim(c, dimMemory)
+		if c.subMemory(n) {
+			st.trimMemory(c)
 		}
 	}
 	if st.trace != nil && !h.done {

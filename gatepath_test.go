@@ -213,6 +213,48 @@ func TestAConnectionOnTrialMovesWhollyOrNotAtAll(t *testing.T) {
 	}
 }
 
+// TestTheAllowlistedScopesAreShown: what the allowlist lets into a full manager
+// stands in Stat, in views, in metrics, and in errors where it finds no room.
+func TestTheAllowlistedScopesAreShown(t *testing.T) {
+	friend := testPeers[0]
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
+		c.System.Conns = 0
+		c.AllowlistedSystem.Memory, c.AllowlistedSystem.Conns = 100, 2
+	}), WithAllowlistedMultiaddrs(testAllowlist))
+	require.NotContains(t, toJSON(t, m.Stat()), "llowlisted", "go-libp2p's JSON while nothing is there")
+	view := func(of func(func(network.ResourceScope) error) error) (stat network.ScopeStat) {
+		require.NoError(t, of(func(s network.ResourceScope) error { stat = s.Stat(); return nil }))
+		return stat
+	}
+	requireHolds := func(system, transient network.ScopeStat) {
+		t.Helper()
+		stat := m.Stat()
+		require.Equal(t, []network.ScopeStat{{}, {}, system, transient},
+			[]network.ScopeStat{stat.System, stat.Transient, stat.AllowlistedSystem, stat.AllowlistedTransient})
+		require.Equal(t, system, view(m.ViewAllowlistedSystem))
+		require.Equal(t, transient, view(m.ViewAllowlistedTransient))
+	}
+	conn, err := m.OpenConnection(network.DirInbound, true, testFars[3].addr)
+	require.NoError(t, err)
+	one := network.ScopeStat{NumConnsInbound: 1, NumFD: 1}
+	requireHolds(one, one)
+	require.NoError(t, conn.SetPeer(friend))
+	requireHolds(one, network.ScopeStat{})
+	require.Equal(t, 1.0, seriesOf(t, registryOf(t, m), "scope_use")[" conns_inbound allowlistedSystem"])
+
+	err = conn.ReserveMemory(101, 255)
+	require.ErrorContains(t, err, "allowlistedSystem: cannot reserve memory")
+	require.NoError(t, m.ViewAllowlistedSystem(func(s network.ResourceScope) error {
+		span, err := s.BeginSpan()
+		require.NoError(t, err)
+		defer span.Done()
+		return span.ReserveMemory(100, 255)
+	}))
+	conn.Done()
+	requireHolds(network.ScopeStat{}, network.ScopeStat{})
+	assertEmpty(t, m)
+}
+
 // TestAllGatesAreForgottenWithinTwoMinutesOfSilence: of addresses that have
 // connected, and of those that were asked to be verified, nothing is kept once
 // their buckets are full again.

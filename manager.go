@@ -193,6 +193,18 @@ func (m *Manager) ViewTransient(f func(network.ResourceScope) error) error {
 	return f(m.fixed[KindTransient])
 }
 
+// ViewAllowlistedSystem is ViewSystem for what the allowlist lets in where system
+// or transient is full.
+func (m *Manager) ViewAllowlistedSystem(f func(network.ResourceScope) error) error {
+	return f(m.fixed[KindAllowlistedSystem])
+}
+
+// ViewAllowlistedTransient is ViewTransient for what the allowlist lets in where
+// system or transient is full.
+func (m *Manager) ViewAllowlistedTransient(f func(network.ResourceScope) error) error {
+	return f(m.fixed[KindAllowlistedTransient])
+}
+
 // ViewService calls f with the scope of a service. The scope may be kept.
 func (m *Manager) ViewService(svc string, f func(network.ServiceScope) error) error {
 	return m.view(KindService, svc, func(p *pool) error { return f(serviceScope{p}) })

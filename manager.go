@@ -85,14 +85,11 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		limits:    book,
 		admission: cfg.admission,
 		newcomers: cfg.newcomers,
-		allowlist: new(Allowlist),
+		allowlist: newAllowlist(cfg.allowlisted),
 		reporter:  cfg.reporter,
 		started:   time.Now(),
 		bugLog:    rate.Sometimes{Interval: 10 * time.Second},
 		stop:      make(chan struct{}),
-	}
-	for _, e := range cfg.allowlisted {
-		m.allowlist.put(e, 1)
 	}
 	gates, err := cfg.gateConfig(limits)
 	if err != nil {

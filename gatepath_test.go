@@ -15,6 +15,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/libp2p/go-libp2p/x/rate"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
@@ -105,6 +106,61 @@ func TestEveryRefusalByAGateIsSeenEverywhere(t *testing.T) {
 			}
 			require.Equal(t, []string{want}, events)
 		})
+	}
+}
+
+// TestGatesAreAskedInOrder: where all of them would refuse, the scopes that may be
+// full do first, then the subnet, and the rate last.
+func TestGatesAreAskedInOrder(t *testing.T) {
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
+		c.System.Conns = 2
+		c.Gates = &GateLimits{
+			Subnets: SubnetLimits{IPv4: map[int]LimitVal{32: 1}},
+			Rate:    RateLimits{IPv4: map[int]ConnRate{32: oneToken()}},
+		}
+	}))
+	far := testFars[1].addr
+	held, err := m.OpenConnection(network.DirInbound, true, far)
+	require.NoError(t, err)
+	room := mustOpenConn(t, m, network.DirInbound)
+	for _, c := range []struct {
+		want Kind
+		then func()
+	}{{KindSystem, room.Done}, {KindSubnet, held.Done}, {KindRate, func() {}}} {
+		_, err := m.OpenConnection(network.DirInbound, true, far)
+		var e *LimitError
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, c.want, e.Kind())
+		c.then()
+	}
+	assertEmpty(t, m)
+}
+
+// TestSourcesAreVerifiedByTheMostSpecificNetwork: as its connections count there
+// and nowhere else.
+func TestSourcesAreVerifiedByTheMostSpecificNetwork(t *testing.T) {
+	networks := []NetworkPrefixLimit{
+		{Network: netip.MustParsePrefix("10.0.0.0/8"), ConnCount: 4},
+		{Network: netip.MustParsePrefix("10.1.0.0/16"), ConnCount: 40},
+	}
+	var theirs []upstream.NetworkPrefixLimit
+	for _, n := range networks {
+		theirs = append(theirs, upstream.NetworkPrefixLimit(n))
+	}
+	up, err := upstream.NewResourceManager(upstream.NewFixedLimiter(upstream.InfiniteLimits), upstream.WithNetworkPrefixLimit(theirs, nil))
+	require.NoError(t, err)
+	defer up.Close()
+	for name, c := range map[string]struct {
+		rm   network.ResourceManager
+		want int
+	}{"ours": {newManager(t, unlimitedConf(), WithNetworkPrefixLimit(networks, nil)), 20}, "upstream": {up, 2}} {
+		unverified := 0
+		for range 100 {
+			if !c.rm.VerifySourceAddress(&net.UDPAddr{IP: net.IPv4(10, 1, 2, 3), Port: 1}) {
+				unverified++
+			}
+		}
+		require.Equal(t, c.want, unverified, name)
 	}
 }
 

@@ -94,8 +94,8 @@ func (p places) describe() string {
 	for i := range p.attackers {
 		in[networkOf(i)]++
 	}
-	return fmt.Sprintf("victim at %v, %d attackers in %s, %d in %s, %d in %s,\nand among those of %s the friend, at %v",
-		p.victim, in[freeNetwork], freeNetwork, in[fewNetwork], fewNetwork, in[slowNetwork], slowNetwork, fewNetwork, p.friend)
+	return fmt.Sprintf("victim at %v, attackers: %d in %s, %d in %s, %d in %s,\nfriend at %v, among those of the second network",
+		p.victim, in[freeNetwork], freeNetwork, in[fewNetwork], fewNetwork, in[slowNetwork], slowNetwork, p.friend)
 }
 
 // A road is the transport by which a host reaches the victim.

@@ -109,6 +109,22 @@ func TestEveryRefusalByAGateIsSeenEverywhere(t *testing.T) {
 	}
 }
 
+// TestRelayedConnectionsNeedNoDescriptor: that of the relay's own connection is
+// all there is.
+func TestRelayedConnectionsNeedNoDescriptor(t *testing.T) {
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.FD = 0 }))
+	for _, via := range []string{"/ip4/192.0.2.1/tcp/1/p2p/" + peerA + "/p2p-circuit", "/p2p/" + peerA + "/p2p-circuit"} {
+		for _, dir := range []network.Direction{network.DirInbound, network.DirOutbound} {
+			c, err := m.OpenConnection(dir, true, mustMA(t, via))
+			require.NoError(t, err)
+			require.Zero(t, c.Stat().NumFD)
+			c.Done()
+		}
+	}
+	_, err := m.OpenConnection(network.DirInbound, true, mustMA(t, "/ip4/192.0.2.1/tcp/1"))
+	require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+}
+
 // TestGatesAreAskedInOrder: where all of them would refuse, the scopes that may be
 // full do first, then the subnet, and the rate last.
 func TestGatesAreAskedInOrder(t *testing.T) {

@@ -109,6 +109,43 @@ func TestEveryRefusalByAGateIsSeenEverywhere(t *testing.T) {
 	}
 }
 
+// TestATraceTellsTheEndOfWhomAGateRefuses: every connection that a trace has seen
+// come, it sees go, also where the scopes were looked at before the gates.
+func TestATraceTellsTheEndOfWhomAGateRefuses(t *testing.T) {
+	for _, system := range []int{5, unlimitedBase.Conns} { // one small enough to be looked at first
+		for _, far := range []multiaddr.Multiaddr{testFars[1].addr, testFars[3].addr} { // refused at once, or on trial
+			open := map[string]bool{}
+			refusals := 0
+			m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
+				c.System.Conns = system
+				c.Gates = &GateLimits{Subnets: SubnetLimits{IPv4: map[int]LimitVal{32: 1}}}
+			}), WithAllowlistedMultiaddrs(testAllowlist), WithTraceReporter(reporterFunc(func(e TraceEvt) {
+				switch {
+				case e.Type == TraceBlockAddConnEvt:
+					refusals++
+				case e.Type == TraceCreateScopeEvt && strings.HasPrefix(e.Name, "conn-"):
+					open[e.Name] = true
+				case e.Type == TraceDestroyScopeEvt:
+					delete(open, e.Name)
+				}
+			})))
+			for range 3 {
+				c, err := m.OpenConnection(network.DirInbound, true, far)
+				if err == nil {
+					defer c.Done()
+					err = c.SetPeer(testPeers[1])
+				}
+				if err != nil && c != nil {
+					c.Done()
+				}
+			}
+			require.NoError(t, m.Close())
+			require.Equal(t, map[string]bool{"conn-1": true}, open, "the one that is still open")
+			require.Equal(t, 2, refusals)
+		}
+	}
+}
+
 // TestRelayedConnectionsNeedNoDescriptor: that of the relay's own connection is
 // all there is.
 func TestRelayedConnectionsNeedNoDescriptor(t *testing.T) {

@@ -294,7 +294,10 @@ func TestSourcesMustBeVerifiedUnderLoad(t *testing.T) {
 }
 
 func TestFloodsThatAreRefusedLeaveNoMemory(t *testing.T) {
-	const flood = 1_000_000
+	flood := 1_000_000
+	if testing.Short() {
+		flood = 100_000
+	}
 	// far gives one of 16 million addresses.
 	far := func(i int) multiaddr.Multiaddr {
 		ma, err := multiaddr.NewMultiaddrBytes([]byte{multiaddr.P_IP4, 11, byte(i >> 16), byte(i >> 8), byte(i)})

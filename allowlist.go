@@ -62,6 +62,44 @@ type peerEntries struct {
 	at   *prefixCounts // networks of the others; nil if there are none
 }
 
+// emptyAllowlist gives a view without entries, which must not be written to once
+// it can be read.
+func emptyAllowlist() *allowlistView {
+	return &allowlistView{open: new(prefixCounts), named: new(prefixCounts), peers: new(bart.Table[peerEntries])}
+}
+
+// newAllowlist gives a list of entries. As nobody reads it yet, its tables are
+// filled in place; Add copies what it changes.
+func newAllowlist(entries []allowlistEntry) *Allowlist {
+	al := new(Allowlist)
+	if len(entries) == 0 {
+		return al
+	}
+	v := emptyAllowlist()
+	list := func(t *prefixCounts, network netip.Prefix) {
+		t.Modify(network, func(n int, _ bool) (int, bool) { return n + 1, false })
+	}
+	for _, e := range entries {
+		if e.peer == "" {
+			list(v.open, e.network)
+			continue
+		}
+		of, _ := v.peer(e.peer)
+		if e.network.IsValid() {
+			if of.at == nil {
+				of.at = new(prefixCounts)
+			}
+			list(of.at, e.network)
+			list(v.named, e.network)
+		} else {
+			of.bare++
+		}
+		v.peers.Insert(peerKey(e.peer), of)
+	}
+	al.view.Store(v)
+	return al
+}
+
 // Add puts an entry on the list; the forms it may have are those at Allowlist.
 // An entry that is added twice must be removed twice. Components between the
 // address and the peer ID, a port for instance, are ignored. An error names the
@@ -157,7 +195,7 @@ func (al *Allowlist) put(e allowlistEntry, delta int) {
 	defer al.writer.Unlock()
 	v := al.view.Load()
 	if v == nil {
-		v = &allowlistView{open: new(prefixCounts), named: new(prefixCounts), peers: new(bart.Table[peerEntries])}
+		v = emptyAllowlist()
 	}
 	al.view.Store(v.with(e, delta))
 }

@@ -394,12 +394,7 @@ func TestGatesForgetInSilence(t *testing.T) {
 		require.NoError(t, m.Close()) // nobody changes anything any more
 		for _, s := range []*subnets{m.gate.subnets, m.gate.sources} {
 			require.Zero(t, bucketEntries(t, s))
-			for i := range s.stripes {
-				for _, l := range s.stripes[i].mu.levels {
-					require.Empty(t, l.records)
-					require.Nil(t, l.due.head)
-				}
-			}
+			requireNoRecords(t, s)
 		}
 	})
 }

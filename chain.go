@@ -54,32 +54,13 @@ func (c *chain) only(slot int) *chain {
 	return one
 }
 
-// addReady charges n of d to the whole chain if all of it has that much to spare
-// without asking a pool, and tells whether it did. Credit that lies idle may be
-// spent by every request that may fill half of a limit, for a loose pool has
+// addAllReady charges a request to the whole chain if all of it has that much to
+// spare without asking a pool, and tells whether it did. Credit that lies idle may
+// be spent by every request that may fill half of a limit, for a loose pool has
 // handed out no more than that. It checks and charges in one pass and takes back
-// what did not fit; nobody sees that, for it all is under the stripe's lock.
-func (c *chain) addReady(d dim, n int64) bool {
-	for i, a := range &c.at {
-		if a == nil {
-			continue
-		}
-		if n > a.ready[d]-a.use[d] {
-			for _, charged := range c.at[:i] {
-				if charged != nil {
-					charged.use[d] -= n
-				}
-			}
-			return false
-		}
-		a.use[d] += n
-	}
-	return true
-}
-
-// addAllReady is addReady for everything that a request asks for. An account that
-// holds more than it may of something that is not asked for has nothing ready
-// either: check tells the two apart.
+// what did not fit; nobody sees that, for it all is under the stripe's lock. An
+// account that holds more than it may of something that is not asked for has
+// nothing ready either: check tells the two apart.
 func (c *chain) addAllReady(r *request) bool {
 	for i, a := range &c.at {
 		if a == nil {
@@ -111,33 +92,6 @@ func (c *chain) addAll(r *request) {
 	for _, a := range &c.at {
 		if a != nil {
 			a.use.charge(r)
-		}
-	}
-}
-
-// subMemory takes n bytes from the whole chain, and tells whether too much credit
-// lies idle now.
-func (c *chain) subMemory(n int64) (idle bool) {
-	for _, a := range c.at[:firstShared] {
-		if a != nil {
-			a.use[dimMemory] -= n
-		}
-	}
-	for _, a := range c.shared() {
-		if a != nil {
-			a.use[dimMemory] -= n
-			idle = idle || a.use[dimMemory] < a.share.floor[dimMemory]
-		}
-	}
-	return idle
-}
-
-// trimMemory returns the memory of a chain that lies idle.
-func (st *stripe) trimMemory(c *chain) {
-	var memory request // of nothing else
-	for _, a := range c.shared() {
-		if a != nil && a.use[dimMemory] < a.share.floor[dimMemory] {
-			st.returns += a.share.trim(&memory)
 		}
 	}
 }
@@ -223,9 +177,6 @@ type request struct {
 	priority    uint8
 	crowding    bool // from a peer that holds a quarter of transient's inbound streams
 	sharedFirst bool // a move reports the shared scope before the peer's part of it
-
-	listed uint8
-	list   [maxItems]item
 }
 
 // unit is one connection or stream as it is counted. The zero value is none.
@@ -273,31 +224,37 @@ type item struct {
 	n int64
 }
 
-// maxItems is the most that a request asks for: memory, a direction, the total,
-// a descriptor.
+// maxItems is the most that a request asks for: memory, a direction, the total, a
+// descriptor.
 const maxItems = 4
 
-// items lists what is asked for in the order in which it is checked. The fast
-// paths do without the list.
-func (r *request) items() []item {
-	if r.listed == 0 {
-		if r.memory != 0 || r.count == 0 {
-			r.ask(dimMemory, r.memory) // of nothing, too: there may be no room even for that
-		}
-		if r.count != 0 {
-			r.ask(r.dir, r.count)
-			r.ask(r.both, r.count)
-		}
-		if r.fds != 0 {
-			r.ask(dimFD, r.fds)
-		}
+// list gives the n things that are asked for, in the order in which they are
+// checked. Where there is room for all of them, nobody needs the list.
+func (r *request) list() (list [maxItems]item, n int) {
+	if r.memory != 0 || r.count == 0 {
+		list[0] = item{dimMemory, r.memory} // of nothing, too: there may be no room even for that
+		n = 1
 	}
-	return r.list[:r.listed]
+	if r.count != 0 {
+		list[n] = item{r.dir, r.count}
+		list[n+1] = item{r.both, r.count}
+		n += 2
+	}
+	if r.fds != 0 {
+		list[n] = item{dimFD, r.fds}
+		n++
+	}
+	return list, n
 }
 
-func (r *request) ask(d dim, n int64) {
-	r.list[r.listed] = item{d, n}
-	r.listed++
+// items is list for a loop.
+func (r *request) items(yield func(item) bool) {
+	list, n := r.list()
+	for _, it := range list[:n] {
+		if !yield(it) {
+			return
+		}
+	}
 }
 
 // bound gives the most that an account may hold of d after this request.
@@ -391,8 +348,11 @@ func (st *stripe) check(c *chain, r *request, all bool) verdict {
 }
 
 func (st *stripe) checkAll(c *chain, r *request, all bool) verdict {
-	if r.mayBeReady() && !r.crowding && !all && st.drawLacking(c, r) {
-		return admitted
+	if r.mayBeReady() && !r.crowding && !all {
+		list, n := r.list()
+		if st.drawLacking(c, list[:n]) {
+			return admitted
+		}
 	}
 	if st.checkPrivate(c, r) == admitted {
 		return st.checkShared(c, r, all, true)
@@ -414,7 +374,7 @@ func (st *stripe) checkPrivate(c *chain, r *request) verdict {
 		if a == nil {
 			continue
 		}
-		for _, it := range r.items() {
+		for it := range r.items {
 			if bound := r.bound(st, a, it.d); it.n > bound-a.use[it.d] {
 				return st.refuse(a, it, a.use[it.d], bound)
 			}
@@ -432,7 +392,7 @@ func (c *chain) lacking(r *request) (list shares, any bool) {
 		if a == nil {
 			continue
 		}
-		for _, it := range r.items() {
+		for it := range r.items {
 			if a.share.lacks(r, it) {
 				list[i], any = a.share, true
 			}
@@ -473,41 +433,42 @@ func (st *stripe) checkShared(c *chain, r *request, all, draw bool) verdict {
 }
 
 // drawLacking draws the credit that is lacking where that is all there is to it:
-// nothing private refuses, and every pool has it to give. Nothing has changed if
-// not. It is the common case of a pool that is tight.
-func (st *stripe) drawLacking(c *chain, r *request) bool {
-	for _, a := range c.at[:firstShared] {
-		if a != nil && !a.hasReady(r) {
-			return false
-		}
-	}
-	var list shares
-	for i, a := range c.shared() {
-		if a == nil || a.hasReady(r) {
+// nothing private refuses, and all pools that have to be asked are tight and have
+// it to give. If not, it changes nothing.
+func (st *stripe) drawLacking(c *chain, items []item) bool {
+	var list [numShared]*share
+	n := 0
+	for i, a := range &c.at {
+		if a == nil || a.hasAllReady(items) {
 			continue
 		}
-		if !a.share.mayDraw(r) {
+		if i < firstShared || !a.share.mayDraw(items) {
 			return false
 		}
-		list[i] = a.share
+		list[n] = a.share
+		n++
 	}
 	may := true
-	for _, sh := range &list {
-		if sh != nil {
-			sh.pool.mu.Lock()
-			may = may && sh.mayDraw(r)
-		}
+	for _, sh := range list[:n] {
+		sh.pool.mu.Lock()
+		may = may && sh.mayDraw(items)
 	}
-	for _, sh := range &list {
-		if sh == nil {
-			continue
-		}
+	for _, sh := range list[:n] {
 		if may {
-			st.draws += sh.drawAllLocked(r)
+			st.draws += sh.drawAllLocked(items)
 		}
 		sh.pool.mu.Unlock()
 	}
 	return may
+}
+
+func (a *account) hasAllReady(items []item) bool {
+	for _, it := range items {
+		if d := it.d & dimMask; it.n > a.ready[d]-a.use[d] {
+			return false
+		}
+	}
+	return true
 }
 
 // judge decides for every share that lacks credit, first in the order of the
@@ -517,7 +478,7 @@ func (st *stripe) judge(list *shares, r *request, draw bool) verdict {
 		if sh == nil {
 			continue
 		}
-		for _, it := range r.items() {
+		for it := range r.items {
 			if !sh.lacks(r, it) {
 				continue
 			}
@@ -546,7 +507,7 @@ func (st *stripe) settle(list *shares, r *request, draw bool) verdict {
 		if sh == nil {
 			continue
 		}
-		for _, it := range r.items() {
+		for it := range r.items {
 			if !sh.lacks(r, it) {
 				continue
 			}
@@ -568,7 +529,7 @@ func (st *stripe) settle(list *shares, r *request, draw bool) verdict {
 		if sh == nil || !draw {
 			continue
 		}
-		for _, it := range r.items() {
+		for it := range r.items {
 			if short := sh.short(it); short > 0 {
 				sh.drawSettled(it, short)
 			}

@@ -186,12 +186,18 @@ func (p *pool) tightFor(u unit) bool {
 	return words&1 != 0
 }
 
+// storeLocked stores one dimension, of which no more is handed out than before.
 func (p *pool) storeLocked(d dim, l tally) {
 	w := uint64(l.handed) << 1
 	if l.tight {
 		w |= 1
 	}
 	p.word[d].Store(w)
+}
+
+// storeMoreLocked is storeLocked where more may be handed out.
+func (p *pool) storeMoreLocked(d dim, l tally) {
+	p.storeLocked(d, l)
 	if l.handed > p.peak[d] && !isUnlimited(d, l.limit) {
 		p.peak[d] = l.handed
 	}
@@ -245,7 +251,7 @@ func (p *pool) usedOf(d dim) (sum int64) {
 // a request that has been decided. All stripe locks are held.
 func (p *pool) recall(d dim, extra int64) {
 	l := p.tally(d).settle(p.usedOf(d) + extra)
-	p.storeLocked(d, l)
+	p.storeMoreLocked(d, l)
 	for _, sh := range p.shares {
 		if sh != nil {
 			sh.setCredit(d, sh.use[d], l)
@@ -269,7 +275,8 @@ func (sh *share) setCredit(d dim, credit int64, l tally) {
 
 // short tells how much credit is lacking.
 func (sh *share) short(it item) int64 {
-	return max(0, it.n-(sh.credit[it.d]-sh.use[it.d]))
+	d := it.d & dimMask
+	return max(0, it.n-(sh.credit[d]-sh.use[d]))
 }
 
 // lacks tells whether the pool has to be asked.
@@ -277,59 +284,37 @@ func (sh *share) lacks(r *request, it item) bool {
 	return it.n > sh.credit[it.d]-sh.use[it.d] || r.exact(it)
 }
 
-// ask decides a request for n of d, which may fill all of the limit, by the share's
-// own credit and one look at the pool, and tells the credit to hand out for it.
-func (sh *share) ask(d dim, n int64) (grant int64, v verdict) {
-	short := n - (sh.credit[d] - sh.use[d])
-	if short <= 0 {
-		return 0, admitted
+// mayDraw tells whether the pool is tight in all that the share lacks credit for, and
+// has it to give, to a request that may fill all of a limit; for certain, if the
+// pool's lock is held.
+func (sh *share) mayDraw(items []item) bool {
+	for _, it := range items {
+		if d := it.d & dimMask; it.n > sh.credit[d]-sh.use[d] {
+			if l := sh.pool.tally(d); !l.tight || l.refuses(it.n, l.limit) {
+				return false
+			}
+		}
 	}
-	l := sh.pool.tally(d)
-	return l.draw(n, short, l.limit)
+	return true
 }
 
-// mayDraw tells whether the credit that a request lacks can be drawn, as it looks
-// now; for certain, if the pool's lock is held.
-func (sh *share) mayDraw(r *request) bool {
-	if _, v := sh.ask(r.dir&dimMask, r.count); v != admitted {
-		return false
-	}
-	if _, v := sh.ask(r.both&dimMask, r.count); v != admitted {
-		return false
-	}
-	if _, v := sh.ask(dimFD, r.fds); v != admitted {
-		return false
-	}
-	_, v := sh.ask(dimMemory, r.memory)
-	return v == admitted
-}
-
-// drawAllLocked draws the credit that a request lacks, and tells how often it had to.
-// The pool's lock is held, and mayDraw.
-func (sh *share) drawAllLocked(r *request) (draws uint64) {
-	draws += sh.drawLackingLocked(dimMemory, r.memory)
-	if r.count != 0 {
-		draws += sh.drawLackingLocked(r.dir, r.count)
-		draws += sh.drawLackingLocked(r.both, r.count)
-		draws += sh.drawLackingLocked(dimFD, r.fds)
+// drawAllLocked draws the credit that is lacking, and tells how often it had to. The
+// pool's lock is held, and mayDraw.
+func (sh *share) drawAllLocked(items []item) (draws uint64) {
+	for _, it := range items {
+		if short := sh.short(it); short > 0 {
+			sh.drawLocked(it.d, short)
+			draws++
+		}
 	}
 	return draws
-}
-
-func (sh *share) drawLackingLocked(d dim, n int64) uint64 {
-	grant, _ := sh.ask(d&dimMask, n)
-	if grant == 0 {
-		return 0
-	}
-	sh.drawLocked(d&dimMask, grant)
-	return 1
 }
 
 // drawLocked hands out credit. The pool's lock is held.
 func (sh *share) drawLocked(d dim, grant int64) {
 	l := sh.pool.tally(d)
 	l.handed += grant
-	sh.pool.storeLocked(d, l)
+	sh.pool.storeMoreLocked(d, l)
 	sh.setCredit(d, sh.credit[d]+grant, l)
 }
 
@@ -369,18 +354,21 @@ func (sh *share) trimLocked(d dim) uint64 {
 	if sh.use[d] >= sh.floor[d] {
 		return 0
 	}
-	l := sh.pool.tally(d)
-	keep, excess := l.keep(), int64(0)
-	if idle := sh.credit[d] - sh.use[d]; idle > keep {
+	l, excess := sh.pool.tally(d), int64(0)
+	if keep, idle := l.keep(), sh.credit[d]-sh.use[d]; idle > keep {
 		excess = idle - keep/2
 	}
-	sh.returnLocked(d, l, excess)
+	l = l.giveBack(excess)
+	sh.pool.storeLocked(d, l)
+	sh.setCredit(d, sh.credit[d]-excess, l)
 	return 1
 }
 
-// returnLocked gives back credit to a pool whose tally is l. Its lock is held.
-func (sh *share) returnLocked(d dim, l tally, n int64) {
-	l = l.giveBack(n)
-	sh.pool.storeLocked(d, l)
-	sh.setCredit(d, sh.credit[d]-n, l)
+// surrenderLocked returns all credit. The pool's lock is held.
+func (sh *share) surrenderLocked() {
+	for d := range numDims {
+		l := sh.pool.tally(d).giveBack(sh.credit[d])
+		sh.pool.storeLocked(d, l)
+		sh.setCredit(d, 0, l)
+	}
 }

@@ -183,7 +183,8 @@ func (h *holder) ReserveMemory(size int, priority uint8) error {
 	}
 }
 
-// holdReady reserves what fits everywhere without asking further, if it does.
+// holdReady reserves what fits everywhere without asking further, or takes no more
+// than drawing exactly what is lacking.
 func (st *stripe) holdReady(h *holder, n int64, priority uint8) bool {
 	if priority < st.wholeFrom || n <= 0 || st.closed {
 		return false
@@ -197,7 +198,7 @@ func (st *stripe) holdReady(h *holder, n int64, priority uint8) bool {
 			return false
 		}
 	}
-	if !h.tree.chain.addReady(dimMemory, n) {
+	if !st.addMemory(&h.tree.chain, n) {
 		return false
 	}
 	st.held(h, n, priority)
@@ -275,9 +276,7 @@ func (st *stripe) drop(h *holder, n int64) {
 			now := p.use[dimMemory]
 			st.peerMemory.moveMemory(now, now-n)
 		}
-		if c.subMemory(n) {
-			st.trimMemory(c)
-		}
+		st.subMemory(c, n)
 	}
 	if st.trace != nil && !h.done {
 		st.traceMemory(h, n, 0, (*tracer).returned)

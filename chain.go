@@ -247,16 +247,6 @@ func (r *request) list() (list [maxItems]item, n int) {
 	return list, n
 }
 
-// items is list for a loop.
-func (r *request) items(yield func(item) bool) {
-	list, n := r.list()
-	for _, it := range list[:n] {
-		if !yield(it) {
-			return
-		}
-	}
-}
-
 // bound gives the most that an account may hold of d after this request.
 func (r *request) bound(st *stripe, a *account, d dim) int64 {
 	limit := a.limit[d]
@@ -370,11 +360,12 @@ func (st *stripe) checkAll(c *chain, r *request, all bool) verdict {
 }
 
 func (st *stripe) checkPrivate(c *chain, r *request) verdict {
+	items, n := r.list()
 	for _, a := range c.at[:firstShared] {
 		if a == nil {
 			continue
 		}
-		for it := range r.items {
+		for _, it := range items[:n] {
 			if bound := r.bound(st, a, it.d); it.n > bound-a.use[it.d] {
 				return st.refuse(a, it, a.use[it.d], bound)
 			}
@@ -388,11 +379,12 @@ type shares [numShared]*share
 
 // lacking finds the shares that have to ask their pools.
 func (c *chain) lacking(r *request) (list shares, any bool) {
+	items, n := r.list()
 	for i, a := range c.shared() {
 		if a == nil {
 			continue
 		}
-		for it := range r.items {
+		for _, it := range items[:n] {
 			if a.share.lacks(r, it) {
 				list[i], any = a.share, true
 			}
@@ -474,11 +466,12 @@ func (a *account) hasAllReady(items []item) bool {
 // judge decides for every share that lacks credit, first in the order of the
 // chain. With draw, all pools are locked and everything fits: it draws.
 func (st *stripe) judge(list *shares, r *request, draw bool) verdict {
+	items, n := r.list()
 	for _, sh := range list {
 		if sh == nil {
 			continue
 		}
-		for it := range r.items {
+		for _, it := range items[:n] {
 			if !sh.lacks(r, it) {
 				continue
 			}
@@ -502,12 +495,13 @@ func (st *stripe) judge(list *shares, r *request, draw bool) verdict {
 // settle decides on the exact sums, under all stripe locks, and gets the credit
 // that is lacking by calling in what lies idle.
 func (st *stripe) settle(list *shares, r *request, draw bool) verdict {
+	items, n := r.list()
 	st.settled++
 	for _, sh := range list {
 		if sh == nil {
 			continue
 		}
-		for it := range r.items {
+		for _, it := range items[:n] {
 			if !sh.lacks(r, it) {
 				continue
 			}
@@ -529,7 +523,7 @@ func (st *stripe) settle(list *shares, r *request, draw bool) verdict {
 		if sh == nil || !draw {
 			continue
 		}
-		for it := range r.items {
+		for _, it := range items[:n] {
 			if short := sh.short(it); short > 0 {
 				sh.drawSettled(it, short)
 			}

@@ -161,7 +161,8 @@ func (st *stripe) checkOpening(h *holder, r *request) verdict {
 	if r.fits(h.limit) {
 		return admitted
 	}
-	for it := range r.items {
+	items, n := r.list()
+	for _, it := range items[:n] {
 		if it.n > h.limit[it.d] {
 			st.refusedBy(traceName{scopeName: h.name()}, &amounts{})
 			st.note(refusal{h.name(), it.d, CauseLimit, 0, it.n, h.limit[it.d]}, nil)

@@ -21,7 +21,7 @@ import (
 // are not in it; nor is WithConnRateLimiters, which has no such form. It is safe
 // for concurrent use.
 func (m *Manager) Limits() ConcreteLimitConfig {
-	cfg := m.limits.config()
+	cfg := m.limits.Load().config()
 	cfg.Gates = &m.gates
 	var pools []poolLimits
 	m.inOneCut(func() {
@@ -77,8 +77,8 @@ func setNamed[K comparable](named *map[K]BaseLimit, name K, l, unnamed BaseLimit
 // config gives what the limiter says, in maps of its own. Of one that is not of
 // this package, it has what it says of names that it cannot know.
 func (b *limitBook) config() perScope[BaseLimit] {
-	if own, ok := b.limiter.(*fixedLimiter); ok {
-		c := own.limits
+	if b.own != nil {
+		c := b.own.limits
 		c.Service, c.ServicePeer = maps.Clone(c.Service), maps.Clone(c.ServicePeer)
 		c.Protocol, c.ProtocolPeer = maps.Clone(c.Protocol), maps.Clone(c.ProtocolPeer)
 		c.Peer = maps.Clone(c.Peer)
@@ -102,9 +102,9 @@ func (b *limitBook) config() perScope[BaseLimit] {
 	}
 }
 
-// classes gives the limits of what is not named, by kind. The four scopes that
+// byKind gives the limits of what is not named, by kind. The four scopes that
 // are always there have none.
-func (b *limitBook) classes() (limits [numKinds]amounts) {
+func (b *limitBook) byKind() (limits [numKinds]amounts) {
 	c := b.config()
 	for k, l := range map[Kind]BaseLimit{
 		KindService: c.ServiceDefault, KindServicePeer: c.ServicePeerDefault,

@@ -104,7 +104,7 @@ func TestPartialConfigHasUpstreamsJSON(t *testing.T) {
 		var back PartialLimitConfig
 		require.NoError(t, json.Unmarshal([]byte(text), &back))
 		require.Equal(t, text, toJSON(t, back))
-		read, err := readLimitsJSON(strings.NewReader(text))
+		read, _, err := parseLimits(strings.NewReader(text))
 		require.NoError(t, err)
 		require.Equal(t, back, read)
 	})
@@ -229,7 +229,7 @@ type jsonLeaf struct {
 
 func leaves(tb testing.TB) (out []jsonLeaf) {
 	for scope := range reflect.TypeFor[PartialLimitConfig]().Fields() {
-		if scope.Name == "Gates" { // which are no scope: see gatelimits_test.go
+		if scope.Name == "Gates" || scope.Name == "Costs" { // which are no scopes: see gatelimits_test.go, costs_test.go
 			continue
 		}
 		for field := range reflect.TypeFor[ResourceLimits]().Fields() {
@@ -313,7 +313,7 @@ func TestEveryFieldOfEveryScopeGoesAllTheWay(t *testing.T) {
 			var cfg PartialLimitConfig
 			l.set(&cfg, 7777)
 			require.Equal(t, l.json(7777), toJSON(t, cfg), "JSON")
-			read, err := readLimitsJSON(strings.NewReader(l.json(7777)))
+			read, err := ReadLimits(strings.NewReader(l.json(7777)))
 			require.NoError(t, err)
 			require.Equal(t, cfg, read, "strict reader")
 
@@ -509,10 +509,10 @@ func TestDefaultReaderFallsBackOnDefaultLimits(t *testing.T) {
 }
 
 func TestReaderTellsWhereAndWhat(t *testing.T) {
-	const scopes = "System, Transient, AllowlistedSystem, AllowlistedTransient, ServiceDefault, Service, ServicePeerDefault, ServicePeer, ProtocolDefault, Protocol, ProtocolPeerDefault, ProtocolPeer, PeerDefault, Peer, Conn, Stream, Gates"
+	const scopes = "System, Transient, AllowlistedSystem, AllowlistedTransient, ServiceDefault, Service, ServicePeerDefault, ServicePeer, ProtocolDefault, Protocol, ProtocolPeerDefault, ProtocolPeer, PeerDefault, Peer, Conn, Stream, Costs, Gates"
 	const fields = "Streams, StreamsInbound, StreamsOutbound, Conns, ConnsInbound, ConnsOutbound, FD, Memory"
 	const count = `expected a whole number from 0 to 9223372036854775807, "unlimited", "blockAll" or "default", found `
-	const size = `expected a whole number of bytes from 0 to 9223372036854775807, "unlimited", "blockAll" or "default", found `
+	const size = `expected a whole number of bytes or a size such as "64MiB" from 0 to 9223372036854775807, "unlimited", "blockAll" or "default", found `
 	const negative = ` is negative: write "unlimited" for no limit, "blockAll" to admit nothing`
 	if math.MaxInt < math.MaxInt64 {
 		t.Skip("texts for 64 bits")
@@ -548,12 +548,17 @@ func TestReaderTellsWhereAndWhat(t *testing.T) {
 		`{"System":{"Memory":"-2"}}`:                `line 1, column 21: System.Memory: "-2"` + negative,
 		`{"System":{"FD":-99999999999999999999}}`:   "line 1, column 17: System.FD: -99999999999999999999" + negative,
 		`{"System":{"Conns":"unlimitd"}}`:           "line 1, column 20: System.Conns: " + count + `"unlimitd"`,
-		`{"System":{"Conns":"5"}}`:                  "line 1, column 20: System.Conns: " + count + `"5"`,
+		`{"System":{"Conns":"5 "}}`:                 "line 1, column 20: System.Conns: " + count + `"5 "`,
+		`{"System":{"Conns":"5kB"}}`:                "line 1, column 20: System.Conns: " + count + `"5kB"`,
 		`{"System":{"Conns":1.5}}`:                  "line 1, column 20: System.Conns: " + count + "1.5",
 		`{"System":{"Conns": true}}`:                "line 1, column 21: System.Conns: " + count + "true",
 		`{"System":{"Conns": null}}`:                "line 1, column 21: System.Conns: " + count + "null",
 		`{"System":{"Conns": 9223372036854775808}}`: "line 1, column 21: System.Conns: " + count + "9223372036854775808",
-		`{"System":{"Memory":"64 MiB"}}`:            "line 1, column 21: System.Memory: " + size + `"64 MiB"`,
+		`{"System":{"Memory":"64 MiBs"}}`:           "line 1, column 21: System.Memory: " + size + `"64 MiBs"`,
+		`{"System":{"Memory":"MiB"}}`:               "line 1, column 21: System.Memory: " + size + `"MiB"`,
+		`{"System":{"Memory":"8EiB"}}`:              "line 1, column 21: System.Memory: " + size + `"8EiB"`,
+		`{"System":{"Memory":"1.5"}}`:               "line 1, column 21: System.Memory: " + size + `"1.5"`,
+		`{"System":{"Memory":64MiB}}`:               "line 1, column 23: top level: invalid character 'M' after object key:value pair",
 		`{"System":{"Memory":null}}`:                "line 1, column 21: System.Memory: " + size + "null",
 	} {
 		_, err := NewLimiterFromJSON(strings.NewReader(text), InfiniteLimits)
@@ -605,7 +610,7 @@ func FuzzLimitsJSON(f *testing.F) {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		ours, err := readLimitsJSON(bytes.NewReader(text))
+		ours, err := ReadLimits(bytes.NewReader(text))
 		if err != nil {
 			require.ErrorContains(t, err, "limits: line ")
 			return
@@ -614,7 +619,7 @@ func FuzzLimitsJSON(f *testing.F) {
 		require.NoError(t, err)
 		var up upstream.PartialLimitConfig
 		require.NoError(t, json.Unmarshal(text, &up))
-		again, err := readLimitsJSON(strings.NewReader(toJSON(t, ours)))
+		again, err := ReadLimits(strings.NewReader(toJSON(t, ours)))
 		require.NoError(t, err)
 		require.Equal(t, toJSON(t, ours), toJSON(t, again))
 		ours.Gates = nil // of which upstream knows nothing

@@ -29,7 +29,7 @@ type Manager struct {
 	stripes   []stripe
 	dir       directory
 	fixed     [KindAllowlistedTransient + 1]*pool
-	limits    *limitBook
+	limits    atomic.Pointer[limitBook] // in force; see setlimits.go
 	admission Admission
 	newcomers bool
 	allowlist *Allowlist
@@ -82,7 +82,6 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	m := &Manager{
 		seed:      maphash.MakeSeed(),
 		stripes:   make([]stripe, cfg.stripes),
-		limits:    book,
 		admission: cfg.admission,
 		newcomers: cfg.newcomers,
 		allowlist: new(Allowlist),
@@ -108,6 +107,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	if cfg.refusalLog > 0 {
 		m.refusalLog = &refusalLog{m: m, every: cfg.refusalLog}
 	}
+	m.limits.Store(book)
 	m.build()
 	if cfg.measured() {
 		live.add(m)
@@ -129,10 +129,10 @@ func (m *Manager) logStart(gates *gateConfig, allowlisted int) {
 			rates = []string{"off"}
 		}
 	}
-	log.Info("resource manager started", "stripes", len(m.stripes), "admission", m.admission,
+	log.Info("resource manager started", append([]any{"stripes", len(m.stripes), "admission", m.admission,
 		"newcomers_quarter", m.newcomers, "connections_per_subnet", gates.subnets.describe(),
 		"connect_rates", rates, "outbound_gates", gates.outbound,
-		"allowlist_entries", allowlisted, "traced", m.trace != nil)
+		"allowlist_entries", allowlisted, "traced", m.trace != nil}, m.limits.Load().startAttrs()...)...)
 }
 
 // NewResourceManager is New as go-libp2p's own package spells it.
@@ -157,7 +157,7 @@ func (m *Manager) build() {
 		st.peers = make(map[peer.ID]*peerScope)
 	}
 	for k := range m.fixed {
-		m.fixed[k] = m.makePool(Kind(k), "", m.limits.fixed[k], amounts{})
+		m.fixed[k] = m.makePool(Kind(k), "", m.limits.Load().fixed[k], amounts{})
 		for i := range m.stripes {
 			m.stripes[i].addShare(m.fixed[k])
 		}
@@ -175,11 +175,13 @@ func (m *Manager) makePool(kind Kind, name string, limit, pairLimit amounts) *po
 // newPool makes the scope of a service or protocol; nobody knows of it yet.
 // The limiter is asked, so no lock may be held.
 func (m *Manager) newPool(kind Kind, name string) (*pool, error) {
-	limit, pairLimit, err := m.limits.shared(kind, name)
+	said, err := m.limits.Load().askShared(kind, name)
 	if err != nil {
 		return nil, err
 	}
-	return m.makePool(kind, name, limit, pairLimit), nil
+	p := m.makePool(kind, name, *said.own, *said.pair)
+	p.by = said.by
+	return p, nil
 }
 
 // ViewSystem calls f with the scope of everything.
@@ -227,13 +229,18 @@ func (m *Manager) view(kind Kind, name string, f func(*pool) error) error {
 
 // ViewPeer calls f with the scope of a peer. The scope may be kept.
 func (m *Manager) ViewPeer(p peer.ID, f func(network.PeerScope) error) error {
-	limit, err := m.limits.peer(p)
-	if err != nil {
-		return err
-	}
 	st := m.stripeOf(p)
 	st.lock(false)
-	ps := st.peer(p, limit)
+	ps := st.peer(p, peerLimit{})
+	for ps == nil {
+		st.unlock(false)
+		said, err := m.limits.Load().askPeer(p)
+		if err != nil {
+			return err
+		}
+		st.lock(false)
+		ps = st.peer(p, said)
+	}
 	ps.refs++
 	st.unlock(false)
 	defer func() {

@@ -201,10 +201,7 @@ func (m *Manager) limitKey(k Kind, d dim, which *scopeName) string {
 	case KindProtocolPeer:
 		return named("ProtocolPeer")
 	case KindPeer:
-		if m.limits.known.peers[which.peer] != nil {
-			return fmt.Sprintf("Peer[%q].%s", which.peer, limitNames[d])
-		}
-		return "PeerDefault." + limitNames[d]
+		return m.limits.Load().peerPlace(which.peer) + "." + limitNames[d]
 	case KindSubnet:
 		return gateKey("Gates.Subnets", which.text, m.gates.Subnets.Networks)
 	case KindRate:

@@ -25,6 +25,9 @@ const (
 	numDims
 )
 
+// dimMask changes no dim, and tells the compiler that it is within bounds.
+const dimMask = numDims - 1
+
 // amounts holds one number for each dimension: what is used, or what is
 // allowed. A used total is the sum of its two directions.
 type amounts [numDims]int64
@@ -72,6 +75,29 @@ func (a *amounts) stat() network.ScopeStat {
 func (a *amounts) add(b *amounts) {
 	for d := range a {
 		a[d] += b[d]
+	}
+}
+
+// charge adds what a request asks for.
+func (a *amounts) charge(r *request) {
+	a[r.dir&dimMask] += r.count
+	a[r.both&dimMask] += r.count
+	a[dimFD] += r.fds
+	a[dimMemory] += r.memory
+}
+
+// refund takes away what a request asked for.
+func (a *amounts) refund(r *request) {
+	a[r.dir&dimMask] -= r.count
+	a[r.both&dimMask] -= r.count
+	a[dimFD] -= r.fds
+	a[dimMemory] -= r.memory
+}
+
+// raise raises one dimension to what it is in b, if that is more.
+func (a *amounts) raise(b *amounts, d dim) {
+	if n := b[d&dimMask]; n > a[d&dimMask] {
+		a[d&dimMask] = n
 	}
 }
 

@@ -5,7 +5,10 @@ package rcmgr
 // everything has been checked, so there is nothing to roll back, and nobody
 // else is refused because of a reservation that never was.
 
-import "github.com/libp2p/go-libp2p/core/peer"
+import (
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+)
 
 // The slots of a chain, in the order in which they are checked and reported:
 // first accounts that lie in one stripe, then shares of pools.
@@ -74,7 +77,9 @@ func (c *chain) addReady(d dim, n int64) bool {
 	return true
 }
 
-// addAllReady is addReady for everything that a request asks for.
+// addAllReady is addReady for everything that a request asks for. An account that
+// holds more than it may of something that is not asked for has nothing ready
+// either: check tells the two apart.
 func (c *chain) addAllReady(r *request) bool {
 	for i, a := range &c.at {
 		if a == nil {
@@ -83,42 +88,29 @@ func (c *chain) addAllReady(r *request) bool {
 		if !a.hasReady(r) {
 			for _, charged := range c.at[:i] {
 				if charged != nil {
-					charged.sub(r)
+					charged.use.refund(r)
 				}
 			}
 			return false
 		}
-		a.add(r)
+		a.use.charge(r)
 	}
 	return true
 }
 
 func (a *account) hasReady(r *request) bool {
-	for _, it := range r.items() {
-		if it.n > a.ready[it.d]-a.use[it.d] {
-			return false
-		}
-	}
-	return true
-}
-
-func (a *account) add(r *request) {
-	for _, it := range r.items() {
-		a.use[it.d] += it.n
-	}
-}
-
-func (a *account) sub(r *request) {
-	for _, it := range r.items() {
-		a.use[it.d] -= it.n
-	}
+	ready, use := a.ready, &a.use
+	return r.count <= ready[r.dir&dimMask]-use[r.dir&dimMask] &&
+		r.count <= ready[r.both&dimMask]-use[r.both&dimMask] &&
+		r.fds <= ready[dimFD]-use[dimFD] &&
+		r.memory <= ready[dimMemory]-use[dimMemory]
 }
 
 // addAll charges everything that a request asks for to the whole chain.
 func (c *chain) addAll(r *request) {
 	for _, a := range &c.at {
 		if a != nil {
-			a.add(r)
+			a.use.charge(r)
 		}
 	}
 }
@@ -158,9 +150,7 @@ func (st *stripe) giveAll(c *chain, r *request) {
 		}
 	}
 	if c.peer != nil {
-		for _, it := range r.items() {
-			st.peerHolds(c.peer, it.d, -it.n)
-		}
+		st.peerGave(c.peer, r)
 	}
 	st.traceChain(c, r, (*tracer).returned)
 }
@@ -177,35 +167,108 @@ func (st *stripe) giveBack(a *account, r *request) {
 }
 
 func (st *stripe) giveTo(a *account, r *request) {
-	a.sub(r)
-	if a.share == nil {
-		return
-	}
-	for _, it := range r.items() {
-		if a.use[it.d] < a.share.floor[it.d] {
-			a.share.trim(it.d)
-			st.returns++
+	a.use.refund(r)
+	if sh := a.share; sh != nil && sh.idles(r) {
+		for _, it := range r.items() {
+			if sh.use[it.d] < sh.floor[it.d] {
+				sh.trim(it.d)
+				st.returns++
+			}
 		}
 	}
 }
 
-// peerHolds keeps the distributions of what peers hold, and their peaks, after
-// that has changed by n.
-func (st *stripe) peerHolds(ps *peerScope, d dim, n int64) {
-	now := ps.use[d]
-	ps.peak[d] = max(ps.peak[d], now)
-	switch d {
-	case dimMemory:
-		st.peerMemory.moveMemory(now-n, now)
-	case dimStreamsIn:
-		st.peerStreams[0].moveCount(now-n, now)
-	case dimStreamsOut:
-		st.peerStreams[1].moveCount(now-n, now)
-	case dimConnsIn:
-		st.peerConns[0].moveCount(now-n, now)
-	case dimConnsOut:
-		st.peerConns[1].moveCount(now-n, now)
+// idles tells whether too much credit lies idle, of anything in a request.
+func (sh *share) idles(r *request) bool {
+	use, floor := &sh.use, &sh.floor
+	return use[r.dir&dimMask] < floor[r.dir&dimMask] ||
+		use[r.both&dimMask] < floor[r.both&dimMask] ||
+		use[dimFD] < floor[dimFD] ||
+		use[dimMemory] < floor[dimMemory]
+}
+
+// peerGot keeps the distributions of what peers hold, and the peer's peaks, after
+// it got what a request asked for.
+func (st *stripe) peerGot(ps *peerScope, r *request) {
+	if r.count != 0 {
+		now := ps.use[r.dir&dimMask]
+		st.peerCounts[r.dir&dimMask].moveCount(now-r.count, now)
+		ps.peak.raise(&ps.use, r.dir)
+		ps.peak.raise(&ps.use, r.both)
+		ps.peak.raise(&ps.use, dimFD)
 	}
+	if r.memory != 0 {
+		now := ps.use[dimMemory]
+		st.peerMemory.moveMemory(now-r.memory, now)
+		ps.peak.raise(&ps.use, dimMemory)
+	}
+}
+
+// peerGave is peerGot for what a peer gave back.
+func (st *stripe) peerGave(ps *peerScope, r *request) {
+	if r.count != 0 {
+		now := ps.use[r.dir&dimMask]
+		st.peerCounts[r.dir&dimMask].moveCount(now+r.count, now)
+	}
+	if r.memory != 0 {
+		now := ps.use[dimMemory]
+		st.peerMemory.moveMemory(now+r.memory, now)
+	}
+}
+
+// request is what one operation asks of every account in its chain: memory, and
+// one connection or stream, or one of the two. What is not asked for is zero.
+type request struct {
+	memory int64 // bytes
+	weight int64 // of the memory, in 256ths of a limit
+
+	count, fds  int64 // see unit
+	dir, both   dim
+	priority    uint8
+	crowding    bool // from a peer that holds a quarter of transient's inbound streams
+	sharedFirst bool // a move reports the shared scope before the peer's part of it
+
+	listed uint8
+	list   [maxItems]item
+}
+
+// unit is one connection or stream as it is counted. The zero value is none.
+type unit struct {
+	count uint8 // 1, in dir and in both
+	fds   uint8 // 1 if it takes a descriptor
+	dir   dim   // connections or streams in its direction
+	both  dim   // those in either direction
+}
+
+// unitOf gives the unit of a kind. Every direction but inbound counts as outbound.
+func unitOf(kind Kind, dir network.Direction, fd bool) unit {
+	u := unit{count: 1, dir: dimStreamsIn, both: dimStreams}
+	if kind == KindConn {
+		u.dir, u.both = dimConnsIn, dimConns
+	}
+	if dir != network.DirInbound {
+		u.dir++ // the outbound dimension
+	}
+	if fd {
+		u.fds = 1
+	}
+	return u
+}
+
+// whole asks for a connection or stream with all the memory that it holds.
+func (u unit) whole(memory int64) request {
+	return request{memory: memory, weight: whole, priority: network.ReservationPriorityAlways,
+		count: int64(u.count), fds: int64(u.fds), dir: u.dir, both: u.both}
+}
+
+func memoryRequest(a Admission, size int64, priority uint8) request {
+	return request{memory: size, weight: a.weight(priority), priority: priority}
+}
+
+// fits tells whether a limit admits the request while nothing is held.
+func (r *request) fits(limit *amounts) bool {
+	return r.count <= limit[r.dir&dimMask] && r.count <= limit[r.both&dimMask] &&
+		r.fds <= limit[dimFD] && r.memory <= limit[dimMemory]
 }
 
 // item is an amount of one dimension.
@@ -214,32 +277,32 @@ type item struct {
 	n int64
 }
 
-// maxItems is what a connection may move at once: memory, a direction, the
-// total, a descriptor.
+// maxItems is the most that a request asks for: memory, a direction, the total,
+// a descriptor.
 const maxItems = 4
 
-// request is what one operation asks of every account in its chain.
-type request struct {
-	weight      int64 // of its memory, in 256ths of a limit
-	priority    uint8
-	crowding    bool // from a peer that holds a quarter of transient's inbound streams
-	sharedFirst bool // a move reports the shared scope before the peer's part of it
-	n           uint8
-	item        [maxItems]item
-}
-
-func memoryRequest(a Admission, size int64, priority uint8) request {
-	r := request{weight: a.weight(priority), priority: priority}
-	r.ask(dimMemory, size)
-	return r
+// items lists what is asked for in the order in which it is checked. The fast
+// paths do without the list.
+func (r *request) items() []item {
+	if r.listed == 0 {
+		if r.memory != 0 || r.count == 0 {
+			r.ask(dimMemory, r.memory) // of nothing, too: there may be no room even for that
+		}
+		if r.count != 0 {
+			r.ask(r.dir, r.count)
+			r.ask(r.both, r.count)
+		}
+		if r.fds != 0 {
+			r.ask(dimFD, r.fds)
+		}
+	}
+	return r.list[:r.listed]
 }
 
 func (r *request) ask(d dim, n int64) {
-	r.item[r.n] = item{d, n}
-	r.n++
+	r.list[r.listed] = item{d, n}
+	r.listed++
 }
-
-func (r *request) items() []item { return r.item[:r.n] }
 
 // bound gives the most that an account may hold of d after this request.
 func (r *request) bound(st *stripe, a *account, d dim) int64 {
@@ -263,7 +326,7 @@ func (r *request) exact(it item) bool {
 // mayBeReady tells whether what an account has ready decides: all of its limit
 // is there for the request, and it asks for something.
 func (r *request) mayBeReady() bool {
-	return r.weight == whole && r.item[0].n > 0
+	return r.weight == whole && r.memory|r.count != 0
 }
 
 // refusal is the limit that stood in the way.
@@ -313,9 +376,7 @@ func (st *stripe) take(c *chain, r *request, all bool) verdict {
 		c.addAll(r)
 	}
 	if c.peer != nil {
-		for _, it := range r.items() {
-			st.peerHolds(c.peer, it.d, it.n)
-		}
+		st.peerGot(c.peer, r)
 	}
 	st.traceChain(c, r, (*tracer).granted)
 	return admitted

@@ -24,29 +24,23 @@ type endpoint struct {
 
 // endpointOf reads an endpoint from a multiaddr of any kind, nil included.
 func endpointOf(ma multiaddr.Multiaddr) endpoint {
-	for i := range ma {
-		if ma[i].Code() == multiaddr.P_CIRCUIT {
-			return endpoint{relayed: true}
-		}
-	}
-	return endpoint{addr: leadingAddr(ma)}
-}
-
-// leadingAddr gives the IP address that a multiaddr begins with, past a zone,
-// and an invalid address if it begins with anything else. What follows the
-// first component is transport: an IP address there is not the far end's.
-func leadingAddr(ma multiaddr.Multiaddr) netip.Addr {
+	var far endpoint
+	leading := true // past a zone at most: what follows is transport
 	for i := range ma {
 		switch ma[i].Code() {
+		case multiaddr.P_CIRCUIT:
+			return endpoint{relayed: true}
 		case multiaddr.P_IP6ZONE:
 			continue
 		case multiaddr.P_IP4, multiaddr.P_IP6:
-			addr, _ := netip.AddrFromSlice(ma[i].RawValue())
-			return normalAddr(addr)
+			if leading { // an IP address further on is not the far end's
+				addr, _ := netip.AddrFromSlice(ma[i].RawValue())
+				far.addr = normalAddr(addr)
+			}
 		}
-		break
+		leading = false
 	}
-	return netip.Addr{}
+	return far
 }
 
 // nat64 is the well-known prefix (RFC 6052) under which a NAT64 gateway shows
@@ -57,6 +51,9 @@ var nat64 = netip.MustParsePrefix("64:ff9b::/96")
 // zone, and as IPv4 if it is an IPv4 host's address in IPv6 clothes (mapped, or
 // translated by NAT64). Otherwise all of IPv4 would fall into one IPv6 subnet.
 func normalAddr(addr netip.Addr) netip.Addr {
+	if addr.Is4() {
+		return addr
+	}
 	addr = addr.WithZone("").Unmap()
 	if addr.Is6() && nat64.Contains(addr) {
 		b := addr.As16()

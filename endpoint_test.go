@@ -152,7 +152,7 @@ func FuzzEndpoint(f *testing.F) {
 
 		kept, err := newSubnets(defaultSubnetConfig(), defaultRateConfig())
 		require.NoError(t, err)
-		pass, _, ok := kept.enter(ep.addr, 0, dimConnsIn)
+		pass, _, ok := kept.enter(ep.addr, dimConnsIn)
 		require.True(t, ok)
 		checkRecords(t, kept)
 		pass.undo()

@@ -38,27 +38,19 @@ func newGate(cfg gateConfig, caller *callerRates, noting bool) (*gate, error) {
 }
 
 // concerns tells whether connections in a direction pass the gates.
-func (g *gate) concerns(inbound bool) bool {
-	return inbound || g.outbound
+func (g *gate) concerns(d dim) bool {
+	return d == dimConnsIn || g.outbound
 }
 
 // enter asks the gates for a connection from addr, or tells why not. Without an
-// address there is nothing to ask.
-func (g *gate) enter(addr netip.Addr, inbound bool) (gatePass, *LimitError) {
-	d := connsDim(inbound)
-	p, why, ok := g.subnets.enter(addr, g.subnets.now(), d)
+// address there is nothing to ask. d is inbound connections, or outbound ones.
+func (g *gate) enter(addr netip.Addr, d dim) (gatePass, *LimitError) {
+	p, why, ok := g.subnets.enter(addr, d)
 	if ok && g.caller != nil && !g.caller.allows(addr) {
 		p.undo()
 		return gatePass{}, g.subnets.refuse(addr, KindRate, d)
 	}
 	return p, why
-}
-
-func connsDim(inbound bool) dim {
-	if inbound {
-		return dimConnsIn
-	}
-	return dimConnsOut
 }
 
 // forget drops what the gates keep of addresses that have been quiet.
@@ -77,7 +69,7 @@ func (g *gate) suspicious(addr net.Addr) bool {
 	if err != nil {
 		return true
 	}
-	_, _, ok := g.sources.enter(normalAddr(ap.Addr()), g.sources.now(), dimConnsIn)
+	_, _, ok := g.sources.enter(normalAddr(ap.Addr()), dimConnsIn)
 	return !ok
 }
 
@@ -90,7 +82,7 @@ func (m *Manager) passGates(h *holder, far endpoint) (gatePass, error) {
 			return gatePass{}, err
 		}
 	}
-	p, why := m.gate.enter(far.addr, h.inbound)
+	p, why := m.gate.enter(far.addr, h.dir)
 	if why == nil {
 		return p, nil
 	}
@@ -130,9 +122,8 @@ func (st *stripe) glance(h *holder) error {
 
 // crowded tells, without a lock, whether system or transient may be full.
 func (m *Manager) crowded(h *holder) bool {
-	d := connsDim(h.inbound)
 	for _, k := range [...]Kind{KindTransient, KindSystem} {
-		if p := m.fixed[k]; p.tight(d) || p.tight(dimConns) || h.fd && p.tight(dimFD) {
+		if p := m.fixed[k]; p.tight(h.dir) || p.tight(dimConns) || h.fds != 0 && p.tight(dimFD) {
 			return true
 		}
 	}

@@ -212,7 +212,7 @@ func TestWhatIsRefusedLaterTakesNothingFromTheGates(t *testing.T) {
 // enterNow takes a token for an endpoint, and gives its place in the subnets
 // back.
 func (g *gate) enterNow(far multiaddr.Multiaddr) bool {
-	pass, why := g.enter(endpointOf(far).addr, true)
+	pass, why := g.enter(endpointOf(far).addr, dimConnsIn)
 	if pass.conns != nil {
 		pass.conns.leave()
 	}

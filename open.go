@@ -27,11 +27,11 @@ func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint mul
 
 func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint) (*connScope, error) {
 	limits := m.limits.Load()
-	h := holder{kind: KindConn, inbound: dir == network.DirInbound, fd: usefd, limit: &limits.classes.conn, use: limits.connCost}
+	h := holder{kind: KindConn, unit: unitOf(KindConn, dir, usefd), limit: &limits.classes.conn, use: limits.connCost}
 	open, named := m.allowlist.allowsAddr(far)
 	var pass gatePass
 	var err error
-	gated := !open && m.gate.concerns(h.inbound)
+	gated := !open && m.gate.concerns(h.dir)
 	if gated && !named {
 		if pass, err = m.passGates(&h, far); err != nil {
 			return nil, err
@@ -79,7 +79,7 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 		return nil, err
 	}
 	st := m.stripeOf(p)
-	h := holder{kind: KindStream, inbound: dir == network.DirInbound, limit: limit, use: limits.streamCost}
+	h := holder{kind: KindStream, unit: unitOf(KindStream, dir, false), limit: limit, use: limits.streamCost}
 	r := h.total()
 	var c chain
 	var said peerLimit
@@ -143,7 +143,7 @@ func (st *stripe) open(h *holder, r *request, c *chain, fallBack, all bool) (ver
 		}
 		if c.peer != nil {
 			c.peer.refs++
-			countTransient(c, h.inbound, 1)
+			countTransient(c, h.dir, 1)
 		}
 		st.traceOpened(h, r)
 	}
@@ -160,6 +160,9 @@ func (st *stripe) number(h *holder) {
 
 // checkOpening asks the limit of the connection or stream itself.
 func (st *stripe) checkOpening(h *holder, r *request) verdict {
+	if r.fits(h.limit) {
+		return admitted
+	}
 	for _, it := range r.items() {
 		if it.n > h.limit[it.d] {
 			st.refusedBy(traceName{scopeName: h.name()}, &amounts{})

@@ -62,6 +62,7 @@ func connLimit(n int) int64 {
 type namedNet struct {
 	forConns, forTokens bool    // for which of the two it does
 	conns, tokens       *subnet // nil is no limit
+	free                bool    // neither is limited
 }
 
 // partition does not change once it is built.
@@ -121,6 +122,8 @@ func newPartition(conns subnetConfig, rates rateConfig) (*partition, error) {
 			var n namedNet
 			n.conns, n.forConns = counts.LookupPrefix(at)
 			n.tokens, n.forTokens = buckets.LookupPrefix(at)
+			f := familyOf(at.Addr())
+			n.free = n.conns == nil && n.tokens == nil && (n.forConns || !p.counted[f]) && (n.forTokens || !p.taken[f])
 			p.networks.Insert(at, n)
 		}
 	}

@@ -103,7 +103,8 @@ func TestRatesDecideLikeTokenBuckets(t *testing.T) {
 	for range 100 {
 		cfg := randomRateConfig(rng)
 		r, m := mustRates(t, cfg), &rateModel{cfg, map[string]*rate.Limiter{}}
-		now := r.start
+		start := time.Now()
+		now := start
 		for step := range 500 {
 			// Odd nanoseconds, so that no decision hangs on how a float is rounded.
 			now = now.Add(time.Duration(rng.Int64N(int64(time.Second))))
@@ -112,7 +113,7 @@ func TestRatesDecideLikeTokenBuckets(t *testing.T) {
 			}
 			addr := randomAddr(rng)
 			wantBlocked, want := m.take(addr, now)
-			p, blocked, _, ok := r.try(addr, now.Sub(r.start))
+			p, blocked, _, ok := r.try(addr, now.Sub(start))
 			require.Equal(t, []any{wantBlocked, want}, []any{blocked, ok}, "step %d: %s of %+v", step, addr, cfg)
 			if ok && rng.IntN(3) == 0 {
 				now = now.Add(time.Duration(rng.Int64N(int64(time.Second))))
@@ -121,7 +122,7 @@ func TestRatesDecideLikeTokenBuckets(t *testing.T) {
 			}
 		}
 		bucketEntries(t, r)
-		r.forget(int64(now.Add(time.Hour).Sub(r.start)))
+		r.forget(int64(now.Add(time.Hour).Sub(start)))
 		require.Zero(t, bucketEntries(t, r), "%+v", cfg)
 	}
 }
@@ -210,7 +211,7 @@ func TestACallersOwnLimiterIsUsed(t *testing.T) {
 	g, err := newGate(gateConfig{}, &caller, false)
 	require.NoError(t, err)
 	for want := 2; want >= 0; want-- {
-		pass, why := g.enter(addr, true)
+		pass, why := g.enter(addr, dimConnsIn)
 		require.Equal(t, want > 0, why == nil)
 		if why != nil {
 			require.Equal(t, "rate:192.0.2.1/32", why.Scope())
@@ -220,7 +221,7 @@ func TestACallersOwnLimiterIsUsed(t *testing.T) {
 	g, err = newGate(gateConfig{rate: defaultRateConfig()}, &callerRates{}, false)
 	require.NoError(t, err)
 	for range 100 {
-		_, why := g.enter(addr, true)
+		_, why := g.enter(addr, dimConnsIn)
 		require.Nil(t, why, "no limiter limits nothing")
 	}
 }
@@ -403,22 +404,46 @@ func BenchmarkRates(b *testing.B) {
 		for _, perSecond := range []int{1000, 100_000} {
 			b.Run(fmt.Sprintf("take/%s/addresses-per-second=%d", name, perSecond), func(b *testing.B) {
 				r := mustRates(b, defaultRateConfig())
+				at := int64(0)
+				r.now = func() int64 { return at }
 				b.ReportAllocs()
 				for i := 0; b.Loop(); i++ {
-					r.enter(addr(i), int64(i)*int64(time.Second)/int64(perSecond), dimConnsIn)
+					at = int64(i) * int64(time.Second) / int64(perSecond)
+					r.enter(addr(i), dimConnsIn)
 				}
 			})
 		}
 	}
 	b.Run("refused", func(b *testing.B) {
 		r := mustRates(b, defaultRateConfig())
+		r.now = func() int64 { return 0 }
 		addr := netip.MustParseAddr("192.0.2.1")
 		for range 2 * connsPerHost {
-			r.enter(addr, 0, dimConnsIn)
+			r.enter(addr, dimConnsIn)
 		}
 		b.ReportAllocs()
 		for b.Loop() {
-			r.enter(addr, 0, dimConnsIn)
+			r.enter(addr, dimConnsIn)
 		}
 	})
+}
+
+// What is kept of a subnet that has gone is used again for another one.
+func TestATokenIsNotGivenBackToAnotherSubnet(t *testing.T) {
+	cfg := rateConfig{perSubnet: [numFamilies][]subnetRate{{{32, rateLimit{perSecond: 1, burst: 2}}}}}
+	r := mustRates(t, cfg)
+	first, second := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.1")
+	r.a, r.b = 0, 0 // everything is in one stripe
+	pass, _, _, ok := r.try(first, 0)
+	require.True(t, ok)
+	used := pass.tokens
+	r.forget(int64(time.Minute))
+	for range 2 {
+		pass, _, _, ok := r.try(second, time.Minute)
+		require.True(t, ok)
+		require.Same(t, used, pass.tokens, "the record was not used again")
+	}
+	pass.undo()
+	_, _, _, ok = r.try(second, time.Minute)
+	require.False(t, ok)
 }

@@ -89,12 +89,10 @@ type holder struct {
 	own   int64 // bytes reserved at this very holder (I6)
 	num   int64 // in the name
 	spans int64 // begun so far
+	unit        // of a leaf
 	kind  Kind
 	role  role
-	// inbound: every direction but inbound counts as outbound.
-	inbound bool
-	fd      bool // it takes a file descriptor
-	done    bool // I5: holds nothing, refuses everything
+	done  bool // I5: holds nothing, refuses everything
 }
 
 // role says what a holder is.
@@ -318,40 +316,18 @@ func (h *holder) Stat() network.ScopeStat {
 	if h.done {
 		return network.ScopeStat{}
 	}
-	r := h.total()
-	var a amounts
-	for _, it := range r.items() {
-		a[it.d] = it.n
-	}
+	a := h.amounts()
 	return a.stat()
 }
 
 // total is everything that a holder holds, as a request.
-func (h *holder) total() (r request) {
-	r.weight, r.priority = whole, network.ReservationPriorityAlways
-	if h.use > 0 {
-		r.ask(dimMemory, h.use)
-	}
-	if h.role == leaf {
-		r.askFor(h.kind, h.inbound, h.fd)
-	}
-	return r
-}
+func (h *holder) total() request { return h.unit.whole(h.use) }
 
-// askFor asks for one connection or stream.
-func (r *request) askFor(kind Kind, inbound, fd bool) {
-	in, total := dimStreamsIn, dimStreams
-	if kind == KindConn {
-		in, total = dimConnsIn, dimConns
-	}
-	if !inbound {
-		in++ // the outbound dimension
-	}
-	r.ask(in, 1)
-	r.ask(total, 1)
-	if fd {
-		r.ask(dimFD, 1)
-	}
+// amounts is everything that a holder holds.
+func (h *holder) amounts() (a amounts) {
+	r := h.total()
+	a.charge(&r)
+	return a
 }
 
 // BeginSpan opens a span below this scope.
@@ -478,7 +454,7 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 			return err
 		}
 		var why *LimitError
-		if mv.pass, why = m.gate.enter(c.addr, c.inbound); why != nil {
+		if mv.pass, why = m.gate.enter(c.addr, c.dir); why != nil {
 			return m.refusedAtGate(&c.holder, why)
 		}
 	}
@@ -592,11 +568,11 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 func (c *connScope) carry(to *stripe, total *request) *account {
 	here := c.chain.at[slotSystem].share
 	there := to.fixed[here.kind]
-	for _, it := range total.items() {
-		here.use[it.d] -= it.n
-		here.carry(it.d, -it.n)
-		there.use[it.d] += it.n
-		there.carry(it.d, it.n)
+	for _, a := range [...]*amounts{&here.use, &here.credit, &here.floor} {
+		a.refund(total)
+	}
+	for _, a := range [...]*amounts{&there.use, &there.credit, &there.floor} {
+		a.charge(total)
 	}
 	return &there.account
 }
@@ -747,15 +723,15 @@ func (s *streamScope) attachLocked(st *stripe, sh *share, slot int, all bool) (v
 
 // leaveTransient takes the stream out of the transient scope.
 func (s *streamScope) leaveTransient(st *stripe, total *request) {
-	countTransient(&s.chain, s.inbound, -1)
+	countTransient(&s.chain, s.dir, -1)
 	st.giveBack(s.chain.at[slotTransient], total)
 	s.chain.at[slotTransient] = nil
 }
 
 // countTransient keeps the number of inbound streams that a peer has in the
 // standard transient scope.
-func countTransient(c *chain, inbound bool, n int32) {
-	if a := c.at[slotTransient]; a != nil && a.kind == KindTransient && inbound {
+func countTransient(c *chain, d dim, n int32) {
+	if a := c.at[slotTransient]; a != nil && a.kind == KindTransient && d == dimStreamsIn {
 		c.peer.transientIn += n
 	}
 }
@@ -766,7 +742,7 @@ func (s *streamScope) Done() {
 	st := s.root.lock(false)
 	defer st.unlock(false)
 	if !s.done {
-		countTransient(&s.chain, s.inbound, -1)
+		countTransient(&s.chain, s.dir, -1)
 		s.finish(st)
 	}
 }

@@ -293,7 +293,8 @@ func brokenStripe(st *stripe) error {
 		return fmt.Errorf("I4: peers hold %d inbound streams in transient, which has %d", inTransient, n)
 	}
 	for i := range conns {
-		if st.peerConns[i].sum != conns[i] || st.peerStreams[i].sum != streams[i] || st.peerMemory.sum != memory {
+		connsNow, streamsNow := st.peerCounts[dimConnsIn+dim(i)], st.peerCounts[dimStreamsIn+dim(i)]
+		if connsNow.sum != conns[i] || streamsNow.sum != streams[i] || st.peerMemory.sum != memory {
 			return errors.New("a distribution is not that of the peers")
 		}
 	}
@@ -336,7 +337,7 @@ func assertEmpty(t testing.TB, m *Manager) {
 					held(&pr.account)
 				}
 			}
-			for _, s := range []spread{st.peerConns[0], st.peerConns[1], st.peerStreams[0], st.peerStreams[1], st.peerMemory, st.connMemory} {
+			for _, s := range append(st.peerCounts[:], st.peerMemory, st.connMemory) {
 				if s != (spread{}) {
 					t.Errorf("a distribution is not empty: %v", s)
 				}

@@ -50,7 +50,7 @@ func (st *stripe) takeDirect(a *account, c *chain, r *request, all bool) (v verd
 	}
 	switch v = st.take(c, r, all); v {
 	case admitted:
-		a.own += r.item[0].n
+		a.own += r.memory
 	case refused:
 		err = st.refusal(a.scopeName, r)
 	}

@@ -125,9 +125,9 @@ func (m *Manager) read() reading {
 		}
 		for i := range m.stripes {
 			st := &m.stripes[i]
-			for dir := range st.peerConns {
-				r.peerConns[dir].add(&st.peerConns[dir])
-				r.peerStreams[dir].add(&st.peerStreams[dir])
+			for dir := range dim(2) {
+				r.peerConns[dir].add(&st.peerCounts[dimConnsIn+dir])
+				r.peerStreams[dir].add(&st.peerCounts[dimStreamsIn+dir])
 			}
 			r.peerMemory.add(&st.peerMemory)
 			r.connMemory.add(&st.connMemory)

@@ -55,7 +55,7 @@ type stripe struct {
 	nextID, endID int64 // numbers for connections and streams, taken in blocks
 
 	// What metrics read. An addition under a lock that is held anyway.
-	peerConns, peerStreams [2]spread // inbound, outbound
+	peerCounts             [numDims]spread // of connections and streams, by direction
 	peerMemory, connMemory spread
 	refusals               [numKinds]dimCounts
 	blocked                [numKinds]amounts // what the refused requests asked for

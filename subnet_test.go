@@ -27,7 +27,8 @@ func mustSubnets(t testing.TB, cfg subnetConfig) *subnets {
 // try asks for a place and a token, and gives what is full and its limit if there
 // are none.
 func (s *subnets) try(addr netip.Addr, at time.Duration) (p gatePass, blocked netip.Prefix, limit int, ok bool) {
-	p, why, ok := s.enter(addr, int64(at), dimConnsIn)
+	s.now = func() int64 { return int64(at) }
+	p, why, ok := s.enter(addr, dimConnsIn)
 	if !ok {
 		blocked, limit = netip.MustParsePrefix(why.why.scope.text), int(why.Limit())
 	}
@@ -463,7 +464,7 @@ func TestSubnetsAllocateNothingForARefusal(t *testing.T) {
 	for range 8 {
 		s.add(addr)
 	}
-	require.Zero(t, testing.AllocsPerRun(100, func() { s.enter(addr, 0, dimConnsIn) }))
+	require.Zero(t, testing.AllocsPerRun(100, func() { s.enter(addr, dimConnsIn) }))
 }
 
 func BenchmarkSubnets(b *testing.B) {
@@ -480,7 +481,7 @@ func BenchmarkSubnets(b *testing.B) {
 			s := mustSubnets(b, defaultSubnetConfig())
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				p, _, _ := s.enter(addr(i), 0, dimConnsIn)
+				p, _, _ := s.enter(addr(i), dimConnsIn)
 				if p.conns != nil {
 					p.conns.leave()
 				}
@@ -491,7 +492,7 @@ func BenchmarkSubnets(b *testing.B) {
 			var worker atomic.Int64
 			b.RunParallel(func(pb *testing.PB) {
 				for i := int(worker.Add(1)) << 20; pb.Next(); i++ {
-					p, _, _ := s.enter(addr(i), 0, dimConnsIn)
+					p, _, _ := s.enter(addr(i), dimConnsIn)
 					if p.conns != nil {
 						p.conns.leave()
 					}
@@ -507,7 +508,7 @@ func BenchmarkSubnets(b *testing.B) {
 		}
 		b.ReportAllocs()
 		for b.Loop() {
-			s.enter(addr, 0, dimConnsIn)
+			s.enter(addr, dimConnsIn)
 		}
 	})
 }

@@ -20,8 +20,9 @@ import (
 )
 
 // subnet is what is kept of one subnet or named network. It is guarded by the
-// lock of its stripe. A record that has gone from its stripe is only held on to by
-// who took a token there and nothing else.
+// lock of its stripe. A record that has gone from its stripe is used again for
+// another subnet; who took a token there and nothing else may still hold on to it,
+// and knows by life that it has gone.
 type subnet struct {
 	in    *subnetStripe
 	level *level
@@ -31,7 +32,8 @@ type subnet struct {
 	conns  int64 // connections that count here, if any level limits them
 	inner  int   // records whose up is this one
 	fullAt int64 // when its bucket will be full, see bucketLimit
-	queued bool  // it stands in the queue of buckets to look at
+	life   uint32
+	queued bool // it stands in the queue of buckets to look at
 
 	// told is what was last refused here, for the next that is refused.
 	told *LimitError
@@ -49,6 +51,8 @@ type subnetStripe struct {
 		// the lock: to one that was overtaken, tokens taken later would look as
 		// if they were owed.
 		latest int64
+
+		spare []*subnet // records that have gone, for the next subnets
 
 		busy, owing int // records with connections that are limited; that are queued
 		refusals    [2]dimCounts
@@ -77,7 +81,9 @@ type subnetLevel struct {
 // before those of levels.
 type subnets struct {
 	*partition
-	start   time.Time
+	// now gives the time as the buckets know it: in nanoseconds since they were
+	// made. It is read only where there are tokens.
+	now     func() int64
 	a, b    uint64 // secret: they choose the stripe
 	stripes [gateStripes]subnetStripe
 	named   []*subnet // networks with a limit, each in a stripe of its own
@@ -90,7 +96,9 @@ func newSubnets(conns subnetConfig, rates rateConfig) (*subnets, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &subnets{partition: p, start: time.Now(), a: rand.Uint64(), b: rand.Uint64()}
+	start := time.Now()
+	s := &subnets{partition: p, a: rand.Uint64(), b: rand.Uint64(),
+		now: func() int64 { return int64(time.Since(start)) }} // by the monotonic clock
 	for i := range s.stripes {
 		s.stripes[i].mu.levels = make([]subnetLevel, len(p.levels[ipv4])+len(p.levels[ipv6]))
 	}
@@ -116,10 +124,6 @@ func (s *subnets) each(f func(*subnetStripe)) {
 	}
 }
 
-// now is the time as the buckets know it: nanoseconds since they were made, by
-// the monotonic clock.
-func (s *subnets) now() int64 { return int64(time.Since(s.start)) }
-
 // stripeOf gives the stripe that has all records of an address: that of its
 // widest subnet. The secret keeps strangers from choosing addresses that all
 // meet in one.
@@ -134,20 +138,28 @@ func (s *subnets) stripeOf(k subnetKey, levels []level) *subnetStripe {
 type gatePass struct {
 	conns  *subnet // the connection counts here and in all around it
 	tokens *subnet // a token was taken here and from all around it
+	life   uint32  // that tokens had then
 }
 
 // enter gives a normalised address a place for a connection and a token, or
 // neither: then it tells which subnet has none left, as an error unless the
 // subnets are quiet. An invalid address is in no subnet and always fits. d is
 // what will be refused: inbound connections, or outbound ones.
-func (s *subnets) enter(addr netip.Addr, at int64, d dim) (p gatePass, why *LimitError, ok bool) {
+func (s *subnets) enter(addr netip.Addr, d dim) (p gatePass, why *LimitError, ok bool) {
 	if !addr.IsValid() {
 		return gatePass{}, nil, true
 	}
-	f := familyOf(addr)
 	n, _ := s.networks.Lookup(addr)
-	w := passage{namedNet: n, levels: s.levels[f], key: keyOf(addr), at: at,
+	if n.free {
+		return gatePass{}, nil, true
+	}
+	f := familyOf(addr)
+	w := passage{namedNet: n, levels: s.levels[f], key: keyOf(addr),
 		counts: !n.forConns && s.counted[f], takes: !n.forTokens && s.taken[f]}
+	at := int64(0)
+	if w.takes || w.tokens != nil {
+		at = s.now()
+	}
 	if w.conns != nil {
 		w.conns.in.mu.Lock()
 		defer w.conns.in.mu.Unlock()
@@ -161,7 +173,7 @@ func (s *subnets) enter(addr netip.Addr, at int64, d dim) (p gatePass, why *Limi
 		st := s.stripeOf(w.key, w.levels)
 		st.mu.Lock()
 		defer st.mu.Unlock()
-		w.beginLocked(st)
+		w.beginLocked(st, at)
 	}
 	if full, k := w.fullLocked(); full != nil {
 		return gatePass{}, s.refuseLocked(full, k, d), false
@@ -174,7 +186,6 @@ type passage struct {
 	namedNet         // the network that it is in, if any
 	levels   []level // the narrowest first
 	key      subnetKey
-	at       int64
 	// Whether connections and tokens are counted on the levels.
 	counts, takes bool
 
@@ -184,10 +195,12 @@ type passage struct {
 }
 
 // beginLocked finds what is known.
-func (w *passage) beginLocked(st *subnetStripe) {
-	st.reachedLocked(w.at)
-	// Two looks for each token keep ahead of the one that each will need.
-	st.forgetLocked(2)
+func (w *passage) beginLocked(st *subnetStripe, at int64) {
+	if w.takes {
+		st.reachedLocked(at)
+		// Two looks for each token keep ahead of the one that each will need.
+		st.forgetLocked(2)
+	}
 	w.in, w.fresh = st, w.levels
 	for i := range w.levels {
 		l := &w.levels[i]
@@ -255,27 +268,27 @@ func (w *passage) takeLocked() (p gatePass) {
 	}
 	if w.tokens != nil {
 		w.tokens.fullAt, _ = w.tokens.level.tokens.take(w.tokens.fullAt, w.tokens.in.mu.latest)
-		p.tokens = w.tokens
+		p.tokens, p.life = w.tokens, w.tokens.life
 	}
 	for i := range w.fresh {
 		l := &w.fresh[len(w.fresh)-1-i]
 		w.known = w.in.addLocked(l, w.key.cut(l.host), w.known)
 	}
+	if w.counts {
+		p.conns = w.known
+	}
 	for sub := w.known; sub != nil; sub = sub.up {
 		if w.counts {
 			sub.countLocked(1)
 		}
-		if w.takes {
+		if w.takes && !sub.level.tokens.unlimited() {
 			sub.takeLocked()
+			if p.tokens == nil {
+				p.tokens, p.life = sub, sub.life
+			}
 		}
 	}
-	if w.counts {
-		p.conns = w.known
-	}
-	if w.takes {
-		p.tokens = w.known
-		w.known.dropLocked() // a level that is free of limits on tokens
-	}
+	w.known.dropLocked() // where nothing was counted or taken
 	return p
 }
 
@@ -288,11 +301,7 @@ func (sub *subnet) countLocked(n int64) {
 }
 
 func (sub *subnet) takeLocked() {
-	l := sub.level
-	if l.tokens.unlimited() {
-		return
-	}
-	mu := &sub.in.mu
+	l, mu := sub.level, &sub.in.mu
 	sub.fullAt, _ = l.tokens.take(sub.fullAt, mu.latest)
 	if !sub.queued {
 		sub.queued = true
@@ -312,8 +321,8 @@ func (sub *subnet) leave() {
 }
 
 // undo takes back what an address was given, because something else refused it. A
-// token that comes back to a bucket that is gone, and so has been full, is lost:
-// there was no room for it.
+// token that comes back to a bucket that is gone, and so has been full, is lost, and
+// with it what was taken around it: there was no room for it.
 func (p gatePass) undo() {
 	if p.conns != nil {
 		p.conns.leave()
@@ -323,6 +332,9 @@ func (p gatePass) undo() {
 	}
 	p.tokens.in.mu.Lock()
 	defer p.tokens.in.mu.Unlock()
+	if p.tokens.life != p.life {
+		return
+	}
 	for at := p.tokens; at != nil; at = at.up {
 		at.fullAt -= at.level.tokens.interval
 	}
@@ -334,7 +346,8 @@ func (st *subnetStripe) addLocked(l *level, k subnetKey, up *subnet) *subnet {
 	if at.records == nil {
 		at.records = make(map[subnetKey]*subnet)
 	}
-	sub := &subnet{in: st, level: l, key: k, up: up}
+	sub := st.newLocked()
+	sub.in, sub.level, sub.key, sub.up = st, l, k, up
 	at.records[k] = sub
 	at.peak = max(at.peak, len(at.records))
 	if up != nil {
@@ -343,12 +356,30 @@ func (st *subnetStripe) addLocked(l *level, k subnetKey, up *subnet) *subnet {
 	return sub
 }
 
+// spareSubnets bounds the records that a stripe keeps for the next subnets: those
+// who come and go make nothing new, and a crowd leaves nothing behind.
+const spareSubnets = 32
+
+func (st *subnetStripe) newLocked() *subnet {
+	last := len(st.mu.spare) - 1
+	if last < 0 {
+		return new(subnet)
+	}
+	sub := st.mu.spare[last]
+	st.mu.spare = st.mu.spare[:last]
+	return sub
+}
+
 // dropLocked forgets the record if nothing is kept in it, and then those around
 // it. Named networks stay.
 func (sub *subnet) dropLocked() {
 	for sub != nil && sub.conns == 0 && sub.inner == 0 && !sub.queued && sub.in.mu.levels != nil {
-		sub.in.mu.levels[sub.level.id].drop(sub.key)
-		if sub = sub.up; sub != nil {
+		st, up := sub.in, sub.up
+		st.mu.levels[sub.level.id].drop(sub.key)
+		if *sub = (subnet{in: st, life: sub.life + 1}); len(st.mu.spare) < spareSubnets {
+			st.mu.spare = append(st.mu.spare, sub)
+		}
+		if sub = up; sub != nil {
 			sub.inner--
 		}
 	}

@@ -436,9 +436,7 @@ func (t *tracer) changed(typ TraceEvtTyp, name traceName, delta, use *amounts, p
 
 // amounts gives what a request asks for by dimension.
 func (r *request) amounts() (a amounts) {
-	for _, it := range r.items() {
-		a[it.d] = it.n
-	}
+	a.charge(r)
 	return a
 }
 

@@ -23,7 +23,16 @@ func (r *theirEvents) ConsumeEvent(e upstream.TraceEvt) { *r = append(*r, e) }
 func requestFor(priority uint8, items ...item) *request {
 	r := &request{priority: priority}
 	for _, it := range items {
-		r.ask(it.d, it.n)
+		switch it.d {
+		case dimMemory:
+			r.memory = it.n
+		case dimFD:
+			r.fds = it.n
+		case dimStreams, dimConns:
+			r.both = it.d
+		default:
+			r.dir, r.count = it.d, it.n
+		}
 	}
 	return r
 }

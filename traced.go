@@ -20,8 +20,7 @@ func (st *stripe) traceChain(c *chain, r *request, tell func(*tracer, traceName,
 
 // traceMemory tells that a holder got or gave up n bytes.
 func (st *stripe) traceMemory(h *holder, n int64, priority uint8, tell func(*tracer, traceName, *request, *amounts)) {
-	r := request{priority: priority}
-	r.ask(dimMemory, n)
+	r := memoryRequest(st.m.admission, n, priority)
 	st.traceHeld(h, &r, tell)
 }
 
@@ -37,12 +36,6 @@ func (st *stripe) traceHeld(h *holder, r *request, tell func(*tracer, traceName,
 	}
 	use := h.amounts()
 	tell(st.trace, h.traceName(), r, &use)
-}
-
-// amounts is everything that a holder holds.
-func (h *holder) amounts() amounts {
-	r := h.total()
-	return r.amounts()
 }
 
 // refuser is who refused last, for the tracer alone.

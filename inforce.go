@@ -22,7 +22,7 @@ import (
 // for concurrent use.
 func (m *Manager) Limits() ConcreteLimitConfig {
 	cfg := m.limits.Load().config()
-	cfg.Gates = &m.gates
+	cfg.Gates = &m.gate().limits
 	var pools []poolLimits
 	m.inOneCut(func() {
 		for k, to := range [...]*BaseLimit{&cfg.System, &cfg.Transient, &cfg.AllowlistedSystem, &cfg.AllowlistedTransient} {

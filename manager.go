@@ -33,10 +33,11 @@ type Manager struct {
 	admission Admission
 	newcomers bool
 	allowlist *Allowlist
-	gate      *gate
-	gates     GateLimits      // what gate was made from; not written to
-	trace     *tracer         // nil: nobody listens
-	reporter  MetricsReporter // nil: nobody is told of decisions
+	gates     atomic.Pointer[gate] // in force; see gateswap.go
+	options   config               // what the options said
+	changing  sync.Mutex           // held while limits are put in force, before all other locks
+	trace     *tracer              // nil: nobody listens
+	reporter  MetricsReporter      // nil: nobody is told of decisions
 
 	refusalLog *refusalLog // nil: refusals are not logged
 	started    time.Time
@@ -84,6 +85,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		stripes:   make([]stripe, cfg.stripes),
 		admission: cfg.admission,
 		newcomers: cfg.newcomers,
+		options:   cfg,
 		allowlist: new(Allowlist),
 		reporter:  cfg.reporter,
 		started:   time.Now(),
@@ -93,14 +95,11 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	for _, e := range cfg.allowlisted {
 		m.allowlist.put(e, 1)
 	}
-	gates, err := cfg.gateConfig(limits)
+	gates, err := m.makeGates(limits)
 	if err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
-	m.gates = gates.limits()
-	if m.gate, err = newGate(gates, cfg.callerRates, cfg.refusalLog > 0); err != nil {
-		return nil, fmt.Errorf("rcmgr: %w", err)
-	}
+	m.gates.Store(gates)
 	if m.trace, err = newTracer(cfg.tracePath, cfg.reporters, limits); err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
@@ -116,14 +115,15 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	if m.refusalLog != nil {
 		m.workers.Go(m.refusalLog.writeUntilClosed)
 	}
-	m.logStart(&gates, len(cfg.allowlisted))
+	m.logStart()
 	return m, nil
 }
 
 // logStart tells in one line what is on.
-func (m *Manager) logStart(gates *gateConfig, allowlisted int) {
+func (m *Manager) logStart() {
+	gates, _ := m.options.gateConfig(m.limits.Load().limiter) // of which gates were made
 	rates := gates.rate.describe()
-	if caller := m.gate.caller; caller != nil {
+	if caller := m.gate().caller; caller != nil {
 		rates = []string{"as WithConnRateLimiters says"}
 		if caller.limiter == nil {
 			rates = []string{"off"}
@@ -132,7 +132,7 @@ func (m *Manager) logStart(gates *gateConfig, allowlisted int) {
 	log.Info("resource manager started", append([]any{"stripes", len(m.stripes), "admission", m.admission,
 		"newcomers_quarter", m.newcomers, "connections_per_subnet", gates.subnets.describe(),
 		"connect_rates", rates, "outbound_gates", gates.outbound,
-		"allowlist_entries", allowlisted, "traced", m.trace != nil}, m.limits.Load().startAttrs()...)...)
+		"allowlist_entries", len(m.options.allowlisted), "traced", m.trace != nil}, m.limits.Load().startAttrs()...)...)
 }
 
 // NewResourceManager is New as go-libp2p's own package spells it.

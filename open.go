@@ -31,7 +31,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 	open, named := m.allowlist.allowsAddr(far)
 	var pass gatePass
 	var err error
-	gated := !open && m.gate.concerns(h.dir)
+	gated := !open && m.gate().concerns(h.dir)
 	if gated && !named {
 		if pass, err = m.passGates(&h, far); err != nil {
 			return nil, err

@@ -122,7 +122,7 @@ func (l *refusalLog) write() {
 	for i := range l.m.stripes {
 		l.m.stripes[i].giveRemarks(&count, &said)
 	}
-	l.m.gate.subnets.giveRemarks(&count, &said)
+	l.m.gate().subnets.giveRemarks(&count, &said)
 	for k := range count {
 		for d, n := range count[k] {
 			if times := n - l.logged[k][d]; times > 0 {
@@ -203,12 +203,12 @@ func (m *Manager) limitKey(k Kind, d dim, which *scopeName) string {
 	case KindPeer:
 		return m.limits.Load().peerPlace(which.peer) + "." + limitNames[d]
 	case KindSubnet:
-		return gateKey("Gates.Subnets", which.text, m.gates.Subnets.Networks)
+		return gateKey("Gates.Subnets", which.text, m.gate().limits.Subnets.Networks)
 	case KindRate:
-		if m.gate.caller != nil {
+		if m.gate().caller != nil {
 			return "WithConnRateLimiters"
 		}
-		return gateKey("Gates.Rate", which.text, m.gates.Rate.Networks)
+		return gateKey("Gates.Rate", which.text, m.gate().limits.Rate.Networks)
 	}
 	return [...]string{
 		KindSystem: "System", KindTransient: "Transient",

@@ -454,7 +454,7 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 			return err
 		}
 		var why *LimitError
-		if mv.pass, why = m.gate.enter(c.addr, c.dir); why != nil {
+		if mv.pass, why = m.enterGates(c.addr, c.dir); why != nil {
 			return m.refusedAtGate(&c.holder, why)
 		}
 	}

@@ -2,7 +2,7 @@ package rcmgr
 
 // Other limits while the manager runs: all of them at once or none. Everything is
 // read and checked first; then, under all stripe locks, the next book takes the
-// place of the last one, and what lives gets its limits. A connection, stream or
+// place of the last one, and what lives gets its limits; the gates follow. A connection, stream or
 // peer that is not named points to the limits of its kind, so it has the new ones
 // without a visit. What was set by hand stays until it is taken back.
 
@@ -36,12 +36,10 @@ func (m *Manager) SetLimits(limits Limiter) error {
 	if err != nil {
 		return fmt.Errorf("rcmgr: limits not changed: %w", err)
 	}
-	select {
-	case <-m.stop:
-		return errClosed
-	default:
+	late, err := m.putInForce(next, said)
+	if err != nil {
+		return err
 	}
-	late := m.putInForce(next, said)
 	m.catchUp(next, late)
 	log.Info("limits changed", next.startAttrs()...)
 	return nil
@@ -83,9 +81,21 @@ func (m *Manager) askLiving(b *limitBook) (living, error) {
 	return l, nil
 }
 
-// putInForce puts the next book in the place of the last one. It gives back the
-// scopes that came to be after the Limiter was asked for all that were there.
-func (m *Manager) putInForce(next *limitBook, said living) (late living) {
+// putInForce puts the next book in the place of the last one, and with it the gates
+// that its Limiter asks for. It gives back the scopes that came to be after the
+// Limiter was asked for all that were there.
+func (m *Manager) putInForce(next *limitBook, said living) (late living, err error) {
+	m.changing.Lock()
+	defer m.changing.Unlock()
+	gates, err := m.makeGates(next.limiter)
+	if err != nil {
+		return living{}, fmt.Errorf("rcmgr: limits not changed: %w", err)
+	}
+	select {
+	case <-m.stop:
+		return living{}, errClosed
+	default:
+	}
 	late = living{make(map[peer.ID]peerLimit), make(map[*pool]sharedLimits)}
 	m.inOneCut(func() {
 		last := m.limits.Load()
@@ -114,7 +124,8 @@ func (m *Manager) putInForce(next *limitBook, said living) (late living) {
 			}
 		})
 	})
-	return late
+	m.swapGates(gates)
+	return late, nil
 }
 
 // eachToRenew calls f with the peers that do not have new limits by what they

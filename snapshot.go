@@ -245,8 +245,8 @@ func (m *Manager) snapshot(subnets int, addPeers func(*cut)) Snapshot {
 		}
 	})
 	s.CallerBugs = m.callerBugs.Load()
-	s.Gates = m.gate.state(subnets)
-	m.gate.subnets.addRefusals(&refused)
+	s.Gates = m.gate().state(subnets)
+	m.gate().subnets.addRefusals(&refused)
 	s.Scopes = make([]ScopeState, len(c.scopes))
 	for i := range c.scopes {
 		s.Scopes[i] = c.scopes[i].state()

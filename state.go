@@ -139,8 +139,8 @@ func (m *Manager) read() reading {
 		}
 	})
 	r.counts.callerBugs = m.callerBugs.Load()
-	r.subnets, r.rateBuckets = m.gate.inUse()
-	m.gate.subnets.addRefusals(&r.counts.refusals)
+	r.subnets, r.rateBuckets = m.gate().inUse()
+	m.gate().subnets.addRefusals(&r.counts.refusals)
 	for _, k := range gateKinds { // each of one connection
 		for d, n := range r.counts.refusals[k] {
 			r.counts.blocked[k][d] = int64(n)

@@ -37,6 +37,8 @@ type subnet struct {
 
 	// told is what was last refused here, for the next that is refused.
 	told *LimitError
+	// heir counts the same connections at the gates that took over, see gateswap.go.
+	heir *subnet
 }
 
 // prefix gives the subnet as people know it.
@@ -87,6 +89,8 @@ type subnets struct {
 	a, b    uint64 // secret: they choose the stripe
 	stripes [gateStripes]subnetStripe
 	named   []*subnet // networks with a limit, each in a stripe of its own
+	// retired: others have taken over (gateswap.go). It is written under all locks.
+	retired bool
 	// noting: what is refused is noted for the log. quiet: it is not even told.
 	noting, quiet bool
 }
@@ -143,7 +147,7 @@ type gatePass struct {
 
 // enter gives a normalised address a place for a connection and a token, or
 // neither: then it tells which subnet has none left, as an error unless the
-// subnets are quiet. An invalid address is in no subnet and always fits. d is
+// subnets are quiet or have retired. An invalid address is in no subnet and always fits. d is
 // what will be refused: inbound connections, or outbound ones.
 func (s *subnets) enter(addr netip.Addr, d dim) (p gatePass, why *LimitError, ok bool) {
 	if !addr.IsValid() {
@@ -174,6 +178,9 @@ func (s *subnets) enter(addr netip.Addr, d dim) (p gatePass, why *LimitError, ok
 		st.mu.Lock()
 		defer st.mu.Unlock()
 		w.beginLocked(st, at)
+	}
+	if s.retired {
+		return gatePass{}, nil, false
 	}
 	if full, k := w.fullLocked(); full != nil {
 		return gatePass{}, s.refuseLocked(full, k, d), false
@@ -313,11 +320,15 @@ func (sub *subnet) takeLocked() {
 // leave ends a connection that counts here.
 func (sub *subnet) leave() {
 	sub.in.mu.Lock()
-	defer sub.in.mu.Unlock()
+	heir := sub.heir
 	for at := sub; at != nil; at = at.up {
 		at.countLocked(-1)
 	}
 	sub.dropLocked()
+	sub.in.mu.Unlock()
+	if heir != nil {
+		heir.leave()
+	}
 }
 
 // undo takes back what an address was given, because something else refused it. A

@@ -630,7 +630,8 @@ func (cfg PartialLimitConfig) build(defaults ConcreteLimitConfig, from Origin) C
 			func(l ResourceLimits, under BaseLimit) BaseLimit { return l.Build(under) }),
 		origins: overlay(upper, defaults.origins,
 			func(l ResourceLimits, under scopeOrigins) scopeOrigins { return l.originsOver(under, from) }),
-		sizing: defaults.sizing,
+		sizing:      defaults.sizing,
+		gateOrigins: upper.Gates.originsOver(defaults.gateOrigins, from),
 	}
 }
 
@@ -642,6 +643,9 @@ type ConcreteLimitConfig struct {
 	origins perScope[scopeOrigins] // of limits, likewise
 	sizing  Sizing
 	ungated bool // InfiniteLimits: there are no gates at all
+	// gateOrigins has the origins of gates that are not the default, by the place of
+	// their settings. nil: of those that limits has, OriginOverride.
+	gateOrigins map[string]Origin
 }
 
 // ToPartialLimitConfig says the same limits as a configuration that leaves

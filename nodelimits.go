@@ -9,6 +9,7 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"slices"
 )
 
 // NodeLimits says what a node may use. Its zero value is half of the memory and
@@ -59,8 +60,8 @@ func NewForNode(n NodeLimits, opts ...Option) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
-	allowlist := WithAllowlistStrings(n.Allowlist, false)
-	return New(NewFixedLimiter(cfg), append([]Option{allowlist}, opts...)...)
+	opts = append(slices.Clip(opts), WithAllowlistStrings(n.Allowlist, false))
+	return New(NewFixedLimiter(cfg), opts...)
 }
 
 // Build computes the limits. An error names the field of n, or the limits that

@@ -2,6 +2,12 @@ package rcmgr
 
 // Where each value of a configuration comes from.
 
+import (
+	"fmt"
+	"maps"
+	"slices"
+)
+
 // Origin tells where a value of a configuration comes from.
 type Origin uint8
 
@@ -38,4 +44,27 @@ func (l *ResourceLimits) originsOver(under scopeOrigins, from Origin) scopeOrigi
 		under.Memory = from
 	}
 	return under
+}
+
+// originsOver is that of ResourceLimits for gates: nil stays nil.
+func (g *GateLimits) originsOver(under map[string]Origin, from Origin) map[string]Origin {
+	if under == nil {
+		return nil
+	}
+	over := maps.Clone(under)
+	maps.Copy(over, g.origins(from))
+	return over
+}
+
+// MarshalText gives String's text, for JSON.
+func (o Origin) MarshalText() ([]byte, error) { return []byte(o.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (o *Origin) UnmarshalText(text []byte) error {
+	i := slices.Index(originNames[:], string(text))
+	if i < 0 {
+		return fmt.Errorf("no origin of a value: %q", text)
+	}
+	*o = Origin(i)
+	return nil
 }

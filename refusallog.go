@@ -227,8 +227,7 @@ func gateKey[V any](path, prefix string, networks map[netip.Prefix]V) string {
 	if _, ok := networks[p]; ok {
 		return fmt.Sprintf("%s.Networks[%q]", path, prefix)
 	}
-	family := [...]string{"IPv4", "IPv6"}[familyOf(p.Addr())]
-	return fmt.Sprintf("%s.%s[%q]", path, family, strconv.Itoa(p.Bits()))
+	return fmt.Sprintf("%s.%s[%q]", path, familyNames[familyOf(p.Addr())], strconv.Itoa(p.Bits()))
 }
 
 // tellRefusal logs one refusal with its numbers, for who debugs. It is called

@@ -99,6 +99,9 @@ func (m *Manager) putInForce(next *limitBook, said living) (late living, err err
 	late = living{make(map[peer.ID]peerLimit), make(map[*pool]sharedLimits)}
 	m.inOneCut(func() {
 		last := m.limits.Load()
+		if next.own == nil { // it says nothing of those that are open
+			next.classes.stream, next.classes.peer = last.classes.stream, last.classes.peer
+		}
 		*last.classes = *next.classes
 		next.classes = last.classes
 		m.limits.Store(next)

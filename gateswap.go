@@ -62,16 +62,19 @@ func (m *Manager) swapGates(next *gate) {
 // refusals. All locks of last are held, and nobody else knows s.
 func (s *subnets) takeOver(last *subnets) {
 	for _, sub := range last.named {
-		sub.heir = s.inherit(sub)
+		sub.heir = s.inherit(sub, sub.conns)
 	}
 	last.each(func(st *subnetStripe) {
-		for f := range numFamilies {
-			if len(last.levels[f]) == 0 || st.mu.levels == nil {
-				continue
+		// A connection counts at one record, and in all around it.
+		within := make(map[*subnet]int64)
+		for i := range st.mu.levels {
+			for _, sub := range st.mu.levels[i].records {
+				within[sub.up] += sub.conns
 			}
-			// Connections count at the narrowest, and in all around it.
-			for _, sub := range st.mu.levels[last.levels[f][0].id].records {
-				sub.heir = s.inherit(sub)
+		}
+		for i := range st.mu.levels {
+			for _, sub := range st.mu.levels[i].records {
+				sub.heir = s.inherit(sub, sub.conns-within[sub])
 			}
 		}
 		to := &s.stripes[0].mu
@@ -87,20 +90,20 @@ func (s *subnets) takeOver(last *subnets) {
 	})
 }
 
-// inherit counts the connections of another partition's subnet where they would
-// have been counted here, as far as the subnet alone tells: not in networks and on
+// inherit counts n connections of another partition's subnet where they would have
+// been counted here, as far as the subnet alone tells: not in networks and on
 // levels that are narrower. It gives the narrowest record in which they count.
-func (s *subnets) inherit(from *subnet) (heir *subnet) {
-	if from.conns == 0 {
+func (s *subnets) inherit(from *subnet, n int64) (heir *subnet) {
+	if n == 0 {
 		return nil
 	}
 	prefix := from.prefix()
 	f := familyOf(prefix.Addr())
-	if n, ok := s.networks.LookupPrefix(prefix); ok && n.forConns {
-		if n.conns != nil {
-			n.conns.countManyLocked(from.conns)
+	if in, ok := s.networks.LookupPrefix(prefix); ok && in.forConns {
+		if in.conns != nil {
+			in.conns.countManyLocked(n)
 		}
-		return n.conns
+		return in.conns
 	}
 	if !s.counted[f] {
 		return nil
@@ -116,7 +119,7 @@ func (s *subnets) inherit(from *subnet) (heir *subnet) {
 		if heir = st.mu.levels[l.id].records[key.cut(l.host)]; heir == nil {
 			heir = st.addLocked(l, key.cut(l.host), up)
 		}
-		heir.countManyLocked(from.conns)
+		heir.countManyLocked(n)
 	}
 	return heir
 }

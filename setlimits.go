@@ -256,7 +256,6 @@ func (p *pool) ResetLimit() {
 			} else {
 				p.m.dir.renew(now, said)
 			}
-			st.enqueue(a)
 		}
 		st.unlock(true)
 		if current {

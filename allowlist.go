@@ -62,6 +62,44 @@ type peerEntries struct {
 	at   *prefixCounts // networks of the others; nil if there are none
 }
 
+// emptyAllowlist gives a view without entries, which must not be written to once
+// it can be read.
+func emptyAllowlist() *allowlistView {
+	return &allowlistView{open: new(prefixCounts), named: new(prefixCounts), peers: new(bart.Table[peerEntries])}
+}
+
+// newAllowlist gives a list of entries. As nobody reads it yet, its tables are
+// filled in place; Add copies what it changes.
+func newAllowlist(entries []allowlistEntry) *Allowlist {
+	al := new(Allowlist)
+	if len(entries) == 0 {
+		return al
+	}
+	v := emptyAllowlist()
+	list := func(t *prefixCounts, network netip.Prefix) {
+		t.Modify(network, func(n int, _ bool) (int, bool) { return n + 1, false })
+	}
+	for _, e := range entries {
+		if e.peer == "" {
+			list(v.open, e.network)
+			continue
+		}
+		of, _ := v.peer(e.peer)
+		if e.network.IsValid() {
+			if of.at == nil {
+				of.at = new(prefixCounts)
+			}
+			list(of.at, e.network)
+			list(v.named, e.network)
+		} else {
+			of.bare++
+		}
+		v.peers.Insert(peerKey(e.peer), of)
+	}
+	al.view.Store(v)
+	return al
+}
+
 // Add puts an entry on the list; the forms it may have are those at Allowlist.
 // An entry that is added twice must be removed twice. Components between the
 // address and the peer ID, a port for instance, are ignored. An error names the
@@ -89,7 +127,7 @@ func (al *Allowlist) Allowed(ma multiaddr.Multiaddr) bool {
 // ma: one for the address that names no peer, one for the address that names
 // this peer, or one that is the bare peer ID.
 func (al *Allowlist) AllowedPeerAndMultiaddr(peerID peer.ID, ma multiaddr.Multiaddr) bool {
-	return al.allows(peerID, endpointOf(ma))
+	return al.allows(peerID, endpointOf(ma).addr)
 }
 
 // allowsAddr tells what the list says of an endpoint whose peer is not known:
@@ -102,17 +140,18 @@ func (al *Allowlist) allowsAddr(ep endpoint) (open, named bool) {
 	return v.open.Contains(ep.addr), v.named.Contains(ep.addr)
 }
 
-// allows tells if a peer is allowlisted at an endpoint.
-func (al *Allowlist) allows(p peer.ID, ep endpoint) bool {
+// allows tells if a peer is allowlisted at an address, which may be invalid: then
+// it is anywhere.
+func (al *Allowlist) allows(p peer.ID, addr netip.Addr) bool {
 	v := al.view.Load()
 	if v == nil {
 		return false
 	}
-	if ep.addr.IsValid() && v.open.Contains(ep.addr) {
+	if addr.IsValid() && v.open.Contains(addr) {
 		return true
 	}
 	e, ok := v.peer(p)
-	return ok && (e.bare > 0 || ep.addr.IsValid() && e.at != nil && e.at.Contains(ep.addr))
+	return ok && (e.bare > 0 || addr.IsValid() && e.at != nil && e.at.Contains(addr))
 }
 
 // allowsPeer tells if a peer is allowlisted wherever it is.
@@ -162,7 +201,7 @@ func (al *Allowlist) put(e allowlistEntry, delta int) {
 	defer al.writer.Unlock()
 	v := al.view.Load()
 	if v == nil {
-		v = &allowlistView{open: new(prefixCounts), named: new(prefixCounts), peers: new(bart.Table[peerEntries])}
+		v = emptyAllowlist()
 	}
 	al.view.Store(v.with(e, delta))
 }

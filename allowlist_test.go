@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
@@ -198,7 +199,7 @@ func TestAllowlistDecidesLikeAPlainList(t *testing.T) {
 		}
 		gotOpen, gotNamed := al.allowsAddr(ep)
 		require.Equal(t, []bool{open, named, open || at || bare, bare},
-			[]bool{gotOpen, gotNamed, al.allows(p, ep), al.allowsPeer(p)}, "step %d: %v %s %v", step, ep, p, list)
+			[]bool{gotOpen, gotNamed, al.allows(p, ep.addr), al.allowsPeer(p)}, "step %d: %v %s %v", step, ep, p, list)
 	}
 	for _, e := range list {
 		require.NoError(t, al.Remove(e.ma))
@@ -249,42 +250,130 @@ func TestAllowlistEntriesStayWhileOthersComeAndGo(t *testing.T) {
 }
 
 func TestAllowlistLookupsAllocateNothing(t *testing.T) {
-	al := allowlistOf(t, 10)
+	al := allowlistOf(10)
 	ep := endpoint{addr: netip.MustParseAddr("10.0.0.1")}
 	p := mustPeer(t, peerA)
 	require.Zero(t, testing.AllocsPerRun(100, func() {
 		al.allowsAddr(ep)
-		al.allows(p, endpoint{relayed: true})
+		al.allows(p, netip.Addr{})
 		al.allowsPeer(p)
 	}))
 }
 
 // allowlistOf makes a list of n entries of all kinds.
-func allowlistOf(t testing.TB, n int) *Allowlist {
+func allowlistOf(n int) *Allowlist {
 	rng := rand.New(rand.NewPCG(uint64(n), 2))
-	peers := randomPeers(rng, n)
-	al := new(Allowlist)
-	for i, p := range peers {
-		addr := netip.AddrFrom4([4]byte{byte(11 + rng.IntN(100)), byte(rng.Uint32()), byte(rng.Uint32()), byte(rng.Uint32())})
-		s := fmt.Sprintf("/ip4/%s/ipcidr/%d/p2p/%s", addr, 24+rng.IntN(9), p)
+	var entries []allowlistEntry
+	for i, p := range randomPeers(rng, n) {
+		e := allowlistEntry{peer: p, network: netip.PrefixFrom(someAddr(rng), 24+rng.IntN(9)).Masked()}
 		switch i % 3 {
 		case 0:
-			s = "/p2p/" + p.String()
+			e.network = netip.Prefix{}
 		case 1:
-			s = fmt.Sprintf("/ip4/%s/ipcidr/%d", addr, 24+rng.IntN(9))
+			e.peer = ""
 		}
-		require.NoError(t, al.Add(mustMA(t, s)))
+		entries = append(entries, e)
 	}
-	return al
+	return newAllowlist(entries)
+}
+
+// A list that is given at once is as one that was put together one by one.
+func TestAnAllowlistGivenAtOnceIsAsOneByOne(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	peers := randomPeers(rng, 4)
+	for range 100 {
+		var entries []allowlistEntry
+		one := new(Allowlist)
+		for range rng.IntN(30) {
+			e, err := readAllowlistEntry(randomEntry(t, rng, peers).ma)
+			require.NoError(t, err)
+			entries = append(entries, e)
+			one.put(e, 1)
+		}
+		all := newAllowlist(entries)
+		for len(entries) > 0 { // and stays so, back to nothing
+			a, b := all.view.Load(), one.view.Load()
+			require.True(t, a.open.Equal(b.open) && a.named.Equal(b.named))
+			require.Equal(t, b.peers.Size(), a.peers.Size())
+			for key, of := range b.peers.All() {
+				same, _ := a.peers.Get(key)
+				require.Equal(t, of.bare, same.bare)
+				require.True(t, of.at == same.at || of.at.Equal(same.at))
+			}
+			last := entries[len(entries)-1]
+			entries = entries[:len(entries)-1]
+			all.put(last, -1)
+			one.put(last, -1)
+		}
+		if all.view.Load() != nil { // there was an entry
+			requireEmptyAllowlist(t, all)
+		}
+	}
+}
+
+// someAddr gives an address in the part of the Internet that allowlistOf is
+// about.
+func someAddr(rng *rand.Rand) netip.Addr {
+	return netip.AddrFrom4([4]byte{byte(11 + rng.IntN(100)), byte(rng.Uint32()), byte(rng.Uint32()), byte(rng.Uint32())})
+}
+
+// managerWith makes a manager with a list, whose gates ask everybody that the
+// list does not know and refuse nobody.
+func managerWith(t testing.TB, al *Allowlist) *Manager {
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
+		c.Gates = &GateLimits{
+			Subnets: SubnetLimits{IPv4: map[int]LimitVal{32: 1000}},
+			Rate:    RateLimits{IPv4: map[int]ConnRate{32: {PerSecond: 1000, Burst: 1 << 29}}},
+		}
+	}))
+	m.allowlist.view.Store(al.view.Load())
+	return m
+}
+
+// connectionsFrom gives the whole path of the i-th connection.
+func connectionsFrom(t testing.TB, m *Manager, eps []endpoint, peers []peer.ID) (round func(i int)) {
+	var fars []multiaddr.Multiaddr
+	for _, ep := range eps {
+		fars = append(fars, mustMA(t, fmt.Sprintf("/ip4/%s/tcp/1", ep.addr)))
+	}
+	return func(i int) {
+		c, err := m.OpenConnection(network.DirInbound, true, fars[i%len(fars)])
+		if err != nil || c.SetPeer(peers[i%len(peers)]) != nil {
+			t.Fatal("refused", err)
+		}
+		c.Done()
+	}
+}
+
+// A path of a connection past a long list takes nothing more than past a short
+// one. How long it takes is BenchmarkAllowlist's to tell.
+func TestALongAllowlistAllocatesNoMoreThanAShortOne(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 4))
+	var eps []endpoint
+	for range 64 {
+		eps = append(eps, endpoint{addr: someAddr(rng)})
+	}
+	peers := randomPeers(rng, 64)
+	for _, n := range []int{10, 100_000} {
+		round := connectionsFrom(t, managerWith(t, allowlistOf(n)), eps, peers)
+		i := 0
+		once := func() { round(i); i++ }
+		for range 1024 {
+			once() // all peers and shares are there
+		}
+		require.LessOrEqual(t, testing.AllocsPerRun(2000, once), 2.0, "%d entries", n)
+	}
 }
 
 func BenchmarkAllowlist(b *testing.B) {
 	for _, n := range []int{10, 100_000} {
-		al := allowlistOf(b, n)
+		al := allowlistOf(n)
 		rng := rand.New(rand.NewPCG(1, 3))
 		eps := make([]endpoint, 1024)
 		for i := range eps {
-			eps[i].addr = netip.AddrFrom4([4]byte{byte(11 + rng.IntN(100)), byte(rng.Uint32()), byte(rng.Uint32()), byte(rng.Uint32())})
+			eps[i].addr = someAddr(rng)
 		}
 		peers := randomPeers(rng, 1024)
 		b.Run(fmt.Sprintf("allowsAddr/entries=%d", n), func(b *testing.B) {
@@ -293,10 +382,17 @@ func BenchmarkAllowlist(b *testing.B) {
 				al.allowsAddr(eps[i%len(eps)])
 			}
 		})
+		b.Run(fmt.Sprintf("connection/entries=%d", n), func(b *testing.B) {
+			round := connectionsFrom(b, managerWith(b, al), eps, peers)
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				round(i)
+			}
+		})
 		b.Run(fmt.Sprintf("allows/entries=%d", n), func(b *testing.B) {
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				al.allows(peers[i%len(peers)], eps[i%len(eps)])
+				al.allows(peers[i%len(peers)], eps[i%len(eps)].addr)
 			}
 		})
 	}

@@ -1,20 +1,27 @@
 package rcmgr
 
-// The hot path beside its rivals: ours as it comes and with metrics off, which
-// must be the same, go-libp2p's as it comes, and the same with its metrics off. All run
-// the same workloads through network.ResourceManager, with the same limits, far
-// away, and no limit on subnets or rates.
+// The hot path beside its rivals (bench_rivals_test.go). All run the same workloads
+// through network.ResourceManager, with the same limits and no limit on rates.
+// Ours has its metrics on; that off is the same work, a test counts.
 //
-//	go test -run '^$' -bench . -count 6 | tee bench.txt && benchstat -col /impl bench.txt
+//	go run ./examples/compare
+//
+// runs them in turn and prints the ratios; this is for benchstat:
+//
+//	go test -run '^$' -bench HotPath -count 6 | tee bench.txt && benchstat -col /impl bench.txt
+//
+// procs=1 is one processor, which collects the garbage as well.
 
 import (
 	"fmt"
 	"math"
+	"runtime"
+	"sync/atomic"
 	"testing"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
-	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
 )
@@ -24,47 +31,64 @@ const (
 	farFDs    = 1 << 20
 )
 
-var rivals = []struct {
-	impl string
-	make func() (network.ResourceManager, error)
+// farLimits are limits that no workload comes near.
+func farLimits() ConcreteLimitConfig { return DefaultLimits.Scale(farMemory, farFDs) }
+
+// benchLimits are the limits that workloads run under.
+var benchLimits = []struct {
+	name  string
+	build func() ConcreteLimitConfig
+	// ballast is held at each scope that all share.
+	ballast int
 }{
-	{"ours", func() (network.ResourceManager, error) {
-		return NewResourceManager(NewFixedLimiter(DefaultLimits.Scale(farMemory, farFDs)), WithConnRateLimiters(nil))
-	}},
-	{"ours-without-metrics", func() (network.ResourceManager, error) {
-		return NewResourceManager(NewFixedLimiter(DefaultLimits.Scale(farMemory, farFDs)), WithConnRateLimiters(nil),
-			WithMetricsDisabled())
-	}},
-	{"upstream", func() (network.ResourceManager, error) {
-		return upstream.NewResourceManager(upstream.NewFixedLimiter(upstream.DefaultLimits.Scale(farMemory, farFDs)))
-	}},
-	{"upstream-without-metrics", func() (network.ResourceManager, error) {
-		return upstream.NewResourceManager(upstream.NewFixedLimiter(upstream.DefaultLimits.Scale(farMemory, farFDs)),
-			upstream.WithMetricsDisabled())
-	}},
+	{name: "far", build: farLimits},
+	{name: "4GiB", build: func() ConcreteLimitConfig { return DefaultLimits.Scale(4<<30, 1<<14) }},
+	{name: "tight", build: tightLimits, ballast: 40 << 20},
+}
+
+// tightLimits are too small for credit, but for memory, of which more than half is
+// held by the ballast: so everything is decided on the exact sum.
+func tightLimits() ConcreteLimitConfig {
+	few := ResourceLimits{
+		Streams: 64, StreamsInbound: 64, StreamsOutbound: 64,
+		Conns: 64, ConnsInbound: 64, ConnsOutbound: 64, FD: 64, Memory: 64 << 20,
+	}
+	system := few
+	system.Memory *= 4 // the ballast of all scopes
+	return PartialLimitConfig{System: system, Transient: few, ProtocolDefault: few, ServiceDefault: few}.Build(farLimits())
+}
+
+const (
+	benchProtocol = "/proto/1.0.0"
+	benchService  = "service"
+)
+
+func loadBallast(t require.TestingT, rm network.ResourceManager, n int) {
+	reserve := func(s network.ResourceScope) error { return s.ReserveMemory(n, network.ReservationPriorityAlways) }
+	require.NoError(t, rm.ViewSystem(reserve))
+	require.NoError(t, rm.ViewTransient(reserve))
+	require.NoError(t, rm.ViewProtocol(benchProtocol, func(s network.ProtocolScope) error { return reserve(s) }))
+	require.NoError(t, rm.ViewService(benchService, func(s network.ServiceScope) error { return reserve(s) }))
 }
 
 // workload is something that is done again and again to a manager. prepare
-// gives the i-th round of it.
+// gives the i-th round of it for one of several workers.
 type workload struct {
 	name    string
-	prepare func(require.TestingT, network.ResourceManager) func(i int) error
+	prepare func(t require.TestingT, rm network.ResourceManager, worker int) func(i int) error
+	limits  PartialLimitConfig // that it needs besides
+	allocs  float64            // the most that a round of ours may allocate
 }
 
-// The addresses are loopback, which no gate limits.
 var workloads = []workload{
-	{"memory", func(t require.TestingT, rm network.ResourceManager) func(int) error {
-		s := negotiated(t, rm, "peer")
-		return func(int) error {
-			if err := s.ReserveMemory(4<<10, network.ReservationPriorityAlways); err != nil {
-				return err
-			}
-			s.ReleaseMemory(4 << 10)
-			return nil
-		}
+	{name: "memory", prepare: func(t require.TestingT, rm network.ResourceManager, worker int) func(int) error {
+		return reserveAndRelease(negotiated(t, rm, names(worker + 1)[worker]))
 	}},
-	{"span", func(t require.TestingT, rm network.ResourceManager) func(int) error {
-		s := negotiated(t, rm, "peer")
+	{name: "memory-of-one-peer", prepare: func(t require.TestingT, rm network.ResourceManager, _ int) func(int) error {
+		return reserveAndRelease(negotiated(t, rm, "peer"))
+	}},
+	{name: "span", allocs: 1, prepare: func(t require.TestingT, rm network.ResourceManager, worker int) func(int) error {
+		s := negotiated(t, rm, names(worker + 1)[worker])
 		return func(int) error {
 			span, err := s.BeginSpan()
 			if err != nil {
@@ -74,18 +98,18 @@ var workloads = []workload{
 			return span.ReserveMemory(4<<10, network.ReservationPriorityAlways)
 		}
 	}},
-	{"stream", func(t require.TestingT, rm network.ResourceManager) func(int) error {
+	{name: "stream", allocs: 1, prepare: func(t require.TestingT, rm network.ResourceManager, worker int) func(int) error {
 		peers := names(512)
 		return func(i int) error {
-			s, err := rm.OpenStream(peers[i%len(peers)], network.DirInbound)
+			s, err := rm.OpenStream(peers[(worker*64+i)%len(peers)], network.DirInbound)
 			if err != nil {
 				return err
 			}
 			defer s.Done()
-			if err := s.SetProtocol("/proto/1.0.0"); err != nil {
+			if err := s.SetProtocol(benchProtocol); err != nil {
 				return err
 			}
-			if err := s.SetService("service"); err != nil {
+			if err := s.SetService(benchService); err != nil {
 				return err
 			}
 			if err := s.ReserveMemory(4<<10, network.ReservationPriorityAlways); err != nil {
@@ -95,20 +119,49 @@ var workloads = []workload{
 			return nil
 		}
 	}},
-	{"connection", func(t require.TestingT, rm network.ResourceManager) func(int) error {
+	{name: "connection", allocs: 1, prepare: func(t require.TestingT, rm network.ResourceManager, worker int) func(int) error {
 		peers, addrs := names(512), make([]multiaddr.Multiaddr, 512)
 		for i := range addrs {
-			addrs[i] = multiaddr.StringCast(fmt.Sprintf("/ip4/127.1.%d.%d/tcp/4001", i/256, i%256))
+			addrs[i] = multiaddr.StringCast(fmt.Sprintf("/ip4/11.1.%d.%d/tcp/4001", i/256, i%256))
 		}
 		return func(i int) error {
-			c, err := rm.OpenConnection(network.DirInbound, true, addrs[i%len(addrs)])
+			at := (worker*64 + i) % len(addrs)
+			c, err := rm.OpenConnection(network.DirInbound, true, addrs[at])
 			if err != nil {
 				return err
 			}
 			defer c.Done()
-			return c.SetPeer(peers[i%len(peers)])
+			return c.SetPeer(peers[at])
 		}
 	}},
+	// Refusing must be as cheap as admitting: under a flood, refusals are the hot
+	// path. The system is full, and every open is refused.
+	{name: "refusal", allocs: 2, limits: PartialLimitConfig{System: ResourceLimits{ConnsInbound: 8}},
+		prepare: func(t require.TestingT, rm network.ResourceManager, worker int) func(int) error {
+			open := func() error {
+				_, err := rm.OpenConnection(network.DirInbound, true, multiaddr.StringCast("/ip4/127.0.0.1/tcp/4001"))
+				return err
+			}
+			for worker == 0 && open() == nil {
+			}
+			addr := multiaddr.StringCast("/ip4/11.1.1.1/tcp/4001")
+			return func(int) error {
+				if _, err := rm.OpenConnection(network.DirInbound, true, addr); err == nil {
+					return fmt.Errorf("admitted into a full system")
+				}
+				return nil
+			}
+		}},
+}
+
+func reserveAndRelease(s network.ResourceScope) func(int) error {
+	return func(int) error {
+		if err := s.ReserveMemory(4<<10, network.ReservationPriorityAlways); err != nil {
+			return err
+		}
+		s.ReleaseMemory(4 << 10)
+		return nil
+	}
 }
 
 func names(n int) []peer.ID {
@@ -123,88 +176,92 @@ func names(n int) []peer.ID {
 func negotiated(t require.TestingT, rm network.ResourceManager, p peer.ID) network.StreamManagementScope {
 	s, err := rm.OpenStream(p, network.DirInbound)
 	require.NoError(t, err)
-	require.NoError(t, s.SetProtocol("/proto/1.0.0"))
-	require.NoError(t, s.SetService("service"))
+	require.NoError(t, s.SetProtocol(protocol.ID(benchProtocol)))
+	require.NoError(t, s.SetService(benchService))
 	return s
 }
 
 func BenchmarkHotPath(b *testing.B) {
-	for _, w := range workloads {
-		for _, r := range rivals {
-			b.Run(fmt.Sprintf("work=%s/impl=%s", w.name, r.impl), func(b *testing.B) {
-				rm, err := r.make()
-				require.NoError(b, err)
+	for _, l := range benchLimits {
+		for _, w := range workloads {
+			for _, procs := range []int{1, 2} {
+				for _, r := range rivals {
+					b.Run(fmt.Sprintf("limits=%s/work=%s/procs=%d/impl=%s", l.name, w.name, procs, r.impl), func(b *testing.B) {
+						rm := r.make(b, w.limits.Build(l.build()))
+						defer rm.Close()
+						loadBallast(b, rm, l.ballast)
+						runWorkers(b, procs, func(worker int) func(int) error { return w.prepare(b, rm, worker) })
+					})
+				}
+			}
+		}
+	}
+}
+
+// runWorkers measures rounds of several workers, on as many processors.
+func runWorkers(b *testing.B, procs int, prepare func(worker int) func(int) error) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(procs))
+	rounds := make([]func(int) error, procs)
+	for i := range rounds {
+		rounds[i] = prepare(i)
+	}
+	b.ReportAllocs()
+	var workers atomic.Int32
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		round := rounds[workers.Add(1)-1]
+		for i := 0; pb.Next(); i++ {
+			if err := round(i); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
+}
+
+// What an operation may allocate, with metrics on.
+func TestAllocations(t *testing.T) {
+	for _, l := range benchLimits {
+		for _, w := range workloads {
+			t.Run(l.name+"/"+w.name, func(t *testing.T) {
+				rm := rivals[0].make(t, w.limits.Build(l.build()))
 				defer rm.Close()
-				round := w.prepare(b, rm)
-				b.ReportAllocs()
+				loadBallast(t, rm, l.ballast)
+				round := w.prepare(t, rm, 0)
+				for i := range 1024 {
+					require.NoError(t, round(i)) // all peers, names and shares are there
+				}
 				i := 0
-				for b.Loop() {
+				got := testing.AllocsPerRun(1000, func() {
 					if err := round(i); err != nil {
-						b.Fatal(err)
+						t.Error(err)
 					}
 					i++
-				}
+				})
+				require.LessOrEqual(t, got, w.allocs)
 			})
 		}
 	}
 }
 
-// Refusing must be as cheap as admitting: under a flood, refusals are the hot
-// path. The system is full, and every open is refused.
-func BenchmarkRefusal(b *testing.B) {
-	addr := multiaddr.StringCast("/ip4/127.0.0.1/tcp/4001")
-	for _, r := range []struct {
-		impl string
-		make func() (network.ResourceManager, error)
-	}{
-		{"ours", func() (network.ResourceManager, error) {
-			limits := PartialLimitConfig{System: ResourceLimits{ConnsInbound: 64}}.Build(InfiniteLimits)
-			return NewResourceManager(NewFixedLimiter(limits), WithConnRateLimiters(nil))
-		}},
-		{"upstream-without-metrics", func() (network.ResourceManager, error) {
-			limits := upstream.PartialLimitConfig{System: upstream.ResourceLimits{ConnsInbound: 64}}.Build(upstream.InfiniteLimits)
-			return upstream.NewResourceManager(upstream.NewFixedLimiter(limits), upstream.WithMetricsDisabled())
-		}},
-	} {
-		b.Run("impl="+r.impl, func(b *testing.B) {
-			rm, err := r.make()
-			require.NoError(b, err)
-			defer rm.Close()
-			for range 64 {
-				_, err := rm.OpenConnection(network.DirInbound, true, addr)
-				require.NoError(b, err)
-			}
-			b.ReportAllocs()
-			for b.Loop() {
-				if _, err := rm.OpenConnection(network.DirInbound, true, addr); err == nil {
-					b.Fatal("admitted into a full system")
-				}
-			}
-		})
-	}
-}
-
-// What an operation may allocate, where the limits are far away.
-func TestAllocations(t *testing.T) {
-	most := map[string]float64{"memory": 0, "span": 1, "stream": 1, "connection": 1}
+// The limits that are to be tight are: nothing in the workloads is decided otherwise
+// than on the exact sum.
+func TestTightLimitsAreTight(t *testing.T) {
 	for _, w := range workloads {
-		t.Run(w.name, func(t *testing.T) {
-			rm, err := rivals[0].make()
-			require.NoError(t, err)
-			defer rm.Close()
-			round := w.prepare(t, rm)
-			for i := range 1024 {
-				require.NoError(t, round(i)) // all peers, names and shares are there
-			}
-			i := 0
-			got := testing.AllocsPerRun(1000, func() {
-				if err := round(i); err != nil {
-					t.Error(err)
+		m := rivals[0].make(t, w.limits.Build(tightLimits())).(*Manager)
+		loadBallast(t, m, benchLimits[2].ballast)
+		round := w.prepare(t, m, 0)
+		for i := range 1024 {
+			require.NoError(t, round(i))
+		}
+		m.inOneCut(func() {
+			for _, p := range append(m.fixed[:KindAllowlistedSystem], m.dir.list()...) {
+				for d := range numDims {
+					require.True(t, p.tight(d) || !p.kind.limits(d), "%s: %s, dimension %d", w.name, p.scope().kind, d)
 				}
-				i++
-			})
-			require.LessOrEqual(t, got, most[w.name])
+			}
 		})
+		require.NoError(t, m.Close())
 	}
 }
 
@@ -218,10 +275,10 @@ func TestMetricsOnOrOffIsTheSameWork(t *testing.T) {
 			if !on {
 				opts = append(opts, WithMetricsDisabled())
 			}
-			m, err := New(NewFixedLimiter(DefaultLimits.Scale(farMemory, farFDs)), opts...)
+			m, err := New(NewFixedLimiter(w.limits.Build(farLimits())), opts...)
 			require.NoError(t, err)
 			require.Equal(t, on, live.has(m))
-			round, i := w.prepare(t, m), 0
+			round, i := w.prepare(t, m, 0), 0
 			allocs[on] = testing.AllocsPerRun(2000, func() {
 				if err := round(i); err != nil {
 					t.Error(err)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	xrate "github.com/libp2p/go-libp2p/x/rate"
 	"github.com/stretchr/testify/require"
 )
 
@@ -21,15 +22,16 @@ const tracedRounds = 4096
 
 var tracedRivals = []struct {
 	impl string
-	make func(file string) (network.ResourceManager, error)
+	make func(t testing.TB, limits ConcreteLimitConfig, file string) network.ResourceManager
 }{
-	{"ours", func(file string) (network.ResourceManager, error) {
-		return NewResourceManager(NewFixedLimiter(DefaultLimits.Scale(farMemory, farFDs)),
-			WithConnRateLimiters(nil), WithTrace(file))
+	{"ours", func(t testing.TB, limits ConcreteLimitConfig, file string) network.ResourceManager {
+		rm, err := NewResourceManager(NewFixedLimiter(limits), WithConnRateLimiters(nil), WithTrace(file))
+		require.NoError(t, err)
+		return rm
 	}},
-	{"upstream-without-metrics", func(file string) (network.ResourceManager, error) {
-		return upstream.NewResourceManager(upstream.NewFixedLimiter(upstream.DefaultLimits.Scale(farMemory, farFDs)),
-			upstream.WithMetricsDisabled(), upstream.WithTrace(file))
+	{"upstream-without-metrics", func(t testing.TB, limits ConcreteLimitConfig, file string) network.ResourceManager {
+		return newUpstream(t, limits, upstream.WithConnRateLimiters(&xrate.Limiter{}), upstream.WithMetricsDisabled(),
+			upstream.WithTrace(file))
 	}},
 }
 
@@ -40,9 +42,8 @@ func BenchmarkTracing(b *testing.B) {
 				dir, traces := b.TempDir(), 0
 				for b.Loop() {
 					traces++
-					rm, err := r.make(filepath.Join(dir, fmt.Sprint(traces)))
-					require.NoError(b, err)
-					round := w.prepare(b, rm)
+					rm := r.make(b, w.limits.Build(farLimits()), filepath.Join(dir, fmt.Sprint(traces)))
+					round := w.prepare(b, rm, 0)
 					for i := range tracedRounds {
 						if err := round(i); err != nil {
 							b.Fatal(err)

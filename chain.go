@@ -54,32 +54,13 @@ func (c *chain) only(slot int) *chain {
 	return one
 }
 
-// addReady charges n of d to the whole chain if all of it has that much to spare
-// without asking a pool, and tells whether it did. Credit that lies idle may be
-// spent by every request that may fill half of a limit, for a loose pool has
+// addAllReady charges a request to the whole chain if all of it has that much to
+// spare without asking a pool, and tells whether it did. Credit that lies idle may
+// be spent by every request that may fill half of a limit, for a loose pool has
 // handed out no more than that. It checks and charges in one pass and takes back
-// what did not fit; nobody sees that, for it all is under the stripe's lock.
-func (c *chain) addReady(d dim, n int64) bool {
-	for i, a := range &c.at {
-		if a == nil {
-			continue
-		}
-		if n > a.ready[d]-a.use[d] {
-			for _, charged := range c.at[:i] {
-				if charged != nil {
-					charged.use[d] -= n
-				}
-			}
-			return false
-		}
-		a.use[d] += n
-	}
-	return true
-}
-
-// addAllReady is addReady for everything that a request asks for. An account that
-// holds more than it may of something that is not asked for has nothing ready
-// either: check tells the two apart.
+// what did not fit; nobody sees that, for it all is under the stripe's lock. An
+// account that holds more than it may of something that is not asked for has
+// nothing ready either: check tells the two apart.
 func (c *chain) addAllReady(r *request) bool {
 	for i, a := range &c.at {
 		if a == nil {
@@ -115,32 +96,6 @@ func (c *chain) addAll(r *request) {
 	}
 }
 
-// sub takes n of d from the whole chain, and tells whether too much credit lies
-// idle now.
-func (c *chain) sub(d dim, n int64) (idle bool) {
-	for _, a := range c.at[:firstShared] {
-		if a != nil {
-			a.use[d] -= n
-		}
-	}
-	for _, a := range c.shared() {
-		if a != nil {
-			a.use[d] -= n
-			idle = idle || a.use[d] < a.share.floor[d]
-		}
-	}
-	return idle
-}
-
-func (st *stripe) trim(c *chain, d dim) {
-	for _, a := range c.shared() {
-		if a != nil && a.use[d] < a.share.floor[d] {
-			a.share.trim(d)
-			st.returns++
-		}
-	}
-}
-
 // giveAll takes everything that a request asked for from the whole chain and
 // returns idle credit.
 func (st *stripe) giveAll(c *chain, r *request) {
@@ -169,12 +124,7 @@ func (st *stripe) giveBack(a *account, r *request) {
 func (st *stripe) giveTo(a *account, r *request) {
 	a.use.refund(r)
 	if sh := a.share; sh != nil && sh.idles(r) {
-		for _, it := range r.items() {
-			if sh.use[it.d] < sh.floor[it.d] {
-				sh.trim(it.d)
-				st.returns++
-			}
-		}
+		st.returns += sh.trim(r)
 	}
 }
 
@@ -227,9 +177,6 @@ type request struct {
 	priority    uint8
 	crowding    bool // from a peer that holds a quarter of transient's inbound streams
 	sharedFirst bool // a move reports the shared scope before the peer's part of it
-
-	listed uint8
-	list   [maxItems]item
 }
 
 // unit is one connection or stream as it is counted. The zero value is none.
@@ -277,31 +224,27 @@ type item struct {
 	n int64
 }
 
-// maxItems is the most that a request asks for: memory, a direction, the total,
-// a descriptor.
+// maxItems is the most that a request asks for: memory, a direction, the total, a
+// descriptor.
 const maxItems = 4
 
-// items lists what is asked for in the order in which it is checked. The fast
-// paths do without the list.
-func (r *request) items() []item {
-	if r.listed == 0 {
-		if r.memory != 0 || r.count == 0 {
-			r.ask(dimMemory, r.memory) // of nothing, too: there may be no room even for that
-		}
-		if r.count != 0 {
-			r.ask(r.dir, r.count)
-			r.ask(r.both, r.count)
-		}
-		if r.fds != 0 {
-			r.ask(dimFD, r.fds)
-		}
+// list gives the n things that are asked for, in the order in which they are
+// checked. Where there is room for all of them, nobody needs the list.
+func (r *request) list() (list [maxItems]item, n int) {
+	if r.memory != 0 || r.count == 0 {
+		list[0] = item{dimMemory, r.memory} // of nothing, too: there may be no room even for that
+		n = 1
 	}
-	return r.list[:r.listed]
-}
-
-func (r *request) ask(d dim, n int64) {
-	r.list[r.listed] = item{d, n}
-	r.listed++
+	if r.count != 0 {
+		list[n] = item{r.dir, r.count}
+		list[n+1] = item{r.both, r.count}
+		n += 2
+	}
+	if r.fds != 0 {
+		list[n] = item{dimFD, r.fds}
+		n++
+	}
+	return list, n
 }
 
 // bound gives the most that an account may hold of d after this request.
@@ -395,6 +338,12 @@ func (st *stripe) check(c *chain, r *request, all bool) verdict {
 }
 
 func (st *stripe) checkAll(c *chain, r *request, all bool) verdict {
+	if r.mayBeReady() && !r.crowding && !all {
+		list, n := r.list()
+		if st.drawLacking(c, list[:n]) {
+			return admitted
+		}
+	}
 	if st.checkPrivate(c, r) == admitted {
 		return st.checkShared(c, r, all, true)
 	}
@@ -411,11 +360,12 @@ func (st *stripe) checkAll(c *chain, r *request, all bool) verdict {
 }
 
 func (st *stripe) checkPrivate(c *chain, r *request) verdict {
+	items, n := r.list()
 	for _, a := range c.at[:firstShared] {
 		if a == nil {
 			continue
 		}
-		for _, it := range r.items() {
+		for _, it := range items[:n] {
 			if bound := r.bound(st, a, it.d); it.n > bound-a.use[it.d] {
 				return st.refuse(a, it, a.use[it.d], bound)
 			}
@@ -429,11 +379,12 @@ type shares [numShared]*share
 
 // lacking finds the shares that have to ask their pools.
 func (c *chain) lacking(r *request) (list shares, any bool) {
+	items, n := r.list()
 	for i, a := range c.shared() {
 		if a == nil {
 			continue
 		}
-		for _, it := range r.items() {
+		for _, it := range items[:n] {
 			if a.share.lacks(r, it) {
 				list[i], any = a.share, true
 			}
@@ -473,14 +424,54 @@ func (st *stripe) checkShared(c *chain, r *request, all, draw bool) verdict {
 	return v
 }
 
+// drawLacking draws the credit that is lacking where that is all there is to it:
+// nothing private refuses, and all pools that have to be asked are tight and have
+// it to give. If not, it changes nothing.
+func (st *stripe) drawLacking(c *chain, items []item) bool {
+	var list [numShared]*share
+	n := 0
+	for i, a := range &c.at {
+		if a == nil || a.hasAllReady(items) {
+			continue
+		}
+		if i < firstShared || !a.share.mayDraw(items) {
+			return false
+		}
+		list[n] = a.share
+		n++
+	}
+	may := true
+	for _, sh := range list[:n] {
+		sh.pool.mu.Lock()
+		may = may && sh.mayDraw(items)
+	}
+	for _, sh := range list[:n] {
+		if may {
+			st.draws += sh.drawAllLocked(items)
+		}
+		sh.pool.mu.Unlock()
+	}
+	return may
+}
+
+func (a *account) hasAllReady(items []item) bool {
+	for _, it := range items {
+		if d := it.d & dimMask; it.n > a.ready[d]-a.use[d] {
+			return false
+		}
+	}
+	return true
+}
+
 // judge decides for every share that lacks credit, first in the order of the
 // chain. With draw, all pools are locked and everything fits: it draws.
 func (st *stripe) judge(list *shares, r *request, draw bool) verdict {
+	items, n := r.list()
 	for _, sh := range list {
 		if sh == nil {
 			continue
 		}
-		for _, it := range r.items() {
+		for _, it := range items[:n] {
 			if !sh.lacks(r, it) {
 				continue
 			}
@@ -504,12 +495,13 @@ func (st *stripe) judge(list *shares, r *request, draw bool) verdict {
 // settle decides on the exact sums, under all stripe locks, and gets the credit
 // that is lacking by calling in what lies idle.
 func (st *stripe) settle(list *shares, r *request, draw bool) verdict {
+	items, n := r.list()
 	st.settled++
 	for _, sh := range list {
 		if sh == nil {
 			continue
 		}
-		for _, it := range r.items() {
+		for _, it := range items[:n] {
 			if !sh.lacks(r, it) {
 				continue
 			}
@@ -531,7 +523,7 @@ func (st *stripe) settle(list *shares, r *request, draw bool) verdict {
 		if sh == nil || !draw {
 			continue
 		}
-		for _, it := range r.items() {
+		for _, it := range items[:n] {
 			if short := sh.short(it); short > 0 {
 				sh.drawSettled(it, short)
 			}

@@ -125,12 +125,7 @@ func (st *stripe) glance(h *holder) error {
 
 // crowded tells, without a lock, whether system or transient may be full.
 func (m *Manager) crowded(h *holder) bool {
-	for _, k := range [...]Kind{KindTransient, KindSystem} {
-		if p := m.fixed[k]; p.tight(h.dir) || p.tight(dimConns) || h.fds != 0 && p.tight(dimFD) {
-			return true
-		}
-	}
-	return false
+	return m.fixed[KindTransient].tightFor(h.unit) || m.fixed[KindSystem].tightFor(h.unit)
 }
 
 // VerifySourceAddress tells a transport whether to make sure of a source

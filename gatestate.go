@@ -1,16 +1,12 @@
 package rcmgr
 
 // What the gates keep, for people: how many subnets have connections, and which
-// are the fullest. The locks of the gates are taken one at a time, and let go
-// after a few subnets.
+// are the fullest. The locks of the gates are taken one at a time.
 
 import (
 	"cmp"
 	"slices"
 )
-
-// subnetsAtOnce bounds the subnets that are looked at under one lock.
-const subnetsAtOnce = 256
 
 // state gives what the gates keep, with the n fullest subnets.
 func (g *gate) state(n int) GateState {
@@ -40,38 +36,21 @@ func compareFullness(a, b SubnetState) int {
 }
 
 // eachBusy calls f with every subnet and network that has connections and a limit
-// of them. It may call f under a lock, which is let go in between: a map may
-// change while it is ranged over.
+// of them. It calls f under the lock of a stripe: one in 64 of all subnets.
 func (s *subnets) eachBusy(f func(SubnetState)) {
-	offer := func(sub *subnet) {
-		if sub.conns > 0 && sub.level.conns != noConnLimit {
-			f(SubnetState{sub.prefix(), sub.conns, sub.level.conns})
+	s.each(func(st *subnetStripe) {
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		if own := &st.mu.own; own.conns > 0 {
+			f(SubnetState{st.named.prefix(), int64(own.conns), st.named.level.conns})
 		}
-	}
-	for _, sub := range s.named {
-		sub.in.mu.Lock()
-		offer(sub)
-		sub.in.mu.Unlock()
-	}
-	for i := range s.stripes {
-		s.stripes[i].eachRecord(offer)
-	}
-}
-
-// eachRecord calls f with every record that is there from beginning to end.
-func (st *subnetStripe) eachRecord(f func(*subnet)) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	n := 0
-	for i := range st.mu.levels {
-		for _, sub := range st.mu.levels[i].records {
-			f(sub)
-			if n++; n%subnetsAtOnce == 0 {
-				st.mu.Unlock()
-				st.mu.Lock()
+		for i := range st.mu.table.slots {
+			if rec := &st.mu.table.slots[i]; rec.conns > 0 {
+				l := st.byID[rec.id-1]
+				f(SubnetState{subnet{l, rec.key}.prefix(), int64(rec.conns), l.conns})
 			}
 		}
-	}
+	})
 }
 
 // inUse counts what the gates keep, without a look at every subnet: subnets and

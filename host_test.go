@@ -14,6 +14,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"net/netip"
 	"runtime"
 	"slices"
 	"strings"
@@ -434,6 +435,73 @@ func TestHostsBehindOneRelayAllConnect(t *testing.T) {
 	require.Zero(t, serverHas.Snapshot().Refusals[rcmgr.KindSubnet].Total()+serverHas.Snapshot().Refusals[rcmgr.KindRate].Total())
 	require.NoError(t, server.Close())
 	requireNothingHeld(t, serverHas)
+}
+
+// TestHostsInASubnetFullOfAttackersServeWhomTheAllowlistNames: of a network that
+// has all the connections it may, nobody gets in but the friend, wherever in it
+// the attackers are. All of IPv6 loopback is one address, and so one subnet.
+func TestHostsInASubnetFullOfAttackersServeWhomTheAllowlistNames(t *testing.T) {
+	for _, c := range []struct{ listen, network, at string }{
+		{"/ip6/::1/tcp/0", "::1/128", "/ip6/::1"},
+		{"/ip6/::1/udp/0/quic-v1", "::1/128", "/ip6/::1"},
+		{"/ip4/127.0.0.1/tcp/0", "127.0.0.0/8", "/ip4/127.0.0.1"},
+	} {
+		t.Run(c.listen, func(t *testing.T) {
+			ctx := onHosts(t)
+			if l, err := net.Listen("tcp", "[::1]:0"); err == nil {
+				l.Close()
+			} else if strings.HasPrefix(c.at, "/ip6") {
+				t.Skip("no IPv6 on this machine")
+			}
+			limits, err := rcmgr.NewDefaultLimiterFromJSON(strings.NewReader(`{"Gates":{"Subnets":{"Networks":{"` + c.network + `": 8}}}}`))
+			require.NoError(t, err)
+			m := newManager(t, limits)
+			server := newServer(t, m, road{listen: c.listen})
+			friend, stranger := newHost(t, unmanaged()), newHost(t, unmanaged())
+			for range 8 {
+				require.NoError(t, newHost(t, unmanaged()).Connect(ctx, *host.InfoFromHost(server)))
+			}
+			eventually(t, func() bool { return m.Stat().System.NumConnsInbound == 8 }, "the attackers are not all there", m)
+			requireTurnedAway(t, ctx, stranger, server)
+			requireTurnedAway(t, ctx, friend, server)
+			refused := m.Snapshot().Refusals[rcmgr.KindSubnet].ConnsInbound
+			require.Positive(t, refused, "it was not the gate that refused")
+
+			require.NoError(t, m.GetAllowlist().Add(multiaddr.StringCast(c.at+"/p2p/"+friend.ID().String())))
+			work(t, ctx, friend, *host.InfoFromHost(server))
+			require.Equal(t, refused, m.Snapshot().Refusals[rcmgr.KindSubnet].ConnsInbound)
+			requireTurnedAway(t, ctx, stranger, server)
+			require.Greater(t, m.Snapshot().Refusals[rcmgr.KindSubnet].ConnsInbound, refused, "it was not the gate that refused")
+			require.NoError(t, pingOnce(ctx, friend, server.ID()), "the friend is served all the while")
+			require.Equal(t, []rcmgr.SubnetState{{Prefix: netip.MustParsePrefix(c.network), Conns: 8, Limit: 8}}, m.Snapshot().Gates.Fullest)
+			require.NoError(t, server.Close())
+			requireNothingHeld(t, m)
+			eventually(t, func() bool { return m.Snapshot().Gates.Subnets == 0 }, "connections count at the gate", m)
+		})
+	}
+}
+
+// TestHostsDialOneNetworkAHundredTimes: what a host dials itself passes no gate,
+// however few connections and however slow a rate the network may have.
+func TestHostsDialOneNetworkAHundredTimes(t *testing.T) {
+	ctx := onHosts(t)
+	m := newManager(t, limited(rcmgr.PartialLimitConfig{Gates: &rcmgr.GateLimits{
+		Subnets: rcmgr.SubnetLimits{Networks: map[netip.Prefix]rcmgr.LimitVal{netip.MustParsePrefix("127.0.0.0/24"): 8}},
+		Rate:    rcmgr.RateLimits{Networks: map[netip.Prefix]rcmgr.ConnRate{netip.MustParsePrefix("127.0.0.0/24"): {PerSecond: 0.001, Burst: 8}}},
+	}}))
+	server, client := newServer(t, unmanaged(), roads[0]), newHost(t, m)
+	var all []io.Closer
+	for range 100 {
+		c, err := dialRaw(ctx, client, *host.InfoFromHost(server))
+		require.NoError(t, err)
+		all = append(all, c)
+	}
+	require.Equal(t, 100, m.Stat().System.NumConnsOutbound)
+	require.Zero(t, m.Snapshot().Gates.Subnets)
+	for _, c := range all {
+		require.NoError(t, c.Close())
+	}
+	requireNothingHeld(t, m)
 }
 
 // series gives the value of a series, or what none has: 0.

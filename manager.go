@@ -90,14 +90,11 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		admission: cfg.admission,
 		newcomers: cfg.newcomers,
 		options:   cfg,
-		allowlist: new(Allowlist),
+		allowlist: newAllowlist(cfg.allowlisted),
 		reporter:  cfg.reporter,
 		started:   time.Now(),
 		bugLog:    rate.Sometimes{Interval: 10 * time.Second},
 		stop:      make(chan struct{}),
-	}
-	for _, e := range cfg.allowlisted {
-		m.allowlist.put(e, 1)
 	}
 	gates, err := m.makeGates(limits)
 	if err != nil {
@@ -197,6 +194,18 @@ func (m *Manager) ViewSystem(f func(network.ResourceScope) error) error {
 // and streams that have no protocol yet.
 func (m *Manager) ViewTransient(f func(network.ResourceScope) error) error {
 	return f(m.fixed[KindTransient])
+}
+
+// ViewAllowlistedSystem is ViewSystem for what the allowlist lets in where system
+// or transient is full.
+func (m *Manager) ViewAllowlistedSystem(f func(network.ResourceScope) error) error {
+	return f(m.fixed[KindAllowlistedSystem])
+}
+
+// ViewAllowlistedTransient is ViewTransient for what the allowlist lets in where
+// system or transient is full.
+func (m *Manager) ViewAllowlistedTransient(f func(network.ResourceScope) error) error {
+	return f(m.fixed[KindAllowlistedTransient])
 }
 
 // ViewService calls f with the scope of a service. The scope may be kept.

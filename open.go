@@ -51,7 +51,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		case undecided:
 			continue
 		}
-		scope := &connScope{holder: h, root: root{chain: c}, addr: far.addr, relayed: far.relayed, subnet: pass.conns, onTrial: gated && named,
+		scope := &connScope{holder: h, root: root{chain: c}, addr: far.addr, gate: pass.conns, onTrial: gated && named,
 			allowlisted: c.at[slotSystem].kind == KindAllowlistedSystem}
 		scope.tree = &scope.root
 		scope.at.Store(st)
@@ -163,7 +163,8 @@ func (st *stripe) checkOpening(h *holder, r *request) verdict {
 	if r.fits(h.limit) {
 		return admitted
 	}
-	for _, it := range r.items() {
+	items, n := r.list()
+	for _, it := range items[:n] {
 		if it.n > h.limit[it.d] {
 			st.refusedBy(traceName{scopeName: h.name()}, &amounts{})
 			st.note(refusal{h.name(), it.d, CauseLimit, 0, it.n, h.limit[it.d]}, nil)

@@ -41,10 +41,10 @@ func (f family) bitLen() int    { return [...]int{32, 128}[f] }
 
 // level is one prefix length, and what every subnet of it may have.
 type level struct {
-	id     int   // from 0, through both families
-	bits   int   // the prefix length
-	host   uint  // how many bits follow it
-	conns  int64 // connections at a time; noConnLimit is any number
+	id     uint16 // from 1, through both families
+	bits   int    // the prefix length
+	host   uint   // how many bits follow it
+	conns  int64  // connections at a time; noConnLimit is any number
 	tokens bucketLimit
 }
 
@@ -60,15 +60,16 @@ func connLimit(n int) int64 {
 // namedNet is what stands in place of the levels for a named network, or one
 // inside it.
 type namedNet struct {
-	forConns, forTokens bool    // for which of the two it does
-	conns, tokens       *subnet // nil is no limit
-	free                bool    // neither is limited
+	forConns, forTokens bool          // for which of the two it does
+	conns, tokens       *subnetStripe // nil is no limit
+	free                bool          // neither is limited
 }
 
 // partition does not change once it is built.
 type partition struct {
 	networks *bart.Table[namedNet]
 	levels   [numFamilies][]level // the narrowest subnets first
+	byID     []*level             // the same by id, from 1
 	counted  [numFamilies]bool    // some level limits connections
 	taken    [numFamilies]bool    // some level limits how fast they come
 }
@@ -77,7 +78,7 @@ type partition struct {
 // gate, and the place in its lists.
 func newPartition(conns subnetConfig, rates rateConfig) (*partition, error) {
 	p := &partition{networks: new(bart.Table[namedNet])}
-	counts, buckets := new(bart.Table[*subnet]), new(bart.Table[*subnet])
+	counts, buckets := new(bart.Table[*subnetStripe]), new(bart.Table[*subnetStripe])
 	err := conns.each(
 		func(f family, l ConnLimitPerSubnet) error {
 			if l.ConnCount != math.MaxInt {
@@ -107,17 +108,18 @@ func newPartition(conns subnetConfig, rates rateConfig) (*partition, error) {
 	if err != nil {
 		return nil, err
 	}
-	id := 0
+	id := uint16(0)
 	for f := range p.levels {
 		slices.SortFunc(p.levels[f], func(a, b level) int { return cmp.Compare(b.bits, a.bits) })
 		for i := range p.levels[f] {
-			p.levels[f][i].id = id
 			id++
+			p.levels[f][i].id = id
+			p.byID = append(p.byID, &p.levels[f][i])
 		}
 	}
 	// What is named for one of the two only is for the other as the network
 	// around it, or not named.
-	for _, named := range []*bart.Table[*subnet]{counts, buckets} {
+	for _, named := range []*bart.Table[*subnetStripe]{counts, buckets} {
 		for at := range named.All() {
 			var n namedNet
 			n.conns, n.forConns = counts.LookupPrefix(at)
@@ -142,7 +144,7 @@ func (p *partition) level(f family, bits int) *level {
 
 // addNetwork adds a network that was listed for a family, with limits of its own.
 // Of two entries for one network the first holds.
-func addNetwork(to *bart.Table[*subnet], f family, network netip.Prefix, l level) error {
+func addNetwork(to *bart.Table[*subnetStripe], f family, network netip.Prefix, l level) error {
 	plain := normalPrefix(network)
 	switch {
 	case !network.IsValid():
@@ -153,12 +155,12 @@ func addNetwork(to *bart.Table[*subnet], f family, network netip.Prefix, l level
 	if _, ok := to.Get(plain); ok {
 		return nil
 	}
-	var sub *subnet
+	var st *subnetStripe
 	if l.conns != noConnLimit || !l.tokens.unlimited() {
 		l.bits = plain.Bits()
-		sub = &subnet{level: &l, key: keyOf(plain.Addr()), in: new(subnetStripe)}
+		st = &subnetStripe{named: &subnet{level: &l, key: keyOf(plain.Addr())}}
 	}
-	to.Insert(plain, sub)
+	to.Insert(plain, st)
 	return nil
 }
 

@@ -180,12 +180,25 @@ func (p *pool) tally(d dim) tally {
 // tight tells, without a lock, whether the pool is tight in d.
 func (p *pool) tight(d dim) bool { return p.word[d].Load()&1 != 0 }
 
+// tightFor is tight for everything that a connection or stream counts in.
+func (p *pool) tightFor(u unit) bool {
+	words := p.word[u.dir&dimMask].Load() | p.word[u.both&dimMask].Load()
+	words |= p.word[dimFD].Load() & uint64(u.fds)
+	return words&1 != 0
+}
+
+// storeLocked stores one dimension, of which no more is handed out than before.
 func (p *pool) storeLocked(d dim, l tally) {
 	w := uint64(l.handed) << 1
 	if l.tight {
 		w |= 1
 	}
 	p.word[d].Store(w)
+}
+
+// storeMoreLocked is storeLocked where more may be handed out.
+func (p *pool) storeMoreLocked(d dim, l tally) {
+	p.storeLocked(d, l)
 	if l.handed > p.peak[d] && !isUnlimited(d, l.limit) {
 		p.peak[d] = l.handed
 	}
@@ -253,7 +266,7 @@ func (p *pool) usedOf(d dim) (sum int64) {
 // a request that has been decided. All stripe locks are held.
 func (p *pool) recall(d dim, extra int64) {
 	l := p.tally(d).settle(p.usedOf(d) + extra)
-	p.storeLocked(d, l)
+	p.storeMoreLocked(d, l)
 	for _, sh := range p.shares {
 		if sh != nil {
 			sh.setCredit(d, sh.use[d], l)
@@ -277,7 +290,8 @@ func (sh *share) setCredit(d dim, credit int64, l tally) {
 
 // short tells how much credit is lacking.
 func (sh *share) short(it item) int64 {
-	return max(0, it.n-(sh.credit[it.d]-sh.use[it.d]))
+	d := it.d & dimMask
+	return max(0, it.n-(sh.credit[d]-sh.use[d]))
 }
 
 // lacks tells whether the pool has to be asked.
@@ -285,11 +299,37 @@ func (sh *share) lacks(r *request, it item) bool {
 	return it.n > sh.credit[it.d]-sh.use[it.d] || r.exact(it)
 }
 
+// mayDraw tells whether the pool is tight in all that the share lacks credit for, and
+// has it to give, to a request that may fill all of a limit; for certain, if the
+// pool's lock is held.
+func (sh *share) mayDraw(items []item) bool {
+	for _, it := range items {
+		if d := it.d & dimMask; it.n > sh.credit[d]-sh.use[d] {
+			if l := sh.pool.tally(d); !l.tight || l.refuses(it.n, l.limit) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// drawAllLocked draws the credit that is lacking, and tells how often it had to. The
+// pool's lock is held, and mayDraw.
+func (sh *share) drawAllLocked(items []item) (draws uint64) {
+	for _, it := range items {
+		if short := sh.short(it); short > 0 {
+			sh.drawLocked(it.d, short)
+			draws++
+		}
+	}
+	return draws
+}
+
 // drawLocked hands out credit. The pool's lock is held.
 func (sh *share) drawLocked(d dim, grant int64) {
 	l := sh.pool.tally(d)
 	l.handed += grant
-	sh.pool.storeLocked(d, l)
+	sh.pool.storeMoreLocked(d, l)
 	sh.setCredit(d, sh.credit[d]+grant, l)
 }
 
@@ -311,21 +351,39 @@ func (sh *share) carry(d dim, n int64) {
 	sh.floor[d] += n
 }
 
-// trim returns idle credit where there is more than the share may keep, down to
-// half of that.
-func (sh *share) trim(d dim) {
+// trim returns idle credit of whatever a request asked for.
+func (sh *share) trim(r *request) (returns uint64) {
 	sh.pool.mu.Lock()
-	defer sh.pool.mu.Unlock()
-	keep := sh.pool.tally(d).keep()
-	excess := int64(0)
-	if idle := sh.credit[d] - sh.use[d]; idle > keep {
-		excess = idle - keep/2
+	returns = sh.trimLocked(dimMemory)
+	if r.count != 0 {
+		returns += sh.trimLocked(r.dir) + sh.trimLocked(r.both) + sh.trimLocked(dimFD)
 	}
-	sh.returnLocked(d, excess)
+	sh.pool.mu.Unlock()
+	return returns
 }
 
-func (sh *share) returnLocked(d dim, n int64) {
-	l := sh.pool.tally(d).giveBack(n)
+// trimLocked returns idle credit where there is more than the share may keep, down
+// to half of that, and tells how often it asked the pool. The pool's lock is held.
+func (sh *share) trimLocked(d dim) uint64 {
+	d &= dimMask
+	if sh.use[d] >= sh.floor[d] {
+		return 0
+	}
+	l, excess := sh.pool.tally(d), int64(0)
+	if keep, idle := l.keep(), sh.credit[d]-sh.use[d]; idle > keep {
+		excess = idle - keep/2
+	}
+	l = l.giveBack(excess)
 	sh.pool.storeLocked(d, l)
-	sh.setCredit(d, sh.credit[d]-n, l)
+	sh.setCredit(d, sh.credit[d]-excess, l)
+	return 1
+}
+
+// surrenderLocked returns all credit. The pool's lock is held.
+func (sh *share) surrenderLocked() {
+	for d := range numDims {
+		l := sh.pool.tally(d).giveBack(sh.credit[d])
+		sh.pool.storeLocked(d, l)
+		sh.setCredit(d, 0, l)
+	}
 }

@@ -99,8 +99,6 @@ func (st *stripe) collect(a *account) {
 func (sh *share) surrender() {
 	sh.pool.mu.Lock()
 	defer sh.pool.mu.Unlock()
-	for d := range numDims {
-		sh.returnLocked(d, sh.credit[d])
-	}
+	sh.surrenderLocked()
 	sh.pool.refused.add(sh.refused)
 }

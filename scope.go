@@ -183,7 +183,8 @@ func (h *holder) ReserveMemory(size int, priority uint8) error {
 	}
 }
 
-// holdReady reserves what fits everywhere without asking further, if it does.
+// holdReady reserves what fits everywhere without asking further, or takes no more
+// than drawing exactly what is lacking.
 func (st *stripe) holdReady(h *holder, n int64, priority uint8) bool {
 	if priority < st.wholeFrom || n <= 0 || st.closed {
 		return false
@@ -197,7 +198,7 @@ func (st *stripe) holdReady(h *holder, n int64, priority uint8) bool {
 			return false
 		}
 	}
-	if !h.tree.chain.addReady(dimMemory, n) {
+	if !st.addMemory(&h.tree.chain, n) {
 		return false
 	}
 	st.held(h, n, priority)
@@ -275,9 +276,7 @@ func (st *stripe) drop(h *holder, n int64) {
 			now := p.use[dimMemory]
 			st.peerMemory.moveMemory(now, now-n)
 		}
-		if c.sub(dimMemory, n) {
-			st.trim(c, dimMemory)
-		}
+		st.subMemory(c, n)
 	}
 	if st.trace != nil && !h.done {
 		st.traceMemory(h, n, 0, (*tracer).returned)
@@ -407,9 +406,8 @@ type connScope struct {
 	holder
 	root
 
-	addr    netip.Addr // of its far end, see endpoint
-	subnet  *subnet    // of its far end, in which it counts; may be nil
-	relayed bool
+	addr netip.Addr    // of its far end, see endpoint
+	gate *subnetStripe // in which its address counts; may be nil
 	// onTrial: an entry of the allowlist that names a peer let it past the
 	// gates, before it was known who it is.
 	onTrial bool
@@ -447,7 +445,7 @@ func (c *connScope) SetPeer(p peer.ID) error {
 }
 
 func (c *connScope) setPeer(m *Manager, p peer.ID) error {
-	mv := move{to: m.stripeOf(p), trusted: m.allowlist.allows(p, endpoint{c.addr, c.relayed})}
+	mv := move{to: m.stripeOf(p), trusted: m.allowlist.allows(p, c.addr)}
 	if c.onTrial && !mv.trusted {
 		// The allowlist opened the gates for somebody else.
 		if err := c.mayStillMove(); err != nil {
@@ -556,7 +554,7 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	}
 	c.trusted, c.allowlisted = mv.trusted, c.allowlisted && stays
 	if mv.pass.conns != nil {
-		c.subnet = mv.pass.conns
+		c.gate = mv.pass.conns
 	}
 	c.chain = place
 	c.at.Store(to)
@@ -590,8 +588,8 @@ func (c *connScope) Done() {
 	}
 	c.finish(st)
 	st.unlock(false)
-	if c.subnet != nil {
-		c.subnet.leave()
+	if c.gate != nil {
+		c.gate.leave(c.addr)
 	}
 }
 

@@ -40,6 +40,9 @@ type ResourceManagerStat struct {
 	Services  map[string]network.ScopeStat
 	Protocols map[protocol.ID]network.ScopeStat
 	Peers     map[peer.ID]network.ScopeStat
+	// What the allowlist lets in where system and transient are full.
+	AllowlistedSystem    network.ScopeStat `json:",omitzero"`
+	AllowlistedTransient network.ScopeStat `json:",omitzero"`
 }
 
 // ListServices gives the names of all services that have a scope, sorted.
@@ -92,6 +95,8 @@ func (m *Manager) Stat() ResourceManagerStat {
 		}
 		stat.System = statOf(m.fixed[KindSystem])
 		stat.Transient = statOf(m.fixed[KindTransient])
+		stat.AllowlistedSystem = statOf(m.fixed[KindAllowlistedSystem])
+		stat.AllowlistedTransient = statOf(m.fixed[KindAllowlistedTransient])
 		for _, p := range m.dir.list() {
 			if p.kind == KindService {
 				stat.Services[p.name] = statOf(p)

@@ -163,7 +163,8 @@ func (st *stripe) refusal(asked scopeName, r *request) error {
 	if st.m.refusalLog != nil {
 		st.remark(why)
 	}
-	for _, it := range r.items() {
+	items, n := r.list()
+	for _, it := range items[:n] {
 		// A connection or stream that is refused when it moves may hold memory,
 		// but it is not memory that was asked for.
 		if it.d != dimMemory || why.d == dimMemory {

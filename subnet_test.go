@@ -28,6 +28,11 @@ func mustSubnets(t testing.TB, cfg subnetConfig) *subnets {
 // are none.
 func (s *subnets) try(addr netip.Addr, at time.Duration) (p gatePass, blocked netip.Prefix, limit int, ok bool) {
 	s.now = func() int64 { return int64(at) }
+	return s.tryNow(addr)
+}
+
+// tryNow is try at a time that does not matter, or has been set.
+func (s *subnets) tryNow(addr netip.Addr) (p gatePass, blocked netip.Prefix, limit int, ok bool) {
 	p, why, ok := s.enter(addr, dimConnsIn)
 	if !ok {
 		blocked, limit = netip.MustParsePrefix(why.why.scope.text), int(why.Limit())
@@ -37,7 +42,7 @@ func (s *subnets) try(addr netip.Addr, at time.Duration) (p gatePass, blocked ne
 
 // add is try where there is no limit on rates.
 func (s *subnets) add(addr netip.Addr) (blocked netip.Prefix, limit int, ok bool) {
-	_, blocked, limit, ok = s.try(addr, 0)
+	_, blocked, limit, ok = s.tryNow(addr)
 	return blocked, limit, ok
 }
 
@@ -47,16 +52,14 @@ func countEntries(t testing.TB, s *subnets) (n int) {
 	t.Helper()
 	checkRecords(t, s)
 	for i := range s.stripes {
-		for _, l := range s.stripes[i].mu.levels {
-			for _, sub := range l.records {
-				if sub.conns > 0 {
-					n++
-				}
+		for _, rec := range s.stripes[i].mu.table.slots {
+			if rec.conns > 0 {
+				n++
 			}
 		}
 	}
-	for _, sub := range s.named {
-		if sub.conns > 0 {
+	for _, st := range s.named {
+		if st.mu.own.conns > 0 {
 			n++
 		}
 	}
@@ -73,50 +76,38 @@ func bucketEntries(t testing.TB, s *subnets) (n int) {
 	return n
 }
 
-// checkRecords checks that every record is of some use, and hangs below the wider
-// one that it belongs to; that the counts are right, and each bucket that may not
-// be full is queued once, in order.
+// checkRecords checks that every record can be found, is of some use, and within
+// its limits; and that the counts are right.
 func checkRecords(t testing.TB, s *subnets) {
 	t.Helper()
 	for i := range s.stripes {
 		st := &s.stripes[i]
-		inner, queued := map[*subnet]int{}, map[*subnet]int{}
-		busy, owing := 0, 0
-		for id, l := range st.mu.levels {
-			last := int64(math.MinInt64)
-			for b := l.due.head; b != nil; b = b.next {
-				for _, d := range b.items[b.from:b.to] {
-					require.GreaterOrEqual(t, d.at, last, "the queue is in order")
-					require.Same(t, d.subnet, l.records[d.key], "what is queued is kept")
-					queued[d.subnet]++
-					last = d.at
-				}
+		table := &st.mu.table
+		n, busy, owing := 0, 0, 0
+		for i := range table.slots {
+			rec := &table.slots[i]
+			if !rec.used() {
+				require.Zero(t, *rec)
+				continue
 			}
-			for k, sub := range l.records {
-				require.True(t, sub.in == st && sub.key == k && sub.level.id == id)
-				if up := sub.up; up != nil {
-					inner[up]++
-					require.Same(t, up, st.mu.levels[up.level.id].records[up.key])
-					require.Equal(t, up.key, k.cut(up.level.host))
-					require.Greater(t, sub.level.bits, up.level.bits)
-				}
-				require.False(t, sub.conns == 0 && sub.inner == 0 && !sub.queued, "%s is kept for nothing", sub.prefix())
-				require.LessOrEqual(t, sub.conns, sub.level.conns)
-				if sub.conns > 0 && sub.level.conns != noConnLimit {
-					busy++
-				}
-				if sub.queued {
-					owing++
-				}
+			n++
+			l := st.byID[rec.id-1]
+			prefix := subnet{l, rec.key}.prefix()
+			require.Same(t, rec, table.find(rec.key, rec.id), prefix)
+			require.Equal(t, rec.key.cut(l.host), rec.key)
+			require.Same(t, st, s.stripeOf(rec.key, s.levels[familyOf(prefix.Addr())]))
+			require.False(t, rec.conns == 0 && rec.fullAt == 0, "%s is kept for nothing", prefix)
+			require.True(t, rec.conns >= 0 && int64(rec.conns) <= l.conns)
+			if rec.conns > 0 {
+				busy++
+			}
+			if rec.fullAt != 0 {
+				owing++
 			}
 		}
-		for _, l := range st.mu.levels {
-			for _, sub := range l.records {
-				require.Equal(t, inner[sub], sub.inner)
-				require.Equal(t, sub.queued, queued[sub] == 1)
-			}
-		}
-		require.Equal(t, []int{busy, owing}, []int{st.mu.busy, st.mu.owing})
+		require.Equal(t, []int{n, busy, owing}, []int{table.n, st.mu.busy, st.mu.owing})
+		require.True(t, len(table.slots) <= leastSlots || 8*n >= len(table.slots), "%d records in %d places", n, len(table.slots))
+		require.LessOrEqual(t, 4*n, 3*len(table.slots))
 	}
 }
 
@@ -213,7 +204,7 @@ func TestSubnetsCountLikeOneMap(t *testing.T) {
 		leave := func(i int) {
 			require.True(t, m.remove(open[i].addr))
 			if open[i].pass.conns != nil {
-				open[i].pass.conns.leave()
+				open[i].pass.conns.leave(open[i].pass.addr)
 			}
 			open = slices.Delete(open, i, i+1)
 		}
@@ -235,11 +226,7 @@ func TestSubnetsCountLikeOneMap(t *testing.T) {
 			leave(len(open) - 1)
 		}
 		require.Zero(t, countEntries(t, s), "%+v", cfg)
-		for i := range s.stripes {
-			for _, l := range s.stripes[i].mu.levels {
-				require.Empty(t, l.records)
-			}
-		}
+		requireNoRecords(t, s)
 	}
 }
 
@@ -375,14 +362,18 @@ func TestRefusedAndClosedAddressesLeaveNothing(t *testing.T) {
 	}
 	require.Equal(t, 100_000, countEntries(t, s))
 	for _, p := range all {
-		p.conns.leave()
+		p.conns.leave(p.addr)
 	}
 	require.Zero(t, countEntries(t, s), "closed addresses must not be kept")
+	requireNoRecords(t, s)
+}
+
+// requireNoRecords checks that nothing is kept of any subnet, nor much room for it.
+func requireNoRecords(t testing.TB, s *subnets) {
+	t.Helper()
 	for i := range s.stripes {
-		for _, l := range s.stripes[i].mu.levels {
-			require.Empty(t, l.records)
-			require.Less(t, l.peak, 128, "nor the room for them")
-		}
+		require.Zero(t, s.stripes[i].mu.table.n)
+		require.LessOrEqual(t, len(s.stripes[i].mu.table.slots), leastSlots)
 	}
 }
 
@@ -394,7 +385,7 @@ func holders(s *subnets, goroutines, rounds int, addr func(int) netip.Addr) (mos
 	for g := range goroutines {
 		wg.Go(func() {
 			for range rounds {
-				p, _, _, ok := s.try(addr(g), 0)
+				p, _, _, ok := s.tryNow(addr(g))
 				if !ok {
 					refusals.Add(1)
 					continue
@@ -404,7 +395,7 @@ func holders(s *subnets, goroutines, rounds int, addr func(int) netip.Addr) (mos
 				}
 				runtime.Gosched() // so that more are held than there are processors
 				held.Add(-1)
-				p.conns.leave()
+				p.conns.leave(p.addr)
 			}
 		})
 	}
@@ -483,7 +474,7 @@ func BenchmarkSubnets(b *testing.B) {
 			for i := 0; b.Loop(); i++ {
 				p, _, _ := s.enter(addr(i), dimConnsIn)
 				if p.conns != nil {
-					p.conns.leave()
+					p.conns.leave(p.addr)
 				}
 			}
 		})
@@ -494,7 +485,7 @@ func BenchmarkSubnets(b *testing.B) {
 				for i := int(worker.Add(1)) << 20; pb.Next(); i++ {
 					p, _, _ := s.enter(addr(i), dimConnsIn)
 					if p.conns != nil {
-						p.conns.leave()
+						p.conns.leave(p.addr)
 					}
 				}
 			})

@@ -63,11 +63,10 @@ func (st *stripe) traceRefuser(h *holder) {
 func (st *stripe) traceGate(h *holder, why *LimitError) {
 	st.lock(false)
 	defer st.unlock(false)
-	opening := h.num == 0
 	st.number(h)
 	total := h.total()
 	st.trace.blocked(traceName{scopeName: why.why.scope}, &total, why.why.d, &amounts{})
-	if opening {
+	if h.tree == nil { // it is no scope yet
 		st.traceNotOpened(h)
 	}
 }

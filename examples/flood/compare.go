@@ -6,6 +6,9 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
+
+	"github.com/weir-p2p/rcmgr"
 )
 
 // comparison has a column for each outcome.
@@ -74,7 +77,20 @@ func (c *comparing) refusals() {
 			c.line(k.String(), func(o outcome) string { return fmt.Sprint(o.calls.refused[k]) })
 		}
 	}
+	for _, gate := range []rcmgr.Kind{rcmgr.KindSubnet, rcmgr.KindRate} {
+		c.line(fmt.Sprintf("of these, by %v", gate), func(o outcome) string { return fmt.Sprint(o.atGate(gate)) })
+	}
 	c.line("of these, to the friend", func(o outcome) string { return fmt.Sprint(len(o.friendRefusals)) })
+}
+
+// atGate is how many connections the gates of one kind refused.
+func (o outcome) atGate(k rcmgr.Kind) (n uint64) {
+	for gate, refused := range o.gates {
+		if kind, _, _ := strings.Cut(gate, ":"); kind == k.String() {
+			n += refused
+		}
+	}
+	return n
 }
 
 // highest has a line for each limit that is known of any of them.

@@ -3,6 +3,9 @@ package main
 // The limits of the show: small enough that every attack meets one.
 
 import (
+	"fmt"
+	"net/netip"
+
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/weir-p2p/rcmgr"
 )
@@ -26,12 +29,35 @@ func loadLimits(file string, attackers int) (rcmgr.ConcreteLimitConfig, error) {
 	return partial.Build(limits), nil
 }
 
+// gateLimits says what the gates of named networks let in, by their scopes.
+func gateLimits(limits rcmgr.ConcreteLimitConfig) map[string]string {
+	texts := map[string]string{}
+	gates := limits.ToPartialLimitConfig().Gates
+	if gates == nil {
+		return texts
+	}
+	for network, l := range gates.Subnets.Networks {
+		if l != rcmgr.Unlimited {
+			texts["subnet:"+network.String()] = fmt.Sprintf("%d at a time", l.Build(0))
+		}
+	}
+	for network, r := range gates.Rate.Networks {
+		if r.Burst != rcmgr.Unlimited {
+			texts["rate:"+network.String()] = fmt.Sprintf("%d at once, then %g a second", r.Burst.Build(0), r.PerSecond)
+		}
+	}
+	return texts
+}
+
 // showLimits are made so that attackers meet limits of every kind of scope.
 // They fill system and transient, past which the allowlist helps the friend.
 // Nobody is helped past the limit of a protocol or a service, so those need
 // shares by peer: those who attack fetch at the same time (one in five, by
 // turns) cannot fill it together, and the friend is served; the shares of bulk
 // are too large for that, and two attackers fill it.
+//
+// Two of the three networks that attackers live in meet a gate before that; the
+// friend is in one of them, and the allowlist takes it past the gate, too.
 //
 // What is not named is unlimited, and so does not clutter the table. More than
 // eight attackers get more to attack.
@@ -76,6 +102,14 @@ func showLimits(attackers int) rcmgr.ConcreteLimitConfig {
 		},
 		ServicePeer: map[string]rcmgr.ResourceLimits{
 			bulkService.name: {Memory: 4 * mib},
+		},
+		Gates: &rcmgr.GateLimits{
+			Subnets: rcmgr.SubnetLimits{Networks: map[netip.Prefix]rcmgr.LimitVal{
+				netip.MustParsePrefix(fewNetwork): n,
+			}},
+			Rate: rcmgr.RateLimits{Networks: map[netip.Prefix]rcmgr.ConnRate{
+				netip.MustParsePrefix(slowNetwork): {Burst: 2 * n, PerSecond: float64(n) / 2},
+			}},
 		},
 	}.Build(rcmgr.InfiniteLimits)
 }

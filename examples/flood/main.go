@@ -7,8 +7,10 @@
 // One host is the victim. Attackers, each from an address of its own, take
 // turns at every attack there is: many connections under fresh identities,
 // connections that never shake hands, streams that never say what they want,
-// a flood of real requests, and requests whose answers nobody reads. Meanwhile
-// a friend pings and fetches. Everything stays within 127.0.0.0/8.
+// a flood of real requests, and requests whose answers nobody reads. They come
+// from three networks: one may have few connections at a time, one may make them
+// slowly, and one meets the scopes only. Meanwhile a friend, a neighbour of the
+// first, pings and fetches. Everything stays within 127.0.0.0/8.
 //
 //	go run ./examples/flood -duration 10s -attackers 8 -limits file.json -manager both
 //
@@ -188,6 +190,8 @@ func stand(ctx context.Context, s settings, by contender, limits rcmgr.ConcreteL
 		friendRefusals:  v.observer.refusals(),
 		friendUntracked: where.shared,
 		calls:           v.observer.counts(),
+		gates:           v.observer.gateRefusals(),
+		gateLimits:      gateLimits(limits),
 		held:            held,
 		forgotten:       forgotten,
 		last:            v.manager.Snapshot(),

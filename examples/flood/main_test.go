@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"math"
 	"net"
 	"os"
@@ -38,6 +39,8 @@ func TestTheVictimHoldsAndTheFriendIsServed(t *testing.T) {
 			require.NoError(t, err)
 			require.Zero(t, code, out.String())
 			require.Contains(t, out.String(), "ok    limits passed: none")
+			require.Regexp(t, `(?m)^  rate:127.3.0.0/16    16 at once, then 4 a second +\d+$`, out.String())
+			require.Regexp(t, `(?m)^  subnet:127.2.0.0/16  8 at a time +\d+$`, out.String())
 			requireNarrow(t, out.String())
 		})
 	}
@@ -275,6 +278,65 @@ func TestUpstreamGetsTheLimitsOfOurs(t *testing.T) {
 			require.NoError(t, err)
 			defer s.Done()
 			require.ErrorIs(t, s.SetProtocol(bulkService.protocol), network.ErrResourceLimitExceeded)
+		})
+	}
+}
+
+// TestEachOfTheAttackersNetworksMeetsItsGate: as many connections as may be from
+// each, on either manager, and the friend in the midst of them on ours.
+func TestEachOfTheAttackersNetworksMeetsItsGate(t *testing.T) {
+	where := choosePlaces(8)
+	if where.shared {
+		t.Skip("this machine has one loopback address only")
+	}
+	limits := showLimits(8).ToPartialLimitConfig()
+	limits.Transient, limits.System = rcmgr.ResourceLimits{}, rcmgr.ResourceLimits{} // no scope is full before
+	f, err := newFriend(where.friend)
+	require.NoError(t, err)
+	for _, c := range contenders {
+		t.Run(c.flag, func(t *testing.T) {
+			m, err := c.make(limits.Build(rcmgr.InfiniteLimits), guests(where.friend, f.id, ""))
+			require.NoError(t, err)
+			defer m.Close()
+			o := newObserver(m, where, f.id)
+			open := func(from net.IP) (network.ConnManagementScope, error) {
+				return o.OpenConnection(network.DirInbound, true, multiaddr.StringCast(fmt.Sprintf("/ip4/%v/tcp/1", from)))
+			}
+			// attack connects until it is refused, and gives what has refused it.
+			attack := func(network string, most int, stay bool) (opened int, gate string) {
+				for i := range most {
+					attacker := i % len(where.attackers)
+					if networkOf(attacker) != network {
+						continue
+					}
+					conn, err := open(where.attackers[attacker])
+					if err != nil {
+						return opened, gateOf(err)
+					}
+					if opened++; !stay {
+						conn.Done()
+						continue
+					}
+					t.Cleanup(conn.Done)
+				}
+				return opened, ""
+			}
+			_, gate := attack(freeNetwork, 1000, true)
+			require.Empty(t, gate)
+			opened, gate := attack(fewNetwork, 1000, true)
+			require.Equal(t, 8, opened)
+			require.Regexp(t, "^subnet(:127.2.0.0/16)?$", gate)
+			opened, gate = attack(slowNetwork, 100_000, false)
+			require.GreaterOrEqual(t, opened, 16)
+			require.Regexp(t, "^rate(:127.3.0.0/16)?$", gate)
+			require.Len(t, o.gateRefusals(), 2)
+			if c.judged {
+				conn, err := open(where.friend)
+				require.NoError(t, err, "the allowlist takes the friend past the gate")
+				defer conn.Done()
+				require.NoError(t, conn.SetPeer(f.id))
+				require.Empty(t, o.refusals())
+			}
 		})
 	}
 }

@@ -5,12 +5,14 @@ package main
 // allowlist, as far as they can read it, and run as they come.
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/libp2p/go-libp2p/x/rate"
 	"github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 	"github.com/weir-p2p/rcmgr"
@@ -62,13 +64,47 @@ func newUpstream(limits rcmgr.ConcreteLimitConfig, guests []multiaddr.Multiaddr)
 		return nil, fmt.Errorf("limits, as go-libp2p's manager reads them: %w", err)
 	}
 	limiter := upstream.NewFixedLimiter(partial.Build(upstream.InfiniteLimits))
+	gates, err := upstreamGates(limits)
+	if err != nil {
+		return nil, err
+	}
 	// Its allowlist has no entries without an address.
 	guests = slices.DeleteFunc(slices.Clone(guests), func(a multiaddr.Multiaddr) bool {
 		_, err := manet.ToIP(a)
 		return err != nil
 	})
-	m, err := upstream.NewResourceManager(limiter, upstream.WithAllowlistedMultiaddrs(guests))
+	m, err := upstream.NewResourceManager(limiter, append(gates, upstream.WithAllowlistedMultiaddrs(guests))...)
 	return &upstreamManager{m, limiter}, err
+}
+
+// upstreamGates says in go-libp2p's options what gates a manager of ours has with
+// these limits, as far as loopback is concerned: that is in a named network, or
+// in one inside it, whatever the limits of unnamed subnets.
+func upstreamGates(limits rcmgr.ConcreteLimitConfig) ([]upstream.Option, error) {
+	ours, err := rcmgr.New(rcmgr.NewFixedLimiter(limits))
+	if err != nil {
+		return nil, err
+	}
+	defer ours.Close()
+	gates := ours.Limits().ToPartialLimitConfig().Gates
+
+	var v4, v6 []upstream.NetworkPrefixLimit
+	for network, l := range gates.Subnets.Networks {
+		to := &v4
+		if network.Addr().Is6() {
+			to = &v6
+		}
+		*to = append(*to, upstream.NetworkPrefixLimit{Network: network, ConnCount: l.Build(0)})
+	}
+	rates := &rate.Limiter{}
+	for network, r := range gates.Rate.Networks {
+		l := rate.Limit{RPS: cmp.Or(r.PerSecond, 1), Burst: r.Burst.Build(0)}
+		if r.Burst == rcmgr.Unlimited {
+			l = rate.Limit{}
+		}
+		rates.NetworkPrefixLimits = append(rates.NetworkPrefixLimits, rate.PrefixLimit{Prefix: network, Limit: l})
+	}
+	return []upstream.Option{upstream.WithNetworkPrefixLimit(v4, v6), upstream.WithConnRateLimiters(rates)}, nil
 }
 
 // upstreamManager gives what go-libp2p's manager tells of itself as a

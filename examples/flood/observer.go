@@ -9,8 +9,10 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -18,6 +20,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
+	"github.com/weir-p2p/rcmgr"
 )
 
 // A call is what a manager may refuse, by what was asked.
@@ -55,13 +58,14 @@ type observer struct {
 
 	mu    sync.Mutex
 	calls callCounts
+	gates map[string]uint64 // refusals by gate, see gateOf
 	notes []string
 	open  map[network.ConnManagementScope]struct{} // connections that are not done
 }
 
 func newObserver(m network.ResourceManager, where places, friends ...peer.ID) *observer {
 	return &observer{ResourceManager: m, friends: friends, friendIP: where.friend, shared: where.shared,
-		open: map[network.ConnManagementScope]struct{}{}}
+		gates: map[string]uint64{}, open: map[network.ConnManagementScope]struct{}{}}
 }
 
 // Unwrap gives the manager that is observed, for those who look for more than
@@ -98,10 +102,38 @@ func (o *observer) count(c call, friend bool, detail any, err error) error {
 		return nil
 	}
 	o.calls.refused[c]++
+	if gate := gateOf(err); gate != "" {
+		o.gates[gate]++
+	}
 	if friend {
 		o.notes = append(o.notes, fmt.Sprintf("%v %v: %v", c, detail, err))
 	}
 	return err
+}
+
+// gateOf names the gate that refused a connection, "" if none did: as the scope
+// "subnet:127.2.0.0/16" or "rate:127.3.0.0/16", of which go-libp2p's manager, whose
+// gates tell it in words, has the kind only.
+func gateOf(err error) string {
+	var refusal *rcmgr.LimitError
+	switch {
+	case errors.As(err, &refusal):
+		if k := refusal.Kind(); k == rcmgr.KindSubnet || k == rcmgr.KindRate {
+			return refusal.Scope()
+		}
+	case strings.Contains(err.Error(), "per ip limit"):
+		return rcmgr.KindSubnet.String()
+	case strings.Contains(err.Error(), "rate limit"):
+		return rcmgr.KindRate.String()
+	}
+	return ""
+}
+
+// gateRefusals gives how often each gate has refused so far.
+func (o *observer) gateRefusals() map[string]uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return maps.Clone(o.gates)
 }
 
 func (o *observer) OpenConnection(dir network.Direction, usefd bool, endpoint multiaddr.Multiaddr) (network.ConnManagementScope, error) {

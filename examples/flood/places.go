@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/libp2p/go-libp2p"
@@ -19,8 +20,22 @@ import (
 	"github.com/multiformats/go-multiaddr"
 )
 
-// mostAttackers keeps every attacker's address inside 127.1.0.0/16.
+// mostAttackers keeps every attacker's address inside its network.
 const mostAttackers = 1000
+
+// The attackers' networks: nothing but the scopes limits what comes from the
+// first, the victim has a gate for each of the others (see showLimits), and the
+// friend lives in the most crowded one.
+const (
+	freeNetwork = "127.1.0.0/16"
+	fewNetwork  = "127.2.0.0/16" // few connections at a time
+	slowNetwork = "127.3.0.0/16" // new connections slowly
+)
+
+// networkOf gives the network of an attacker: half of them live in the first.
+func networkOf(attacker int) string {
+	return [...]string{freeNetwork, fewNetwork, slowNetwork, freeNetwork}[attacker%4]
+}
 
 // places are the addresses of the show.
 type places struct {
@@ -33,9 +48,9 @@ type places struct {
 // choosePlaces gives everybody an address of their own. All of 127.0.0.0/8 is
 // there on Linux; elsewhere, macOS for one, there may be 127.0.0.1 only.
 func choosePlaces(attackers int) places {
-	p := places{victim: net.IPv4(127, 0, 0, 1), friend: net.IPv4(127, 0, 0, 2)}
+	p := places{victim: net.IPv4(127, 0, 0, 1), friend: at(fewNetwork, 255, 1)}
 	for i := range attackers {
-		p.attackers = append(p.attackers, net.IPv4(127, 1, byte(i/250), byte(i%250+1)))
+		p.attackers = append(p.attackers, at(networkOf(i), byte(i/250), byte(i%250+1)))
 	}
 	for _, ip := range append([]net.IP{p.friend}, p.attackers...) {
 		if !bindable(ip) {
@@ -44,6 +59,12 @@ func choosePlaces(attackers int) places {
 		}
 	}
 	return p
+}
+
+// at gives an address in one of the networks.
+func at(network string, c, d byte) net.IP {
+	b := netip.MustParsePrefix(network).Addr().As4()
+	return net.IPv4(b[0], b[1], c, d)
 }
 
 func (p *places) shareOne() {
@@ -66,9 +87,15 @@ func bindable(ip net.IP) bool {
 func (p places) describe() string {
 	if p.shared {
 		return fmt.Sprintf("victim, friend and %d attackers all at %v: this machine has no other loopback address,\n"+
-			"so a friend refused before it says who it is cannot be told from an attacker", len(p.attackers), p.victim)
+			"so a friend refused before it says who it is cannot be told from an attacker,\n"+
+			"and the gates have no network to look after", len(p.attackers), p.victim)
 	}
-	return fmt.Sprintf("victim at %v, friend at %v, %d attackers from %v on", p.victim, p.friend, len(p.attackers), p.attackers[0])
+	in := map[string]int{}
+	for i := range p.attackers {
+		in[networkOf(i)]++
+	}
+	return fmt.Sprintf("victim at %v, attackers: %d in %s, %d in %s, %d in %s,\nfriend at %v, among those of the second network",
+		p.victim, in[freeNetwork], freeNetwork, in[fewNetwork], fewNetwork, in[slowNetwork], slowNetwork, p.friend)
 }
 
 // A road is the transport by which a host reaches the victim.

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -25,8 +26,10 @@ type outcome struct {
 	friendRefusals  []string // by the manager
 	friendUntracked bool     // refusals of its first packets could not be told from others'
 	calls           callCounts
-	held            []string // when all hosts were closed
-	forgotten       int      // connections that the host dropped without closing their scopes
+	gates           map[string]uint64 // refusals by gate
+	gateLimits      map[string]string // what gates let in
+	held            []string          // when all hosts were closed
+	forgotten       int               // connections that the host dropped without closing their scopes
 	last            rcmgr.Snapshot
 	cpu             time.Duration // 0 if unknown
 }
@@ -115,6 +118,11 @@ func (o outcome) report(out io.Writer) {
 	} else {
 		fmt.Fprintf(out, "\nrefused, by what was asked\n%s", callTable(o.calls))
 	}
+	limits := o.gateLimits
+	if o.last.Refusals == nil {
+		limits = nil // nor does it tell which of its gates refused
+	}
+	fmt.Fprintf(out, "\nconnections refused, by gate\n%s", gateTable(o.gates, limits))
 	fmt.Fprintf(out, "\nthe friend\n%s", friendTable(o.friend))
 	if o.last.CallerBugs > 0 {
 		fmt.Fprintf(out, "\nhosts broke the contract of their scopes %d times\n", o.last.CallerBugs)
@@ -126,7 +134,7 @@ func (o outcome) report(out io.Writer) {
 
 // limitTable has a line for each limit: what is used at the end of the attack
 // and what was at its highest. Refusals are counted by kind of scope; where
-// several scopes share a kind, the table of refusals alone has them. Refusals
+// several scopes share a kind, the tables of refusals alone have them. Refusals
 // are nil if the manager does not tell.
 func limitTable(rows []*row, refusals map[rcmgr.Kind]rcmgr.Refusals) string {
 	head := []string{"scope", "resource", "now", "highest", "limit", "used", "refused"}
@@ -142,7 +150,7 @@ func limitTable(rows []*row, refusals map[rcmgr.Kind]rcmgr.Refusals) string {
 		}
 		above = r.scope
 		refused := ""
-		if refusals != nil && r.kind != rcmgr.KindProtocol && r.kind != rcmgr.KindService {
+		if refusals != nil && r.kind != rcmgr.KindProtocol && r.kind != rcmgr.KindService && r.kind != rcmgr.KindSubnet {
 			refused = fmt.Sprint(resources[r.resource].refused(refusals[r.kind]))
 		}
 		line := []string{name, resources[r.resource].name, amount(r.resource, r.now), amount(r.resource, r.highest),
@@ -190,6 +198,19 @@ func refusalTable(refusals map[rcmgr.Kind]rcmgr.Refusals) string {
 		t = append(t, line)
 	}
 	return t.format(1)
+}
+
+// gateTable has a line for each gate that is known, or has refused anybody.
+func gateTable(refused map[string]uint64, limits map[string]string) string {
+	all := maps.Clone(refused)
+	for gate := range limits {
+		all[gate] += 0
+	}
+	t := table{{"gate", "lets in", "refused"}}
+	for _, gate := range slices.Sorted(maps.Keys(all)) {
+		t = append(t, []string{gate, limits[gate], fmt.Sprint(all[gate])})
+	}
+	return t.format(2)
 }
 
 // callTable has a line for each kind of call.

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"math"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -83,6 +84,18 @@ func TestEveryResourceIsCheckedAgainstItsOwnLimit(t *testing.T) {
 	}
 }
 
+func TestASubnetIsCheckedAgainstItsLimit(t *testing.T) {
+	w := newWatch()
+	look := func(conns int64) {
+		w.look(rcmgr.Snapshot{Gates: rcmgr.GateState{Fullest: []rcmgr.SubnetState{
+			{Prefix: netip.MustParsePrefix("127.2.0.0/16"), Conns: conns, Limit: 8}}}})
+	}
+	look(8)
+	require.Empty(t, w.passed)
+	look(9)
+	require.Equal(t, []string{"subnet:127.2.0.0/16 conns in 9 of 8"}, w.passed)
+}
+
 func TestARowKeepsTheHighestUseAndTheWorstPeer(t *testing.T) {
 	peer := func(name string, conns, limit int) rcmgr.ScopeState {
 		return rcmgr.ScopeState{Name: name, Kind: rcmgr.KindPeer, Use: network.ScopeStat{NumConnsInbound: conns},
@@ -105,6 +118,9 @@ func TestWhatIsHeldIsListed(t *testing.T) {
 		{Name: "peer:a", Use: network.ScopeStat{NumFD: 1}},
 	}})
 	require.Equal(t, []string{"system memory 2.0 KiB", "peer:a files 1"}, held)
+	held = heldIn(rcmgr.Snapshot{Gates: rcmgr.GateState{Fullest: []rcmgr.SubnetState{
+		{Prefix: netip.MustParsePrefix("127.2.0.0/16"), Conns: 3, Limit: 8}}}})
+	require.Equal(t, []string{"subnet:127.2.0.0/16 conns in 3"}, held)
 }
 
 func TestTheTablesReadWell(t *testing.T) {
@@ -136,6 +152,17 @@ func TestTheTablesReadWell(t *testing.T) {
 		"  protocol:/x  streams in    0        0      0   0 %\n",
 		limitTable(rows[3:], nil), "refusals are not told")
 
+	limits := map[string]string{"subnet:127.2.0.0/16": "8 at a time", "rate:127.3.0.0/16": "16 at once, then 4 a second"}
+	require.Equal(t, ""+
+		"  gate                 lets in                      refused\n"+
+		"  rate:127.3.0.0/16    16 at once, then 4 a second        0\n"+
+		"  subnet:127.2.0.0/16  8 at a time                       12\n",
+		gateTable(map[string]uint64{"subnet:127.2.0.0/16": 12}, limits))
+	require.Equal(t, ""+
+		"  gate    lets in  refused\n"+
+		"  subnet                12\n",
+		gateTable(map[string]uint64{"subnet": 12}, nil), "it is not told which")
+
 	var deeds [numDeeds]tally
 	deeds[deedPing] = tally{took: []time.Duration{3 * time.Millisecond, time.Millisecond, 2 * time.Millisecond}, failed: 1, last: errors.New("dial:\n  * reset")}
 	require.Equal(t, ""+
@@ -160,6 +187,7 @@ func TestTheComparisonReadsWell(t *testing.T) {
 	ours.friend[deedPing] = tally{took: []time.Duration{time.Millisecond, 2 * time.Millisecond}}
 	ours.calls.granted[callConn], ours.calls.granted[callPeer] = 12, 11
 	ours.calls.refused[callConn] = 5
+	ours.gates = map[string]uint64{"subnet:10.0.0.0/8": 2, "subnet:11.0.0.0/8": 1, "rate:10.0.0.0/8": 1}
 	theirs := outcome{
 		by: contenders[1],
 		rows: []*row{
@@ -171,6 +199,7 @@ func TestTheComparisonReadsWell(t *testing.T) {
 	}
 	theirs.friend[deedPing] = tally{took: []time.Duration{3 * time.Millisecond}, failed: 1}
 	theirs.calls.refused[callMemory] = 7
+	theirs.gates = map[string]uint64{"rate": 6}
 	require.Equal(t, ""+
 		"                                                            ours  upstream\n"+
 		"  friend's connect  served                                     –         –\n"+
@@ -186,6 +215,8 @@ func TestTheComparisonReadsWell(t *testing.T) {
 		"                    established                               11         0\n"+
 		"  refused           open connection                            5         0\n"+
 		"                    reserve memory                             0         7\n"+
+		"                    of these, by subnet                        3         0\n"+
+		"                    of these, by rate                          1         6\n"+
 		"                    of these, to the friend                    0         1\n"+
 		"  highest use       system conns in, of 64                    64        63\n"+
 		"                    system memory, of 8.0 MiB            2.0 MiB         –\n"+

@@ -57,7 +57,10 @@ var resources = [...]resource{
 		func(r rcmgr.Refusals) uint64 { return r.Memory }},
 }
 
-const memoryResource = len(resources) - 1
+const (
+	connsInResource = 0
+	memoryResource  = len(resources) - 1
+)
 
 func unlimited(limit int64) bool { return limit == math.MaxInt64 || limit == math.MaxInt }
 
@@ -122,6 +125,14 @@ func (w *watch) look(s rcmgr.Snapshot) {
 			w.lookAtLocked(scope, i)
 		}
 	}
+	for _, sub := range s.Gates.Fullest {
+		w.lookAtLocked(rcmgr.ScopeState{
+			Name:  "subnet:" + sub.Prefix.String(),
+			Kind:  rcmgr.KindSubnet,
+			Use:   network.ScopeStat{NumConnsInbound: int(sub.Conns)},
+			Limit: rcmgr.BaseLimit{ConnsInbound: int(sub.Limit)},
+		}, connsInResource)
+	}
 }
 
 func (w *watch) lookAtLocked(scope rcmgr.ScopeState, i int) {
@@ -171,7 +182,7 @@ func (w *watch) line() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	conns := int64(0)
-	if r := w.rows[rowKey{"system", 0}]; r != nil {
+	if r := w.rows[rowKey{"system", connsInResource}]; r != nil {
 		conns = r.now
 	}
 	return fmt.Sprintf("%d connections", conns)
@@ -188,7 +199,7 @@ func waitUntilFree(m manager, patience time.Duration) []string {
 	}
 }
 
-// heldIn lists everything that is held in any scope.
+// heldIn lists everything that is held in any scope, or counts at a gate.
 func heldIn(s rcmgr.Snapshot) []string {
 	var held []string
 	for _, scope := range s.Scopes {
@@ -197,6 +208,9 @@ func heldIn(s rcmgr.Snapshot) []string {
 				held = append(held, fmt.Sprintf("%s %s %s", scope.Name, r.name, amount(i, use)))
 			}
 		}
+	}
+	for _, sub := range s.Gates.Fullest {
+		held = append(held, fmt.Sprintf("subnet:%s %s %d", sub.Prefix, resources[connsInResource].name, sub.Conns))
 	}
 	return held
 }

@@ -1,0 +1,286 @@
+// Command compare runs the benchmarks of this manager beside those of its rivals,
+// in turn, several times over, and prints how many times as long the rivals take:
+// the median over the rounds, with the least and the most. What disturbs a round
+// disturbs all who run in it, so ratios hold where times do not.
+//
+//	go run ./examples/compare [-bench regexp] [-rounds 5] [-time 100ms] [-json file]
+//
+// It needs the source of the package, and a few minutes.
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+func main() {
+	bench := flag.String("bench", "HotPath|Gates", "which benchmarks, as a regular expression")
+	rounds := flag.Int("rounds", 5, "how often each is run")
+	length := flag.Duration("time", 100*time.Millisecond, "how long each is measured")
+	file := flag.String("json", "", "also write the results to this file")
+	flag.Parse()
+	if err := run(*bench, *rounds, *length, *file); err != nil {
+		fmt.Fprintln(os.Stderr, "compare:", err)
+		os.Exit(1)
+	}
+}
+
+func run(bench string, rounds int, length time.Duration, file string) error {
+	if rounds < 1 {
+		return fmt.Errorf("-rounds is %d, expected 1 or more", rounds)
+	}
+	dir, err := os.MkdirTemp("", "compare")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	fmt.Fprintln(os.Stderr, "building")
+	binary := filepath.Join(dir, "rcmgr.test")
+	build := exec.Command("go", "test", "-c", "-o", binary, "github.com/weir-p2p/rcmgr")
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		return fmt.Errorf("building the benchmarks: %w", err)
+	}
+	r := report{
+		Go: runtime.Version(), Arch: runtime.GOOS + "/" + runtime.GOARCH, Processors: runtime.NumCPU(),
+		Rounds: rounds, Time: length.String(),
+	}
+	once, err := measure(binary, bench, "1x")
+	if err != nil {
+		return err
+	}
+	r.Processor = once.processor
+	for round := range rounds {
+		for i, name := range once.names() {
+			fmt.Fprintf(os.Stderr, "\rround %d of %d: %3d of %d  %-70s", round+1, rounds, i+1, len(once.names()), name)
+			m, err := measure(binary, exactly("Benchmark"+name), length.String())
+			if err != nil {
+				return err
+			}
+			r.add(name, m.lines)
+		}
+	}
+	fmt.Fprintln(os.Stderr)
+	r.print(os.Stdout)
+	if file == "" {
+		return nil
+	}
+	text, err := json.MarshalIndent(&r, "", "\t")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, append(text, '\n'), 0o644)
+}
+
+// exactly gives the pattern that matches all implementations of one benchmark.
+func exactly(name string) string {
+	parts := strings.Split(name, "/")
+	for i, p := range parts {
+		parts[i] = "^" + regexp.QuoteMeta(p) + "$"
+	}
+	return strings.Join(parts, "/")
+}
+
+// line is one result of a benchmark.
+type line struct {
+	name string // without the implementation
+	impl string
+	Result
+}
+
+// Result is what a benchmark found out about one operation.
+type Result struct {
+	Nanoseconds float64
+	Allocations float64
+}
+
+// measurement is what one run of the benchmarks printed.
+type measurement struct {
+	processor string
+	lines     []line
+}
+
+// names lists what was run, each name once.
+func (m *measurement) names() (names []string) {
+	for _, l := range m.lines {
+		if !slices.Contains(names, l.name) {
+			names = append(names, l.name)
+		}
+	}
+	return names
+}
+
+func measure(binary, pattern, length string) (*measurement, error) {
+	cmd := exec.Command(binary, "-test.run", "^$", "-test.bench", pattern, "-test.benchtime", length)
+	var out, failure bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &failure
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("%s: %w\n%s%s", pattern, err, &out, &failure)
+	}
+	return parse(&out)
+}
+
+// parse reads what go test prints of benchmarks. Those without an implementation in
+// their name are left out.
+func parse(text io.Reader) (*measurement, error) {
+	var m measurement
+	lines := bufio.NewScanner(text)
+	for lines.Scan() {
+		if cpu, ok := strings.CutPrefix(lines.Text(), "cpu: "); ok {
+			m.processor = cpu
+		}
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 4 || !strings.HasPrefix(fields[0], "Benchmark") {
+			continue
+		}
+		name, impl, ok := strings.Cut(fields[0], "/impl=")
+		if !ok {
+			continue
+		}
+		l := line{name: strings.TrimPrefix(name, "Benchmark"), impl: withoutProcs(impl)}
+		for i := 2; i+1 < len(fields); i += 2 {
+			n, err := strconv.ParseFloat(fields[i], 64)
+			if err != nil {
+				return nil, fmt.Errorf("%q: %w", lines.Text(), err)
+			}
+			switch fields[i+1] {
+			case "ns/op":
+				l.Nanoseconds = n
+			case "allocs/op":
+				l.Allocations = n
+			}
+		}
+		m.lines = append(m.lines, l)
+	}
+	if len(m.lines) == 0 && lines.Err() == nil {
+		return nil, errors.New("no benchmark has an implementation in its name")
+	}
+	return &m, lines.Err()
+}
+
+// withoutProcs cuts off the number of processors that go test appends to names.
+func withoutProcs(impl string) string {
+	at := strings.LastIndexByte(impl, '-')
+	if _, err := strconv.Atoi(impl[at+1:]); at < 0 || err != nil {
+		return impl
+	}
+	return impl[:at]
+}
+
+// report is the results of all rounds.
+type report struct {
+	Go, Arch, Processor string
+	Processors          int
+	Rounds              int
+	Time                string // of each benchmark in a round
+	Cases               []*benchCase
+}
+
+// benchCase is one workload, with the results of each implementation by round.
+type benchCase struct {
+	Name    string
+	Results map[string][]Result
+	Ratios  map[string]Spread // a rival's time in ours
+}
+
+// Spread is the median, the least and the most of the rounds.
+type Spread struct{ Median, Least, Most float64 }
+
+func (r *report) add(name string, lines []line) {
+	at := slices.IndexFunc(r.Cases, func(c *benchCase) bool { return c.Name == name })
+	if at < 0 {
+		at = len(r.Cases)
+		r.Cases = append(r.Cases, &benchCase{Name: name, Results: make(map[string][]Result)})
+	}
+	c := r.Cases[at]
+	for _, l := range lines {
+		c.Results[l.impl] = append(c.Results[l.impl], l.Result)
+	}
+	c.Ratios = c.ratios()
+}
+
+// ours is the implementation that all others are compared with.
+const ours = "ours"
+
+func (c *benchCase) ratios() map[string]Spread {
+	ratios := make(map[string]Spread)
+	for impl, results := range c.Results {
+		if impl == ours || len(results) != len(c.Results[ours]) {
+			continue
+		}
+		var all []float64
+		for i, r := range results {
+			all = append(all, r.Nanoseconds/c.Results[ours][i].Nanoseconds)
+		}
+		ratios[impl] = spreadOf(all)
+	}
+	return ratios
+}
+
+func spreadOf(all []float64) Spread {
+	slices.Sort(all)
+	middle := len(all) / 2
+	median := all[middle]
+	if len(all)%2 == 0 {
+		median = (all[middle-1] + all[middle]) / 2
+	}
+	return Spread{median, all[0], all[len(all)-1]}
+}
+
+// print writes a table as Markdown has them.
+func (r *report) print(to io.Writer) {
+	fmt.Fprintf(to, "%s, %s, %d × %s; medians of %d rounds of %s each; in brackets the least and the most.\n\n",
+		r.Go, r.Arch, r.Processors, r.Processor, r.Rounds, r.Time)
+	var rivals []string
+	for _, c := range r.Cases {
+		for impl := range c.Ratios {
+			if !slices.Contains(rivals, impl) {
+				rivals = append(rivals, impl)
+			}
+		}
+	}
+	slices.Sort(rivals)
+	out := tabwriter.NewWriter(to, 0, 0, 1, ' ', 0)
+	defer out.Flush()
+	fmt.Fprintf(out, "| benchmark\t| ours, ns\t| allocations")
+	for _, impl := range rivals {
+		fmt.Fprintf(out, "\t| %s takes", impl)
+	}
+	fmt.Fprintf(out, "\t|\n|---\t|---\t|---%s\t|\n", strings.Repeat("\t|---", len(rivals)))
+	for _, c := range r.Cases {
+		var times []float64
+		allocations := 0.0
+		for _, result := range c.Results[ours] {
+			times = append(times, result.Nanoseconds)
+			allocations = max(allocations, result.Allocations)
+		}
+		if len(times) == 0 {
+			continue
+		}
+		fmt.Fprintf(out, "| %s\t| %.0f\t| %g", c.Name, spreadOf(times).Median, allocations)
+		for _, impl := range rivals {
+			s, ok := c.Ratios[impl]
+			if !ok {
+				fmt.Fprint(out, "\t|")
+				continue
+			}
+			fmt.Fprintf(out, "\t| %.1f × (%.1f–%.1f)", s.Median, s.Least, s.Most)
+		}
+		fmt.Fprintln(out, "\t|")
+	}
+}

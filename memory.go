@@ -1,0 +1,94 @@
+package rcmgr
+
+// Memory is reserved and released far more often than anything else happens. So the
+// two have paths of their own through a chain, without lists and requests: for
+// what is there, and for what tight pools have to give. All else is check's.
+
+// addMemory charges n bytes to the whole chain if all of it has that much to spare,
+// or if what is lacking can be drawn from tight pools, and tells whether it did.
+// The request may fill all of a limit. See addAllReady.
+func (st *stripe) addMemory(c *chain, n int64) bool {
+	for i, a := range &c.at {
+		if a == nil {
+			continue
+		}
+		if n > a.ready[dimMemory]-a.use[dimMemory] {
+			if i >= firstShared && st.drawMemory(c.at[i:], n) {
+				return true
+			}
+			for _, charged := range c.at[:i] {
+				if charged != nil {
+					charged.use[dimMemory] -= n
+				}
+			}
+			return false
+		}
+		a.use[dimMemory] += n
+	}
+	return true
+}
+
+// drawMemory is addMemory for the last shares of a chain, where credit is lacking.
+func (st *stripe) drawMemory(last []*account, n int64) bool {
+	var lacking [numShared]*share
+	k := 0
+	for _, a := range last {
+		if a == nil || n <= a.ready[dimMemory]-a.use[dimMemory] {
+			continue
+		}
+		if !a.share.pool.hasMemory(n) {
+			return false
+		}
+		lacking[k] = a.share
+		k++
+	}
+	may := true
+	for _, sh := range lacking[:k] {
+		sh.pool.mu.Lock()
+		may = may && sh.pool.hasMemory(n)
+	}
+	for _, sh := range lacking[:k] {
+		if may {
+			sh.drawLocked(dimMemory, n-(sh.credit[dimMemory]-sh.use[dimMemory]))
+			st.draws++
+		}
+		sh.pool.mu.Unlock()
+	}
+	if !may {
+		return false
+	}
+	for _, a := range last {
+		if a != nil {
+			a.use[dimMemory] += n
+		}
+	}
+	return true
+}
+
+// hasMemory tells whether a tight pool has n bytes to give: for certain, if its lock
+// is held.
+func (p *pool) hasMemory(n int64) bool {
+	l := p.tally(dimMemory)
+	return l.tight && !l.refuses(n, l.limit)
+}
+
+// subMemory takes n bytes from the whole chain, and returns credit where too much
+// lies idle now.
+func (st *stripe) subMemory(c *chain, n int64) {
+	for _, a := range c.at[:firstShared] {
+		if a != nil {
+			a.use[dimMemory] -= n
+		}
+	}
+	for _, a := range c.shared() {
+		if a == nil {
+			continue
+		}
+		a.use[dimMemory] -= n
+		if sh := a.share; sh.use[dimMemory] < sh.floor[dimMemory] {
+			sh.pool.mu.Lock()
+			st.returns += sh.trimLocked(dimMemory)
+			sh.pool.mu.Unlock()
+		}
+	}
+}

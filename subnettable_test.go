@@ -1,0 +1,67 @@
+package rcmgr
+
+import (
+	"math/rand/v2"
+	"testing"
+	"unsafe"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestSubnetRecordsAre32BytesWithoutPointers(t *testing.T) {
+	require.Equal(t, 32, int(unsafe.Sizeof(subnetRecord{})))
+}
+
+// The table beside a map, with keys that spread well, and with a hash that sends all
+// of them to one place.
+func TestSubnetTableKeepsWhatAMapKeeps(t *testing.T) {
+	type name struct {
+		key subnetKey
+		id  uint16
+	}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	for _, hash := range []subnetHash{{rng.Uint64(), rng.Uint64()}, {}} {
+		table, model := subnetTable{hash: hash}, map[name]int32{}
+		for step := range 20_000 {
+			// The number of records swings between few and many.
+			k := name{subnetKey{lo: rng.Uint64N(300)}, uint16(1 + rng.IntN(2))}
+			rec := table.find(k.key, k.id)
+			held, ok := model[k]
+			require.Equal(t, ok, rec != nil, "step %d", step)
+			switch grows := step/1000%2 == 0; {
+			case ok:
+				require.Equal(t, held, rec.conns, "step %d", step)
+				if !grows || rng.IntN(10) == 0 {
+					table.remove(rec)
+					delete(model, k)
+				}
+			case grows || rng.IntN(10) == 0:
+				table.add(k.key, k.id).conns = int32(step)
+				model[k] = int32(step)
+			}
+			require.Equal(t, len(model), table.n)
+			require.LessOrEqual(t, 4*table.n, 3*len(table.slots))
+			require.True(t, len(table.slots) <= leastSlots || 8*table.n >= len(table.slots))
+		}
+		for k, held := range model {
+			require.Equal(t, held, table.find(k.key, k.id).conns)
+		}
+	}
+}
+
+// next comes to every place, whatever has been removed.
+func TestSubnetTableIsGoneRoundWhole(t *testing.T) {
+	table := subnetTable{hash: subnetHash{1, 2}}
+	for i := range uint64(100) {
+		table.add(subnetKey{lo: i}, 1)
+	}
+	seen := make(map[subnetKey]bool)
+	for range table.slots {
+		if rec := table.next(); rec.used() {
+			seen[rec.key] = true
+		}
+	}
+	require.Len(t, seen, 100)
+}

@@ -18,7 +18,7 @@ type account struct {
 	refs   int32
 	queued bool // stands in the stripe's queue of candidates for collection
 	gone   bool // collected: whoever still points here looks the name up again
-	sticky bool // its limit was set by hand: it is not collected
+	sticky bool // its limit was set by hand: it keeps it, and is not collected
 	// refused counts the requests that this very account refused, by what ran
 	// out. It is nil until the first one: most accounts never refuse.
 	refused *dimCounts

@@ -69,5 +69,6 @@ func PartialLimitConfigFrom(theirs json.Marshaler) (PartialLimitConfig, error) {
 	if err != nil {
 		return PartialLimitConfig{}, fmt.Errorf("limits: %w", err)
 	}
-	return readLimitsJSON(bytes.NewReader(text))
+	cfg, _, err := parseLimits(bytes.NewReader(text))
+	return cfg, err
 }

@@ -164,6 +164,12 @@ func (al *Allowlist) allowsPeer(p peer.ID) bool {
 	return e.bare > 0
 }
 
+// hasEntries tells if there is any entry.
+func (al *Allowlist) hasEntries() bool {
+	v := al.view.Load()
+	return v != nil && v.open.Size()+v.peers.Size() > 0
+}
+
 func (v *allowlistView) peer(p peer.ID) (peerEntries, bool) {
 	if v.peers.Size() == 0 {
 		return peerEntries{}, false

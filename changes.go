@@ -107,10 +107,9 @@ func (c *Changes) WriteTable(w io.Writer) error {
 	t := newTable(w, "Scope", "Limit Name", "Limit Value", "Before", "Now", "Change", "Refused")
 	for i := range c.Limits {
 		l := &c.Limits[i]
-		limit := l.limitText()
+		limit := limitText(l.Limit)
 		if l.Limit != l.LimitBefore {
-			before := LimitUse{Limit: l.LimitBefore}
-			limit = before.limitText() + " -> " + limit
+			limit = limitText(l.LimitBefore) + " -> " + limit
 		}
 		t.row(printable(l.Scope), l.Name, limit, strconv.FormatInt(l.UseBefore, 10), strconv.FormatInt(l.Use, 10),
 			fmt.Sprintf("%+d", l.Grown()), strconv.FormatUint(l.Refusals, 10))

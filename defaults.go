@@ -1,7 +1,7 @@
 package rcmgr
 
 // Default limits: those of the smallest node, what they grow by with memory and
-// file descriptors, and the size of this machine.
+// file descriptors.
 
 import (
 	"maps"
@@ -10,7 +10,6 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
-	"github.com/pbnjay/memory"
 )
 
 // baseLimitConfig is a limit that scales.
@@ -122,9 +121,12 @@ func (cfg *ScalingLimitConfig) Scale(memory int64, numFD int) ConcreteLimitConfi
 	if memory > 128<<20 {
 		mebibytes = memory >> 20
 	}
-	return ConcreteLimitConfig{limits: convert(cfg.scopes(), func(c baseLimitConfig) BaseLimit {
-		return c.scale(mebibytes, numFD)
-	})}
+	scopes := cfg.scopes()
+	return ConcreteLimitConfig{
+		limits:  convert(scopes, func(c baseLimitConfig) BaseLimit { return c.scale(mebibytes, numFD) }),
+		origins: convert(scopes, func(baseLimitConfig) scopeOrigins { return scopeOrigins{} }),
+		sizing:  Sizing{Rules: "ScalingLimitConfig", Memory: memory, FileDescriptors: descriptorVal(numFD)},
+	}
 }
 
 // scopes brings each limit together with its increase.
@@ -184,21 +186,16 @@ func part(n int, fraction float64) int {
 	return math.MaxInt
 }
 
-// AutoScale scales to an eighth of this machine's memory and half of the file
-// descriptors that this process may open.
+// AutoScale scales to an eighth of the memory that this process may use, and half
+// of the file descriptors that it may open: see ThisMachine.
 func (cfg *ScalingLimitConfig) AutoScale() ConcreteLimitConfig {
-	return cfg.Scale(memoryToUse(memory.TotalMemory()), part(descriptorLimit(), 0.5))
+	return cfg.scaleTo(ThisMachine())
 }
 
-// unknownMemory stands for the memory of a machine that does not tell. An
-// eighth of it are the 128 MiB of the smallest node.
-const unknownMemory = 1 << 30
-
-func memoryToUse(total uint64) int64 {
-	if total == 0 {
-		total = unknownMemory
-	}
-	return int64(total / 8)
+func (cfg *ScalingLimitConfig) scaleTo(m Machine) ConcreteLimitConfig {
+	out := cfg.Scale(m.Memory/8, part(m.descriptors(), 0.5))
+	out.sizing.Machine = m
+	return out
 }
 
 // defaultLimiter is for a manager that was given no Limiter: DefaultLimits with

@@ -156,13 +156,17 @@ func TestPartNeverWraps(t *testing.T) {
 }
 
 func TestAutoScaleTakesThisMachine(t *testing.T) {
-	want := DefaultLimits.Scale(memoryToUse(1<<33), 500).limits.System
-	require.Equal(t, int64(128<<20+1<<30), want.Memory)
-	require.EqualValues(t, 128<<20, memoryToUse(0), "a machine that does not tell is the smallest node")
-	require.Positive(t, memoryToUse(math.MaxUint64))
+	scaled := DefaultLimits.scaleTo(Machine{Memory: 8 << 33, FileDescriptors: 1000})
+	require.Equal(t, DefaultLimits.Scale(1<<33, 500).limits, scaled.limits, "an eighth of the memory, half of the descriptors")
+	require.Equal(t, Sizing{Rules: "ScalingLimitConfig", Memory: 1 << 33, FileDescriptors: 500,
+		Machine: Machine{Memory: 8 << 33, FileDescriptors: 1000}}, scaled.sizing)
+	unlimited := DefaultLimits.scaleTo(Machine{Memory: 1 << 30, FileDescriptors: Unlimited})
+	require.Equal(t, math.MaxInt, unlimited.limits.System.FD)
 
-	if fds := descriptorLimit(); fds == 0 || fds == math.MaxInt {
-		t.Skip("upstream takes unknown and unlimited descriptors for others")
+	m := ThisMachine()
+	require.Equal(t, DefaultLimits.scaleTo(m).limits, DefaultLimits.AutoScale().limits)
+	if fds := m.descriptors(); fds == 0 || fds == math.MaxInt || m.MemoryFrom != "host" {
+		t.Skip("upstream takes unknown and unlimited descriptors for others, and knows the host's memory only")
 	}
 	cfg := ScalingLimitConfig{SystemLimitIncrease: systemIncrease, ConnBaseLimit: systemBase}
 	up := theirScaling(t, cfg)

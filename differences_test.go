@@ -127,7 +127,7 @@ func TestRefusalsByGatesAreTypedAndCounted(t *testing.T) {
 		require.Equal(t, c.scope, e.Scope())
 		require.EqualValues(t, 1, m.Snapshot().Refusals[c.kind].Total())
 		held.Done()
-		require.Zero(t, countEntries(t, m.gate.subnets))
+		require.Zero(t, countEntries(t, m.gate().subnets))
 		require.NoError(t, m.Close())
 		var blocked []string
 		for _, evt := range told {
@@ -154,7 +154,7 @@ func TestAFullManagerKeepsNothingOfWhomItRefuses(t *testing.T) {
 		require.ErrorAs(t, err, &e)
 		require.Equal(t, KindSystem, e.Kind(), "the first has a full subnet, too")
 	}
-	require.Equal(t, 1, countEntries(t, m.gate.subnets))
+	require.Equal(t, 1, countEntries(t, m.gate().subnets))
 	c.Done()
 	_, err = m.OpenConnection(network.DirInbound, true, far(2))
 	require.NoError(t, err, "the token is still there")
@@ -219,7 +219,7 @@ func TestTheAllowlistIsAskedBeforeTheGates(t *testing.T) {
 	for _, c := range held {
 		c.Done()
 	}
-	require.Zero(t, countEntries(t, m.gate.subnets))
+	require.Zero(t, countEntries(t, m.gate().subnets))
 	assertEmpty(t, m)
 }
 

@@ -16,11 +16,14 @@ type gate struct {
 	sources *subnets     // attempts that need not prove their source address
 
 	outbound bool // outbound connections pass the gates, too
+
+	limits GateLimits // what it was made from; not written to
 }
 
 // newGate makes the gates. Bad prefixes are errors. noting tells whether refusals
 // are noted for the log.
 func newGate(cfg gateConfig, caller *callerRates, noting bool) (*gate, error) {
+	limits := cfg.limits()
 	if caller != nil {
 		cfg.rate = rateConfig{}
 	}
@@ -34,7 +37,7 @@ func newGate(cfg gateConfig, caller *callerRates, noting bool) (*gate, error) {
 		return nil, err
 	}
 	sources.quiet = true
-	return &gate{subnets: s, caller: caller, sources: sources, outbound: cfg.outbound}, nil
+	return &gate{subnets: s, caller: caller, sources: sources, outbound: cfg.outbound, limits: limits}, nil
 }
 
 // concerns tells whether connections in a direction pass the gates.
@@ -82,7 +85,7 @@ func (m *Manager) passGates(h *holder, far endpoint) (gatePass, error) {
 			return gatePass{}, err
 		}
 	}
-	p, why := m.gate.enter(far.addr, h.dir)
+	p, why := m.enterGates(far.addr, h.dir)
 	if why == nil {
 		return p, nil
 	}
@@ -130,7 +133,7 @@ func (m *Manager) crowded(h *holder) bool {
 // subnet has come often lately, and when more than half of the transient scope's
 // inbound connections are taken, whoever asks.
 func (m *Manager) VerifySourceAddress(addr net.Addr) bool {
-	return m.halfConnected() || m.gate.suspicious(addr)
+	return m.halfConnected() || m.gate().suspicious(addr)
 }
 
 // halfConnected tells whether transient holds more than half of the inbound

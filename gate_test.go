@@ -22,8 +22,8 @@ import (
 // bucket once all are full again.
 func requireGatesEmpty(t testing.TB, m *Manager) {
 	t.Helper()
-	require.Zero(t, countEntries(t, m.gate.subnets))
-	for _, s := range []*subnets{m.gate.subnets, m.gate.sources} {
+	require.Zero(t, countEntries(t, m.gate().subnets))
+	for _, s := range []*subnets{m.gate().subnets, m.gate().sources} {
 		s.forget(s.now() + int64(time.Hour))
 		require.Zero(t, bucketEntries(t, s))
 		requireNoRecords(t, s)
@@ -177,7 +177,7 @@ func TestWhatIsRefusedLaterTakesNothingFromTheGates(t *testing.T) {
 			require.Equal(t, KindConn, kindOf(open(m)))
 		}
 		tokens := 0
-		for m.gate.enterNow(far) {
+		for m.gate().enterNow(far) {
 			tokens++
 		}
 		require.Equal(t, 2*connsPerHost, tokens)

@@ -71,6 +71,9 @@ type gateLists[V comparable] struct {
 	Networks   map[netip.Prefix]V
 }
 
+// familyNames are the names of families in configurations.
+var familyNames = [numFamilies]string{"IPv4", "IPv6"}
+
 func (l *gateLists[V]) perSubnet(f family) *map[int]V {
 	return [...]*map[int]V{&l.IPv4, &l.IPv6}[f]
 }
@@ -144,13 +147,17 @@ func gateConfigOf(l Limiter) (gateConfig, error) {
 	if !ok {
 		return defaultGateConfig(), nil
 	}
-	if own.ungated {
+	return (*ConcreteLimitConfig)(own).gateConfig()
+}
+
+func (cfg *ConcreteLimitConfig) gateConfig() (gateConfig, error) {
+	if cfg.ungated {
 		// Loopback keeps its name, for an option that adds limits per subnet.
 		c := defaultGateConfig()
 		c.subnets.perSubnet, c.rate.perSubnet = [numFamilies][]ConnLimitPerSubnet{}, [numFamilies][]subnetRate{}
 		return c, nil
 	}
-	return own.limits.Gates.config()
+	return cfg.limits.Gates.config()
 }
 
 // config gives the default gates but for what g says, or a misplaced error.
@@ -224,7 +231,7 @@ func visit[V comparable](path string, said gateLists[V], begin func(family),
 		}
 		begin(f)
 		for _, bits := range slices.Backward(slices.Sorted(maps.Keys(levels))) {
-			at := fmt.Sprintf("%s.%s[%q]", path, [...]string{"IPv4", "IPv6"}[f], fmt.Sprint(bits))
+			at := fmt.Sprintf("%s.%s[%q]", path, familyNames[f], fmt.Sprint(bits))
 			if bits < 0 || bits > f.bitLen() {
 				return &misplaced{at, fmt.Errorf("expected a prefix length from 0 to %d", f.bitLen())}
 			}

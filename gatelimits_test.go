@@ -20,7 +20,7 @@ import (
 // readGates gives what the strict reader makes of a configuration of the gates.
 func readGates(t testing.TB, gates string) PartialLimitConfig {
 	t.Helper()
-	cfg, err := readLimitsJSON(strings.NewReader(`{"Gates":` + gates + `}`))
+	cfg, err := ReadLimits(strings.NewReader(`{"Gates":` + gates + `}`))
 	require.NoError(t, err)
 	return cfg
 }

@@ -316,7 +316,7 @@ func TestAConnectionOnTrialMovesWhollyOrNotAtAll(t *testing.T) {
 				}
 				again.Done()
 				assertEmpty(t, m)
-				require.Zero(t, countEntries(t, m.gate.subnets))
+				require.Zero(t, countEntries(t, m.gate().subnets))
 			})
 		}
 	}
@@ -384,15 +384,15 @@ func TestGatesForgetInSilence(t *testing.T) {
 			_, n := (&gate{subnets: s}).inUse()
 			return n
 		}
-		require.GreaterOrEqual(t, buckets(m.gate.subnets), 500)
-		require.GreaterOrEqual(t, buckets(m.gate.sources), 500)
+		require.GreaterOrEqual(t, buckets(m.gate().subnets), 500)
+		require.GreaterOrEqual(t, buckets(m.gate().sources), 500)
 		time.Sleep(2*time.Minute + time.Second) // the fullest bucket takes 80 s, a site's 160
 		synctest.Wait()
-		require.LessOrEqual(t, buckets(m.gate.subnets), 1, "the /48 that all of IPv6 was in")
+		require.LessOrEqual(t, buckets(m.gate().subnets), 1, "the /48 that all of IPv6 was in")
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
 		require.NoError(t, m.Close()) // nobody changes anything any more
-		for _, s := range []*subnets{m.gate.subnets, m.gate.sources} {
+		for _, s := range []*subnets{m.gate().subnets, m.gate().sources} {
 			require.Zero(t, bucketEntries(t, s))
 			requireNoRecords(t, s)
 		}

@@ -21,68 +21,117 @@ import (
 // are not in it; nor is WithConnRateLimiters, which has no such form. It is safe
 // for concurrent use.
 func (m *Manager) Limits() ConcreteLimitConfig {
-	cfg := m.limits.config()
-	cfg.Gates = &m.gates
+	book := m.limits.Load()
+	out := book.config()
+	cfg, from := &out.limits, &out.origins
+	cfg.Gates, out.gateOrigins = &m.gate().limits, m.gateOrigins(book)
 	var pools []poolLimits
 	m.inOneCut(func() {
 		for k, to := range [...]*BaseLimit{&cfg.System, &cfg.Transient, &cfg.AllowlistedSystem, &cfg.AllowlistedTransient} {
 			*to = m.fixed[k].limit.baseLimit()
+			if m.dir.sticks(m.fixed[k]) {
+				*from.single()[k] = allFromCode
+			}
 		}
 		for _, p := range m.dir.list() {
-			pools = append(pools, poolLimits{p.kind, p.name, p.limit.baseLimit(), p.pairLimit.baseLimit()})
+			pools = append(pools, poolLimits{p.kind, p.name, p.limit.baseLimit(), p.pairLimit.baseLimit(), m.dir.sticks(p)})
 		}
 	})
 	for _, p := range pools {
 		if p.kind == KindService {
-			setNamed(&cfg.Service, p.name, p.limit, cfg.ServiceDefault)
-			setNamed(&cfg.ServicePeer, p.name, p.pairLimit, cfg.ServicePeerDefault)
+			setNamed(&cfg.Service, &from.Service, p.name, p.limit, cfg.ServiceDefault, p.byHand)
+			setNamed(&cfg.ServicePeer, &from.ServicePeer, p.name, p.pairLimit, cfg.ServicePeerDefault, false)
 		} else {
-			setNamed(&cfg.Protocol, protocol.ID(p.name), p.limit, cfg.ProtocolDefault)
-			setNamed(&cfg.ProtocolPeer, protocol.ID(p.name), p.pairLimit, cfg.ProtocolPeerDefault)
+			setNamed(&cfg.Protocol, &from.Protocol, protocol.ID(p.name), p.limit, cfg.ProtocolDefault, p.byHand)
+			setNamed(&cfg.ProtocolPeer, &from.ProtocolPeer, protocol.ID(p.name), p.pairLimit, cfg.ProtocolPeerDefault, false)
 		}
 	}
 	unnamed := limitsOf(cfg.PeerDefault)
 	special := make(map[peer.ID]BaseLimit)
+	byHand := make(map[peer.ID]bool)
 	for i := range m.stripes {
 		m.stripes[i].eachPeer(func(ps *peerScope) {
 			if _, named := cfg.Peer[ps.peer]; named || *ps.limit != unnamed {
-				special[ps.peer] = ps.limit.baseLimit()
+				special[ps.peer], byHand[ps.peer] = ps.limit.baseLimit(), ps.sticky
 			}
 		})
 	}
 	for p, l := range special {
-		setNamed(&cfg.Peer, p, l, cfg.PeerDefault)
+		setNamed(&cfg.Peer, &from.Peer, p, l, cfg.PeerDefault, byHand[p])
 	}
-	return ConcreteLimitConfig{limits: cfg}
+	return out
+}
+
+// allFromCode are the origins of a scope that code gave its limits.
+var allFromCode = scopeOrigins{
+	Streams: OriginCode, StreamsInbound: OriginCode, StreamsOutbound: OriginCode,
+	Conns: OriginCode, ConnsInbound: OriginCode, ConnsOutbound: OriginCode,
+	FD: OriginCode, Memory: OriginCode,
+}
+
+// gateOrigins gives the origins of the gates in force that are not the default.
+func (m *Manager) gateOrigins(b *limitBook) map[string]Origin {
+	origins := make(map[string]Origin)
+	if b.own != nil {
+		origins = b.own.limits.Gates.origins(OriginOverride)
+	}
+	by := &m.options
+	said := GateLimits{Outbound: by.outbound, Subnets: SubnetLimits{Networks: make(map[netip.Prefix]LimitVal)}}
+	lists := (*gateLists[LimitVal])(&said.Subnets)
+	for f := range numFamilies {
+		if by.subnets.perSubnet[f] != nil {
+			*lists.perSubnet(f) = make(map[int]LimitVal)
+		}
+		for _, l := range by.subnets.perSubnet[f] {
+			(*lists.perSubnet(f))[l.PrefixLength] = limitVal(l.ConnCount)
+		}
+		for _, l := range by.subnets.networks[f] {
+			lists.Networks[normalPrefix(l.Network)] = limitVal(l.ConnCount)
+		}
+	}
+	maps.Copy(origins, said.origins(OriginCode))
+	if by.callerRates != nil {
+		origins[allRates] = OriginCode
+	}
+	return origins
 }
 
 type poolLimits struct {
 	kind             Kind
 	name             string
 	limit, pairLimit BaseLimit
+	byHand           bool // limit was set by hand
 }
 
-// setNamed puts a limit under its name, unless that is unnamed and as all that
-// are not named.
-func setNamed[K comparable](named *map[K]BaseLimit, name K, l, unnamed BaseLimit) {
-	if _, ok := (*named)[name]; !ok && l == unnamed {
+// setNamed puts a limit under its name, with the origin of all that are named
+// there by no configuration, unless that is unnamed and as all that are not named.
+func setNamed[K comparable](named *map[K]BaseLimit, origins *map[K]scopeOrigins, name K, l, unnamed BaseLimit, byHand bool) {
+	was, ok := (*named)[name]
+	if !ok && l == unnamed {
 		return
 	}
-	if *named == nil {
-		*named = make(map[K]BaseLimit)
+	put(named, name, l)
+	if byHand || was != l {
+		put(origins, name, allFromCode)
 	}
-	(*named)[name] = l
+}
+
+func put[K comparable, V any](m *map[K]V, name K, v V) {
+	if *m == nil {
+		*m = make(map[K]V)
+	}
+	(*m)[name] = v
 }
 
 // config gives what the limiter says, in maps of its own. Of one that is not of
 // this package, it has what it says of names that it cannot know.
-func (b *limitBook) config() perScope[BaseLimit] {
-	if own, ok := b.limiter.(*fixedLimiter); ok {
-		c := own.limits
-		c.Service, c.ServicePeer = maps.Clone(c.Service), maps.Clone(c.ServicePeer)
-		c.Protocol, c.ProtocolPeer = maps.Clone(c.Protocol), maps.Clone(c.ProtocolPeer)
-		c.Peer = maps.Clone(c.Peer)
-		return c
+func (b *limitBook) config() ConcreteLimitConfig {
+	if b.own != nil {
+		return ConcreteLimitConfig{
+			limits:  convert(b.own.limits, func(l BaseLimit) BaseLimit { return l }),
+			origins: convert(b.own.origins, func(o scopeOrigins) scopeOrigins { return o }),
+			sizing:  b.own.sizing,
+		}
 	}
 	said := func(l Limit) BaseLimit {
 		if checkLimit("", l) != nil {
@@ -91,7 +140,7 @@ func (b *limitBook) config() perScope[BaseLimit] {
 		a := limitsOf(l)
 		return a.baseLimit()
 	}
-	return perScope[BaseLimit]{
+	limits := perScope[BaseLimit]{
 		ServiceDefault:      said(b.limiter.GetServiceLimits("")),
 		ServicePeerDefault:  said(b.limiter.GetServicePeerLimits("")),
 		ProtocolDefault:     said(b.limiter.GetProtocolLimits("")),
@@ -100,12 +149,16 @@ func (b *limitBook) config() perScope[BaseLimit] {
 		Conn:                said(b.limiter.GetConnLimits()),
 		Stream:              said(b.limiter.GetStreamLimits("")),
 	}
+	return ConcreteLimitConfig{
+		limits:  limits,
+		origins: convert(limits, func(BaseLimit) scopeOrigins { return allFromCode }),
+	}
 }
 
-// classes gives the limits of what is not named, by kind. The four scopes that
+// byKind gives the limits of what is not named, by kind. The four scopes that
 // are always there have none.
-func (b *limitBook) classes() (limits [numKinds]amounts) {
-	c := b.config()
+func (b *limitBook) byKind() (limits [numKinds]amounts) {
+	c := b.config().limits
 	for k, l := range map[Kind]BaseLimit{
 		KindService: c.ServiceDefault, KindServicePeer: c.ServicePeerDefault,
 		KindProtocol: c.ProtocolDefault, KindProtocolPeer: c.ProtocolPeerDefault,

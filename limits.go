@@ -16,6 +16,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"reflect"
 	"slices"
@@ -406,7 +407,7 @@ func (l *ResourceLimits) Build(defaults Limit) BaseLimit {
 
 // perScope is the shape of a configuration: one V for each scope that is
 // always there, one for the scopes of a kind that are not named, and a map for
-// those that are. The gates stand before the scopes, and are no V.
+// those that are. Costs and gates are no V.
 type perScope[V any] struct {
 	System    V
 	Transient V
@@ -432,8 +433,9 @@ type perScope[V any] struct {
 	Conn   V
 	Stream V
 
-	// Gates is nil where all is left to the defaults. It is never written to
-	// once it is in a configuration that has been built.
+	// Costs and Gates are nil where all is left to the defaults. They are never
+	// written to once they are in a configuration that has been built.
+	Costs *Costs
 	Gates *GateLimits
 }
 
@@ -444,6 +446,33 @@ func (s *perScope[V]) single() [11]*V {
 		&s.ServiceDefault, &s.ServicePeerDefault,
 		&s.ProtocolDefault, &s.ProtocolPeerDefault,
 		&s.PeerDefault, &s.Conn, &s.Stream,
+	}
+}
+
+// singleNames are the names of what single gives.
+var singleNames = [11]string{
+	"System", "Transient", "AllowlistedSystem", "AllowlistedTransient",
+	"ServiceDefault", "ServicePeerDefault",
+	"ProtocolDefault", "ProtocolPeerDefault",
+	"PeerDefault", "Conn", "Stream",
+}
+
+// each calls f with every V and its place in the configuration: "System" or
+// `Service["x"]`, the named ones in order of their names.
+func (s *perScope[V]) each(f func(place string, v V)) {
+	for i, v := range s.single() {
+		f(singleNames[i], *v)
+	}
+	eachNamed("Service", s.Service, f)
+	eachNamed("ServicePeer", s.ServicePeer, f)
+	eachNamed("Protocol", s.Protocol, f)
+	eachNamed("ProtocolPeer", s.ProtocolPeer, f)
+	eachNamed("Peer", s.Peer, f)
+}
+
+func eachNamed[K ~string, V any](place string, named map[K]V, f func(string, V)) {
+	for _, name := range slices.Sorted(maps.Keys(named)) {
+		f(fmt.Sprintf("%s[%q]", place, name), named[name])
 	}
 }
 
@@ -462,6 +491,7 @@ func overlay[A, B any](upper perScope[A], lower perScope[B], join func(A, B) B) 
 	out.Protocol = overlayMap(upper.Protocol, lower.Protocol, out.ProtocolDefault, join)
 	out.ProtocolPeer = overlayMap(upper.ProtocolPeer, lower.ProtocolPeer, out.ProtocolPeerDefault, join)
 	out.Peer = overlayMap(upper.Peer, lower.Peer, out.PeerDefault, join)
+	out.Costs = upper.Costs.over(lower.Costs)
 	out.Gates = upper.Gates.over(lower.Gates)
 	return out
 }
@@ -491,7 +521,7 @@ func convert[A, B any](s perScope[A], f func(A) B) perScope[B] {
 // value changes nothing. It is not safe for concurrent changes.
 //
 // json.Unmarshal into it passes over names that it does not know, as it does
-// for every struct; NewLimiterFromJSON does not.
+// for every struct; ReadLimits does not.
 type PartialLimitConfig struct {
 	System    ResourceLimits
 	Transient ResourceLimits
@@ -522,9 +552,11 @@ type PartialLimitConfig struct {
 	Conn   ResourceLimits
 	Stream ResourceLimits
 
-	// Gates says how many connections may come from one subnet, and how fast.
-	// nil leaves that to the defaults. go-libp2p's own configuration has no
-	// such field, and passes over it in JSON.
+	// Costs says what a connection and a stream take in memory by themselves,
+	// Gates how many connections may come from one subnet, and how fast. nil
+	// leaves that to the defaults. go-libp2p's own configuration has no such
+	// fields, and passes over them in JSON.
+	Costs *Costs      `json:",omitempty"`
 	Gates *GateLimits `json:",omitempty"`
 }
 
@@ -557,6 +589,7 @@ func (cfg PartialLimitConfig) MarshalJSON() ([]byte, error) {
 		Conn                 ResourceLimits `json:",omitzero"`
 		Stream               ResourceLimits `json:",omitzero"`
 
+		Costs *Costs      `json:",omitempty"`
 		Gates *GateLimits `json:",omitempty"`
 	}{
 		cfg.Service, cfg.ServicePeer, cfg.Protocol, cfg.ProtocolPeer, peers,
@@ -564,7 +597,7 @@ func (cfg PartialLimitConfig) MarshalJSON() ([]byte, error) {
 		cfg.ServiceDefault, cfg.ServicePeerDefault,
 		cfg.ProtocolDefault, cfg.ProtocolPeerDefault,
 		cfg.PeerDefault, cfg.Conn, cfg.Stream,
-		cfg.Gates,
+		cfg.Costs, cfg.Gates,
 	})
 }
 
@@ -586,18 +619,33 @@ func (cfg *PartialLimitConfig) Apply(c PartialLimitConfig) {
 // outcome for the …Default of its kind. That InfiniteLimits have no gates is not
 // passed on: what is built on them has the default gates, but for what cfg says.
 func (cfg PartialLimitConfig) Build(defaults ConcreteLimitConfig) ConcreteLimitConfig {
-	return ConcreteLimitConfig{limits: overlay(
-		perScope[ResourceLimits](cfg), defaults.limits,
-		func(l ResourceLimits, under BaseLimit) BaseLimit { return l.Build(under) },
-	)}
+	return cfg.build(defaults, OriginOverride)
+}
+
+// build is Build for what comes from somewhere else.
+func (cfg PartialLimitConfig) build(defaults ConcreteLimitConfig, from Origin) ConcreteLimitConfig {
+	upper := perScope[ResourceLimits](cfg)
+	return ConcreteLimitConfig{
+		limits: overlay(upper, defaults.limits,
+			func(l ResourceLimits, under BaseLimit) BaseLimit { return l.Build(under) }),
+		origins: overlay(upper, defaults.origins,
+			func(l ResourceLimits, under scopeOrigins) scopeOrigins { return l.originsOver(under, from) }),
+		sizing:      defaults.sizing,
+		gateOrigins: upper.Gates.originsOver(defaults.gateOrigins, from),
+	}
 }
 
 // ConcreteLimitConfig has the limits of all scopes, with nothing left to a
 // default. It is made by PartialLimitConfig.Build and ScalingLimitConfig.Scale.
 // Its zero value admits nothing. Copies are independent of each other.
 type ConcreteLimitConfig struct {
-	limits  perScope[BaseLimit] // its maps are never written to once they are made
-	ungated bool                // InfiniteLimits: there are no gates at all
+	limits  perScope[BaseLimit]    // its maps are never written to once they are made
+	origins perScope[scopeOrigins] // of limits, likewise
+	sizing  Sizing
+	ungated bool // InfiniteLimits: there are no gates at all
+	// gateOrigins has the origins of gates that are not the default, by the place of
+	// their settings. nil: of those that limits has, OriginOverride.
+	gateOrigins map[string]Origin
 }
 
 // ToPartialLimitConfig says the same limits as a configuration that leaves
@@ -647,12 +695,9 @@ func (l *fixedLimiter) MarshalJSON() ([]byte, error) {
 }
 
 // NewLimiterFromJSON makes a Limiter from a PartialLimitConfig in JSON, on top
-// of the given defaults. It takes nothing silently: unknown names, names given
-// twice, negative numbers, peer IDs that do not parse, null and text after the
-// end are errors that tell line, column, place and what was expected. As in all
-// of encoding/json, upper and lower case of the fixed names are the same.
+// of the given defaults. It is as strict as ReadLimits.
 func NewLimiterFromJSON(in io.Reader, defaults ConcreteLimitConfig) (Limiter, error) {
-	cfg, err := readLimitsJSON(in)
+	cfg, err := readLimits(in, defaults)
 	if err != nil {
 		return nil, err
 	}

@@ -8,8 +8,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -104,7 +107,7 @@ func TestPartialConfigHasUpstreamsJSON(t *testing.T) {
 		var back PartialLimitConfig
 		require.NoError(t, json.Unmarshal([]byte(text), &back))
 		require.Equal(t, text, toJSON(t, back))
-		read, err := readLimitsJSON(strings.NewReader(text))
+		read, _, err := parseLimits(strings.NewReader(text))
 		require.NoError(t, err)
 		require.Equal(t, back, read)
 	})
@@ -229,7 +232,7 @@ type jsonLeaf struct {
 
 func leaves(tb testing.TB) (out []jsonLeaf) {
 	for scope := range reflect.TypeFor[PartialLimitConfig]().Fields() {
-		if scope.Name == "Gates" { // which are no scope: see gatelimits_test.go
+		if scope.Name == "Gates" || scope.Name == "Costs" { // which are no scopes: see gatelimits_test.go, costs_test.go
 			continue
 		}
 		for field := range reflect.TypeFor[ResourceLimits]().Fields() {
@@ -313,7 +316,7 @@ func TestEveryFieldOfEveryScopeGoesAllTheWay(t *testing.T) {
 			var cfg PartialLimitConfig
 			l.set(&cfg, 7777)
 			require.Equal(t, l.json(7777), toJSON(t, cfg), "JSON")
-			read, err := readLimitsJSON(strings.NewReader(l.json(7777)))
+			read, err := ReadLimits(strings.NewReader(l.json(7777)))
 			require.NoError(t, err)
 			require.Equal(t, cfg, read, "strict reader")
 
@@ -509,10 +512,10 @@ func TestDefaultReaderFallsBackOnDefaultLimits(t *testing.T) {
 }
 
 func TestReaderTellsWhereAndWhat(t *testing.T) {
-	const scopes = "System, Transient, AllowlistedSystem, AllowlistedTransient, ServiceDefault, Service, ServicePeerDefault, ServicePeer, ProtocolDefault, Protocol, ProtocolPeerDefault, ProtocolPeer, PeerDefault, Peer, Conn, Stream, Gates"
+	const scopes = "System, Transient, AllowlistedSystem, AllowlistedTransient, ServiceDefault, Service, ServicePeerDefault, ServicePeer, ProtocolDefault, Protocol, ProtocolPeerDefault, ProtocolPeer, PeerDefault, Peer, Conn, Stream, Costs, Gates"
 	const fields = "Streams, StreamsInbound, StreamsOutbound, Conns, ConnsInbound, ConnsOutbound, FD, Memory"
 	const count = `expected a whole number from 0 to 9223372036854775807, "unlimited", "blockAll" or "default", found `
-	const size = `expected a whole number of bytes from 0 to 9223372036854775807, "unlimited", "blockAll" or "default", found `
+	const size = `expected a whole number of bytes or a size such as "64MiB" from 0 to 9223372036854775807, "unlimited", "blockAll" or "default", found `
 	const negative = ` is negative: write "unlimited" for no limit, "blockAll" to admit nothing`
 	if math.MaxInt < math.MaxInt64 {
 		t.Skip("texts for 64 bits")
@@ -548,12 +551,17 @@ func TestReaderTellsWhereAndWhat(t *testing.T) {
 		`{"System":{"Memory":"-2"}}`:                `line 1, column 21: System.Memory: "-2"` + negative,
 		`{"System":{"FD":-99999999999999999999}}`:   "line 1, column 17: System.FD: -99999999999999999999" + negative,
 		`{"System":{"Conns":"unlimitd"}}`:           "line 1, column 20: System.Conns: " + count + `"unlimitd"`,
-		`{"System":{"Conns":"5"}}`:                  "line 1, column 20: System.Conns: " + count + `"5"`,
+		`{"System":{"Conns":"5 "}}`:                 "line 1, column 20: System.Conns: " + count + `"5 "`,
+		`{"System":{"Conns":"5kB"}}`:                "line 1, column 20: System.Conns: " + count + `"5kB"`,
 		`{"System":{"Conns":1.5}}`:                  "line 1, column 20: System.Conns: " + count + "1.5",
 		`{"System":{"Conns": true}}`:                "line 1, column 21: System.Conns: " + count + "true",
 		`{"System":{"Conns": null}}`:                "line 1, column 21: System.Conns: " + count + "null",
 		`{"System":{"Conns": 9223372036854775808}}`: "line 1, column 21: System.Conns: " + count + "9223372036854775808",
-		`{"System":{"Memory":"64 MiB"}}`:            "line 1, column 21: System.Memory: " + size + `"64 MiB"`,
+		`{"System":{"Memory":"64 MiBs"}}`:           "line 1, column 21: System.Memory: " + size + `"64 MiBs"`,
+		`{"System":{"Memory":"MiB"}}`:               "line 1, column 21: System.Memory: " + size + `"MiB"`,
+		`{"System":{"Memory":"8EiB"}}`:              "line 1, column 21: System.Memory: " + size + `"8EiB"`,
+		`{"System":{"Memory":"1.5"}}`:               "line 1, column 21: System.Memory: " + size + `"1.5"`,
+		`{"System":{"Memory":64MiB}}`:               "line 1, column 23: top level: invalid character 'M' after object key:value pair",
 		`{"System":{"Memory":null}}`:                "line 1, column 21: System.Memory: " + size + "null",
 	} {
 		_, err := NewLimiterFromJSON(strings.NewReader(text), InfiniteLimits)
@@ -592,32 +600,102 @@ func TestCheckLimitNamesScopeAndField(t *testing.T) {
 	}
 }
 
-// FuzzLimitsJSON holds the strict reader against upstream's: what ours takes,
-// upstream's takes, and makes the same of it. What ours refuses, it refuses
-// with a place.
+// FuzzLimitsJSON holds the strict reader against upstream's: what both take, they
+// make the same of, and what ours takes beyond that (sizes, numbers in quotes) it
+// writes so that upstream's takes it. What ours refuses, it refuses with a place.
 func FuzzLimitsJSON(f *testing.F) {
 	for _, text := range []string{
 		`{}`, `{"System":{"Conns":1,"Memory":"2"}}`, `{"system":{"memory":3,"FD":"blockAll"}}`,
 		`{"Peer":{"` + peerText1 + `":{"Streams":"unlimited"}}}`, `{"Protocol":{"/a":{"FD":"default"},"\u00e9":{}}}`,
 		`{"Gates":{"Subnets":{"IPv4":{"24":8,"32":"default"},"Networks":{"10.0.0.0/8":"unlimited"}},"Rate":{"IPv6":{"56":{"PerSecond":0.5,"Burst":9}}},"Outbound":true}}`,
 		`{"System":{"Conns":-1}}`, `{"Service":{"":{"Memory":"+7"}}}`, `{"x":[{"y":null}]}`, `{"System":{"Conns":0,"Memory":-0}} x`,
+		`{"System":{"Memory":"64MiB","Conns":"7"},"Stream":{"Memory":"1.5 kB"}}`, `{"Costs":{"Conn":"64KiB","Stream":"none"}}`,
+		`{"System":{"Memory":1},"Transient":{"Memory":2}}`, `{"System":{"Memory":"\u0036\u0034kib"}}`,
 	} {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		ours, err := readLimitsJSON(bytes.NewReader(text))
+		ours, err := ReadLimits(bytes.NewReader(text))
 		if err != nil {
 			require.ErrorContains(t, err, "limits: line ")
 			return
 		}
-		_, err = upstream.NewLimiterFromJSON(bytes.NewReader(text), upstream.InfiniteLimits)
+		written := toJSON(t, ours)
+		again, err := ReadLimits(strings.NewReader(written))
 		require.NoError(t, err)
-		var up upstream.PartialLimitConfig
-		require.NoError(t, json.Unmarshal(text, &up))
-		again, err := readLimitsJSON(strings.NewReader(toJSON(t, ours)))
+		require.Equal(t, written, toJSON(t, again))
+
+		ours.Gates, ours.Costs = nil, nil // of which upstream knows nothing
+		_, err = upstream.NewLimiterFromJSON(strings.NewReader(written), upstream.InfiniteLimits)
 		require.NoError(t, err)
-		require.Equal(t, toJSON(t, ours), toJSON(t, again))
-		ours.Gates = nil // of which upstream knows nothing
-		require.Equal(t, toJSON(t, &up), toJSON(t, ours))
+		texts := []string{written}
+		if _, err := upstream.NewLimiterFromJSON(bytes.NewReader(text), upstream.InfiniteLimits); err == nil {
+			texts = append(texts, string(text))
+		}
+		for _, text := range texts {
+			var up upstream.PartialLimitConfig
+			require.NoError(t, json.Unmarshal([]byte(text), &up))
+			require.Equal(t, toJSON(t, &up), toJSON(t, ours))
+		}
 	})
+}
+
+func TestReaderTakesNumbersInQuotesAndSizes(t *testing.T) {
+	for text, want := range map[string]ResourceLimits{
+		`{"Memory":"64MiB"}`:       {Memory: 64 << 20},
+		`{"Memory":"64 mib"}`:      {Memory: 64 << 20},
+		`{"Memory":"64MB"}`:        {Memory: 64e6},
+		`{"Memory":"1.5GiB"}`:      {Memory: 3 << 29},
+		`{"Memory":"0 B"}`:         {Memory: BlockAllLimit64},
+		`{"Memory":"123"}`:         {Memory: 123},
+		`{"Conns":"123","FD":"0"}`: {Conns: 123, FD: BlockAllLimit},
+		`{"Memory":"9223372036854775807","Streams":"unlimited"}`: {Memory: math.MaxInt64, Streams: Unlimited},
+	} {
+		got, err := ReadLimits(strings.NewReader(`{"System":` + text + `}`))
+		require.NoError(t, err)
+		require.Equal(t, PartialLimitConfig{System: want}, got)
+	}
+}
+
+func TestReaderRefusesTransientLimitsAboveTheSystems(t *testing.T) {
+	const above = ", which is 5: what is transient counts there, too"
+	defaults := PartialLimitConfig{System: ResourceLimits{Conns: 5, FD: 5}, Transient: ResourceLimits{Conns: 9}}.Build(InfiniteLimits)
+	for text, want := range map[string]string{
+		`{"System":{"Conns":5},"Transient":{"Conns":6}}`:              "line 1, column 44: Transient.Conns: is 6, above System.Conns" + above,
+		"{\"Transient\":\n {\"Memory\":6},\"System\":{\"Memory\":5}}": "line 2, column 12: Transient.Memory: is 6, above System.Memory" + above,
+		`{"System":{"Conns":5},"Transient":{"Conns":5}}`:              "",
+		`{"System":{"Conns":5},"Transient":{"Conns":"unlimited"}}`:    "",
+		`{"System":{"Conns":0},"Transient":{"Conns":6}}`:              "",
+		`{"Transient":{"Conns":6}}`:                                   "",
+	} {
+		_, err := ReadLimits(strings.NewReader(text))
+		if want == "" {
+			require.NoError(t, err)
+		} else {
+			require.ErrorContains(t, err, want)
+		}
+	}
+	_, err := NewLimiterFromJSON(strings.NewReader(`{"Transient":{"FD":6}}`), defaults)
+	require.ErrorContains(t, err, "line 1, column 20: Transient.FD: is 6, above System.FD"+above)
+	_, err = NewLimiterFromJSON(strings.NewReader(`{"Transient":{"Streams":6}}`), defaults)
+	require.NoError(t, err, "what the file does not say is not its slip")
+}
+
+func TestReaderNamesTheFile(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "limits.json")
+	require.NoError(t, os.WriteFile(name, []byte("{\n \"Sytem\": {}\n}"), 0o600))
+	_, err := ReadLimitsFile(name)
+	require.ErrorContains(t, err, "limits: "+name+": line 2, column 2: Sytem: unknown name, did you mean System?")
+	file, err := os.Open(name)
+	require.NoError(t, err)
+	defer file.Close()
+	_, err = NewDefaultLimiterFromJSON(file)
+	require.ErrorContains(t, err, name+": line 2")
+
+	require.NoError(t, os.WriteFile(name, []byte(`{"System":{"Conns":5}}`), 0o600))
+	cfg, err := ReadLimitsFile(name)
+	require.NoError(t, err)
+	require.Equal(t, PartialLimitConfig{System: ResourceLimits{Conns: 5}}, cfg)
+	_, err = ReadLimitsFile(name + "x")
+	require.ErrorIs(t, err, fs.ErrNotExist)
 }

@@ -16,59 +16,109 @@ import (
 	"io"
 	"math"
 	"net/netip"
+	"os"
 	"reflect"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
+	"github.com/dustin/go-humanize"
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
+// ReadLimits reads a PartialLimitConfig from JSON. It takes nothing silently:
+// unknown names, names given twice, negative numbers, peer IDs that do not parse,
+// null, text after the end, and transient limits above those of the system are
+// errors that tell line, column, place and what was expected; and the file, if in
+// has a method Name, as an *os.File has. As in all of encoding/json, upper and
+// lower case of the fixed names are the same.
+//
+// Beside what json.Unmarshal takes, numbers may stand in quotes, and sizes of
+// memory may have units: "64MiB" is 64<<20, "64MB" 64 million bytes.
+func ReadLimits(in io.Reader) (PartialLimitConfig, error) {
+	return readLimits(in, InfiniteLimits)
+}
+
+// ReadLimitsFile is ReadLimits for a file. It reads Kubo's
+// libp2p-resource-limit-overrides.json as it is. Where there is no such file, the
+// error matches fs.ErrNotExist.
+func ReadLimitsFile(name string) (PartialLimitConfig, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return PartialLimitConfig{}, fmt.Errorf("limits: %w", err)
+	}
+	defer file.Close()
+	return ReadLimits(file)
+}
+
 // limitFile is a text and how far it has been read.
 type limitFile struct {
+	name string // empty if it is not known
 	text []byte
 	dec  *json.Decoder
 	// values has the offset of each value that has been walked over, by path.
 	values map[string]int
+	// plain is what has been walked over as json.Unmarshal takes it, up to the
+	// offset done of the text.
+	plain []byte
+	done  int
 }
 
-func readLimitsJSON(in io.Reader) (PartialLimitConfig, error) {
-	text, err := io.ReadAll(in)
-	if err != nil {
-		return PartialLimitConfig{}, fmt.Errorf("limits: %w", err)
-	}
-	f := limitFile{text, json.NewDecoder(bytes.NewReader(text)), make(map[string]int)}
-
-	var cfg PartialLimitConfig
-	err = json.Unmarshal(text, &cfg)
-	var syntax *json.SyntaxError
-	if errors.As(err, &syntax) {
-		return PartialLimitConfig{}, f.errorAt(int(syntax.Offset)-1, "", err)
-	}
-	// The text is one JSON value. What else Unmarshal has to say about it, the
-	// walk says better.
-	if misfit := f.check(reflect.TypeFor[PartialLimitConfig](), ""); misfit != nil {
-		err = misfit
-	}
-	if err == nil {
-		err = f.checkGates(cfg.Gates)
-	}
+// readLimits reads what is to lie on some defaults.
+func readLimits(in io.Reader, defaults ConcreteLimitConfig) (PartialLimitConfig, error) {
+	cfg, f, err := parseLimits(in)
 	if err != nil {
 		return PartialLimitConfig{}, err
+	}
+	if err := cfg.checkTogether(defaults); err != nil {
+		return PartialLimitConfig{}, f.placed(err)
 	}
 	return cfg, nil
 }
 
-// checkGates tells what single values of the gates cannot show.
-func (f *limitFile) checkGates(g *GateLimits) error {
-	_, err := g.config()
+// parseLimits reads limits each of which may be as it is.
+func parseLimits(in io.Reader) (cfg PartialLimitConfig, f *limitFile, err error) {
+	f = &limitFile{values: make(map[string]int)}
+	if named, ok := in.(interface{ Name() string }); ok {
+		f.name = named.Name()
+	}
+	if f.text, err = io.ReadAll(in); err != nil {
+		return cfg, f, fmt.Errorf("limits: %w", err)
+	}
+	var any json.RawMessage
+	var syntax *json.SyntaxError
+	if err := json.Unmarshal(f.text, &any); errors.As(err, &syntax) {
+		return cfg, f, f.errorAt(int(syntax.Offset)-1, "", err)
+	}
+	f.dec = json.NewDecoder(bytes.NewReader(f.text))
+	if err := f.check(reflect.TypeFor[PartialLimitConfig](), ""); err != nil {
+		return cfg, f, err
+	}
+	if err = json.Unmarshal(append(f.plain, f.text[f.done:]...), &cfg); err != nil {
+		err = fmt.Errorf("limits: %w", err)
+	}
+	return cfg, f, err
+}
+
+// checkTogether tells what single values cannot show.
+func (cfg *PartialLimitConfig) checkTogether(defaults ConcreteLimitConfig) error {
+	built := cfg.Build(defaults)
+	l := &built.limits
+	_, gates := l.Gates.config()
+	_, _, costs := l.Costs.perOpening(l.Conn.Memory, l.Stream.Memory)
+	return cmp.Or(built.checkTransient(cfg), costs, gates)
+}
+
+// placed adds the place to an error that has a path.
+func (f *limitFile) placed(err error) error {
 	var bad *misplaced
 	if !errors.As(err, &bad) {
 		return err
 	}
 	at, ok := f.values[bad.path]
 	for path := bad.path; !ok; at, ok = f.values[path] {
-		path = path[:strings.LastIndexAny(path, ".[")] // what is missing is not there to point at
+		path = path[:max(0, strings.LastIndexAny(path, ".["))] // what is missing is not there to point at
 	}
 	return f.errorAt(at, bad.path, bad.err)
 }
@@ -89,7 +139,10 @@ func (f *limitFile) check(t reflect.Type, path string) error {
 		_ = f.dec.Decode(&raw)
 		switch {
 		case isVal:
-			return f.errorAt(start, path, checkVal(val, raw))
+			plain, err := plainVal(val, raw)
+			f.plain = append(append(f.plain, f.text[f.done:start]...), plain...)
+			f.done = start + len(raw)
+			return f.errorAt(start, path, err)
 		case !isPlain:
 			plain = "an object in braces"
 		case string(raw) != "null" && json.Unmarshal(raw, reflect.New(t).Interface()) == nil:
@@ -180,20 +233,54 @@ func dotted(path, name string) string {
 	return path + "." + name
 }
 
-// checkVal tells what is wrong with a single limit.
-func checkVal(val json.Unmarshaler, raw []byte) error {
+// plainVal gives a single value as json.Unmarshal takes it, or tells what is wrong
+// with it.
+func plainVal(val json.Unmarshaler, raw []byte) ([]byte, error) {
+	var text string
+	quoted := json.Unmarshal(raw, &text) == nil && string(raw) != "null"
+	if !quoted {
+		text = string(raw)
+	}
+	most, what, words := int64(math.MaxInt), "a whole number", `"unlimited", "blockAll" or "default"`
+	negative := `write "unlimited" for no limit, "blockAll" to admit nothing`
+	isBytes := true
+	switch val.(type) {
+	case *LimitVal:
+		isBytes = false
+	case *Cost:
+		words, negative = `or "none"`, `write "none" for no cost`
+	}
+	if isBytes {
+		most, what = math.MaxInt64, `a whole number of bytes or a size such as "64MiB"`
+	}
 	// If it is out of range, ParseInt still gives the sign.
-	if n, _ := strconv.ParseInt(strings.Trim(string(raw), `"`), 10, 64); n < 0 {
-		return fmt.Errorf(`%s is negative: write "unlimited" for no limit, "blockAll" to admit nothing`, raw)
+	n, err := strconv.ParseInt(text, 10, 64)
+	if n < 0 {
+		return nil, fmt.Errorf(`%s is negative: %s`, raw, negative)
 	}
-	if err := val.UnmarshalJSON(raw); err == nil && string(raw) != "null" {
-		return nil
+	if err != nil && quoted && isBytes {
+		n, err = parseSize(text)
 	}
-	most, unit := int64(math.MaxInt), "a whole number"
-	if _, ok := val.(*LimitVal64); ok {
-		most, unit = math.MaxInt64, "a whole number of bytes"
+	plain := raw
+	if err == nil {
+		plain = strconv.AppendInt(nil, n, 10)
 	}
-	return fmt.Errorf(`expected %s from 0 to %d, "unlimited", "blockAll" or "default", found %s`, unit, most, describe(raw))
+	if string(raw) != "null" && val.UnmarshalJSON(plain) == nil {
+		return plain, nil
+	}
+	return nil, fmt.Errorf(`expected %s from 0 to %d, %s, found %s`, what, most, words, describe(raw))
+}
+
+// parseSize reads a size with a unit: "64MiB", "1.5 GB".
+func parseSize(text string) (int64, error) {
+	if !strings.ContainsFunc(text, unicode.IsLetter) {
+		return 0, errors.New("no unit")
+	}
+	n, err := humanize.ParseBytes(text)
+	if err == nil && n > math.MaxInt64 {
+		err = strconv.ErrRange
+	}
+	return int64(n), err
 }
 
 // describe gives a value as it stands in the text, if it is short.
@@ -222,7 +309,11 @@ func (f *limitFile) errorAt(offset int, path string, err error) error {
 	before := f.text[:max(offset, 0)]
 	line := 1 + bytes.Count(before, []byte("\n"))
 	column := 1 + utf8.RuneCount(before[bytes.LastIndexByte(before, '\n')+1:])
-	return fmt.Errorf("limits: line %d, column %d: %s: %w", line, column, cmp.Or(path, "top level"), err)
+	in := ""
+	if f.name != "" {
+		in = f.name + ": "
+	}
+	return fmt.Errorf("limits: %sline %d, column %d: %s: %w", in, line, column, cmp.Or(path, "top level"), err)
 }
 
 // nearest gives the known name that takes the fewest edits to get to.

@@ -29,14 +29,15 @@ type Manager struct {
 	stripes   []stripe
 	dir       directory
 	fixed     [KindAllowlistedTransient + 1]*pool
-	limits    *limitBook
+	limits    atomic.Pointer[limitBook] // in force; see setlimits.go
 	admission Admission
 	newcomers bool
 	allowlist *Allowlist
-	gate      *gate
-	gates     GateLimits      // what gate was made from; not written to
-	trace     *tracer         // nil: nobody listens
-	reporter  MetricsReporter // nil: nobody is told of decisions
+	gates     atomic.Pointer[gate] // in force; see gateswap.go
+	options   config               // what the options said
+	changing  sync.Mutex           // held while limits are put in force, before all other locks
+	trace     *tracer              // nil: nobody listens
+	reporter  MetricsReporter      // nil: nobody is told of decisions
 
 	refusalLog *refusalLog // nil: refusals are not logged
 	started    time.Time
@@ -56,9 +57,13 @@ var (
 	_ ResourceManagerState    = (*Manager)(nil)
 )
 
-// New makes a manager with the given limits. With nil, it takes DefaultLimits
-// and libp2p's service limits, scaled to this machine. Limits are read when a
-// scope is made. Close ends it.
+// NewDefault makes a manager with nothing to set: DefaultLimits and the limits of
+// libp2p's services, for what this process may use of its machine (ThisMachine).
+// It is New without limits.
+func NewDefault(opts ...Option) (*Manager, error) { return New(nil, opts...) }
+
+// New makes a manager with the given limits; nil is NewDefault. Limits are read
+// when a scope is made, and when SetLimits or Refresh says so. Close ends it.
 func New(limits Limiter, opts ...Option) (*Manager, error) {
 	cfg := defaultConfig()
 	for i, opt := range opts {
@@ -82,29 +87,27 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	m := &Manager{
 		seed:      maphash.MakeSeed(),
 		stripes:   make([]stripe, cfg.stripes),
-		limits:    book,
 		admission: cfg.admission,
 		newcomers: cfg.newcomers,
+		options:   cfg,
 		allowlist: newAllowlist(cfg.allowlisted),
 		reporter:  cfg.reporter,
 		started:   time.Now(),
 		bugLog:    rate.Sometimes{Interval: 10 * time.Second},
 		stop:      make(chan struct{}),
 	}
-	gates, err := cfg.gateConfig(limits)
+	gates, err := m.makeGates(limits)
 	if err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
-	m.gates = gates.limits()
-	if m.gate, err = newGate(gates, cfg.callerRates, cfg.refusalLog > 0); err != nil {
-		return nil, fmt.Errorf("rcmgr: %w", err)
-	}
+	m.gates.Store(gates)
 	if m.trace, err = newTracer(cfg.tracePath, cfg.reporters, limits); err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
 	if cfg.refusalLog > 0 {
 		m.refusalLog = &refusalLog{m: m, every: cfg.refusalLog}
 	}
+	m.limits.Store(book)
 	m.build()
 	if cfg.measured() {
 		live.add(m)
@@ -113,23 +116,24 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	if m.refusalLog != nil {
 		m.workers.Go(m.refusalLog.writeUntilClosed)
 	}
-	m.logStart(&gates, len(cfg.allowlisted))
+	m.logStart()
 	return m, nil
 }
 
 // logStart tells in one line what is on.
-func (m *Manager) logStart(gates *gateConfig, allowlisted int) {
+func (m *Manager) logStart() {
+	gates, _ := m.options.gateConfig(m.limits.Load().limiter) // of which gates were made
 	rates := gates.rate.describe()
-	if caller := m.gate.caller; caller != nil {
+	if caller := m.gate().caller; caller != nil {
 		rates = []string{"as WithConnRateLimiters says"}
 		if caller.limiter == nil {
 			rates = []string{"off"}
 		}
 	}
-	log.Info("resource manager started", "stripes", len(m.stripes), "admission", m.admission,
+	log.Info("resource manager started", append([]any{"stripes", len(m.stripes), "admission", m.admission,
 		"newcomers_quarter", m.newcomers, "connections_per_subnet", gates.subnets.describe(),
 		"connect_rates", rates, "outbound_gates", gates.outbound,
-		"allowlist_entries", allowlisted, "traced", m.trace != nil)
+		"allowlist_entries", len(m.options.allowlisted), "traced", m.trace != nil}, m.limits.Load().startAttrs()...)...)
 }
 
 // NewResourceManager is New as go-libp2p's own package spells it.
@@ -154,7 +158,7 @@ func (m *Manager) build() {
 		st.peers = make(map[peer.ID]*peerScope)
 	}
 	for k := range m.fixed {
-		m.fixed[k] = m.makePool(Kind(k), "", m.limits.fixed[k], amounts{})
+		m.fixed[k] = m.makePool(Kind(k), "", m.limits.Load().fixed[k], amounts{})
 		for i := range m.stripes {
 			m.stripes[i].addShare(m.fixed[k])
 		}
@@ -172,11 +176,13 @@ func (m *Manager) makePool(kind Kind, name string, limit, pairLimit amounts) *po
 // newPool makes the scope of a service or protocol; nobody knows of it yet.
 // The limiter is asked, so no lock may be held.
 func (m *Manager) newPool(kind Kind, name string) (*pool, error) {
-	limit, pairLimit, err := m.limits.shared(kind, name)
+	said, err := m.limits.Load().askShared(kind, name)
 	if err != nil {
 		return nil, err
 	}
-	return m.makePool(kind, name, limit, pairLimit), nil
+	p := m.makePool(kind, name, *said.own, *said.pair)
+	p.by = said.by
+	return p, nil
 }
 
 // ViewSystem calls f with the scope of everything.
@@ -236,13 +242,18 @@ func (m *Manager) view(kind Kind, name string, f func(*pool) error) error {
 
 // ViewPeer calls f with the scope of a peer. The scope may be kept.
 func (m *Manager) ViewPeer(p peer.ID, f func(network.PeerScope) error) error {
-	limit, err := m.limits.peer(p)
-	if err != nil {
-		return err
-	}
 	st := m.stripeOf(p)
 	st.lock(false)
-	ps := st.peer(p, limit)
+	ps := st.peer(p, peerLimit{})
+	for ps == nil {
+		st.unlock(false)
+		said, err := m.limits.Load().askPeer(p)
+		if err != nil {
+			return err
+		}
+		st.lock(false)
+		ps = st.peer(p, said)
+	}
 	ps.refs++
 	st.unlock(false)
 	defer func() {

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"net/http"
 	"net/http/httptest"
@@ -34,7 +35,7 @@ var examplePeer = func() peer.ID {
 }()
 
 func ExampleNew() {
-	rm, err := rcmgr.New(nil) // default limits, scaled to this machine
+	rm, err := rcmgr.New(nil) // default limits, for what this process may use
 	if err != nil {
 		panic(err)
 	}
@@ -357,22 +358,25 @@ func TestWhatTheDocumentsShowWorks(t *testing.T) {
 	}
 }
 
-// readOverrides reads a file of limits strictly into a value that can be looked
-// at before a limiter is made of it.
+// readOverrides reads a file of limits strictly, if there is one, into a value that
+// can be looked at before a limiter is made of it.
 func readOverrides(path string) (rcmgr.PartialLimitConfig, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return rcmgr.PartialLimitConfig{}, err
+	overrides, err := rcmgr.ReadLimitsFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
 	}
-	return rcmgr.PartialLimitConfigFrom(json.RawMessage(text))
+	return overrides, err
 }
 
 func TestAnOverrideFileIsReadStrictlyIntoAConfiguration(t *testing.T) {
 	path := t.TempDir() + "/limits.json"
 	write := func(text string) { require.NoError(t, os.WriteFile(path, []byte(text), 0o600)) }
 
-	write(`{"System": {"Conns": 2000}}`)
 	limits, err := readOverrides(path)
+	require.NoError(t, err, "there need be no file")
+	require.Equal(t, rcmgr.PartialLimitConfig{}, limits)
+	write(`{"System": {"Conns": 2000}}`)
+	limits, err = readOverrides(path)
 	require.NoError(t, err)
 	require.Equal(t, rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{Conns: 2000}}, limits)
 

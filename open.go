@@ -26,14 +26,12 @@ func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint mul
 }
 
 func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint) (*connScope, error) {
-	limit, err := m.limits.conn()
-	if err != nil {
-		return nil, err
-	}
-	h := holder{kind: KindConn, unit: unitOf(KindConn, dir, usefd), limit: limit}
+	limits := m.limits.Load()
+	h := holder{kind: KindConn, unit: unitOf(KindConn, dir, usefd), limit: &limits.classes.conn, use: limits.connCost}
 	open, named := m.allowlist.allowsAddr(far)
 	var pass gatePass
-	gated := !open && m.gate.concerns(h.dir)
+	var err error
+	gated := !open && m.gate().concerns(h.dir)
 	if gated && !named {
 		if pass, err = m.passGates(&h, far); err != nil {
 			return nil, err
@@ -75,25 +73,26 @@ func (m *Manager) OpenStream(p peer.ID, dir network.Direction) (network.StreamMa
 }
 
 func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, error) {
-	limit, err := m.limits.stream(p)
+	limits := m.limits.Load()
+	limit, err := limits.stream(p)
 	if err != nil {
 		return nil, err
 	}
 	st := m.stripeOf(p)
-	h := holder{kind: KindStream, unit: unitOf(KindStream, dir, false), limit: limit}
+	h := holder{kind: KindStream, unit: unitOf(KindStream, dir, false), limit: limit, use: limits.streamCost}
 	r := h.total()
 	var c chain
-	var peerLimit *amounts
+	var said peerLimit
 	for all := false; ; {
 		st.lock(all)
 		if st.closed { // before a scope is made that nobody collects any more
 			st.unlock(all)
 			return nil, errClosed
 		}
-		ps := st.peer(p, peerLimit)
+		ps := st.peer(p, said)
 		if ps == nil {
 			st.unlock(all)
-			if peerLimit, err = m.limits.peer(p); err != nil {
+			if said, err = m.limits.Load().askPeer(p); err != nil {
 				return nil, err
 			}
 			continue
@@ -139,6 +138,9 @@ func (st *stripe) open(h *holder, r *request, c *chain, fallBack, all bool) (ver
 	case refused:
 		return v, st.refuseOpening(h, r)
 	case admitted:
+		if h.use > 0 && h.kind == KindConn {
+			st.connMemory.moveMemory(0, h.use)
+		}
 		if c.peer != nil {
 			c.peer.refs++
 			countTransient(c, h.dir, 1)

@@ -166,8 +166,9 @@ type pool struct {
 	spans atomic.Int64 // first-level spans so far, for their names
 
 	// Guarded by the directory's lock.
-	members int  // shares that exist
-	sticky  bool // its limit was set by hand: it is not collected
+	members int        // shares that exist
+	sticky  bool       // its limit was set by hand: it keeps it, and is not collected
+	by      *limitBook // that said its limits
 }
 
 // tally loads one dimension. Only what is loaded at once belongs together.
@@ -209,6 +210,20 @@ func (p *pool) setLimit(limit amounts) {
 	for d := range numDims {
 		p.batch[d] = batchOf(limit[d], len(p.shares))
 		p.recall(d, 0)
+	}
+}
+
+// renewLocked puts limits in force that a book says, but for one that was set by
+// hand. The directory's lock is held, and all stripe locks are, or there are no
+// shares.
+func (p *pool) renewLocked(now sharedLimits) {
+	p.by = now.by
+	if now.own == nil {
+		return // they could not be asked for
+	}
+	p.pairLimit = *now.pair
+	if !p.sticky {
+		p.setLimit(*now.own)
 	}
 }
 

@@ -46,7 +46,7 @@ func (m *Manager) reap() {
 			}
 		}
 	}
-	m.gate.forget()
+	m.gate().forget()
 }
 
 // waiting gives the length of the queue.

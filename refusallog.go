@@ -122,7 +122,7 @@ func (l *refusalLog) write() {
 	for i := range l.m.stripes {
 		l.m.stripes[i].giveRemarks(&count, &said)
 	}
-	l.m.gate.subnets.giveRemarks(&count, &said)
+	l.m.gate().subnets.giveRemarks(&count, &said)
 	for k := range count {
 		for d, n := range count[k] {
 			if times := n - l.logged[k][d]; times > 0 {
@@ -201,17 +201,14 @@ func (m *Manager) limitKey(k Kind, d dim, which *scopeName) string {
 	case KindProtocolPeer:
 		return named("ProtocolPeer")
 	case KindPeer:
-		if m.limits.known.peers[which.peer] != nil {
-			return fmt.Sprintf("Peer[%q].%s", which.peer, limitNames[d])
-		}
-		return "PeerDefault." + limitNames[d]
+		return m.limits.Load().peerPlace(which.peer) + "." + limitNames[d]
 	case KindSubnet:
-		return gateKey("Gates.Subnets", which.text, m.gates.Subnets.Networks)
+		return gateKey("Gates.Subnets", which.text, m.gate().limits.Subnets.Networks)
 	case KindRate:
-		if m.gate.caller != nil {
+		if m.gate().caller != nil {
 			return "WithConnRateLimiters"
 		}
-		return gateKey("Gates.Rate", which.text, m.gates.Rate.Networks)
+		return gateKey("Gates.Rate", which.text, m.gate().limits.Rate.Networks)
 	}
 	return [...]string{
 		KindSystem: "System", KindTransient: "Transient",
@@ -230,8 +227,7 @@ func gateKey[V any](path, prefix string, networks map[netip.Prefix]V) string {
 	if _, ok := networks[p]; ok {
 		return fmt.Sprintf("%s.Networks[%q]", path, prefix)
 	}
-	family := [...]string{"IPv4", "IPv6"}[familyOf(p.Addr())]
-	return fmt.Sprintf("%s.%s[%q]", path, family, strconv.Itoa(p.Bits()))
+	return fmt.Sprintf("%s.%s[%q]", path, familyNames[familyOf(p.Addr())], strconv.Itoa(p.Bits()))
 }
 
 // tellRefusal logs one refusal with its numbers, for who debugs. It is called

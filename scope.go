@@ -452,7 +452,7 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 			return err
 		}
 		var why *LimitError
-		if mv.pass, why = m.gate.enter(c.addr, c.dir); why != nil {
+		if mv.pass, why = m.enterGates(c.addr, c.dir); why != nil {
 			return m.refusedAtGate(&c.holder, why)
 		}
 	}
@@ -486,7 +486,7 @@ type move struct {
 }
 
 func (c *connScope) moveTo(p peer.ID, mv *move) error {
-	var limit *amounts
+	var said peerLimit
 	for all := false; ; {
 		from := c.root.lockWith(mv.to, all)
 		err := c.mayMove(from)
@@ -494,10 +494,10 @@ func (c *connScope) moveTo(p peer.ID, mv *move) error {
 			unlockBoth(from, mv.to, all)
 			return err
 		}
-		ps := mv.to.peer(p, limit)
+		ps := mv.to.peer(p, said)
 		if ps == nil {
 			unlockBoth(from, mv.to, all)
-			if limit, err = from.m.limits.peer(p); err != nil {
+			if said, err = from.m.limits.Load().askPeer(p); err != nil {
 				return err
 			}
 			continue

@@ -192,7 +192,17 @@ func (ps *peerScope) dropPair(pr *pair) {
 
 func (ps *peerScope) enter(_, all bool) (*stripe, *account, chain) {
 	ps.st.lock(all)
-	now := ps.st.current(ps)
+	now := ps.st.current(ps, peerLimit{})
+	for now == nil {
+		last, book := ps.limit, ps.st.m.limits.Load()
+		ps.st.unlock(all)
+		said, err := book.askPeer(ps.peer)
+		if err != nil {
+			said = peerLimit{book, last} // as it was when it was last heard of
+		}
+		ps.st.lock(all)
+		now = ps.st.current(ps, said)
+	}
 	c := chain{peer: now}
 	c.at[slotPeer], c.at[slotSystem] = &now.account, &ps.st.fixed[KindSystem].account
 	return ps.st, &now.account, c
@@ -253,7 +263,17 @@ func (p *pool) enter(home, all bool) (*stripe, *account, chain) {
 		st = p.m.anyStripe()
 	}
 	st.lock(all)
-	sh := st.shareOf(p)
+	sh := st.shareOf(p, sharedLimits{})
+	for sh == nil {
+		st.unlock(all)
+		book := p.m.limits.Load()
+		said, err := book.askShared(p.kind, p.name)
+		if err != nil {
+			said = sharedLimits{by: book} // as they were when they were last heard of
+		}
+		st.lock(all)
+		sh = st.shareOf(p, said)
+	}
 	system := st.fixed[KindSystem]
 	var c chain
 	switch p.kind {
@@ -315,7 +335,7 @@ func (p *pool) SetLimit(limit Limit) {
 	st, a, _ := p.enter(true, true)
 	defer st.unlock(true)
 	a.share.pool.setLimit(*l)
-	p.m.dir.stick(a.share.pool)
+	p.m.dir.stick(a.share.pool, true)
 }
 
 // serviceScope is a service as network.ServiceScope.

@@ -137,6 +137,8 @@ type GateState struct {
 type Snapshot struct {
 	Taken   time.Time
 	Started time.Time // when the manager was made
+	// Sizing is what the limits were computed for.
+	Sizing Sizing `json:",omitzero"`
 	// Scopes holds the system, transient and allowlisted scopes, then services,
 	// protocols and peers, each sorted by name.
 	Scopes []ScopeState
@@ -221,7 +223,7 @@ func (c *cut) addPeer(ps *peerScope) {
 }
 
 func (m *Manager) snapshot(subnets int, addPeers func(*cut)) Snapshot {
-	s := Snapshot{Started: m.started, Engine: EngineState{Stripes: len(m.stripes)}}
+	s := Snapshot{Started: m.started, Sizing: m.limits.Load().sizing(), Engine: EngineState{Stripes: len(m.stripes)}}
 	var c cut
 	var refused [numKinds]dimCounts
 	m.inOneCut(func() {
@@ -243,8 +245,8 @@ func (m *Manager) snapshot(subnets int, addPeers func(*cut)) Snapshot {
 		}
 	})
 	s.CallerBugs = m.callerBugs.Load()
-	s.Gates = m.gate.state(subnets)
-	m.gate.subnets.addRefusals(&refused)
+	s.Gates = m.gate().state(subnets)
+	m.gate().subnets.addRefusals(&refused)
 	s.Scopes = make([]ScopeState, len(c.scopes))
 	for i := range c.scopes {
 		s.Scopes[i] = c.scopes[i].state()

@@ -116,7 +116,7 @@ func (m *Manager) Stat() ResourceManagerStat {
 // read gives what metrics show. It visits the shared scopes and the stripes,
 // never the peers or subnets: their distributions are kept as they change.
 func (m *Manager) read() reading {
-	r := reading{managers: 1, classes: m.limits.classes(), stripes: len(m.stripes)}
+	r := reading{managers: 1, classes: m.limits.Load().byKind(), stripes: len(m.stripes)}
 	m.inOneCut(func() {
 		for _, p := range append(m.fixed[:], m.dir.list()...) {
 			use := p.used() // before peak, which it may raise
@@ -144,8 +144,8 @@ func (m *Manager) read() reading {
 		}
 	})
 	r.counts.callerBugs = m.callerBugs.Load()
-	r.subnets, r.rateBuckets = m.gate.inUse()
-	m.gate.subnets.addRefusals(&r.counts.refusals)
+	r.subnets, r.rateBuckets = m.gate().inUse()
+	m.gate().subnets.addRefusals(&r.counts.refusals)
 	for _, k := range gateKinds { // each of one connection
 		for d, n := range r.counts.refusals[k] {
 			r.counts.blocked[k][d] = int64(n)

@@ -178,10 +178,14 @@ func (st *stripe) refusal(asked scopeName, r *request) error {
 	return &LimitError{asked: asked, why: why.refusal, priority: r.priority}
 }
 
-// peer gives the scope of a peer, or nil if it has none and limit is nil.
-func (st *stripe) peer(p peer.ID, limit *amounts) *peerScope {
+// peer gives the scope of a peer, or nil if it has none and the Limiter has to be
+// asked for its limit first.
+func (st *stripe) peer(p peer.ID, said peerLimit) *peerScope {
 	ps := st.peers[p]
-	if ps == nil && limit != nil {
+	if ps != nil {
+		return ps
+	}
+	if limit := st.m.limits.Load().peerNow(p, said); limit != nil {
 		ps = &peerScope{account: privateAccount(scopeName{kind: KindPeer, peer: p}, limit), st: st}
 		st.peers[p] = ps
 		st.crowd = max(st.crowd, len(st.peers))
@@ -192,14 +196,20 @@ func (st *stripe) peer(p peer.ID, limit *amounts) *peerScope {
 }
 
 // current gives the account that stands for a peer now: ps itself, another if
-// ps was collected and the peer came back, or ps brought back (I7).
-func (st *stripe) current(ps *peerScope) *peerScope {
+// ps was collected and the peer came back, or ps brought back (I7), unless the
+// Limiter has to be asked for its limit first.
+func (st *stripe) current(ps *peerScope, said peerLimit) *peerScope {
 	if !ps.gone {
 		return ps
 	}
 	if other := st.peers[ps.peer]; other != nil {
 		return other
 	}
+	limit := st.m.limits.Load().peerNow(ps.peer, said)
+	if limit == nil {
+		return nil
+	}
+	ps.setLimit(limit)
 	ps.gone = false
 	st.peers[ps.peer] = ps
 	st.enqueue(&ps.account)
@@ -209,15 +219,19 @@ func (st *stripe) current(ps *peerScope) *peerScope {
 
 // shareOf gives the stripe's share of the scope that p stands for, and makes
 // it where there is none. If p was collected, its name may belong to another
-// pool by now, or p comes back (I7).
-func (st *stripe) shareOf(p *pool) *share {
+// pool by now, or p comes back (I7), unless the Limiter has to be asked for its
+// limits first.
+func (st *stripe) shareOf(p *pool, said sharedLimits) *share {
 	if sh := p.shares[st.index]; sh != nil {
 		return sh
 	}
 	if sh := st.named(p.kind)[p.name]; sh != nil {
 		return sh
 	}
-	return st.addShare(st.m.dir.join(p))
+	if p = st.m.dir.join(p, said); p == nil {
+		return nil
+	}
+	return st.addShare(p)
 }
 
 func (st *stripe) addShare(p *pool) *share {
@@ -234,15 +248,16 @@ func (st *stripe) addShare(p *pool) *share {
 	return sh
 }
 
-// shareNamed gives the share of a service or protocol, or nil if no scope of
-// that name is known and fresh is nil; fresh becomes that scope otherwise.
+// shareNamed gives the share of a service or protocol. If no scope of that name is
+// known, fresh becomes that scope; it is nil where there is none or its limits
+// are no longer in force.
 func (st *stripe) shareNamed(k Kind, name string, fresh *pool) *share {
 	sh := st.named(k)[name]
 	if sh == nil && fresh == nil {
 		fresh = st.m.dir.find(k, name)
 	}
 	if sh == nil && fresh != nil {
-		sh = st.shareOf(fresh)
+		sh = st.shareOf(fresh, sharedLimits{})
 	}
 	return sh
 }
@@ -269,14 +284,21 @@ func (dir *directory) find(k Kind, name string) *pool {
 	return dir.namedLocked(k)[name]
 }
 
-// join adds a member to the pool that bears p's name: p itself if there is
-// none yet.
-func (dir *directory) join(p *pool) *pool {
+// join adds a member to the pool that bears p's name: p itself if there is none
+// yet, with limits that are in force. It gives nil if the Limiter has to be asked
+// for these first.
+func (dir *directory) join(p *pool, said sharedLimits) *pool {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
 	pools := dir.namedLocked(p.kind)
 	if other := pools[p.name]; other != nil {
 		p = other
+	} else if book := p.m.limits.Load(); p.by != book {
+		now, ok := book.sharedNow(p.kind, p.name, said)
+		if !ok {
+			return nil
+		}
+		p.renewLocked(now) // it has no shares: nobody else looks at its limits
 	}
 	pools[p.name] = p
 	p.members++
@@ -292,11 +314,25 @@ func (dir *directory) leave(p *pool) {
 	}
 }
 
-// stick makes a pool survive idleness.
-func (dir *directory) stick(p *pool) {
+// stick says whether a pool keeps its limit, and survives idleness.
+func (dir *directory) stick(p *pool, on bool) {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
-	p.sticky = true
+	p.sticky = on
+}
+
+// sticks tells what stick said.
+func (dir *directory) sticks(p *pool) bool {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
+	return p.sticky
+}
+
+// renew gives a pool other limits. All stripe locks are held.
+func (dir *directory) renew(p *pool, now sharedLimits) {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
+	p.renewLocked(now)
 }
 
 func (dir *directory) list() (pools []*pool) {

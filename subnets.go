@@ -45,8 +45,9 @@ type subnetStripe struct {
 		// told is what was refused last, and where, for the next that is refused there.
 		told *LimitError
 		at   subnet
+		// heir has taken over, see gateswap.go; nil while these are in force.
+		heir *subnets
 	}
-	_ [8]byte
 }
 
 // gateKinds are the kinds of refusals of the gates, in the order in which
@@ -119,8 +120,8 @@ type gatePass struct {
 
 // enter gives a normalised address a place for a connection and a token, or
 // neither: then it tells which subnet has none left, as an error unless the
-// subnets are quiet. An invalid address is in no subnet and always fits. d is
-// what will be refused: inbound connections, or outbound ones.
+// subnets are quiet or have retired. An invalid address is in no subnet and always
+// fits. d is what will be refused: inbound connections, or outbound ones.
 func (s *subnets) enter(addr netip.Addr, d dim) (p gatePass, why *LimitError, ok bool) {
 	if !addr.IsValid() {
 		return gatePass{}, nil, true
@@ -150,6 +151,9 @@ func (s *subnets) enter(addr netip.Addr, d dim) (p gatePass, why *LimitError, ok
 		w.in.mu.Lock()
 		defer w.in.mu.Unlock()
 		w.in.reachedLocked(at)
+	}
+	if w.retired() {
+		return gatePass{}, nil, false
 	}
 	if st, sub, k := w.fullLocked(); st != nil {
 		return gatePass{}, s.refuseLocked(st, sub, k, d), false
@@ -292,6 +296,13 @@ func (st *subnetStripe) dropLocked(rec *subnetRecord) bool {
 
 // leave ends a connection from an address that is counted in the stripe.
 func (st *subnetStripe) leave(addr netip.Addr) {
+	if heir := st.letGo(addr); heir != nil {
+		heir.countInherited(st.placeOf(addr), -1)
+	}
+}
+
+// letGo is leave for these subnets alone. It gives those that have taken over.
+func (st *subnetStripe) letGo(addr netip.Addr) (heir *subnets) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.eachOfLocked(addr, func(rec *subnetRecord, l *level) {
@@ -300,6 +311,7 @@ func (st *subnetStripe) leave(addr netip.Addr) {
 			st.dropLocked(rec)
 		}
 	})
+	return st.mu.heir
 }
 
 // eachOfLocked calls f with every record of an address. f may drop it.

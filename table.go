@@ -50,11 +50,12 @@ func (u *LimitUse) fullness() float64 {
 	return math.Inf(-1)
 }
 
-func (u *LimitUse) limitText() string {
-	if u.Limit == math.MaxInt64 {
+// limitText gives a limit as people read it.
+func limitText(limit int64) string {
+	if limit == math.MaxInt64 || limit == math.MaxInt {
 		return "unlimited"
 	}
-	return strconv.FormatInt(u.Limit, 10)
+	return strconv.FormatInt(limit, 10)
 }
 
 func (u *LimitUse) percentText() string {
@@ -109,7 +110,7 @@ func WriteTable(w io.Writer, limits []LimitUse) error {
 	t := newTable(w, "Scope", "Limit Name", "Limit Value", "Limit Usage Amount", "Limit Usage Percent")
 	for i := range limits {
 		u := &limits[i]
-		t.row(printable(u.Scope), u.Name, u.limitText(), strconv.FormatInt(u.Use, 10), u.percentText())
+		t.row(printable(u.Scope), u.Name, limitText(u.Limit), strconv.FormatInt(u.Use, 10), u.percentText())
 	}
 	return t.Flush()
 }

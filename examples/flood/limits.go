@@ -3,10 +3,8 @@ package main
 // The limits of the show: small enough that every attack meets one.
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/netip"
-	"os"
 
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/weir-p2p/rcmgr"
@@ -24,13 +22,9 @@ func loadLimits(file string, attackers int) (rcmgr.ConcreteLimitConfig, error) {
 	if file == "" {
 		return limits, nil
 	}
-	text, err := os.ReadFile(file)
+	partial, err := rcmgr.ReadLimitsFile(file)
 	if err != nil {
 		return limits, err
-	}
-	partial, err := rcmgr.PartialLimitConfigFrom(json.RawMessage(text))
-	if err != nil {
-		return limits, fmt.Errorf("limits in %s: %w", file, err)
 	}
 	return partial.Build(limits), nil
 }

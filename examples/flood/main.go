@@ -15,11 +15,13 @@
 //	go run ./examples/flood -duration 10s -attackers 8 -limits file.json -manager both
 //
 // With -serve 127.0.0.1:8080, the live page of our manager is on that address
-// while the attack lasts, and its metrics are under /metrics.
+// while the attack lasts, and its metrics are under /metrics. With -watch, the
+// limits follow their file meanwhile.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -46,6 +48,7 @@ type settings struct {
 	manager    string
 	relay      bool   // the friend comes through one
 	serve      string // address for the live page, "" for none
+	watch      bool   // limits follow limitsFile
 }
 
 func main() {
@@ -56,6 +59,7 @@ func main() {
 	flag.StringVar(&s.manager, "manager", "ours", "`which` manager the victim runs on: ours, upstream (go-libp2p's own), or both by turns")
 	flag.BoolVar(&s.relay, "friend-behind-relay", false, "the friend comes through a relay of its own, before the attack, and stays")
 	flag.StringVar(&s.serve, "serve", "", "`address`, such as 127.0.0.1:8080, for the live page and /metrics while the attack lasts")
+	flag.BoolVar(&s.watch, "watch", false, "read the file of -limits again whenever it changes, on our manager")
 	flag.Parse()
 	if err := s.check(flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "flood:", err)
@@ -80,6 +84,8 @@ func (s settings) check(rest []string) error {
 		return fmt.Errorf("-duration must be positive, not %v", s.duration)
 	case s.attackers < 1 || s.attackers > mostAttackers:
 		return fmt.Errorf("-attackers must be from 1 to %d, not %d", mostAttackers, s.attackers)
+	case s.watch && s.limitsFile == "":
+		return errors.New("-watch needs a file to watch, see -limits")
 	case chosen(s.manager) == nil:
 		return fmt.Errorf("-manager must be ours, upstream or both, not %q", s.manager)
 	}
@@ -161,7 +167,12 @@ func stand(ctx context.Context, s settings, by contender, limits rcmgr.ConcreteL
 		fmt.Fprintf(out, "live page http://%[1]s/ · metrics http://%[1]s/metrics\n", show.Addr)
 	}
 	seen := newWatch()
+	stop := func() {}
+	if ours, ok := v.manager.(*rcmgr.Manager); ok && s.watch {
+		stop = followUntil(ctx, s, ours, out)
+	}
 	attack(ctx, s.duration, v, f, attackers, seen, out)
+	stop()
 	v.close()
 
 	held, forgotten := waitUntilFree(v.manager, 2*time.Second), 0
@@ -186,6 +197,22 @@ func stand(ctx context.Context, s settings, by contender, limits rcmgr.ConcreteL
 		last:            v.manager.Snapshot(),
 		cpu:             cpu,
 	}, nil
+}
+
+// followUntil follows the file of limits until stop is called, which tells what came
+// of it.
+func followUntil(ctx context.Context, s settings, m *rcmgr.Manager, out io.Writer) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	tick := time.NewTicker(250 * time.Millisecond)
+	f := newFollower(s, m)
+	var wg sync.WaitGroup
+	wg.Go(func() { f.run(ctx, tick.C) })
+	return func() {
+		cancel()
+		tick.Stop()
+		wg.Wait()
+		fmt.Fprintln(out, f)
+	}
 }
 
 // attack returns when the time is up, or ctx has ended, and all hosts but the

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -41,6 +43,94 @@ func TestTheVictimHoldsAndTheFriendIsServed(t *testing.T) {
 			require.Regexp(t, `(?m)^  subnet:127.2.0.0/16  8 at a time +\d+$`, out.String())
 			requireNarrow(t, out.String())
 		})
+	}
+}
+
+// Limits go down and up while the attack lasts, and with a slip in between.
+func TestLimitsChangeUnderAttackAndTheFriendIsServed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("attacks a real host for three seconds")
+	}
+	file := filepath.Join(t.TempDir(), "limits.json")
+	texts := []string{
+		`{"System": {"ConnsInbound": 16}, "Transient": {"ConnsInbound": 6, "StreamsInbound": 8}}`,
+		`{"Sytem": {"ConnsInbound": 1}}`,
+		`{"System": {"ConnsInbound": 100, "FD": 200}, "PeerDefault": {"StreamsInbound": 40}, "Costs": {"Conn": "16KiB"}}`,
+		`{"PeerDefault": {"ConnsInbound": 2, "StreamsInbound": 12}}`,
+	}
+	require.NoError(t, os.WriteFile(file, []byte("{}"), 0o600))
+	ctx, cancel := context.WithCancel(t.Context())
+	wrote := make(chan struct{})
+	go func() {
+		defer close(wrote)
+		next := time.NewTicker(400 * time.Millisecond)
+		defer next.Stop()
+		for i := 0; ; i++ {
+			select {
+			case <-ctx.Done():
+				return
+			case <-next.C:
+				if err := os.WriteFile(file, []byte(texts[i%len(texts)]), 0o600); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}()
+	var out bytes.Buffer
+	s := settings{duration: 3 * time.Second, attackers: 8, manager: "ours", limitsFile: file, watch: true}
+	require.NoError(t, s.check(nil))
+	code, err := flood(t.Context(), s, choosePlaces(8), &out)
+	cancel()
+	<-wrote
+	require.NoError(t, err)
+	require.Zero(t, code, out.String())
+	require.Regexp(t, `(?m)^limits changed [1-9]`, out.String())
+	require.Contains(t, out.String(), "ok    limits passed: none")
+}
+
+func TestLimitsFollowTheirFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "limits.json")
+	require.NoError(t, os.WriteFile(file, []byte("{}"), 0o600))
+	m, err := rcmgr.New(rcmgr.NewFixedLimiter(showLimits(8)))
+	require.NoError(t, err)
+	defer m.Close()
+	f := newFollower(settings{limitsFile: file, attackers: 8}, m)
+	for _, step := range []struct {
+		text    string
+		applied int
+		conns   int
+		slip    string
+	}{
+		{`{}`, 0, math.MaxInt, ""},
+		{`{"System": {"Conns": 5}}`, 1, 5, ""},
+		{`{"System": {"Conn": 6}}`, 1, 5, file + ": line 1, column 13: System.Conn: unknown name, did you mean Conns?"},
+		{`{"System": {"Conns": 7}}`, 2, 7, ""},
+	} {
+		require.NoError(t, os.WriteFile(file, []byte(step.text), 0o600))
+		for range 2 {
+			f.look()
+			require.Equal(t, step.conns, m.GetConnLimit())
+			require.Equal(t, step.applied, f.applied)
+			if step.slip == "" {
+				require.NoError(t, f.slip)
+			} else {
+				require.ErrorContains(t, f.slip, step.slip)
+				require.Contains(t, f.String(), "limits changed 1 times; the file as it is now changed nothing: ")
+			}
+		}
+	}
+	require.Equal(t, "limits changed 2 times", f.String())
+	require.Error(t, settings{duration: 1, attackers: 1, manager: "ours", watch: true}.check(nil))
+}
+
+func TestAScopeAboveALoweredLimitMayKeepWhatItHolds(t *testing.T) {
+	w := newWatch()
+	for _, step := range []struct {
+		use, limit int64
+		passed     int
+	}{{5, 5, 0}, {5, 2, 0}, {4, 2, 0}, {4, 2, 0}, {2, 2, 0}, {3, 2, 1}, {9, 9, 1}} {
+		w.checkLocked("system", 0, step.use, step.limit)
+		require.Len(t, w.passed, step.passed, "%+v", step)
 	}
 }
 

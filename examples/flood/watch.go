@@ -90,16 +90,19 @@ type rowKey struct {
 
 // watch gathers rows from snapshots.
 type watch struct {
-	mu      sync.Mutex
-	rows    map[rowKey]*row
-	order   []*row // as first seen
-	passed  []string
-	told    map[rowKey]bool // which limits passed has already
+	mu     sync.Mutex
+	rows   map[rowKey]*row
+	order  []*row // as first seen
+	passed []string
+	told   map[rowKey]bool // which limits passed has already
+	// may is what each may hold: its limit, or what it held when that was lowered,
+	// for it keeps that and gets nothing more.
+	may     map[rowKey]int64
 	samples int
 }
 
 func newWatch() *watch {
-	return &watch{rows: map[rowKey]*row{}, told: map[rowKey]bool{}}
+	return &watch{rows: map[rowKey]*row{}, told: map[rowKey]bool{}, may: map[rowKey]int64{}}
 }
 
 // run looks a hundred times a second, and a last time when ctx ends.
@@ -150,7 +153,9 @@ func (w *watch) lookAtLocked(scope rcmgr.ScopeState, i int) {
 // checkLocked notes a passed limit, each once.
 func (w *watch) checkLocked(scope string, i int, use, limit int64) {
 	key := rowKey{scope, i}
-	if use <= limit || w.told[key] {
+	may := max(limit, w.may[key])
+	w.may[key] = max(limit, min(may, use))
+	if use <= may || w.told[key] {
 		return
 	}
 	w.told[key] = true

@@ -1,0 +1,84 @@
+package rcmgr
+
+// Limits that contradict each other, or the connection manager. Nobody means
+// them, and nothing fails: connections are just refused that were to be let in.
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/libp2p/go-libp2p/core/connmgr"
+)
+
+// watched are the limits of the system scope that a connection manager must be
+// able to reach the high water mark below.
+var watched = [...]dim{dimConns, dimConnsIn, dimStreams, dimStreamsIn}
+
+// CheckHighWater tells, as an error of one sentence, which limits of the system
+// scope are not above the high water mark of the connection manager: connections
+// would be refused before it closes any, however useless those are. nil is no
+// conflict. Where an allowlist admits whom these limits refuse, they may be so on
+// purpose.
+func (cfg ConcreteLimitConfig) CheckHighWater(highWater int) error {
+	system := limitsOf(cfg.limits.System)
+	conflict := highWaterConflict(&system, func(limit int64) bool { return limit > int64(highWater) })
+	if conflict == "" {
+		return nil
+	}
+	return fmt.Errorf("limits: %s not above the connection manager's high water mark of %d, so that connections are refused before any is closed: set at least %d, twice the mark, or lower the mark",
+		conflict, highWater, 2*int64(highWater))
+}
+
+// CheckConnManager is CheckHighWater for the limits in force and any connection
+// manager, which it asks by way of connmgr.GetConnLimiter. With an allowlist, all
+// is well.
+func (m *Manager) CheckConnManager(cm connmgr.ConnManager) error {
+	if m.allowlist.hasEntries() {
+		return nil
+	}
+	system := limitsOf(m.fixed[KindSystem].Limit())
+	conflict := highWaterConflict(&system, func(limit int64) bool {
+		return cm.CheckLimit(oneConnLimit(limit-1)) == nil // they may be equal there
+	})
+	if conflict == "" {
+		return nil
+	}
+	return fmt.Errorf("limits: %s not above the connection manager's high water mark, so that connections are refused before any is closed: set at least twice the mark, or lower the mark", conflict)
+}
+
+// oneConnLimit is a limit as connection managers ask for it.
+type oneConnLimit int
+
+func (l oneConnLimit) GetConnLimit() int { return int(l) }
+
+// highWaterConflict names the watched limits that are not above the mark.
+func highWaterConflict(system *amounts, above func(limit int64) bool) string {
+	var low []string
+	for _, d := range watched {
+		if limit := system[d]; !isUnlimited(d, limit) && !above(limit) {
+			low = append(low, fmt.Sprintf("System.%s (%d)", limitNames[d], limit))
+		}
+	}
+	switch len(low) {
+	case 0:
+		return ""
+	case 1:
+		return low[0] + " is"
+	}
+	return strings.Join(low, ", ") + " are"
+}
+
+// checkTransient tells which limit said sets for the transient scope to a number
+// above that of the system scope, in which everything transient counts, too. A
+// system that admits nothing leaves all to the allowlist, on purpose.
+func (cfg *ConcreteLimitConfig) checkTransient(said *PartialLimitConfig) error {
+	transient, system := limitsOf(cfg.limits.Transient), limitsOf(cfg.limits.System)
+	unsaid := limitsOf(said.Transient.Build(BaseLimit{}))
+	for d, limit := range transient {
+		if unsaid[d] > 0 && !isUnlimited(dim(d), limit) && limit > system[d] && system[d] > 0 {
+			return &misplaced{"Transient." + limitNames[d], fmt.Errorf(
+				"is %d, above System.%s, which is %d: what is transient counts there, too", limit, limitNames[d], system[d])}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,59 @@
+package rcmgr
+
+import (
+	"math"
+	"strings"
+	"testing"
+
+	"github.com/libp2p/go-libp2p/core/connmgr"
+	basic "github.com/libp2p/go-libp2p/p2p/net/connmgr"
+	"github.com/multiformats/go-multiaddr"
+	"github.com/stretchr/testify/require"
+)
+
+func TestLimitsThatAreNotAboveTheHighWaterMarkAreToldWithWhatToSet(t *testing.T) {
+	const mark = 96
+	const end = " not above the connection manager's high water mark"
+	for _, c := range []struct {
+		name   string
+		system ResourceLimits
+		want   string // what is named
+	}{
+		{"nothing", ResourceLimits{}, ""},
+		{"above", ResourceLimits{Conns: mark + 1, ConnsInbound: mark + 1, Streams: mark + 1, StreamsInbound: mark + 1}, ""},
+		{"what does not matter", ResourceLimits{ConnsOutbound: 1, StreamsOutbound: 1, FD: 1, Memory: 1}, ""},
+		{"connections", ResourceLimits{Conns: mark}, "System.Conns (96) is"},
+		{"inbound connections", ResourceLimits{ConnsInbound: 5}, "System.ConnsInbound (5) is"},
+		{"streams", ResourceLimits{Streams: mark}, "System.Streams (96) is"},
+		{"inbound streams", ResourceLimits{StreamsInbound: BlockAllLimit}, "System.StreamsInbound (0) is"},
+		{"several", ResourceLimits{Conns: 90, ConnsInbound: 80}, "System.Conns (90), System.ConnsInbound (80) are"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg := PartialLimitConfig{System: c.system}.Build(InfiniteLimits)
+			m, err := New(NewFixedLimiter(cfg))
+			require.NoError(t, err)
+			defer m.Close()
+			cm, err := basic.NewConnManager(10, mark)
+			require.NoError(t, err)
+			defer cm.Close()
+			if c.want == "" {
+				require.NoError(t, cfg.CheckHighWater(mark))
+				require.NoError(t, m.CheckConnManager(cm))
+				return
+			}
+			err = cfg.CheckHighWater(mark)
+			require.ErrorContains(t, err, c.want+end+" of 96, so that connections are refused before any is closed: set at least 192, twice the mark, or lower the mark")
+			require.NotContains(t, strings.TrimSuffix(err.Error(), "."), "\n", "one sentence")
+			require.ErrorContains(t, m.CheckConnManager(cm), c.want+end)
+			require.NoError(t, m.CheckConnManager(connmgr.NullConnMgr{}))
+
+			require.NoError(t, m.GetAllowlist().Add(multiaddr.StringCast("/ip4/192.0.2.1")))
+			require.NoError(t, m.CheckConnManager(cm), "the allowlist serves whom these limits refuse")
+			require.NoError(t, m.GetAllowlist().Remove(multiaddr.StringCast("/ip4/192.0.2.1")))
+			require.Error(t, m.CheckConnManager(cm))
+			require.NoError(t, m.SetLimits(NewFixedLimiter(InfiniteLimits)))
+			require.NoError(t, m.CheckConnManager(cm), "the limits in force count")
+		})
+	}
+	require.Error(t, PartialLimitConfig{System: ResourceLimits{Conns: 5}}.Build(InfiniteLimits).CheckHighWater(math.MaxInt))
+}

@@ -1,0 +1,157 @@
+// Command reload runs a host whose limits can be changed while it runs: in a file
+// of overrides, which is read again when it changes, and on SIGHUP. A slip in the
+// file changes nothing, and is told with its place.
+//
+//	go run ./examples/reload -limits limits.json -memory 2GiB
+//	echo '{"System": {"ConnsInbound": 2000}}' > limits.json
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"math"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/libp2p/go-libp2p"
+	"github.com/weir-p2p/rcmgr"
+)
+
+func main() {
+	file := flag.String("limits", "limits.json", "JSON `file` of overrides; it may come later")
+	memory := flag.String("memory", "", "`size` of what libp2p may use, such as 2GiB; by default half of what the process may use")
+	every := flag.Duration("every", 2*time.Second, "how often the file is looked at")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	tick := time.NewTicker(*every)
+	defer tick.Stop()
+	if err := run(ctx, *file, *memory, tick.C, hangup, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "reload:", err)
+		os.Exit(1)
+	}
+}
+
+// run has a host until ctx ends.
+func run(ctx context.Context, file, memory string, look <-chan time.Time, hangup <-chan os.Signal, out io.Writer) error {
+	node, err := nodeOf(memory)
+	if err != nil {
+		return err
+	}
+	w := watcher{file: file, node: node}
+	limits, err := w.read()
+	if err != nil {
+		return err
+	}
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits))
+	if err != nil {
+		return err
+	}
+	h, err := libp2p.New(libp2p.ResourceManager(rm), libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"))
+	if err != nil {
+		return err
+	}
+	defer h.Close() // and with it, the manager
+	fmt.Fprintf(out, "%s at %v\n", h.ID(), h.Addrs())
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangup:
+		case <-look:
+			if !w.changed() {
+				continue
+			}
+		}
+		w.reload(rm, out)
+	}
+}
+
+func nodeOf(memory string) (rcmgr.NodeLimits, error) {
+	if memory == "" {
+		return rcmgr.NodeLimits{}, nil
+	}
+	size, err := humanize.ParseBytes(memory)
+	if err != nil || size > math.MaxInt64 {
+		return rcmgr.NodeLimits{}, fmt.Errorf("-memory: no size: %q", memory)
+	}
+	return rcmgr.NodeLimits{MaxMemory: int64(size)}, nil
+}
+
+// watcher knows the file as it was when it was last read.
+type watcher struct {
+	file string
+	node rcmgr.NodeLimits
+	was  fs.FileInfo // nil: there was none
+}
+
+// read computes the limits with what the file says, or without if there is none.
+func (w *watcher) read() (rcmgr.ConcreteLimitConfig, error) {
+	w.was, _ = os.Stat(w.file)
+	overrides, err := rcmgr.ReadLimitsFile(w.file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return rcmgr.ConcreteLimitConfig{}, err
+	}
+	node := w.node
+	node.Overrides = overrides
+	return node.Build()
+}
+
+// changed tells whether the file is another one than the one that was read.
+func (w *watcher) changed() bool {
+	now, _ := os.Stat(w.file)
+	if now == nil || w.was == nil {
+		return now != w.was
+	}
+	return !now.ModTime().Equal(w.was.ModTime()) || now.Size() != w.was.Size() || !os.SameFile(now, w.was)
+}
+
+// reload puts what the file says now in force, and tells what has changed.
+func (w *watcher) reload(rm *rcmgr.Manager, out io.Writer) {
+	before := rm.Limits()
+	limits, err := w.read()
+	if err == nil {
+		err = rm.SetLimits(rcmgr.NewFixedLimiter(limits))
+	}
+	if err != nil {
+		fmt.Fprintln(out, "limits stay as they are:", err)
+		return
+	}
+	changes := settingsSince(before, rm.Limits())
+	if len(changes) == 0 {
+		fmt.Fprintln(out, "limits are as they were")
+	}
+	for _, c := range changes {
+		fmt.Fprintln(out, c)
+	}
+}
+
+// settingsSince lists the settings whose values differ.
+func settingsSince(before, now rcmgr.ConcreteLimitConfig) (lines []string) {
+	was := make(map[string]string)
+	for _, s := range before.Settings() {
+		was[s.Place] = s.Value
+	}
+	for _, s := range now.Settings() {
+		if old := was[s.Place]; old != s.Value {
+			lines = append(lines, fmt.Sprintf("%s: %s -> %s (%s)", s.Place, cmp.Or(old, `""`), s.Value, s.Origin))
+		}
+		delete(was, s.Place)
+	}
+	for _, place := range slices.Sorted(maps.Keys(was)) {
+		lines = append(lines, place+": not named any more")
+	}
+	return lines
+}

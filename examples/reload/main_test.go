@@ -1,0 +1,85 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/weir-p2p/rcmgr"
+)
+
+func TestAFileThatChangesIsReadAgain(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "limits.json")
+	w := watcher{file: file, node: rcmgr.NodeLimits{MaxMemory: 1 << 30, MaxFileDescriptors: 100}}
+	limits, err := w.read()
+	require.NoError(t, err, "there need be no file")
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits))
+	require.NoError(t, err)
+	defer rm.Close()
+	reload := func() string {
+		var out bytes.Buffer
+		w.reload(rm, &out)
+		require.False(t, w.changed())
+		return out.String()
+	}
+	write := func(text string) {
+		require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+		require.True(t, w.changed())
+	}
+	require.False(t, w.changed())
+
+	write(`{"System": {"ConnsInbound": 2000}}`)
+	require.Equal(t, "System.ConnsInbound: 1024 -> 2000 (override)\n", reload())
+	require.Equal(t, "limits are as they were\n", reload())
+
+	write(`{"System": {"ConnInbound": 2000, "Memory": "1MiB"}}`)
+	require.Contains(t, reload(), "limits stay as they are: limits: "+file+": line 1, column 13: System.ConnInbound: unknown name, did you mean ConnsInbound?")
+	require.Equal(t, 2000, rm.Limits().ToPartialLimitConfig().System.ConnsInbound.Build(0))
+
+	write(`{"Service": {"x": {"Streams": 5}}}`)
+	lines := reload()
+	require.Contains(t, lines, `Service["x"].Streams: "" -> 5 (override)`)
+	require.Contains(t, lines, "System.ConnsInbound: 2000 -> 1024 (knob)")
+	require.NoError(t, os.Remove(file))
+	require.True(t, w.changed())
+	require.Equal(t, 8, strings.Count(reload(), `not named any more`))
+}
+
+// lineOut gives each line that is written to whoever waits for it.
+type lineOut chan string
+
+func (l lineOut) Write(b []byte) (int, error) {
+	l <- string(b)
+	return len(b), nil
+}
+
+func TestAHostReadsItsLimitsAgainOnHangup(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "limits.json")
+	look, hangup, out := make(chan time.Time), make(chan os.Signal), make(lineOut)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx, file, "1GiB", look, hangup, out) }()
+	require.Contains(t, <-out, "/ip4/127.0.0.1/tcp/")
+	hangup <- syscall.SIGHUP
+	require.Equal(t, "limits are as they were\n", <-out)
+	require.NoError(t, os.WriteFile(file, []byte(`{"System": {"ConnsInbound": 2000}}`), 0o600))
+	look <- time.Time{}
+	require.Equal(t, "System.ConnsInbound: 1024 -> 2000 (override)\n", <-out)
+	look <- time.Time{} // nothing to tell
+	cancel()
+	require.NoError(t, <-ended)
+}
+
+func TestWhatIsWrongAtTheStartEndsTheProgram(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "limits.json")
+	require.ErrorContains(t, run(t.Context(), file, "a lot", nil, nil, io.Discard), `-memory: no size: "a lot"`)
+	require.NoError(t, os.WriteFile(file, []byte(`{"System": {"Memory": "64MiBs"}}`), 0o600))
+	require.ErrorContains(t, run(t.Context(), file, "", nil, nil, io.Discard), "line 1, column 23")
+}

@@ -1,0 +1,195 @@
+package rcmgr
+
+// Other gates while the manager runs. They are made anew, and take over how many
+// connections each subnet has: those that leave the last gates later leave their
+// heirs, too. Tokens are not taken over, so how fast connections come is counted
+// from anew.
+
+import (
+	"net/netip"
+	"reflect"
+	"slices"
+)
+
+// gate gives the gates in force.
+func (m *Manager) gate() *gate { return m.gates.Load() }
+
+// enterGates asks the gates in force.
+func (m *Manager) enterGates(addr netip.Addr, d dim) (gatePass, *LimitError) {
+	for {
+		g := m.gate()
+		p, why := g.enter(addr, d)
+		if p != (gatePass{}) || why != nil || m.gate() == g {
+			return p, why
+		}
+		// They had retired, and given nothing.
+	}
+}
+
+// makeGates makes the gates that limits and options ask for, or gives those in
+// force if they are the same.
+func (m *Manager) makeGates(limits Limiter) (*gate, error) {
+	cfg, err := m.options.gateConfig(limits)
+	if err != nil {
+		return nil, err
+	}
+	if g := m.gate(); g != nil && reflect.DeepEqual(g.limits, cfg.limits()) {
+		return g, nil
+	}
+	return newGate(cfg, m.options.callerRates, m.options.refusalLog > 0)
+}
+
+// swapGates puts the next gates in the place of the last ones. m.changing is held.
+func (m *Manager) swapGates(next *gate) {
+	last := m.gate()
+	if last == next {
+		return
+	}
+	// Named networks come before levels.
+	for _, st := range last.subnets.named {
+		st.mu.Lock()
+		defer st.mu.Unlock()
+	}
+	for i := range last.subnets.stripes {
+		st := &last.subnets.stripes[i]
+		st.mu.Lock()
+		defer st.mu.Unlock()
+	}
+	next.subnets.takeOver(last.subnets)
+	last.subnets.each(func(st *subnetStripe) { st.mu.heir = next.subnets })
+	m.gates.Store(next)
+}
+
+// retired tells whether others have taken over. They do so for all stripes at once.
+func (w *passage) retired() bool {
+	for _, st := range [...]*subnetStripe{w.in, w.conns, w.tokens} {
+		if st != nil {
+			return st.mu.heir != nil
+		}
+	}
+	return false
+}
+
+// takeOver takes over the connections that last counts, and its counts of
+// refusals. All locks of last are held, and nobody else knows s.
+func (s *subnets) takeOver(last *subnets) {
+	last.each(func(st *subnetStripe) {
+		for _, one := range st.countedLocked() {
+			s.countInherited(one.prefix(), one.conns)
+		}
+		to := &s.stripes[0].mu
+		for i := range gateKinds {
+			to.refusals[i].add(&st.mu.refusals[i])
+			if said := st.mu.remarks[i]; said != nil {
+				if to.remarks[i] == nil {
+					to.remarks[i] = new(remarks)
+				}
+				to.remarks[i].add(said)
+			}
+		}
+	})
+}
+
+// countedSubnet is a subnet and the connections of it that count in none inside it.
+type countedSubnet struct {
+	subnet
+	conns int32
+}
+
+// countedLocked gives the subnets of the stripe in which connections count. A
+// connection counts in one, and in those around it.
+func (st *subnetStripe) countedLocked() (all []countedSubnet) {
+	if st.named != nil {
+		return []countedSubnet{{*st.named, st.mu.own.conns}}
+	}
+	within := make(map[subnet]int32)
+	for f := range numFamilies {
+		levels := st.counting(f, f.bitLen())
+		for i := range st.mu.table.slots {
+			rec := &st.mu.table.slots[i]
+			at := slices.IndexFunc(levels, func(l *level) bool { return l.id == rec.id })
+			if !rec.used() || at < 0 || rec.conns == 0 {
+				continue
+			}
+			all = append(all, countedSubnet{subnet{levels[at], rec.key}, rec.conns})
+			if at+1 < len(levels) {
+				around := levels[at+1]
+				within[subnet{around, rec.key.cut(around.host)}] += rec.conns
+			}
+		}
+	}
+	for i := range all {
+		all[i].conns -= within[all[i].subnet]
+	}
+	return all
+}
+
+// counting gives the levels of a family that limit connections and whose subnets
+// are not narrower than this prefix length, the narrowest first.
+func (p *partition) counting(f family, bits int) (levels []*level) {
+	for i := range p.levels[f] {
+		if l := &p.levels[f][i]; l.conns != noConnLimit && l.bits <= bits {
+			levels = append(levels, l)
+		}
+	}
+	return levels
+}
+
+// placeOf gives the narrowest subnet in which a connection of an address counts in
+// this stripe.
+func (st *subnetStripe) placeOf(addr netip.Addr) netip.Prefix {
+	if st.named != nil {
+		return st.named.prefix()
+	}
+	l := st.counting(familyOf(addr), addr.BitLen())[0]
+	return keyOf(addr).cut(l.host).prefix(l.bits)
+}
+
+// countInherited counts n connections more, or one less, that another partition has
+// in a subnet, where they would have been counted here, as far as the subnet alone
+// tells: not in networks and on levels that are narrower.
+func (s *subnets) countInherited(at netip.Prefix, n int32) {
+	if in, ok := s.networks.LookupPrefix(at); ok && in.forConns {
+		if in.conns == nil {
+			return
+		}
+		if heir := in.conns.inherit(nil, subnetKey{}, n); heir != nil {
+			heir.countInherited(in.conns.named.prefix(), n)
+		}
+		return
+	}
+	f := familyOf(at.Addr())
+	levels := s.counting(f, at.Bits())
+	if len(levels) == 0 {
+		return
+	}
+	key := keyOf(at.Addr())
+	if heir := s.stripeOf(key, s.levels[f]).inherit(levels, key, n); heir != nil {
+		heir.countInherited(key.cut(levels[0].host).prefix(levels[0].bits), n)
+	}
+}
+
+// inherit counts in a stripe: on these levels, or in its named network.
+// It gives those that have taken over.
+func (st *subnetStripe) inherit(levels []*level, key subnetKey, n int32) (heir *subnets) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	one := int32(1)
+	if n < 0 {
+		one = -1
+	}
+	count := func(rec *subnetRecord) {
+		for range n * one {
+			st.countLocked(rec, one)
+		}
+	}
+	if st.named != nil {
+		count(&st.mu.own)
+	}
+	for _, l := range levels {
+		rec := st.recordLocked(key.cut(l.host), l.id)
+		count(rec)
+		st.dropLocked(rec)
+	}
+	return st.mu.heir
+}

@@ -1,0 +1,70 @@
+package rcmgr
+
+// Where each value of a configuration comes from.
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// Origin tells where a value of a configuration comes from.
+type Origin uint8
+
+const (
+	OriginDefault  Origin = iota // default limits
+	OriginKnob                   // computed from what NodeLimits says
+	OriginOverride               // a PartialLimitConfig, which may be a file
+	OriginCode                   // SetLimit, an option, or a Limiter of the program's own
+)
+
+var originNames = [...]string{"default", "knob", "override", "code"}
+
+// String gives the origin's name: "default", "knob", "override" or "code".
+func (o Origin) String() string {
+	if int(o) < len(originNames) {
+		return originNames[o]
+	}
+	return "unknown"
+}
+
+// scopeOrigins are the origins of the limits of one scope.
+type scopeOrigins = quantities[Origin, Origin]
+
+// originsOver gives the origins of limits that lie on others: what l leaves to
+// the defaults comes from where it comes from below.
+func (l *ResourceLimits) originsOver(under scopeOrigins, from Origin) scopeOrigins {
+	vals := l.counts()
+	for i, o := range under.counts() {
+		if *vals[i] != DefaultLimit {
+			*o = from
+		}
+	}
+	if l.Memory != DefaultLimit64 {
+		under.Memory = from
+	}
+	return under
+}
+
+// originsOver is that of ResourceLimits for gates: nil stays nil.
+func (g *GateLimits) originsOver(under map[string]Origin, from Origin) map[string]Origin {
+	if under == nil {
+		return nil
+	}
+	over := maps.Clone(under)
+	maps.Copy(over, g.origins(from))
+	return over
+}
+
+// MarshalText gives String's text, for JSON.
+func (o Origin) MarshalText() ([]byte, error) { return []byte(o.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (o *Origin) UnmarshalText(text []byte) error {
+	i := slices.Index(originNames[:], string(text))
+	if i < 0 {
+		return fmt.Errorf("no origin of a value: %q", text)
+	}
+	*o = Origin(i)
+	return nil
+}

@@ -1,0 +1,289 @@
+package rcmgr
+
+// A configuration as people read and write it: every value with where it comes
+// from, and what of it differs from another one.
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Setting is one value of a configuration.
+type Setting struct {
+	// Place is where it stands: "System.Conns", `Protocol["/x"].Streams`,
+	// `Gates.Subnets.IPv4["32"]`.
+	Place string
+	// Value is as in JSON, without quotes: "128", "unlimited", "blockAll"; a rate
+	// is "0.2/s, burst 16".
+	Value  string
+	Origin Origin
+}
+
+// Settings gives all limits, costs and gates, each with its origin, in the order
+// of the fields of PartialLimitConfig; services, protocols and peers by name.
+// rm.Limits().Settings() is what is in force.
+func (cfg ConcreteLimitConfig) Settings() []Setting {
+	var all []Setting
+	origins := make(map[string]scopeOrigins)
+	cfg.origins.each(func(place string, o scopeOrigins) { origins[place] = o })
+	cfg.limits.each(func(place string, l BaseLimit) {
+		from, limit := origins[place], limitsOf(l)
+		counts := from.counts()
+		for i, d := range limitOrder {
+			origin := from.Memory
+			if d != dimMemory {
+				origin = *counts[i]
+			}
+			all = append(all, Setting{place + "." + limitNames[d], valueText(d, limit[d]), origin})
+		}
+	})
+	all = append(all, cfg.limits.Costs.settings()...)
+	return append(all, cfg.gateSettings()...)
+}
+
+// limitOrder is the order of limits in configurations, as quantities.counts has it.
+var limitOrder = [numDims]dim{dimStreams, dimStreamsIn, dimStreamsOut, dimConns, dimConnsIn, dimConnsOut, dimFD, dimMemory}
+
+// valueText gives a limit as it stands in JSON.
+func valueText(d dim, limit int64) string {
+	switch {
+	case isUnlimited(d, limit):
+		return "unlimited"
+	case limit == 0:
+		return "blockAll"
+	}
+	return strconv.FormatInt(limit, 10)
+}
+
+func (c *Costs) settings() []Setting {
+	if c == nil {
+		c = new(Costs)
+	}
+	text := func(cost Cost) (string, Origin) {
+		switch {
+		case cost == 0:
+			return "none", OriginDefault
+		case cost < 0:
+			return "none", OriginOverride
+		}
+		return strconv.FormatInt(int64(cost), 10), OriginOverride
+	}
+	conn, connFrom := text(c.Conn)
+	stream, streamFrom := text(c.Stream)
+	return []Setting{{"Costs.Conn", conn, connFrom}, {"Costs.Stream", stream, streamFrom}}
+}
+
+// gateSettings gives the gates: those that are said, and otherwise the default
+// ones, unless there are none at all.
+func (cfg *ConcreteLimitConfig) gateSettings() []Setting {
+	gates, err := cfg.gateConfig()
+	if err != nil {
+		return nil // no manager has these limits
+	}
+	origins := cfg.gateOrigins
+	if origins == nil {
+		origins = cfg.limits.Gates.origins(OriginOverride)
+	}
+	full := gates.limits()
+	all := full.settings()
+	for i := range all {
+		all[i].Origin = origins[all[i].Place]
+	}
+	if by, ok := origins[allRates]; ok {
+		all = slices.DeleteFunc(all, func(s Setting) bool { return strings.HasPrefix(s.Place, allRates+".") })
+		all = append(all, Setting{allRates, "as WithConnRateLimiters says", by})
+	}
+	return all
+}
+
+// allRates is the place of everything about how fast connections may come.
+const allRates = "Gates.Rate"
+
+// origins gives one origin to everything that is said, by place.
+func (g *GateLimits) origins(from Origin) map[string]Origin {
+	origins := make(map[string]Origin)
+	if g != nil {
+		for _, s := range g.settings() {
+			origins[s.Place] = from
+		}
+	}
+	return origins
+}
+
+// settings gives what is said about the gates.
+func (g *GateLimits) settings() (all []Setting) {
+	add := func(place, value string) { all = append(all, Setting{Place: place, Value: value}) }
+	subnets := gateLists[LimitVal](g.Subnets)
+	rates := gateLists[ConnRate](g.Rate)
+	eachGate("Gates.Subnets", &subnets, func(place string, v LimitVal) { add(place, valueText(dimConns, int64(v.Build(0)))) })
+	eachGate("Gates.Rate", &rates, func(place string, r ConnRate) { add(place, r.text()) })
+	if g.Outbound != nil {
+		add("Gates.Outbound", strconv.FormatBool(*g.Outbound))
+	}
+	return all
+}
+
+// eachGate calls f with everything that is said about one gate, and its place.
+func eachGate[V comparable](path string, said *gateLists[V], f func(place string, v V)) {
+	for at := range numFamilies {
+		levels := *said.perSubnet(at)
+		for _, bits := range slices.Sorted(maps.Keys(levels)) {
+			f(fmt.Sprintf("%s.%s[%q]", path, familyNames[at], strconv.Itoa(bits)), levels[bits])
+		}
+	}
+	for _, n := range slices.SortedFunc(maps.Keys(said.Networks), netip.Prefix.Compare) {
+		f(fmt.Sprintf("%s.Networks[%q]", path, n), said.Networks[n])
+	}
+}
+
+func (r ConnRate) text() string {
+	switch r.Burst {
+	case Unlimited:
+		return "unlimited"
+	case BlockAllLimit:
+		return "blockAll"
+	}
+	return fmt.Sprintf("%g/s, burst %d", r.PerSecond, r.Burst)
+}
+
+// WriteSettings writes settings as a table.
+func WriteSettings(w io.Writer, settings []Setting) error {
+	t := newTable(w, "Setting", "Value", "Origin")
+	for _, s := range settings {
+		t.row(printable(s.Place), s.Value, s.Origin.String())
+	}
+	return t.Flush()
+}
+
+// Beyond gives what differs from other limits: what has to lie on those, by Build,
+// to get these. It is what to write to a file that is read on top of them; what is
+// as it is there is not in it. A network of the gates that only the others name
+// cannot be left out by what lies on them.
+func (cfg ConcreteLimitConfig) Beyond(others ConcreteLimitConfig) PartialLimitConfig {
+	a, b := &cfg.limits, &others.limits
+	var out PartialLimitConfig
+	single := (*perScope[ResourceLimits])(&out).single()
+	theirs := b.single()
+	for i, l := range a.single() {
+		*single[i] = l.beyond(*theirs[i])
+	}
+	out.Service = namedBeyond(a.Service, a.ServiceDefault, b.Service)
+	out.ServicePeer = namedBeyond(a.ServicePeer, a.ServicePeerDefault, b.ServicePeer)
+	out.Protocol = namedBeyond(a.Protocol, a.ProtocolDefault, b.Protocol)
+	out.ProtocolPeer = namedBeyond(a.ProtocolPeer, a.ProtocolPeerDefault, b.ProtocolPeer)
+	out.Peer = namedBeyond(a.Peer, a.PeerDefault, b.Peer)
+	out.Costs = a.Costs.beyond(b.Costs)
+	out.Gates = cfg.gatesBeyond(others)
+	return out
+}
+
+// beyond gives the limits that differ from those below.
+func (l BaseLimit) beyond(below BaseLimit) ResourceLimits {
+	out := l.ToResourceLimits()
+	mine, theirs := (*quantities[int, int64])(&l).counts(), (*quantities[int, int64])(&below).counts()
+	for i, val := range out.counts() {
+		if *mine[i] == *theirs[i] {
+			*val = DefaultLimit
+		}
+	}
+	if l.Memory == below.Memory {
+		out.Memory = DefaultLimit64
+	}
+	return out
+}
+
+// namedBeyond gives what named scopes have beyond those of the same name below, or
+// beyond the unnamed ones, on which they lie if there is none.
+func namedBeyond[K comparable](named map[K]BaseLimit, unnamed BaseLimit, below map[K]BaseLimit) map[K]ResourceLimits {
+	out := make(map[K]ResourceLimits)
+	add := func(name K, l, under BaseLimit) {
+		if differs := l.beyond(under); !differs.IsDefault() {
+			out[name] = differs
+		}
+	}
+	for name, l := range named {
+		under, ok := below[name]
+		if !ok {
+			under = unnamed
+		}
+		add(name, l, under)
+	}
+	for name, under := range below {
+		if _, ok := named[name]; !ok {
+			add(name, unnamed, under)
+		}
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return out
+}
+
+func (c *Costs) beyond(below *Costs) *Costs {
+	differs := func(a, b Cost) Cost {
+		switch {
+		case a.bytes() == b.bytes():
+			return 0
+		case a.bytes() == 0:
+			return NoCost
+		}
+		return a
+	}
+	var a, b Costs
+	if c != nil {
+		a = *c
+	}
+	if below != nil {
+		b = *below
+	}
+	out := Costs{differs(a.Conn, b.Conn), differs(a.Stream, b.Stream)}
+	if out == (Costs{}) {
+		return nil
+	}
+	return &out
+}
+
+// gatesBeyond gives the gates that differ from those that Build gives what lies on
+// the others and says nothing of gates.
+func (cfg *ConcreteLimitConfig) gatesBeyond(others ConcreteLimitConfig) *GateLimits {
+	mine, err := cfg.gateConfig()
+	theirs, err2 := others.limits.Gates.config()
+	if err != nil || err2 != nil {
+		return cfg.limits.Gates // what is wrong stays so, for whoever makes a manager of it
+	}
+	a, b := mine.limits(), theirs.limits()
+	out := GateLimits{
+		Subnets: SubnetLimits(listsBeyond(gateLists[LimitVal](a.Subnets), gateLists[LimitVal](b.Subnets))),
+		Rate:    RateLimits(listsBeyond(gateLists[ConnRate](a.Rate), gateLists[ConnRate](b.Rate))),
+	}
+	if *a.Outbound != *b.Outbound {
+		out.Outbound = a.Outbound
+	}
+	if reflect.ValueOf(out).IsZero() {
+		return nil
+	}
+	return &out
+}
+
+func listsBeyond[V comparable](a, b gateLists[V]) (out gateLists[V]) {
+	for f := range numFamilies {
+		if levels := *a.perSubnet(f); !maps.Equal(levels, *b.perSubnet(f)) {
+			*out.perSubnet(f) = levels
+		}
+	}
+	for n, v := range a.Networks {
+		if v != b.Networks[n] {
+			if out.Networks == nil {
+				out.Networks = make(map[netip.Prefix]V)
+			}
+			out.Networks[n] = v
+		}
+	}
+	return out
+}

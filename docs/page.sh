@@ -17,6 +17,6 @@ value() { sed -E 's/.*"'"$1"'":"([^"]*)".*/\1/'; }
 session=$(ask session -d '{"capabilities":{"alwaysMatch":{"goog:chromeOptions":{"args":["--headless","--no-sandbox","--disable-gpu",
 	"--disable-background-networking","--disable-component-update","--disable-sync","--hide-scrollbars","--window-size='"${SIZE:-1100,900}"'"]}}}}' | value sessionId)
 ask "session/$session/url" -d '{"url":"http://'"$page"'/"}' >/dev/null
-sleep 30 # the plot needs its time
+sleep 30 # for a plot of some length
 ask "session/$session/screenshot" | value value | base64 -d >"${1:-docs/page.png}"
 ask "session/$session" -X DELETE >/dev/null

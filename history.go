@@ -90,7 +90,11 @@ type refusalRate struct {
 // refusalRates gives the rates of refusals in the last minutes up to now, the
 // oldest first.
 func (s *Snapshot) refusalRates() (rates []refusalRate) {
-	known := slices.Clone(s.Recent)
+	var known []RefusalsAt
+	if s.Uptime() <= historyLength*historyInterval {
+		known = append(known, RefusalsAt{At: s.Started}) // nothing had been refused
+	}
+	known = append(known, s.Recent...)
 	if n := len(known); n > 1 && s.Taken.Sub(known[n-1].At) < historyInterval/2 {
 		known = known[:n-1] // else the rate of the last moment is one of very few
 	}

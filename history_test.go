@@ -65,6 +65,8 @@ func TestRatesOfRefusals(t *testing.T) {
 			[]refusalRate{{at(20), 0}, {at(28), 10}}},
 		"the last one is a moment ago": {snapshot(21, 62, RefusalsAt{at(10), 7}, RefusalsAt{at(20), 50}),
 			[]refusalRate{{at(21), 5}}},
+		"since it was made": {&Snapshot{Started: at(0), Taken: at(20), Recent: []RefusalsAt{{at(10), 30}},
+			Refusals: map[Kind]Refusals{KindSystem: {FD: 40}}}, []refusalRate{{at(10), 3}, {at(20), 1}}},
 		"at the same time": {snapshot(10, 7, RefusalsAt{at(10), 7}), nil},
 	} {
 		require.Equal(t, c.want, c.of.refusalRates(), name)

@@ -137,7 +137,7 @@ func TestPagePlotsTheLastMinutesWithoutAScript(t *testing.T) {
 		}
 		time.Sleep(historyInterval / 2)
 		html := bodyOf(t, ask(h, "GET", "/?format=html"))
-		require.Contains(t, html, `<polyline points="220.0,2.0 270.0,2.0 300.0,38.0"/>`)
+		require.Contains(t, html, `<polyline points="170.0,2.0 220.0,2.0 270.0,2.0 300.0,38.0"/>`)
 		require.Contains(t, html, "Refusals a second, last 1 min: 2.0 at most, 0.0 now")
 	})
 }

@@ -211,8 +211,13 @@ func TestAmountText(t *testing.T) {
 // The page in a real browser: its script must run under its own policy, and
 // nothing else may.
 func TestPageInABrowser(t *testing.T) {
-	browser, err := exec.LookPath("chromium")
-	if err != nil {
+	browser := ""
+	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
+		if found, err := exec.LookPath(name); err == nil {
+			browser = found
+		}
+	}
+	if browser == "" {
 		t.Skip("no chromium on PATH")
 	}
 	var asked atomic.Int64

@@ -142,7 +142,13 @@ func TestGatesChangeUnderLoadAndNothingIsLeft(t *testing.T) {
 			require.NoError(t, err)
 			s.Networks[p] = []LimitVal{Unlimited, LimitVal(1 + r.IntN(20))}[r.IntN(2)]
 		}
-		return bySubnet(s)
+		rates := RateLimits{IPv4: map[int]ConnRate{24: {PerSecond: 1e6, Burst: 1000}}, Networks: make(map[netip.Prefix]ConnRate)}
+		for n := range s.Networks {
+			wider, err := n.Addr().Prefix(n.Bits() - r.IntN(3)*4)
+			require.NoError(t, err)
+			rates.Networks[wider] = ConnRate{PerSecond: 1e6, Burst: 1000}
+		}
+		return NewFixedLimiter(PartialLimitConfig{Gates: &GateLimits{Subnets: s, Rate: rates}}.Build(InfiniteLimits))
 	}
 	m, err := New(random(rand.New(rand.NewPCG(testSeed(t), 1))))
 	require.NoError(t, err)

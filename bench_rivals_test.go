@@ -1,6 +1,6 @@
 package rcmgr
 
-// Who runs in the benchmarks: this manager, go-libp2p's with its metrics on and off,
+// Who runs in the benchmarks: this manager and go-libp2p's, with their metrics on and off,
 // and the plainest thing that could do, one mutex around the reference model.
 
 import (
@@ -25,6 +25,11 @@ type rival struct {
 var rivals = []rival{
 	{"ours", func(t testing.TB, limits ConcreteLimitConfig) network.ResourceManager {
 		rm, err := NewResourceManager(NewFixedLimiter(limits), WithConnRateLimiters(nil))
+		require.NoError(t, err)
+		return rm
+	}},
+	{"ours-without-metrics", func(t testing.TB, limits ConcreteLimitConfig) network.ResourceManager {
+		rm, err := NewResourceManager(NewFixedLimiter(limits), WithConnRateLimiters(nil), WithMetricsDisabled())
 		require.NoError(t, err)
 		return rm
 	}},

@@ -177,6 +177,18 @@ func TestMetricsShowUseLimitAndPeakOfSharedScopes(t *testing.T) {
 	require.Empty(t, seriesOf(t, reg, "peers"))
 }
 
+func TestProtocolsThatLookLikeSpansOrPeersAreMeasured(t *testing.T) {
+	m := newManager(t, unlimitedConf())
+	reg := registryOf(t, m)
+	for i, name := range []protocol.ID{"/my.span-app", "peer:12D3KooW", "service:x.peer:y", "/a.span-1.span-2"} {
+		s := mustOpenStream(t, m, testPeer, network.DirInbound)
+		require.NoError(t, s.SetProtocol(name))
+		require.NoError(t, s.ReserveMemory(i+1, 255))
+		require.Equal(t, 1.0, seriesOf(t, reg, "streams")["inbound "+string(name)+" protocol"])
+		require.Equal(t, float64(i+1), seriesOf(t, reg, "memory")[string(name)+" protocol"])
+	}
+}
+
 func TestMetricsShowGatesAndHealth(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(4),
 		WithLimitPerSubnet([]ConnLimitPerSubnet{{PrefixLength: 24, ConnCount: 8}, {PrefixLength: 16, ConnCount: 8}}, nil))

@@ -40,6 +40,7 @@ type Manager struct {
 	reporter  MetricsReporter      // nil: nobody is told of decisions
 
 	refusalLog *refusalLog // nil: refusals are not logged
+	history    refusalHistory
 	started    time.Time
 	lastID     atomic.Int64
 	callerBugs atomic.Uint64
@@ -113,6 +114,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		live.add(m)
 	}
 	m.workers.Go(m.reapUntilClosed)
+	m.workers.Go(m.keepHistoryUntilClosed)
 	if m.refusalLog != nil {
 		m.workers.Go(m.refusalLog.writeUntilClosed)
 	}

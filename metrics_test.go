@@ -390,9 +390,13 @@ func TestLabelsWrappedAroundARegistererAreKept(t *testing.T) {
 func TestLintFindsNothingInTheFamilies(t *testing.T) {
 	var l liveManagers
 	l.add(&fakeManager{says: busyReading()})
-	problems, err := testutil.GatherAndLint(registerInOrder(t, &l, nil, registerOrders["ours alone"]))
+	reg := registerInOrder(t, &l, nil, registerOrders["ours alone"])
+	problems, err := testutil.GatherAndLint(reg)
 	require.NoError(t, err)
 	require.Empty(t, problems)
+	shown, err := reg.Gather()
+	require.NoError(t, err)
+	require.Len(t, shown, len(metricsFamilies), "all were looked at")
 }
 
 func TestManagersAreSummed(t *testing.T) {

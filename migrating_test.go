@@ -22,6 +22,7 @@ import (
 	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/stretchr/testify/require"
 	"github.com/weir-p2p/rcmgr"
 )
@@ -314,6 +315,7 @@ func withLimitsInCode() error {
 
 func withMetrics() error {
 	rcmgr.MustRegisterWith(prometheus.DefaultRegisterer)
+	http.Handle("/metrics", promhttp.Handler())
 	return nil
 }
 

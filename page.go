@@ -59,7 +59,7 @@ func Handler(m *Manager) http.Handler {
 	p.template = template.Must(template.New("page").Funcs(template.FuncMap{
 		"amount":  amountText,
 		"percent": func(u LimitUse) string { return u.percentText() },
-		"full":    func(u LimitUse) float64 { return math.Min(u.fullness(), 100) },
+		"full":    func(u LimitUse) float64 { return min(max(u.fullness(), -1), 100) }, // a number in JavaScript, too
 		"limited": func(u LimitUse) bool { _, ok := u.Percent(); return ok },
 		"near":    func(u LimitUse) bool { return u.fullness() >= NearLimit },
 		"name":    printable,
@@ -206,16 +206,49 @@ func (s *Snapshot) refusalsByKind() (all []kindRefusals) {
 	return all
 }
 
+// plot is a line of refusals a second over time, for an SVG.
+type plot struct {
+	Width, Height int
+	Points        string
+	Minutes       int     // that the width stands for
+	Most, Now     float64 // refusals a second
+}
+
+// plotOf gives nothing while there are no two points.
+func plotOf(s *Snapshot) *plot {
+	rates := s.refusalRates()
+	if len(rates) < 2 {
+		return nil
+	}
+	p := plot{Width: 300, Height: 40, Now: rates[len(rates)-1].PerSecond}
+	for _, r := range rates {
+		p.Most = max(p.Most, r.PerSecond)
+	}
+	p.Minutes = max(1, int(s.Taken.Sub(rates[0].At).Round(time.Minute).Minutes()))
+	span := max(time.Minute, s.Taken.Sub(rates[0].At)).Seconds()
+	var points strings.Builder
+	for _, r := range rates {
+		x := float64(p.Width) * (1 - s.Taken.Sub(r.At).Seconds()/span)
+		y := float64(p.Height-2) - float64(p.Height-4)*r.PerSecond/max(1, p.Most)
+		fmt.Fprintf(&points, "%.1f,%.1f ", x, y)
+	}
+	p.Points = strings.TrimSpace(points.String())
+	return &p
+}
+
 func (p *page) writeHTML(w io.Writer, s *Snapshot) error {
-	// Limits that nobody comes near to by being there are left out.
+	// Limits that nobody comes near to by being there are left out, and those of
+	// a peer that has nothing to do with them.
 	said := slices.DeleteFunc(s.Limits(), func(u LimitUse) bool {
 		_, limited := u.Percent()
-		return !limited && u.Use == 0 && u.Refusals == 0
+		return (!limited || u.Kind == KindPeer) && u.Use == 0 && u.Refusals == 0
 	})
-	slices.SortStableFunc(said, func(a, b LimitUse) int { return cmp.Compare(b.fullness(), a.fullness()) })
+	slices.SortStableFunc(said, func(a, b LimitUse) int {
+		return cmp.Or(cmp.Compare(b.fullness(), a.fullness()), cmp.Compare(b.Refusals, a.Refusals))
+	})
 	holders := slices.DeleteFunc(slices.Clone(s.Scopes), func(sc ScopeState) bool { return sc.Kind <= KindAllowlistedTransient })
 	return p.template.Execute(w, map[string]any{
-		"S": s, "Up": s.Uptime().Round(time.Second).String(), "Near": len(s.LimitsNear(NearLimit)),
+		"S": s, "Plot": plotOf(s), "Up": s.Uptime().Round(time.Second).String(), "Near": len(s.LimitsNear(NearLimit)),
 		"Refused": s.totalRefusals(), "ByKind": s.refusalsByKind(), "Limits": said, "Holders": holders,
 		"Style": template.CSS(pageStyle), "Script": template.JS(pageScript),
 	})

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/stretchr/testify/require"
 )
@@ -113,10 +114,54 @@ func TestPageShowsWhatTheSnapshotHas(t *testing.T) {
 	require.Contains(t, text, "1 peers, 3 refusals, 0 bugs of callers")
 
 	html := bodyOf(t, ask(h, "GET", "/?format=html"))
-	require.Contains(t, html, `<tr class="near"><td class="name">system</td><td>StreamsInbound</td><td class="n" data-v="100">100.0%</td>`)
+	require.Contains(t, html, `<tr class="near"><td class="name" title="system">system</td><td>StreamsInbound</td><td class="n" data-v="100">100.0%</td>`)
 	require.Contains(t, html, `<progress max="100" value="100">100.0%</progress>`)
 	require.Contains(t, html, "1.0 MiB")
 	require.Less(t, strings.Index(html, ">StreamsInbound<"), strings.Index(html, ">Memory<"), "the fullest first")
+}
+
+func TestPagePlotsTheLastMinutesWithoutAScript(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, err := New(NewFixedLimiter(PartialLimitConfig{System: ResourceLimits{StreamsInbound: BlockAllLimit}}.Build(InfiniteLimits)))
+		require.NoError(t, err)
+		defer m.Close()
+		h := Handler(m)
+		require.NotContains(t, bodyOf(t, ask(h, "GET", "/?format=html")), "<svg", "nothing is known yet")
+		time.Sleep(time.Second) // between two looks
+		for range 3 {
+			for range 20 {
+				_, err := m.OpenStream("a peer", network.DirInbound)
+				require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+			}
+			time.Sleep(historyInterval)
+		}
+		time.Sleep(historyInterval / 2)
+		html := bodyOf(t, ask(h, "GET", "/?format=html"))
+		require.Contains(t, html, `<polyline points="170.0,2.0 220.0,2.0 270.0,2.0 300.0,38.0"/>`)
+		require.Contains(t, html, "Refusals a second, last 1 min: 2.0 at most, 0.0 now")
+	})
+}
+
+func TestPageLeavesOutWhatAPeerHasNothingToDoWith(t *testing.T) {
+	limits := PartialLimitConfig{PeerDefault: ResourceLimits{StreamsInbound: 4, Conns: 4, FD: BlockAllLimit}}.Build(InfiniteLimits)
+	m, err := New(NewFixedLimiter(limits))
+	require.NoError(t, err)
+	defer m.Close()
+	s, err := m.OpenStream("a peer", network.DirInbound)
+	require.NoError(t, err)
+	defer s.Done()
+	c, err := m.OpenConnection(network.DirInbound, true, nil)
+	require.NoError(t, err)
+	defer c.Done()
+	require.Error(t, c.SetPeer("a peer"))
+	html := bodyOf(t, ask(Handler(m), "GET", "/?format=html"))
+	row := func(limit string) string {
+		return `">peer:` + peer.ID("a peer").String() + `</td><td>` + limit + `</td>`
+	}
+	require.Contains(t, html, row("StreamsInbound"), "is held")
+	require.Contains(t, html, row("FD"), "was refused")
+	require.NotContains(t, html, row("Conns"))
+	require.NotContains(t, html, "Inf", "no number in JavaScript")
 }
 
 func TestPageEscapesNamesAndLoadsNothing(t *testing.T) {
@@ -166,8 +211,13 @@ func TestAmountText(t *testing.T) {
 // The page in a real browser: its script must run under its own policy, and
 // nothing else may.
 func TestPageInABrowser(t *testing.T) {
-	browser, err := exec.LookPath("chromium")
-	if err != nil {
+	browser := ""
+	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
+		if found, err := exec.LookPath(name); err == nil {
+			browser = found
+		}
+	}
+	if browser == "" {
 		t.Skip("no chromium on PATH")
 	}
 	var asked atomic.Int64

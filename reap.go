@@ -5,7 +5,12 @@ package rcmgr
 // unused goes, a few accounts at a time under the lock. Nothing that is used,
 // or that holds anything, memory included, is collected (I7).
 
-import "time"
+import (
+	"maps"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+)
 
 const (
 	// reapInterval is the time between two collections: an unused scope lives no
@@ -77,6 +82,7 @@ func (st *stripe) collect(a *account) {
 	switch a.kind {
 	case KindPeer:
 		delete(st.peers, a.peer)
+		st.leaveCrowd()
 	case KindServicePeer, KindProtocolPeer:
 		of := st.protocols[a.text]
 		if a.kind == KindServicePeer {
@@ -92,6 +98,16 @@ func (st *stripe) collect(a *account) {
 		sh.pool.shares[st.index] = nil
 		sh.surrender()
 		st.m.dir.leave(sh.pool)
+	}
+}
+
+// leaveCrowd makes the map of peers anew when a crowd has gone: a map keeps the room
+// of its best days. It waits until there is little to move, under the lock.
+func (st *stripe) leaveCrowd() {
+	if few := len(st.peers); few <= reapChunk && st.crowd > 16*reapChunk {
+		left := make(map[peer.ID]*peerScope, few)
+		maps.Copy(left, st.peers)
+		st.peers, st.crowd = left, few
 	}
 }
 

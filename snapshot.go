@@ -148,6 +148,9 @@ type Snapshot struct {
 	// Refusals counts, for each kind of scope and gate, what it refused since
 	// the manager was made.
 	Refusals map[Kind]Refusals
+	// Recent has the number of all refusals as it was every ten seconds in the
+	// last five minutes, the oldest first. It is empty in the first ten seconds.
+	Recent []RefusalsAt `json:",omitempty"`
 	// CallerBugs counts calls that broke the contract of a scope: more
 	// released than reserved, a negative size, a limit that is none.
 	CallerBugs uint64
@@ -223,7 +226,8 @@ func (c *cut) addPeer(ps *peerScope) {
 }
 
 func (m *Manager) snapshot(subnets int, addPeers func(*cut)) Snapshot {
-	s := Snapshot{Started: m.started, Sizing: m.limits.Load().sizing(), Engine: EngineState{Stripes: len(m.stripes)}}
+	s := Snapshot{Started: m.started, Recent: m.history.all(), Sizing: m.limits.Load().sizing(),
+		Engine: EngineState{Stripes: len(m.stripes)}}
 	var c cut
 	var refused [numKinds]dimCounts
 	m.inOneCut(func() {

@@ -50,6 +50,7 @@ func exampleSnapshot() Snapshot {
 				Use: network.ScopeStat{NumConnsInbound: 64, NumFD: 1}},
 		},
 		Refusals: map[Kind]Refusals{KindSystem: {ConnsInbound: 5, FD: 2}, KindRate: {ConnsInbound: 9}},
+		Recent:   []RefusalsAt{{at.Add(50 * time.Minute), 3}, {at.Add(55 * time.Minute), 10}},
 		Gates: GateState{Subnets: 2, RateBuckets: 1,
 			Fullest: []SubnetState{{netip.MustParsePrefix("192.0.2.0/24"), 7, 8}}},
 		Engine: EngineState{Stripes: 8, Draws: 1, Returns: 2, Settled: 3},

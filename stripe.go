@@ -41,6 +41,7 @@ type stripe struct {
 	// The shares of services and protocols, by name.
 	services, protocols map[string]*share
 	peers               map[peer.ID]*peerScope
+	crowd               int // the most peers since the map was made
 
 	// why says what the last refusal was, until it has been told.
 	why     noted
@@ -187,6 +188,7 @@ func (st *stripe) peer(p peer.ID, said peerLimit) *peerScope {
 	if limit := st.m.limits.Load().peerNow(p, said); limit != nil {
 		ps = &peerScope{account: privateAccount(scopeName{kind: KindPeer, peer: p}, limit), st: st}
 		st.peers[p] = ps
+		st.crowd = max(st.crowd, len(st.peers))
 		st.enqueue(&ps.account)
 		st.traceCreated(&ps.account)
 	}

@@ -1,8 +1,7 @@
 "use strict";
 // Fetches the page again, puts the new main part in the place of the old one,
-// and sorts its tables as the reader had them.
-const every = 2000, shortest = 60000, longest = 300000; // milliseconds: the plot grows with what is known
-const samples = []; // {t: milliseconds, n: refusals so far}
+// and leaves its tables as the reader had them: sorted, scrolled, with the focus.
+const every = 2000; // milliseconds
 const sorts = {}; // table id: {column, descending}
 
 function sortTable(table) {
@@ -40,23 +39,22 @@ function dress(main) {
   }
 }
 
-function plot(main) {
-  const now = {t: Number(main.dataset.taken), n: Number(main.dataset.refused)};
-  const last = samples[samples.length - 1];
-  if (last && now.t <= last.t) return;
-  if (last && now.n < last.n) samples.length = 0; // another manager than before
-  samples.push(now);
-  while (now.t - samples[0].t > longest) samples.shift();
-  if (samples.length < 2) return;
-  const rates = samples.slice(1).map((s, i) => ({t: s.t, r: 1000 * (s.n - samples[i].n) / (s.t - samples[i].t)}));
-  const most = Math.max(1, ...rates.map(s => s.r));
-  const span = Math.max(shortest, now.t - rates[0].t);
-  const points = rates.map(s => `${300 - 300 * (now.t - s.t) / span},${38 - 36 * s.r / most}`);
-  const figure = document.getElementById("plot");
-  figure.querySelector("polyline").setAttribute("points", points.join(" "));
-  figure.querySelector("output").textContent =
-    `${rates[rates.length - 1].r.toFixed(1)} now, ${most.toFixed(1)} at most in ${Math.round(span / 60000)} min`;
-  figure.hidden = false;
+function replaceMain(next) {
+  const old = document.querySelector("main");
+  const focused = document.activeElement?.closest("th");
+  const places = [...old.querySelectorAll("table")].map(table => ({
+    id: table.id,
+    scrolled: table.parentElement.scrollLeft,
+    focused: table.contains(focused) ? focused.cellIndex : -1,
+  }));
+  old.replaceWith(next);
+  dress(next);
+  for (const place of places) {
+    const table = document.getElementById(place.id);
+    if (!table) continue;
+    table.parentElement.scrollLeft = place.scrolled;
+    if (place.focused >= 0) table.tHead.rows[0].cells[place.focused].firstChild.focus({preventScroll: true});
+  }
 }
 
 async function refresh() {
@@ -64,9 +62,7 @@ async function refresh() {
     const answer = await fetch(location.pathname + "?format=html", {cache: "no-store"});
     if (!answer.ok) throw new Error(answer.status);
     const next = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
-    document.querySelector("main").replaceWith(next);
-    dress(next);
-    plot(next);
+    replaceMain(next);
   } catch (e) {
     const taken = document.getElementById("taken");
     taken.classList.add("stale");
@@ -76,5 +72,4 @@ async function refresh() {
 }
 
 dress(document.querySelector("main"));
-plot(document.querySelector("main"));
 setTimeout(refresh, every);

@@ -1,0 +1,125 @@
+package rcmgr
+
+// What a second core brings, and what it costs: how often goroutines wait for each
+// other's locks, and how often a stripe has to draw credit from a pool.
+//
+//	go test -run '^$' -bench Cores -benchtime 200000x -count 5 .
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// contended counts the lock acquisitions that have waited, of all goroutines.
+func contended() (n int64) {
+	for records := make([]runtime.BlockProfileRecord, 64); ; records = make([]runtime.BlockProfileRecord, 2*len(records)) {
+		if k, ok := runtime.MutexProfile(records); ok {
+			for _, r := range records[:k] {
+				n += r.Count
+			}
+			return n
+		}
+	}
+}
+
+// timeTogether runs n rounds on each of several goroutines, and gives the time until all
+// are done.
+func timeTogether(n int, rounds ...func(int) error) (time.Duration, error) {
+	var wg sync.WaitGroup
+	errs := make([]error, len(rounds))
+	start := time.Now()
+	for g, round := range rounds {
+		wg.Go(func() {
+			for i := 0; i < n && errs[g] == nil; i++ {
+				errs[g] = round(i)
+			}
+		})
+	}
+	wg.Wait()
+	took := time.Since(start)
+	for _, err := range errs {
+		if err != nil {
+			return 0, err
+		}
+	}
+	return took, nil
+}
+
+// spin is work that no other goroutine can disturb.
+func spin(x uint64) func(int) error {
+	return func(int) error {
+		for range 100 {
+			x ^= x << 13
+			x ^= x >> 7
+			x ^= x << 17
+		}
+		if x == 0 {
+			return fmt.Errorf("xorshift has become 0")
+		}
+		return nil
+	}
+}
+
+// BenchmarkCores reports the work done by two goroutines in the work of one, as a
+// part of what two spinning goroutines gain in the same round (gain/spin).
+func BenchmarkCores(b *testing.B) {
+	defer runtime.SetMutexProfileFraction(runtime.SetMutexProfileFraction(1))
+	for _, w := range workloads {
+		b.Run("work="+w.name, func(b *testing.B) {
+			m := rivals[0].make(b, w.limits.Build(farLimits())).(*Manager)
+			defer m.Close()
+			first, second := w.prepare(b, m, 0), w.prepare(b, m, 1)
+			run := func(rounds ...func(int) error) float64 {
+				took, err := timeTogether(b.N, rounds...)
+				require.NoError(b, err)
+				return float64(took)
+			}
+			run(first, second) // all peers, names and shares are there
+			var spinGain, gain float64
+			waited, draws := int64(0), uint64(0)
+			b.ResetTimer()
+			spinGain = 2 * run(spin(1)) / run(spin(1), spin(2))
+			alone := run(first)
+			waited, draws = contended(), m.read().counts.draws
+			gain = 2 * alone / run(first, second)
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(gain/spinGain, "gain/spin")
+			b.ReportMetric(float64(contended()-waited)/float64(b.N)*1e6/2, "waits/Mop")
+			b.ReportMetric(float64(m.read().counts.draws-draws)/float64(b.N)*1e6/2, "draws/Mop")
+		})
+	}
+}
+
+// Below half of the limits, pools are asked at most once in a thousand rounds, and
+// never under all stripe locks.
+func TestPoolsAreSeldomAskedBelowHalf(t *testing.T) {
+	for _, l := range benchLimits[:2] {
+		for _, w := range workloads {
+			if l.name == "4GiB" && w.name == "connection" {
+				continue // transient's connections are too few for credit
+			}
+			m := rivals[0].make(t, w.limits.Build(l.build())).(*Manager)
+			round := w.prepare(t, m, 0)
+			const rounds = 100_000
+			for i := range 1024 {
+				require.NoError(t, round(i))
+			}
+			before := m.read().counts
+			for i := range rounds {
+				require.NoError(t, round(i))
+			}
+			after := m.read().counts
+			if w.name != "refusal" { // whose limit is reached
+				require.LessOrEqual(t, after.draws-before.draws, uint64(rounds/1000), "%s/%s", l.name, w.name)
+			}
+			require.LessOrEqual(t, after.returns-before.returns, uint64(rounds/1000), "%s/%s", l.name, w.name)
+			require.Equal(t, before.settled, after.settled, "%s/%s", l.name, w.name)
+			require.NoError(t, m.Close())
+		}
+	}
+}

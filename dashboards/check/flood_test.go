@@ -1,0 +1,197 @@
+package check
+
+// A day of a host in four acts: rest, a flood that meets every limit and gate
+// there is, rest again, and a manager that is closed. All is done to a real
+// manager; only its clock is the test's.
+
+import (
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/gologshim"
+	"github.com/multiformats/go-multiaddr"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/stretchr/testify/require"
+	"github.com/weir-p2p/rcmgr"
+)
+
+const scrapeInterval = 15 * time.Second
+
+// recording is what was scraped, and when the acts ended.
+type recording struct {
+	*store
+	start, rested, flooded, calmed, closed time.Time
+}
+
+// record plays the four acts.
+func record(t *testing.T) *recording {
+	r := &recording{store: newStore()}
+	synctest.Test(t, func(t *testing.T) {
+		h := newStage(t)
+		defer h.manager.Close()
+		act := func(minutes int, step func()) (end time.Time) {
+			for range minutes * int(time.Minute/scrapeInterval) {
+				step()
+				end = time.Now()
+				r.scrape(t, h.metrics, end)
+				time.Sleep(scrapeInterval)
+			}
+			return end
+		}
+		r.start = time.Now()
+		h.befriend()
+		rest := func() {}
+		r.rested = act(20, rest)
+		r.flooded = act(20, h.flood)
+		h.endFlood()
+		r.calmed = act(25, rest)
+		h.leave()
+		require.NoError(t, h.manager.Close())
+		r.closed = act(10, rest)
+	})
+	return r
+}
+
+// stage is a manager and what is open on it.
+type stage struct {
+	t       *testing.T
+	manager *rcmgr.Manager
+	metrics http.Handler
+	friends []network.ResourceScopeSpan // open all the time
+	floods  []network.ResourceScopeSpan // open during the flood
+}
+
+const (
+	friends = "/ip4/192.0.2.1/tcp/4001"
+	crowded = "203.0.113.2"                // from where any number may connect at once
+	listed  = "/ip4/198.51.100.1/tcp/4001" // on the allowlist
+)
+
+func newStage(t *testing.T) *stage {
+	limits := rcmgr.PartialLimitConfig{
+		System:               rcmgr.ResourceLimits{Conns: 120, ConnsInbound: 60, Streams: 400, StreamsInbound: 200, FD: 90, Memory: 64 << 20},
+		Transient:            rcmgr.ResourceLimits{ConnsInbound: 40, StreamsInbound: 60},
+		AllowlistedSystem:    rcmgr.ResourceLimits{ConnsInbound: 5},
+		AllowlistedTransient: rcmgr.ResourceLimits{ConnsInbound: 5},
+		PeerDefault:          rcmgr.ResourceLimits{StreamsInbound: 20, ConnsInbound: 4, Memory: 16 << 20},
+		ProtocolDefault:      rcmgr.ResourceLimits{StreamsInbound: 50},
+		ServiceDefault:       rcmgr.ResourceLimits{StreamsInbound: 30, Memory: 32 << 20},
+		Service:              map[string]rcmgr.ResourceLimits{"friendly": {Streams: 4}}, // three are open
+		Conn:                 rcmgr.ResourceLimits{Memory: 1 << 20},
+		Gates: &rcmgr.GateLimits{Rate: rcmgr.RateLimits{Networks: map[netip.Prefix]rcmgr.ConnRate{
+			netip.MustParsePrefix(crowded + "/32"): {Burst: rcmgr.Unlimited},
+		}}},
+	}.Build(rcmgr.DefaultLimits.Scale(1<<30, 1024))
+	gologshim.SetDefaultHandler(slog.DiscardHandler)
+	m, err := rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithAllowlistStrings([]string{"/ip4/198.51.100.1"}, false))
+	require.NoError(t, err)
+	reg := prometheus.NewPedanticRegistry()
+	require.NoError(t, m.RegisterWith(reg))
+	return &stage{t: t, manager: m, metrics: promhttp.HandlerFor(reg, promhttp.HandlerOpts{})}
+}
+
+// befriend opens what is open on a good day: friends in both directions, each
+// with a stream of a service.
+func (h *stage) befriend() {
+	for i, dir := range []network.Direction{network.DirInbound, network.DirOutbound, network.DirInbound} {
+		id := peer.ID(fmt.Sprint("friend ", i))
+		c, err := h.manager.OpenConnection(dir, true, multiaddr.StringCast(friends))
+		require.NoError(h.t, err)
+		require.NoError(h.t, c.SetPeer(id))
+		require.NoError(h.t, c.ReserveMemory(100<<10, network.ReservationPriorityAlways))
+		s, err := h.manager.OpenStream(id, dir)
+		require.NoError(h.t, err)
+		require.NoError(h.t, s.SetProtocol("/friendly/1.0.0"))
+		require.NoError(h.t, s.SetService("friendly"))
+		require.NoError(h.t, s.ReserveMemory(1<<20, network.ReservationPriorityAlways))
+		h.friends = append(h.friends, c, s)
+	}
+}
+
+// flood is one wave, after the one before has gone: every limit and gate is met,
+// and a program makes mistakes.
+func (h *stage) flood() {
+	h.endFlood()
+	for range 30 { // too fast
+		if c := h.connect("/ip4/203.0.113.1/tcp/4001"); c != nil {
+			c.Done()
+		}
+	}
+	for range 30 { // too many from one address
+		h.hold(h.connect("/ip4/"+crowded+"/tcp/4001"), "flooder")
+	}
+	for i := range 100 { // too many
+		h.hold(h.connect(fmt.Sprintf("/ip4/10.0.%d.1/tcp/4001", i)), peer.ID(fmt.Sprint("flooder ", i)))
+	}
+	for range 10 { // even for whom the allowlist names
+		h.hold(h.connect(listed), "listed")
+	}
+	for i := range 10 {
+		h.streams(peer.ID(fmt.Sprint("flooder ", i)))
+	}
+	h.mistakes()
+}
+
+// connect opens an inbound connection, or gives nil.
+func (h *stage) connect(from string) network.ConnManagementScope {
+	c, err := h.manager.OpenConnection(network.DirInbound, true, multiaddr.StringCast(from))
+	if err != nil {
+		return nil
+	}
+	return c
+}
+
+// hold keeps a connection until the wave ends. Beyond its peer's limit, it stays
+// transient.
+func (h *stage) hold(c network.ConnManagementScope, p peer.ID) {
+	if c != nil {
+		h.floods = append(h.floods, c)
+		c.SetPeer(p)
+	}
+}
+
+// streams opens more inbound streams than a peer may have, and has those that
+// are admitted ask for a protocol, a service and memory.
+func (h *stage) streams(p peer.ID) {
+	for range 40 {
+		s, err := h.manager.OpenStream(p, network.DirInbound)
+		if err != nil {
+			continue
+		}
+		h.floods = append(h.floods, s)
+		if s.SetProtocol("/flooded/1.0.0") == nil && s.SetService("flooded") == nil {
+			s.ReserveMemory(8<<20, network.ReservationPriorityAlways)
+		}
+	}
+}
+
+// mistakes are those of a program of one's own.
+func (h *stage) mistakes() {
+	c, err := h.manager.OpenConnection(network.DirOutbound, false, multiaddr.StringCast(friends))
+	require.NoError(h.t, err)
+	require.Error(h.t, c.ReserveMemory(2<<20, network.ReservationPriorityAlways), "more than a connection may have")
+	c.ReleaseMemory(1) // more than was reserved
+	c.Done()
+	c.ReleaseMemory(1) // late
+}
+
+func (h *stage) endFlood() {
+	for _, s := range h.floods {
+		s.Done()
+	}
+	h.floods = nil
+}
+
+func (h *stage) leave() {
+	for _, s := range h.friends {
+		s.Done()
+	}
+}

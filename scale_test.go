@@ -1,0 +1,103 @@
+package rcmgr
+
+// Very many peers: what they cost in memory, and that nothing is done for all of
+// them under one lock.
+
+import (
+	"flag"
+	"fmt"
+	"runtime"
+	"testing"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/multiformats/go-multiaddr"
+	"github.com/stretchr/testify/require"
+)
+
+var peersFlag = flag.Int("rcmgr.peers", 20_000, "how many peers TestVeryManyPeers opens")
+
+// heapNow gives the bytes that are in use after garbage has been collected.
+func heapNow() int64 {
+	runtime.GC()
+	runtime.GC() // what the first one let go of
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// openPeer opens a connection of a peer, and two streams with a protocol and a
+// service, and gives what ends them.
+func openPeer(t testing.TB, rm network.ResourceManager, p peer.ID) (done [3]interface{ Done() }) {
+	c, err := rm.OpenConnection(network.DirInbound, true, multiaddr.StringCast("/ip4/127.0.0.1/tcp/4001"))
+	require.NoError(t, err)
+	require.NoError(t, c.SetPeer(p))
+	done[0] = c
+	for i := range 2 {
+		s, err := rm.OpenStream(p, network.DirInbound)
+		require.NoError(t, err)
+		require.NoError(t, s.SetProtocol(protocol.ID(benchProtocol)))
+		require.NoError(t, s.SetService(benchService))
+		done[i+1] = s
+	}
+	return done
+}
+
+// A peer with a connection and two streams takes less memory than with go-libp2p's
+// manager.
+func TestAPeerTakesLessMemoryThanUpstreams(t *testing.T) {
+	const peers = 4000
+	unlimited := InfiniteLimits
+	heap := make(map[string]int64)
+	for _, r := range rivals {
+		if r.impl == "one-mutex" || r.impl == "ours-without-metrics" {
+			continue
+		}
+		rm := r.make(t, unlimited)
+		ids, open := names(peers), make([][3]interface{ Done() }, peers)
+		before := heapNow()
+		for i, p := range ids {
+			open[i] = openPeer(t, rm, p)
+		}
+		heap[r.impl] = (heapNow() - before) / peers
+		runtime.KeepAlive(ids)
+		runtime.KeepAlive(open)
+		require.NoError(t, rm.Close())
+	}
+	t.Logf("bytes for a peer with a connection and two streams: %v", heap)
+	require.Less(t, heap["ours"], heap["upstream-without-metrics"])
+}
+
+// Peers are opened, used, left idle and collected, and then nothing is kept of them.
+//
+//	go test -run VeryManyPeers -rcmgr.peers 1000000 -v .
+func TestVeryManyPeers(t *testing.T) {
+	m, err := New(NewFixedLimiter(InfiniteLimits))
+	require.NoError(t, err)
+	defer m.Close()
+	empty := heapNow()
+	for _, part := range []int{4, 2, 1} {
+		n := *peersFlag / part
+		open := make([][3]interface{ Done() }, n)
+		frame := heapNow()
+		for i := range open {
+			open[i] = openPeer(t, m, peer.ID(fmt.Sprintf("a peer whose name is as long as theirs %d", i)))
+		}
+		t.Logf("%d peers: %d bytes each", n, (heapNow()-frame)/int64(n))
+		for _, all := range open {
+			for _, x := range all {
+				x.Done()
+			}
+		}
+		open = nil
+		for i := range m.stripes {
+			require.Equal(t, reapChunk, m.stripes[i].reapSome(n), "as many as may be looked at under one lock")
+		}
+		m.reap()
+		assertEmpty(t, m)
+		left := heapNow() - empty
+		t.Logf("%d bytes left", left)
+		require.Less(t, left, int64(1<<20))
+	}
+}

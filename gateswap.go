@@ -45,19 +45,29 @@ func (m *Manager) swapGates(next *gate) {
 	if last == next {
 		return
 	}
-	// Named networks come before levels.
-	for _, st := range last.subnets.named {
-		st.mu.Lock()
-		defer st.mu.Unlock()
-	}
-	for i := range last.subnets.stripes {
-		st := &last.subnets.stripes[i]
+	for _, st := range last.subnets.inLockOrder() {
 		st.mu.Lock()
 		defer st.mu.Unlock()
 	}
 	next.subnets.takeOver(last.subnets)
 	last.subnets.each(func(st *subnetStripe) { st.mu.heir = next.subnets })
 	m.gates.Store(next)
+}
+
+// inLockOrder gives all stripes in the order in which enter locks those of one
+// address: networks named for connections, those named for tokens, levels.
+func (s *subnets) inLockOrder() (all []*subnetStripe) {
+	for _, forConns := range []bool{true, false} {
+		for _, st := range s.named {
+			if (st.named.level.conns != noConnLimit) == forConns {
+				all = append(all, st)
+			}
+		}
+	}
+	for i := range s.stripes {
+		all = append(all, &s.stripes[i])
+	}
+	return all
 }
 
 // retired tells whether others have taken over. They do so for all stripes at once.

@@ -15,12 +15,12 @@ import (
 func (m *Manager) gate() *gate { return m.gates.Load() }
 
 // enterGates asks the gates in force.
-func (m *Manager) enterGates(addr netip.Addr, d dim) (gatePass, *LimitError) {
+func (m *Manager) enterGates(addr netip.Addr, d dim, p *gatePass) *LimitError {
 	for {
 		g := m.gate()
-		p, why := g.enter(addr, d)
-		if p != (gatePass{}) || why != nil || m.gate() == g {
-			return p, why
+		why := g.enter(addr, d, p)
+		if why != nil || p.conns != nil || p.tokens != nil || m.gate() == g {
+			return why
 		}
 		// They had retired, and given nothing.
 	}
@@ -88,6 +88,7 @@ func (s *subnets) takeOver(last *subnets) {
 			s.countInherited(one.prefix(), one.conns)
 		}
 		to := &s.stripes[0].mu
+		st.remarkLocked(last.noting)
 		for i := range gateKinds {
 			to.refusals[i].add(&st.mu.refusals[i])
 			if said := st.mu.remarks[i]; said != nil {

@@ -150,14 +150,15 @@ func TestGatesThatHaveRetiredGiveNothing(t *testing.T) {
 	defer m.Close()
 	last, addr := m.gate(), netip.MustParseAddr("192.0.2.1")
 	require.NoError(t, m.SetLimits(bySubnet(ofIPv4(map[int]LimitVal{32: 1}))))
-	pass, why := last.enter(addr, dimConnsIn)
+	var pass gatePass
+	why := last.enter(addr, dimConnsIn, &pass)
 	require.Zero(t, pass)
 	require.Nil(t, why)
 	require.Zero(t, countEntries(t, last.subnets))
-	pass, why = m.enterGates(addr, dimConnsIn)
+	why = m.enterGates(addr, dimConnsIn, &pass)
 	require.NotZero(t, pass)
 	require.Nil(t, why)
-	_, why = m.enterGates(addr, dimConnsIn)
+	why = m.enterGates(addr, dimConnsIn, &gatePass{})
 	require.NotNil(t, why)
 }
 

@@ -48,6 +48,7 @@ type Manager struct {
 
 	handles   atomic.Int64 // of Share, that are open
 	closeOnce sync.Once
+	ended     atomic.Bool // Close has begun
 	stop      chan struct{}
 	workers   sync.WaitGroup
 }
@@ -298,6 +299,7 @@ func GetAllowlist(rm network.ResourceManager) *Allowlist {
 // written to its end. Again, it does nothing. It always returns nil.
 func (m *Manager) Close() error {
 	m.closeOnce.Do(func() {
+		m.ended.Store(true)
 		close(m.stop)
 		m.workers.Wait()
 		m.inOneCut(func() {

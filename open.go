@@ -33,7 +33,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 	var err error
 	gated := !open && m.gate().concerns(h.dir)
 	if gated && !named {
-		if pass, err = m.passGates(&h, far); err != nil {
+		if err = m.passGates(&h, far, &pass); err != nil {
 			return nil, err
 		}
 	}

@@ -451,8 +451,7 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 		if err := c.mayStillMove(); err != nil {
 			return err
 		}
-		var why *LimitError
-		if mv.pass, why = m.enterGates(c.addr, c.dir); why != nil {
+		if why := m.enterGates(c.addr, c.dir, &mv.pass); why != nil {
 			return m.refusedAtGate(&c.holder, why)
 		}
 	}

@@ -485,7 +485,7 @@ func BenchmarkSubnets(b *testing.B) {
 			b.RunParallel(func(pb *testing.PB) {
 				for i := int(worker.Add(1)) << 20; pb.Next(); i++ {
 					var p gatePass
-				s.enter(addr(i), dimConnsIn, &p)
+					s.enter(addr(i), dimConnsIn, &p)
 					if p.conns != nil {
 						p.conns.leave(p.addr)
 					}

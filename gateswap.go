@@ -72,12 +72,13 @@ func (s *subnets) inLockOrder() (all []*subnetStripe) {
 
 // retired tells whether others have taken over. They do so for all stripes at once.
 func (w *passage) retired() bool {
-	for _, st := range [...]*subnetStripe{w.in, w.conns, w.tokens} {
-		if st != nil {
-			return st.mu.heir != nil
-		}
+	switch {
+	case w.in != nil:
+		return w.in.mu.heir != nil
+	case w.conns != nil:
+		return w.conns.mu.heir != nil
 	}
-	return false
+	return w.tokens != nil && w.tokens.mu.heir != nil
 }
 
 // takeOver takes over the connections that last counts, and its counts of

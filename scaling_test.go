@@ -85,3 +85,37 @@ func TestStripesForManyProcessors(t *testing.T) {
 		}
 	}
 }
+
+// A limit that is too small for batches is decided on the exact sum at any load, under
+// the one lock of its pool. These are the default limits, by memory and processors.
+//
+//	go test -run TooSmallForCredit -v .
+func TestDefaultLimitsThatAreTooSmallForCredit(t *testing.T) {
+	tooSmall := func(gib int64, stripes int) (list []string) {
+		limits := DefaultLimits.Scale(gib<<30, 1<<16).limits
+		for _, of := range []struct {
+			kind  Kind
+			limit BaseLimit
+		}{
+			{KindSystem, limits.System}, {KindTransient, limits.Transient},
+			{KindService, limits.ServiceDefault}, {KindProtocol, limits.ProtocolDefault},
+		} {
+			a := limitsOf(&of.limit)
+			for d := range numDims {
+				if of.kind.limits(d) && batchOf(a[d], stripes) == 0 {
+					list = append(list, of.kind.String()+"."+limitNames[d])
+				}
+			}
+		}
+		return list
+	}
+	for _, gib := range []int64{1, 4, 16, 64} {
+		for _, processors := range []int{2, 8, 32, 128} {
+			stripes := min(maxStripes, 4*processors)
+			t.Logf("%2d GiB, %3d processors, %3d stripes: %v", gib, processors, stripes, tooSmall(gib, stripes))
+		}
+	}
+	require.Equal(t, []string{"transient.ConnsInbound"}, tooSmall(4, 8))
+	require.Empty(t, tooSmall(16, 8))
+	require.NotContains(t, tooSmall(64, maxStripes), "system.StreamsInbound")
+}

@@ -41,8 +41,20 @@ func historyOps() int {
 
 const (
 	historyWorkers = 8
-	historySteps   = 1000 // of one worker in one history
+	historyMost    = 1000 // steps of one worker in one history
 )
+
+// historySteps is how many steps a worker takes in one history, so that every
+// cell of the grid has its turn.
+func historySteps() int {
+	cells := 0
+	for _, load := range historyLoads {
+		cells += len(load.stripes) * len(historyProcs)
+	}
+	return min(historyMost, historyOps()/cells/historyWorkers)
+}
+
+var historyProcs = []int{1, 2, 4, 8}
 
 // thing is what scopes hold. Everything is inbound, so that a limit of one
 // direction and that of both are one place.
@@ -136,7 +148,7 @@ func TestHistoriesOfManyGoroutinesHaveNoFalseAnswer(t *testing.T) {
 			var c historyCount
 			for began := time.Now(); c.calls < historyOps()/len(historyLoads); {
 				for _, stripes := range load.stripes {
-					for _, p := range []int{1, 2, 4, 8} {
+					for _, p := range historyProcs {
 						runtime.GOMAXPROCS(p)
 						h := newHistory(t, load, stripes)
 						h.run(seed + uint64(c.histories))
@@ -257,7 +269,7 @@ func (h *liveHistory) run(seed uint64) {
 		w.neighbour = workers[(i+1)%len(workers)].inbox
 		wg.Go(func() {
 			w.aimAnew()
-			for range historySteps {
+			for range historySteps() {
 				w.step()
 			}
 		})

@@ -18,6 +18,7 @@ type tally struct {
 	identities, checks, pauses, wrong int
 	mostConns, mostStreams, mostFD    int
 	mostGoroutines                    int
+	forgotten                         int                   // connections, by go-libp2p
 	refusals                          map[rcmgr.Kind]uint64 // by managers that have ended
 }
 
@@ -118,11 +119,18 @@ const (
 )
 
 // pause holds the traffic until what the process really has is what is
-// accounted. The connections stay.
+// accounted, and each scope of a connection that of one that a host has. The
+// connections stay.
 func (w *world) pause() {
 	w.quiet.Lock()
 	defer w.quiet.Unlock()
 	w.pauses++
+	within(grace, func() bool {
+		return !slices.ContainsFunc(w.nodes, func(n *node) bool { return len(n.manager.astray(n.host)) > 0 })
+	})
+	for _, n := range w.nodes {
+		w.finishForgotten(n)
+	}
 	var a accounted
 	var p process
 	if !within(w.patience, func() bool {
@@ -141,6 +149,7 @@ func (w *world) report() {
 	fmt.Fprintf(w.out, "\nran            %v, %d hosts at a time, %d identities\n", time.Since(w.began).Round(time.Second), w.hosts, w.identities)
 	fmt.Fprintf(w.out, "connected      %v\nfetched        %v\n", &w.connects, &w.fetches)
 	fmt.Fprintf(w.out, "refused        %s\n", w.refusalText())
+	fmt.Fprintf(w.out, "forgotten      %d inbound connections, by go-libp2p\n", w.forgotten)
 	fmt.Fprintf(w.out, "at most        %d connections, %d streams, %d descriptors, %d goroutines\n", w.mostConns, w.mostStreams, w.mostFD, w.mostGoroutines)
 	fmt.Fprintf(w.out, "checked        %d times all managers, %d times against the process\n", w.checks, w.pauses)
 	fmt.Fprintf(w.out, "found wrong    %d\n", w.wrong)

@@ -40,7 +40,7 @@ var roads = []string{
 type node struct {
 	role    role
 	host    host.Host
-	manager *rcmgr.Manager
+	manager *ledger
 	limits  rcmgr.BaseLimit // of system, as they were at first
 	lowered bool            // they have been set below what was in use
 	addrs   []multiaddr.Multiaddr
@@ -76,10 +76,11 @@ func newNode(r role, hosts int) (*node, error) {
 	if r == relays { // they serve
 		limits = rcmgr.NewFixedLimiter(rcmgr.InfiniteLimits)
 	}
-	var err error
-	if n.manager, err = rcmgr.New(limits); err != nil {
+	m, err := rcmgr.New(limits)
+	if err != nil {
 		return nil, err
 	}
+	n.manager = newLedger(m)
 	opts := []libp2p.Option{libp2p.ResourceManager(n.manager), libp2p.DisableMetrics(), libp2p.EnableRelay()}
 	switch r {
 	case hidden:
@@ -128,9 +129,16 @@ func (n *node) reserveAt(at *node) error {
 	return nil
 }
 
-// end ends a host. Its own traffic ends first: go-libp2p crashes if a host is
+// endNode ends a host. Its own traffic ends first: go-libp2p crashes if a host is
 // closed while it dials. What it held must be gone afterwards.
-func (n *node) end() error {
+func (w *world) endNode(n *node) {
+	if err := w.tryEnd(n); err != nil {
+		w.complain("%v", err)
+	}
+	w.countRefusals(n.manager.Manager)
+}
+
+func (w *world) tryEnd(n *node) error {
 	n.stop()
 	n.work.Wait()
 	for _, p := range n.host.Network().Peers() {
@@ -139,11 +147,21 @@ func (n *node) end() error {
 	if err := n.host.Close(); err != nil {
 		return err
 	}
-	within(patience, func() bool { return len(held(n.manager)) == 0 })
-	if left := held(n.manager); len(left) > 0 {
+	within(grace, func() bool { return len(held(n.manager.Manager)) == 0 })
+	w.finishForgotten(n)
+	if left := held(n.manager.Manager); len(left) > 0 {
 		return fmt.Errorf("a closed host still holds %s", strings.Join(left, ", "))
 	}
 	return nil
+}
+
+// finishForgotten ends what a host has forgotten, and counts it.
+func (w *world) finishForgotten(n *node) {
+	inbound, outbound := n.manager.finishForgotten(n.host)
+	w.forgotten += inbound
+	if outbound > 0 {
+		w.complain("host %v has lost %d outbound connections", n.host.ID(), outbound)
+	}
 }
 
 // held names all that a manager holds.

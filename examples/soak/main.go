@@ -76,6 +76,7 @@ const (
 	pauseEvery  = 10 * time.Second
 	changeEvery = time.Second      // a host is replaced, limits change
 	patience    = 20 * time.Second // for whatever must become so
+	grace       = 2 * time.Second  // for what a closed host gives back late
 	tick        = 10 * time.Millisecond
 )
 

@@ -73,7 +73,7 @@ func (w *world) add(r role) (*node, error) {
 		err = n.reserveAt(w.nodes[w.identities%2])
 	}
 	if err != nil {
-		n.end()
+		w.endNode(n)
 		return nil, err
 	}
 	w.identities++
@@ -109,13 +109,6 @@ func (w *world) replaceOne() error {
 	w.endNode(old)
 	_, err := w.add(old.role)
 	return err
-}
-
-func (w *world) endNode(n *node) {
-	if err := n.end(); err != nil {
-		w.complain("%v", err)
-	}
-	w.countRefusals(n.manager)
 }
 
 func (w *world) changeLimits() { w.nodes[w.r.IntN(len(w.nodes))].changeLimits(w.r) }

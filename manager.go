@@ -86,7 +86,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		admission: cfg.admission,
 		newcomers: cfg.newcomers,
 		allowlist: new(Allowlist),
-		reporter:  cfg.reporter,
+		reporter:  guarded(cfg.reporter),
 		started:   time.Now(),
 		bugLog:    rate.Sometimes{Interval: 10 * time.Second},
 		stop:      make(chan struct{}),

@@ -5,7 +5,7 @@
  *
  * Three stripes share two pools. Pool 0 has batches, and is loose or tight;
  * pool 1 is too small for them, and always tight. Connections lie in a stripe
- * and count in both pools. Workers reserve on them and release, one process
+ * and count in both pools, one in pool 0 alone. Workers reserve on them and release, one process
  * takes a connection to another stripe and out of pool 0, and one changes the
  * limit of pool 0 and back. Each takes and drops locks in steps of their own.
  *
@@ -35,8 +35,15 @@
 
 /* The promises. A run ends at the first that is broken, and names it. */
 bool no_overshoot = true, no_false_admission = true, no_false_refusal = true, credit_conserved = true,
-	credit_covers_use = true, loose_below_half = true, idle_bounded = true, tight_is_exact = true,
+	credit_covers_use = true, loose_below_half = true, idle_bounded = true, tight_is_exact = true, turns_at_quarter = true,
 	all_locks_once = true, zero_at_end = true;
+
+/* With ONLY, one of them alone can end a run. */
+#ifdef ONLY
+#define promised(promise) assert(ONLY)
+#else
+#define promised(promise) assert(promise)
+#endif
 
 short limit[POOLS], handed[POOLS];
 bool tight[POOLS];
@@ -57,11 +64,21 @@ short inUse[POOLS];
 #define UNDECIDED 2
 
 #define batch(p) (limit[p] / (16 * STRIPES))
+#if defined(BREAK_KEEP_MORE)
+#define keep(p) (tight[p] -> 0 : 6 * batch(p))
+#elif defined(BREAK_KEEP_TIGHT)
+#define keep(p) (2 * batch(p))
+#else
 #define keep(p) (tight[p] -> 0 : 2 * batch(p))
+#endif
 #define bound(p, quarters) (limit[p] * (quarters) / 4)
 #define atLeast(x, y) ((x) > (y) -> (x) : (y))
 #define atMost(x, y) ((x) < (y) -> (x) : (y))
+#ifdef BREAK_LOW_WEIGHT
+#define exact(n, quarters) ((n) == 0)
+#else
 #define exact(n, quarters) ((quarters) < 2 || (n) == 0)
+#endif
 #define lack(p, s, n) atLeast(0, (n) - (share[p].credit[s] - share[p].use[s]))
 
 #ifdef BREAK_HANDED_IS_USE
@@ -78,15 +95,17 @@ inline promise(p) {
 		credit_covers_use = credit_covers_use && share[p].use[i] >= 0 && share[p].use[i] <= share[p].credit[i]
 	}
 	i = 0;
-	assert(credit_covers_use);
+	promised(credit_covers_use);
 	credit_conserved = (sum == handed[p]);
-	assert(credit_conserved);
+	promised(credit_conserved);
 	loose_below_half = (tight[p] || handed[p] <= limit[p] / 2);
-	assert(loose_below_half);
+	promised(loose_below_half);
 	idle_bounded = (tight[p] || handed[p] - inUse[p] <= limit[p] / 8);
-	assert(idle_bounded);
+	promised(idle_bounded);
+	turns_at_quarter = (!tight[p] || batch(p) == 0 || handed[p] >= limit[p] / 4);
+	promised(turns_at_quarter);
 	tight_is_exact = (!tight[p] || handed[p] <= inUse[p]);
-	assert(tight_is_exact);
+	promised(tight_is_exact);
 	sum = 0
 }
 
@@ -95,15 +114,13 @@ inline admit(c, n, quarters) {
 	for (i : 0 .. POOLS-1) {
 		if
 		:: conn[c].in[i] ->
-			no_false_admission = (n <= bound(i, quarters) - inUse[i]);
 			inUse[i] = inUse[i] + n;
-			no_overshoot = (n == 0 || inUse[i] <= limit[i])
+			no_overshoot = (n == 0 || inUse[i] <= limit[i]);
+			promised(no_overshoot);
+			no_false_admission = (inUse[i] <= bound(i, quarters));
+			promised(no_false_admission)
 		:: else
-		fi;
-#ifndef BREAK_WHOLE /* tells which of the two to look for */
-		assert(no_false_admission);
-#endif
-		assert(no_overshoot)
+		fi
 	}
 	i = 0
 }
@@ -111,7 +128,7 @@ inline admit(c, n, quarters) {
 /* refuse is the instant at which pool p refuses a request. */
 inline refuse(p, n, quarters) {
 	no_false_refusal = (n > bound(p, quarters) - inUse[p]);
-	assert(no_false_refusal)
+	promised(no_false_refusal)
 }
 
 /* decide asks pool p by one look at what it has handed out and its mark. */
@@ -165,7 +182,9 @@ inline trim(p, s) {
 	grant = (room > keep(p) -> room - keep(p) / 2 : 0);
 	handed[p] = handed[p] - grant;
 	if
+#ifndef BREAK_STAYS_TIGHT
 	:: tight[p] && batch(p) > 0 && handed[p] < limit[p] / 4 -> tight[p] = false
+#endif
 	:: else
 	fi;
 	share[p].credit[s] = share[p].credit[s] - grant;
@@ -199,9 +218,9 @@ inline lockAll() {
 	:: else -> break
 	od
 }
-inline unlockAll() { d_step { for (i : 0 .. STRIPES-1) { stripeLock[i] = false } i = 0 } }
+inline unlockAll() { atomic { for (i : 0 .. STRIPES-1) { stripeLock[i] = false } i = 0 } }
 inline unlockPools() {
-	d_step {
+	atomic {
 		for (i : 0 .. POOLS-1) {
 			if
 			:: lacking[i] -> poolLock[i] = false
@@ -235,7 +254,7 @@ inline lockConn(c, s) {
 
 /* settle decides under all stripe locks, on the exact sums. */
 inline settle(c, n, quarters) {
-	d_step {
+	atomic {
 		s = conn[c].at;
 		verdict = ADMITTED;
 		for (k : 0 .. POOLS-1) {
@@ -298,7 +317,7 @@ inline charge(c, s, n) {
 
 /* look finds the pools that have to be asked. */
 inline look(c, s, n, quarters) {
-	d_step {
+	atomic {
 		any = false;
 		for (i : 0 .. POOLS-1) {
 			lacking[i] = (conn[c].in[i] && (n > share[i].credit[s] - share[i].use[s] || exact(n, quarters)));
@@ -311,11 +330,12 @@ inline look(c, s, n, quarters) {
 /* reserve leaves its verdict, and no lock. */
 inline reserve(c, n, quarters) {
 	all = false;
+again:
 	lockConn(c, s);
 	look(c, s, n, quarters);
 	verdict = ADMITTED;
 	if
-	:: !any -> d_step { admit(c, n, quarters); charge(c, s, n); promise(0); promise(1) }
+	:: !any -> atomic { admit(c, n, quarters); charge(c, s, n); promise(0); promise(1) }
 	:: else ->
 		/* One look at each pool, without its lock. */
 		k = 0;
@@ -327,7 +347,7 @@ inline reserve(c, n, quarters) {
 #ifdef BREAK_MARK
 				mark = tight[k];
 #endif
-				d_step {
+				atomic {
 #ifndef BREAK_MARK
 					mark = tight[k];
 #endif
@@ -364,7 +384,7 @@ inline reserve(c, n, quarters) {
 					k++
 				}
 			od;
-			d_step {
+			atomic {
 #ifndef BREAK_ONE_LOOK
 				for (k : 0 .. POOLS-1) {
 					if
@@ -387,7 +407,7 @@ inline reserve(c, n, quarters) {
 			do
 			:: k == POOLS || verdict != ADMITTED -> break
 			:: else ->
-				d_step {
+				atomic {
 					if
 					:: lacking[k] ->
 						decide(k, s, n, quarters, tight[k]);
@@ -404,7 +424,7 @@ inline reserve(c, n, quarters) {
 				}
 			od;
 			if
-			:: verdict == ADMITTED -> d_step { charge(c, s, n); promise(0); promise(1) }
+			:: verdict == ADMITTED -> atomic { charge(c, s, n); promise(0); promise(1) }
 			:: else
 			fi;
 			unlockPools()
@@ -416,23 +436,20 @@ inline reserve(c, n, quarters) {
 	:: verdict != UNDECIDED -> break
 	:: else ->
 		all_locks_once = !all;
-		assert(all_locks_once);
+		promised(all_locks_once);
 		all = true;
 		lockAll();
 #ifdef BREAK_LET_GO
-		d_step { recall(0, 0); recall(1, 0) }
+		atomic { recall(0, 0); recall(1, 0) }
 		unlockAll();
-		lockConn(c, s);
-		d_step { look(c, s, n, quarters) }
-		d_step { if :: lacking[0] -> decide(0, s, n, quarters, tight[0]) :: else -> verdict = REFUSED fi }
-		unlockStripe(s);
+		goto again
 #else
 		look(c, conn[c].at, n, quarters);
 		settle(c, n, quarters);
 		unlockAll()
 #endif
 	od;
-	d_step { all = false; any = false; grant = 0; for (i : 0 .. POOLS-1) { lacking[i] = false } i = 0 }
+	atomic { all = false; any = false; grant = 0; for (i : 0 .. POOLS-1) { lacking[i] = false } i = 0 }
 }
 
 /* release gives back all that a connection holds. */
@@ -454,7 +471,7 @@ inline release(c) {
 #endif
 		k++
 	od;
-	d_step { k = 0; room = 0; giving = 0; sum = 0 }
+	atomic { k = 0; room = 0; giving = 0; sum = 0 }
 	unlockStripe(s)
 }
 
@@ -469,7 +486,7 @@ proctype worker(byte c) {
 		if
 		:: n = 1; quarters = 4
 		:: n = 1; quarters = 1
-		:: n = 11; quarters = 2
+		:: n = 24; quarters = 2
 		:: n = 25; quarters = 4
 		fi;
 		reserve(c, n, quarters);
@@ -500,7 +517,7 @@ proctype mover(byte c, goal) {
 		:: else -> lockStripe(goal); lockStripe(s)
 		fi;
 #endif
-		d_step {
+		atomic {
 			giving = conn[c].held;
 			share[1].use[s] = share[1].use[s] - giving;
 			share[1].use[goal] = share[1].use[goal] + giving;
@@ -522,7 +539,7 @@ proctype mover(byte c, goal) {
 
 inline setLimit(p, n) {
 	lockAll();
-	d_step {
+	atomic {
 		limit[p] = n;
 #ifndef BREAK_LIMIT
 		recall(p, 0);
@@ -550,6 +567,9 @@ init {
 			conn[c].at = c % STRIPES;
 			conn[c].in[0] = true;
 			conn[c].in[1] = true;
+#ifndef BREAK_POOL_ORDER
+			conn[c].in[1] = (c != 1); /* its requests may need no pool at all */
+#endif
 			run worker(c)
 		}
 #ifndef NO_MOVE
@@ -565,5 +585,5 @@ init {
 	_nr_pr == 1;
 	zero_at_end = (inUse[0] == 0 && inUse[1] == 0);
 	for (c : 0 .. STRIPES-1) { zero_at_end = zero_at_end && share[0].use[c] == 0 && share[1].use[c] == 0 }
-	assert(zero_at_end)
+	promised(zero_at_end)
 }

@@ -164,7 +164,7 @@ func FuzzAllowlist(f *testing.F) {
 // FuzzTraceLine takes names that a stranger may choose into a trace: a line is
 // JSON that says what the event says, whatever is in them.
 func FuzzTraceLine(f *testing.F) {
-	for _, name := range []string{"/ipfs/id/1.0.0", "", "<svc> & \"x\"\\", "a\nb\x00\x1f\x7f", "bad \xff\xfe", "süß\u2028"} {
+	for _, name := range []string{"/ipfs/id/1.0.0", "", "<svc> & \"x\"\\", "a\nb\x00\x1f\x7f", "bad \xff\xfe", "süß\u2028", "<", ">", "&", "\"", "\\", "\x7f"} {
 		for kind := range byte(numKinds) {
 			f.Add(kind, name, int64(1)<<40, kind%2 == 0)
 		}

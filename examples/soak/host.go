@@ -42,7 +42,7 @@ type node struct {
 	host    host.Host
 	manager *ledger
 	limits  rcmgr.BaseLimit // of system, as they were at first
-	lowered bool            // they have been set below what was in use
+	lowered bool            // they may have been set below what was in use
 	addrs   []multiaddr.Multiaddr
 
 	ctx  context.Context
@@ -185,7 +185,7 @@ func (n *node) changeLimits(r *rand.Rand) {
 		*c = int(by * float64(*c))
 	}
 	l.Memory = int64(by * float64(l.Memory))
-	n.lowered = n.lowered || by < 1
+	n.lowered = true // perhaps
 	n.manager.ViewSystem(func(s network.ResourceScope) error {
 		s.(rcmgr.ResourceScopeLimiter).SetLimit(&l)
 		return nil

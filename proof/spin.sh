@@ -2,7 +2,7 @@
 # Checks credit.pml with spin: the protocol as it is must keep every promise, and
 # each broken variant must break the promise named beside it. Needs spin and a C
 # compiler (Debian: apt-get install spin gcc), about 1 GiB of memory and a few
-# minutes; with "deep", 12 GiB and an hour.
+# minutes; with "deep", larger explorations with up to 12 GiB each.
 set -euo pipefail
 model=$(cd "$(dirname "$0")" && pwd)/credit.pml
 work=$(mktemp -d)

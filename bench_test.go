@@ -316,7 +316,7 @@ func TestMetricsOnOrOffIsTheSameWork(t *testing.T) {
 }
 
 func TestRefusalAllocatesAtMostTwice(t *testing.T) {
-	limits := PartialLimitConfig{System: ResourceLimits{StreamsInbound: BlockAllLimit, ConnsInbound: BlockAllLimit}}.Build(InfiniteLimits)
+	limits := PartialLimitConfig{System: ResourceLimits{StreamsInbound: BlockAllLimit, ConnsInbound: BlockAllLimit, Memory: 1 << 30}}.Build(InfiniteLimits)
 	rm, err := New(NewFixedLimiter(limits))
 	require.NoError(t, err)
 	defer rm.Close()

@@ -93,7 +93,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		newcomers: cfg.newcomers,
 		options:   cfg,
 		allowlist: newAllowlist(cfg.allowlisted),
-		reporter:  cfg.reporter,
+		reporter:  guarded(cfg.reporter),
 		started:   time.Now(),
 		bugLog:    rate.Sometimes{Interval: 10 * time.Second},
 		stop:      make(chan struct{}),

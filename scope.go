@@ -555,7 +555,8 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	if mv.pass.conns != nil {
 		c.gate = mv.pass.conns
 	}
-	c.chain = place
+	c.chain.peer, c.chain.at[slotPeer] = ps, &ps.account
+	c.chain.at[slotTransient], c.chain.at[slotSystem] = nil, place.at[slotSystem]
 	c.at.Store(to)
 	return admitted, nil
 }

@@ -39,7 +39,7 @@ func BenchmarkTracing(b *testing.B) {
 	for _, w := range workloads {
 		for _, r := range tracedRivals {
 			b.Run(fmt.Sprintf("work=%s/impl=%s", w.name, r.impl), func(b *testing.B) {
-				dir, traces := b.TempDir(), 0
+				dir, traces, since := b.TempDir(), 0, processorTime()
 				for b.Loop() {
 					traces++
 					rm := r.make(b, w.limits.Build(farLimits()), filepath.Join(dir, fmt.Sprint(traces)))
@@ -52,6 +52,7 @@ func BenchmarkTracing(b *testing.B) {
 					require.NoError(b, rm.Close())
 				}
 				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(traces*tracedRounds), "ns/round")
+				b.ReportMetric(float64(processorTime()-since)/float64(traces*tracedRounds), "cpu-ns/round")
 			})
 		}
 	}

@@ -7,11 +7,12 @@ package rcmgr
 import (
 	"bufio"
 	"cmp"
-	"compress/gzip"
 	"encoding/json"
 	"io"
 	"strconv"
 	"time"
+
+	"github.com/klauspost/compress/gzip"
 )
 
 type traceFile struct {

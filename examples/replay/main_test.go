@@ -396,7 +396,7 @@ Who refuses what was admitted
 Scope      What                 Times
 transient  outbound connection  2
 
-Highest use, the fullest limits first
+Highest use, where it was half of a limit or more
 
 Scope      Limit Name     Limit Value  Highest Use  Percent
 transient  ConnsOutbound  1            1            100.0%

@@ -13,6 +13,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -339,13 +340,22 @@ func (t *teller) count(st *step, what string, err error) {
 		by := refuser{"", err.Error()}
 		var why *rcmgr.LimitError
 		if errors.As(err, &why) {
-			by = refuser{why.Scope(), why.Resource().String()}
+			by = refuser{nameOf(why), why.Resource().String()}
 			if d := why.Direction(); d != network.DirUnknown {
 				by.what = fmt.Sprintf("%s %s", map[network.Direction]string{network.DirInbound: "inbound", network.DirOutbound: "outbound"}[d], by.what)
 			}
 		}
 		t.now.refusers[by]++
 	}
+}
+
+// nameOf names the scope that refused, one for all spans of it, and one for all
+// connections or streams.
+func nameOf(why *rcmgr.LimitError) string {
+	if k := why.Kind(); k == rcmgr.KindConn || k == rcmgr.KindStream {
+		return k.String()
+	}
+	return strings.TrimSuffix(why.Scope(), spanEnd.FindString(why.Scope()))
 }
 
 func (a *answers) report(out io.Writer, name string, top int) error {
@@ -380,16 +390,16 @@ func (a *answers) report(out io.Writer, name string, top int) error {
 
 // reportPeaks shows the limits that came nearest to being full.
 func (a *answers) reportPeaks(out io.Writer, w *tabwriter.Writer, top int) error {
+	share := func(u rcmgr.LimitUse) float64 { return float64(u.Peak) / float64(u.Limit) * 100 }
 	all := slices.DeleteFunc(a.state.Limits(), func(u rcmgr.LimitUse) bool {
 		_, limited := u.Percent()
-		return !limited || u.Peak == 0
+		return !limited || share(u) < 50 // below half, peaks are not exact
 	})
-	share := func(u rcmgr.LimitUse) float64 { return float64(u.Peak) / float64(u.Limit) * 100 }
 	slices.SortStableFunc(all, func(x, y rcmgr.LimitUse) int { return cmp.Compare(share(y), share(x)) })
 	if len(all) == 0 {
 		return nil
 	}
-	fmt.Fprint(out, "\nHighest use, the fullest limits first\n\n")
+	fmt.Fprint(out, "\nHighest use, where it was half of a limit or more\n\n")
 	fmt.Fprintln(w, "Scope\tLimit Name\tLimit Value\tHighest Use\tPercent")
 	for _, u := range all[:min(top, len(all))] {
 		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%.1f%%\n", u.Scope, u.Name, u.Limit, u.Peak, share(u))

@@ -38,6 +38,7 @@ type Manager struct {
 	changing  sync.Mutex           // held while limits are put in force, before all other locks
 	trace     *tracer              // nil: nobody listens
 	reporter  MetricsReporter      // nil: nobody is told of decisions
+	pressure  *pressure            // nil: the process's memory is not looked at
 
 	refusalLog *refusalLog // nil: refusals are not logged
 	history    refusalHistory
@@ -108,6 +109,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	if cfg.refusalLog > 0 {
 		m.refusalLog = &refusalLog{m: m, every: cfg.refusalLog}
 	}
+	m.pressure = newPressure(cfg.pressure)
 	m.limits.Store(book)
 	m.build()
 	if cfg.measured() {
@@ -117,6 +119,9 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	m.workers.Go(m.keepHistoryUntilClosed)
 	if m.refusalLog != nil {
 		m.workers.Go(m.refusalLog.writeUntilClosed)
+	}
+	if m.pressure != nil {
+		m.workers.Go(func() { m.pressure.watchUntil(m.stop) })
 	}
 	m.logStart()
 	return m, nil

@@ -31,6 +31,9 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 	open, named := m.allowlist.allowsAddr(far)
 	var pass gatePass
 	var err error
+	if m.pressure.refuses(h.dir) && !open && !named {
+		return nil, m.refuseForMemory(&h)
+	}
 	gated := !open && m.gate().concerns(h.dir)
 	if gated && !named {
 		if pass, err = m.passGates(&h, far); err != nil {
@@ -96,6 +99,13 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 				return nil, err
 			}
 			continue
+		}
+		if m.pressure.refuses(h.dir) && ps.trusted == 0 && !m.allowlist.allowsPeer(p) {
+			st.number(&h)
+			st.noteMemory(&h, ps)
+			err := st.refuseOpening(&h, &r)
+			st.unlock(all)
+			return nil, err
 		}
 		c.peer = ps
 		v, err := st.open(&h, &r, &c, ps.trusted > 0, all)

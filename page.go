@@ -164,6 +164,13 @@ func preferredFormat(accept []string) string {
 func writeText(w io.Writer, s *Snapshot) error {
 	fmt.Fprintf(w, "%s, up %s, %d peers, %d refusals, %d bugs of callers\n",
 		s.Taken.UTC().Format(time.RFC3339), s.Uptime().Round(time.Second), s.Peers, s.totalRefusals(), s.CallerBugs)
+	if m := &s.Process; m.Limit > 0 {
+		fmt.Fprintf(w, "%s of %s of memory in use by the process", amountText("Memory", m.InUse), amountText("Memory", m.Limit))
+		if m.Refusing {
+			fmt.Fprint(w, ", inbound connections and streams of strangers are refused")
+		}
+		fmt.Fprintln(w)
+	}
 	fmt.Fprintf(w, "\nLimits of which %d%% and more are taken\n\n", NearLimit)
 	if err := WriteTable(w, s.LimitsNear(NearLimit)); err != nil {
 		return err

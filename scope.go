@@ -451,6 +451,9 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 		if err := c.mayStillMove(); err != nil {
 			return err
 		}
+		if m.pressure.refuses(c.dir) {
+			return c.refuseForMemory()
+		}
 		var why *LimitError
 		if mv.pass, why = m.enterGates(c.addr, c.dir); why != nil {
 			return m.refusedAtGate(&c.holder, why)

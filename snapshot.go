@@ -159,7 +159,9 @@ type Snapshot struct {
 	// identify does it routinely.
 	LateReleases uint64
 	Gates        GateState
-	Engine       EngineState
+	// Process is the memory of the whole process; empty without WithMemoryPressure.
+	Process ProcessMemory `json:",omitzero"`
+	Engine  EngineState
 }
 
 // Uptime is how old the manager was when the snapshot was taken.
@@ -250,6 +252,7 @@ func (m *Manager) snapshot(subnets int, addPeers func(*cut)) Snapshot {
 	})
 	s.CallerBugs = m.callerBugs.Load()
 	s.Gates = m.gate().state(subnets)
+	s.Process = m.pressure.state()
 	m.gate().subnets.addRefusals(&refused)
 	s.Scopes = make([]ScopeState, len(c.scopes))
 	for i := range c.scopes {

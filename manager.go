@@ -38,6 +38,7 @@ type Manager struct {
 	changing  sync.Mutex           // held while limits are put in force, before all other locks
 	trace     *tracer              // nil: nobody listens
 	reporter  MetricsReporter      // nil: nobody is told of decisions
+	leaks     *leakFinder          // nil: no records of what is open
 	pressure  *pressure            // nil: the process's memory is not looked at
 
 	refusalLog *refusalLog // nil: refusals are not logged
@@ -110,6 +111,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		m.refusalLog = &refusalLog{m: m, every: cfg.refusalLog}
 	}
 	m.pressure = newPressure(cfg.pressure)
+	m.leaks = newLeakFinder(m, cfg.leaks)
 	m.limits.Store(book)
 	m.build()
 	if cfg.measured() {
@@ -122,6 +124,9 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	}
 	if m.pressure != nil {
 		m.workers.Go(func() { m.pressure.watchUntil(m.stop) })
+	}
+	if m.leaks != nil {
+		m.workers.Go(func() { m.leaks.keepTimeUntil(m.stop) })
 	}
 	m.logStart()
 	return m, nil

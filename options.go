@@ -21,6 +21,7 @@ type config struct {
 	subnets     subnetConfig    // nil lists: what the limit configuration says
 	callerRates *callerRates    // nil: likewise
 	outbound    *bool           // nil: likewise
+	leaks       *LeakFinder     // nil: no records of what is open
 	pressure    *MemoryPressure // nil: the process's memory is not looked at
 
 	tracePath  string          // empty: no file

@@ -7,7 +7,7 @@ package rcmgr
 // when the runtime finds it, the record is still there.
 //
 // Records lie in shards by number, each under a lock that comes after all others
-// (I8). Without the option there are none, and a nil *leakFinder is asked.
+// (I8). Without the option there are none, and the manager has no finder.
 
 import (
 	"cmp"
@@ -152,9 +152,6 @@ func (l *leakFinder) shard(num int64) *leakShard { return &l.at[num%leakShards] 
 
 // opened takes note of a connection or stream that nobody else knows of yet.
 func (l *leakFinder) opened(h *holder, p peer.ID) {
-	if l == nil {
-		return
-	}
 	r := &openRecord{scope: weak.Make(h), kind: h.kind, dir: h.dir, num: h.num, opened: l.now.Load(), peer: p}
 	if l.Stacks > 0 && h.num%int64(l.Stacks) == 0 {
 		var pcs [32]uintptr
@@ -170,9 +167,6 @@ func (l *leakFinder) opened(h *holder, p peer.ID) {
 
 // moved takes note of whose an open scope is now.
 func (l *leakFinder) moved(h *holder, note func(*openRecord)) {
-	if l == nil {
-		return
-	}
 	s := l.shard(h.num)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -181,11 +175,8 @@ func (l *leakFinder) moved(h *holder, note func(*openRecord)) {
 	}
 }
 
-// closed forgets a scope. The lock of its stripe is held.
+// closed forgets a connection or stream. The lock of its stripe is held.
 func (l *leakFinder) closed(h *holder) {
-	if l == nil || h.role != leaf {
-		return
-	}
 	s := l.shard(h.num)
 	s.mu.Lock()
 	defer s.mu.Unlock()

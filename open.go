@@ -58,7 +58,9 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 			allowlisted: c.at[slotSystem].kind == KindAllowlistedSystem}
 		scope.tree = &scope.root
 		scope.at.Store(st)
-		m.leaks.opened(&scope.holder, "")
+		if m.leaks != nil {
+			m.leaks.opened(&scope.holder, "")
+		}
 		return scope, nil
 	}
 }
@@ -121,7 +123,9 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 		scope := &streamScope{holder: h, root: root{chain: c}}
 		scope.tree = &scope.root
 		scope.at.Store(st)
-		m.leaks.opened(&scope.holder, p)
+		if m.leaks != nil {
+			m.leaks.opened(&scope.holder, p)
+		}
 		return scope, nil
 	}
 }

@@ -130,10 +130,10 @@ func TestStrangersFromOutsideAreRefusedWhileMemoryIsShort(t *testing.T) {
 func TestMemoryIsLookedAtUntilClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var used meter
-		looks := 0
+		var looks atomic.Int64
 		p := used.pressure()
 		p.Every = time.Second
-		p.InUse = func() int64 { looks++; return used.Load() }
+		p.InUse = func() int64 { looks.Add(1); return used.Load() }
 		used.Store(950)
 		m, err := New(NewFixedLimiter(InfiniteLimits), WithMemoryPressure(p))
 		require.NoError(t, err)
@@ -145,10 +145,10 @@ func TestMemoryIsLookedAtUntilClose(t *testing.T) {
 		require.NoError(t, err)
 		s.Done()
 		time.Sleep(2 * time.Second)
-		require.Equal(t, 4, looks)
+		require.EqualValues(t, 4, looks.Load())
 		require.NoError(t, m.Close())
 		time.Sleep(time.Minute)
-		require.Equal(t, 4, looks)
+		require.EqualValues(t, 4, looks.Load())
 	})
 }
 

@@ -362,7 +362,9 @@ func (h *holder) finish(st *stripe) {
 	} else {
 		st.giveAll(&h.tree.chain, &total)
 		st.release(&h.tree.chain)
-		st.m.leaks.closed(h)
+		if st.m.leaks != nil && h.role == leaf {
+			st.m.leaks.closed(h)
+		}
 	}
 	st.traceDone(h)
 }

@@ -42,12 +42,15 @@ type subnetStripe struct {
 		busy, owing int // records with connections; with a bucket that may not be full
 		refusals    [2]dimCounts
 		remarks     [2]*remarks // what the log will say; see gateKinds
-		// told is what was refused last, and where, for the next that is refused there.
-		told *LimitError
-		at   subnet
+		// told is what was refused last, where, and how often since it is in no remark:
+		// it is told again to the next that is refused there.
+		told  *LimitError
+		at    subnet
+		times uint64
 		// heir has taken over, see gateswap.go; nil while these are in force.
 		heir *subnets
 	}
+	_ [56]byte
 }
 
 // gateKinds are the kinds of refusals of the gates, in the order in which
@@ -121,14 +124,15 @@ type gatePass struct {
 // enter gives a normalised address a place for a connection and a token, or
 // neither: then it tells which subnet has none left, as an error unless the
 // subnets are quiet or have retired. An invalid address is in no subnet and always
-// fits. d is what will be refused: inbound connections, or outbound ones.
-func (s *subnets) enter(addr netip.Addr, d dim) (p gatePass, why *LimitError, ok bool) {
+// fits. d is what will be refused: inbound connections, or outbound ones. What is
+// given is written to p, which was empty.
+func (s *subnets) enter(addr netip.Addr, d dim, p *gatePass) (why *LimitError, ok bool) {
 	if !addr.IsValid() {
-		return gatePass{}, nil, true
+		return nil, true
 	}
 	n, _ := s.networks.Lookup(addr)
 	if n.free {
-		return gatePass{}, nil, true
+		return nil, true
 	}
 	f := familyOf(addr)
 	w := passage{conns: n.conns, tokens: n.tokens, levels: s.levels[f], key: keyOf(addr),
@@ -153,14 +157,14 @@ func (s *subnets) enter(addr netip.Addr, d dim) (p gatePass, why *LimitError, ok
 		w.in.reachedLocked(at)
 	}
 	if w.retired() {
-		return gatePass{}, nil, false
+		return nil, false
 	}
 	if st, sub, k := w.fullLocked(); st != nil {
-		return gatePass{}, s.refuseLocked(st, sub, k, d), false
+		return s.refuseLocked(st, sub, k, d), false
 	}
-	p = w.takeLocked()
 	p.addr = addr
-	return p, nil, true
+	w.takeLocked(p)
+	return nil, true
 }
 
 // passage is how one address goes through the gate: past a named network, or all
@@ -215,7 +219,7 @@ func (w *passage) onLevelsLocked() (full, empty *level) {
 }
 
 // takeLocked takes a place and a token everywhere; there is one.
-func (w *passage) takeLocked() (p gatePass) {
+func (w *passage) takeLocked(p *gatePass) {
 	p.conns, p.tokens = w.conns, w.tokens
 	if w.conns != nil {
 		w.conns.countLocked(&w.conns.mu.own, 1)
@@ -243,7 +247,6 @@ func (w *passage) takeLocked() (p gatePass) {
 			w.in.takeLocked(rec, l)
 		}
 	}
-	return p
 }
 
 // looksForRecord is how many places of its table each new record pays for a look
@@ -400,8 +403,9 @@ func (s *subnets) refuseLocked(st *subnetStripe, sub subnet, k Kind, d dim) *Lim
 		return nil
 	}
 	mu := &st.mu
-	e := mu.told
-	if e == nil || mu.at != sub || e.why.scope.kind != k || e.why.d != d {
+	mu.refusals[k-KindSubnet][d]++
+	if e := mu.told; e == nil || mu.at != sub || e.why.scope.kind != k || e.why.d != d {
+		st.remarkLocked(s.noting)
 		e = &LimitError{priority: network.ReservationPriorityAlways}
 		e.why = refusal{scope: scopeName{kind: k, text: sub.prefix().String()}, d: d, asked: 1, cause: CauseRate}
 		if k == KindSubnet {
@@ -410,15 +414,22 @@ func (s *subnets) refuseLocked(st *subnetStripe, sub subnet, k Kind, d dim) *Lim
 		e.asked = e.why.scope
 		mu.told, mu.at = e, sub
 	}
-	gate := k - KindSubnet
-	mu.refusals[gate][d]++
-	if s.noting {
-		if mu.remarks[gate] == nil {
-			mu.remarks[gate] = new(remarks)
+	mu.times++
+	return mu.told
+}
+
+// remarkLocked keeps what the log will say about what has been told, if it is noting.
+func (st *subnetStripe) remarkLocked(noting bool) {
+	mu := &st.mu
+	if noting && mu.times > 0 {
+		why := &mu.told.why
+		of := &mu.remarks[why.scope.kind-KindSubnet]
+		if *of == nil {
+			*of = new(remarks)
 		}
-		mu.remarks[gate][d].note(&noted{refusal: e.why})
+		(*of)[why.d].note(&noted{refusal: *why}, mu.times)
 	}
-	return e
+	mu.times = 0
 }
 
 // giveRemarks is stripe.giveRemarks for the gates.
@@ -426,6 +437,7 @@ func (s *subnets) giveRemarks(count *[numKinds]dimCounts, said *[numKinds]remark
 	s.each(func(st *subnetStripe) {
 		st.mu.Lock()
 		defer st.mu.Unlock()
+		st.remarkLocked(s.noting)
 		for i, k := range gateKinds {
 			count[k].add(&st.mu.refusals[i])
 			said[k].add(st.mu.remarks[i])

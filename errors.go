@@ -45,11 +45,14 @@ const (
 	CauseSubnet
 	// CauseRate: too many connection attempts from one IP prefix in a short time.
 	CauseRate
+	// CauseMemoryPressure: the process has too much memory in use, see
+	// WithMemoryPressure.
+	CauseMemoryPressure
 )
 
-// String gives "limit", "crowding", "subnet" or "rate".
+// String gives "limit", "crowding", "subnet", "rate" or "memory-pressure".
 func (c Cause) String() string {
-	names := [...]string{"limit", "crowding", "subnet", "rate"}
+	names := [...]string{"limit", "crowding", "subnet", "rate", "memory-pressure"}
 	if int(c) < len(names) {
 		return names[c]
 	}
@@ -135,7 +138,8 @@ func (e *LimitError) Direction() network.Direction { return directionOf[e.why.d]
 // Current is what the scope held, in bytes or as a number. A request that is
 // too large by far is refused at a glance; the number is then the least that
 // the scope held. A gate on subnets is full when it refuses: Current is its
-// limit. For a rate, Current and Limit are 0.
+// limit. For a rate, Current and Limit are 0. For CauseMemoryPressure they are the
+// bytes that the process had in use, and those above which it refuses.
 func (e *LimitError) Current() int64 { return e.why.current }
 
 // Attempted is what was asked for, in bytes or as a number.

@@ -31,6 +31,11 @@ type reading struct {
 	rateBuckets int       // that are not full
 	stripes     int
 	counts      counts
+	// process is the memory of the process, which is the same for all managers;
+	// empty if none of them looks at it. pressed counts those that refuse for its
+	// sake.
+	process ProcessMemory
+	pressed int
 }
 
 // scopeReading is what one scope that all peers share says.
@@ -98,6 +103,10 @@ func (t *readingSum) add(r reading) {
 	t.subnets += r.subnets
 	t.rateBuckets += r.rateBuckets
 	t.stripes += r.stripes
+	t.pressed += r.pressed
+	if r.process.Limit > 0 {
+		t.process = r.process
+	}
 	t.counts.add(&r.counts)
 }
 
@@ -240,6 +249,12 @@ var metricsFamilies = [...]metricsFamily{
 	{name: "peers", series: gaugeOf(func(r *reading) int { return r.peers }), help: "Peers that have a scope."},
 	{name: "subnets", series: gaugeOf(func(r *reading) int { return r.subnets }), help: "Subnets with connections, each prefix length on its own."},
 	{name: "rate_buckets", series: gaugeOf(func(r *reading) int { return r.rateBuckets }), help: "Subnets that have connected lately, each prefix length on its own."},
+	{name: "memory_pressure", series: gaugeOf(func(r *reading) int { return r.pressed }), help: "Managers that refuse strangers, because the process has too much memory in use."},
+	{
+		name: "process_memory", series: (*reading).processMemory,
+		help:   "Bytes that the process has in use, and the bounds above which strangers are refused and below which they are admitted again; without a series where nobody looks.",
+		labels: []string{"what"},
+	},
 	{name: "stripes", series: gaugeOf(func(r *reading) int { return r.stripes }), help: "Locks over which the accounts are divided."},
 	{name: "credit_draws_total", series: counterOf(func(c *counts) uint64 { return c.draws }), help: "How often a stripe took credit from a scope that all peers share."},
 	{name: "credit_returns_total", series: counterOf(func(c *counts) uint64 { return c.returns }), help: "How often a stripe returned credit."},
@@ -370,6 +385,8 @@ func (r *reading) refusals(to series) {
 			cause = CauseSubnet
 		case KindRate:
 			cause = CauseRate
+		case KindProcess:
+			cause = CauseMemoryPressure
 		}
 		for d, l := range resourceLabels {
 			if !k.limits(dim(d)) {
@@ -387,8 +404,11 @@ func (r *reading) refusals(to series) {
 
 // limits tells whether a scope or gate of this kind can run out of d.
 func (k Kind) limits(d dim) bool {
-	if k == KindSubnet || k == KindRate {
+	switch k {
+	case KindSubnet, KindRate:
 		return d == dimConnsIn || d == dimConnsOut
+	case KindProcess:
+		return d == dimConnsIn || d == dimStreamsIn
 	}
 	switch resourceOf[d] {
 	case ResourceMemory:
@@ -455,6 +475,15 @@ func (r *reading) tightLimits(to series) {
 	for k, n := range tight {
 		to.gauge(int64(n), k.String())
 	}
+}
+
+func (r *reading) processMemory(to series) {
+	if r.process.Limit == 0 {
+		return
+	}
+	to.gauge(r.process.InUse, "in_use")
+	to.gauge(r.process.RefuseAbove, "refuse_above")
+	to.gauge(r.process.AdmitBelow, "admit_below")
 }
 
 // series sends the series of one family to a registry.

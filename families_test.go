@@ -109,7 +109,7 @@ func TestMetricsCountEveryRefusalByItsCause(t *testing.T) {
 	require.NoError(t, err)
 	for _, f := range got {
 		if f.GetName() == familyPrefix+"refusals_total" {
-			require.Len(t, f.GetMetric(), 4*8+1+4*4+8+5+4+2*2, "the four that are always there, crowding, services and protocols, peer, conn, stream, gates")
+			require.Len(t, f.GetMetric(), 4*8+1+4*4+8+5+4+2*2+2, "the four that are always there, crowding, services and protocols, peer, conn, stream, gates")
 			return
 		}
 	}

@@ -23,19 +23,20 @@ const (
 	KindStream                           // one stream
 	KindSubnet                           // connections from one IP prefix (a gate, not a scope)
 	KindRate                             // connection attempts from one IP prefix (a gate, not a scope)
+	KindProcess                          // the memory of the whole process (a gate, not a scope)
 	numKinds
 )
 
 var kindNames = [numKinds]string{
 	"system", "transient", "allowlistedSystem", "allowlistedTransient",
 	"service", "service-peer", "protocol", "protocol-peer", "peer",
-	"conn", "stream", "subnet", "rate",
+	"conn", "stream", "subnet", "rate", "process",
 }
 
 // String gives the kind's name as it stands in logs and metrics: "system",
 // "transient", "allowlistedSystem", "allowlistedTransient", "service",
 // "service-peer", "protocol", "protocol-peer", "peer", "conn", "stream",
-// "subnet" or "rate".
+// "subnet", "rate" or "process".
 func (k Kind) String() string {
 	if k < numKinds {
 		return kindNames[k]

@@ -38,6 +38,8 @@ type Manager struct {
 	changing  sync.Mutex           // held while limits are put in force, before all other locks
 	trace     *tracer              // nil: nobody listens
 	reporter  MetricsReporter      // nil: nobody is told of decisions
+	leaks     *leakFinder          // nil: no records of what is open
+	pressure  *pressure            // nil: the process's memory is not looked at
 
 	refusalLog *refusalLog // nil: refusals are not logged
 	history    refusalHistory
@@ -109,6 +111,8 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	if cfg.refusalLog > 0 {
 		m.refusalLog = &refusalLog{m: m, every: cfg.refusalLog}
 	}
+	m.pressure = newPressure(cfg.pressure)
+	m.leaks = newLeakFinder(m, cfg.leaks)
 	m.limits.Store(book)
 	m.build()
 	if cfg.measured() {
@@ -118,6 +122,12 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	m.workers.Go(m.keepHistoryUntilClosed)
 	if m.refusalLog != nil {
 		m.workers.Go(m.refusalLog.writeUntilClosed)
+	}
+	if m.pressure != nil {
+		m.workers.Go(func() { m.pressure.watchUntil(m.stop) })
+	}
+	if m.leaks != nil {
+		m.workers.Go(func() { m.leaks.keepTimeUntil(m.stop) })
 	}
 	m.logStart()
 	return m, nil

@@ -74,6 +74,7 @@ func busyReading() reading {
 	r.counts.blocked[KindProtocolPeer] = amounts{dimStreamsIn: 6}
 	r.counts.blocked[KindPeer] = amounts{dimConnsOut: 7}
 	r.counts.blocked[KindSubnet] = amounts{dimConnsIn: 8}
+	r.process = ProcessMemory{InUse: 1, Limit: 4, RefuseAbove: 3, AdmitBelow: 2}
 	return r
 }
 

@@ -31,6 +31,9 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 	open, named := m.allowlist.allowsAddr(far)
 	var pass gatePass
 	var err error
+	if m.pressure.refuses(h.dir) && !open && !named {
+		return nil, m.refuseForMemory(&h)
+	}
 	gated := !open && m.gate().concerns(h.dir)
 	if gated && !named {
 		if err = m.passGates(&h, far, &pass); err != nil {
@@ -56,6 +59,9 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		scope.begin(st, &c)
 		scope.addr, scope.gate, scope.onTrial = far.addr, pass.conns, gated && named
 		scope.allowlisted = c.at[slotSystem].kind == KindAllowlistedSystem
+		if m.leaks != nil {
+			m.leaks.opened(&scope.holder, "")
+		}
 		return scope, nil
 	}
 }
@@ -98,6 +104,13 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 			}
 			continue
 		}
+		if m.pressure.refuses(h.dir) && ps.trusted == 0 && !m.allowlist.allowsPeer(p) {
+			st.number(&h)
+			st.noteMemory(&h, ps)
+			err := st.refuseOpening(&h, &r)
+			st.unlock(all)
+			return nil, err
+		}
 		c.peer = ps
 		v, err := st.open(&h, &r, &c, ps.trusted > 0, all)
 		st.unlock(all)
@@ -111,6 +124,9 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 		scope := new(streamScope)
 		scope.become(&h, &scope.root)
 		scope.begin(st, &c)
+		if m.leaks != nil {
+			m.leaks.opened(&scope.holder, p)
+		}
 		return scope, nil
 	}
 }

@@ -18,9 +18,11 @@ type config struct {
 	refusalLog  time.Duration // 0: off
 	newcomers   bool          // the last quarter of transient's inbound streams is theirs
 	allowlisted []allowlistEntry
-	subnets     subnetConfig // nil lists: what the limit configuration says
-	callerRates *callerRates // nil: likewise
-	outbound    *bool        // nil: likewise
+	subnets     subnetConfig    // nil lists: what the limit configuration says
+	callerRates *callerRates    // nil: likewise
+	outbound    *bool           // nil: likewise
+	leaks       *LeakFinder     // nil: no records of what is open
+	pressure    *MemoryPressure // nil: the process's memory is not looked at
 
 	tracePath  string          // empty: no file
 	reporters  []TraceReporter // of traces; StatsTraceReporter is none of them

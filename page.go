@@ -63,6 +63,10 @@ func Handler(m *Manager) http.Handler {
 		"limited": func(u LimitUse) bool { _, ok := u.Percent(); return ok },
 		"near":    func(u LimitUse) bool { return u.fullness() >= NearLimit },
 		"name":    printable,
+		"lower":   strings.ToLower,
+		"age":     func(s *Snapshot, o OpenScope) string { return s.age(&o) },
+		"class":   func(o OpenScope) string { return o.Class() },
+		"where":   func(o OpenScope) string { return o.Where() },
 	}).Parse(pageHTML))
 	source := func(text string) string {
 		sum := sha256.Sum256([]byte(text))
@@ -164,6 +168,13 @@ func preferredFormat(accept []string) string {
 func writeText(w io.Writer, s *Snapshot) error {
 	fmt.Fprintf(w, "%s, up %s, %d peers, %d refusals, %d bugs of callers\n",
 		s.Taken.UTC().Format(time.RFC3339), s.Uptime().Round(time.Second), s.Peers, s.totalRefusals(), s.CallerBugs)
+	if m := &s.Process; m.Limit > 0 {
+		fmt.Fprintf(w, "%s of %s of memory in use by the process", amountText("Memory", m.InUse), amountText("Memory", m.Limit))
+		if m.Refusing {
+			fmt.Fprint(w, ", inbound connections and streams of strangers are refused")
+		}
+		fmt.Fprintln(w)
+	}
 	fmt.Fprintf(w, "\nLimits of which %d%% and more are taken\n\n", NearLimit)
 	if err := WriteTable(w, s.LimitsNear(NearLimit)); err != nil {
 		return err
@@ -173,7 +184,11 @@ func writeText(w io.Writer, s *Snapshot) error {
 		return err
 	}
 	fmt.Fprint(w, "\nWho holds what\n\n")
-	return s.WriteHolders(w)
+	if err := s.WriteHolders(w); err != nil || len(s.Leaks.Oldest) == 0 {
+		return err
+	}
+	fmt.Fprintf(w, "\nThe oldest of %d open connections and streams, %d of them dropped without Done\n\n", s.Leaks.Open, s.Leaks.Dropped)
+	return s.writeOldest(w)
 }
 
 func (s *Snapshot) totalRefusals() (n uint64) {

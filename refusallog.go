@@ -69,7 +69,7 @@ func (r *remark) add(o *remark) {
 // scope is everybody's or a single connection or stream, and that scope itself
 // otherwise.
 func (why *noted) concerned() scopeName {
-	if k := why.scope.kind; k <= KindAllowlistedTransient || k == KindConn || k == KindStream {
+	if k := why.scope.kind; k <= KindAllowlistedTransient || k == KindConn || k == KindStream || k == KindProcess {
 		return scopeName{kind: KindPeer, peer: why.asker}
 	}
 	return why.scope
@@ -210,6 +210,8 @@ func (m *Manager) limitKey(k Kind, d dim, which *scopeName) string {
 			return "WithConnRateLimiters"
 		}
 		return gateKey("Gates.Rate", which.text, m.gate().limits.Rate.Networks)
+	case KindProcess:
+		return "WithMemoryPressure"
 	}
 	return [...]string{
 		KindSystem: "System", KindTransient: "Transient",

@@ -362,6 +362,9 @@ func (h *holder) finish(st *stripe) {
 	} else {
 		st.giveAll(&h.tree.chain, &total)
 		st.release(&h.tree.chain)
+		if st.m.leaks != nil && h.role == leaf {
+			st.m.leaks.closed(h)
+		}
 	}
 	st.traceDone(h)
 }
@@ -438,6 +441,9 @@ func (c *connScope) SetPeer(p peer.ID) error {
 	m := c.at.Load().m
 	err := c.setPeer(m, p)
 	tellRefusal(err)
+	if m.leaks != nil && err == nil {
+		m.leaks.moved(&c.holder, func(r *openRecord) { r.peer = p })
+	}
 	if m.reporter != nil {
 		m.reportPeer(p, err)
 	}
@@ -450,6 +456,9 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 		// The allowlist opened the gates for somebody else.
 		if err := c.mayStillMove(); err != nil {
 			return err
+		}
+		if m.pressure.refuses(c.dir) {
+			return c.refuseForMemory()
 		}
 		if why := m.enterGates(c.addr, c.dir, &mv.pass); why != nil {
 			return m.refusedAtGate(&c.holder, why)
@@ -641,7 +650,11 @@ func (s *streamScope) pool(slot int) *pool {
 func (s *streamScope) SetProtocol(proto protocol.ID) error {
 	err := s.attach(KindProtocol, string(proto))
 	tellRefusal(err)
-	if m := s.at.Load().m; m.reporter != nil {
+	m := s.at.Load().m
+	if m.leaks != nil && err == nil {
+		m.leaks.moved(&s.holder, func(r *openRecord) { r.protocol = string(proto) })
+	}
+	if m.reporter != nil {
 		m.reportProtocol(proto, s.chain.peer.peer, err)
 	}
 	return err
@@ -651,7 +664,11 @@ func (s *streamScope) SetProtocol(proto protocol.ID) error {
 func (s *streamScope) SetService(svc string) error {
 	err := s.attach(KindService, svc)
 	tellRefusal(err)
-	if m := s.at.Load().m; m.reporter != nil {
+	m := s.at.Load().m
+	if m.leaks != nil && err == nil {
+		m.leaks.moved(&s.holder, func(r *openRecord) { r.service = svc })
+	}
+	if m.reporter != nil {
 		m.reportService(svc, s.chain.peer.peer, err)
 	}
 	return err

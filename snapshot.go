@@ -159,7 +159,11 @@ type Snapshot struct {
 	// identify does it routinely.
 	LateReleases uint64
 	Gates        GateState
-	Engine       EngineState
+	// Process is the memory of the whole process; empty without WithMemoryPressure.
+	Process ProcessMemory `json:",omitzero"`
+	Engine  EngineState
+	// Leaks has the oldest open scopes; empty without WithLeakFinder.
+	Leaks LeakState `json:",omitzero"`
 }
 
 // Uptime is how old the manager was when the snapshot was taken.
@@ -250,6 +254,8 @@ func (m *Manager) snapshot(subnets int, addPeers func(*cut)) Snapshot {
 	})
 	s.CallerBugs = m.callerBugs.Load()
 	s.Gates = m.gate().state(subnets)
+	s.Process = m.pressure.state()
+	s.Leaks = m.leaks.state()
 	m.gate().subnets.addRefusals(&refused)
 	s.Scopes = make([]ScopeState, len(c.scopes))
 	for i := range c.scopes {

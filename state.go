@@ -144,6 +144,9 @@ func (m *Manager) read() reading {
 		}
 	})
 	r.counts.callerBugs = m.callerBugs.Load()
+	if r.process = m.pressure.state(); r.process.Refusing {
+		r.pressed = 1
+	}
 	r.subnets, r.rateBuckets = m.gate().inUse()
 	m.gate().subnets.addRefusals(&r.counts.refusals)
 	for _, k := range gateKinds { // each of one connection

@@ -1,0 +1,408 @@
+package main
+
+// A story told again to a manager with other limits. What it refuses has no further
+// story: a connection or stream that is refused, also when it moves, is closed, and
+// so are the streams of a peer that has no connection left.
+
+import (
+	"cmp"
+	"container/heap"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/multiformats/go-multiaddr"
+	"github.com/weir-p2p/rcmgr"
+)
+
+// tally is what became of requests of one kind: admitted or refused by the manager
+// that wrote the trace, and then by the limits that are tried.
+type tally struct {
+	stillIn, nowOut, nowIn, stillOut int
+	unasked                          int // for whoever would have asked was not there
+}
+
+// answers is what other limits say to a story.
+type answers struct {
+	tallies  map[string]*tally
+	refusers map[refuser]int // of what was admitted
+	state    rcmgr.Snapshot  // at the end
+}
+
+// refuser is what stood in the way.
+type refuser struct{ scope, what string }
+
+// held is what an item has with the manager.
+type held struct {
+	scope  network.ResourceScopeSpan
+	bytes  int64
+	placed bool // a connection that counts for its peer
+	guest  bool // the trace refused to move it, and so ended it soon
+}
+
+type teller struct {
+	rm      *rcmgr.Manager
+	now     answers
+	held    map[*item]*held
+	conns   map[string]int // of each peer now
+	was     map[string]int // of each peer in the trace
+	typical map[string]map[network.Direction]typical
+	guests  guests
+	strange int // peers that the trace does not name, so far
+}
+
+// allowlisted is an address that the allowlist names; no other is ever told.
+const allowlisted = "/ip4/127.0.0.1/tcp/1"
+
+func replay(s *story, p plan) (*answers, error) {
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(p.limits), rcmgr.WithAdmission(p.admission), rcmgr.WithStripes(1),
+		rcmgr.WithRefusalLog(0), rcmgr.WithMetricsDisabled(), rcmgr.WithAllowlistStrings([]string{"/ip4/127.0.0.1"}, false))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", p.name, err)
+	}
+	defer rm.Close()
+	t := &teller{rm: rm, held: make(map[*item]*held), conns: make(map[string]int), was: make(map[string]int),
+		now:     answers{tallies: make(map[string]*tally), refusers: make(map[refuser]int)},
+		typical: map[string]map[network.Direction]typical{"conn": s.typicals("conn"), "stream": s.typicals("stream")},
+	}
+	for _, st := range s.steps {
+		t.guests.until(st.at)
+		t.tell(st)
+	}
+	t.now.state = rm.Snapshot()
+	return &t.now, nil
+}
+
+// tell asks for what a step asks for.
+func (t *teller) tell(st *step) {
+	it := st.it
+	h := t.held[it]
+	switch st.do {
+	case openConn, openStream, openSpan:
+		t.open(st)
+		return
+	case release:
+		if h != nil {
+			n := min(st.bytes, h.bytes) // some may have been refused
+			h.scope.ReleaseMemory(int(n))
+			h.bytes -= n
+		}
+		return
+	case done:
+		if it.class == "conn" && it.attached {
+			t.was[it.peer]--
+		}
+		if h != nil && h.guest {
+			life := t.typical[it.class][it.dir].life
+			heap.Push(&t.guests, guest{it.from.Add(life), func() { t.close(it) }})
+			return
+		}
+		t.close(it)
+		return
+	case setPeer:
+		if !st.refused {
+			t.was[st.name]++
+		}
+	}
+	what := st.what()
+	if it.class == "scope" {
+		t.count(st, what, t.reserveAt(st))
+		return
+	}
+	if h == nil {
+		t.tally(what).unasked++
+		return
+	}
+	var err error
+	switch st.do {
+	case setPeer:
+		err = h.scope.(network.ConnManagementScope).SetPeer(peerID(st.name))
+		if err == nil {
+			h.placed = true
+			t.conns[st.name]++
+			it.peer = st.name
+		}
+	case setProtocol:
+		err = h.scope.(network.StreamManagementScope).SetProtocol(protocol.ID(st.name))
+	case setService:
+		err = h.scope.(network.StreamManagementScope).SetService(st.name)
+	case reserve:
+		if err = h.scope.ReserveMemory(int(st.bytes), st.priority); err == nil {
+			h.bytes += st.bytes
+			if st.refused { // nobody will release it
+				h.scope.ReleaseMemory(int(st.bytes))
+				h.bytes -= st.bytes
+			}
+		}
+	}
+	t.count(st, what, err)
+	if st.do != reserve {
+		h.guest = st.refused
+		if err != nil {
+			t.close(it)
+		}
+	}
+}
+
+func (t *teller) open(st *step) {
+	it, what := st.it, st.what()
+	if it.class == "stream" && it.peer != "" && t.was[it.peer] > 0 && t.conns[it.peer] == 0 {
+		t.tally(what).unasked++ // its connection was refused
+		return
+	}
+	var scope network.ResourceScopeSpan
+	var err error
+	switch it.class {
+	case "conn":
+		var endpoint multiaddr.Multiaddr
+		if it.allowlisted {
+			endpoint = multiaddr.StringCast(allowlisted)
+		}
+		scope, err = t.rm.OpenConnection(it.dir, it.fd, endpoint)
+	case "stream":
+		scope, err = t.rm.OpenStream(peerID(cmp.Or(it.peer, t.stranger())), it.dir)
+	case "span":
+		err = t.at(&it.scope, func(at network.ResourceScope) (err error) {
+			scope, err = at.BeginSpan()
+			return err
+		})
+	}
+	if it.class != "span" {
+		t.count(st, what, err)
+	}
+	if err != nil {
+		return
+	}
+	t.held[it] = &held{scope: scope}
+	if st.refused {
+		t.guestOf(st)
+	}
+}
+
+// close ends an item, if it is there.
+func (t *teller) close(it *item) {
+	h := t.held[it]
+	if h == nil {
+		return
+	}
+	h.scope.Done()
+	delete(t.held, it)
+	if h.placed {
+		t.conns[it.peer]--
+	}
+}
+
+// stranger is a peer that holds nothing else.
+func (t *teller) stranger() string {
+	t.strange++
+	return "stranger " + strconv.Itoa(t.strange)
+}
+
+// peerID reads what String has written. Text that is no ID will do: it is as good a
+// name.
+func peerID(text string) peer.ID {
+	if id, err := peer.Decode(text); err == nil {
+		return id
+	}
+	return peer.ID(text)
+}
+
+// at calls f with a scope that others share.
+func (t *teller) at(c *class, f func(network.ResourceScope) error) error {
+	switch c.Class {
+	case "system":
+		return t.rm.ViewSystem(f)
+	case "transient":
+		return t.rm.ViewTransient(f)
+	case "allowlistedSystem":
+		return t.rm.ViewAllowlistedSystem(f)
+	case "allowlistedTransient":
+		return t.rm.ViewAllowlistedTransient(f)
+	case "peer", "protocol-peer", "service-peer": // of a peer's part nobody else can ask
+		return t.rm.ViewPeer(peerID(c.Peer), func(s network.PeerScope) error { return f(s) })
+	case "protocol":
+		return t.rm.ViewProtocol(protocol.ID(c.Protocol), func(s network.ProtocolScope) error { return f(s) })
+	case "service":
+		return t.rm.ViewService(c.Service, func(s network.ServiceScope) error { return f(s) })
+	}
+	return fmt.Errorf("no such class of scopes: %q", c.Class)
+}
+
+// reserveAt asks the scope that refused memory whether it has room now.
+func (t *teller) reserveAt(st *step) error {
+	return t.at(&st.it.scope, func(at network.ResourceScope) error {
+		err := at.ReserveMemory(int(st.bytes), st.priority)
+		if err == nil {
+			at.ReleaseMemory(int(st.bytes))
+		}
+		return err
+	})
+}
+
+// guest is something that the trace refused and other limits admit.
+type guest struct {
+	at   time.Time
+	then func()
+}
+
+// guests come and go by the clock of the trace, the earliest first.
+type guests []guest
+
+func (g guests) Len() int           { return len(g) }
+func (g guests) Less(i, j int) bool { return g[i].at.Before(g[j].at) }
+func (g guests) Swap(i, j int)      { g[i], g[j] = g[j], g[i] }
+func (g *guests) Push(x any)        { *g = append(*g, x.(guest)) }
+func (g *guests) Pop() any {
+	last := (*g)[len(*g)-1]
+	*g = (*g)[:len(*g)-1]
+	return last
+}
+
+// until lets happen what is due.
+func (g *guests) until(now time.Time) {
+	for len(*g) > 0 && !(*g)[0].at.After(now) {
+		due := heap.Pop(g).(guest)
+		due.then()
+	}
+}
+
+// guestOf gives what was refused the story of others.
+func (t *teller) guestOf(st *step) {
+	it := st.it
+	usual := t.typical[it.class][it.dir]
+	heap.Push(&t.guests, guest{st.at.Add(usual.wait), func() {
+		h := t.held[it]
+		if h == nil {
+			return
+		}
+		var err error
+		switch scope := h.scope.(type) {
+		case network.ConnManagementScope:
+			err = scope.SetPeer(peerID(t.stranger()))
+		case network.StreamManagementScope:
+			err = scope.SetProtocol("(unknown)")
+		}
+		if err != nil {
+			t.close(it)
+		}
+	}})
+	heap.Push(&t.guests, guest{st.at.Add(max(usual.wait, usual.life)), func() { t.close(it) }})
+}
+
+// what names the kind of a request.
+func (st *step) what() string {
+	dir := "inbound "
+	if st.it.dir != network.DirInbound {
+		dir = "outbound "
+	}
+	switch st.do {
+	case openConn:
+		return dir + "connection"
+	case openStream:
+		return dir + "stream"
+	case setPeer:
+		return "connection to its peer"
+	case setProtocol:
+		return "stream to its protocol"
+	case setService:
+		return "stream to its service"
+	}
+	return "memory"
+}
+
+func (t *teller) tally(what string) *tally {
+	if t.now.tallies[what] == nil {
+		t.now.tallies[what] = new(tally)
+	}
+	return t.now.tallies[what]
+}
+
+func (t *teller) count(st *step, what string, err error) {
+	c := t.tally(what)
+	switch {
+	case st.refused && err != nil:
+		c.stillOut++
+	case st.refused:
+		c.nowIn++
+	case err == nil:
+		c.stillIn++
+	default:
+		c.nowOut++
+		by := refuser{"", err.Error()}
+		var why *rcmgr.LimitError
+		if errors.As(err, &why) {
+			by = refuser{nameOf(why), why.Resource().String()}
+			if d := why.Direction(); d != network.DirUnknown {
+				by.what = fmt.Sprintf("%s %s", map[network.Direction]string{network.DirInbound: "inbound", network.DirOutbound: "outbound"}[d], by.what)
+			}
+		}
+		t.now.refusers[by]++
+	}
+}
+
+// nameOf names the scope that refused, one for all spans of it, and one for all
+// connections or streams.
+func nameOf(why *rcmgr.LimitError) string {
+	if k := why.Kind(); k == rcmgr.KindConn || k == rcmgr.KindStream {
+		return k.String()
+	}
+	return strings.TrimSuffix(why.Scope(), spanEnd.FindString(why.Scope()))
+}
+
+func (a *answers) report(out io.Writer, name string, top int) error {
+	fmt.Fprintf(out, "\n%s\n\n", name)
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "What\tstill admitted\tnow refused\tnow admitted\tstill refused\tnot asked any more")
+	for _, what := range slices.Sorted(maps.Keys(a.tallies)) {
+		c := a.tallies[what]
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\n", what, c.stillIn, c.nowOut, c.nowIn, c.stillOut, c.unasked)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if len(a.refusers) > 0 {
+		fmt.Fprint(out, "\nWho refuses what was admitted\n\n")
+		fmt.Fprintln(w, "Scope\tWhat\tTimes")
+		by := slices.SortedFunc(maps.Keys(a.refusers), func(x, y refuser) int {
+			return cmp.Or(cmp.Compare(a.refusers[y], a.refusers[x]), cmp.Compare(x.scope, y.scope), cmp.Compare(x.what, y.what))
+		})
+		for _, r := range by[:min(top, len(by))] {
+			fmt.Fprintf(w, "%s\t%s\t%d\n", r.scope, r.what, a.refusers[r])
+		}
+		if left := len(by) - top; left > 0 {
+			fmt.Fprintf(w, "and %d more\n", left)
+		}
+		if err := w.Flush(); err != nil {
+			return err
+		}
+	}
+	return a.reportPeaks(out, w, top)
+}
+
+// reportPeaks shows the limits that came nearest to being full.
+func (a *answers) reportPeaks(out io.Writer, w *tabwriter.Writer, top int) error {
+	share := func(u rcmgr.LimitUse) float64 { return float64(u.Peak) / float64(u.Limit) * 100 }
+	all := slices.DeleteFunc(a.state.Limits(), func(u rcmgr.LimitUse) bool {
+		_, limited := u.Percent()
+		return !limited || share(u) < 50 // below half, peaks are not exact
+	})
+	slices.SortStableFunc(all, func(x, y rcmgr.LimitUse) int { return cmp.Compare(share(y), share(x)) })
+	if len(all) == 0 {
+		return nil
+	}
+	fmt.Fprint(out, "\nHighest use, where it was half of a limit or more\n\n")
+	fmt.Fprintln(w, "Scope\tLimit Name\tLimit Value\tHighest Use\tPercent")
+	for _, u := range all[:min(top, len(all))] {
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%.1f%%\n", u.Scope, u.Name, u.Limit, u.Peak, share(u))
+	}
+	return w.Flush()
+}

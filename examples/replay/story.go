@@ -1,0 +1,532 @@
+package main
+
+// From events to what was asked. An event tells what one scope holds, and not for
+// whom: a connection that is given its peer is an event of the peer. But the end of
+// a connection or stream is told together with what it leaves, so that a story that
+// has been read to its end knows who it was.
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/weir-p2p/rcmgr"
+)
+
+// deed is one kind of request.
+type deed uint8
+
+const (
+	openConn deed = iota
+	openStream
+	openSpan // of a scope that others share
+	setPeer
+	setProtocol
+	setService
+	reserve
+	release
+	done
+)
+
+// step is one request of a trace.
+type step struct {
+	at       time.Time
+	do       deed
+	it       *item  // nil: memory that was refused to nobody in particular
+	name     string // of the peer, protocol or service; of the scope that refused memory
+	bytes    int64
+	priority uint8
+	refused  bool // by the manager that wrote the trace
+}
+
+// item is a connection, a stream, or a span of a scope that others share.
+type item struct {
+	class       string // "conn", "stream" or "span"
+	dir         network.Direction
+	fd          bool
+	allowlisted bool
+	scope       class // of a span
+	peer        string
+	protocol    string
+	service     string // those it has at its end, as far as they are known
+
+	open     bool
+	from     time.Time
+	placed   time.Time // when it got its peer or protocol
+	until    time.Time
+	end      int  // the number of the step that ends it
+	attached bool // has its peer or protocol
+	served   bool // has its service
+}
+
+// story is all requests of a trace, in order.
+type story struct {
+	steps       []*step
+	from, until time.Time
+	events      int
+	dropped     int64 // events that the writer of the trace left out
+	cut         bool  // it ends in the middle
+	unclear     int   // steps of which it cannot be told whose they are
+	gated       int   // connections that gates refused
+
+	items map[string]*item // that are there, by name
+	// What has been told of scopes above, but not yet of whom.
+	joined  waiting // streams that peers got
+	left    waiting // connections and streams that a peer, protocol or service lost
+	blocked waiting // connections and streams that were refused
+	// The last connection that was refused: go-libp2p's manager tries again in
+	// the allowlisted scopes, under the next number.
+	lastRefused *step
+	lastNumber  int
+}
+
+func readStory(r io.Reader) (*story, error) {
+	s := &story{items: make(map[string]*item)}
+	cut, err := readEvents(r, s.take)
+	if err != nil {
+		return nil, err
+	}
+	s.cut = cut
+	s.items, s.joined, s.left, s.blocked = nil, nil, nil, nil
+	s.resolve()
+	return s, nil
+}
+
+// waiting are events whose meaning the next ones tell.
+type waiting []*event
+
+// mostWaiting bounds them: what is old belongs to nobody.
+const mostWaiting = 1024
+
+func (w *waiting) push(e *event) {
+	if len(*w) >= mostWaiting {
+		*w = slices.Delete(*w, 0, 1)
+	}
+	*w = append(*w, e)
+}
+
+// pull takes out the oldest that is meant, or gives nil.
+func (w *waiting) pull(meant func(*event) bool) *event {
+	i := slices.IndexFunc(*w, meant)
+	if i < 0 {
+		return nil
+	}
+	e := (*w)[i]
+	*w = slices.Delete(*w, i, i+1)
+	return e
+}
+
+func (s *story) add(e *event, st step) *step {
+	st.at = e.Time
+	s.steps = append(s.steps, &st)
+	return &st
+}
+
+func (s *story) take(e *event) {
+	s.events++
+	s.until = e.Time
+	if s.from.IsZero() {
+		s.from = e.Time
+	}
+	switch deep := e.depth(); {
+	case e.Type == rcmgr.TraceDroppedEvt:
+		s.dropped += e.Delta
+	case deep > 1, deep == 1 && isLeaf(&e.Scope):
+		// What it holds is told of its owner, too. Only a refusal is not.
+		if e.Type == rcmgr.TraceBlockReserveMemoryEvt {
+			s.takeMemory(e, s.items[e.owner()])
+		}
+	case deep == 1:
+		s.takeSpan(e)
+	case isLeaf(&e.Scope):
+		s.takeLeaf(e)
+	default:
+		s.takeShared(e)
+	}
+}
+
+func isLeaf(c *class) bool { return c.Class == "conn" || c.Class == "stream" }
+
+func (s *story) takeSpan(e *event) {
+	it := s.items[e.Name]
+	switch {
+	case e.Type == rcmgr.TraceCreateScopeEvt:
+		it = &item{class: "span", scope: e.Scope, open: true, from: e.Time}
+		it.scope.trim()
+		s.items[e.Name] = it
+		s.add(e, step{do: openSpan, it: it})
+	case it == nil:
+	case e.Type == rcmgr.TraceDestroyScopeEvt:
+		s.end(e, it)
+	default:
+		s.takeMemory(e, it)
+	}
+}
+
+// trim takes the numbers of a span off the name of its scope: go-libp2p's traces
+// have them there.
+func (c *class) trim() {
+	for _, name := range [...]*string{&c.Class, &c.Peer, &c.Service, &c.Protocol} {
+		*name = strings.TrimSuffix(*name, spanEnd.FindString(*name))
+	}
+}
+
+func (s *story) takeLeaf(e *event) {
+	it := s.items[e.Name]
+	switch e.Type {
+	case rcmgr.TraceCreateScopeEvt:
+		s.items[e.Name] = &item{class: e.Scope.Class, from: e.Time}
+	case rcmgr.TraceAddConnEvt, rcmgr.TraceAddStreamEvt:
+		if it != nil && !it.open {
+			s.opened(e, it)
+		}
+	case rcmgr.TraceBlockAddConnEvt, rcmgr.TraceBlockAddStreamEvt:
+		s.blocked.push(e)
+	case rcmgr.TraceDestroyScopeEvt:
+		switch {
+		case it == nil:
+		case it.open:
+			s.end(e, it)
+		default:
+			s.notOpened(e, it)
+		}
+	default:
+		s.takeMemory(e, it)
+	}
+}
+
+// opened is told after the scopes above.
+func (s *story) opened(e *event, it *item) {
+	it.open, it.dir, it.fd = true, e.dir(), e.Delta != 0
+	if it.class == "conn" {
+		number, _ := strconv.Atoi(e.Scope.Conn)
+		it.allowlisted = s.pullJoined("allowlistedTransient", it.dir) != nil
+		if it.allowlisted && s.lastRefused != nil && s.lastNumber == number-1 {
+			s.lastRefused.it = nil // it was this one
+		}
+		s.add(e, step{do: openConn, it: it})
+		return
+	}
+	if above := s.pullJoined("peer", it.dir); above != nil {
+		it.peer = above.Scope.Peer
+	}
+	s.add(e, step{do: openStream, it: it})
+}
+
+func (s *story) pullJoined(class string, dir network.Direction) *event {
+	return s.joined.pull(func(j *event) bool { return j.Scope.Class == class && j.dir() == dir })
+}
+
+// notOpened is told before or after who refused, but always before the end.
+func (s *story) notOpened(e *event, it *item) {
+	delete(s.items, e.Name)
+	what := rcmgr.TraceBlockAddConnEvt
+	if it.class == "stream" {
+		what = rcmgr.TraceBlockAddStreamEvt
+	}
+	why := s.blocked.pull(func(b *event) bool { return b.Type == what })
+	if why == nil {
+		return // it was not refused by a limit
+	}
+	if k := why.Scope.Class; k == "subnet" || k == "rate" || k == "process" {
+		s.gated++
+		return
+	}
+	it.dir, it.fd = why.dir(), why.Delta != 0
+	if it.class == "conn" {
+		s.lastRefused = s.add(e, step{do: openConn, it: it, refused: true})
+		s.lastNumber, _ = strconv.Atoi(e.Scope.Conn)
+		return
+	}
+	it.peer = why.Scope.Peer
+	if above := s.pullJoined("peer", it.dir); above != nil {
+		it.peer = above.Scope.Peer
+	}
+	s.add(e, step{do: openStream, it: it, refused: true})
+}
+
+func (s *story) takeMemory(e *event, it *item) {
+	if it == nil || !it.open {
+		return // what it costs by itself, which is for the other limits to say
+	}
+	switch e.Type {
+	case rcmgr.TraceReserveMemoryEvt:
+		s.add(e, step{do: reserve, it: it, bytes: e.Delta, priority: e.Priority})
+	case rcmgr.TraceReleaseMemoryEvt:
+		s.add(e, step{do: release, it: it, bytes: -e.Delta})
+	case rcmgr.TraceBlockReserveMemoryEvt:
+		s.add(e, step{do: reserve, it: it, bytes: e.Delta, priority: e.Priority, refused: true})
+	}
+}
+
+// end is told after what has been left.
+func (s *story) end(e *event, it *item) {
+	delete(s.items, e.Name)
+	it.until = e.Time
+	switch it.class {
+	case "conn":
+		if l := s.left.pull(func(l *event) bool {
+			return l.Scope.Class == "peer" && l.dir() == it.dir && (l.Delta != 0) == it.fd
+		}); l != nil {
+			it.peer = l.Scope.Peer
+		}
+	case "stream":
+		of := func(class string) *event {
+			return s.left.pull(func(l *event) bool {
+				return l.Scope.Class == class && l.Scope.Peer == it.peer && l.dir() == it.dir
+			})
+		}
+		if l := of("protocol-peer"); l != nil {
+			it.protocol = l.Scope.Protocol
+		}
+		if l := of("service-peer"); l != nil {
+			it.service = l.Scope.Service
+		}
+	}
+	s.add(e, step{do: done, it: it})
+}
+
+// takeShared takes what a scope that others share tells.
+func (s *story) takeShared(e *event) {
+	c := e.Scope.Class
+	switch e.Type {
+	case rcmgr.TraceAddConnEvt:
+		switch c {
+		case "peer":
+			s.add(e, step{do: setPeer, it: e.like("conn"), name: e.Scope.Peer})
+		case "allowlistedTransient":
+			s.joined.push(e)
+		}
+	case rcmgr.TraceAddStreamEvt:
+		switch c {
+		case "peer":
+			s.joined.push(e)
+		case "protocol-peer":
+			s.add(e, step{do: setProtocol, it: e.like("stream"), name: e.Scope.Protocol})
+		case "service-peer":
+			s.add(e, step{do: setService, it: e.like("stream"), name: e.Scope.Service})
+		}
+	case rcmgr.TraceRemoveConnEvt:
+		if c == "peer" {
+			s.left.push(e)
+		}
+	case rcmgr.TraceRemoveStreamEvt:
+		if c == "protocol-peer" || c == "service-peer" {
+			s.left.push(e)
+		}
+	case rcmgr.TraceBlockAddConnEvt:
+		if c == "peer" {
+			s.add(e, step{do: setPeer, it: e.like("conn"), name: e.Scope.Peer, refused: true})
+		} else {
+			s.blocked.push(e)
+		}
+	case rcmgr.TraceBlockAddStreamEvt:
+		switch c {
+		case "protocol", "protocol-peer":
+			s.add(e, step{do: setProtocol, it: e.like("stream"), name: e.Scope.Protocol, refused: true})
+		case "service", "service-peer":
+			s.add(e, step{do: setService, it: e.like("stream"), name: e.Scope.Service, refused: true})
+		default:
+			s.blocked.push(e)
+		}
+	case rcmgr.TraceBlockReserveMemoryEvt:
+		s.add(e, step{do: reserve, it: &item{class: "scope", scope: e.Scope}, bytes: e.Delta, priority: e.Priority, refused: true})
+	}
+}
+
+// like describes what an event above is about, until resolve finds it.
+func (e *event) like(class string) *item {
+	return &item{class: class, dir: e.dir(), fd: e.Delta != 0, peer: e.Scope.Peer}
+}
+
+// kin are those that an event above may be about. Of which of them it speaks is the
+// same to all limits.
+type kin struct {
+	do   deed
+	dir  network.Direction
+	fd   bool
+	peer string
+	name string // of the protocol or service; "" if it is not known any more
+}
+
+// resolver finds out whom steps are about.
+type resolver struct {
+	free    map[kin][]*item // that have not moved yet: who ends first comes first
+	refused []*step         // whose item ends next
+}
+
+// resolve gives each move its item, and drops what belongs to nobody.
+func (s *story) resolve() {
+	for i, st := range s.steps {
+		if st.it != nil {
+			st.it.end = math.MaxInt
+			if st.do == done {
+				st.it.end = i
+			}
+		}
+	}
+	r := resolver{free: make(map[kin][]*item)}
+	for i, st := range s.steps {
+		switch st.do {
+		case openConn:
+			if st.it != nil && !st.refused {
+				r.offer(kin{do: setPeer, dir: st.it.dir, fd: st.it.fd, name: st.it.peer}, st.it)
+			}
+		case openStream:
+			if !st.refused {
+				r.offer(kin{do: setProtocol, dir: st.it.dir, peer: st.it.peer, name: st.it.protocol}, st.it)
+			}
+		case setPeer, setProtocol, setService:
+			if st.refused {
+				r.refused = append(r.refused, st)
+				continue
+			}
+			r.move(st, i)
+		case done:
+			r.ended(st)
+		}
+	}
+	s.steps = slices.DeleteFunc(s.steps, func(st *step) bool {
+		switch {
+		case st.it == nil:
+			return true
+		case st.do >= setPeer && st.do <= setService && !st.it.open:
+			s.unclear++
+			return true
+		}
+		return false
+	})
+}
+
+func (r *resolver) offer(k kin, it *item) {
+	if k.name == "" && it.end < math.MaxInt {
+		return // it never moved
+	}
+	list := r.free[k]
+	at, _ := slices.BinarySearchFunc(list, it.end, func(other *item, end int) int { return cmp.Compare(other.end, end+1) })
+	r.free[k] = slices.Insert(list, at, it)
+}
+
+// move finds the item of a move, which is step i.
+func (r *resolver) move(st *step, i int) {
+	like := st.it
+	k := kin{do: st.do, dir: like.dir, name: st.name}
+	if st.do == setPeer {
+		k.fd = like.fd
+	} else {
+		k.peer = like.peer
+	}
+	it := r.pull(k, i)
+	if it == nil {
+		k.name = "" // one that is still open at the end
+		it = r.pull(k, i)
+	}
+	if it == nil {
+		return
+	}
+	st.it = it
+	if st.do == setService {
+		it.served = true
+		return
+	}
+	it.attached, it.placed = true, st.at
+	if st.do == setPeer {
+		it.peer = st.name
+		return
+	}
+	it.protocol = st.name
+	r.offer(kin{do: setService, dir: it.dir, peer: it.peer, name: it.service}, it)
+}
+
+// pull takes out the item that ends first after step i. Of those that do not end, it
+// is the one that came last: what has not moved for long will not.
+func (r *resolver) pull(k kin, i int) *item {
+	list := r.free[k]
+	for len(list) > 0 && list[0].end < i {
+		list = list[1:]
+	}
+	if len(list) == 0 {
+		delete(r.free, k)
+		return nil
+	}
+	at := 0
+	if list[0].end == math.MaxInt {
+		at = len(list) - 1
+	}
+	it := list[at]
+	r.free[k] = slices.Delete(list, at, at+1)
+	return it
+}
+
+// ended gives an item that was never placed to the move that was refused: whoever is
+// refused is closed next.
+func (r *resolver) ended(st *step) {
+	it := st.it
+	i := slices.IndexFunc(r.refused, func(m *step) bool {
+		like := m.it
+		switch {
+		case like.class != it.class || like.dir != it.dir || like.peer != "" && m.do != setPeer && like.peer != it.peer:
+			return false
+		case m.do == setService:
+			return it.attached && !it.served
+		}
+		return !it.attached && like.fd == it.fd
+	})
+	if i >= 0 {
+		r.refused[i].it = it
+		r.refused = slices.Delete(r.refused, i, i+1)
+	}
+}
+
+// describe says what a trace holds.
+func (s *story) describe(out io.Writer) {
+	fmt.Fprintf(out, "%d events in %s, %d requests\n", s.events, s.until.Sub(s.from).Round(time.Millisecond), len(s.steps))
+	if s.dropped > 0 {
+		fmt.Fprintf(out, "%d events are missing: the writer of the trace was too slow. What follows is not exact.\n", s.dropped)
+	}
+	if s.cut {
+		fmt.Fprintln(out, "The trace ends in the middle; what is there was read.")
+	}
+	if s.gated > 0 {
+		fmt.Fprintf(out, "%d connections were refused by gates; they were left out.\n", s.gated)
+	}
+	if s.unclear > 0 {
+		fmt.Fprintf(out, "Of %d requests it cannot be told whose they are; they were left out.\n", s.unclear)
+	}
+}
+
+// typical is how long items of one kind and direction last.
+type typical struct{ wait, life time.Duration }
+
+// typicals gives the medians of a class by direction, in the whole trace where none
+// of that kind has ended.
+func (s *story) typicals(class string) map[network.Direction]typical {
+	waits, lives := make(map[network.Direction][]time.Duration), make(map[network.Direction][]time.Duration)
+	for _, st := range s.steps {
+		if it := st.it; st.do == done && it.class == class {
+			lives[it.dir] = append(lives[it.dir], it.until.Sub(it.from))
+			if it.attached {
+				waits[it.dir] = append(waits[it.dir], it.placed.Sub(it.from))
+			}
+		}
+	}
+	all := make(map[network.Direction]typical)
+	for _, dir := range [...]network.Direction{network.DirInbound, network.DirOutbound} {
+		all[dir] = typical{median(waits[dir], 0), median(lives[dir], s.until.Sub(s.from))}
+	}
+	return all
+}
+
+func median[T cmp.Ordered](list []T, none T) T {
+	if len(list) == 0 {
+		return none
+	}
+	slices.Sort(list)
+	return list[len(list)/2]
+}

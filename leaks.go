@@ -1,0 +1,325 @@
+package rcmgr
+
+// Finding what is never given back. With WithLeakFinder, each connection and stream
+// has a record for as long as it is open: since when, whose, and for some of them
+// where it was opened. The oldest of each class are what has leaked, if anything
+// has. A record holds no scope: one that is dropped without Done is garbage, and
+// when the runtime finds it, the record is still there.
+//
+// Records lie in shards by number, each under a lock that comes after all others
+// (I8). Without the option there are none, and the manager has no finder.
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+	"weak"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+// LeakFinder says what WithLeakFinder keeps. Its zero value is no stacks, and the
+// ten oldest.
+type LeakFinder struct {
+	// Stacks is of how many connections and streams that are opened one's stack is
+	// kept: 1 is each, 1000 one of a thousand, 0 none.
+	Stacks int
+	// Oldest is how many open scopes of each class a Snapshot has. 0 is 10.
+	Oldest int
+}
+
+// WithLeakFinder keeps a record of each open connection and stream, so that
+// Snapshot and the live page show the oldest of each class, and finds those that
+// are dropped without Done. It is off by default. When on, opening and closing take
+// about as long again; reservations do not know of it. Ages are exact to a second.
+//
+// What is dropped without Done is a caller's bug, counted and logged as such when
+// the garbage collection has found it. What it held stays reserved.
+func WithLeakFinder(f LeakFinder) Option {
+	return func(c *config) error {
+		if f.Stacks < 0 || f.Oldest < 0 {
+			return fmt.Errorf("WithLeakFinder: Stacks is %d and Oldest %d, they must not be negative", f.Stacks, f.Oldest)
+		}
+		f.Oldest = cmp.Or(f.Oldest, 10)
+		c.leaks = &f
+		return nil
+	}
+}
+
+// OpenScope is one connection or stream that is open.
+type OpenScope struct {
+	Name string // "conn-17"
+	Kind Kind
+	// Transient: a connection without a peer, or a stream without a protocol.
+	Transient bool              `json:",omitzero"`
+	Direction network.Direction // inbound or outbound
+	Peer      string            `json:",omitzero"`
+	Protocol  string            `json:",omitzero"`
+	Service   string            `json:",omitzero"`
+	Opened    time.Time         // to a second
+	// Memory is the bytes that it holds, with its spans. It is 0 if the scope was
+	// dropped.
+	Memory int64
+	// Dropped: nobody has the scope any more, and it was not done.
+	Dropped bool `json:",omitzero"`
+	// Stack tells where it was opened, if that was kept: a function, file and line
+	// each, the innermost first.
+	Stack []string `json:",omitzero"`
+}
+
+// LeakState is what WithLeakFinder has found.
+type LeakState struct {
+	// Oldest has the oldest open scopes of each class, the oldest first: transient
+	// connections, other connections, transient streams, other streams.
+	Oldest []OpenScope
+	// Open is how many connections and streams are open; Dropped how many of these
+	// nobody has any more.
+	Open, Dropped int
+}
+
+// leakShards is the number of locks: numbers that follow each other are opened by
+// one stripe, and meet different ones.
+const leakShards = 64
+
+type leakFinder struct {
+	LeakFinder
+	m   *Manager
+	now atomic.Int64 // Unix time in nanoseconds, as of the last second
+	at  [leakShards]leakShard
+}
+
+type leakShard struct {
+	mu struct {
+		sync.Mutex
+		open    map[int64]*openRecord // by number
+		dropped int
+	}
+	_ [64]byte // the next shard's lock is on a cache line of its own
+}
+
+// openRecord is what is known of an open scope. The lock of its shard is held where
+// it is read or written, but for what never changes.
+type openRecord struct {
+	scope  weak.Pointer[holder] // never changes, as all above peer
+	kind   Kind
+	dir    dim
+	num    int64
+	opened int64
+	stack  []uintptr
+
+	peer              peer.ID
+	protocol, service string
+	dropped           bool
+}
+
+func newLeakFinder(m *Manager, f *LeakFinder) *leakFinder {
+	if f == nil {
+		return nil
+	}
+	l := &leakFinder{LeakFinder: *f, m: m}
+	l.now.Store(time.Now().UnixNano())
+	for i := range l.at {
+		l.at[i].mu.open = make(map[int64]*openRecord)
+	}
+	return l
+}
+
+// leakTick is the time between two looks at the clock.
+const leakTick = time.Second
+
+func (l *leakFinder) keepTimeUntil(stop <-chan struct{}) {
+	tick := time.NewTicker(leakTick)
+	defer tick.Stop()
+	for {
+		select {
+		case now := <-tick.C:
+			l.now.Store(now.UnixNano())
+		case <-stop:
+			return
+		}
+	}
+}
+
+func (l *leakFinder) shard(num int64) *leakShard { return &l.at[num%leakShards] }
+
+// opened takes note of a connection or stream that nobody else knows of yet.
+func (l *leakFinder) opened(h *holder, p peer.ID) {
+	r := &openRecord{scope: weak.Make(h), kind: h.kind, dir: h.dir, num: h.num, opened: l.now.Load(), peer: p}
+	if l.Stacks > 0 && h.num%int64(l.Stacks) == 0 {
+		var pcs [32]uintptr
+		n := runtime.Callers(3, pcs[:]) // without Callers, opened, and the engine's part of opening
+		r.stack = slices.Clone(pcs[:n])
+	}
+	s := l.shard(h.num)
+	s.mu.Lock()
+	s.mu.open[h.num] = r
+	s.mu.Unlock()
+	runtime.AddCleanup(h, l.drop, r)
+}
+
+// moved takes note of whose an open scope is now.
+func (l *leakFinder) moved(h *holder, note func(*openRecord)) {
+	s := l.shard(h.num)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.mu.open[h.num]; r != nil { // else it was closed since
+		note(r)
+	}
+}
+
+// closed forgets a connection or stream. The lock of its stripe is held.
+func (l *leakFinder) closed(h *holder) {
+	s := l.shard(h.num)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.mu.open, h.num)
+}
+
+// drop is called when a scope is garbage, in a goroutine of the runtime's.
+func (l *leakFinder) drop(r *openRecord) {
+	s := l.shard(r.num)
+	s.mu.Lock()
+	if s.mu.open[r.num] != r {
+		s.mu.Unlock()
+		return // it was done
+	}
+	r.dropped = true
+	s.mu.dropped++
+	told := r.state(0)
+	s.mu.Unlock()
+	args := []any{"scope", told.Name, "peer", told.Peer, "protocol", printable(told.Protocol), "opened", told.Opened}
+	if len(told.Stack) > 0 {
+		args = append(args, "stack", told.Stack)
+	}
+	l.m.reportBug("a scope was dropped without Done", args...)
+}
+
+// transient tells whether the scope has not been placed yet.
+func (r *openRecord) transient() bool {
+	if r.kind == KindConn {
+		return r.peer == ""
+	}
+	return r.protocol == ""
+}
+
+// state gives the record as others see it, with so many bytes of memory.
+func (r *openRecord) state(memory int64) OpenScope {
+	name := scopeName{kind: r.kind, num: r.num}
+	s := OpenScope{Name: name.String(), Kind: r.kind, Transient: r.transient(), Direction: directionOf[r.dir],
+		Protocol: r.protocol, Service: r.service, Opened: time.Unix(0, r.opened), Memory: memory, Dropped: r.dropped}
+	if r.peer != "" {
+		s.Peer = r.peer.String()
+	}
+	if len(r.stack) > 0 {
+		frames := runtime.CallersFrames(r.stack)
+		for more := true; more; {
+			var f runtime.Frame
+			f, more = frames.Next()
+			s.Stack = append(s.Stack, fmt.Sprintf("%s %s:%d", f.Function, filepath.Base(f.File), f.Line))
+		}
+	}
+	return s
+}
+
+// class orders records as LeakState does.
+func (r *openRecord) class() int {
+	c := 0
+	if r.kind == KindStream {
+		c = 2
+	}
+	if !r.transient() {
+		c++
+	}
+	return c
+}
+
+// state gives the oldest of each class. It visits each record, under one lock of many
+// at a time.
+func (l *leakFinder) state() (s LeakState) {
+	if l == nil {
+		return s
+	}
+	older := func(a, b *openRecord) int {
+		return cmp.Or(cmp.Compare(a.opened, b.opened), cmp.Compare(a.num, b.num))
+	}
+	var oldest [4][]*openRecord
+	for i := range l.at {
+		mu := &l.at[i].mu
+		mu.Lock()
+		s.Open += len(mu.open)
+		s.Dropped += mu.dropped
+		for _, r := range mu.open {
+			list := &oldest[r.class()]
+			if n := len(*list); n == l.Oldest {
+				if older((*list)[n-1], r) < 0 {
+					continue
+				}
+				*list = (*list)[:n-1]
+			}
+			at, _ := slices.BinarySearchFunc(*list, r, older)
+			*list = slices.Insert(*list, at, r)
+		}
+		mu.Unlock()
+	}
+	for _, list := range oldest {
+		for _, r := range list {
+			memory := int64(0)
+			if h := r.scope.Value(); h != nil {
+				memory = h.Stat().Memory
+			}
+			mu := &l.shard(r.num).mu
+			mu.Lock()
+			s.Oldest = append(s.Oldest, r.state(memory))
+			mu.Unlock()
+		}
+	}
+	return s
+}
+
+// writeOldest writes the oldest open scopes as a table.
+func (s *Snapshot) writeOldest(w io.Writer) error {
+	t := newTable(w, "Scope", "Class", "Direction", "Age", "Memory", "Peer", "Protocol", "Opened By")
+	for i := range s.Leaks.Oldest {
+		o := &s.Leaks.Oldest[i]
+		t.row(o.Name, o.Class(), strings.ToLower(o.Direction.String()), s.age(o), amountText(limitNames[dimMemory], o.Memory),
+			cmp.Or(o.Peer, "-"), cmp.Or(printable(o.Protocol), "-"), cmp.Or(o.Where(), "-"))
+	}
+	return t.Flush()
+}
+
+// Class says in words to which of the classes of LeakState a scope belongs:
+// "transient" or "established", and whether it was dropped.
+func (o *OpenScope) Class() string {
+	c := "established"
+	if o.Transient {
+		c = "transient"
+	}
+	if o.Dropped {
+		c += ", dropped"
+	}
+	return c
+}
+
+// age is how old a scope was when the snapshot was taken.
+func (s *Snapshot) age(o *OpenScope) string {
+	return max(0, s.Taken.Sub(o.Opened)).Round(time.Second).String()
+}
+
+// Where is the innermost place of the stack that is not in this package, or empty if
+// no stack was kept.
+func (o *OpenScope) Where() string {
+	for _, frame := range o.Stack {
+		if !strings.HasPrefix(frame, "github.com/weir-p2p/rcmgr.") {
+			return frame
+		}
+	}
+	return ""
+}

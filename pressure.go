@@ -1,0 +1,245 @@
+package rcmgr
+
+// The memory of the whole process as an input. What is reserved is what somebody
+// asked for; what the process uses is more. When that comes near to what it may
+// use, nothing new from strangers is let in from outside, and what is there goes
+// on, until it has clearly fallen again.
+//
+// A worker looks at the memory; whoever opens something reads one word, and
+// reservations do not know of it.
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"runtime/metrics"
+	"sync/atomic"
+	"time"
+)
+
+// MemoryPressure says when WithMemoryPressure refuses. Its zero value is 90 % of
+// what this process may use, until less than 80 % are in use.
+type MemoryPressure struct {
+	// Limit is how many bytes this process may have in use. 0 is what ThisMachine
+	// finds: the least of the host's memory, the control group's and GOMEMLIMIT.
+	Limit int64
+	// RefuseAbove is the share of Limit in use above which strangers are refused.
+	// 0 is 0.9.
+	RefuseAbove float64
+	// AdmitBelow is the share of Limit below which they are admitted again. It is
+	// less than RefuseAbove, so that they are not admitted and refused by turns. 0
+	// is eight ninths of RefuseAbove.
+	AdmitBelow float64
+	// Every is the time between two looks. 0 is 100 ms.
+	Every time.Duration
+	// InUse gives the bytes in use, in place of what the Go runtime says: memory
+	// that is not the runtime's, of C libraries or mapped files, is for the host
+	// to know. It is called by one goroutine, without locks. nil is the runtime's:
+	// objects that the last garbage collection has left alive, stacks, and what the
+	// runtime needs for itself. What has died since is counted only if the runtime
+	// would let it grow past Limit before it collects it, which GOMEMLIMIT prevents.
+	InUse func() int64
+}
+
+// WithMemoryPressure refuses inbound connections and inbound streams while this
+// process has too much memory in use, whatever it is used for. It is off by
+// default. What is open stays and may reserve what its limits admit; outbound
+// connections and streams go on, and so do those that the allowlist means. A
+// connection from an address at which the allowlist names a peer is refused once it
+// turns out to be somebody else; a bare peer ID helps streams only.
+//
+// A refusal is a *LimitError of KindProcess and CauseMemoryPressure.
+func WithMemoryPressure(p MemoryPressure) Option {
+	return func(c *config) error {
+		if err := p.check(); err != nil {
+			return fmt.Errorf("WithMemoryPressure: %w", err)
+		}
+		c.pressure = &p
+		return nil
+	}
+}
+
+// check fills in what is left out.
+func (p *MemoryPressure) check() error {
+	switch {
+	case p.Limit < 0:
+		return fmt.Errorf("Limit is %d, it must not be negative", p.Limit)
+	case p.Every < 0:
+		return fmt.Errorf("Every is %v, it must not be negative", p.Every)
+	}
+	if p.RefuseAbove == 0 {
+		p.RefuseAbove = 0.9
+	}
+	if p.AdmitBelow == 0 {
+		p.AdmitBelow = p.RefuseAbove * 8 / 9
+	}
+	if !(0 < p.RefuseAbove && p.RefuseAbove <= 1) {
+		return fmt.Errorf("RefuseAbove is %v, expected a share above 0, and at most 1", p.RefuseAbove)
+	}
+	if !(0 < p.AdmitBelow && p.AdmitBelow < p.RefuseAbove) {
+		return fmt.Errorf("AdmitBelow is %v, expected a share above 0, and below RefuseAbove, which is %v", p.AdmitBelow, p.RefuseAbove)
+	}
+	if p.Every == 0 {
+		p.Every = 100 * time.Millisecond
+	}
+	if p.Limit == 0 {
+		m := ThisMachine()
+		if m.MemoryFrom == "unknown" {
+			return errors.New("what this process may use is not known: Limit must be set")
+		}
+		p.Limit = m.Memory
+	}
+	if p.InUse == nil {
+		p.InUse = runtimeMemory(p.Limit)
+	}
+	return nil
+}
+
+// ProcessMemory is what WithMemoryPressure has found, in bytes.
+type ProcessMemory struct {
+	InUse       int64 // at the last look
+	Limit       int64
+	RefuseAbove int64
+	AdmitBelow  int64
+	// Refusing: inbound connections and streams of strangers are refused.
+	Refusing bool
+	// Times is how often that has begun.
+	Times uint64
+}
+
+// pressure watches the memory for one manager. A nil one never refuses.
+type pressure struct {
+	every           time.Duration
+	read            func() int64
+	limit           int64
+	refuse, readmit int64
+	inUse           atomic.Int64
+	refusing        atomic.Bool // all that others read when they open something
+	times           atomic.Uint64
+}
+
+func newPressure(p *MemoryPressure) *pressure {
+	if p == nil {
+		return nil
+	}
+	of := func(share float64) int64 { return int64(min(share*float64(p.Limit), math.MaxInt64/2)) }
+	w := &pressure{every: p.Every, read: p.InUse, limit: p.Limit, refuse: of(p.RefuseAbove), readmit: of(p.AdmitBelow)}
+	w.look()
+	return w
+}
+
+func (p *pressure) watchUntil(stop <-chan struct{}) {
+	tick := time.NewTicker(p.every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			p.look()
+		case <-stop:
+			return
+		}
+	}
+}
+
+// look reads the memory and decides. Only one goroutine calls it.
+func (p *pressure) look() {
+	n := p.read()
+	p.inUse.Store(n)
+	switch was := p.refusing.Load(); {
+	case !was && n > p.refuse:
+		p.times.Add(1)
+		p.refusing.Store(true)
+		log.Warn("too much memory is in use: inbound connections and streams of strangers are refused",
+			"in_use", n, "refuse_above", p.refuse, "admit_below", p.readmit, "limit", p.limit)
+	case was && n < p.readmit:
+		p.refusing.Store(false)
+		log.Info("enough memory is free again: inbound connections and streams are admitted",
+			"in_use", n, "admit_below", p.readmit)
+	}
+}
+
+// refuses tells whether strangers' connections or streams in a direction are
+// refused now.
+func (p *pressure) refuses(d dim) bool {
+	return p != nil && (d == dimConnsIn || d == dimStreamsIn) && p.refusing.Load()
+}
+
+func (p *pressure) state() (s ProcessMemory) {
+	if p == nil {
+		return s
+	}
+	return ProcessMemory{InUse: p.inUse.Load(), Limit: p.limit, RefuseAbove: p.refuse, AdmitBelow: p.readmit,
+		Refusing: p.refusing.Load(), Times: p.times.Load()}
+}
+
+// refuseForMemory refuses a connection that has no scope yet.
+func (m *Manager) refuseForMemory(h *holder) error {
+	st := m.anyStripe()
+	st.lock(false)
+	defer st.unlock(false)
+	if st.closed {
+		return errClosed
+	}
+	st.number(h)
+	r := h.total()
+	st.noteMemory(h, nil)
+	return st.refuseOpening(h, &r)
+}
+
+// refuseForMemory refuses to go on with a connection that the allowlist had let in
+// for somebody else.
+func (c *connScope) refuseForMemory() error {
+	st := c.root.lock(false)
+	defer st.unlock(false)
+	total := c.total()
+	st.noteMemory(&c.holder, nil)
+	return st.refusal(c.name(), &total)
+}
+
+// noteMemory notes that a connection or stream is refused for the sake of memory.
+func (st *stripe) noteMemory(h *holder, asker *peerScope) {
+	p := st.m.pressure
+	process := scopeName{kind: KindProcess}
+	st.refusedBy(traceName{scopeName: process}, &amounts{})
+	st.note(refusal{process, h.dir, CauseMemoryPressure, p.inUse.Load(), 1, p.refuse}, nil)
+	st.why.askedBy(asker)
+}
+
+// runtimeMemory gives what the runtime has in use, for a process that may use so
+// much.
+func runtimeMemory(limit int64) func() int64 {
+	names := [...]string{
+		"/gc/heap/live:bytes",
+		"/memory/classes/heap/objects:bytes",
+		"/gc/heap/goal:bytes",
+		"/memory/classes/total:bytes",
+		"/memory/classes/heap/released:bytes",
+		"/memory/classes/heap/free:bytes",
+		"/memory/classes/heap/unused:bytes",
+	}
+	samples := make([]metrics.Sample, len(names))
+	for i, name := range names {
+		samples[i].Name = name
+	}
+	return func() int64 {
+		metrics.Read(samples)
+		var v [len(names)]int64
+		for i, s := range samples {
+			if s.Value.Kind() == metrics.KindUint64 { // else this runtime has none
+				v[i] = capBytes(s.Value.Uint64())
+			}
+		}
+		live, objects, goal := v[0], v[1], v[2]
+		return heapInUse(live, objects, goal, v[3]-v[4]-v[5]-v[6]-objects, limit)
+	}
+}
+
+// heapInUse tells how much counts as in use: live bytes are those that the last
+// collection left, objects those and what was made since, goal is how many objects
+// there may be before the next collection, and other is all besides.
+func heapInUse(live, objects, goal, other, limit int64) int64 {
+	if goal <= limit-other {
+		return live + other // garbage will go before it is too much
+	}
+	return objects + other
+}

@@ -50,6 +50,9 @@ func (g *gate) concerns(d dim) bool {
 func (g *gate) enter(addr netip.Addr, d dim) (gatePass, *LimitError) {
 	p, why, ok := g.subnets.enter(addr, d)
 	if ok && g.caller != nil && !g.caller.allows(addr) {
+		if g.subnets.lets(addr, KindRate, d) {
+			return p, nil
+		}
 		p.undo()
 		return gatePass{}, g.subnets.refuse(addr, KindRate, d)
 	}
@@ -115,6 +118,7 @@ func (st *stripe) glance(h *holder) error {
 	}
 	st.number(h) // its own limit may refuse it, and is named by it
 	r := h.total()
+	r.observed = st.m.observed.load() // these refuse nothing, now or later
 	var c chain
 	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
 	if st.checkOpening(h, &r) != refused && st.checkShared(&c, &r, false, false) != refused {

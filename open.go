@@ -134,6 +134,11 @@ func (st *stripe) open(h *holder, r *request, c *chain, fallBack, all bool) (ver
 	if v == admitted {
 		v = st.takeOpening(r, c, fallBack, all)
 	}
+	for v != admitted && st.beyond(r, v) {
+		if v = st.checkOpening(h, r); v == admitted {
+			v = st.takeOpening(r, c, fallBack, all)
+		}
+	}
 	switch v {
 	case refused:
 		return v, st.refuseOpening(h, r)
@@ -165,7 +170,7 @@ func (st *stripe) checkOpening(h *holder, r *request) verdict {
 	}
 	items, n := r.list()
 	for _, it := range items[:n] {
-		if it.n > h.limit[it.d] {
+		if it.n > h.limit[it.d] && !r.observed.has(h.kind) {
 			st.refusedBy(traceName{scopeName: h.name()}, &amounts{})
 			st.note(refusal{h.name(), it.d, CauseLimit, 0, it.n, h.limit[it.d]}, nil)
 			return refused
@@ -180,10 +185,10 @@ func (st *stripe) takeOpening(r *request, c *chain, fallBack, all bool) verdict 
 		r.crowding = int64(ps.transientIn) >= st.m.fixed[KindTransient].limit[dimStreamsIn]/4
 	}
 	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
-	v := st.take(c, r, all)
+	v := st.takeOnce(c, r, all)
 	if v == refused && (fallBack || ps != nil && st.m.allowlist.allowsPeer(ps.peer)) {
 		c.stand(st.fixed[KindAllowlistedTransient], st.fixed[KindAllowlistedSystem])
-		v = st.take(c, r, all)
+		v = st.takeOnce(c, r, all)
 	}
 	return v
 }

@@ -16,6 +16,7 @@ type config struct {
 	stripes     int
 	admission   Admission
 	refusalLog  time.Duration // 0: off
+	observed    kindSet       // WithObserveOnly
 	newcomers   bool          // the last quarter of transient's inbound streams is theirs
 	allowlisted []allowlistEntry
 	subnets     subnetConfig // nil lists: what the limit configuration says

@@ -164,6 +164,12 @@ func preferredFormat(accept []string) string {
 func writeText(w io.Writer, s *Snapshot) error {
 	fmt.Fprintf(w, "%s, up %s, %d peers, %d refusals, %d bugs of callers\n",
 		s.Taken.UTC().Format(time.RFC3339), s.Uptime().Round(time.Second), s.Peers, s.totalRefusals(), s.CallerBugs)
+	if s.observing() {
+		fmt.Fprintf(w, "\nLimits that are only observed: %s\n\n", s.observedText())
+		if err := s.WriteRefusals(w); err != nil {
+			return err
+		}
+	}
 	fmt.Fprintf(w, "\nLimits of which %d%% and more are taken\n\n", NearLimit)
 	if err := WriteTable(w, s.LimitsNear(NearLimit)); err != nil {
 		return err
@@ -183,25 +189,34 @@ func (s *Snapshot) totalRefusals() (n uint64) {
 	return n
 }
 
-// kindRefusals is what scopes of one kind have refused.
+// kindRefusals is what scopes of one kind have refused, and would have.
 type kindRefusals struct {
-	Kind  Kind
-	Total uint64
-	What  []string
+	Kind         Kind
+	Total, Would uint64
+	What         []string
+	WouldWhat    []string
+}
+
+// each names what was refused.
+func (r *Refusals) each() (what []string) {
+	for d, n := range r.dimCounts() {
+		if n > 0 {
+			what = append(what, fmt.Sprintf("%s %d", limitNames[d], n))
+		}
+	}
+	return what
 }
 
 func (s *Snapshot) refusalsByKind() (all []kindRefusals) {
-	for kind, r := range s.Refusals {
-		k := kindRefusals{Kind: kind, Total: r.Total()}
-		for d, n := range r.dimCounts() {
-			if n > 0 {
-				k.What = append(k.What, fmt.Sprintf("%s %d", limitNames[d], n))
-			}
+	for kind := range numKinds {
+		r, would := s.Refusals[kind], s.WouldRefuse[kind]
+		k := kindRefusals{Kind: kind, Total: r.Total(), Would: would.Total(), What: r.each(), WouldWhat: would.each()}
+		if k.Total+k.Would > 0 {
+			all = append(all, k)
 		}
-		all = append(all, k)
 	}
 	slices.SortFunc(all, func(a, b kindRefusals) int {
-		return cmp.Or(cmp.Compare(b.Total, a.Total), cmp.Compare(a.Kind, b.Kind))
+		return cmp.Or(cmp.Compare(b.Total, a.Total), cmp.Compare(b.Would, a.Would), cmp.Compare(a.Kind, b.Kind))
 	})
 	return all
 }
@@ -241,15 +256,17 @@ func (p *page) writeHTML(w io.Writer, s *Snapshot) error {
 	// a peer that has nothing to do with them.
 	said := slices.DeleteFunc(s.Limits(), func(u LimitUse) bool {
 		_, limited := u.Percent()
-		return (!limited || u.Kind == KindPeer) && u.Use == 0 && u.Refusals == 0
+		return (!limited || u.Kind == KindPeer) && u.Use == 0 && u.Refusals == 0 && u.WouldRefuse == 0
 	})
 	slices.SortStableFunc(said, func(a, b LimitUse) int {
-		return cmp.Or(cmp.Compare(b.fullness(), a.fullness()), cmp.Compare(b.Refusals, a.Refusals))
+		return cmp.Or(cmp.Compare(b.fullness(), a.fullness()), cmp.Compare(b.Refusals, a.Refusals),
+			cmp.Compare(b.WouldRefuse, a.WouldRefuse))
 	})
 	holders := slices.DeleteFunc(slices.Clone(s.Scopes), func(sc ScopeState) bool { return sc.Kind <= KindAllowlistedTransient })
 	return p.template.Execute(w, map[string]any{
 		"S": s, "Plot": plotOf(s), "Up": s.Uptime().Round(time.Second).String(), "Near": len(s.LimitsNear(NearLimit)),
 		"Refused": s.totalRefusals(), "ByKind": s.refusalsByKind(), "Limits": said, "Holders": holders,
+		"Observing": s.observing(), "Observed": s.observedText(),
 		"Style": template.CSS(pageStyle), "Script": template.JS(pageScript),
 	})
 }

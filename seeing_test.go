@@ -40,6 +40,26 @@ func ExampleWriteTable() {
 	// peer:12D3KooWRpAPnRgC4qHPPkFkrwbCrjMJGHvRRJVMKGmvXaUEMMPL  StreamsInbound  3            3                   100.0%
 }
 
+// Limits that are tried on a node before they bite.
+func ExampleWithObserveOnly() {
+	limits := rcmgr.PartialLimitConfig{PeerDefault: rcmgr.ResourceLimits{StreamsInbound: 3}}
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits.Build(rcmgr.InfiniteLimits)), rcmgr.WithObserveOnly())
+	if err != nil {
+		panic(err)
+	}
+	defer rm.Close()
+	open(rm, 5) // none is refused
+	fmt.Println("would have refused", rm.Snapshot().WouldRefuse[rcmgr.KindPeer].StreamsInbound)
+
+	if err := rm.Enforce(); err != nil { // while it runs
+		panic(err)
+	}
+	open(rm, 1)
+	// Output:
+	// would have refused 2
+	// refused
+}
+
 // What has grown, and what was refused, between two looks.
 func ExampleSnapshot_Since() {
 	rm := busyManager()

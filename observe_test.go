@@ -435,3 +435,59 @@ func TestObservedKindsAsText(t *testing.T) {
 	require.Equal(t, "peer, subnet", (&Snapshot{Observed: []Kind{KindPeer, KindSubnet}}).observedText())
 	require.Len(t, strings.Split((&Snapshot{Observed: (allKinds &^ 1).list()}).observedText(), ", "), int(numKinds)-1)
 }
+
+// A span of a peer or of a shared scope is of that scope's class.
+func TestSpansAreObservedWithTheirOwnersClass(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithObserveOnly(KindPeer))
+	require.NoError(t, m.ViewPeer(testPeer, func(s network.PeerScope) error {
+		span, err := s.BeginSpan()
+		require.NoError(t, err)
+		defer span.Done()
+		none := amounts{}.base()
+		span.(ResourceScopeLimiter).SetLimit(&none)
+		return span.ReserveMemory(1, 255)
+	}))
+	require.Equal(t, map[Kind]Refusals{KindPeer: {Memory: 1}}, m.Snapshot().WouldRefuse)
+}
+
+// Where the allowlist opens other scopes, and these refuse too, the standard ones
+// are still there to be passed.
+func TestAnAllowlistedConnectionPassesAnObservedSystem(t *testing.T) {
+	conf := unlimitedConf()
+	conf.System, conf.AllowlistedTransient = amounts{}.base(), amounts{}.base()
+	m := newManager(t, conf, WithObserveOnly(KindSystem), WithAllowlistedMultiaddrs(testAllowlist))
+	_, err := m.OpenConnection(network.DirInbound, false, testFars[2].addr)
+	require.NoError(t, err)
+	require.Equal(t, 1, m.Stat().System.NumConnsInbound)
+	// What would have refused is what an error would have named.
+	require.Equal(t, map[Kind]Refusals{KindAllowlistedTransient: {ConnsInbound: 1}}, m.Snapshot().WouldRefuse)
+}
+
+// A request that has to be decided under all locks after all is decided from anew.
+func TestRequestsBeyondALimitThatNeedAllLocksAreCountedOnce(t *testing.T) {
+	conf := unlimitedConf()
+	conf.Conn, conf.System = amounts{}.base(), amounts{128, 128, 128, 128, 128, 128, 128, 128}.base()
+	m := newManager(t, conf, WithStripes(8), WithObserveOnly(KindConn))
+	for range 128 {
+		_, err := m.OpenConnection(network.DirInbound, false, nil)
+		require.NoError(t, err)
+	}
+	require.Equal(t, map[Kind]Refusals{KindConn: {ConnsInbound: 128}}, m.Snapshot().WouldRefuse)
+	require.NotZero(t, m.Snapshot().Engine.Settled)
+}
+
+// What a service would have refused is not forgotten with a share that goes.
+func TestWhatAScopeWouldHaveRefusedOutlivesItsShares(t *testing.T) {
+	conf := unlimitedConf()
+	conf.ProtocolDefault.Memory = 0
+	m := newManager(t, conf, WithStripes(8), WithObserveOnly(KindProtocol))
+	require.NoError(t, m.ViewProtocol("/a", func(s network.ProtocolScope) error {
+		s.(ResourceScopeLimiter).SetLimit(&conf.ProtocolDefault) // it stays
+		require.NoError(t, s.ReserveMemory(1, 255))
+		s.ReleaseMemory(1)
+		return nil
+	}))
+	m.reap()
+	s := m.Snapshot()
+	require.EqualValues(t, 1, s.stateOf(t, "protocol:/a").WouldRefuse.Memory)
+}

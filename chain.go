@@ -306,13 +306,17 @@ func (why *noted) askedBy(p *peerScope) {
 
 // refuse notes that an account refuses an item.
 func (st *stripe) refuse(a *account, it item, current, bound int64) verdict {
-	cause := CauseLimit
-	if it.d != dimMemory && it.n <= a.limit[it.d]-current {
-		cause = CauseCrowding // it would fit the limit, but not the bound
-	}
 	st.refusedBy(traceName{scopeName: a.scopeName}, &a.use)
-	st.note(refusal{a.scopeName, it.d, cause, current, it.n, a.limit[it.d]}, a)
+	st.note(refusal{a.scopeName, it.d, causeOf(a, it, current), current, it.n, a.limit[it.d]}, a)
 	return refused
+}
+
+// causeOf tells which rule an item does not fit that an account refuses.
+func causeOf(a *account, it item, current int64) Cause {
+	if it.d != dimMemory && it.n <= a.limit[it.d]-current {
+		return CauseCrowding // it would fit the limit, but not the bound
+	}
+	return CauseLimit
 }
 
 // take decides a request and, if it is admitted, charges the whole chain.

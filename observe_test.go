@@ -466,13 +466,11 @@ func TestAnAllowlistedConnectionPassesAnObservedSystem(t *testing.T) {
 // A request that has to be decided under all locks after all is decided from anew.
 func TestRequestsBeyondALimitThatNeedAllLocksAreCountedOnce(t *testing.T) {
 	conf := unlimitedConf()
-	conf.Conn, conf.System = amounts{}.base(), amounts{128, 128, 128, 128, 128, 128, 128, 128}.base()
-	m := newManager(t, conf, WithStripes(8), WithObserveOnly(KindConn))
-	for range 128 {
-		_, err := m.OpenConnection(network.DirInbound, false, nil)
-		require.NoError(t, err)
-	}
-	require.Equal(t, map[Kind]Refusals{KindConn: {ConnsInbound: 128}}, m.Snapshot().WouldRefuse)
+	conf.Conn.ConnsInbound, conf.System.Memory, conf.Costs = 0, 1<<20, &Costs{Conn: 1<<19 + 1}
+	m := newManager(t, conf, WithStripes(64), WithObserveOnly(KindConn))
+	_, err := m.OpenConnection(network.DirInbound, false, nil)
+	require.NoError(t, err)
+	require.Equal(t, map[Kind]Refusals{KindConn: {ConnsInbound: 1}}, m.Snapshot().WouldRefuse)
 	require.NotZero(t, m.Snapshot().Engine.Settled)
 }
 

@@ -60,6 +60,21 @@ func ExampleWithObserveOnly() {
 	// refused
 }
 
+// Would it be admitted now, and if not, what to set.
+func ExampleManager_Explain() {
+	rm := busyManager()
+	defer rm.Close()
+	open(rm, 3)
+
+	answer, err := rm.Explain(rcmgr.Question{Kind: rcmgr.KindStream, Direction: network.DirInbound, Peer: examplePeer})
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(answer.Admitted, answer.By.Name, answer.By.Use, "of", answer.By.Limit, answer.By.Raise)
+	// answer.WriteTable(os.Stdout) has a row for each limit on the way.
+	// Output: false StreamsInbound 3 of 3 PeerDefault.StreamsInbound
+}
+
 // What has grown, and what was refused, between two looks.
 func ExampleSnapshot_Since() {
 	rm := busyManager()

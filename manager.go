@@ -120,6 +120,9 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	if m.refusalLog != nil {
 		m.workers.Go(m.refusalLog.writeUntilClosed)
 	}
+	if len(cfg.nearLimit) > 0 {
+		m.workers.Go((&limitWatch{m: m, tell: cfg.nearLimit}).untilClosed)
+	}
 	m.logStart()
 	return m, nil
 }

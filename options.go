@@ -23,6 +23,7 @@ type config struct {
 	callerRates *callerRates // nil: likewise
 	outbound    *bool        // nil: likewise
 
+	nearLimit  []func(NearLimitEvent)
 	tracePath  string          // empty: no file
 	reporters  []TraceReporter // of traces; StatsTraceReporter is none of them
 	reporter   MetricsReporter // nil: nobody is told of decisions

@@ -157,6 +157,9 @@ type pool struct {
 	// eighth of the limit too high. Where there is no limit, an eighth of it says
 	// nothing, and peak is the most that used has seen. It is guarded as word is.
 	peak amounts
+	// low is the least that was handed out of each dimension since limitWatch looked
+	// last. It is guarded as word is.
+	low amounts
 	// denied counts what shares that have been collected had refused. Guarded
 	// by mu.
 	denied denials
@@ -194,6 +197,9 @@ func (p *pool) storeLocked(d dim, l tally) {
 		w |= 1
 	}
 	p.word[d].Store(w)
+	if l.handed < p.low[d] {
+		p.low[d] = l.handed
+	}
 }
 
 // storeMoreLocked is storeLocked where more may be handed out.

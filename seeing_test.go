@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
 
 	"github.com/weir-p2p/rcmgr"
 )
@@ -73,6 +75,42 @@ func ExampleManager_Explain() {
 	fmt.Println(answer.Admitted, answer.By.Name, answer.By.Use, "of", answer.By.Limit, answer.By.Raise)
 	// answer.WriteTable(os.Stdout) has a row for each limit on the way.
 	// Output: false StreamsInbound 3 of 3 PeerDefault.StreamsInbound
+}
+
+// Hear of a limit before it refuses.
+func ExampleWithOnNearLimit() {
+	near := make(chan rcmgr.NearLimitEvent, 16)
+	limits := rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{StreamsInbound: 5}}
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits.Build(rcmgr.InfiniteLimits)),
+		rcmgr.WithOnNearLimit(func(e rcmgr.NearLimitEvent) { near <- e }))
+	if err != nil {
+		panic(err)
+	}
+	defer rm.Close()
+	open(rm, 4)
+
+	e := <-near
+	fmt.Printf("%s: %d %% of %s: %d of %d\n", e.Scope, e.Percent, e.Name, e.Use, e.Limit)
+	// Output: system: 80 % of StreamsInbound: 4 of 5
+}
+
+// Let the connection manager make room before the limit refuses.
+func ExampleTrimConns() {
+	cm, err := connmgr.NewConnManager(100, 400)
+	if err != nil {
+		panic(err)
+	}
+	limits := rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{Conns: 200}}
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits.Build(rcmgr.DefaultLimits.AutoScale())), rcmgr.WithOnNearLimit(rcmgr.TrimConns(cm)))
+	if err != nil {
+		panic(err)
+	}
+	host, err := libp2p.New(libp2p.ResourceManager(rm), libp2p.ConnectionManager(cm), libp2p.NoListenAddrs)
+	if err != nil {
+		panic(err)
+	}
+	defer host.Close()
+	// Output:
 }
 
 // What has grown, and what was refused, between two looks.

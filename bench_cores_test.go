@@ -123,3 +123,33 @@ func TestPoolsAreSeldomAskedBelowHalf(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkContention counts how often a lock has to be waited for, by the number of
+// stripes, with as many goroutines as there are processors, on 512 peers in turn:
+// what BENCHMARKS.md foretells for more processors is held against it.
+func BenchmarkContention(b *testing.B) {
+	defer runtime.SetMutexProfileFraction(runtime.SetMutexProfileFraction(1))
+	for _, w := range workloads {
+		if w.name != "stream" && w.name != "connection" {
+			continue
+		}
+		for _, stripes := range []int{1, 2, 4, 8, 16, 32, 64} {
+			b.Run(fmt.Sprintf("work=%s/stripes=%d", w.name, stripes), func(b *testing.B) {
+				m, err := New(NewFixedLimiter(farLimits()), WithConnRateLimiters(nil), WithStripes(stripes))
+				require.NoError(b, err)
+				defer m.Close()
+				waited := int64(0)
+				runWorkers(b, runtime.GOMAXPROCS(0), func(worker int) func(int) error {
+					round := w.prepare(b, m, worker)
+					for i := range 512 {
+						require.NoError(b, round(i))
+					}
+					waited = contended()
+					return round
+				})
+				b.ReportMetric(float64(contended()-waited)/float64(b.N)*1e6, "waits/Mop")
+				b.ReportMetric(float64(m.read().counts.draws)/float64(b.N)*1e6, "draws/Mop")
+			})
+		}
+	}
+}

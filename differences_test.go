@@ -448,6 +448,13 @@ func TestAReporterHearsOfEachDecisionOnce(t *testing.T) {
 	expect(c.SetPeer("full"), true, "no peer "+peer.ID("full").String()+"\n")
 	expect(c.SetPeer(testPeer), false, "peer "+testPeer.String()+"\n")
 	expect(c.SetPeer(testPeer), true) // a misuse
+
+	m = newManager(t, unlimitedConf(), WithMetrics(r))
+	s := mustOpenStream(t, m, testPeer, network.DirInbound)
+	r.said = nil
+	for range 3 { // the first draws credit, the others have it
+		expect(s.ReserveMemory(1, 255), false, "memory 1\n")
+	}
 }
 
 func TestATraceTellsOneRefusal(t *testing.T) {

@@ -206,3 +206,25 @@ func TestAPeerOfManyProtocolsHasEachOnce(t *testing.T) {
 	}
 	assertEmpty(t, m)
 }
+
+// A connection that leaves the allowlisted scopes with more than half of what
+// the system may hold is decided on the exact sum, like any other request.
+func TestAMoveOfMoreThanHalfIsDecidedOnTheExactSum(t *testing.T) {
+	const most, large = 1 << 20, 700 << 10
+	for _, free := range []int64{large, large - 1} {
+		m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Memory, c.System.Conns = most, 1 }),
+			append(openGates(), WithStripes(8), WithAllowlistedMultiaddrs(testAllowlist))...)
+		first := mustOpenConn(t, m, network.DirInbound)
+		c, err := m.OpenConnection(network.DirInbound, false, testFars[3].addr)
+		require.NoError(t, err)
+		require.NoError(t, c.ReserveMemory(large, 255))
+		require.Zero(t, viewSystem(t, m).Stat().Memory, "it stands in the allowlisted scopes")
+		first.Done()
+		require.NoError(t, viewSystem(t, m).ReserveMemory(int(most-free), 255))
+		require.Equal(t, free == large, c.SetPeer(testPeers[1]) == nil)
+		checkInvariants(t, m, false)
+		c.Done()
+		viewSystem(t, m).ReleaseMemory(int(most - free))
+		assertEmpty(t, m)
+	}
+}

@@ -152,7 +152,8 @@ func FuzzEndpoint(f *testing.F) {
 
 		kept, err := newSubnets(defaultSubnetConfig(), defaultRateConfig())
 		require.NoError(t, err)
-		pass, _, ok := kept.enter(ep.addr, dimConnsIn)
+		var pass gatePass
+		_, ok := kept.enter(ep.addr, dimConnsIn, &pass)
 		require.True(t, ok)
 		checkRecords(t, kept)
 		pass.undo()

@@ -87,10 +87,8 @@ func (m *Manager) Explain(q Question) (*Explanation, error) {
 	if err := q.check(); err != nil {
 		return nil, fmt.Errorf("rcmgr: Explain: %w", err)
 	}
-	select {
-	case <-m.stop:
+	if m.ended.Load() {
 		return nil, errClosed
-	default:
 	}
 	e := explainer{m: m, q: &q, far: endpointOf(q.Endpoint), observed: m.observed.load()}
 	if err := e.copyAccounts(); err != nil {

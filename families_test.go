@@ -3,7 +3,6 @@ package rcmgr
 import (
 	"fmt"
 	"maps"
-	"math"
 	"os"
 	"slices"
 	"strings"
@@ -207,9 +206,12 @@ func TestMetricsShowGatesAndHealth(t *testing.T) {
 	require.Equal(t, map[string]float64{"": 1}, seriesOf(t, reg, "caller_bugs_total"))
 	require.Equal(t, map[string]float64{"": 1}, seriesOf(t, reg, "late_releases_total"))
 	require.Equal(t, map[string]float64{"": 2 + 1}, seriesOf(t, reg, "subnets"))
-	require.NoError(t, conns[1].ReserveMemory(math.MaxInt64-1, 255)) // more than may lie idle
+	limit := unlimitedBase
+	limit.Memory = 1 << 30
+	viewSystem(t, m).(ResourceScopeLimiter).SetLimit(&limit)
+	require.NoError(t, conns[1].ReserveMemory(1<<30, 255)) // more than half
 	require.Equal(t, map[string]float64{"": 1}, seriesOf(t, reg, "all_lock_decisions_total"))
-	conns[1].ReleaseMemory(math.MaxInt64 - 1)
+	conns[1].ReleaseMemory(1 << 30)
 	require.Positive(t, seriesOf(t, reg, "credit_returns_total")[""])
 }
 

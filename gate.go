@@ -47,16 +47,17 @@ func (g *gate) concerns(d dim) bool {
 
 // enter asks the gates for a connection from addr, or tells why not. Without an
 // address there is nothing to ask. d is inbound connections, or outbound ones.
-func (g *gate) enter(addr netip.Addr, d dim) (gatePass, *LimitError) {
-	p, why, ok := g.subnets.enter(addr, d)
+func (g *gate) enter(addr netip.Addr, d dim, p *gatePass) *LimitError {
+	why, ok := g.subnets.enter(addr, d, p)
 	if ok && g.caller != nil && !g.caller.allows(addr) {
 		if g.subnets.lets(addr, KindRate, d) {
-			return p, nil
+			return nil
 		}
 		p.undo()
-		return gatePass{}, g.subnets.refuse(addr, KindRate, d)
+		*p = gatePass{}
+		return g.subnets.refuse(addr, KindRate, d)
 	}
-	return p, why
+	return why
 }
 
 // forget drops what the gates keep of addresses that have been quiet.
@@ -75,33 +76,30 @@ func (g *gate) suspicious(addr net.Addr) bool {
 	if err != nil {
 		return true
 	}
-	_, _, ok := g.sources.enter(normalAddr(ap.Addr()), dimConnsIn)
+	_, ok := g.sources.enter(normalAddr(ap.Addr()), dimConnsIn, &gatePass{})
 	return !ok
 }
 
 // passGates asks the gates in order: is there any room at all, has the subnet
 // room, is it slow enough. Who is refused by the first leaves no trace in the
 // others.
-func (m *Manager) passGates(h *holder, far endpoint) (gatePass, error) {
+func (m *Manager) passGates(h *holder, far endpoint, p *gatePass) error {
 	if m.crowded(h) {
 		if err := m.anyStripe().glance(h); err != nil {
-			return gatePass{}, err
+			return err
 		}
 	}
-	p, why := m.enterGates(far.addr, h.dir)
-	if why == nil {
-		return p, nil
+	if why := m.enterGates(far.addr, h.dir, p); why != nil {
+		return m.refusedAtGate(h, why)
 	}
-	return gatePass{}, m.refusedAtGate(h, why)
+	return nil
 }
 
 // refusedAtGate tells that a gate refused a connection, which has been counted
 // there.
 func (m *Manager) refusedAtGate(h *holder, why *LimitError) error {
-	select {
-	case <-m.stop:
+	if m.ended.Load() {
 		return errClosed
-	default:
 	}
 	if m.trace != nil {
 		m.stripes[0].traceGate(h, why)

@@ -208,7 +208,8 @@ func TestWhatIsRefusedLaterTakesNothingFromTheGates(t *testing.T) {
 // enterNow takes a token for an endpoint, and gives its place in the subnets
 // back.
 func (g *gate) enterNow(far multiaddr.Multiaddr) bool {
-	pass, why := g.enter(endpointOf(far).addr, dimConnsIn)
+	var pass gatePass
+	why := g.enter(endpointOf(far).addr, dimConnsIn, &pass)
 	if pass.conns != nil {
 		pass.conns.leave(pass.addr)
 	}

@@ -15,12 +15,12 @@ import (
 func (m *Manager) gate() *gate { return m.gates.Load() }
 
 // enterGates asks the gates in force.
-func (m *Manager) enterGates(addr netip.Addr, d dim) (gatePass, *LimitError) {
+func (m *Manager) enterGates(addr netip.Addr, d dim, p *gatePass) *LimitError {
 	for {
 		g := m.gate()
-		p, why := g.enter(addr, d)
-		if p != (gatePass{}) || why != nil || m.gate() == g {
-			return p, why
+		why := g.enter(addr, d, p)
+		if why != nil || p.conns != nil || p.tokens != nil || m.gate() == g {
+			return why
 		}
 		// They had retired, and given nothing.
 	}
@@ -50,13 +50,7 @@ func (m *Manager) swapGates(next *gate) {
 	if last == next {
 		return
 	}
-	// Named networks come before levels.
-	for _, st := range last.subnets.named {
-		st.mu.Lock()
-		defer st.mu.Unlock()
-	}
-	for i := range last.subnets.stripes {
-		st := &last.subnets.stripes[i]
+	for _, st := range last.subnets.inLockOrder() {
 		st.mu.Lock()
 		defer st.mu.Unlock()
 	}
@@ -65,14 +59,31 @@ func (m *Manager) swapGates(next *gate) {
 	m.gates.Store(next)
 }
 
-// retired tells whether others have taken over. They do so for all stripes at once.
-func (w *passage) retired() bool {
-	for _, st := range [...]*subnetStripe{w.in, w.conns, w.tokens} {
-		if st != nil {
-			return st.mu.heir != nil
+// inLockOrder gives all stripes in the order in which enter locks those of one
+// address: networks named for connections, those named for tokens, levels.
+func (s *subnets) inLockOrder() (all []*subnetStripe) {
+	for _, forConns := range []bool{true, false} {
+		for _, st := range s.named {
+			if (st.named.level.conns != noConnLimit) == forConns {
+				all = append(all, st)
+			}
 		}
 	}
-	return false
+	for i := range s.stripes {
+		all = append(all, &s.stripes[i])
+	}
+	return all
+}
+
+// retired tells whether others have taken over. They do so for all stripes at once.
+func (w *passage) retired() bool {
+	switch {
+	case w.in != nil:
+		return w.in.mu.heir != nil
+	case w.conns != nil:
+		return w.conns.mu.heir != nil
+	}
+	return w.tokens != nil && w.tokens.mu.heir != nil
 }
 
 // takeOver takes over the connections that last counts, and its counts of
@@ -83,6 +94,7 @@ func (s *subnets) takeOver(last *subnets) {
 			s.countInherited(one.prefix(), one.conns)
 		}
 		to := &s.stripes[0].mu
+		st.remarkLocked(last.noting)
 		to.refused.takeOver(&st.mu.refused)
 		to.would.takeOver(&st.mu.would)
 	})

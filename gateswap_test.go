@@ -130,6 +130,67 @@ func TestRefusalsOfGatesThatChangeStayCountedAndAreLogged(t *testing.T) {
 	require.Contains(t, lines[0], "resource limits 2 times")
 }
 
+func TestWhatTheLogWillSayOfGatesSurvivesTheirChange(t *testing.T) {
+	logged := collectLog(t, 8)
+	m, err := New(bySubnet(ofIPv4(map[int]LimitVal{32: BlockAllLimit})))
+	require.NoError(t, err)
+	_, err = m.OpenConnection(network.DirInbound, false, multiaddr.StringCast("/ip4/192.0.2.1/tcp/1"))
+	require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+	require.NoError(t, m.SetLimits(bySubnet(ofIPv4(map[int]LimitVal{24: 5}))))
+	m.Close()
+	lines := logged.take()
+	require.Len(t, lines, 1)
+	require.Contains(t, lines[0], "worst=subnet:192.0.2.1/32")
+}
+
+// A connection that waited for the gates while they retired asks their heirs.
+func TestGatesThatHaveRetiredGiveNothing(t *testing.T) {
+	m, err := New(bySubnet(ofIPv4(map[int]LimitVal{32: 8})))
+	require.NoError(t, err)
+	defer m.Close()
+	last, addr := m.gate(), netip.MustParseAddr("192.0.2.1")
+	require.NoError(t, m.SetLimits(bySubnet(ofIPv4(map[int]LimitVal{32: 1}))))
+	var pass gatePass
+	why := last.enter(addr, dimConnsIn, &pass)
+	require.Zero(t, pass)
+	require.Nil(t, why)
+	require.Zero(t, countEntries(t, last.subnets))
+	why = m.enterGates(addr, dimConnsIn, &pass)
+	require.NotZero(t, pass)
+	require.Nil(t, why)
+	why = m.enterGates(addr, dimConnsIn, &gatePass{})
+	require.NotNil(t, why)
+}
+
+func TestLocksOfAllSubnetsAreInTheOrderOfThoseWhoEnter(t *testing.T) {
+	networks := func(ns ...string) (all [numFamilies][]NetworkPrefixLimit) {
+		for _, n := range ns {
+			all[ipv4] = append(all[ipv4], NetworkPrefixLimit{netip.MustParsePrefix(n), 5})
+		}
+		return all
+	}
+	rate := rateLimit{perSecond: 1, burst: 1}
+	s, err := newSubnets(subnetConfig{networks: networks("10.0.0.0/8", "10.1.0.0/16", "11.0.0.0/8")}, rateConfig{networks: [numFamilies][]networkRate{
+		ipv4: {{netip.MustParsePrefix("10.0.0.0/8"), rate}, {netip.MustParsePrefix("10.1.0.0/16"), rate}, {netip.MustParsePrefix("12.0.0.0/8"), rate}},
+	}})
+	require.NoError(t, err)
+	place := make(map[*subnetStripe]int)
+	for i, st := range s.inLockOrder() {
+		place[st] = i
+	}
+	require.Len(t, place, len(s.named)+gateStripes)
+	for _, n := range s.networks.All() {
+		if n.conns != nil && n.tokens != nil {
+			require.Less(t, place[n.conns], place[n.tokens])
+		}
+		for _, st := range []*subnetStripe{n.conns, n.tokens} {
+			if st != nil {
+				require.Less(t, place[st], place[&s.stripes[0]])
+			}
+		}
+	}
+}
+
 // Connections come and go while gates change; nothing is left in any of them.
 func TestGatesChangeUnderLoadAndNothingIsLeft(t *testing.T) {
 	random := func(r *rand.Rand) Limiter {
@@ -142,7 +203,13 @@ func TestGatesChangeUnderLoadAndNothingIsLeft(t *testing.T) {
 			require.NoError(t, err)
 			s.Networks[p] = []LimitVal{Unlimited, LimitVal(1 + r.IntN(20))}[r.IntN(2)]
 		}
-		return bySubnet(s)
+		rates := RateLimits{IPv4: map[int]ConnRate{24: {PerSecond: 1e6, Burst: 1000}}, Networks: make(map[netip.Prefix]ConnRate)}
+		for n := range s.Networks {
+			wider, err := n.Addr().Prefix(n.Bits() - r.IntN(3)*4)
+			require.NoError(t, err)
+			rates.Networks[wider] = ConnRate{PerSecond: 1e6, Burst: 1000}
+		}
+		return NewFixedLimiter(PartialLimitConfig{Gates: &GateLimits{Subnets: s, Rate: rates}}.Build(InfiniteLimits))
 	}
 	m, err := New(random(rand.New(rand.NewPCG(testSeed(t), 1))))
 	require.NoError(t, err)

@@ -49,6 +49,7 @@ type Manager struct {
 
 	handles   atomic.Int64 // of Share, that are open
 	closeOnce sync.Once
+	ended     atomic.Bool // Close has begun
 	stop      chan struct{}
 	workers   sync.WaitGroup
 }
@@ -93,7 +94,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		newcomers: cfg.newcomers,
 		options:   cfg,
 		allowlist: newAllowlist(cfg.allowlisted),
-		reporter:  cfg.reporter,
+		reporter:  guarded(cfg.reporter),
 		started:   time.Now(),
 		bugLog:    rate.Sometimes{Interval: 10 * time.Second},
 		stop:      make(chan struct{}),
@@ -303,6 +304,7 @@ func GetAllowlist(rm network.ResourceManager) *Allowlist {
 // written to its end. Again, it does nothing. It always returns nil.
 func (m *Manager) Close() error {
 	m.closeOnce.Do(func() {
+		m.ended.Store(true)
 		close(m.stop)
 		m.workers.Wait()
 		m.inOneCut(func() {

@@ -179,7 +179,11 @@ func (s *subnets) onlyObserved() kindSet {
 
 // letLocked counts a connection that a gate lets pass though it is full.
 func (s *subnets) letLocked(by bar, d dim) {
-	by.st.mu.would.count(by.tellLocked(d), s.noting)
+	e := by.tellLocked(d, s.noting)
+	by.st.mu.would.counts[by.kind-KindSubnet][d]++
+	if s.noting {
+		by.st.mu.would.note(e, 1)
+	}
 }
 
 // lets is letLocked for a refusal by something else, of one address, if the gate is

@@ -33,7 +33,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 	var err error
 	gated := !open && m.gate().concerns(h.dir)
 	if gated && !named {
-		if pass, err = m.passGates(&h, far); err != nil {
+		if err = m.passGates(&h, far, &pass); err != nil {
 			return nil, err
 		}
 	}
@@ -51,10 +51,11 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		case undecided:
 			continue
 		}
-		scope := &connScope{holder: h, root: root{chain: c}, addr: far.addr, gate: pass.conns, onTrial: gated && named,
-			allowlisted: c.at[slotSystem].kind == KindAllowlistedSystem}
-		scope.tree = &scope.root
-		scope.at.Store(st)
+		scope := new(connScope)
+		scope.become(&h, &scope.root)
+		scope.begin(st, &c)
+		scope.addr, scope.gate, scope.onTrial = far.addr, pass.conns, gated && named
+		scope.allowlisted = c.at[slotSystem].kind == KindAllowlistedSystem
 		return scope, nil
 	}
 }
@@ -107,11 +108,26 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 			all = true
 			continue
 		}
-		scope := &streamScope{holder: h, root: root{chain: c}}
-		scope.tree = &scope.root
-		scope.at.Store(st)
+		scope := new(streamScope)
+		scope.become(&h, &scope.root)
+		scope.begin(st, &c)
 		return scope, nil
 	}
+}
+
+// become makes a new leaf of what was admitted. Field by field: a copy of the whole
+// would go through the garbage collector's hands.
+func (h *holder) become(admitted *holder, tree *root) {
+	h.tree, h.limit = tree, admitted.limit
+	h.use, h.num = admitted.use, admitted.num
+	h.unit, h.kind = admitted.unit, admitted.kind
+}
+
+// begin puts a new leaf's tree in its stripe, where it stands; see become.
+func (r *root) begin(st *stripe, c *chain) {
+	r.chain.peer, r.chain.at[slotPeer] = c.peer, c.at[slotPeer]
+	r.chain.at[slotTransient], r.chain.at[slotSystem] = c.at[slotTransient], c.at[slotSystem]
+	r.at.Store(st)
 }
 
 // stand puts what is new into a transient and a system scope, below its peer's if

@@ -76,7 +76,8 @@ func TestNamedNetworksStandInsideEachOther(t *testing.T) {
 	} {
 		var all []gatePass
 		for {
-			p, why, ok := s.enter(netip.MustParseAddr(addr), dimConnsIn)
+			var p gatePass
+			why, ok := s.enter(netip.MustParseAddr(addr), dimConnsIn, &p)
 			if !ok {
 				require.Equal(t, want, why.Scope(), addr)
 				break

@@ -132,7 +132,11 @@ const verifyEvery = 10 * time.Second
 // subnet may have begin without, so that spoofed ones cannot fill it.
 func (cfg *subnetConfig) sourceRates() (rates rateConfig) {
 	half := func(connCount int) rateLimit {
-		return rateLimit{perSecond: 1 / verifyEvery.Seconds(), burst: connCount / 2}
+		burst := connCount
+		if connCount != math.MaxInt { // half of no limit is no limit
+			burst /= 2
+		}
+		return rateLimit{perSecond: 1 / verifyEvery.Seconds(), burst: burst}
 	}
 	for f := range numFamilies {
 		least := make(map[int]int)

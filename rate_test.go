@@ -211,7 +211,8 @@ func TestACallersOwnLimiterIsUsed(t *testing.T) {
 	g, err := newGate(gateConfig{}, &caller, false)
 	require.NoError(t, err)
 	for want := 2; want >= 0; want-- {
-		pass, why := g.enter(addr, dimConnsIn)
+		var pass gatePass
+		why := g.enter(addr, dimConnsIn, &pass)
 		require.Equal(t, want > 0, why == nil)
 		if why != nil {
 			require.Equal(t, "rate:192.0.2.1/32", why.Scope())
@@ -221,7 +222,7 @@ func TestACallersOwnLimiterIsUsed(t *testing.T) {
 	g, err = newGate(gateConfig{rate: defaultRateConfig()}, &callerRates{}, false)
 	require.NoError(t, err)
 	for range 100 {
-		_, why := g.enter(addr, dimConnsIn)
+		why := g.enter(addr, dimConnsIn, &gatePass{})
 		require.Nil(t, why, "no limiter limits nothing")
 	}
 }
@@ -403,7 +404,7 @@ func BenchmarkRates(b *testing.B) {
 				b.ReportAllocs()
 				for i := 0; b.Loop(); i++ {
 					at = int64(i) * int64(time.Second) / int64(perSecond)
-					r.enter(addr(i), dimConnsIn)
+					r.enter(addr(i), dimConnsIn, &gatePass{})
 				}
 			})
 		}
@@ -413,11 +414,11 @@ func BenchmarkRates(b *testing.B) {
 		r.now = func() int64 { return 0 }
 		addr := netip.MustParseAddr("192.0.2.1")
 		for range 2 * connsPerHost {
-			r.enter(addr, dimConnsIn)
+			r.enter(addr, dimConnsIn, &gatePass{})
 		}
 		b.ReportAllocs()
 		for b.Loop() {
-			r.enter(addr, dimConnsIn)
+			r.enter(addr, dimConnsIn, &gatePass{})
 		}
 	})
 }

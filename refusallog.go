@@ -48,10 +48,11 @@ type remark struct {
 	worst          majority
 }
 
-func (r *remark) note(why *noted) {
+// note notes a refusal that has happened a number of times.
+func (r *remark) note(why *noted, times uint64) {
 	r.told = true
 	r.current, r.limit, r.cause = why.current, why.limit, why.cause
-	r.worst.vote(why.concerned(), 1)
+	r.worst.vote(why.concerned(), times)
 }
 
 // add takes in what another stripe has to say.
@@ -92,7 +93,7 @@ func keepRemark(to *[numKinds]*remarks, why *noted) {
 	if *of == nil {
 		*of = new(remarks)
 	}
-	(*of)[why.d].note(why)
+	(*of)[why.d].note(why, 1)
 }
 
 // refusalLog writes the log of one manager.

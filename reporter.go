@@ -4,6 +4,9 @@ package rcmgr
 // to hear of what happens.
 
 import (
+	"fmt"
+	"sync/atomic"
+
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
@@ -12,7 +15,9 @@ import (
 // MetricsReporter is told of every decision, if it is given to WithMetrics. It
 // is called by whoever asked for the decision, from many goroutines at once,
 // after the decision and without any lock of the manager; the one who asked
-// waits for it. For Prometheus there is no need of one: see MustRegisterWith.
+// waits for it. One that panics is logged and not called again: the decision
+// stands, and whoever asked gets it. For Prometheus there is no need of one: see
+// MustRegisterWith.
 type MetricsReporter interface {
 	// AllowConn tells of a connection that was opened, and whether it has a
 	// file descriptor.
@@ -52,6 +57,78 @@ type MetricsReporter interface {
 	AllowMemory(size int)
 	// BlockMemory tells of size bytes that were refused.
 	BlockMemory(size int)
+}
+
+// guardedReporter keeps the panics of a reporter from those who asked for a
+// decision: they would not get what was opened for them, and could never give
+// it back.
+type guardedReporter struct {
+	reporter MetricsReporter
+	failed   atomic.Bool
+}
+
+// guarded guards a reporter, if there is one.
+func guarded(r MetricsReporter) MetricsReporter {
+	if r == nil {
+		return nil
+	}
+	return &guardedReporter{reporter: r}
+}
+
+func (g *guardedReporter) tell(f func(MetricsReporter)) {
+	if g.failed.Load() {
+		return
+	}
+	defer func() {
+		if p := recover(); p != nil && !g.failed.Swap(true) {
+			log.Error("a metrics reporter panicked, and is not called again",
+				"reporter", fmt.Sprintf("%T", g.reporter), "panic", p)
+		}
+	}()
+	f(g.reporter)
+}
+
+func (g *guardedReporter) AllowConn(dir network.Direction, usefd bool) {
+	g.tell(func(r MetricsReporter) { r.AllowConn(dir, usefd) })
+}
+func (g *guardedReporter) BlockConn(dir network.Direction, usefd bool) {
+	g.tell(func(r MetricsReporter) { r.BlockConn(dir, usefd) })
+}
+func (g *guardedReporter) AllowStream(p peer.ID, dir network.Direction) {
+	g.tell(func(r MetricsReporter) { r.AllowStream(p, dir) })
+}
+func (g *guardedReporter) BlockStream(p peer.ID, dir network.Direction) {
+	g.tell(func(r MetricsReporter) { r.BlockStream(p, dir) })
+}
+func (g *guardedReporter) AllowPeer(p peer.ID) {
+	g.tell(func(r MetricsReporter) { r.AllowPeer(p) })
+}
+func (g *guardedReporter) BlockPeer(p peer.ID) {
+	g.tell(func(r MetricsReporter) { r.BlockPeer(p) })
+}
+func (g *guardedReporter) AllowProtocol(proto protocol.ID) {
+	g.tell(func(r MetricsReporter) { r.AllowProtocol(proto) })
+}
+func (g *guardedReporter) BlockProtocol(proto protocol.ID) {
+	g.tell(func(r MetricsReporter) { r.BlockProtocol(proto) })
+}
+func (g *guardedReporter) BlockProtocolPeer(proto protocol.ID, p peer.ID) {
+	g.tell(func(r MetricsReporter) { r.BlockProtocolPeer(proto, p) })
+}
+func (g *guardedReporter) AllowService(svc string) {
+	g.tell(func(r MetricsReporter) { r.AllowService(svc) })
+}
+func (g *guardedReporter) BlockService(svc string) {
+	g.tell(func(r MetricsReporter) { r.BlockService(svc) })
+}
+func (g *guardedReporter) BlockServicePeer(svc string, p peer.ID) {
+	g.tell(func(r MetricsReporter) { r.BlockServicePeer(svc, p) })
+}
+func (g *guardedReporter) AllowMemory(size int) {
+	g.tell(func(r MetricsReporter) { r.AllowMemory(size) })
+}
+func (g *guardedReporter) BlockMemory(size int) {
+	g.tell(func(r MetricsReporter) { r.BlockMemory(size) })
 }
 
 // StatsTraceReporter is what programs pass to WithTraceReporter to have

@@ -475,8 +475,7 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 		if err := c.mayStillMove(); err != nil {
 			return err
 		}
-		var why *LimitError
-		if mv.pass, why = m.enterGates(c.addr, c.dir); why != nil {
+		if why := m.enterGates(c.addr, c.dir, &mv.pass); why != nil {
 			return m.refusedAtGate(&c.holder, why)
 		}
 	}
@@ -572,7 +571,8 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	if mv.pass.conns != nil {
 		c.gate = mv.pass.conns
 	}
-	c.chain = place
+	c.chain.peer, c.chain.at[slotPeer] = ps, &ps.account
+	c.chain.at[slotTransient], c.chain.at[slotSystem] = nil, place.at[slotSystem]
 	c.at.Store(to)
 	return admitted, nil
 }

@@ -71,7 +71,15 @@ func newManager(t testing.TB, conf perScope[BaseLimit], opts ...Option) *Manager
 var unlimitedBase = amounts{math.MaxInt64, math.MaxInt64, math.MaxInt64, math.MaxInt64,
 	math.MaxInt64, math.MaxInt64, math.MaxInt64, math.MaxInt64}.base()
 
-func (a amounts) base() BaseLimit { return a.baseLimit() }
+// base gives limits as they are written. Where int is small, so are counts.
+func (a amounts) base() BaseLimit {
+	for d := range a {
+		if dim(d) != dimMemory {
+			a[d] = min(a[d], math.MaxInt)
+		}
+	}
+	return a.baseLimit()
+}
 
 // eachLimit visits the limits of every kind of scope in a configuration.
 func eachLimit(c *perScope[BaseLimit], f func(Kind, *BaseLimit)) {
@@ -641,29 +649,33 @@ func (d *duel) attach(p *pairOfScopes) {
 
 // size gives a number of bytes that is telling for some limit above p.
 func (d *duel) size(p *pairOfScopes) int {
+	return int(max(math.MinInt, min(d.bytes(p), math.MaxInt)))
+}
+
+func (d *duel) bytes(p *pairOfScopes) int64 {
 	line := p.model().line()
 	limit := pick(d.r, line).limits()[dimMemory]
 	switch d.r.IntN(10) {
 	case 0:
-		return d.r.IntN(3)
+		return d.r.Int64N(3)
 	case 1:
-		return int(limit)
+		return limit
 	case 2:
-		return int(limit / 2)
+		return limit / 2
 	case 3:
-		return int(limit/2 - pick(d.r, line).use[dimMemory]) // may be negative
+		return limit/2 - pick(d.r, line).use[dimMemory] // may be negative
 	case 4:
-		return int(limit - pick(d.r, line).use[dimMemory])
+		return limit - pick(d.r, line).use[dimMemory]
 	case 5:
-		return int(limit / int64(16*d.stripes))
+		return limit / int64(16*d.stripes)
 	case 6:
-		return int(limit/4) + d.r.IntN(3)
+		return limit/4 + d.r.Int64N(3)
 	case 7:
-		return int(d.r.Int64N(limit/8 + 2))
+		return d.r.Int64N(limit/8 + 2)
 	case 8:
-		return int(d.r.Int64N(64))
+		return d.r.Int64N(64)
 	}
-	return int(d.r.Int64N(limit/2 + 2))
+	return d.r.Int64N(limit/2 + 2)
 }
 
 var testPriorities = []uint8{0, 1, 100, network.ReservationPriorityLow, 126, 127, 128, 152, 203, 254, 255, 255, 255}
@@ -687,6 +699,7 @@ func (d *duel) release(p *pairOfScopes) {
 	case 2, 3, 4, 5:
 		n = d.r.Int64N(n/2 + 1)
 	}
+	n = min(n, math.MaxInt)
 	d.ask("%s.ReleaseMemory(%d)", p.model().name, n)
 	p.eng.ReleaseMemory(int(n))
 	d.mod.ReleaseMemory(p.model(), int(n))
@@ -786,10 +799,12 @@ func (d *duel) reap() {
 func (d *duel) finish(i int) {
 	p := d.held[i]
 	if p.shared != nil {
-		n := p.shared().own
-		d.ask("%s.ReleaseMemory(%d)", p.model().name, n)
-		p.eng.ReleaseMemory(int(n))
-		d.mod.ReleaseMemory(p.model(), int(n))
+		for again := true; again; again = p.shared().own > 0 { // more than an int may hold
+			n := min(p.shared().own, math.MaxInt)
+			d.ask("%s.ReleaseMemory(%d)", p.model().name, n)
+			p.eng.ReleaseMemory(int(n))
+			d.mod.ReleaseMemory(p.model(), int(n))
+		}
 	} else {
 		d.ask("%s.Done()", p.mod.name)
 		p.eng.(interface{ Done() }).Done()

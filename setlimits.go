@@ -22,7 +22,8 @@ import (
 // An error says what is wrong, and that all limits are as they were. Of a Limiter
 // that is not of this package, streams that are open keep their limit, and the
 // limits of every peer, service and protocol that has a scope are asked for,
-// before any lock is taken. Gates that change count from anew how fast connections
+// before any lock is taken; all peers are then visited under all stripe locks.
+// Otherwise, only those are that the limits name. Gates that change count from anew how fast connections
 // come. SetLimits is safe for concurrent use.
 func (m *Manager) SetLimits(limits Limiter) error {
 	if limits == nil {

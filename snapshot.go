@@ -443,6 +443,9 @@ func (s *ScopeState) UnmarshalJSON(b []byte) error {
 	c := scopeCut{}
 	for d := range numDims {
 		l := in.at(d)
+		if d != dimMemory { // an int, which may be a small one
+			l.Limit = min(l.Limit, math.MaxInt)
+		}
 		c.limit[d], c.use[d], c.peak[d], c.tight[d] = int64(l.Limit), l.Use, l.Peak, l.Tight
 		c.denied.refused[d], c.denied.would[d] = l.Refusals, l.WouldRefuse
 	}

@@ -33,7 +33,7 @@ func (s *subnets) try(addr netip.Addr, at time.Duration) (p gatePass, blocked ne
 
 // tryNow is try at a time that does not matter, or has been set.
 func (s *subnets) tryNow(addr netip.Addr) (p gatePass, blocked netip.Prefix, limit int, ok bool) {
-	p, why, ok := s.enter(addr, dimConnsIn)
+	why, ok := s.enter(addr, dimConnsIn, &p)
 	if !ok {
 		blocked, limit = netip.MustParsePrefix(why.why.scope.text), int(why.Limit())
 	}
@@ -455,7 +455,7 @@ func TestSubnetsAllocateNothingForARefusal(t *testing.T) {
 	for range 8 {
 		s.add(addr)
 	}
-	require.Zero(t, testing.AllocsPerRun(100, func() { s.enter(addr, dimConnsIn) }))
+	require.Zero(t, testing.AllocsPerRun(100, func() { s.enter(addr, dimConnsIn, &gatePass{}) }))
 }
 
 func BenchmarkSubnets(b *testing.B) {
@@ -472,7 +472,8 @@ func BenchmarkSubnets(b *testing.B) {
 			s := mustSubnets(b, defaultSubnetConfig())
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				p, _, _ := s.enter(addr(i), dimConnsIn)
+				var p gatePass
+				s.enter(addr(i), dimConnsIn, &p)
 				if p.conns != nil {
 					p.conns.leave(p.addr)
 				}
@@ -483,7 +484,8 @@ func BenchmarkSubnets(b *testing.B) {
 			var worker atomic.Int64
 			b.RunParallel(func(pb *testing.PB) {
 				for i := int(worker.Add(1)) << 20; pb.Next(); i++ {
-					p, _, _ := s.enter(addr(i), dimConnsIn)
+					var p gatePass
+					s.enter(addr(i), dimConnsIn, &p)
 					if p.conns != nil {
 						p.conns.leave(p.addr)
 					}
@@ -499,7 +501,7 @@ func BenchmarkSubnets(b *testing.B) {
 		}
 		b.ReportAllocs()
 		for b.Loop() {
-			s.enter(addr, dimConnsIn)
+			s.enter(addr, dimConnsIn, &gatePass{})
 		}
 	})
 }

@@ -42,14 +42,15 @@ type subnetStripe struct {
 		busy, owing int // records with connections; with a bucket that may not be full
 		// What was refused, and what would have been, by gateKinds.
 		refused, would gateRefusals
-		// told is what was refused last, and where, for the next that is refused there.
-		told *LimitError
-		at   subnet
+		// told is what was refused last, where, and how often since it is in no remark:
+		// it is told again to the next that is refused there.
+		told  *LimitError
+		at    subnet
+		times uint64
 		// heir has taken over, see gateswap.go; nil while these are in force.
 		heir *subnets
-
-		_ [48]byte // to the end of a cache line
 	}
+	_ [40]byte
 }
 
 // gateRefusals counts refusals by gateKinds, and has what the log will say of them.
@@ -130,14 +131,15 @@ type gatePass struct {
 // enter gives a normalised address a place for a connection and a token, or
 // neither: then it tells which subnet has none left, as an error unless the
 // subnets are quiet or have retired. An invalid address is in no subnet and always
-// fits. d is what will be refused: inbound connections, or outbound ones.
-func (s *subnets) enter(addr netip.Addr, d dim) (p gatePass, why *LimitError, ok bool) {
+// fits. d is what will be refused: inbound connections, or outbound ones. What is
+// given is written to p, which was empty.
+func (s *subnets) enter(addr netip.Addr, d dim, p *gatePass) (why *LimitError, ok bool) {
 	if !addr.IsValid() {
-		return gatePass{}, nil, true
+		return nil, true
 	}
 	n, _ := s.networks.Lookup(addr)
 	if n.free {
-		return gatePass{}, nil, true
+		return nil, true
 	}
 	f := familyOf(addr)
 	w := passage{conns: n.conns, tokens: n.tokens, levels: s.levels[f], key: keyOf(addr),
@@ -162,19 +164,19 @@ func (s *subnets) enter(addr netip.Addr, d dim) (p gatePass, why *LimitError, ok
 		w.in.reachedLocked(at)
 	}
 	if w.retired() {
-		return gatePass{}, nil, false
+		return nil, false
 	}
 	if f := w.fullLocked(0); f.st != nil {
 		observed := s.onlyObserved()
 		if bar := w.fullLocked(observed); observed == 0 || bar.st != nil {
-			return gatePass{}, s.refuseLocked(bar, d), false
+			return s.refuseLocked(bar, d), false
 		}
 		s.letLocked(f, d)
 		w.withoutTokenLocked()
 	}
-	p = w.takeLocked()
 	p.addr = addr
-	return p, nil, true
+	w.takeLocked(p)
+	return nil, true
 }
 
 // passage is how one address goes through the gate: past a named network, or all
@@ -242,7 +244,7 @@ func (w *passage) onLevelsLocked() (full, empty *level) {
 }
 
 // takeLocked takes a place and a token everywhere; there is one.
-func (w *passage) takeLocked() (p gatePass) {
+func (w *passage) takeLocked(p *gatePass) {
 	p.conns, p.tokens = w.conns, w.tokens
 	if w.conns != nil {
 		w.conns.countLocked(&w.conns.mu.own, 1)
@@ -270,7 +272,6 @@ func (w *passage) takeLocked() (p gatePass) {
 			w.in.takeLocked(rec, l)
 		}
 	}
-	return p
 }
 
 // looksForRecord is how many places of its table each new record pays for a look
@@ -428,17 +429,19 @@ func (s *subnets) refuseLocked(by bar, d dim) *LimitError {
 	if s.quiet {
 		return nil
 	}
-	e := by.tellLocked(d)
-	by.st.mu.refused.count(e, s.noting)
+	mu := &by.st.mu
+	mu.refused.counts[by.kind-KindSubnet][d]++
+	e := by.tellLocked(d, s.noting)
+	mu.times++
 	return e
 }
 
 // tellLocked gives a refusal as an error. What was last told of the subnet is told
 // again: it has not changed, and a flood makes nothing new.
-func (b *bar) tellLocked(d dim) *LimitError {
+func (b *bar) tellLocked(d dim, noting bool) *LimitError {
 	mu := &b.st.mu
-	e := mu.told
-	if e == nil || mu.at != b.subnet || e.why.scope.kind != b.kind || e.why.d != d {
+	if e := mu.told; e == nil || mu.at != b.subnet || e.why.scope.kind != b.kind || e.why.d != d {
+		b.st.remarkLocked(noting)
 		e = &LimitError{priority: network.ReservationPriorityAlways}
 		e.why = refusal{scope: scopeName{kind: b.kind, text: b.prefix().String()}, d: d, asked: 1, cause: CauseRate}
 		if b.kind == KindSubnet {
@@ -447,18 +450,25 @@ func (b *bar) tellLocked(d dim) *LimitError {
 		e.asked = e.why.scope
 		mu.told, mu.at = e, b.subnet
 	}
-	return e
+	return mu.told
 }
 
-func (g *gateRefusals) count(e *LimitError, noting bool) {
-	gate := e.why.scope.kind - KindSubnet
-	g.counts[gate][e.why.d]++
-	if noting {
-		if g.remarks[gate] == nil {
-			g.remarks[gate] = new(remarks)
-		}
-		g.remarks[gate][e.why.d].note(&noted{refusal: e.why})
+// remarkLocked keeps what the log will say about what has been told, if it is noting.
+func (st *subnetStripe) remarkLocked(noting bool) {
+	mu := &st.mu
+	if noting && mu.times > 0 {
+		mu.refused.note(mu.told, mu.times)
 	}
+	mu.times = 0
+}
+
+// note notes for the log what was told so many times.
+func (g *gateRefusals) note(e *LimitError, times uint64) {
+	of := &g.remarks[e.why.scope.kind-KindSubnet]
+	if *of == nil {
+		*of = new(remarks)
+	}
+	(*of)[e.why.d].note(&noted{refusal: e.why}, times)
 }
 
 // takeOver adds what others have counted and noted.
@@ -488,6 +498,7 @@ func (s *subnets) giveRemarks(refused, would *saidRefusals) {
 	s.each(func(st *subnetStripe) {
 		st.mu.Lock()
 		defer st.mu.Unlock()
+		st.remarkLocked(s.noting)
 		st.mu.refused.give(refused)
 		st.mu.would.give(would)
 	})

@@ -358,14 +358,16 @@ func TestADiskThatFailsAtTheEndIsTold(t *testing.T) {
 	require.Equal(t, 1, d.mu.closed)
 }
 
+// fullDisk is a file that can be opened and not be written.
+const fullDisk = "/dev/full"
+
 func TestTheKernelsFullDisk(t *testing.T) {
-	const full = "/dev/full"
-	if _, err := os.Stat(full); err != nil {
-		t.Skip("no " + full)
+	if _, err := os.Stat(fullDisk); err != nil {
+		t.Skip("no " + fullDisk)
 	}
 	text := captureLog(t)
 	var got heard
-	tr, err := newTracer(full, []TraceReporter{&got}, noLimits())
+	tr, err := newTracer(fullDisk, []TraceReporter{&got}, noLimits())
 	require.NoError(t, err)
 	tr.flush()
 	tr.pushMemory(1)

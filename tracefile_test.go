@@ -18,7 +18,7 @@ func TestLinesOfATraceFileAreTheJSONOfItsEvents(t *testing.T) {
 	tr, f := &tracer{limits: limits}, newTraceFile(new(disk), limits)
 	texts := []string{"/ipfs/id/1.0.0", "", "<svc> & \"x\"\\", "a\nb\x00\x1f\x7f", "bad \xff\xfe", "süß\u2028", strings.Repeat("x", 300)}
 	number := func() int64 {
-		return pick(r, []int64{0, 0, 1, -1, 7, math.MaxInt64, math.MinInt64, r.Int64()})
+		return int64(int(pick(r, []int64{0, 0, 1, -1, 7, math.MaxInt64, math.MinInt64, r.Int64()})))
 	}
 	types := []TraceEvtTyp{
 		TraceStartEvt, TraceCreateScopeEvt, TraceDestroyScopeEvt, TraceReserveMemoryEvt, TraceBlockReserveMemoryEvt,

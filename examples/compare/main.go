@@ -3,7 +3,11 @@
 // the median over the rounds, with the least and the most. What disturbs a round
 // disturbs all who run in it, so ratios hold where times do not.
 //
-//	go run ./examples/compare [-bench regexp] [-rounds 5] [-time 100ms] [-json file]
+//	go run ./examples/compare [-bench regexp] [-rounds 5] [-time 100ms] [-cpu] [-json file]
+//
+// With -cpu, it compares the time of processors, all that is spent on collecting
+// garbage included, instead of the time that passes: that is what a round costs, and
+// hardly disturbed by what else the machine does.
 //
 // It needs the source of the package, and a few minutes.
 package main
@@ -32,15 +36,16 @@ func main() {
 	bench := flag.String("bench", "HotPath|Gates", "which benchmarks, as a regular expression")
 	rounds := flag.Int("rounds", 5, "how often each is run")
 	length := flag.Duration("time", 100*time.Millisecond, "how long each is measured")
+	cpu := flag.Bool("cpu", false, "compare the time of processors, not the time that passes")
 	file := flag.String("json", "", "also write the results to this file")
 	flag.Parse()
-	if err := run(*bench, *rounds, *length, *file); err != nil {
+	if err := run(*bench, *rounds, *length, *cpu, *file); err != nil {
 		fmt.Fprintln(os.Stderr, "compare:", err)
 		os.Exit(1)
 	}
 }
 
-func run(bench string, rounds int, length time.Duration, file string) error {
+func run(bench string, rounds int, length time.Duration, cpu bool, file string) error {
 	if rounds < 1 {
 		return fmt.Errorf("-rounds is %d, expected 1 or more", rounds)
 	}
@@ -58,9 +63,12 @@ func run(bench string, rounds int, length time.Duration, file string) error {
 	}
 	r := report{
 		Go: runtime.Version(), Arch: runtime.GOOS + "/" + runtime.GOARCH, Processors: runtime.NumCPU(),
-		Rounds: rounds, Time: length.String(),
+		Rounds: rounds, Time: length.String(), Measure: "ns/op",
 	}
-	once, err := measure(binary, bench, "1x")
+	if cpu {
+		r.Measure = "cpu-ns/op"
+	}
+	once, err := measure(binary, bench, "1x", r.Measure)
 	if err != nil {
 		return err
 	}
@@ -68,7 +76,7 @@ func run(bench string, rounds int, length time.Duration, file string) error {
 	for round := range rounds {
 		for i, name := range once.names() {
 			fmt.Fprintf(os.Stderr, "\rround %d of %d: %3d of %d  %-70s", round+1, rounds, i+1, len(once.names()), name)
-			m, err := measure(binary, exactly("Benchmark"+name), length.String())
+			m, err := measure(binary, exactly("Benchmark"+name), length.String(), r.Measure)
 			if err != nil {
 				return err
 			}
@@ -105,7 +113,7 @@ type line struct {
 
 // Result is what a benchmark found out about one operation.
 type Result struct {
-	Nanoseconds float64
+	Nanoseconds float64 // of the measure that is compared
 	Allocations float64
 }
 
@@ -125,19 +133,19 @@ func (m *measurement) names() (names []string) {
 	return names
 }
 
-func measure(binary, pattern, length string) (*measurement, error) {
+func measure(binary, pattern, length, unit string) (*measurement, error) {
 	cmd := exec.Command(binary, "-test.run", "^$", "-test.bench", pattern, "-test.benchtime", length)
 	var out, failure bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &failure
 	if err := cmd.Run(); err != nil {
 		return nil, fmt.Errorf("%s: %w\n%s%s", pattern, err, &out, &failure)
 	}
-	return parse(&out)
+	return parse(&out, unit)
 }
 
-// parse reads what go test prints of benchmarks. Those without an implementation in
-// their name are left out.
-func parse(text io.Reader) (*measurement, error) {
+// parse reads what go test prints of benchmarks, with the nanoseconds of a unit. Those
+// without an implementation in their name are left out.
+func parse(text io.Reader, unit string) (*measurement, error) {
 	var m measurement
 	lines := bufio.NewScanner(text)
 	for lines.Scan() {
@@ -159,7 +167,7 @@ func parse(text io.Reader) (*measurement, error) {
 				return nil, fmt.Errorf("%q: %w", lines.Text(), err)
 			}
 			switch fields[i+1] {
-			case "ns/op":
+			case unit:
 				l.Nanoseconds = n
 			case "allocs/op":
 				l.Allocations = n
@@ -188,6 +196,7 @@ type report struct {
 	Processors          int
 	Rounds              int
 	Time                string // of each benchmark in a round
+	Measure             string // what is compared: the unit of go test
 	Cases               []*benchCase
 }
 
@@ -244,8 +253,8 @@ func spreadOf(all []float64) Spread {
 
 // print writes a table as Markdown has them.
 func (r *report) print(to io.Writer) {
-	fmt.Fprintf(to, "%s, %s, %d × %s; medians of %d rounds of %s each; in brackets the least and the most.\n\n",
-		r.Go, r.Arch, r.Processors, r.Processor, r.Rounds, r.Time)
+	fmt.Fprintf(to, "%s, %s, %d × %s; %s, medians of %d rounds of %s each; in brackets the least and the most.\n\n",
+		r.Go, r.Arch, r.Processors, r.Processor, r.Measure, r.Rounds, r.Time)
 	var rivals []string
 	for _, c := range r.Cases {
 		for impl := range c.Ratios {

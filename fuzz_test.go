@@ -1,0 +1,187 @@
+package rcmgr
+
+// Fuzz targets for what comes from outside: sequences of calls, override files,
+// allowlists, names that end up in a trace. Each has something to compare with,
+// so that it finds more than crashes. (Others stand with their subject:
+// FuzzLimitsJSON, FuzzEndpoint, FuzzGate, FuzzDifferential.)
+
+import (
+	"bytes"
+	"encoding/json"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
+	"github.com/stretchr/testify/require"
+)
+
+// byteSource gives random numbers that the fuzzer chooses, a byte each. When
+// it has run out, others follow.
+type byteSource struct {
+	bytes []byte
+	then  *rand.PCG
+}
+
+func (s *byteSource) Uint64() uint64 {
+	if len(s.bytes) == 0 {
+		return s.then.Uint64()
+	}
+	b := s.bytes[0]
+	s.bytes = s.bytes[1:]
+	return uint64(b) * 0x0101010101010101
+}
+
+// FuzzOperations asks the engine and the model (model_test.go) the same
+// questions, which the input chooses, and checks the invariants after each.
+func FuzzOperations(f *testing.F) {
+	r := rand.New(rand.NewPCG(2, 2))
+	for i := range 40 {
+		data := make([]byte, 100+10*i)
+		for j := range data {
+			data[j] = byte(r.Uint32())
+		}
+		f.Add(byte(i), data)
+	}
+	regimes := append(slices.Clone(regimes), mixed)
+	f.Fuzz(func(t *testing.T, cell byte, data []byte) {
+		data = data[:min(len(data), 512)]
+		r := rand.New(&byteSource{data, rand.NewPCG(1, uint64(len(data)))})
+		stripes := []int{1, 2, 8, 64}[cell&3]
+		regime := regimes[int(cell>>2&7)%len(regimes)]
+		newDuel(t, r, stripes, regime, Admission(cell>>5&1), cell>>6&1 == 0).run(len(data) / 4)
+	})
+}
+
+// FuzzOverrides lays an override file over the defaults and makes a manager of
+// it: each limit in force is the file's, or where that says nothing the
+// default's, and the limits read back make the same again.
+func FuzzOverrides(f *testing.F) {
+	real, err := os.ReadFile("testdata/overrides.json")
+	require.NoError(f, err)
+	f.Add(real)
+	f.Add([]byte(`{"System":{"Memory":"default","Conns":"unlimited"},"Stream":{"Memory":1},"Conn":{"FD":0}}`))
+	f.Add([]byte(`{"Service":{"s":{"Streams":3}},"ServicePeer":{"s":{"Streams":2}},"ProtocolPeerDefault":{"StreamsInbound":"blockAll"}}`))
+	defaults := DefaultLimits.Scale(1<<30, 1024)
+	f.Fuzz(func(t *testing.T, text []byte) {
+		limiter, err := NewLimiterFromJSON(bytes.NewReader(text), defaults)
+		if err != nil {
+			require.ErrorContains(t, err, "limits: line ")
+			return
+		}
+		var file PartialLimitConfig
+		require.NoError(t, json.Unmarshal(text, &file))
+		m, err := New(limiter, WithStripes(2), WithRefusalLog(0))
+		require.NoError(t, err)
+		defer m.Close()
+
+		want := func(over ResourceLimits, under BaseLimit) BaseLimit { return over.Build(&under) }
+		in := m.Limits()
+		require.Equal(t, want(file.System, defaults.limits.System), in.limits.System)
+		require.Equal(t, want(file.Transient, defaults.limits.Transient), in.limits.Transient)
+		require.Equal(t, want(file.PeerDefault, defaults.limits.PeerDefault), in.limits.PeerDefault)
+		for name, over := range file.Protocol {
+			under := want(file.ProtocolDefault, defaults.limits.ProtocolDefault)
+			if named, ok := defaults.limits.Protocol[name]; ok {
+				under = named
+			}
+			require.Equal(t, want(over, under), *limiter.GetProtocolLimits(name).(*BaseLimit))
+		}
+		again, err := NewLimiterFromJSON(strings.NewReader(toJSON(t, in)), ConcreteLimitConfig{})
+		require.NoError(t, err)
+		other, err := New(again, WithRefusalLog(0))
+		require.NoError(t, err)
+		defer other.Close()
+		require.Equal(t, toJSON(t, in), toJSON(t, other.Limits()))
+
+		// It decides, one way or the other, and keeps nothing.
+		if c, err := m.OpenConnection(network.DirInbound, true, nil); err == nil {
+			c.SetPeer(testPeers[0])
+			c.Done()
+		}
+		for name := range file.Protocol {
+			if s, err := m.OpenStream(testPeers[0], network.DirInbound); err == nil {
+				s.SetProtocol(name)
+				s.ReserveMemory(1, 255)
+				s.Done()
+			}
+		}
+		assertEmpty(t, m)
+	})
+}
+
+// FuzzAllowlist holds the allowlist against a plain list of its entries.
+func FuzzAllowlist(f *testing.F) {
+	for _, entries := range []string{
+		"/ip4/192.0.2.1", "/ip4/192.0.2.0/ipcidr/24\n/ip4/192.0.2.7/p2p/" + peerA, "/p2p/" + peerA + "\n/p2p/" + peerB,
+		"/ip6/2001:db8::/ipcidr/32\n/ip6/::ffff:192.0.2.1\n/ip6/64:ff9b::1", "/ip4/0.0.0.0/ipcidr/0", "/ip4/1.2.3.4/tcp/1/p2p/" + peerB,
+		"/dns/example.com", "/ip4/192.0.2.1/p2p/" + peerA + "/p2p-circuit", "\n", "/ip6zone/eth0/ip6/fe80::1",
+	} {
+		for _, far := range []string{"/ip4/192.0.2.7/tcp/1", "/ip6/2001:db8::1/udp/1/quic-v1", "/p2p/" + peerA + "/p2p-circuit", ""} {
+			f.Add(entries, far)
+		}
+	}
+	f.Fuzz(func(t *testing.T, text, far string) {
+		lines := strings.Split(text, "\n")
+		lines = lines[:min(len(lines), 50)]
+		var list []allowlistEntry
+		var al Allowlist
+		for _, line := range lines {
+			e, err := parseAllowlistText(line)
+			if err != nil {
+				require.ErrorContains(t, err, "allowlist entry ")
+				continue
+			}
+			list = append(list, e)
+			al.put(e, 1)
+		}
+		ma, _ := multiaddr.NewMultiaddr(far) // nil goes through too
+		ep := endpointOf(ma)
+		covers := func(n netip.Prefix) bool { return ep.addr.IsValid() && n.IsValid() && n.Contains(ep.addr) }
+		require.Equal(t, slices.ContainsFunc(list, func(e allowlistEntry) bool { return covers(e.network) }), al.Allowed(ma))
+		for _, p := range []peer.ID{mustPeer(t, peerA), mustPeer(t, peerB)} {
+			want := slices.ContainsFunc(list, func(e allowlistEntry) bool {
+				return (e.peer == "" || e.peer == p) && (covers(e.network) || e.peer == p && !e.network.IsValid())
+			})
+			require.Equal(t, want, al.AllowedPeerAndMultiaddr(p, ma), "%v at %v", p, ma)
+		}
+		for _, e := range list {
+			al.put(e, -1)
+		}
+		if len(list) > 0 {
+			requireEmptyAllowlist(t, &al)
+		}
+		_, err := New(nil, WithAllowlistStrings(lines, false))
+		require.Equal(t, len(list) == len(lines), err == nil, "%v", err)
+	})
+}
+
+// FuzzTraceLine takes names that a stranger may choose into a trace: a line is
+// JSON that says what the event says, whatever is in them.
+func FuzzTraceLine(f *testing.F) {
+	for _, name := range []string{"/ipfs/id/1.0.0", "", "<svc> & \"x\"\\", "a\nb\x00\x1f\x7f", "bad \xff\xfe", "süß\u2028", "<", ">", "&", "\"", "\\", "\x7f"} {
+		for kind := range byte(numKinds) {
+			f.Add(kind, name, int64(1)<<40, kind%2 == 0)
+		}
+	}
+	limits := NewFixedLimiter(InfiniteLimits)
+	f.Fuzz(func(t *testing.T, kind byte, name string, n int64, withLimit bool) {
+		e := traceEvent{typ: TraceReserveMemoryEvt, at: n, delta: n, memory: -n, name: traceName{scopeName: scopeName{
+			kind: Kind(kind) % numKinds, text: name, peer: peer.ID(name), num: n,
+		}}}
+		if withLimit {
+			e.limit = &amounts{n, n, n, n, n, n, n, n}
+		}
+		line := newTraceFile(new(disk), limits).append(nil, &e)
+		want, err := json.Marshal((&tracer{limits: limits}).export(&e))
+		require.NoError(t, err)
+		require.Equal(t, string(want), string(line))
+		var read map[string]any
+		require.NoError(t, json.Unmarshal(line, &read), "%s", line)
+	})
+}

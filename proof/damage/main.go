@@ -1,0 +1,103 @@
+// Command damage breaks the engine, the gates and the limits in one small way at
+// a time, and demands that the tests notice. No file is touched: the damaged ones
+// are laid over the real ones for the build alone.
+//
+//	go run ./proof/damage            # from the top of the repository
+//	go run ./proof/damage -only pool.go
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// damage replaces one piece of a file by another.
+type damage struct {
+	file, was, now string
+}
+
+func main() {
+	only := flag.String("only", "", "damage this `file` alone")
+	flag.Parse()
+	dir, err := os.MkdirTemp("", "damage")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "damage:", err)
+		os.Exit(2)
+	}
+	defer os.RemoveAll(dir)
+	caught, wrong, began := 0, 0, time.Now()
+	for i, d := range damages {
+		if *only != "" && d.file != *only {
+			continue
+		}
+		fmt.Printf("%2d of %d  %-14s %-60s ", i+1, len(damages), d.file, oneLine(d.was))
+		by, err := d.try(dir)
+		if err != nil {
+			wrong++
+			fmt.Printf("WRONG: %v\n\tinstead of %s: %s\n", err, oneLine(d.was), oneLine(d.now))
+			continue
+		}
+		caught++
+		fmt.Println("caught by", by)
+	}
+	fmt.Printf("%d caught, %d not, in %v\n", caught, wrong, time.Since(began).Round(time.Second))
+	if wrong > 0 {
+		os.RemoveAll(dir)
+		os.Exit(1)
+	}
+}
+
+func oneLine(s string) string {
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) > 57 {
+		s = s[:57] + "…"
+	}
+	return s
+}
+
+var failed = regexp.MustCompile(`(?m)^\s*--- FAIL: (\S+)|^panic: (test timed out)|^(fatal error: .*|panic: .*)`)
+
+// try runs the tests on the damaged source, and gives the test that fails.
+func (d *damage) try(dir string) (by string, err error) {
+	source, err := os.ReadFile(d.file)
+	if err != nil {
+		return "", err
+	}
+	if n := strings.Count(string(source), d.was); n != 1 {
+		return "", fmt.Errorf("it is there %d times, and must be there once: the source has changed", n)
+	}
+	real, err := filepath.Abs(d.file)
+	if err != nil {
+		return "", err
+	}
+	damaged, overlay, tests := filepath.Join(dir, "damaged.go"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "tests")
+	if err := os.WriteFile(damaged, []byte(strings.Replace(string(source), d.was, d.now, 1)), 0o600); err != nil {
+		return "", err
+	}
+	text, err := json.Marshal(map[string]map[string]string{"Replace": {real: damaged}})
+	if err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(overlay, text, 0o600); err != nil {
+		return "", err
+	}
+	if out, err := exec.Command("go", "test", "-c", "-vet=off", "-overlay", overlay, "-o", tests, ".").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("it does not compile: %s", out)
+	}
+	out, err := exec.Command(tests, "-test.short", "-test.failfast", "-test.timeout=3m").CombinedOutput()
+	if err == nil {
+		return "", errors.New("no test noticed")
+	}
+	for _, m := range failed.FindAllStringSubmatch(string(out), 1) {
+		return strings.Join(m[1:], ""), nil
+	}
+	return "", fmt.Errorf("the tests did not fail, but end with %v", err)
+}

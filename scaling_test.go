@@ -1,0 +1,121 @@
+package rcmgr
+
+// How throughput grows with processors that this machine does not have: the
+// estimate of BENCHMARKS.md beside a simulation of processors that take locks.
+//
+//	go test -run StripesForManyProcessors -v .
+
+import (
+	queue "container/heap"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// striping is processors that again and again work for a while, and then hold the
+// lock of a stripe for a while. Times are in nanoseconds.
+type striping struct {
+	processors, stripes int
+	hold, between       float64
+}
+
+// estimate gives the part of acquisitions that find the lock held, and the part of
+// the throughput that is left of what the processors would do alone. Each of the
+// others holds some lock for a part of its time, this one with a chance of one in
+// the number of stripes, and then half of its turn is left to wait for.
+func (s striping) estimate() (held, throughput float64) {
+	held = float64(s.processors-1) / float64(s.stripes) * s.hold / (s.hold + s.between)
+	return held, (s.hold + s.between) / (s.hold + s.between + held*s.hold/2)
+}
+
+// simulate runs n acquisitions, in the order in which they are asked for.
+func (s striping) simulate(rng *rand.Rand, n int) (held, throughput float64) {
+	next := make(times, s.processors)
+	for i := range next {
+		next[i] = rng.Float64() * (s.hold + s.between)
+	}
+	queue.Init(&next)
+	free := make([]float64, s.stripes)
+	waits, end := 0, 0.0
+	for range n {
+		at := next[0]
+		lock := &free[rng.IntN(s.stripes)]
+		if *lock > at {
+			waits++
+		}
+		*lock = max(*lock, at) + s.hold
+		end = max(end, *lock)
+		next[0] = *lock + s.between*(0.5+rng.Float64())
+		queue.Fix(&next, 0)
+	}
+	alone := float64(n) * (s.hold + s.between) / float64(s.processors)
+	return float64(waits) / float64(n), alone / end
+}
+
+// times is a heap of when processors will ask for their next lock.
+type times []float64
+
+func (t times) Len() int           { return len(t) }
+func (t times) Less(i, j int) bool { return t[i] < t[j] }
+func (t times) Swap(i, j int)      { t[i], t[j] = t[j], t[i] }
+func (t *times) Push(any)          { panic("the number of processors does not change") }
+func (t *times) Pop() any          { panic("the number of processors does not change") }
+
+func TestStripesForManyProcessors(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	// A lock is held for as long as what is done without one takes, which is more
+	// than any workload of the benchmarks does.
+	const hold, between = 20, 20
+	for _, processors := range []int{2, 8, 32, 128} {
+		for _, perProcessor := range []int{1, 4, 16} {
+			s := striping{processors, processors * perProcessor, hold, between}
+			held, throughput := s.simulate(rng, 1_000_000)
+			wantHeld, want := s.estimate()
+			t.Logf("%3d processors, %4d stripes: %4.1f %% of locks are held (estimate %4.1f), throughput %.3f of alone (%.3f)",
+				processors, s.stripes, 100*held, 100*wantHeld, throughput, want)
+			require.InDelta(t, want, throughput, 0.1)
+			if perProcessor == 4 {
+				require.Greater(t, throughput, 0.9, "as many stripes as there are by default")
+				require.Less(t, math.Abs(held-wantHeld), 0.03)
+			}
+		}
+	}
+}
+
+// A limit that is too small for batches is decided on the exact sum at any load, under
+// the one lock of its pool. These are the default limits, by memory and processors.
+//
+//	go test -run TooSmallForCredit -v .
+func TestDefaultLimitsThatAreTooSmallForCredit(t *testing.T) {
+	tooSmall := func(gib int64, stripes int) (list []string) {
+		limits := DefaultLimits.Scale(gib<<30, 1<<16).limits
+		for _, of := range []struct {
+			kind  Kind
+			limit BaseLimit
+		}{
+			{KindSystem, limits.System}, {KindTransient, limits.Transient},
+			{KindService, limits.ServiceDefault}, {KindProtocol, limits.ProtocolDefault},
+		} {
+			a := limitsOf(&of.limit)
+			for d := range numDims {
+				if of.kind.limits(d) && batchOf(a[d], stripes) == 0 {
+					list = append(list, of.kind.String()+"."+limitNames[d])
+				}
+			}
+		}
+		return list
+	}
+	for _, gib := range []int64{1, 4, 16, 64} {
+		for _, processors := range []int{2, 8, 32, 128} {
+			stripes := min(maxStripes, 4*processors)
+			t.Logf("%2d GiB, %3d processors, %3d stripes: %v", gib, processors, stripes, tooSmall(gib, stripes))
+		}
+	}
+	require.Equal(t, []string{"transient.ConnsInbound"}, tooSmall(4, 8))
+	require.Empty(t, tooSmall(16, 8))
+	require.NotContains(t, tooSmall(64, maxStripes), "system.StreamsInbound")
+}

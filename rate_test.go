@@ -356,6 +356,7 @@ func TestRatesAreExactUnderConcurrency(t *testing.T) {
 	cfg.networks[ipv4] = []networkRate{{netip.MustParsePrefix("10.0.0.0/8"), rateLimit{0.2, 16}}}
 	for _, s := range []string{"192.0.2.1", "2001:db8::1", "10.0.0.1"} {
 		r := mustRates(t, cfg)
+		r.now = func() int64 { return 0 }
 		addr := netip.MustParseAddr(s)
 		var kept, refused atomic.Int64
 		var wg sync.WaitGroup
@@ -363,7 +364,7 @@ func TestRatesAreExactUnderConcurrency(t *testing.T) {
 			wg.Go(func() {
 				for i := range 500 {
 					// At most eight tokens are out at a time, and eight are kept.
-					p, _, _, ok := r.try(addr, 0)
+					p, _, _, ok := r.tryNow(addr)
 					switch {
 					case !ok:
 						refused.Add(1)

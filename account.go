@@ -19,9 +19,21 @@ type account struct {
 	queued bool // stands in the stripe's queue of candidates for collection
 	gone   bool // collected: whoever still points here looks the name up again
 	sticky bool // its limit was set by hand: it keeps it, and is not collected
-	// refused counts the requests that this very account refused, by what ran
+	// denied counts the requests that this very account refused, by what ran
 	// out. It is nil until the first one: most accounts never refuse.
-	refused *dimCounts
+	denied *denials
+}
+
+// denials counts requests that were refused, and that would have been if the limit
+// were not only observed, by what ran out.
+type denials struct{ refused, would dimCounts }
+
+// add adds those of o, which may be nil.
+func (n *denials) add(o *denials) {
+	if o != nil {
+		n.refused.add(&o.refused)
+		n.would.add(&o.would)
+	}
 }
 
 // privateAccount makes the account of a scope that lies in one stripe.
@@ -33,12 +45,12 @@ func (a *account) setLimit(limit *amounts) {
 	a.limit, a.ready = limit, limit
 }
 
-// countRefusal counts a request that the account refused for want of d.
-func (a *account) countRefusal(d dim) {
-	if a.refused == nil {
-		a.refused = new(dimCounts)
+// deny gives the account's denials, to count one more.
+func (a *account) deny() *denials {
+	if a.denied == nil {
+		a.denied = new(denials)
 	}
-	a.refused[d]++
+	return a.denied
 }
 
 // unused tells whether nobody would miss the account (I7).

@@ -6,6 +6,8 @@ package rcmgr
 // else is refused because of a reservation that never was.
 
 import (
+	"math"
+
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 )
@@ -175,8 +177,9 @@ type request struct {
 	count, fds  int64 // see unit
 	dir, both   dim
 	priority    uint8
-	crowding    bool // from a peer that holds a quarter of transient's inbound streams
-	sharedFirst bool // a move reports the shared scope before the peer's part of it
+	crowding    bool    // from a peer that holds a quarter of transient's inbound streams
+	sharedFirst bool    // a move reports the shared scope before the peer's part of it
+	observed    kindSet // whose limits are not asked, see observe.go
 }
 
 // unit is one connection or stream as it is counted. The zero value is none.
@@ -251,6 +254,8 @@ func (r *request) list() (list [maxItems]item, n int) {
 func (r *request) bound(st *stripe, a *account, d dim) int64 {
 	limit := a.limit[d]
 	switch {
+	case r.observed.has(a.kind):
+		return math.MaxInt64
 	case d == dimMemory && r.weight != whole:
 		return st.m.admission.threshold(limit, r.weight)
 	case d == dimStreamsIn && r.crowding && a.kind == KindTransient:
@@ -301,17 +306,31 @@ func (why *noted) askedBy(p *peerScope) {
 
 // refuse notes that an account refuses an item.
 func (st *stripe) refuse(a *account, it item, current, bound int64) verdict {
-	cause := CauseLimit
-	if it.d != dimMemory && it.n <= a.limit[it.d]-current {
-		cause = CauseCrowding // it would fit the limit, but not the bound
-	}
 	st.refusedBy(traceName{scopeName: a.scopeName}, &a.use)
-	st.note(refusal{a.scopeName, it.d, cause, current, it.n, a.limit[it.d]}, a)
+	st.note(refusal{a.scopeName, it.d, causeOf(a, it, current), current, it.n, a.limit[it.d]}, a)
 	return refused
+}
+
+// causeOf tells which rule an item does not fit that an account refuses.
+func causeOf(a *account, it item, current int64) Cause {
+	if it.d != dimMemory && it.n <= a.limit[it.d]-current {
+		return CauseCrowding // it would fit the limit, but not the bound
+	}
+	return CauseLimit
 }
 
 // take decides a request and, if it is admitted, charges the whole chain.
 func (st *stripe) take(c *chain, r *request, all bool) verdict {
+	for {
+		v := st.takeOnce(c, r, all)
+		if v == admitted || !st.beyond(r, v) {
+			return v
+		}
+	}
+}
+
+// takeOnce is take by the limits that the request has to fit now.
+func (st *stripe) takeOnce(c *chain, r *request, all bool) verdict {
 	if !r.mayBeReady() || !c.addAllReady(r) {
 		if v := st.check(c, r, all); v != admitted {
 			return v
@@ -320,6 +339,9 @@ func (st *stripe) take(c *chain, r *request, all bool) verdict {
 	}
 	if c.peer != nil {
 		st.peerGot(c.peer, r)
+	}
+	if r.observed != 0 {
+		st.exceeded()
 	}
 	st.traceChain(c, r, (*tracer).granted)
 	return admitted

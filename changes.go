@@ -15,7 +15,7 @@ import (
 // LimitChange is a limit whose use or value has changed, or that has refused
 // something.
 type LimitChange struct {
-	// LimitUse is as it was later, but for Refusals: those in between.
+	// LimitUse is as it was later, but for Refusals and WouldRefuse: those in between.
 	LimitUse
 	UseBefore   int64
 	LimitBefore int64
@@ -30,8 +30,9 @@ type Changes struct {
 	// Limits has what has changed: first what refused the most, then what has
 	// grown the most of its limit.
 	Limits []LimitChange
-	// Refusals counts, for each kind of scope and gate, what it refused.
-	Refusals                 map[Kind]Refusals
+	// Refusals counts, for each kind of scope and gate, what it refused, and
+	// WouldRefuse what it admitted because its limit is only observed.
+	Refusals, WouldRefuse    map[Kind]Refusals
 	CallerBugs, LateReleases uint64
 }
 
@@ -42,7 +43,8 @@ type Changes struct {
 func (s *Snapshot) Since(before *Snapshot) Changes {
 	c := Changes{
 		From: before.Taken, To: s.Taken,
-		Refusals:     make(map[Kind]Refusals),
+		Refusals:     refusalsByKindSince(s.Refusals, before.Refusals),
+		WouldRefuse:  refusalsByKindSince(s.WouldRefuse, before.WouldRefuse),
 		CallerBugs:   countSince(s.CallerBugs, before.CallerBugs),
 		LateReleases: countSince(s.LateReleases, before.LateReleases),
 	}
@@ -67,13 +69,18 @@ func (s *Snapshot) Since(before *Snapshot) Changes {
 		return cmp.Or(cmp.Compare(b.Refusals, a.Refusals), cmp.Compare(part(b), part(a)),
 			cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Scope, b.Scope), cmp.Compare(a.Name, b.Name))
 	})
-	for k, r := range s.Refusals {
-		old := before.Refusals[k]
+	return c
+}
+
+func refusalsByKindSince(now, before map[Kind]Refusals) map[Kind]Refusals {
+	since := make(map[Kind]Refusals)
+	for k, r := range now {
+		old := before[k]
 		if d := refusalsSince(r.dimCounts(), old.dimCounts()); d != (dimCounts{}) {
-			c.Refusals[k] = d.refusals()
+			since[k] = d.refusals()
 		}
 	}
-	return c
+	return since
 }
 
 // add notes what has changed of one scope.
@@ -81,7 +88,8 @@ func (c *Changes) add(before, now *ScopeState) {
 	was := before.limitUses()
 	for d, u := range now.limitUses() {
 		u.Refusals = countSince(u.Refusals, was[d].Refusals)
-		if u.Refusals > 0 || u.Use != was[d].Use || u.Limit != was[d].Limit {
+		u.WouldRefuse = countSince(u.WouldRefuse, was[d].WouldRefuse)
+		if u.Refusals > 0 || u.WouldRefuse > 0 || u.Use != was[d].Use || u.Limit != was[d].Limit {
 			c.Limits = append(c.Limits, LimitChange{u, was[d].Use, was[d].Limit})
 		}
 	}

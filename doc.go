@@ -50,8 +50,10 @@
 //   - I1: For every share and dimension, use ≤ credit. For every pool, the
 //     credit of all shares is what it has handed out, and no more than the
 //     limit. (After a limit was lowered below use, nothing is admitted until use
-//     has drained.)
-//   - I2: No overshoot: at no instant does a scope hold more than its limit. No
+//     has drained. A limit that is only observed is passed, by whatever the
+//     limits that are not admit.)
+//   - I2: No overshoot: at no instant does a scope hold more than its limit,
+//     unless that was lowered, or is or was only observed. No
 //     false refusal: a request is refused only if at that instant it did not
 //     fit the limits, or the last quarter of the transient scope's inbound
 //     streams is kept for others.

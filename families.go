@@ -30,6 +30,7 @@ type reading struct {
 	subnets     int       // that have connections, each prefix length on its own
 	rateBuckets int       // that are not full
 	stripes     int
+	observed    [numKinds]int // managers in which the limits of this kind are only observed
 	counts      counts
 	// process is the memory of the process, which is the same for all managers;
 	// empty if none of them looks at it. pressed counts those that refuse for its
@@ -54,6 +55,9 @@ type counts struct {
 	blocked  [numKinds]amounts
 	refusals [numKinds]dimCounts
 	crowded  uint64 // those among transient's refusals of inbound streams whose cause is CauseCrowding
+	// The same for what would have been refused by limits that are only observed.
+	would      [numKinds]dimCounts
+	wouldCrowd uint64
 
 	callerBugs, lateReleases uint64
 	draws, returns, settled  uint64 // see EngineState
@@ -63,8 +67,10 @@ func (c *counts) add(o *counts) {
 	for k := range numKinds {
 		c.blocked[k].addCapped(&o.blocked[k])
 		c.refusals[k].add(&o.refusals[k])
+		c.would[k].add(&o.would[k])
 	}
 	c.crowded += o.crowded
+	c.wouldCrowd += o.wouldCrowd
 	c.callerBugs += o.callerBugs
 	c.lateReleases += o.lateReleases
 	c.draws += o.draws
@@ -106,6 +112,9 @@ func (t *readingSum) add(r reading) {
 	t.pressed += r.pressed
 	if r.process.Limit > 0 {
 		t.process = r.process
+	}
+	for k, n := range r.observed {
+		t.observed[k] += n
 	}
 	t.counts.add(&r.counts)
 }
@@ -219,6 +228,16 @@ var metricsFamilies = [...]metricsFamily{
 		name: "refusals_total", series: (*reading).refusals,
 		help:   "Requests refused, by the class of the scope or gate that refused, what ran out, and the rule. An empty dir is a limit on both directions together, or on something without a direction.",
 		labels: []string{"scope", "resource", "dir", "cause"},
+	},
+	{
+		name: "would_refuse_total", series: (*reading).wouldRefuse,
+		help:   "Requests that were admitted because the limit that stood in the way is only observed. Labels as those of refusals_total; without a series where nothing has been observed.",
+		labels: []string{"scope", "resource", "dir", "cause"},
+	},
+	{
+		name: "observe_only", series: (*reading).observeOnly,
+		help:   "In how many managers the limits of a class are only observed.",
+		labels: []string{"scope"},
 	},
 	{
 		name: "scope_use", series: (*reading).scopeUse,
@@ -378,7 +397,28 @@ func (r *reading) blockedResources(to series) {
 // refusals has a series for whatever can be refused, also where nothing was:
 // the rate of a series that begins with its first refusal would miss that.
 func (r *reading) refusals(to series) {
+	to.refusals(&r.counts.refusals, r.counts.crowded, allKinds)
+}
+
+// wouldRefuse has them for whatever is, or has been, only observed.
+func (r *reading) wouldRefuse(to series) {
+	var kinds kindSet
 	for k := range numKinds {
+		if r.observed[k] > 0 || r.counts.would[k] != (dimCounts{}) {
+			kinds |= 1 << k
+		}
+	}
+	to.refusals(&r.counts.would, r.counts.wouldCrowd, kinds)
+}
+
+func (r *reading) observeOnly(to series) {
+	for k, n := range r.observed {
+		to.gauge(int64(n), Kind(k).String())
+	}
+}
+
+func (s series) refusals(counts *[numKinds]dimCounts, crowded uint64, kinds kindSet) {
+	for _, k := range kinds.list() {
 		cause := CauseLimit
 		switch k {
 		case KindSubnet:
@@ -392,12 +432,12 @@ func (r *reading) refusals(to series) {
 			if !k.limits(dim(d)) {
 				continue
 			}
-			n := r.counts.refusals[k][d]
+			n := counts[k][d]
 			if k == KindTransient && dim(d) == dimStreamsIn {
-				to.counter(r.counts.crowded, k.String(), l.resource, l.dir, CauseCrowding.String())
-				n -= r.counts.crowded
+				s.counter(crowded, k.String(), l.resource, l.dir, CauseCrowding.String())
+				n -= crowded
 			}
-			to.counter(n, k.String(), l.resource, l.dir, cause.String())
+			s.counter(n, k.String(), l.resource, l.dir, cause.String())
 		}
 	}
 }

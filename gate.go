@@ -50,6 +50,9 @@ func (g *gate) concerns(d dim) bool {
 func (g *gate) enter(addr netip.Addr, d dim, p *gatePass) *LimitError {
 	why, ok := g.subnets.enter(addr, d, p)
 	if ok && g.caller != nil && !g.caller.allows(addr) {
+		if g.subnets.lets(addr, KindRate, d) {
+			return nil
+		}
 		p.undo()
 		*p = gatePass{}
 		return g.subnets.refuse(addr, KindRate, d)
@@ -113,6 +116,7 @@ func (st *stripe) glance(h *holder) error {
 	}
 	st.number(h) // its own limit may refuse it, and is named by it
 	r := h.total()
+	r.observed = st.m.observed.load() // these refuse nothing, now or later
 	var c chain
 	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
 	if st.checkOpening(h, &r) != refused && st.checkShared(&c, &r, false, false) != refused {

@@ -36,7 +36,12 @@ func (m *Manager) makeGates(limits Limiter) (*gate, error) {
 	if g := m.gate(); g != nil && reflect.DeepEqual(g.limits, cfg.limits()) {
 		return g, nil
 	}
-	return newGate(cfg, m.options.callerRates, m.options.refusalLog > 0)
+	g, err := newGate(cfg, m.options.callerRates, m.options.refusalLog > 0)
+	if err != nil {
+		return nil, err
+	}
+	g.subnets.observed = &m.observed
+	return g, nil
 }
 
 // swapGates puts the next gates in the place of the last ones. m.changing is held.
@@ -90,15 +95,8 @@ func (s *subnets) takeOver(last *subnets) {
 		}
 		to := &s.stripes[0].mu
 		st.remarkLocked(last.noting)
-		for i := range gateKinds {
-			to.refusals[i].add(&st.mu.refusals[i])
-			if said := st.mu.remarks[i]; said != nil {
-				if to.remarks[i] == nil {
-					to.remarks[i] = new(remarks)
-				}
-				to.remarks[i].add(said)
-			}
-		}
+		to.refused.takeOver(&st.mu.refused)
+		to.would.takeOver(&st.mu.would)
 	})
 }
 

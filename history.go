@@ -60,11 +60,11 @@ func (m *Manager) keepHistoryUntilClosed() {
 
 // refusedByNow adds up what was refused, one stripe after the other.
 func (m *Manager) refusedByNow() RefusalsAt {
-	var refused [numKinds]dimCounts
+	var refused, would [numKinds]dimCounts
 	for i := range m.stripes {
 		m.stripes[i].addRefusals(&refused)
 	}
-	m.gate().subnets.addRefusals(&refused)
+	m.gate().subnets.addRefusals(&refused, &would)
 	now := RefusalsAt{At: time.Now()}
 	for k := range refused {
 		now.Refusals += refused[k].refusals().Total()

@@ -33,6 +33,7 @@ type Manager struct {
 	admission Admission
 	newcomers bool
 	allowlist *Allowlist
+	observed  observedKinds        // whose limits refuse nothing; see observe.go
 	gates     atomic.Pointer[gate] // in force; see gateswap.go
 	options   config               // what the options said
 	changing  sync.Mutex           // held while limits are put in force, before all other locks
@@ -100,6 +101,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		bugLog:    rate.Sometimes{Interval: 10 * time.Second},
 		stop:      make(chan struct{}),
 	}
+	m.observed.bits.Store(uint32(cfg.observed))
 	gates, err := m.makeGates(limits)
 	if err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
@@ -129,6 +131,9 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	if m.leaks != nil {
 		m.workers.Go(func() { m.leaks.keepTimeUntil(m.stop) })
 	}
+	if len(cfg.nearLimit) > 0 {
+		m.workers.Go((&limitWatch{m: m, tell: cfg.nearLimit}).untilClosed)
+	}
 	m.logStart()
 	return m, nil
 }
@@ -144,7 +149,7 @@ func (m *Manager) logStart() {
 		}
 	}
 	log.Info("resource manager started", append([]any{"stripes", len(m.stripes), "admission", m.admission,
-		"newcomers_quarter", m.newcomers, "connections_per_subnet", gates.subnets.describe(),
+		"newcomers_quarter", m.newcomers, "observe_only", m.Observed(), "connections_per_subnet", gates.subnets.describe(),
 		"connect_rates", rates, "outbound_gates", gates.outbound,
 		"allowlist_entries", len(m.options.allowlisted), "traced", m.trace != nil}, m.limits.Load().startAttrs()...)...)
 }

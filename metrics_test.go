@@ -75,6 +75,7 @@ func busyReading() reading {
 	r.counts.blocked[KindPeer] = amounts{dimConnsOut: 7}
 	r.counts.blocked[KindSubnet] = amounts{dimConnsIn: 8}
 	r.process = ProcessMemory{InUse: 1, Limit: 4, RefuseAbove: 3, AdmitBelow: 2}
+	r.observed[KindPeer] = 1
 	return r
 }
 
@@ -283,7 +284,7 @@ func shownValue(t *testing.T, from prometheus.Gatherer, name string, labels ...s
 				have = append(have, l.GetValue())
 			}
 			if f.GetName() == familyPrefix+name && slices.Equal(have, labels) {
-				return m.GetGauge().GetValue(), true
+				return m.GetGauge().GetValue() + m.GetCounter().GetValue(), true // it is one of the two
 			}
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"math/bits"
+	"slices"
 	"strings"
 	"sync"
 
@@ -85,10 +86,20 @@ type model struct {
 	bugs      uint64                 // callers' bugs
 	late      uint64                 // releases at scopes that are done
 	scopes    map[string]*modelScope // those on which others stand, by name
+	observed  map[Kind]bool          // whose limits refuse nothing
+	would     map[modelWould]int     // what they would have refused
+}
+
+// modelWould is what would have been refused, and why.
+type modelWould struct {
+	kind  Kind
+	d     dim
+	cause Cause
 }
 
 func newModel(conf *perScope[BaseLimit], a Admission, newcomers bool) *model {
-	return &model{conf: conf, admission: a, newcomers: newcomers, scopes: map[string]*modelScope{}}
+	return &model{conf: conf, admission: a, newcomers: newcomers, scopes: map[string]*modelScope{},
+		observed: map[Kind]bool{}, would: map[modelWould]int{}}
 }
 
 // at gives the scope of a name and makes it where there is none.
@@ -166,12 +177,15 @@ type modelRequest struct {
 	items    []item
 	priority uint8
 	crowding bool
+	beyond   bool // the limits that are only observed
 }
 
 // bound is the most that a scope may hold after the request.
 func (m *model) bound(r *modelRequest, s *modelScope, d dim) (bound int64, cause Cause) {
 	limit := s.limits()[d]
 	switch {
+	case r.beyond && m.observed[s.kind()]:
+		return math.MaxInt64, CauseLimit
 	case d == dimMemory && m.admission == AdmissionLinear:
 		if limit == math.MaxInt64 {
 			return limit, CauseLimit
@@ -192,8 +206,59 @@ func fraction(limit int64, of256 uint64) int64 {
 	return int64(q)
 }
 
-// take decides a request, and charges it to all of the line or to none.
+// kind gives the class of a scope; that of a span is its owner's.
+func (s *modelScope) kind() Kind {
+	for s.owner != nil {
+		s = s.owner
+	}
+	name, rest, _ := strings.Cut(s.name, ":")
+	if strings.Contains(rest, ".peer:") {
+		name += "-peer"
+	}
+	return Kind(slices.Index(kindNames[:], name))
+}
+
+// take decides a request, and charges it to all of the line or to none: by all
+// limits, and if they refuse it, without those that are only observed.
 func (m *model) take(r *modelRequest, line ...*modelScope) answer {
+	a, _ := m.takeAny(r, line)
+	return a
+}
+
+// takeAny takes a request along the first of some lines that admits it, and tells
+// along which.
+func (m *model) takeAny(r *modelRequest, lines ...[]*modelScope) (a answer, along int) {
+	for _, r.beyond = range []bool{false, true} {
+		first := a
+		for i, line := range lines {
+			if a = m.takeOnce(r, line...); a.outcome == limited {
+				continue
+			}
+			if a.outcome == yes && r.beyond {
+				m.would[first.would()]++
+			}
+			return a, i
+		}
+	}
+	return a, 0
+}
+
+// would tells what was refused, and why.
+func (a answer) would() modelWould {
+	s := modelScope{name: a.scope}
+	for name, _, ok := strings.Cut(s.name, ".span"); ok; name, _, ok = strings.Cut(s.name, ".span") {
+		s.name = name
+	}
+	w := modelWould{kind: s.kind(), cause: a.cause}
+	for d := range numDims {
+		if resourceOf[d] == a.resource && directionOf[d] == a.dir {
+			w.d = d
+		}
+	}
+	return w
+}
+
+func (m *model) takeOnce(r *modelRequest, line ...*modelScope) answer {
 	for _, s := range line {
 		if s == nil {
 			continue
@@ -259,14 +324,20 @@ func (m *model) open(s, ps *modelScope, fallBack bool) (*modelScope, answer) {
 	if ps != nil {
 		r.crowding = m.newcomers && int64(ps.inTrans) >= m.transient().limit[dimStreamsIn]/4
 	}
-	s.above = [numPlaces]*modelScope{atPeer: ps, atTransient: m.transient(), atSystem: m.system()}
-	a := m.take(r, s.line()...)
-	if a.outcome == limited && a.scope != s.name && fallBack {
-		s.above[atTransient] = m.at("allowlistedTransient", m.conf.AllowlistedTransient)
-		s.above[atSystem] = m.at("allowlistedSystem", m.conf.AllowlistedSystem)
-		a = m.take(r, s.line()...)
+	standard := [numPlaces]*modelScope{atPeer: ps, atTransient: m.transient(), atSystem: m.system()}
+	places := [][numPlaces]*modelScope{standard}
+	if fallBack {
+		standard[atTransient] = m.at("allowlistedTransient", m.conf.AllowlistedTransient)
+		standard[atSystem] = m.at("allowlistedSystem", m.conf.AllowlistedSystem)
+		places = append(places, standard)
 	}
+	var lines [][]*modelScope
+	for _, s.above = range places {
+		lines = append(lines, s.line())
+	}
+	a, along := m.takeAny(r, lines...)
 	if a.outcome == yes {
+		s.above = places[along]
 		s.stand(1)
 	}
 	return s, a

@@ -32,7 +32,9 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 	var pass gatePass
 	var err error
 	if m.pressure.refuses(h.dir) && !open && !named {
-		return nil, m.refuseForMemory(&h)
+		if err = m.refuseForMemory(&h); err != nil {
+			return nil, err
+		}
 	}
 	gated := !open && m.gate().concerns(h.dir)
 	if gated && !named {
@@ -104,12 +106,11 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 			}
 			continue
 		}
-		if m.pressure.refuses(h.dir) && ps.trusted == 0 && !m.allowlist.allowsPeer(p) {
-			st.number(&h)
-			st.noteMemory(&h, ps)
-			err := st.refuseOpening(&h, &r)
-			st.unlock(all)
-			return nil, err
+		if !all && m.pressure.refuses(h.dir) && ps.trusted == 0 && !m.allowlist.allowsPeer(p) {
+			if err := st.refuseOpeningForMemory(&h, ps); err != nil {
+				st.unlock(all)
+				return nil, err
+			}
 		}
 		c.peer = ps
 		v, err := st.open(&h, &r, &c, ps.trusted > 0, all)
@@ -166,6 +167,11 @@ func (st *stripe) open(h *holder, r *request, c *chain, fallBack, all bool) (ver
 	if v == admitted {
 		v = st.takeOpening(r, c, fallBack, all)
 	}
+	for v != admitted && st.beyond(r, v) {
+		if v = st.checkOpening(h, r); v == admitted {
+			v = st.takeOpening(r, c, fallBack, all)
+		}
+	}
 	switch v {
 	case refused:
 		return v, st.refuseOpening(h, r)
@@ -197,7 +203,7 @@ func (st *stripe) checkOpening(h *holder, r *request) verdict {
 	}
 	items, n := r.list()
 	for _, it := range items[:n] {
-		if it.n > h.limit[it.d] {
+		if it.n > h.limit[it.d] && !r.observed.has(h.kind) {
 			st.refusedBy(traceName{scopeName: h.name()}, &amounts{})
 			st.note(refusal{h.name(), it.d, CauseLimit, 0, it.n, h.limit[it.d]}, nil)
 			return refused
@@ -212,10 +218,10 @@ func (st *stripe) takeOpening(r *request, c *chain, fallBack, all bool) verdict 
 		r.crowding = int64(ps.transientIn) >= st.m.fixed[KindTransient].limit[dimStreamsIn]/4
 	}
 	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
-	v := st.take(c, r, all)
+	v := st.takeOnce(c, r, all)
 	if v == refused && (fallBack || ps != nil && st.m.allowlist.allowsPeer(ps.peer)) {
 		c.stand(st.fixed[KindAllowlistedTransient], st.fixed[KindAllowlistedSystem])
-		v = st.take(c, r, all)
+		v = st.takeOnce(c, r, all)
 	}
 	return v
 }

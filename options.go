@@ -16,6 +16,7 @@ type config struct {
 	stripes     int
 	admission   Admission
 	refusalLog  time.Duration // 0: off
+	observed    kindSet       // WithObserveOnly
 	newcomers   bool          // the last quarter of transient's inbound streams is theirs
 	allowlisted []allowlistEntry
 	subnets     subnetConfig    // nil lists: what the limit configuration says
@@ -24,6 +25,7 @@ type config struct {
 	leaks       *LeakFinder     // nil: no records of what is open
 	pressure    *MemoryPressure // nil: the process's memory is not looked at
 
+	nearLimit  []func(NearLimitEvent)
 	tracePath  string          // empty: no file
 	reporters  []TraceReporter // of traces; StatsTraceReporter is none of them
 	reporter   MetricsReporter // nil: nobody is told of decisions

@@ -50,7 +50,9 @@ const (
 // A browser gets a page that follows the manager, with the fullest limits first;
 // other clients get the tables as text, or with "Accept: application/json" or
 // ?format=json a Snapshot, as SnapshotTop gives it. ?format= takes html, text
-// and json. It answers GET and HEAD only, under whatever path it is mounted. The
+// and json. With ?explain=stream&direction=inbound&peer=12D3Koo… it answers as
+// Explain does, in all three; the other keys are endpoint, fd, protocol, service,
+// memory and priority, and explain is a Question's Kind. It answers GET and HEAD only, under whatever path it is mounted. The
 // page shows peer IDs and subnets: serve it where only operators can see it. It
 // is safe for concurrent use; however many look, the manager is asked once a
 // second at most.
@@ -73,7 +75,7 @@ func Handler(m *Manager) http.Handler {
 		return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
 	}
 	p.policy = "default-src 'none'; connect-src 'self'; img-src data:; script-src " + source(pageScript) +
-		"; style-src " + source(pageStyle) + "; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+		"; style-src " + source(pageStyle) + "; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 	return p
 }
 
@@ -111,18 +113,25 @@ func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		format = preferredFormat(r.Header.Values("Accept"))
 		h.Set("Vary", "Accept")
 	}
-	var write func(io.Writer, *Snapshot) error
+	var answer *Explanation
+	if query := r.URL.Query(); query.Get("explain") != "" {
+		q, err := questionOf(query)
+		if err == nil {
+			answer, err = p.m.Explain(q)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+	}
+	var write func(io.Writer, *Snapshot, *Explanation) error
 	switch format {
 	case "html":
 		h.Set("Content-Type", "text/html; charset=utf-8")
 		write = p.writeHTML
 	case "json":
 		h.Set("Content-Type", "application/json")
-		write = func(w io.Writer, s *Snapshot) error {
-			e := json.NewEncoder(w)
-			e.SetIndent("", "  ")
-			return e.Encode(s)
-		}
+		write = writeJSON
 	case "text":
 		h.Set("Content-Type", "text/plain; charset=utf-8")
 		write = writeText
@@ -132,7 +141,7 @@ func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	s := p.snapshot()
 	var body bytes.Buffer // an error must not follow half a page
-	if err := write(&body, &s); err != nil {
+	if err := write(&body, &s, answer); err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
@@ -164,8 +173,22 @@ func preferredFormat(accept []string) string {
 	return best
 }
 
-// writeText writes the tables: limits of which much is taken, then all.
-func writeText(w io.Writer, s *Snapshot) error {
+// writeJSON writes the snapshot, or the answer to a question if there is one.
+func writeJSON(w io.Writer, s *Snapshot, answer *Explanation) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	if answer != nil {
+		return e.Encode(answer)
+	}
+	return e.Encode(s)
+}
+
+// writeText writes the tables: limits of which much is taken, then all; or the
+// answer to a question if there is one.
+func writeText(w io.Writer, s *Snapshot, answer *Explanation) error {
+	if answer != nil {
+		return answer.WriteTable(w)
+	}
 	fmt.Fprintf(w, "%s, up %s, %d peers, %d refusals, %d bugs of callers\n",
 		s.Taken.UTC().Format(time.RFC3339), s.Uptime().Round(time.Second), s.Peers, s.totalRefusals(), s.CallerBugs)
 	if m := &s.Process; m.Limit > 0 {
@@ -174,6 +197,12 @@ func writeText(w io.Writer, s *Snapshot) error {
 			fmt.Fprint(w, ", inbound connections and streams of strangers are refused")
 		}
 		fmt.Fprintln(w)
+	}
+	if s.observing() {
+		fmt.Fprintf(w, "\nLimits that are only observed: %s\n\n", s.observedText())
+		if err := s.WriteRefusals(w); err != nil {
+			return err
+		}
 	}
 	fmt.Fprintf(w, "\nLimits of which %d%% and more are taken\n\n", NearLimit)
 	if err := WriteTable(w, s.LimitsNear(NearLimit)); err != nil {
@@ -198,25 +227,34 @@ func (s *Snapshot) totalRefusals() (n uint64) {
 	return n
 }
 
-// kindRefusals is what scopes of one kind have refused.
+// kindRefusals is what scopes of one kind have refused, and would have.
 type kindRefusals struct {
-	Kind  Kind
-	Total uint64
-	What  []string
+	Kind         Kind
+	Total, Would uint64
+	What         []string
+	WouldWhat    []string
+}
+
+// each names what was refused.
+func (r *Refusals) each() (what []string) {
+	for d, n := range r.dimCounts() {
+		if n > 0 {
+			what = append(what, fmt.Sprintf("%s %d", limitNames[d], n))
+		}
+	}
+	return what
 }
 
 func (s *Snapshot) refusalsByKind() (all []kindRefusals) {
-	for kind, r := range s.Refusals {
-		k := kindRefusals{Kind: kind, Total: r.Total()}
-		for d, n := range r.dimCounts() {
-			if n > 0 {
-				k.What = append(k.What, fmt.Sprintf("%s %d", limitNames[d], n))
-			}
+	for kind := range numKinds {
+		r, would := s.Refusals[kind], s.WouldRefuse[kind]
+		k := kindRefusals{Kind: kind, Total: r.Total(), Would: would.Total(), What: r.each(), WouldWhat: would.each()}
+		if k.Total+k.Would > 0 {
+			all = append(all, k)
 		}
-		all = append(all, k)
 	}
 	slices.SortFunc(all, func(a, b kindRefusals) int {
-		return cmp.Or(cmp.Compare(b.Total, a.Total), cmp.Compare(a.Kind, b.Kind))
+		return cmp.Or(cmp.Compare(b.Total, a.Total), cmp.Compare(b.Would, a.Would), cmp.Compare(a.Kind, b.Kind))
 	})
 	return all
 }
@@ -251,20 +289,28 @@ func plotOf(s *Snapshot) *plot {
 	return &p
 }
 
-func (p *page) writeHTML(w io.Writer, s *Snapshot) error {
+func (p *page) writeHTML(w io.Writer, s *Snapshot, answer *Explanation) error {
+	var explained strings.Builder
+	if answer != nil {
+		if err := answer.WriteTable(&explained); err != nil {
+			return err
+		}
+	}
 	// Limits that nobody comes near to by being there are left out, and those of
 	// a peer that has nothing to do with them.
 	said := slices.DeleteFunc(s.Limits(), func(u LimitUse) bool {
 		_, limited := u.Percent()
-		return (!limited || u.Kind == KindPeer) && u.Use == 0 && u.Refusals == 0
+		return (!limited || u.Kind == KindPeer) && u.Use == 0 && u.Refusals == 0 && u.WouldRefuse == 0
 	})
 	slices.SortStableFunc(said, func(a, b LimitUse) int {
-		return cmp.Or(cmp.Compare(b.fullness(), a.fullness()), cmp.Compare(b.Refusals, a.Refusals))
+		return cmp.Or(cmp.Compare(b.fullness(), a.fullness()), cmp.Compare(b.Refusals, a.Refusals),
+			cmp.Compare(b.WouldRefuse, a.WouldRefuse))
 	})
 	holders := slices.DeleteFunc(slices.Clone(s.Scopes), func(sc ScopeState) bool { return sc.Kind <= KindAllowlistedTransient })
 	return p.template.Execute(w, map[string]any{
 		"S": s, "Plot": plotOf(s), "Up": s.Uptime().Round(time.Second).String(), "Near": len(s.LimitsNear(NearLimit)),
 		"Refused": s.totalRefusals(), "ByKind": s.refusalsByKind(), "Limits": said, "Holders": holders,
+		"Explained": explained.String(), "Observing": s.observing(), "Observed": s.observedText(),
 		"Style": template.CSS(pageStyle), "Script": template.JS(pageScript),
 	})
 }

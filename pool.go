@@ -57,7 +57,7 @@ const (
 // tally is the state of one dimension of a pool.
 //
 // I1: for every share, use ≤ credit; the credit of all shares is handed;
-// handed ≤ limit, unless the limit was lowered below use.
+// handed ≤ limit, unless the limit was lowered below use, or is only observed.
 type tally struct {
 	limit  int64
 	batch  int64
@@ -157,9 +157,12 @@ type pool struct {
 	// eighth of the limit too high. Where there is no limit, an eighth of it says
 	// nothing, and peak is the most that used has seen. It is guarded as word is.
 	peak amounts
-	// refused counts what shares that have been collected had refused. Guarded
+	// low is the least that was handed out of each dimension since limitWatch looked
+	// last. It is guarded as word is.
+	low amounts
+	// denied counts what shares that have been collected had refused. Guarded
 	// by mu.
-	refused dimCounts
+	denied denials
 
 	shares []*share // by stripe; an entry is guarded by its stripe's lock
 
@@ -194,6 +197,9 @@ func (p *pool) storeLocked(d dim, l tally) {
 		w |= 1
 	}
 	p.word[d].Store(w)
+	if l.handed < p.low[d] {
+		p.low[d] = l.handed
+	}
 }
 
 // storeMoreLocked is storeLocked where more may be handed out.
@@ -242,12 +248,12 @@ func (p *pool) used() (sum amounts) {
 	return sum
 }
 
-// refusals counts what the scope has refused. All stripe locks are held.
-func (p *pool) refusals() dimCounts {
-	sum := p.refused
+// denials counts what the scope has refused. All stripe locks are held.
+func (p *pool) denials() denials {
+	sum := p.denied
 	for _, sh := range p.shares {
 		if sh != nil {
-			sum.add(sh.refused)
+			sum.add(sh.denied)
 		}
 	}
 	return sum

@@ -172,7 +172,8 @@ func (p *pressure) state() (s ProcessMemory) {
 		Refusing: p.refusing.Load(), Times: p.times.Load()}
 }
 
-// refuseForMemory refuses a connection that has no scope yet.
+// refuseForMemory refuses a connection that has no scope yet. Where memory is only
+// observed, it counts that, and refuses nothing.
 func (m *Manager) refuseForMemory(h *holder) error {
 	st := m.anyStripe()
 	st.lock(false)
@@ -180,9 +181,17 @@ func (m *Manager) refuseForMemory(h *holder) error {
 	if st.closed {
 		return errClosed
 	}
+	return st.refuseOpeningForMemory(h, nil)
+}
+
+// refuseOpeningForMemory is refuseForMemory under the stripe's lock, of a peer's
+// stream or of a connection.
+func (st *stripe) refuseOpeningForMemory(h *holder, asker *peerScope) error {
+	if st.noteMemory(h, asker); st.onlyObservesMemory() {
+		return nil
+	}
 	st.number(h)
 	r := h.total()
-	st.noteMemory(h, nil)
 	return st.refuseOpening(h, &r)
 }
 
@@ -191,9 +200,22 @@ func (m *Manager) refuseForMemory(h *holder) error {
 func (c *connScope) refuseForMemory() error {
 	st := c.root.lock(false)
 	defer st.unlock(false)
+	if st.noteMemory(&c.holder, nil); st.onlyObservesMemory() {
+		return nil
+	}
 	total := c.total()
-	st.noteMemory(&c.holder, nil)
 	return st.refusal(c.name(), &total)
+}
+
+// onlyObservesMemory tells whether memory refuses nothing, and counts what was noted
+// if so.
+func (st *stripe) onlyObservesMemory() bool {
+	if !st.m.observed.load().has(KindProcess) {
+		return false
+	}
+	st.observeLast()
+	st.exceeded()
+	return true
 }
 
 // noteMemory notes that a connection or stream is refused for the sake of memory.

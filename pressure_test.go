@@ -223,3 +223,22 @@ func TestHeldMemoryIsInUse(t *testing.T) {
 		require.Equal(t, c.want, heapInUse(c.live, c.objects, c.goal, c.other, c.limit), c)
 	}
 }
+
+// Where memory is only observed, strangers are admitted, and counted.
+func TestMemoryThatIsOnlyObservedRefusesNobody(t *testing.T) {
+	var used meter
+	used.Store(950)
+	m := newManager(t, unlimitedConf(), WithMemoryPressure(used.pressure()), WithObserveOnly(KindProcess))
+	m.pressure.look()
+	c, err := m.OpenConnection(network.DirInbound, true, mustMA(t, "/ip4/203.0.113.1/tcp/1"))
+	require.NoError(t, err)
+	s, err := m.OpenStream(testPeers[0], network.DirInbound)
+	require.NoError(t, err)
+	require.Equal(t, map[Kind]Refusals{KindProcess: {ConnsInbound: 1, StreamsInbound: 1}}, m.Snapshot().WouldRefuse)
+	require.NoError(t, m.Enforce(KindProcess))
+	_, err = m.OpenStream(testPeers[0], network.DirInbound)
+	require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+	s.Done()
+	c.Done()
+	assertEmpty(t, m)
+}

@@ -116,5 +116,5 @@ func (sh *share) surrender() {
 	sh.pool.mu.Lock()
 	defer sh.pool.mu.Unlock()
 	sh.surrenderLocked()
-	sh.pool.refused.add(sh.refused)
+	sh.pool.denied.add(sh.denied)
 }

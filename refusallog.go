@@ -87,9 +87,9 @@ func (r *remarks) add(o *remarks) {
 	}
 }
 
-// remark keeps what the log will say about a refusal.
-func (st *stripe) remark(why *noted) {
-	of := &st.remarks[why.scope.kind]
+// keepRemark keeps what the log will say about a refusal.
+func keepRemark(to *[numKinds]*remarks, why *noted) {
+	of := &to[why.scope.kind]
 	if *of == nil {
 		*of = new(remarks)
 	}
@@ -98,9 +98,25 @@ func (st *stripe) remark(why *noted) {
 
 // refusalLog writes the log of one manager.
 type refusalLog struct {
-	m      *Manager
-	every  time.Duration
-	logged [numKinds]dimCounts // what has been written already
+	m     *Manager
+	every time.Duration
+	// What has been written already: of what was refused, and of what would have been.
+	refused, would [numKinds]dimCounts
+}
+
+// saidRefusals is what the log has to say: how much in all, and what of the last.
+type saidRefusals struct {
+	counts [numKinds]dimCounts
+	said   [numKinds]remarks
+}
+
+// take adds what has been counted, and takes over what was noted.
+func (s *saidRefusals) take(counts *[numKinds]dimCounts, said *[numKinds]*remarks) {
+	for k, of := range said {
+		s.counts[k].add(&counts[k])
+		s.said[k].add(of)
+		said[k] = nil
+	}
 }
 
 func (l *refusalLog) writeUntilClosed() {
@@ -118,35 +134,38 @@ func (l *refusalLog) writeUntilClosed() {
 
 // write writes what was refused since the last time.
 func (l *refusalLog) write() {
-	var count [numKinds]dimCounts
-	var said [numKinds]remarks
+	var refused, would saidRefusals
 	for i := range l.m.stripes {
-		l.m.stripes[i].giveRemarks(&count, &said)
+		l.m.stripes[i].giveRemarks(&refused, &would)
 	}
-	l.m.gate().subnets.giveRemarks(&count, &said)
-	for k := range count {
-		for d, n := range count[k] {
-			if times := n - l.logged[k][d]; times > 0 {
-				l.writeLine(Kind(k), dim(d), times, &said[k][d])
+	l.m.gate().subnets.giveRemarks(&refused, &would)
+	l.writeLines("Protected", &refused, &l.refused)
+	l.writeLines("Would have protected", &would, &l.would)
+}
+
+func (l *refusalLog) writeLines(begin string, now *saidRefusals, logged *[numKinds]dimCounts) {
+	for k := range now.counts {
+		for d, n := range now.counts[k] {
+			if times := n - logged[k][d]; times > 0 {
+				l.writeLine(begin, Kind(k), dim(d), times, &now.said[k][d])
 			}
 		}
 	}
-	l.logged = count
+	*logged = now.counts
 }
 
 // giveRemarks adds up what the stripe has counted, and hands over what it has
 // kept for the log.
-func (st *stripe) giveRemarks(count *[numKinds]dimCounts, said *[numKinds]remarks) {
+func (st *stripe) giveRemarks(refused, would *saidRefusals) {
 	st.lock(false)
 	defer st.unlock(false)
-	for k, of := range st.remarks {
-		count[k].add(&st.refusals[k])
-		said[k].add(of)
-		st.remarks[k] = nil
+	refused.take(&st.refusals, &st.remarks)
+	if o := st.observed; o != nil {
+		would.take(&o.counts, &o.remarks)
 	}
 }
 
-func (l *refusalLog) writeLine(k Kind, d dim, times uint64, r *remark) {
+func (l *refusalLog) writeLine(begin string, k Kind, d dim, times uint64, r *remark) {
 	// Who has a tenth of all for certain is worth a name.
 	worst, named := r.worst.name, r.worst.votes > 0 && r.worst.votes >= times/10
 	if worst.kind == KindPeer && worst.peer == "" {
@@ -170,7 +189,7 @@ func (l *refusalLog) writeLine(k Kind, d dim, times uint64, r *remark) {
 		worst = scopeName{kind: k}
 	}
 	attrs = append(attrs, slog.String("raise", l.m.limitKey(k, d, &worst)))
-	msg := fmt.Sprintf("Protected from exceeding resource limits %d times: %q", times, classOf(&refuser)+": "+e.what())
+	msg := fmt.Sprintf("%s from exceeding resource limits %d times: %q", begin, times, classOf(&refuser)+": "+e.what())
 	log.LogAttrs(context.Background(), slog.LevelError, msg, attrs...)
 }
 

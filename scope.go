@@ -5,6 +5,7 @@ package rcmgr
 // tree of spans. The whole tree lies in one stripe.
 
 import (
+	"math"
 	"net/netip"
 	"strconv"
 	"sync/atomic"
@@ -231,28 +232,51 @@ func (st *stripe) reserve(h *holder, n int64, priority uint8, all bool) (verdict
 		return refused, &scopeError{h.name(), negativeSize(n)}
 	}
 	r := memoryRequest(st.m.admission, n, priority)
+	for {
+		v, err := st.checkTree(h, &r)
+		if err != nil {
+			return refused, err
+		}
+		if v == admitted {
+			v = st.check(&h.tree.chain, &r, all)
+		}
+		switch {
+		case v == admitted:
+			h.tree.chain.addAll(&r)
+			st.held(h, n, priority)
+			if r.observed != 0 {
+				st.exceeded()
+			}
+			return v, nil
+		case st.beyond(&r, v):
+			continue
+		case v == refused:
+			return v, st.refusal(h.name(), &r)
+		}
+		return v, nil
+	}
+}
+
+// checkTree decides a reservation for a holder and its owners.
+func (st *stripe) checkTree(h *holder, r *request) (verdict, error) {
 	for x := h; x != nil; x = x.owner {
 		if x.done {
 			// A span may outlive its owner, but it gets nothing more (I5).
 			return refused, &scopeError{h.name(), &scopeError{x.name(), network.ErrResourceScopeClosed}}
 		}
 		limit := x.limits()[dimMemory]
-		if n > st.m.admission.threshold(limit, r.weight)-x.use {
+		bound := st.m.admission.threshold(limit, r.weight)
+		if r.observed.has(x.kind) {
+			bound = math.MaxInt64
+		}
+		if r.memory > bound-x.use {
 			st.traceRefuser(x)
-			st.note(refusal{x.name(), dimMemory, CauseLimit, x.use, n, limit}, nil)
+			st.note(refusal{x.name(), dimMemory, CauseLimit, x.use, r.memory, limit}, nil)
 			st.why.askedBy(h.tree.chain.peer)
-			return refused, st.refusal(h.name(), &r)
+			return refused, nil
 		}
 	}
-	v := st.check(&h.tree.chain, &r, all)
-	switch v {
-	case refused:
-		return v, st.refusal(h.name(), &r)
-	case admitted:
-		h.tree.chain.addAll(&r)
-		st.held(h, n, priority)
-	}
-	return v, nil
+	return admitted, nil
 }
 
 // change changes what a holder uses.
@@ -458,7 +482,9 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 			return err
 		}
 		if m.pressure.refuses(c.dir) {
-			return c.refuseForMemory()
+			if err := c.refuseForMemory(); err != nil {
+				return err
+			}
 		}
 		if why := m.enterGates(c.addr, c.dir, &mv.pass); why != nil {
 			return m.refusedAtGate(&c.holder, why)
@@ -525,21 +551,13 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	place := chain{peer: ps}
 	place.at[slotPeer] = &ps.account
 	stays := mv.trusted || !c.allowlisted
-	v := admitted
-	if !stays {
-		// Not whom the allowlist meant: it has to fit the standard scopes, also
-		// transient, though it does not stay there.
-		var standard chain
-		standard.stand(to.fixed[KindTransient], to.fixed[KindSystem])
-		v = to.checkShared(standard.only(slotSystem), &total, all, false)
-		if v == admitted {
-			v = to.checkShared(standard.only(slotTransient), &total, all, false)
-		}
-		place.at[slotSystem] = standard.at[slotSystem]
-		total.sharedFirst = true
-	}
-	if v == admitted {
+	var v verdict
+	if stays {
 		v = to.take(&place, &total, all)
+	} else {
+		place.at[slotSystem] = &to.fixed[KindSystem].account
+		total.sharedFirst = true
+		v = to.takeStranger(&place, &total, all)
 	}
 	switch v {
 	case refused:
@@ -568,6 +586,25 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	c.chain.at[slotTransient], c.chain.at[slotSystem] = nil, place.at[slotSystem]
 	c.at.Store(to)
 	return admitted, nil
+}
+
+// takeStranger is take for a connection that is not whom the allowlist meant: it has
+// to fit the standard scopes, also transient, though it does not stay there.
+func (st *stripe) takeStranger(place *chain, r *request, all bool) verdict {
+	var standard chain
+	standard.stand(st.fixed[KindTransient], st.fixed[KindSystem])
+	for {
+		v := st.checkShared(standard.only(slotSystem), r, all, false)
+		if v == admitted {
+			v = st.checkShared(standard.only(slotTransient), r, all, false)
+		}
+		if v == admitted {
+			v = st.takeOnce(place, r, all)
+		}
+		if v == admitted || !st.beyond(r, v) {
+			return v
+		}
+	}
 }
 
 // carry moves the connection's use of its system scope, together with the

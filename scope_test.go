@@ -488,7 +488,9 @@ type duel struct {
 	most    int  // scopes to hold at a time
 	filling bool // or draining
 	lowered bool
-	last    string // the last question, for the message
+	// observing: limits of random kinds are only observed, in turns.
+	observing bool
+	last      string // the last question, for the message
 }
 
 func TestRandomSequencesDecideAsTheModel(t *testing.T) {
@@ -531,6 +533,9 @@ func newDuel(t testing.TB, r *rand.Rand, stripes int, g regime, a Admission, new
 
 func (d *duel) run(steps int) {
 	for i := range steps {
+		if d.observing && d.r.IntN(20) == 0 {
+			d.observe()
+		}
 		d.step()
 		checkInvariants(d.t, d.eng, d.lowered)
 		d.compare(i%16 == 0)
@@ -882,6 +887,9 @@ func (d *duel) compare(all bool) {
 	}
 	require.Equal(d.t, d.mod.bugs, d.eng.callerBugs.Load(), "bugs of callers after %s", d.last)
 	require.Equal(d.t, d.mod.late, late, "late releases after %s", d.last)
+	if d.observing {
+		require.Equal(d.t, d.mod.would, d.eng.wouldRefuseNow(), "what would have been refused after %s", d.last)
+	}
 	if !all {
 		return
 	}

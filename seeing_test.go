@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
 
 	"github.com/weir-p2p/rcmgr"
 )
@@ -38,6 +40,77 @@ func ExampleWriteTable() {
 	// Output:
 	// Scope                                                      Limit Name      Limit Value  Limit Usage Amount  Limit Usage Percent
 	// peer:12D3KooWRpAPnRgC4qHPPkFkrwbCrjMJGHvRRJVMKGmvXaUEMMPL  StreamsInbound  3            3                   100.0%
+}
+
+// Limits that are tried on a node before they bite.
+func ExampleWithObserveOnly() {
+	limits := rcmgr.PartialLimitConfig{PeerDefault: rcmgr.ResourceLimits{StreamsInbound: 3}}
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits.Build(rcmgr.InfiniteLimits)), rcmgr.WithObserveOnly())
+	if err != nil {
+		panic(err)
+	}
+	defer rm.Close()
+	open(rm, 5) // none is refused
+	fmt.Println("would have refused", rm.Snapshot().WouldRefuse[rcmgr.KindPeer].StreamsInbound)
+
+	if err := rm.Enforce(); err != nil { // while it runs
+		panic(err)
+	}
+	open(rm, 1)
+	// Output:
+	// would have refused 2
+	// refused
+}
+
+// Would it be admitted now, and if not, what to set.
+func ExampleManager_Explain() {
+	rm := busyManager()
+	defer rm.Close()
+	open(rm, 3)
+
+	answer, err := rm.Explain(rcmgr.Question{Kind: rcmgr.KindStream, Direction: network.DirInbound, Peer: examplePeer})
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(answer.Admitted, answer.By.Name, answer.By.Use, "of", answer.By.Limit, answer.By.Raise)
+	// answer.WriteTable(os.Stdout) has a row for each limit on the way.
+	// Output: false StreamsInbound 3 of 3 PeerDefault.StreamsInbound
+}
+
+// Hear of a limit before it refuses.
+func ExampleWithOnNearLimit() {
+	near := make(chan rcmgr.NearLimitEvent, 16)
+	limits := rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{StreamsInbound: 5}}
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits.Build(rcmgr.InfiniteLimits)),
+		rcmgr.WithOnNearLimit(func(e rcmgr.NearLimitEvent) { near <- e }))
+	if err != nil {
+		panic(err)
+	}
+	defer rm.Close()
+	open(rm, 4)
+
+	e := <-near
+	fmt.Printf("%s: %d %% of %s: %d of %d\n", e.Scope, e.Percent, e.Name, e.Use, e.Limit)
+	// Output: system: 80 % of StreamsInbound: 4 of 5
+}
+
+// Let the connection manager make room before the limit refuses.
+func ExampleTrimConns() {
+	cm, err := connmgr.NewConnManager(100, 400)
+	if err != nil {
+		panic(err)
+	}
+	limits := rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{Conns: 200}}
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits.Build(rcmgr.DefaultLimits.AutoScale())), rcmgr.WithOnNearLimit(rcmgr.TrimConns(cm)))
+	if err != nil {
+		panic(err)
+	}
+	host, err := libp2p.New(libp2p.ResourceManager(rm), libp2p.ConnectionManager(cm), libp2p.NoListenAddrs)
+	if err != nil {
+		panic(err)
+	}
+	defer host.Close()
+	// Output:
 }
 
 // What has grown, and what was refused, between two looks.

@@ -83,7 +83,7 @@ func beginSpanAt(pl place, number func(*account, *chain) int64) (network.Resourc
 	}
 	span.chain = c
 	span.at.Store(st)
-	span.holder = holder{tree: &span.root, num: number(a, &c), role: firstSpan}
+	span.holder = holder{tree: &span.root, num: number(a, &c), kind: a.kind, role: firstSpan}
 	for _, a := range &c.at {
 		if a != nil && !a.lasting() {
 			a.refs++

@@ -96,8 +96,10 @@ type ScopeState struct {
 	// there is no limit, it is the most that a look has seen (Snapshot, Stat,
 	// a scrape of the metrics, the log of refusals).
 	Peak Usage
-	// Refusals counts what this very scope has refused since it was made.
-	Refusals Refusals
+	// Refusals counts what this very scope has refused since it was made, and
+	// WouldRefuse what it admitted because its limit is only observed.
+	Refusals    Refusals
+	WouldRefuse Refusals
 	// Tight names the limits that are decided on the exact sum, because much of
 	// them is taken: "ConnsInbound". Peers have none.
 	Tight []string
@@ -148,6 +150,10 @@ type Snapshot struct {
 	// Refusals counts, for each kind of scope and gate, what it refused since
 	// the manager was made.
 	Refusals map[Kind]Refusals
+	// WouldRefuse counts likewise what was admitted beyond a limit that is only
+	// observed, and Observed tells which are; see WithObserveOnly.
+	WouldRefuse map[Kind]Refusals `json:",omitempty"`
+	Observed    []Kind            `json:",omitempty"`
 	// Recent has the number of all refusals as it was every ten seconds in the
 	// last five minutes, the oldest first. It is empty in the first ten seconds.
 	Recent []RefusalsAt `json:",omitempty"`
@@ -210,13 +216,13 @@ type cut struct{ scopes []scopeCut }
 type scopeCut struct {
 	name             scopeName
 	use, peak, limit amounts
-	refused          dimCounts
+	denied           denials
 	tight            [numDims]bool
 }
 
 func (c *cut) addPool(p *pool) {
 	use := p.used() // before peak, which it may raise
-	s := scopeCut{name: p.scope(), use: use, peak: p.peak, limit: p.limit, refused: p.refusals()}
+	s := scopeCut{name: p.scope(), use: use, peak: p.peak, limit: p.limit, denied: p.denials()}
 	for d := range numDims {
 		s.tight[d] = p.tight(d)
 	}
@@ -225,7 +231,7 @@ func (c *cut) addPool(p *pool) {
 
 func (c *cut) addPeer(ps *peerScope) {
 	s := scopeCut{name: ps.scopeName, use: ps.use, peak: ps.peak, limit: *ps.limit}
-	s.refused.add(ps.refused)
+	s.denied.add(ps.denied)
 	c.scopes = append(c.scopes, s)
 }
 
@@ -233,9 +239,9 @@ func (m *Manager) snapshot(subnets int, addPeers func(*cut)) Snapshot {
 	s := Snapshot{Started: m.started, Recent: m.history.all(), Sizing: m.limits.Load().sizing(),
 		Engine: EngineState{Stripes: len(m.stripes)}}
 	var c cut
-	var refused [numKinds]dimCounts
+	var refused, would [numKinds]dimCounts
 	m.inOneCut(func() {
-		s.Taken = time.Now()
+		s.Taken, s.Observed = time.Now(), m.Observed()
 		for _, p := range append(m.fixed[:], m.dir.list()...) {
 			c.addPool(p)
 		}
@@ -250,25 +256,34 @@ func (m *Manager) snapshot(subnets int, addPeers func(*cut)) Snapshot {
 			for k := range refused {
 				refused[k].add(&st.refusals[k])
 			}
+			st.addWouldRefuse(&would)
 		}
 	})
 	s.CallerBugs = m.callerBugs.Load()
 	s.Gates = m.gate().state(subnets)
 	s.Process = m.pressure.state()
 	s.Leaks = m.leaks.state()
-	m.gate().subnets.addRefusals(&refused)
+	m.gate().subnets.addRefusals(&refused, &would)
 	s.Scopes = make([]ScopeState, len(c.scopes))
 	for i := range c.scopes {
 		s.Scopes[i] = c.scopes[i].state()
 	}
 	slices.SortFunc(s.Scopes, compareScopes)
-	s.Refusals = make(map[Kind]Refusals)
-	for k := range refused {
-		if refused[k] != (dimCounts{}) {
-			s.Refusals[Kind(k)] = refused[k].refusals()
-		}
+	s.Refusals = countsByKind(&refused)
+	if would != ([numKinds]dimCounts{}) {
+		s.WouldRefuse = countsByKind(&would)
 	}
 	return s
+}
+
+func countsByKind(counts *[numKinds]dimCounts) map[Kind]Refusals {
+	byKind := make(map[Kind]Refusals)
+	for k := range counts {
+		if counts[k] != (dimCounts{}) {
+			byKind[Kind(k)] = counts[k].refusals()
+		}
+	}
+	return byKind
 }
 
 func compareScopes(a, b ScopeState) int {
@@ -279,7 +294,7 @@ func (c *scopeCut) state() ScopeState {
 	s := ScopeState{
 		Name: c.name.String(), Kind: c.name.kind, ID: c.name.text,
 		Use: c.use.stat(), Limit: c.limit.baseLimit(), Peak: Usage(c.peak.baseLimit()),
-		Refusals: c.refused.refusals(),
+		Refusals: c.denied.refused.refusals(), WouldRefuse: c.denied.would.refusals(),
 	}
 	if s.Kind == KindPeer {
 		s.ID = c.name.peer.String()
@@ -301,8 +316,8 @@ func (m *Manager) topPeers(n int) []peer.ID {
 			for d, held := range ps.use {
 				best[d].offer(ps.peer, uint64(held), n)
 			}
-			if ps.refused != nil {
-				r := ps.refused.refusals()
+			if ps.denied != nil {
+				r := ps.denied.refused.refusals()
 				best[numDims].offer(ps.peer, r.Total(), n)
 			}
 		})
@@ -397,7 +412,9 @@ type limitJSON struct {
 	Percent  *float64 `json:",omitempty"`
 	Peak     int64
 	Refusals uint64 `json:",omitempty"`
-	Tight    bool   `json:",omitempty"`
+	// WouldRefuse: see ScopeState.
+	WouldRefuse uint64 `json:",omitempty"`
+	Tight       bool   `json:",omitempty"`
 }
 
 // at gives the place of one dimension.
@@ -413,7 +430,7 @@ func (s *scopeJSON) at(d dim) *limitJSON {
 func (s ScopeState) MarshalJSON() ([]byte, error) {
 	out := scopeJSON{Name: s.Name, Kind: s.Kind, ID: s.ID}
 	for d, u := range s.limitUses() {
-		l := limitJSON{Limit: limitNumber(u.Limit), Use: u.Use, Peak: u.Peak, Refusals: u.Refusals, Tight: u.Tight}
+		l := limitJSON{Limit: limitNumber(u.Limit), Use: u.Use, Peak: u.Peak, Refusals: u.Refusals, WouldRefuse: u.WouldRefuse, Tight: u.Tight}
 		if percent, ok := u.Percent(); ok {
 			rounded := math.Round(percent*100) / 100
 			l.Percent = &rounded
@@ -435,7 +452,8 @@ func (s *ScopeState) UnmarshalJSON(b []byte) error {
 		if d != dimMemory { // an int, which may be a small one
 			l.Limit = min(l.Limit, math.MaxInt)
 		}
-		c.limit[d], c.use[d], c.peak[d], c.refused[d], c.tight[d] = int64(l.Limit), l.Use, l.Peak, l.Refusals, l.Tight
+		c.limit[d], c.use[d], c.peak[d], c.tight[d] = int64(l.Limit), l.Use, l.Peak, l.Tight
+		c.denied.refused[d], c.denied.would[d] = l.Refusals, l.WouldRefuse
 	}
 	out := c.state()
 	out.Name, out.Kind, out.ID = in.Name, in.Kind, in.ID

@@ -141,6 +141,10 @@ func (m *Manager) read() reading {
 				blocked: st.blocked, refusals: st.refusals, crowded: st.crowded, lateReleases: st.lateReleases,
 				draws: st.draws, returns: st.returns, settled: st.settled,
 			})
+			st.addWouldRefuse(&r.counts.would)
+			if st.observed != nil {
+				r.counts.wouldCrowd += st.observed.crowded
+			}
 		}
 	})
 	r.counts.callerBugs = m.callerBugs.Load()
@@ -148,7 +152,10 @@ func (m *Manager) read() reading {
 		r.pressed = 1
 	}
 	r.subnets, r.rateBuckets = m.gate().inUse()
-	m.gate().subnets.addRefusals(&r.counts.refusals)
+	m.gate().subnets.addRefusals(&r.counts.refusals, &r.counts.would)
+	for _, k := range m.Observed() {
+		r.observed[k]++
+	}
 	for _, k := range gateKinds { // each of one connection
 		for d, n := range r.counts.refusals[k] {
 			r.counts.blocked[k][d] = int64(n)

@@ -46,7 +46,9 @@ type stripe struct {
 	// why says what the last refusal was, until it has been told.
 	why     noted
 	remarks [numKinds]*remarks // what the log will say
-	refuser refuser
+	// observed is nil until a limit that is only observed would have refused.
+	observed *observations
+	refuser  refuser
 
 	trace *tracer // nil: nobody listens
 
@@ -158,11 +160,11 @@ func (st *stripe) refusal(asked scopeName, r *request) error {
 		st.crowded++
 	}
 	if why.by != nil {
-		why.by.countRefusal(why.d)
+		why.by.deny().refused[why.d]++
 		why.by = nil
 	}
 	if st.m.refusalLog != nil {
-		st.remark(why)
+		keepRemark(&st.remarks, why)
 	}
 	items, n := r.list()
 	for _, it := range items[:n] {

@@ -40,8 +40,8 @@ type subnetStripe struct {
 		latest int64
 
 		busy, owing int // records with connections; with a bucket that may not be full
-		refusals    [2]dimCounts
-		remarks     [2]*remarks // what the log will say; see gateKinds
+		// What was refused, and what would have been, by gateKinds.
+		refused, would gateRefusals
 		// told is what was refused last, where, and how often since it is in no remark:
 		// it is told again to the next that is refused there.
 		told  *LimitError
@@ -50,7 +50,13 @@ type subnetStripe struct {
 		// heir has taken over, see gateswap.go; nil while these are in force.
 		heir *subnets
 	}
-	_ [56]byte
+	_ [40]byte
+}
+
+// gateRefusals counts refusals by gateKinds, and has what the log will say of them.
+type gateRefusals struct {
+	counts  [2]dimCounts
+	remarks [2]*remarks
 }
 
 // gateKinds are the kinds of refusals of the gates, in the order in which
@@ -70,6 +76,7 @@ type subnets struct {
 	named   []*subnetStripe
 	// noting: what is refused is noted for the log. quiet: it is not even told.
 	noting, quiet bool
+	observed      *observedKinds // gates that refuse nothing, see observe.go; nil is none
 }
 
 func newSubnets(conns subnetConfig, rates rateConfig) (*subnets, error) {
@@ -159,8 +166,13 @@ func (s *subnets) enter(addr netip.Addr, d dim, p *gatePass) (why *LimitError, o
 	if w.retired() {
 		return nil, false
 	}
-	if st, sub, k := w.fullLocked(); st != nil {
-		return s.refuseLocked(st, sub, k, d), false
+	if f := w.fullLocked(0); f.st != nil {
+		observed := s.onlyObserved()
+		if bar := w.fullLocked(observed); observed == 0 || bar.st != nil {
+			return s.refuseLocked(bar, d), false
+		}
+		s.letLocked(f, d)
+		w.withoutTokenLocked()
 	}
 	p.addr = addr
 	w.takeLocked(p)
@@ -178,25 +190,38 @@ type passage struct {
 	counts, takes bool
 }
 
-// fullLocked gives the first subnet that has no room, or no token, and the gate
-// that it is about: connections before tokens, and narrow subnets before wide
-// ones.
-func (w *passage) fullLocked() (*subnetStripe, subnet, Kind) {
+// bar is a subnet that has no room, or no token, and the gate that it is about.
+type bar struct {
+	st *subnetStripe // that keeps it; nil: nothing stands in the way
+	subnet
+	kind Kind
+}
+
+// fullLocked gives the first subnet that has no room, or no token: connections
+// before tokens, and narrow subnets before wide ones. It does not ask the gates
+// that are left out.
+func (w *passage) fullLocked(without kindSet) bar {
 	var full, empty *level
 	if w.in != nil {
 		full, empty = w.onLevelsLocked()
 	}
-	switch {
-	case w.conns != nil && w.conns.mu.own.full(w.conns.named.level):
-		return w.conns, *w.conns.named, KindSubnet
-	case full != nil:
-		return w.in, subnet{full, w.key.cut(full.host)}, KindSubnet
-	case w.tokens != nil && w.tokens.mu.own.empty(w.tokens.named.level, w.tokens.mu.latest):
-		return w.tokens, *w.tokens.named, KindRate
-	case empty != nil:
-		return w.in, subnet{empty, w.key.cut(empty.host)}, KindRate
+	if !without.has(KindSubnet) {
+		switch {
+		case w.conns != nil && w.conns.mu.own.full(w.conns.named.level):
+			return bar{w.conns, *w.conns.named, KindSubnet}
+		case full != nil:
+			return bar{w.in, subnet{full, w.key.cut(full.host)}, KindSubnet}
+		}
 	}
-	return nil, subnet{}, 0
+	if !without.has(KindRate) {
+		switch {
+		case w.tokens != nil && w.tokens.mu.own.empty(w.tokens.named.level, w.tokens.mu.latest):
+			return bar{w.tokens, *w.tokens.named, KindRate}
+		case empty != nil:
+			return bar{w.in, subnet{empty, w.key.cut(empty.host)}, KindRate}
+		}
+	}
+	return bar{}
 }
 
 // onLevelsLocked finds the narrowest levels that have no room, and no token.
@@ -393,28 +418,38 @@ func (s *subnets) refuse(addr netip.Addr, k Kind, d dim) *LimitError {
 	st := &s.stripes[0]
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	return s.refuseLocked(st, subnet{&level{bits: addr.BitLen()}, keyOf(addr)}, k, d)
+	return s.refuseLocked(bar{st, single(addr), k}, d)
 }
 
-// refuseLocked counts a refusal, and tells it. What was last told of the subnet is
-// told again: it has not changed, and a flood makes nothing new.
-func (s *subnets) refuseLocked(st *subnetStripe, sub subnet, k Kind, d dim) *LimitError {
+// single is the subnet of one address.
+func single(addr netip.Addr) subnet { return subnet{&level{bits: addr.BitLen()}, keyOf(addr)} }
+
+// refuseLocked counts a refusal, and tells it.
+func (s *subnets) refuseLocked(by bar, d dim) *LimitError {
 	if s.quiet {
 		return nil
 	}
-	mu := &st.mu
-	mu.refusals[k-KindSubnet][d]++
-	if e := mu.told; e == nil || mu.at != sub || e.why.scope.kind != k || e.why.d != d {
-		st.remarkLocked(s.noting)
+	mu := &by.st.mu
+	mu.refused.counts[by.kind-KindSubnet][d]++
+	e := by.tellLocked(d, s.noting)
+	mu.times++
+	return e
+}
+
+// tellLocked gives a refusal as an error. What was last told of the subnet is told
+// again: it has not changed, and a flood makes nothing new.
+func (b *bar) tellLocked(d dim, noting bool) *LimitError {
+	mu := &b.st.mu
+	if e := mu.told; e == nil || mu.at != b.subnet || e.why.scope.kind != b.kind || e.why.d != d {
+		b.st.remarkLocked(noting)
 		e = &LimitError{priority: network.ReservationPriorityAlways}
-		e.why = refusal{scope: scopeName{kind: k, text: sub.prefix().String()}, d: d, asked: 1, cause: CauseRate}
-		if k == KindSubnet {
-			e.why.cause, e.why.current, e.why.limit = CauseSubnet, sub.level.conns, sub.level.conns
+		e.why = refusal{scope: scopeName{kind: b.kind, text: b.prefix().String()}, d: d, asked: 1, cause: CauseRate}
+		if b.kind == KindSubnet {
+			e.why.cause, e.why.current, e.why.limit = CauseSubnet, b.level.conns, b.level.conns
 		}
 		e.asked = e.why.scope
-		mu.told, mu.at = e, sub
+		mu.told, mu.at = e, b.subnet
 	}
-	mu.times++
 	return mu.told
 }
 
@@ -422,37 +457,61 @@ func (s *subnets) refuseLocked(st *subnetStripe, sub subnet, k Kind, d dim) *Lim
 func (st *subnetStripe) remarkLocked(noting bool) {
 	mu := &st.mu
 	if noting && mu.times > 0 {
-		why := &mu.told.why
-		of := &mu.remarks[why.scope.kind-KindSubnet]
-		if *of == nil {
-			*of = new(remarks)
-		}
-		(*of)[why.d].note(&noted{refusal: *why}, mu.times)
+		mu.refused.note(mu.told, mu.times)
 	}
 	mu.times = 0
 }
 
+// note notes for the log what was told so many times.
+func (g *gateRefusals) note(e *LimitError, times uint64) {
+	of := &g.remarks[e.why.scope.kind-KindSubnet]
+	if *of == nil {
+		*of = new(remarks)
+	}
+	(*of)[e.why.d].note(&noted{refusal: e.why}, times)
+}
+
+// takeOver adds what others have counted and noted.
+func (g *gateRefusals) takeOver(o *gateRefusals) {
+	for i := range gateKinds {
+		g.counts[i].add(&o.counts[i])
+		if said := o.remarks[i]; said != nil {
+			if g.remarks[i] == nil {
+				g.remarks[i] = new(remarks)
+			}
+			g.remarks[i].add(said)
+		}
+	}
+}
+
+// give adds the counts to those of all kinds, and hands over what the log will say.
+func (g *gateRefusals) give(to *saidRefusals) {
+	for i, k := range gateKinds {
+		to.counts[k].add(&g.counts[i])
+		to.said[k].add(g.remarks[i])
+		g.remarks[i] = nil
+	}
+}
+
 // giveRemarks is stripe.giveRemarks for the gates.
-func (s *subnets) giveRemarks(count *[numKinds]dimCounts, said *[numKinds]remarks) {
+func (s *subnets) giveRemarks(refused, would *saidRefusals) {
 	s.each(func(st *subnetStripe) {
 		st.mu.Lock()
 		defer st.mu.Unlock()
 		st.remarkLocked(s.noting)
-		for i, k := range gateKinds {
-			count[k].add(&st.mu.refusals[i])
-			said[k].add(st.mu.remarks[i])
-			st.mu.remarks[i] = nil
-		}
+		st.mu.refused.give(refused)
+		st.mu.would.give(would)
 	})
 }
 
-// addRefusals adds what the gates have refused to counts by kind.
-func (s *subnets) addRefusals(to *[numKinds]dimCounts) {
+// addRefusals adds what the gates have refused, and would have, to counts by kind.
+func (s *subnets) addRefusals(refused, would *[numKinds]dimCounts) {
 	s.each(func(st *subnetStripe) {
 		st.mu.Lock()
 		defer st.mu.Unlock()
 		for i, k := range gateKinds {
-			to[k].add(&st.mu.refusals[i])
+			refused[k].add(&st.mu.refused.counts[i])
+			would[k].add(&st.mu.would.counts[i])
 		}
 	})
 }

@@ -23,9 +23,11 @@ type LimitUse struct {
 	Limit int64  // math.MaxInt64 is unlimited
 	Use   int64
 	Peak  int64 // see ScopeState.Peak
-	// Refusals counts requests that this very limit refused.
-	Refusals uint64
-	Tight    bool // see ScopeState.Tight
+	// Refusals counts requests that this very limit refused, WouldRefuse those
+	// that it admitted because it is only observed.
+	Refusals    uint64
+	WouldRefuse uint64
+	Tight       bool // see ScopeState.Tight
 }
 
 // Percent tells how much of the limit is taken. There is no answer if there is
@@ -67,10 +69,10 @@ func (u *LimitUse) percentText() string {
 
 func (s *ScopeState) limitUses() (all [numDims]LimitUse) {
 	use, limit := amountsOf(s.Use), limitsOf(s.Limit)
-	peak, refused := limitsOf(BaseLimit(s.Peak)), s.Refusals.dimCounts()
+	peak, refused, would := limitsOf(BaseLimit(s.Peak)), s.Refusals.dimCounts(), s.WouldRefuse.dimCounts()
 	for d := range all {
 		u := LimitUse{Scope: s.Name, Kind: s.Kind, Name: limitNames[d], Limit: limit[d], Use: use[d],
-			Peak: peak[d], Refusals: refused[d], Tight: slices.Contains(s.Tight, limitNames[d])}
+			Peak: peak[d], Refusals: refused[d], WouldRefuse: would[d], Tight: slices.Contains(s.Tight, limitNames[d])}
 		if isUnlimited(dim(d), u.Limit) {
 			u.Limit = math.MaxInt64
 		}
@@ -128,6 +130,40 @@ func (s *Snapshot) WriteHolders(w io.Writer) error {
 			strconv.FormatInt(sc.Use.Memory, 10), strconv.FormatUint(sc.Refusals.Total(), 10))
 	}
 	return t.Flush()
+}
+
+// WriteRefusals writes what each class of scopes and gates has refused, and what it
+// would have if its limits were not only observed.
+func (s *Snapshot) WriteRefusals(w io.Writer) error {
+	t := newTable(w, "Scope or Gate", "Limit Name", "Refused", "Would Have Refused")
+	for k := range numKinds {
+		refusals, would := s.Refusals[k], s.WouldRefuse[k]
+		wouldBe := would.dimCounts()
+		for d, n := range refusals.dimCounts() {
+			if n+wouldBe[d] > 0 {
+				t.row(k.String(), limitNames[d], strconv.FormatUint(n, 10), strconv.FormatUint(wouldBe[d], 10))
+			}
+		}
+	}
+	return t.Flush()
+}
+
+// observing tells whether limits are only observed, or have been.
+func (s *Snapshot) observing() bool { return len(s.Observed) > 0 || len(s.WouldRefuse) > 0 }
+
+// observedText names the classes whose limits are only observed.
+func (s *Snapshot) observedText() string {
+	switch len(s.Observed) {
+	case 0:
+		return "none"
+	case int(numKinds):
+		return "all"
+	}
+	names := make([]string, len(s.Observed))
+	for i, k := range s.Observed {
+		names[i] = k.String()
+	}
+	return strings.Join(names, ", ")
 }
 
 // table writes aligned columns.

@@ -1,0 +1,274 @@
+package rcmgr
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	xrate "github.com/libp2p/go-libp2p/x/rate"
+	"github.com/multiformats/go-multiaddr"
+	"github.com/stretchr/testify/require"
+)
+
+// Asked first and then done, everything is admitted or refused as Explain said, by
+// the same limit for the same reason; and to be asked changes nothing.
+func TestExplainSaysWhatWillBe(t *testing.T) {
+	steps := cmp.Or(*stepsFlag, 150)
+	if testing.Short() || raceDetector() {
+		steps = cmp.Or(*stepsFlag, 60)
+	}
+	seed := testSeed(t)
+	outcomes := make(map[string]int)
+	for cell := range uint64(60) {
+		r := rand.New(rand.NewPCG(seed, cell))
+		t.Run(fmt.Sprint(cell), func(t *testing.T) {
+			stripes := pick(r, []int{1, 2, 8})
+			conf := pick(r, append([]regime{mixed, mixed}, regimes[:3]...)).conf(r, stripes)
+			conf.Gates = &GateLimits{Subnets: SubnetLimits{IPv4: map[int]LimitVal{32: 2}}}
+			if r.IntN(2) == 0 {
+				conf.Gates = &GateLimits{Rate: RateLimits{IPv4: map[int]ConnRate{32: {PerSecond: 1e-6, Burst: 3}}}}
+			}
+			opts := []Option{WithStripes(stripes), WithAdmission(Admission(r.IntN(2))), WithNewcomersQuarter(r.IntN(2) == 0),
+				WithAllowlistedMultiaddrs(testAllowlist)}
+			if r.IntN(4) == 0 {
+				opts = append(opts, openGates()...)
+			}
+			if r.IntN(2) == 0 {
+				opts = append(opts, WithObserveOnly(pick(r, allKinds.list()), pick(r, allKinds.list())))
+			}
+			m := newManager(t, conf, opts...)
+			var held []interface{ Done() }
+			for range steps {
+				q := randomQuestion(r, m)
+				before := stateJSON(t, m)
+				e, err := m.Explain(q)
+				require.NoError(t, err)
+				require.Equal(t, before, stateJSON(t, m), "to ask changes nothing")
+				scope, err := do(m, q)
+				outcomes[compareExplanation(t, q, e, err)]++
+				if scope != nil && r.IntN(4) == 0 {
+					scope.Done()
+				} else if scope != nil {
+					held = append(held, scope)
+				}
+				for len(held) > 0 && r.IntN(8) == 0 {
+					i := r.IntN(len(held))
+					held[i].Done()
+					held[i] = held[len(held)-1]
+					held = held[:len(held)-1]
+				}
+			}
+		})
+	}
+	for _, k := range []string{"admitted", "system", "transient", "peer", "protocol", "service", "protocol-peer", "conn", "stream", "subnet", "rate"} {
+		require.NotZero(t, outcomes[k], "%s was among what refused", k)
+	}
+}
+
+func randomQuestion(r *rand.Rand, m *Manager) Question {
+	q := Question{Kind: pick(r, []Kind{KindConn, KindConn, KindConn, KindStream, KindStream, KindPeer, KindProtocol, KindService, KindSystem, KindTransient}),
+		Direction: pick(r, testDirs), UseFD: r.IntN(2) == 0, Priority: pick(r, testPriorities), Peer: pick(r, testPeers),
+		Endpoint: pick(r, testFars).addr}
+	if q.Kind == KindConn && r.IntN(2) == 0 {
+		q.Peer = ""
+	}
+	if q.Kind == KindProtocol || q.Kind != KindConn && r.IntN(2) == 0 {
+		q.Protocol = protocol.ID(pick(r, testProtocols))
+	}
+	if q.Kind == KindService || q.Protocol != "" && r.IntN(2) == 0 {
+		q.Service = pick(r, testServices)
+	}
+	if r.IntN(2) == 0 || q.Kind != KindConn && q.Kind != KindStream {
+		q.Memory = 1 + r.Int64N(1<<uint(r.IntN(40)))
+		if limit := m.fixed[KindSystem].Limit().GetMemoryLimit(); r.IntN(2) == 0 && limit > 0 {
+			q.Memory = 1 + r.Int64N(limit)
+		}
+	}
+	return q
+}
+
+// do does what was asked about. It gives back what is to be ended.
+func do(m *Manager, q Question) (scope interface{ Done() }, err error) {
+	reserve := func(s network.ResourceScope) error {
+		if q.Memory == 0 {
+			return nil
+		}
+		return s.ReserveMemory(int(q.Memory), q.Priority)
+	}
+	direct := func(s network.ResourceScope) error {
+		err := s.ReserveMemory(int(q.Memory), q.Priority)
+		if err == nil {
+			s.ReleaseMemory(int(q.Memory))
+		}
+		return err
+	}
+	switch q.Kind {
+	case KindConn:
+		c, err := m.OpenConnection(q.Direction, q.UseFD, q.Endpoint)
+		if err != nil {
+			return nil, err
+		}
+		if q.Peer != "" {
+			err = c.SetPeer(q.Peer)
+		}
+		if err == nil {
+			err = reserve(c)
+		}
+		return c, err
+	case KindStream:
+		s, err := m.OpenStream(q.Peer, q.Direction)
+		if err != nil {
+			return nil, err
+		}
+		if q.Protocol != "" {
+			err = s.SetProtocol(q.Protocol)
+		}
+		if err == nil && q.Service != "" {
+			err = s.SetService(q.Service)
+		}
+		if err == nil {
+			err = reserve(s)
+		}
+		return s, err
+	case KindPeer:
+		return nil, m.ViewPeer(q.Peer, func(s network.PeerScope) error { return direct(s) })
+	case KindProtocol:
+		return nil, m.ViewProtocol(q.Protocol, func(s network.ProtocolScope) error { return direct(s) })
+	case KindService:
+		return nil, m.ViewService(q.Service, func(s network.ServiceScope) error { return direct(s) })
+	case KindTransient:
+		return nil, m.ViewTransient(direct)
+	}
+	return nil, m.ViewSystem(direct)
+}
+
+// compareExplanation tells what kind of scope refused.
+func compareExplanation(t *testing.T, q Question, e *Explanation, err error) string {
+	t.Helper()
+	if e.Admitted {
+		require.NoError(t, err, "%+v\n%+v", q, e)
+		require.Nil(t, e.By)
+		return "admitted"
+	}
+	var refusal *LimitError
+	require.True(t, errors.As(err, &refusal), "%+v\n%v\n%v", q, e, err)
+	want := strings.Join([]string{numbers.ReplaceAllString(refusal.Scope(), "$1"), limitNames[refusal.why.d], refusal.Cause().String()}, " ")
+	require.Equal(t, want, strings.Join([]string{e.By.Scope, e.By.Name, e.By.Cause}, " "), "%+v\n%v\n%v", q, e, err)
+	require.Equal(t, refusal.Attempted(), e.By.Asked)
+	if refusal.Cause() != CauseRate {
+		require.Equal(t, refusal.Limit(), e.By.Limit)
+	}
+	return refusal.Kind().String()
+}
+
+func stateJSON(t *testing.T, m *Manager) string {
+	s := m.Snapshot()
+	s.Taken = s.Started
+	for i := range s.Scopes {
+		s.Scopes[i].Peak = Usage{} // a look may see a new peak where there is no limit
+	}
+	b, err := json.Marshal(s)
+	require.NoError(t, err)
+	return string(b)
+}
+
+func TestQuestionsThatLackSomethingAreErrors(t *testing.T) {
+	m := newManager(t, unlimitedConf())
+	for want, q := range map[string]Question{
+		"a stream needs a Peer": {Kind: KindStream},
+		errNoProtocol.Error():   {Kind: KindStream, Peer: testPeer, Service: "x"},
+		errNoName.Error():       {Kind: KindService},
+		"cannot reserve -1 bytes: the size must not be negative":                              {Kind: KindConn, Memory: -1},
+		"Kind is subnet, expected conn, stream, system, transient, peer, protocol or service": {Kind: KindSubnet},
+	} {
+		_, err := m.Explain(q)
+		require.EqualError(t, err, "rcmgr: Explain: "+want)
+	}
+	m.Close()
+	_, err := m.Explain(Question{Kind: KindConn})
+	require.ErrorIs(t, err, network.ErrResourceScopeClosed)
+}
+
+func TestAnExplanationAsTextAndJSON(t *testing.T) {
+	conf := unlimitedConf()
+	conf.PeerDefault.StreamsInbound = 2
+	m := newManager(t, conf, WithObserveOnly(KindProtocol))
+	mustOpenStream(t, m, testPeer, network.DirInbound)
+	q := Question{Kind: KindStream, Direction: network.DirInbound, Peer: testPeer}
+	e, err := m.Explain(q)
+	require.NoError(t, err)
+	require.Equal(t, "it would be admitted", e.String())
+	mustOpenStream(t, m, testPeer, network.DirInbound)
+	e, err = m.Explain(q)
+	require.NoError(t, err)
+	var text strings.Builder
+	require.NoError(t, e.WriteTable(&text))
+	require.Contains(t, text.String(), "it would be refused by peer:"+testPeer.String()+": StreamsInbound holds 2 of 2, 1 more must not pass 2 (limit); raise PeerDefault.StreamsInbound\n")
+	require.Regexp(t, `(?m)^open  peer:\S+ +StreamsInbound  2    2          2          0          1      refuses, raise PeerDefault.StreamsInbound$`, text.String())
+	b, err := json.Marshal(e)
+	require.NoError(t, err)
+	var read Explanation
+	require.NoError(t, json.Unmarshal(b, &read))
+	require.Equal(t, e, &read)
+}
+
+func TestAnExplanationSaysThatACallersLimiterIsNotAsked(t *testing.T) {
+	m := newManager(t, unlimitedConf())
+	q := Question{Kind: KindConn, Direction: network.DirInbound, Endpoint: multiaddr.StringCast("/ip4/198.51.100.1/tcp/1")}
+	e, err := m.Explain(q)
+	require.NoError(t, err)
+	require.Empty(t, e.Unknown)
+	m = newManager(t, unlimitedConf(), WithConnRateLimiters(&xrate.Limiter{GlobalLimit: xrate.Limit{RPS: 1, Burst: 1}}))
+	e, err = m.Explain(q)
+	require.NoError(t, err)
+	require.Contains(t, e.Unknown, "is not asked")
+}
+
+func TestThePageExplains(t *testing.T) {
+	const goodPeer = "12D3KooWRpAPnRgC4qHPPkFkrwbCrjMJGHvRRJVMKGmvXaUEMMPL"
+	conf := unlimitedConf()
+	conf.PeerDefault.StreamsInbound = 0
+	h := Handler(newManager(t, conf))
+	get := func(query url.Values) *httptest.ResponseRecorder {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/?"+query.Encode(), nil))
+		return w
+	}
+	query := url.Values{"explain": {"stream"}, "peer": {goodPeer}, "direction": {"inbound"}, "protocol": {"/a<b"}, "memory": {"5"}, "priority": {"128"}, "service": {"x"}}
+	for format, want := range map[string]string{
+		"text": "raise PeerDefault.StreamsInbound\n",
+		"json": `"Raise": "PeerDefault.StreamsInbound"`,
+		"html": "raise PeerDefault.StreamsInbound\n",
+	} {
+		query.Set("format", format)
+		w := get(query)
+		require.Equal(t, http.StatusOK, w.Code)
+		require.Contains(t, w.Body.String(), want)
+		require.NotContains(t, strings.ReplaceAll(w.Body.String(), "/a<b", map[bool]string{true: "ESCAPED"}[format == "html"]), "ESCAPED")
+	}
+	query.Set("explain", "conn")
+	query.Set("endpoint", "/ip4/198.51.100.1/tcp/1")
+	query.Set("fd", "1")
+	query.Set("format", "text")
+	require.Contains(t, get(query).Body.String(), "subnet:198.51.100.1/32")
+	for key, bad := range map[string]string{"explain": "boat", "peer": "me", "direction": "up", "memory": "x", "priority": "256", "endpoint": "ip"} {
+		q := url.Values{}
+		for k, v := range query {
+			q[k] = v
+		}
+		q.Set(key, bad)
+		w := get(q)
+		require.Equal(t, http.StatusBadRequest, w.Code, key)
+		require.Contains(t, w.Body.String(), key)
+		require.Contains(t, w.Body.String(), bad)
+	}
+}

@@ -1,0 +1,68 @@
+package rcmgr
+
+// Explain on the page: a question as the query of its address,
+//
+//	?explain=stream&direction=inbound&peer=12D3Koo…&protocol=/ipfs/ping/1.0.0
+//
+// with the names of Question's fields in small letters, and fd for UseFD. What the
+// page itself answers in, text, JSON or HTML, the explanation is in, too.
+
+import (
+	"fmt"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/multiformats/go-multiaddr"
+)
+
+// questionOf reads a question from a query. Its errors name the key.
+func questionOf(query url.Values) (q Question, err error) {
+	q.Protocol, q.Service = protocol.ID(query.Get("protocol")), query.Get("service")
+	q.UseFD = query.Get("fd") != ""
+	for _, one := range []struct {
+		key      string
+		expected string
+		read     func(string) error
+	}{
+		{"explain", "conn, stream, system, transient, peer, protocol or service", func(s string) error {
+			return q.Kind.UnmarshalText([]byte(s))
+		}},
+		{"direction", "inbound or outbound", func(s string) error {
+			i := slices.Index([]string{network.DirInbound: labelInbound, network.DirOutbound: labelOutbound}, strings.ToLower(s))
+			q.Direction = network.Direction(max(0, i))
+			if i < 1 {
+				return strconv.ErrSyntax
+			}
+			return nil
+		}},
+		{"endpoint", "a multiaddr", func(s string) (err error) {
+			q.Endpoint, err = multiaddr.NewMultiaddr(s)
+			return err
+		}},
+		{"peer", "a peer ID", func(s string) (err error) {
+			q.Peer, err = peer.Decode(s)
+			return err
+		}},
+		{"memory", "a number of bytes", func(s string) (err error) {
+			q.Memory, err = strconv.ParseInt(s, 10, 64)
+			return err
+		}},
+		{"priority", "a number from 0 to 255", func(s string) error {
+			n, err := strconv.ParseUint(s, 10, 8)
+			q.Priority = uint8(n)
+			return err
+		}},
+	} {
+		if text := query.Get(one.key); text != "" {
+			if err := one.read(text); err != nil {
+				return Question{}, fmt.Errorf("%s is %q, expected %s", one.key, text, one.expected)
+			}
+		}
+	}
+	return q, nil
+}

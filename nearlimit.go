@@ -1,0 +1,160 @@
+package rcmgr
+
+// Who wants to know that a limit is nearly reached, to make room before anything is
+// refused: a trimmer of connections, an operator's pager. A worker looks at the
+// pools of the shared scopes a few times a second, and calls without any lock. A
+// pool in which more than half of a limit is used is tight, and its word says what
+// is used exactly (pool.go); one that is loose is near nothing. Whether use has
+// fallen back in between, and is up again, tells the pool's low. Without a listener
+// nothing runs.
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/connmgr"
+	"github.com/libp2p/go-libp2p/core/network"
+)
+
+const (
+	// nearInterval is the time between two looks. What comes and goes in between is
+	// not seen; what goes and comes back is.
+	nearInterval = 200 * time.Millisecond
+	// nearMargin is how far below a mark use has to fall, in percent of the limit,
+	// before the mark is told again: at the mark it may go up and down all the time.
+	nearMargin = 5
+)
+
+// nearMarks are the percentages of a limit that are told.
+var nearMarks = [...]int{80, 95}
+
+// NearLimitEvent tells that much of a limit is used.
+type NearLimitEvent struct {
+	Scope     string // the scope's name: "system", "protocol:/ipfs/ping/1.0.0"
+	Kind      Kind
+	Name      string // of the limit, as in configurations: "ConnsInbound"
+	Resource  Resource
+	Direction network.Direction // as LimitError.Direction
+	Percent   int               // the mark that was reached: 80 or 95
+	Use       int64             // when it was seen, in bytes or as a number
+	Limit     int64
+}
+
+// WithOnNearLimit calls f when 80 percent of a limit are used, and again at 95: once
+// each, and again only after use has fallen more than five percent of the limit
+// below the mark. Who passes both at once is told of both. Watched are the scopes
+// that all peers share: system, transient, the allowlisted ones, services and
+// protocols, which are looked at five times a second. Single peers, connections and
+// streams are not, for they come and go as strangers like; nor are the gates.
+//
+// f is called by one goroutine at a time and without any lock of the manager, which
+// it may ask anything; looks wait for it. Close waits for it, too, so that f must
+// not call Close. Given again, the option adds another listener. f may not be nil.
+func WithOnNearLimit(f func(NearLimitEvent)) Option {
+	return func(c *config) error {
+		if f == nil {
+			return errors.New("WithOnNearLimit: the function is nil")
+		}
+		c.nearLimit = append(c.nearLimit, f)
+		return nil
+	}
+}
+
+// TrimConns gives a function for WithOnNearLimit that asks a connection manager to
+// close what it values least, when connections, descriptors or memory of the whole
+// host are nearly used up. The connection manager then trims as if its high water
+// mark had been reached: down to its low water mark, which must lie below 80 percent
+// of the limit for this to make room, and none that it protects or that are in
+// their grace period. With that, the high water mark may even lie above the limit.
+func TrimConns(cm connmgr.ConnManager) func(NearLimitEvent) {
+	return func(e NearLimitEvent) {
+		if e.Kind == KindSystem && e.Resource != ResourceStream {
+			cm.TrimOpenConns(context.Background())
+		}
+	}
+}
+
+// limitWatch is what has been told of each limit.
+type limitWatch struct {
+	m    *Manager
+	tell []func(NearLimitEvent)
+	told map[*pool]*[numDims]marksTold // of the scopes that are there, where any is
+}
+
+// marksTold is how many of nearMarks have been told, and not been taken back.
+type marksTold uint8
+
+// after gives what has been told once so much is used.
+func (n marksTold) after(use, limit int64) marksTold {
+	reached := func(percent int) bool { return float64(use) >= float64(limit)/100*float64(percent) }
+	for n > 0 && !reached(nearMarks[n-1]-nearMargin) {
+		n--
+	}
+	for int(n) < len(nearMarks) && reached(nearMarks[n]) {
+		n++
+	}
+	return n
+}
+
+func (w *limitWatch) untilClosed() {
+	tick := time.NewTicker(nearInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			w.look()
+		case <-w.m.stop:
+			return
+		}
+	}
+}
+
+// look looks at all shared scopes, and tells what is to be told.
+func (w *limitWatch) look() {
+	told := make(map[*pool]*[numDims]marksTold)
+	for _, p := range append(w.m.fixed[:], w.m.dir.list()...) {
+		var before, now [numDims]marksTold
+		if last := w.told[p]; last != nil {
+			before = *last
+		}
+		all, low := p.lookAt()
+		for d, l := range all {
+			if l.tight && l.limit > 0 && p.kind.limits(dim(d)) && !isUnlimited(dim(d), l.limit) {
+				kept := min(before[d], before[d].after(low[d], l.limit))
+				now[d] = kept.after(l.handed, l.limit)
+				w.tellNew(p, dim(d), l, nearMarks[min(kept, now[d]):now[d]])
+			}
+		}
+		if now != ([numDims]marksTold{}) {
+			told[p] = &now
+		}
+	}
+	w.told = told
+}
+
+func (w *limitWatch) tellNew(p *pool, d dim, l tally, marks []int) {
+	name := p.scope()
+	for _, percent := range marks {
+		e := NearLimitEvent{Scope: name.String(), Kind: p.kind, Name: limitNames[d], Resource: resourceOf[d],
+			Direction: directionOf[d], Percent: percent, Use: l.handed, Limit: l.limit}
+		for _, tell := range w.tell {
+			tell(e)
+		}
+	}
+}
+
+// lookAt gives all dimensions, by one set of limits, and the least that was handed
+// out of each since the last time.
+func (p *pool) lookAt() (all [numDims]tally, low amounts) {
+	p.home.lock(false)
+	defer p.home.unlock(false)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	low = p.low
+	for d := range numDims {
+		all[d] = p.tally(d)
+		p.low[d] = all[d].handed
+	}
+	return all, low
+}

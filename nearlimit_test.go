@@ -1,0 +1,177 @@
+package rcmgr
+
+import (
+	"fmt"
+	"math"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/stretchr/testify/require"
+)
+
+func TestMarksAreToldOnceUntilUseFallsBack(t *testing.T) {
+	told := marksTold(0)
+	for _, step := range []struct {
+		use  int64
+		want marksTold
+	}{
+		{79, 0}, {80, 1}, {94, 1}, {80, 1}, {79, 1}, {75, 1}, {80, 1}, {74, 0}, {80, 1}, {95, 2}, {90, 2}, {89, 1}, {95, 2},
+		{200, 2}, {74, 0}, {100, 2}, {0, 0}, {94, 1},
+	} {
+		told = told.after(step.use, 100)
+		require.Equal(t, step.want, told, "at %d", step.use)
+	}
+	require.EqualValues(t, 1, marksTold(0).after(math.MaxInt64/100*81, math.MaxInt64-1))
+	require.EqualValues(t, 0, marksTold(0).after(math.MaxInt64/100*79, math.MaxInt64-1))
+}
+
+// watchNear makes a manager in a bubble, and gives the events since the last look.
+func watchNear(t *testing.T, conf perScope[BaseLimit], opts ...Option) (m *Manager, next func() []string) {
+	var events []string
+	m = newManager(t, conf, append(opts, WithOnNearLimit(func(e NearLimitEvent) {
+		events = append(events, fmt.Sprintf("%s %s %d: %d of %d", e.Scope, e.Name, e.Percent, e.Use, e.Limit))
+	}))...)
+	return m, func() []string {
+		time.Sleep(nearInterval)
+		synctest.Wait()
+		last := events
+		events = nil
+		return last
+	}
+}
+
+func TestNearLimitsAreToldOncePerMark(t *testing.T) {
+	for _, stripes := range []int{1, 8} {
+		synctest.Test(t, func(t *testing.T) {
+			conf := unlimitedConf()
+			conf.System.Memory = 1 << 20
+			m, next := watchNear(t, conf, WithStripes(stripes))
+			defer m.Close()
+			system := m.fixed[KindSystem]
+			at := func(percent int64) []string {
+				want := percent * (1 << 20) / 100
+				if now := system.Stat().Memory; want > now {
+					require.NoError(t, system.ReserveMemory(int(want-now), 255))
+				} else {
+					system.ReleaseMemory(int(now - want))
+				}
+				return next()
+			}
+			require.Empty(t, at(79))
+			require.Equal(t, []string{"system Memory 80: 849346 of 1048576"}, at(81))
+			require.Empty(t, at(90))
+			require.Empty(t, at(78))
+			require.Empty(t, at(81), "it has not fallen back")
+			require.Len(t, at(96), 1)
+			require.Empty(t, at(70))
+			require.Equal(t, []string{"system Memory 80: 1048576 of 1048576", "system Memory 95: 1048576 of 1048576"}, at(100))
+			require.Empty(t, at(0))
+		})
+	}
+}
+
+func TestNearLimitsOfServicesProtocolsAndDirections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conf := unlimitedConf()
+		conf.ProtocolDefault.StreamsInbound, conf.ServiceDefault.Streams, conf.PeerDefault.Streams = 5, 5, 4
+		conf.System.FD, conf.System.ConnsInbound = 0, math.MaxInt64
+		m, next := watchNear(t, conf)
+		defer m.Close()
+		var held []network.StreamManagementScope
+		for range 4 {
+			s := mustOpenStream(t, m, testPeer, network.DirInbound)
+			require.NoError(t, s.SetProtocol("/a"))
+			require.NoError(t, s.SetService("x"))
+			held = append(held, s)
+		}
+		require.ElementsMatch(t, []string{"protocol:/a StreamsInbound 80: 4 of 5", "service:x Streams 80: 4 of 5"}, next(),
+			"the peer, which is full, is not watched")
+		require.Empty(t, next())
+
+		// A scope that was collected and comes back is a new one.
+		for _, s := range held {
+			s.Done()
+		}
+		m.reap()
+		require.Empty(t, next())
+		for range 4 {
+			s := mustOpenStream(t, m, testPeer, network.DirInbound)
+			require.NoError(t, s.SetProtocol("/a"))
+		}
+		require.Equal(t, []string{"protocol:/a StreamsInbound 80: 4 of 5"}, next())
+	})
+}
+
+// A flood fills at once what a trimmer has made room in.
+func TestUseThatFellBackAndIsUpAgainNearsItsLimitAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conf := unlimitedConf()
+		conf.System.Memory = 100
+		m, next := watchNear(t, conf)
+		defer m.Close()
+		system := m.fixed[KindSystem]
+		require.NoError(t, system.ReserveMemory(100, 255))
+		require.Len(t, next(), 2)
+		for _, step := range []struct {
+			to    int
+			again int
+		}{{76, 1}, {74, 2}, {90, 0}, {89, 1}} {
+			system.ReleaseMemory(100 - step.to)
+			require.NoError(t, system.ReserveMemory(100-step.to, 255))
+			require.Len(t, next(), step.again, "down to %d and up again", step.to)
+			require.Empty(t, next())
+		}
+		system.ReleaseMemory(100)
+		require.Empty(t, next())
+	})
+}
+
+func TestALoweredOrObservedLimitIsNearToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, next := watchNear(t, unlimitedConf(), WithObserveOnly())
+		defer m.Close()
+		system := m.fixed[KindSystem]
+		require.NoError(t, system.ReserveMemory(1000, 255))
+		require.Empty(t, next())
+		limit := unlimitedBase
+		limit.Memory = 1200
+		system.SetLimit(&limit)
+		require.Equal(t, []string{"system Memory 80: 1000 of 1200"}, next())
+		require.NoError(t, system.ReserveMemory(1000, 255))
+		require.Equal(t, []string{"system Memory 95: 2000 of 1200"}, next())
+		system.SetLimit(&unlimitedBase)
+		require.Empty(t, next())
+	})
+}
+
+// A listener may ask the manager anything, several are told, and none is told after
+// Close.
+func TestListenersRunWithoutLocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conf := unlimitedConf()
+		conf.System.Memory = 10
+		var m *Manager
+		asked, second := 0, 0
+		m = newManager(t, conf, WithOnNearLimit(func(NearLimitEvent) {
+			m.Snapshot()
+			m.fixed[KindSystem].ReleaseMemory(8)
+			asked++
+		}), WithOnNearLimit(func(NearLimitEvent) { second++ }))
+		require.NoError(t, m.fixed[KindSystem].ReserveMemory(8, 255))
+		time.Sleep(nearInterval)
+		synctest.Wait()
+		require.Equal(t, []int{1, 1}, []int{asked, second})
+		require.Zero(t, m.Stat().System.Memory)
+		require.NoError(t, m.fixed[KindSystem].ReserveMemory(9, 255))
+		m.Close()
+		time.Sleep(10 * nearInterval)
+		require.Equal(t, 1, asked)
+	})
+}
+
+func TestAListenerThatIsNoneIsAnError(t *testing.T) {
+	_, err := New(nil, WithOnNearLimit(nil))
+	require.EqualError(t, err, "rcmgr: WithOnNearLimit: the function is nil")
+}

@@ -91,7 +91,8 @@ func newStage(t *testing.T) *stage {
 		}}},
 	}.Build(rcmgr.DefaultLimits.Scale(1<<30, 1024))
 	gologshim.SetDefaultHandler(slog.DiscardHandler)
-	m, err := rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithAllowlistStrings([]string{"/ip4/198.51.100.1"}, false))
+	m, err := rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithAllowlistStrings([]string{"/ip4/198.51.100.1"}, false),
+		rcmgr.WithObserveOnly(rcmgr.KindServicePeer))
 	require.NoError(t, err)
 	reg := prometheus.NewPedanticRegistry()
 	require.NoError(t, m.RegisterWith(reg))

@@ -119,7 +119,7 @@ func TestStrangersFromOutsideAreRefusedWhileMemoryIsShort(t *testing.T) {
 	require.Contains(t, page.Body.String(), "901 of 1000 of memory in use by the process, inbound connections and streams of strangers are refused\n")
 	page = httptest.NewRecorder()
 	Handler(m).ServeHTTP(page, httptest.NewRequest("GET", "/?format=html", nil))
-	require.Contains(t, page.Body.String(), `<dt>memory of the process</dt><dd>901</dd>`)
+	require.Contains(t, page.Body.String(), `<dt>process memory</dt><dd>901</dd>`)
 	used.Store(0)
 	m.pressure.look()
 	refuses(false)

@@ -174,7 +174,7 @@ func TestWhatIsNoShareOfMemoryIsAnError(t *testing.T) {
 		p    MemoryPressure
 		want string
 	}{
-		{MemoryPressure{Limit: -1}, "Limit is -1, it must not be negative"},
+		{MemoryPressure{Limit: -1}, "a Limit of -1 is less than 0"},
 		{MemoryPressure{Every: -1}, "Every is -1ns, it must not be negative"},
 		{MemoryPressure{RefuseAbove: 1.1}, "RefuseAbove is 1.1, expected a share above 0, and at most 1"},
 		{MemoryPressure{RefuseAbove: -0.1, AdmitBelow: 0.1}, "RefuseAbove is -0.1, expected"},

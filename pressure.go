@@ -65,7 +65,7 @@ func (p *MemoryPressure) check() error {
 	case p.Limit < 0:
 		return fmt.Errorf("a Limit of %d is less than 0", p.Limit)
 	case p.Every < 0:
-		return fmt.Errorf("Every is %v, it must not be negative", p.Every)
+		return fmt.Errorf("an Every of %v is less than 0", p.Every)
 	}
 	if p.RefuseAbove == 0 {
 		p.RefuseAbove = 0.9

@@ -175,7 +175,7 @@ func TestWhatIsNoShareOfMemoryIsAnError(t *testing.T) {
 		want string
 	}{
 		{MemoryPressure{Limit: -1}, "a Limit of -1 is less than 0"},
-		{MemoryPressure{Every: -1}, "Every is -1ns, it must not be negative"},
+		{MemoryPressure{Every: -1}, "an Every of -1ns is less than 0"},
 		{MemoryPressure{RefuseAbove: 1.1}, "RefuseAbove is 1.1, expected a share above 0, and at most 1"},
 		{MemoryPressure{RefuseAbove: -0.1, AdmitBelow: 0.1}, "RefuseAbove is -0.1, expected"},
 		{MemoryPressure{RefuseAbove: math.NaN(), AdmitBelow: 0.1}, "RefuseAbove is NaN, expected"},

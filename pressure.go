@@ -63,9 +63,9 @@ func WithMemoryPressure(p MemoryPressure) Option {
 func (p *MemoryPressure) check() error {
 	switch {
 	case p.Limit < 0:
-		return fmt.Errorf("Limit is %d, it must not be negative", p.Limit)
+		return fmt.Errorf("a Limit of %d is less than 0", p.Limit)
 	case p.Every < 0:
-		return fmt.Errorf("Every is %v, it must not be negative", p.Every)
+		return fmt.Errorf("an Every of %v is less than 0", p.Every)
 	}
 	if p.RefuseAbove == 0 {
 		p.RefuseAbove = 0.9

@@ -119,7 +119,7 @@ func TestStrangersFromOutsideAreRefusedWhileMemoryIsShort(t *testing.T) {
 	require.Contains(t, page.Body.String(), "901 of 1000 of memory in use by the process, inbound connections and streams of strangers are refused\n")
 	page = httptest.NewRecorder()
 	Handler(m).ServeHTTP(page, httptest.NewRequest("GET", "/?format=html", nil))
-	require.Contains(t, page.Body.String(), `<dt>memory of the process</dt><dd>901</dd>`)
+	require.Contains(t, page.Body.String(), `<dt>process memory</dt><dd>901</dd>`)
 	used.Store(0)
 	m.pressure.look()
 	refuses(false)
@@ -174,8 +174,8 @@ func TestWhatIsNoShareOfMemoryIsAnError(t *testing.T) {
 		p    MemoryPressure
 		want string
 	}{
-		{MemoryPressure{Limit: -1}, "Limit is -1, it must not be negative"},
-		{MemoryPressure{Every: -1}, "Every is -1ns, it must not be negative"},
+		{MemoryPressure{Limit: -1}, "a Limit of -1 is less than 0"},
+		{MemoryPressure{Every: -1}, "an Every of -1ns is less than 0"},
 		{MemoryPressure{RefuseAbove: 1.1}, "RefuseAbove is 1.1, expected a share above 0, and at most 1"},
 		{MemoryPressure{RefuseAbove: -0.1, AdmitBelow: 0.1}, "RefuseAbove is -0.1, expected"},
 		{MemoryPressure{RefuseAbove: math.NaN(), AdmitBelow: 0.1}, "RefuseAbove is NaN, expected"},

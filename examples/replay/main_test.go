@@ -329,6 +329,31 @@ func TestWhatIsAdmittedNowStaysAsLongAsOthers(t *testing.T) {
 	require.Equal(t, tally{stillIn: 2, nowIn: 2, nowOut: 2}, *a.tallies["inbound connection"], "31 finds a place, 29 does not")
 }
 
+// Whose connection is refused has no streams; whom the trace knows by streams alone
+// keeps them.
+func TestThePeerOfARefusedConnectionAsksForNothing(t *testing.T) {
+	ids := peers(t, 2)
+	told := traced(t, "ours", rcmgr.PartialLimitConfig{}, func(rm network.ResourceManager) {
+		c, err := rm.OpenConnection(in, true, nil)
+		require.NoError(t, err)
+		require.NoError(t, c.SetPeer(peerID(ids[0])))
+		for _, id := range ids {
+			s, err := rm.OpenStream(peerID(id), in)
+			require.NoError(t, err)
+			require.NoError(t, s.SetProtocol("/p"))
+			s.Done()
+		}
+		c.Done()
+	})
+	a := tried(t, told, rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{Conns: rcmgr.BlockAllLimit}})
+	require.Equal(t, map[string]*tally{
+		"inbound connection":     {nowOut: 1},
+		"connection to its peer": {unasked: 1},
+		"inbound stream":         {stillIn: 1, unasked: 1},
+		"stream to its protocol": {stillIn: 1, unasked: 1},
+	}, a.tallies)
+}
+
 func TestAWrongTraceIsAnErrorThatTellsItsPlace(t *testing.T) {
 	line := `{"Time":"2026-01-02T03:04:05Z","Type":"start"}` + "\n"
 	for text, want := range map[string]string{

@@ -1,7 +1,7 @@
 package rcmgr
 
-// Default limits: those of the smallest node, what they grow by with memory and
-// file descriptors.
+// Default limits: those of the smallest node, and what they grow by with memory
+// and file descriptors.
 
 import (
 	"maps"

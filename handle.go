@@ -1,5 +1,7 @@
 package rcmgr
 
+// One manager for several hosts: each owns a handle, and closes that.
+
 import (
 	"sync/atomic"
 

@@ -1,5 +1,8 @@
 package rcmgr
 
+// The front door: how a manager is made, how its scopes are viewed, and how it is
+// closed.
+
 import (
 	"fmt"
 	"hash/maphash"

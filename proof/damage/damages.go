@@ -31,14 +31,19 @@ var damages = []damage{
 	{"chain.go", "return limit - limit/4", "return limit"},
 	{"chain.go", "v := st.judge(&list, r, false)\n\tif v == admitted {\n\t\tst.judge(&list, r, true)", "v := admitted\n\tif v == admitted {\n\t\tst.judge(&list, r, true)"},
 	{"chain.go", "if it.n <= bound-used {", "if it.n < bound-used {"},
-	{"chain.go", "idle = idle || a.use[d] < a.share.floor[d]", "idle = false"},
+	{"chain.go", "sh != nil && sh.idles(r)", "sh != nil && false"},
+	{"chain.go", "charged.use.refund(r)", ""},
 	{"chain.go", "return it.d == dimMemory && (r.weight < whole/2 || it.n == 0)", "return false"},
+
+	{"memory.go", "charged.use[dimMemory] -= n", ""},
+	{"memory.go", "return l.tight && !l.refuses(n, l.limit)", "return !l.refuses(n, l.limit)"},
+	{"memory.go", "sh.use[dimMemory] < sh.floor[dimMemory]", "sh.use[dimMemory] < 0"},
 
 	// Scopes.
 	{"scope.go", "if a.index > b.index {", "if a.index < b.index {"},
 	{"scope.go", "h.own, h.done = 0, true", "h.own = 0"},
 	{"scope.go", "for ; x != nil && !x.done; x = x.owner {", "for ; x != nil; x = x.owner {"},
-	{"scope.go", "here.carry(it.d, -it.n)", ""},
+	{"scope.go", "&here.use, &here.credit, &here.floor", "&here.use"},
 	{"scope.go", "from.giveBack(c.chain.at[slotTransient], &total)", ""},
 	{"scope.go", "n := max(0, min(int64(size), h.own)) // I6", "n := max(0, min(int64(size), h.use))"},
 	{"scope.go", "sh.refs++\n", ""},
@@ -55,13 +60,15 @@ var damages = []damage{
 	{"open.go", "if v == refused && (fallBack", "if v != admitted && (fallBack"},
 
 	// Gates.
-	{"subnets.go", "return sub.conns >= sub.level.conns", "return sub.conns > sub.level.conns"},
-	{"subnets.go", "at.fullAt -= at.level.tokens.interval", ""},
-	{"subnets.go", "at.countLocked(-1)", ""},
+	{"subnettable.go", "return int64(rec.conns) >= l.conns", "return int64(rec.conns) > l.conns"},
+	{"subnettable.go", "if (i-t.home(t.slots[i].key))&last >= (i-gap)&last {", "if true {"},
+	{"subnets.go", "st.fillLocked(rec, l.tokens.interval)", ""},
+	{"subnets.go", "st.countLocked(rec, -1)", ""},
+	{"gateswap.go", "s.countInherited(one.prefix(), one.conns)", ""},
 	{"rate.go", "next = max(fullAt, at) + b.interval", "next = fullAt + b.interval"},
 	{"rate.go", "return next, next-at <= b.capacity", "return next, next-at < b.capacity"},
 	{"gate.go", "return l.leastUse() > l.limit/2", "return l.leastUse() > l.limit"},
-	{"endpoint.go", "netip.Addr{}", "netip.IPv4Unspecified()"},
+	{"endpoint.go", "return endpoint{relayed: true}", "far.relayed = true"},
 	{"allowlist.go", "return e.bare > 0", "return true"},
 
 	// Limits.
@@ -69,5 +76,5 @@ var damages = []damage{
 	{"limits.go", "to.Memory = cmp.Or(to.Memory, from.Memory)", "to.Memory = from.Memory"},
 	{"limits.go", "int64(Unlimited):     `\"unlimited\"`", "int64(Unlimited):     `\"infinite\"`"},
 	{"defaults.go", "return math.MaxInt\n", "return 0\n"},
-	{"limitsjson.go", "if err == nil {\n\t\terr = f.checkGates(cfg.Gates)", "if err == nil && cfg.Gates == nil {\n\t\terr = f.checkGates(cfg.Gates)"},
+	{"limitsjson.go", "return cmp.Or(built.checkTransient(cfg), costs, gates)", "_ = gates\n\treturn cmp.Or(built.checkTransient(cfg), costs)"},
 }

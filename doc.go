@@ -73,7 +73,8 @@
 //     of work under any lock. A scope that was kept from a View goes on working
 //     after it was collected, and two accounts of one name never coexist.
 //   - I8: Lock order: stripes by index, then the directory of shared scopes,
-//     then pools by their slot in a chain. The locks of the gates are never held
-//     together with these. A change of limits has a lock that comes before all.
+//     then pools by their slot in a chain, and last the queue of the tracer. The
+//     locks of the gates are never held together with those of stripes and pools. A
+//     change of limits has a lock that comes before all.
 //     No callback, limiter, log line, metric or I/O runs under any of them.
 package rcmgr

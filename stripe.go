@@ -46,9 +46,9 @@ type stripe struct {
 	// why says what the last refusal was, until it has been told.
 	why     noted
 	remarks [numKinds]*remarks // what the log will say
-	refuser refuser
 
-	trace *tracer // nil: nobody listens
+	trace   *tracer // nil: nobody listens
+	refuser refuser // who refused last, if somebody listens
 
 	// queue holds the accounts that may have become unused, for reap.
 	queue []*account

@@ -4,7 +4,7 @@
 // of what is held. It stands where go-libp2p's own resource manager stands,
 // behind network.ResourceManager, with the same exported names:
 //
-//	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(rcmgr.DefaultLimits.AutoScale()))
+//	rm, err := rcmgr.New(nil) // default limits, for what this process may use
 //	host, err := libp2p.New(libp2p.ResourceManager(rm))
 //
 // # Scopes

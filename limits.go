@@ -513,6 +513,14 @@ func overlayMap[K comparable, A, B any](upper map[K]A, lower map[K]B, unnamed B,
 	return out
 }
 
+// put sets a value under its name, in a map that is made where there is none.
+func put[K comparable, V any](m *map[K]V, name K, v V) {
+	if *m == nil {
+		*m = make(map[K]V)
+	}
+	(*m)[name] = v
+}
+
 // convert puts each value through f, into new maps.
 func convert[A, B any](s perScope[A], f func(A) B) perScope[B] {
 	return overlay(s, perScope[B]{}, func(a A, _ B) B { return f(a) })

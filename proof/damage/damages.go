@@ -64,7 +64,7 @@ var damages = []damage{
 	{"subnettable.go", "if (i-t.home(t.slots[i].key))&last >= (i-gap)&last {", "if true {"},
 	{"subnets.go", "st.fillLocked(rec, l.tokens.interval)", ""},
 	{"subnets.go", "st.countLocked(rec, -1)", ""},
-	{"gateswap.go", "s.countInherited(one.prefix(), one.conns)", ""},
+	{"gateswap.go", "s.countInherited(one.prefix(), one.conns)", "s.countInherited(one.prefix(), 0)"},
 	{"rate.go", "next = max(fullAt, at) + b.interval", "next = fullAt + b.interval"},
 	{"rate.go", "return next, next-at <= b.capacity", "return next, next-at < b.capacity"},
 	{"gate.go", "return l.leastUse() > l.limit/2", "return l.leastUse() > l.limit"},

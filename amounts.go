@@ -136,8 +136,14 @@ const (
 	AdmissionLinear
 )
 
-// String gives the rule's name: half or linear.
-func (a Admission) String() string { return [...]string{"half", "linear"}[a] }
+// String gives the rule's name: "half" or "linear".
+func (a Admission) String() string {
+	names := [...]string{"half", "linear"}
+	if int(a) < len(names) {
+		return names[a]
+	}
+	return "unknown"
+}
 
 // whole is the weight that may fill all of a limit.
 const whole = 256

@@ -1,9 +1,11 @@
 package rcmgr
 
 // One operation touches the accounts of its chain. It takes its stripe's lock
-// once, checks them all, then charges them all: nothing is charged before
-// everything has been checked, so there is nothing to roll back, and nobody
-// else is refused because of a reservation that never was.
+// once, checks them all, then charges them all: nobody ever sees a charge before
+// everything has been checked, so nobody else is refused because of a
+// reservation that never was. What is at hand is checked and charged in one pass
+// (addAllReady); where that does not do, check decides, and draws credit from
+// pools.
 
 import (
 	"math"

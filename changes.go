@@ -110,7 +110,8 @@ func refusalsSince(now, before dimCounts) (since dimCounts) {
 }
 
 // WriteTable writes what has changed: a row for each limit, then one for what
-// gates, connections, streams and peers in a service or protocol have refused.
+// gates, connections, streams and peers in a service or protocol have refused. An
+// error is that of w.
 func (c *Changes) WriteTable(w io.Writer) error {
 	t := newTable(w, "Scope", "Limit Name", "Limit Value", "Before", "Now", "Change", "Refused")
 	for i := range c.Limits {

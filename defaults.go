@@ -1,7 +1,7 @@
 package rcmgr
 
-// Default limits: those of the smallest node, what they grow by with memory and
-// file descriptors.
+// Default limits: those of the smallest node, and what they grow by with memory
+// and file descriptors.
 
 import (
 	"maps"
@@ -70,34 +70,27 @@ type ScalingLimitConfig struct {
 
 // AddServiceLimit sets the limit of one service.
 func (cfg *ScalingLimitConfig) AddServiceLimit(svc string, base BaseLimit, inc BaseLimitIncrease) {
-	setLimit(&cfg.ServiceLimits, svc, base, inc)
+	put(&cfg.ServiceLimits, svc, baseLimitConfig{base, inc})
 }
 
 // AddServicePeerLimit sets the limit of any one peer in one service.
 func (cfg *ScalingLimitConfig) AddServicePeerLimit(svc string, base BaseLimit, inc BaseLimitIncrease) {
-	setLimit(&cfg.ServicePeerLimits, svc, base, inc)
+	put(&cfg.ServicePeerLimits, svc, baseLimitConfig{base, inc})
 }
 
 // AddProtocolLimit sets the limit of one protocol.
 func (cfg *ScalingLimitConfig) AddProtocolLimit(proto protocol.ID, base BaseLimit, inc BaseLimitIncrease) {
-	setLimit(&cfg.ProtocolLimits, proto, base, inc)
+	put(&cfg.ProtocolLimits, proto, baseLimitConfig{base, inc})
 }
 
 // AddProtocolPeerLimit sets the limit of any one peer in one protocol.
 func (cfg *ScalingLimitConfig) AddProtocolPeerLimit(proto protocol.ID, base BaseLimit, inc BaseLimitIncrease) {
-	setLimit(&cfg.ProtocolPeerLimits, proto, base, inc)
+	put(&cfg.ProtocolPeerLimits, proto, baseLimitConfig{base, inc})
 }
 
 // AddPeerLimit sets the limit of one peer.
 func (cfg *ScalingLimitConfig) AddPeerLimit(p peer.ID, base BaseLimit, inc BaseLimitIncrease) {
-	setLimit(&cfg.PeerLimits, p, base, inc)
-}
-
-func setLimit[K comparable](m *map[K]baseLimitConfig, key K, base BaseLimit, inc BaseLimitIncrease) {
-	if *m == nil {
-		*m = make(map[K]baseLimitConfig)
-	}
-	(*m)[key] = baseLimitConfig{base, inc}
+	put(&cfg.PeerLimits, p, baseLimitConfig{base, inc})
 }
 
 // withOwnMaps gives a copy that shares nothing with cfg.

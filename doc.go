@@ -4,7 +4,7 @@
 // of what is held. It stands where go-libp2p's own resource manager stands,
 // behind network.ResourceManager, with the same exported names:
 //
-//	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(rcmgr.DefaultLimits.AutoScale()))
+//	rm, err := rcmgr.New(nil) // default limits, for what this process may use
 //	host, err := libp2p.New(libp2p.ResourceManager(rm))
 //
 // # Scopes
@@ -75,8 +75,9 @@
 //     of work under any lock. A scope that was kept from a View goes on working
 //     after it was collected, and two accounts of one name never coexist.
 //   - I8: Lock order: stripes by index, then the directory of shared scopes,
-//     then pools by their slot in a chain, then the shards of records
-//     of what is open. The locks of the gates are never held
-//     together with these. A change of limits has a lock that comes before all.
-//     No callback, limiter, log line, metric or I/O runs under any of them.
+//     then pools by their slot in a chain, then the shards of records of what is
+//     open, and last the queue of the tracer. The locks of the gates are never held
+//     together with those of stripes and pools. A change of limits has a lock that
+//     comes before all. No callback, limiter, log line, metric or I/O runs under any
+//     of them.
 package rcmgr

@@ -115,9 +115,9 @@ func TestOddInputDoesNotPanic(t *testing.T) {
 		require.NotPanics(t, func() { m.VerifySourceAddress(udp) })
 	})
 	t.Run("strings", func(t *testing.T) {
-		require.NotPanics(t, func() { _ = Kind(99).String() })
-		require.NotPanics(t, func() { _ = Resource(9).String() })
-		require.NotPanics(t, func() { _ = Cause(9).String() })
+		for _, none := range []fmt.Stringer{Kind(99), Resource(9), Cause(9), Origin(9), Admission(9)} {
+			require.Equal(t, "unknown", none.String(), "%T", none)
+		}
 	})
 	t.Run("nil option", func(t *testing.T) {
 		require.NotPanics(t, func() { _, _ = New(nil, nil) })

@@ -16,10 +16,10 @@ import (
 type Resource uint8
 
 const (
-	ResourceMemory Resource = iota
-	ResourceStream
-	ResourceConnection
-	ResourceFD
+	ResourceMemory     Resource = iota // bytes
+	ResourceStream                     // streams
+	ResourceConnection                 // connections
+	ResourceFD                         // file descriptors
 )
 
 // String gives "memory", "stream", "connection" or "file descriptor".

@@ -45,6 +45,8 @@ func (m *Manager) makeGates(limits Limiter) (*gate, error) {
 }
 
 // swapGates puts the next gates in the place of the last ones. m.changing is held.
+// All locks of the last gates are taken, and under them those of the next, which
+// nobody else knows yet.
 func (m *Manager) swapGates(next *gate) {
 	last := m.gate()
 	if last == next {

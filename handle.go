@@ -1,5 +1,7 @@
 package rcmgr
 
+// One manager for several hosts: each owns a handle, and closes that.
+
 import (
 	"sync/atomic"
 
@@ -19,7 +21,8 @@ func (m *Manager) Share() *SharedManager {
 
 // SharedManager is one of several handles on a Manager. After its own Close it
 // opens no connection and no stream; the scopes that it has opened, and those
-// that it shows, go on working until the manager is closed.
+// that it shows, go on working until the manager is closed. It is made by Share;
+// the zero value is of no use. All methods are safe for concurrent use.
 type SharedManager struct {
 	*Manager
 	closed atomic.Bool
@@ -45,7 +48,7 @@ func (s *SharedManager) OpenStream(p peer.ID, dir network.Direction) (network.St
 }
 
 // Close closes the handle, and the manager if it was the last one. Again, it
-// does nothing.
+// does nothing. It always returns nil.
 func (s *SharedManager) Close() error {
 	if s.closed.CompareAndSwap(false, true) && s.handles.Add(-1) == 0 {
 		return s.Manager.Close()

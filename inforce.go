@@ -116,13 +116,6 @@ func setNamed[K comparable](named *map[K]BaseLimit, origins *map[K]scopeOrigins,
 	}
 }
 
-func put[K comparable, V any](m *map[K]V, name K, v V) {
-	if *m == nil {
-		*m = make(map[K]V)
-	}
-	(*m)[name] = v
-}
-
 // config gives what the limiter says, in maps of its own. Of one that is not of
 // this package, it has what it says of names that it cannot know.
 func (b *limitBook) config() ConcreteLimitConfig {

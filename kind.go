@@ -1,5 +1,7 @@
 package rcmgr
 
+// The kinds of scopes and gates, and their names.
+
 import (
 	"fmt"
 	"slices"

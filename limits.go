@@ -46,8 +46,9 @@ type Limit interface {
 }
 
 // Limiter tells a manager the limits of its scopes. The manager asks when it
-// makes a scope, from many goroutines at once and never under a lock of its
-// own. What it gets is never nil.
+// makes a scope, and when SetLimits or Refresh says so, from many goroutines at
+// once and never under a lock of its own. A limit that is nil or below zero is an
+// error of whatever needed it.
 type Limiter interface {
 	// GetSystemLimits gives the limits of everything together.
 	GetSystemLimits() Limit
@@ -510,6 +511,14 @@ func overlayMap[K comparable, A, B any](upper map[K]A, lower map[K]B, unnamed B,
 		}
 	}
 	return out
+}
+
+// put sets a value under its name, in a map that is made where there is none.
+func put[K comparable, V any](m *map[K]V, name K, v V) {
+	if *m == nil {
+		*m = make(map[K]V)
+	}
+	(*m)[name] = v
 }
 
 // convert puts each value through f, into new maps.

@@ -86,9 +86,9 @@ func parseLimits(in io.Reader) (cfg PartialLimitConfig, f *limitFile, err error)
 	if f.text, err = io.ReadAll(in); err != nil {
 		return cfg, f, fmt.Errorf("limits: %w", err)
 	}
-	var any json.RawMessage
+	var all json.RawMessage
 	var syntax *json.SyntaxError
-	if err := json.Unmarshal(f.text, &any); errors.As(err, &syntax) {
+	if err := json.Unmarshal(f.text, &all); errors.As(err, &syntax) {
 		return cfg, f, f.errorAt(int(syntax.Offset)-1, "", err)
 	}
 	f.dec = json.NewDecoder(bytes.NewReader(f.text))

@@ -1,5 +1,8 @@
 package rcmgr
 
+// The front door: how a manager is made, how its scopes are viewed, and how it is
+// closed.
+
 import (
 	"fmt"
 	"hash/maphash"
@@ -203,7 +206,8 @@ func (m *Manager) newPool(kind Kind, name string) (*pool, error) {
 	return p, nil
 }
 
-// ViewSystem calls f with the scope of everything.
+// ViewSystem calls f with the scope of everything, and returns what f does. f runs
+// under no lock, and may keep the scope; so it is with all views.
 func (m *Manager) ViewSystem(f func(network.ResourceScope) error) error {
 	return f(m.fixed[KindSystem])
 }
@@ -226,12 +230,14 @@ func (m *Manager) ViewAllowlistedTransient(f func(network.ResourceScope) error) 
 	return f(m.fixed[KindAllowlistedTransient])
 }
 
-// ViewService calls f with the scope of a service. The scope may be kept.
+// ViewService calls f with the scope of a service, which is made if there is none,
+// and returns what f does. An empty name is an error, and so is a Limiter that
+// gives no valid limit for the service: f is not called then.
 func (m *Manager) ViewService(svc string, f func(network.ServiceScope) error) error {
 	return m.view(KindService, svc, func(p *pool) error { return f(serviceScope{p}) })
 }
 
-// ViewProtocol calls f with the scope of a protocol. The scope may be kept.
+// ViewProtocol is ViewService for a protocol.
 func (m *Manager) ViewProtocol(proto protocol.ID, f func(network.ProtocolScope) error) error {
 	return m.view(KindProtocol, string(proto), func(p *pool) error { return f(protocolScope{p}) })
 }
@@ -258,7 +264,9 @@ func (m *Manager) view(kind Kind, name string, f func(*pool) error) error {
 	return f(a.share.pool)
 }
 
-// ViewPeer calls f with the scope of a peer. The scope may be kept.
+// ViewPeer calls f with the scope of a peer, which is made if there is none, and
+// returns what f does. A Limiter that gives no valid limit for the peer is an error:
+// f is not called then.
 func (m *Manager) ViewPeer(p peer.ID, f func(network.PeerScope) error) error {
 	st := m.stripeOf(p)
 	st.lock(false)

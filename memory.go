@@ -1,12 +1,14 @@
 package rcmgr
 
 // Memory is reserved and released far more often than anything else happens. So the
-// two have paths of their own through a chain, without lists and requests: for
-// what is there, and for what tight pools have to give. All else is check's.
+// two have paths of their own through a chain, without a request to put together:
+// for what is there, and for what tight pools have to give. All else is for check
+// in chain.go to decide.
 
-// addMemory charges n bytes to the whole chain if all of it has that much to spare,
-// or if what is lacking can be drawn from tight pools, and tells whether it did.
-// The request may fill all of a limit. See addAllReady.
+// addMemory charges n bytes, of a reservation that may fill all of a limit, to the
+// whole chain if all of it has that much to spare, or if what is lacking can be
+// drawn from tight pools, and tells whether it did. Like addAllReady it charges as
+// it goes, and takes back what did not fit.
 func (st *stripe) addMemory(c *chain, n int64) bool {
 	for i, a := range &c.at {
 		if a == nil {
@@ -28,7 +30,9 @@ func (st *stripe) addMemory(c *chain, n int64) bool {
 	return true
 }
 
-// drawMemory is addMemory for the last shares of a chain, where credit is lacking.
+// drawMemory is addMemory for the last shares of a chain, where credit is lacking:
+// it draws it and charges them, or changes nothing. It is drawLacking for memory
+// alone.
 func (st *stripe) drawMemory(last []*account, n int64) bool {
 	var lacking [numShared]*share
 	k := 0

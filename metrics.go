@@ -6,11 +6,12 @@ package rcmgr
 // libp2p.New registers go-libp2p's own resource manager's collectors on the
 // host's registerer, whichever manager the host runs on. Its fourteen families
 // are the ones that dashboards know, so ours must stand in their place, in
-// either order. (families.go has what they show, and those of our own.) A registry takes two collectors for one and the same only if
-// their descriptions are equal; so each family here is one collector with exactly one
-// description, and that is upstream's own, taken from it at registration. If
-// ours came first, upstream's then count as registered already, which libp2p
-// accepts; if upstream's came first, they are replaced.
+// either order. (families.go has what they show, and those of our own.) A
+// registry takes two collectors for one and the same only if their descriptions
+// are equal; so each family here is one collector with exactly one description,
+// and that is upstream's own, taken from it at registration. If ours came first,
+// upstream's then count as registered already, which libp2p accepts; if
+// upstream's came first, they are replaced.
 //
 //	registry ── collector (one for each family) ─┐
 //	            collector ───────────────────────┼─ view ── live managers ── Manager.read

@@ -9,8 +9,10 @@ import (
 	"github.com/multiformats/go-multiaddr"
 )
 
-// OpenConnection admits a connection into the transient scope, or refuses it.
-// endpoint is the far end; it may be nil.
+// OpenConnection admits a connection into the transient scope, or refuses it with a
+// *LimitError. After Close, the error matches network.ErrResourceScopeClosed.
+// usefd says whether the connection takes a file descriptor; endpoint is the far
+// end, and may be nil.
 func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint multiaddr.Multiaddr) (network.ConnManagementScope, error) {
 	far := endpointOf(endpoint)
 	usefd = usefd && !far.relayed // the descriptor is that of the connection to the relay
@@ -68,7 +70,9 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 	}
 }
 
-// OpenStream admits a stream of a peer into the transient scope, or refuses it.
+// OpenStream admits a stream of a peer into the transient scope, or refuses it with
+// a *LimitError. After Close, the error matches network.ErrResourceScopeClosed; a
+// Limiter that gives no valid limit for the peer or the stream is an error, too.
 func (m *Manager) OpenStream(p peer.ID, dir network.Direction) (network.StreamManagementScope, error) {
 	s, err := m.openStream(p, dir)
 	tellRefusal(err)

@@ -1,14 +1,16 @@
 package rcmgr
 
+// What can be chosen about a manager besides its limits. Options are checked when
+// the manager is made; all that they say ends up in one config.
+
 import (
 	"errors"
 	"fmt"
 	"math/bits"
 	"time"
 
-	"github.com/multiformats/go-multiaddr"
-
 	"github.com/libp2p/go-libp2p/x/rate"
+	"github.com/multiformats/go-multiaddr"
 )
 
 // config is what options set.
@@ -47,8 +49,8 @@ func defaultConfig() config {
 	}
 }
 
-// Option sets something about a manager that is being made. Options that
-// contradict each other or the machine are errors of New.
+// Option sets something about a manager that is being made. What an option cannot
+// mean is an error of New that names the option.
 type Option func(*config) error
 
 // WithStripes sets the number of stripes, a power of two from 1 to 256. More
@@ -174,8 +176,8 @@ func WithNetworkPrefixLimit(v4, v6 []NetworkPrefixLimit) Option {
 
 // WithConnRateLimiters replaces the limit on how fast one subnet may connect,
 // whatever the limit configuration says about it (see RateLimits). nil means no
-// such limit. A token taken from a limiter of one's own cannot be
-// given back when something else refuses the connection.
+// such limit. A token taken from a limiter of one's own cannot be given back when
+// something else refuses the connection.
 func WithConnRateLimiters(connRateLimiter *rate.Limiter) Option {
 	return func(c *config) error {
 		c.callerRates = &callerRates{connRateLimiter}

@@ -2,9 +2,10 @@ package rcmgr
 
 // Other limits while the manager runs: all of them at once or none. Everything is
 // read and checked first; then, under all stripe locks, the next book takes the
-// place of the last one, and what lives gets its limits; the gates follow. A connection, stream or
-// peer that is not named points to the limits of its kind, so it has the new ones
-// without a visit. What was set by hand stays until it is taken back.
+// place of the last one, and what lives gets its limits; the gates follow. A
+// connection, stream or peer that is not named points to the limits of its kind,
+// so it has the new ones without a visit. What was set by hand stays until it is
+// taken back.
 
 import (
 	"fmt"
@@ -23,8 +24,8 @@ import (
 // that is not of this package, streams that are open keep their limit, and the
 // limits of every peer, service and protocol that has a scope are asked for,
 // before any lock is taken; all peers are then visited under all stripe locks.
-// Otherwise, only those are that the limits name. Gates that change count from anew how fast connections
-// come. SetLimits is safe for concurrent use.
+// Otherwise, only those are that the limits name. Gates that change count from
+// anew how fast connections come. SetLimits is safe for concurrent use.
 func (m *Manager) SetLimits(limits Limiter) error {
 	if limits == nil {
 		limits = defaultLimiter()
@@ -47,7 +48,8 @@ func (m *Manager) SetLimits(limits Limiter) error {
 }
 
 // Refresh asks the Limiter for all limits again, as SetLimits with the same one
-// does. A Limiter of this package says what it said before.
+// does, errors included. A Limiter of this package says what it said before. It is
+// safe for concurrent use.
 func (m *Manager) Refresh() error {
 	return m.SetLimits(m.limits.Load().limiter)
 }
@@ -183,10 +185,13 @@ func (m *Manager) catchUp(b *limitBook, late living) {
 }
 
 // LimitResetter is implemented by every scope that this package hands out, as
-// ResourceScopeLimiter is.
+// ResourceScopeLimiter is. Both are safe for concurrent use.
 type LimitResetter interface {
 	// ResetLimit takes back what SetLimit has set: the scope has the limit that
-	// the manager's limits give it, and follows SetLimits again.
+	// the manager's limits give it, and follows SetLimits again. Where nothing was
+	// set, it does nothing. If a Limiter that is not of this package gives no valid
+	// limit for the scope, that is counted and logged as a caller's bug, and the
+	// limit stays as it was.
 	ResetLimit()
 }
 

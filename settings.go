@@ -152,7 +152,7 @@ func (r ConnRate) text() string {
 	return fmt.Sprintf("%g/s, burst %d", r.PerSecond, r.Burst)
 }
 
-// WriteSettings writes settings as a table.
+// WriteSettings writes settings as a table. An error is that of w.
 func WriteSettings(w io.Writer, settings []Setting) error {
 	t := newTable(w, "Setting", "Value", "Origin")
 	for _, s := range settings {

@@ -130,7 +130,6 @@ func TestSettingsAsTableAndJSON(t *testing.T) {
 	require.NoError(t, json.Unmarshal([]byte(text), &back))
 	require.Equal(t, settings[:1], back)
 	require.Error(t, json.Unmarshal([]byte(`[{"Origin":"nowhere"}]`), &back))
-	require.Equal(t, "unknown", Origin(99).String())
 }
 
 // randomConcrete names things that others do not, and may have gates.

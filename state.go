@@ -1,6 +1,7 @@
 package rcmgr
 
-// What is held and what is allowed, for people and programs.
+// What go-libp2p's own manager lets programs see, the names of what has a scope
+// and Stat; and the reading that metrics are made of.
 
 import (
 	"maps"
@@ -23,12 +24,17 @@ type ResourceScopeLimiter interface {
 	SetLimit(Limit)
 }
 
-// ResourceManagerState is implemented by *Manager.
+// ResourceManagerState is implemented by *Manager, and tells what its scopes are
+// and what they hold. All methods are safe for concurrent use.
 type ResourceManagerState interface {
+	// ListServices gives the names of all services that have a scope.
 	ListServices() []string
+	// ListProtocols gives the IDs of all protocols that have a scope.
 	ListProtocols() []protocol.ID
+	// ListPeers gives the IDs of all peers that have a scope.
 	ListPeers() []peer.ID
 
+	// Stat gives what every scope holds.
 	Stat() ResourceManagerStat
 }
 

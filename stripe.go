@@ -48,9 +48,9 @@ type stripe struct {
 	remarks [numKinds]*remarks // what the log will say
 	// observed is nil until a limit that is only observed would have refused.
 	observed *observations
-	refuser  refuser
 
-	trace *tracer // nil: nobody listens
+	trace   *tracer // nil: nobody listens
+	refuser refuser // who refused last, if somebody listens
 
 	// queue holds the accounts that may have become unused, for reap.
 	queue []*account

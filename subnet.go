@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
-	"strconv"
 )
 
 // ConnLimitPerSubnet limits the connections of every subnet of one size. An
@@ -109,20 +108,13 @@ func (cfg *subnetConfig) each(
 func (cfg *subnetConfig) describe() (all []string) {
 	for f := range numFamilies {
 		for _, l := range cfg.perSubnet[f] {
-			all = append(all, fmt.Sprintf("%s/%d: %s", f, l.PrefixLength, countText(l.ConnCount)))
+			all = append(all, fmt.Sprintf("%s/%d: %s", f, l.PrefixLength, limitText(int64(l.ConnCount))))
 		}
 		for _, l := range cfg.networks[f] {
-			all = append(all, fmt.Sprintf("%s: %s", l.Network, countText(l.ConnCount)))
+			all = append(all, fmt.Sprintf("%s: %s", l.Network, limitText(int64(l.ConnCount))))
 		}
 	}
 	return all
-}
-
-func countText(n int) string {
-	if n == math.MaxInt {
-		return "unlimited"
-	}
-	return strconv.Itoa(n)
 }
 
 func checkConnCount(n int) error {

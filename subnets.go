@@ -42,8 +42,8 @@ type subnetStripe struct {
 		busy, owing int // records with connections; with a bucket that may not be full
 		// What was refused, and what would have been, by gateKinds.
 		refused, would gateRefusals
-		// told is what was refused last, where, and how often since it is in no remark:
-		// it is told again to the next that is refused there.
+		// told is what was refused last, and at is where: it is told again to the next
+		// that is refused there. times is how many of these are in no remark yet.
 		told  *LimitError
 		at    subnet
 		times uint64
@@ -64,8 +64,8 @@ type gateRefusals struct {
 var gateKinds = [2]Kind{KindSubnet, KindRate}
 
 // subnets keeps the records. Its methods are safe for concurrent use; its locks
-// are never held together with others (I8), and those of named networks come
-// before those of levels.
+// are never held together with those of stripes and pools (I8), and those of named
+// networks come before those of levels.
 type subnets struct {
 	*partition
 	// now gives the time as the buckets know it: in nanoseconds since they were

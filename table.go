@@ -15,7 +15,8 @@ import (
 	"unicode"
 )
 
-// LimitUse is one limit of one scope, and how much of it is taken.
+// LimitUse is one limit of one scope, and how much of it is taken: numbers, and
+// bytes of memory.
 type LimitUse struct {
 	Scope string // the scope's name
 	Kind  Kind
@@ -107,7 +108,7 @@ func (s *Snapshot) LimitsNear(percent float64) []LimitUse {
 }
 
 // WriteTable writes limits in the form of Kubo's `ipfs swarm resources`. Where
-// there is no percentage, it says n/a.
+// there is no percentage, it says n/a. An error is that of w.
 func WriteTable(w io.Writer, limits []LimitUse) error {
 	t := newTable(w, "Scope", "Limit Name", "Limit Value", "Limit Usage Amount", "Limit Usage Percent")
 	for i := range limits {
@@ -117,7 +118,8 @@ func WriteTable(w io.Writer, limits []LimitUse) error {
 	return t.Flush()
 }
 
-// WriteHolders writes what services, protocols and peers hold.
+// WriteHolders writes what services, protocols and peers hold, memory in bytes. An
+// error is that of w.
 func (s *Snapshot) WriteHolders(w io.Writer) error {
 	t := newTable(w, "Scope", "Conns In", "Conns Out", "FD", "Streams In", "Streams Out", "Memory", "Refused")
 	for i := range s.Scopes {

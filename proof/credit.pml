@@ -5,9 +5,10 @@
  *
  * Three stripes share two pools. Pool 0 has batches, and is loose or tight;
  * pool 1 is too small for them, and always tight. Connections lie in a stripe
- * and count in both pools, one in pool 0 alone. Workers reserve on them and release, one process
- * takes a connection to another stripe and out of pool 0, and one changes the
- * limit of pool 0 and back. Each takes and drops locks in steps of their own.
+ * and count in both pools, one in pool 0 alone. Workers reserve on them and
+ * release, one process takes a connection to another stripe and out of pool 0,
+ * and one changes the limit of pool 0 and back. Each takes and drops locks in
+ * steps of their own.
  *
  * proof/spin.sh checks it, and that each BREAK_… below breaks the promise that
  * it should break.

@@ -251,6 +251,23 @@ func TestPlacesInTheConfigurationToRaise(t *testing.T) {
 	require.Equal(t, "WithConnRateLimiters", m.limitKey(KindRate, dimConnsIn, &scopeName{kind: KindRate, text: "192.0.2.1/32"}))
 }
 
+// The gates tell one refusal again and again, and say what it was when they are asked:
+// each time for what was refused since.
+func TestTheLogCountsWhatAGateRefusesAnewEachTime(t *testing.T) {
+	lines := collectLog(t, slog.LevelError)
+	m := newManager(t, unlimitedConf(), WithNetworkPrefixLimit([]NetworkPrefixLimit{{netip.MustParsePrefix("192.0.2.0/24"), 0}}, nil))
+	for _, times := range []int{3, 2, 1} {
+		for range times {
+			_, err := m.OpenConnection(network.DirInbound, false, mustMA(t, "/ip4/192.0.2.1"))
+			require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+		}
+		m.refusalLog.write()
+		said := lines.take()
+		require.Len(t, said, 1)
+		require.Contains(t, said[0], fmt.Sprintf("worst=subnet:192.0.2.0/24 worst_times=%d ", times))
+	}
+}
+
 func TestStrangersAreOneLineOfTheLog(t *testing.T) {
 	lines := collectLog(t, slog.LevelError)
 	conf := unlimitedConf()

@@ -58,7 +58,7 @@ func TestWhatIsDrawnIsStillThereUnderTheLocks(t *testing.T) {
 // Tight pools are asked for each byte and each stream, once for each thing that is
 // counted, and get it back at once.
 func TestDrawsAndReturnsAreCounted(t *testing.T) {
-	few := BaseLimit{Memory: 3, StreamsInbound: 3, Streams: 3}
+	few := BaseLimit{Memory: 9, StreamsInbound: 9, Streams: 9} // tight for ever
 	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.Transient, c.System = few, few }))
 	var last EngineState
 	sinceLast := func(draws, returns uint64) {

@@ -255,16 +255,24 @@ func TestPlacesInTheConfigurationToRaise(t *testing.T) {
 // each time for what was refused since.
 func TestTheLogCountsWhatAGateRefusesAnewEachTime(t *testing.T) {
 	lines := collectLog(t, slog.LevelError)
-	m := newManager(t, unlimitedConf(), WithNetworkPrefixLimit([]NetworkPrefixLimit{{netip.MustParsePrefix("192.0.2.0/24"), 0}}, nil))
-	for _, times := range []int{3, 2, 1} {
-		for range times {
-			_, err := m.OpenConnection(network.DirInbound, false, mustMA(t, "/ip4/192.0.2.1"))
+	m := newManager(t, unlimitedConf(), WithNetworkPrefixLimit([]NetworkPrefixLimit{
+		{netip.MustParsePrefix("192.0.2.0/24"), 0}, {netip.MustParsePrefix("10.0.0.0/8"), 0}}, nil))
+	for _, c := range []struct {
+		from  []string
+		worst string
+	}{
+		{[]string{"192.0.2.1", "192.0.2.2", "192.0.2.3"}, "worst=subnet:192.0.2.0/24 worst_times=3 "},
+		{[]string{"192.0.2.1", "192.0.2.2"}, "worst=subnet:192.0.2.0/24 worst_times=2 "},
+		{[]string{"192.0.2.1", "10.0.0.1"}, "cause=subnet raise="}, // nobody alone
+	} {
+		for _, addr := range c.from {
+			_, err := m.OpenConnection(network.DirInbound, false, mustMA(t, "/ip4/"+addr))
 			require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
 		}
 		m.refusalLog.write()
 		said := lines.take()
 		require.Len(t, said, 1)
-		require.Contains(t, said[0], fmt.Sprintf("worst=subnet:192.0.2.0/24 worst_times=%d ", times))
+		require.Contains(t, said[0], c.worst)
 	}
 }
 

@@ -44,11 +44,14 @@ func TestSubnetTableKeepsWhatAMapKeeps(t *testing.T) {
 			require.Equal(t, len(model), table.n)
 			require.LessOrEqual(t, 4*table.n, 3*len(table.slots))
 			require.True(t, len(table.slots) <= leastSlots || 8*table.n >= len(table.slots))
-			require.True(t, table.slots == nil || len(table.slots) >= leastSlots)
 		}
 		for k, held := range model {
-			require.Equal(t, held, table.find(k.key, k.id).conns)
+			rec := table.find(k.key, k.id)
+			require.Equal(t, held, rec.conns)
+			table.remove(rec)
 		}
+		require.Zero(t, table.n)
+		require.Len(t, table.slots, leastSlots)
 	}
 }
 

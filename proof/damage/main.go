@@ -92,7 +92,7 @@ func (d *damage) try(dir string) (by string, err error) {
 	if out, err := exec.Command("go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-overlay", overlay, "-o", tests, ".").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("it does not compile: %s", out)
 	}
-	out, err := exec.Command(tests, "-test.short", "-test.failfast", "-test.timeout=3m").CombinedOutput()
+	out, err := exec.Command(tests, "-test.short", "-test.failfast", "-test.timeout=5m").CombinedOutput()
 	if err == nil {
 		return "", errors.New("no test noticed")
 	}

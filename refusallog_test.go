@@ -255,15 +255,15 @@ func TestPlacesInTheConfigurationToRaise(t *testing.T) {
 // each time for what was refused since.
 func TestTheLogCountsWhatAGateRefusesAnewEachTime(t *testing.T) {
 	lines := collectLog(t, slog.LevelError)
-	m := newManager(t, unlimitedConf(), WithNetworkPrefixLimit([]NetworkPrefixLimit{
-		{netip.MustParsePrefix("192.0.2.0/24"), 0}, {netip.MustParsePrefix("10.0.0.0/8"), 0}}, nil))
+	// Two addresses of one /16 are under one lock.
+	m := newManager(t, unlimitedConf(), WithLimitPerSubnet([]ConnLimitPerSubnet{{PrefixLength: 32}, {PrefixLength: 16, ConnCount: 9}}, nil))
 	for _, c := range []struct {
 		from  []string
 		worst string
 	}{
-		{[]string{"192.0.2.1", "192.0.2.2", "192.0.2.3"}, "worst=subnet:192.0.2.0/24 worst_times=3 "},
-		{[]string{"192.0.2.1", "192.0.2.2"}, "worst=subnet:192.0.2.0/24 worst_times=2 "},
-		{[]string{"192.0.2.1", "10.0.0.1"}, "cause=subnet raise="}, // nobody alone
+		{[]string{"192.0.2.1", "192.0.2.1", "192.0.2.1"}, "worst=subnet:192.0.2.1/32 worst_times=3 "},
+		{[]string{"192.0.2.1", "192.0.2.1"}, "worst=subnet:192.0.2.1/32 worst_times=2 "},
+		{[]string{"192.0.2.1", "192.0.2.2"}, "cause=subnet raise="}, // neither stands out
 	} {
 		for _, addr := range c.from {
 			_, err := m.OpenConnection(network.DirInbound, false, mustMA(t, "/ip4/"+addr))

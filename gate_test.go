@@ -256,6 +256,19 @@ func TestRefusalsByGatesSayWhichAndAreCounted(t *testing.T) {
 	}
 }
 
+// What a gate has told last it tells again, but only to those whom it is about.
+func TestAGateTellsEachDirectionItsOwnRefusal(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithOutboundGates(true),
+		WithNetworkPrefixLimit([]NetworkPrefixLimit{{netip.MustParsePrefix("192.0.2.0/24"), 0}}, nil))
+	for _, dir := range []network.Direction{network.DirInbound, network.DirOutbound, network.DirInbound} {
+		_, err := m.OpenConnection(dir, false, mustMA(t, "/ip4/192.0.2.1/tcp/1"))
+		var e *LimitError
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, dir, e.Direction())
+	}
+	require.Equal(t, Refusals{ConnsInbound: 2, ConnsOutbound: 1}, m.Snapshot().Refusals[KindSubnet])
+}
+
 func TestSourcesMustBeVerifiedUnderLoad(t *testing.T) {
 	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.Transient.ConnsInbound = 200 }))
 	from := func(i int) net.Addr {

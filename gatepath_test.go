@@ -165,28 +165,33 @@ func TestRelayedConnectionsNeedNoDescriptor(t *testing.T) {
 // TestGatesAreAskedInOrder: where all of them would refuse, the scopes that may be
 // full do first, then the subnet, and the rate last.
 func TestGatesAreAskedInOrder(t *testing.T) {
-	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
-		c.System.Conns = 2
-		c.Gates = &GateLimits{
-			Subnets: SubnetLimits{IPv4: map[int]LimitVal{32: 1}},
-			Rate:    RateLimits{IPv4: map[int]ConnRate{32: oneToken()}},
+	for _, full := range []dim{dimConnsIn, dimConns, dimFD} {
+		m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
+			system := limitsOf(&c.System)
+			system[full] = 2
+			c.System = system.base()
+			c.Gates = &GateLimits{
+				Subnets: SubnetLimits{IPv4: map[int]LimitVal{32: 1}},
+				Rate:    RateLimits{IPv4: map[int]ConnRate{32: oneToken()}},
+			}
+		}))
+		far := testFars[1].addr
+		held, err := m.OpenConnection(network.DirInbound, true, far)
+		require.NoError(t, err)
+		room, err := m.OpenConnection(network.DirInbound, true, nil)
+		require.NoError(t, err)
+		for _, c := range []struct {
+			want Kind
+			then func()
+		}{{KindSystem, room.Done}, {KindSubnet, held.Done}, {KindRate, func() {}}} {
+			_, err := m.OpenConnection(network.DirInbound, true, far)
+			var e *LimitError
+			require.ErrorAs(t, err, &e)
+			require.Equal(t, c.want, e.Kind())
+			c.then()
 		}
-	}))
-	far := testFars[1].addr
-	held, err := m.OpenConnection(network.DirInbound, true, far)
-	require.NoError(t, err)
-	room := mustOpenConn(t, m, network.DirInbound)
-	for _, c := range []struct {
-		want Kind
-		then func()
-	}{{KindSystem, room.Done}, {KindSubnet, held.Done}, {KindRate, func() {}}} {
-		_, err := m.OpenConnection(network.DirInbound, true, far)
-		var e *LimitError
-		require.ErrorAs(t, err, &e)
-		require.Equal(t, c.want, e.Kind())
-		c.then()
+		assertEmpty(t, m)
 	}
-	assertEmpty(t, m)
 }
 
 // TestSourcesAreVerifiedByTheMostSpecificNetwork: as its connections count there

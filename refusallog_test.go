@@ -251,6 +251,31 @@ func TestPlacesInTheConfigurationToRaise(t *testing.T) {
 	require.Equal(t, "WithConnRateLimiters", m.limitKey(KindRate, dimConnsIn, &scopeName{kind: KindRate, text: "192.0.2.1/32"}))
 }
 
+// The gates tell one refusal again and again, and say what it was when they are asked:
+// each time for what was refused since.
+func TestTheLogCountsWhatAGateRefusesAnewEachTime(t *testing.T) {
+	lines := collectLog(t, slog.LevelError)
+	// Two addresses of one /16 are under one lock.
+	m := newManager(t, unlimitedConf(), WithLimitPerSubnet([]ConnLimitPerSubnet{{PrefixLength: 32}, {PrefixLength: 16, ConnCount: 9}}, nil))
+	for _, c := range []struct {
+		from  []string
+		worst string
+	}{
+		{[]string{"192.0.2.1", "192.0.2.1", "192.0.2.1"}, "worst=subnet:192.0.2.1/32 worst_times=3 "},
+		{[]string{"192.0.2.1", "192.0.2.1"}, "worst=subnet:192.0.2.1/32 worst_times=2 "},
+		{[]string{"192.0.2.1", "192.0.2.2"}, "cause=subnet raise="}, // neither stands out
+	} {
+		for _, addr := range c.from {
+			_, err := m.OpenConnection(network.DirInbound, false, mustMA(t, "/ip4/"+addr))
+			require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+		}
+		m.refusalLog.write()
+		said := lines.take()
+		require.Len(t, said, 1)
+		require.Contains(t, said[0], c.worst)
+	}
+}
+
 func TestStrangersAreOneLineOfTheLog(t *testing.T) {
 	lines := collectLog(t, slog.LevelError)
 	conf := unlimitedConf()

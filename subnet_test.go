@@ -377,6 +377,19 @@ func requireNoRecords(t testing.TB, s *subnets) {
 	}
 }
 
+// Where a record is forgotten, another may move up; it is looked at next.
+func TestForgettingPassesByNothingThatMovesUp(t *testing.T) {
+	var st subnetStripe // all its records have one home
+	for i := range uint64(6) {
+		st.mu.table.add(subnetKey{lo: i}, 1).fullAt = 1
+		st.mu.owing++
+	}
+	st.reachedLocked(1)
+	st.forgetLocked(5) // all but the one in the home, which comes last
+	require.Equal(t, 1, st.mu.table.n)
+	require.Equal(t, 1, st.mu.owing)
+}
+
 // holders adds and removes an address from many goroutines, and gives the most
 // that were ever held at once and how many adds were refused.
 func holders(s *subnets, goroutines, rounds int, addr func(int) netip.Addr) (most, refused int64) {

@@ -46,8 +46,12 @@ func TestSubnetTableKeepsWhatAMapKeeps(t *testing.T) {
 			require.True(t, len(table.slots) <= leastSlots || 8*table.n >= len(table.slots))
 		}
 		for k, held := range model {
-			require.Equal(t, held, table.find(k.key, k.id).conns)
+			rec := table.find(k.key, k.id)
+			require.Equal(t, held, rec.conns)
+			table.remove(rec)
 		}
+		require.Zero(t, table.n)
+		require.Len(t, table.slots, leastSlots)
 	}
 }
 

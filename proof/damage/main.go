@@ -89,10 +89,10 @@ func (d *damage) try(dir string) (by string, err error) {
 	if err := os.WriteFile(overlay, text, 0o600); err != nil {
 		return "", err
 	}
-	if out, err := exec.Command("go", "test", "-c", "-vet=off", "-overlay", overlay, "-o", tests, ".").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-overlay", overlay, "-o", tests, ".").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("it does not compile: %s", out)
 	}
-	out, err := exec.Command(tests, "-test.short", "-test.failfast", "-test.timeout=3m").CombinedOutput()
+	out, err := exec.Command(tests, "-test.short", "-test.failfast", "-test.timeout=5m").CombinedOutput()
 	if err == nil {
 		return "", errors.New("no test noticed")
 	}

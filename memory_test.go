@@ -1,0 +1,78 @@
+package rcmgr
+
+import (
+	"runtime"
+	"testing"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/stretchr/testify/require"
+)
+
+// What tight pools had at the first look, without a lock, may be gone when the locks
+// are there: others have drawn it.
+func TestWhatIsDrawnIsStillThereUnderTheLocks(t *testing.T) {
+	for name, draw := range map[string]func(*stripe, *chain) bool{
+		"memory": func(st *stripe, c *chain) bool { return st.drawMemory(c.at[firstShared:], 1) },
+		"streams": func(st *stripe, c *chain) bool {
+			r := unitOf(KindStream, network.DirInbound, false).whole(0)
+			items, n := r.list()
+			return st.drawLacking(c, items[:n])
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			few := BaseLimit{Memory: 3, StreamsInbound: 3, Streams: 3} // tight for ever
+			m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.Transient, c.System = few, few }), WithStripes(2))
+			transient, system := m.fixed[KindTransient], m.fixed[KindSystem]
+			st, other := &m.stripes[0], &m.stripes[1]
+			var c chain
+			c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
+
+			other.mu.Lock()
+			system.mu.Lock()
+			drew := make(chan bool)
+			go func() {
+				st.mu.Lock()
+				defer st.mu.Unlock()
+				drew <- draw(st, &c)
+			}()
+			for transient.mu.TryLock() { // its lock is taken first, and after the first look
+				transient.mu.Unlock()
+				runtime.Gosched()
+			}
+			for d := range numDims {
+				other.fixed[KindSystem].drawLocked(d, system.limit[d])
+			}
+			system.mu.Unlock()
+			other.mu.Unlock()
+			require.False(t, <-drew)
+
+			m.inOneCut(func() {
+				require.Zero(t, st.fixed[KindTransient].credit)
+				require.Zero(t, st.fixed[KindTransient].use)
+				require.Zero(t, st.fixed[KindSystem].credit)
+			})
+		})
+	}
+}
+
+// Tight pools are asked for each byte and each stream, once for each thing that is
+// counted, and get it back at once.
+func TestDrawsAndReturnsAreCounted(t *testing.T) {
+	few := BaseLimit{Memory: 9, StreamsInbound: 9, Streams: 9} // tight for ever
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.Transient, c.System = few, few }))
+	var last EngineState
+	sinceLast := func(draws, returns uint64) {
+		t.Helper()
+		now := m.Snapshot().Engine
+		require.Equal(t, []uint64{draws, returns}, []uint64{now.Draws - last.Draws, now.Returns - last.Returns})
+		last = now
+	}
+	s := mustOpenStream(t, m, testPeer, network.DirInbound)
+	sinceLast(4, 0) // inbound and all, in transient and in system
+	require.NoError(t, s.ReserveMemory(1, network.ReservationPriorityAlways))
+	sinceLast(2, 0)
+	s.ReleaseMemory(1)
+	sinceLast(0, 2)
+	s.Done()
+	sinceLast(0, 4)
+}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -67,7 +68,11 @@ type stage struct {
 	metrics http.Handler
 	friends []network.ResourceScopeSpan // open all the time
 	floods  []network.ResourceScopeSpan // open during the flood
+	inUse   atomic.Int64                // bytes, of the process
 }
+
+// look is how often the manager looks at the memory in use.
+const look = 100 * time.Millisecond
 
 const (
 	friends = "/ip4/192.0.2.1/tcp/4001"
@@ -76,6 +81,8 @@ const (
 )
 
 func newStage(t *testing.T) *stage {
+	h := &stage{t: t}
+	h.inUse.Store(1 << 28)
 	limits := rcmgr.PartialLimitConfig{
 		System:               rcmgr.ResourceLimits{Conns: 120, ConnsInbound: 60, Streams: 400, StreamsInbound: 200, FD: 90, Memory: 64 << 20},
 		Transient:            rcmgr.ResourceLimits{ConnsInbound: 40, StreamsInbound: 60},
@@ -92,11 +99,13 @@ func newStage(t *testing.T) *stage {
 	}.Build(rcmgr.DefaultLimits.Scale(1<<30, 1024))
 	gologshim.SetDefaultHandler(slog.DiscardHandler)
 	m, err := rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithAllowlistStrings([]string{"/ip4/198.51.100.1"}, false),
-		rcmgr.WithObserveOnly(rcmgr.KindServicePeer))
+		rcmgr.WithObserveOnly(rcmgr.KindServicePeer),
+		rcmgr.WithMemoryPressure(rcmgr.MemoryPressure{Limit: 1 << 30, Every: look, InUse: h.inUse.Load}))
 	require.NoError(t, err)
 	reg := prometheus.NewPedanticRegistry()
 	require.NoError(t, m.RegisterWith(reg))
-	return &stage{t: t, manager: m, metrics: promhttp.HandlerFor(reg, promhttp.HandlerOpts{})}
+	h.manager, h.metrics = m, promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
+	return h
 }
 
 // befriend opens what is open on a good day: friends in both directions, each
@@ -121,6 +130,7 @@ func (h *stage) befriend() {
 // and a program makes mistakes.
 func (h *stage) flood() {
 	h.endFlood()
+	h.fillMemory()
 	for range 30 { // too fast
 		if c := h.connect("/ip4/203.0.113.1/tcp/4001"); c != nil {
 			c.Done()
@@ -139,6 +149,17 @@ func (h *stage) flood() {
 		h.streams(peer.ID(fmt.Sprint("flooder ", i)))
 	}
 	h.mistakes()
+}
+
+// fillMemory has the process use nearly all of its memory for a moment.
+func (h *stage) fillMemory() {
+	h.inUse.Store(1<<30 - 1)
+	time.Sleep(2 * look)
+	for range 10 {
+		require.Nil(h.t, h.connect(friends))
+	}
+	h.inUse.Store(1 << 28)
+	time.Sleep(2 * look)
 }
 
 // connect opens an inbound connection, or gives nil.

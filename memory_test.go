@@ -18,6 +18,10 @@ func TestWhatIsDrawnIsStillThereUnderTheLocks(t *testing.T) {
 			items, n := r.list()
 			return st.drawLacking(c, items[:n])
 		},
+		"any": func(st *stripe, c *chain) bool {
+			r := unitOf(KindStream, network.DirInbound, false).whole(0)
+			return st.checkShared(c, &r, false, true) == admitted
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			few := BaseLimit{Memory: 3, StreamsInbound: 3, Streams: 3} // tight for ever

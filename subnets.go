@@ -166,13 +166,17 @@ func (s *subnets) enter(addr netip.Addr, d dim, p *gatePass) (why *LimitError, o
 	if w.retired() {
 		return nil, false
 	}
-	if f := w.fullLocked(0); f.st != nil {
-		observed := s.onlyObserved()
-		if bar := w.fullLocked(observed); observed == 0 || bar.st != nil {
-			return s.refuseLocked(bar, d), false
+	if full := w.fullLocked(0); full.st != nil {
+		if observed := s.onlyObserved(); observed != 0 {
+			passed := full
+			if full = w.fullLocked(observed); full.st == nil {
+				s.letLocked(passed, d)
+				w.withoutTokenLocked()
+			}
 		}
-		s.letLocked(f, d)
-		w.withoutTokenLocked()
+		if full.st != nil {
+			return s.refuseLocked(full, d), false
+		}
 	}
 	p.addr = addr
 	w.takeLocked(p)

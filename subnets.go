@@ -148,6 +148,27 @@ func (s *subnets) enter(addr netip.Addr, d dim, p *gatePass) (why *LimitError, o
 	if w.takes || w.tokens != nil {
 		at = s.now()
 	}
+	if w.counts || w.takes {
+		w.in = s.stripeOf(w.key, w.levels)
+	}
+	switch {
+	case w.conns != nil || w.tokens != nil:
+		why, ok = s.enterNamed(&w, at, d, p)
+	case w.in != nil:
+		w.in.mu.Lock()
+		why, ok = s.decideLocked(&w, at, d, p)
+		w.in.mu.Unlock()
+	default:
+		return nil, true
+	}
+	if ok {
+		p.addr = addr
+	}
+	return why, ok
+}
+
+// enterNamed is enter for an address in a named network.
+func (s *subnets) enterNamed(w *passage, at int64, d dim, p *gatePass) (*LimitError, bool) {
 	if w.conns != nil {
 		w.conns.mu.Lock()
 		defer w.conns.mu.Unlock()
@@ -157,10 +178,16 @@ func (s *subnets) enter(addr netip.Addr, d dim, p *gatePass) (why *LimitError, o
 		defer w.tokens.mu.Unlock()
 		w.tokens.reachedLocked(at)
 	}
-	if w.counts || w.takes {
-		w.in = s.stripeOf(w.key, w.levels)
+	if w.in != nil {
 		w.in.mu.Lock()
 		defer w.in.mu.Unlock()
+	}
+	return s.decideLocked(w, at, d, p)
+}
+
+// decideLocked decides what is asked of all subnets that an address is in.
+func (s *subnets) decideLocked(w *passage, at int64, d dim, p *gatePass) (*LimitError, bool) {
+	if w.in != nil {
 		w.in.reachedLocked(at)
 	}
 	if w.retired() {
@@ -178,7 +205,6 @@ func (s *subnets) enter(addr netip.Addr, d dim, p *gatePass) (why *LimitError, o
 			return s.refuseLocked(full, d), false
 		}
 	}
-	p.addr = addr
 	w.takeLocked(p)
 	return nil, true
 }

@@ -68,10 +68,13 @@ type namedNet struct {
 // partition does not change once it is built.
 type partition struct {
 	networks *bart.Table[namedNet]
-	levels   [numFamilies][]level // the narrowest subnets first
-	byID     []*level             // the same by id, from 1
-	counted  [numFamilies]bool    // some level limits connections
-	taken    [numFamilies]bool    // some level limits how fast they come
+	// begins has a bit for every first byte that an address in a named network may
+	// have: others need not be looked up.
+	begins  [numFamilies][4]uint64
+	levels  [numFamilies][]level // the narrowest subnets first
+	byID    []*level             // the same by id, from 1
+	counted [numFamilies]bool    // some level limits connections
+	taken   [numFamilies]bool    // some level limits how fast they come
 }
 
 // newPartition checks what it is made from. An error names the option, or the
@@ -127,9 +130,28 @@ func newPartition(conns subnetConfig, rates rateConfig) (*partition, error) {
 			f := familyOf(at.Addr())
 			n.free = n.conns == nil && n.tokens == nil && (n.forConns || !p.counted[f]) && (n.forTokens || !p.taken[f])
 			p.networks.Insert(at, n)
+			p.begin(at)
 		}
 	}
 	return p, nil
+}
+
+// begin notes the first bytes of the addresses in a named network.
+func (p *partition) begin(at netip.Prefix) {
+	first := at.Addr().AsSlice()[0]
+	for i := range 1 << max(0, 8-at.Bits()) {
+		b := first + byte(i)
+		p.begins[familyOf(at.Addr())][b/64] |= 1 << (b % 64)
+	}
+}
+
+// mayBeNamed tells whether an address may be in a named network.
+func (p *partition) mayBeNamed(f family, k subnetKey) bool {
+	first := k.hi >> 56
+	if f == ipv4 {
+		first = k.lo >> 24 & 0xff
+	}
+	return p.begins[f][first/64]>>(first%64)&1 != 0
 }
 
 // level finds a level, or adds one without limits.

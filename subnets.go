@@ -137,12 +137,14 @@ func (s *subnets) enter(addr netip.Addr, d dim, p *gatePass) (why *LimitError, o
 	if !addr.IsValid() {
 		return nil, true
 	}
-	n, _ := s.networks.Lookup(addr)
-	if n.free {
-		return nil, true
+	f, k := familyOf(addr), keyOf(addr)
+	var n namedNet
+	if s.mayBeNamed(f, k) {
+		if n, _ = s.networks.Lookup(addr); n.free {
+			return nil, true
+		}
 	}
-	f := familyOf(addr)
-	w := passage{conns: n.conns, tokens: n.tokens, levels: s.levels[f], key: keyOf(addr),
+	w := passage{conns: n.conns, tokens: n.tokens, levels: s.levels[f], key: k,
 		counts: !n.forConns && s.counted[f], takes: !n.forTokens && s.taken[f]}
 	at := int64(0)
 	if w.takes || w.tokens != nil {
@@ -362,14 +364,15 @@ func (st *subnetStripe) leave(addr netip.Addr) {
 // letGo is leave for these subnets alone. It gives those that have taken over.
 func (st *subnetStripe) letGo(addr netip.Addr) (heir *subnets) {
 	st.mu.Lock()
-	defer st.mu.Unlock()
 	st.eachOfLocked(addr, func(rec *subnetRecord, l *level) {
 		if l.conns != noConnLimit {
 			st.countLocked(rec, -1)
 			st.dropLocked(rec)
 		}
 	})
-	return st.mu.heir
+	heir = st.mu.heir
+	st.mu.Unlock()
+	return heir
 }
 
 // eachOfLocked calls f with every record of an address. f may drop it.

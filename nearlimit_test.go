@@ -76,7 +76,7 @@ func TestNearLimitsOfServicesProtocolsAndDirections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conf := unlimitedConf()
 		conf.ProtocolDefault.StreamsInbound, conf.ServiceDefault.Streams, conf.PeerDefault.Streams = 5, 5, 4
-		conf.System.FD, conf.System.ConnsInbound = 0, math.MaxInt64
+		conf.System.FD, conf.System.ConnsInbound = 0, math.MaxInt
 		m, next := watchNear(t, conf)
 		defer m.Close()
 		var held []network.StreamManagementScope

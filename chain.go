@@ -402,7 +402,7 @@ func (st *stripe) checkPrivate(c *chain, r *request) verdict {
 type shares [numShared]*share
 
 // lacking finds the shares that have to ask their pools.
-func (c *chain) lacking(r *request) (list shares, any bool) {
+func (c *chain) lacking(r *request) (list shares, some bool) {
 	items, n := r.list()
 	for i, a := range c.shared() {
 		if a == nil {
@@ -410,19 +410,19 @@ func (c *chain) lacking(r *request) (list shares, any bool) {
 		}
 		for _, it := range items[:n] {
 			if a.share.lacks(r, it) {
-				list[i], any = a.share, true
+				list[i], some = a.share, true
 			}
 		}
 	}
-	return list, any
+	return list, some
 }
 
 // checkShared decides for the shared accounts and, with draw, gets the credit
 // that is lacking.
 func (st *stripe) checkShared(c *chain, r *request, all, draw bool) verdict {
-	list, any := c.lacking(r)
+	list, some := c.lacking(r)
 	switch {
-	case !any:
+	case !some:
 		return admitted // there is credit for it (I1)
 	case all:
 		return st.settle(&list, r, draw)

@@ -216,7 +216,10 @@ func TestATraceTellsWhatWasAskedFor(t *testing.T) {
 	}
 }
 
-// The events of many at work lie between each other.
+// The events of many at work lie between each other. Then some steps are nobody's: of
+// two streams of one peer that move to one protocol, an event does not tell which it
+// was, and one of them may get a service later. Where events are in one order, as in
+// ours, there are few of them.
 func TestATraceOfManyAtWorkIsRead(t *testing.T) {
 	for writer := range writers {
 		t.Run(writer, func(t *testing.T) {
@@ -228,10 +231,9 @@ func TestATraceOfManyAtWorkIsRead(t *testing.T) {
 				}
 				players.Wait()
 			})
-			if writer == "ours" { // whose events are in one order
-				require.Zero(t, told.unclear)
-			}
-			require.Less(t, told.unclear, len(told.steps)/20)
+			few := map[string]int{"ours": len(told.steps) / 200, "upstream": len(told.steps) / 20}[writer]
+			require.NotZero(t, few)
+			require.Less(t, told.unclear, few)
 			a := tried(t, told, rcmgr.PartialLimitConfig{})
 			for what, c := range a.tallies {
 				require.Equal(t, tally{stillIn: c.stillIn}, *c, what)

@@ -110,10 +110,10 @@ func (m *Manager) observe(change func(kindSet) kindSet) {
 // observations is what a stripe keeps of limits that are only observed.
 type observations struct {
 	// last is what would have refused the request that is being decided.
-	last    noted
-	counts  [numKinds]dimCounts
-	crowded uint64 // those whose cause is CauseCrowding
-	remarks [numKinds]*remarks
+	last     noted
+	counts   [numKinds]dimCounts
+	rationed rationCounts // those of counts that no limit itself would have refused
+	remarks  [numKinds]*remarks
 }
 
 // beyond tells whether a request that was not admitted is to be decided once more,
@@ -152,9 +152,7 @@ func (st *stripe) exceeded() {
 	o := st.observed
 	k, d := o.last.scope.kind, o.last.d
 	o.counts[k][d]++
-	if o.last.cause == CauseCrowding {
-		o.crowded++
-	}
+	o.rationed.count(&o.last.refusal)
 	if by := o.last.by; by != nil {
 		by.deny().would[d]++
 		o.last.by = nil

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// short is a siege of a minute. Honest peers come to it for ten seconds of that.
-var short = times{before: 5 * time.Second, spread: 5 * time.Second, count: 10 * time.Second, after: 45 * time.Second}
+// short is a siege of a quarter of a minute.
+var short = times{before: 2 * time.Second, spread: 6 * time.Second, count: 8 * time.Second, after: time.Second}
 
 // The places of the variants that this package makes.
 const (
@@ -139,13 +139,16 @@ func TestWhatIsLeftIsFound(t *testing.T) {
 
 func TestEventsHappenInTheOrderOfTheirTimesAndThenOfTheirRequests(t *testing.T) {
 	var c clock
-	var order []string
-	note := func(s string) func() { return func() { order = append(order, fmt.Sprint(s, c.now)) } }
-	c.after(2, note("c"))
-	c.after(1, note("a"))
-	c.after(1, func() { note("b")(); c.after(1, note("d")); c.after(0, note("b'")) })
+	var order, want []string
+	note := func(s string) { order = append(order, fmt.Sprint(s, " at ", int(c.now))) }
+	c.after(2, func() { note("last") })
+	for i := range 9 {
+		c.after(1, func() { note(fmt.Sprint(i)) })
+		want = append(want, fmt.Sprint(i, " at 1"))
+	}
+	c.after(1, func() { c.after(0, func() { note("at once") }) })
 	c.run()
-	require.Equal(t, []string{"a1ns", "b1ns", "b'1ns", "c2ns", "d2ns"}, order)
+	require.Equal(t, append(want, "at once at 1", "last at 2"), order)
 }
 
 func TestThePlotIsXMLWithAPanelForEachAttackAndALineForEachManager(t *testing.T) {

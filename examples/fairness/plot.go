@@ -72,7 +72,7 @@ func draw(to io.Writer, all []series, variants []variant) error {
 		"Left":       left,
 		"Top":        top,
 		"PanelWidth": panelWidth, "PanelHeight": panelHeight,
-		"Width":      left + len(all)*(panelWidth+panelGap) - panelGap/2,
+		"Width":      left + len(all)*(panelWidth+panelGap),
 		"Height":     top + panelHeight + 96,
 		"MiddleX":    left + (len(all)*(panelWidth+panelGap)-panelGap)/2,
 		"MiddleY":    top + panelHeight/2,
@@ -126,7 +126,7 @@ func subnetMarks() (all []mark) {
 func lines(variants []variant) (all []line) {
 	x := left
 	for i, v := range variants {
-		l := line{Index: i, Name: v.name, X: x, Width: "7", Dashes: "none", Opacity: "0.45"}
+		l := line{Index: i, Name: v.name, X: x, Width: "7", Dashes: "none", Opacity: "0.55"}
 		if i%2 == 1 {
 			l.Width, l.Dashes, l.Opacity = "2.5", "7 5", "1"
 		}

@@ -271,7 +271,8 @@ func (st *stripe) checkTree(h *holder, r *request) (verdict, error) {
 		}
 		if r.memory > bound-x.use {
 			st.traceRefuser(x)
-			st.note(refusal{x.name(), dimMemory, CauseLimit, x.use, r.memory, limit}, nil)
+			name := x.name()
+			st.note(refusal{&name, dimMemory, CauseLimit, x.use, r.memory, limit}, nil)
 			r.asker = h.tree.chain.peer
 			st.why.askedBy(r)
 			return refused, nil

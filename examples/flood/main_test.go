@@ -140,7 +140,7 @@ func TestLimitsFollowTheirFile(t *testing.T) {
 	m, err := rcmgr.New(rcmgr.NewFixedLimiter(showLimits(8)))
 	require.NoError(t, err)
 	defer m.Close()
-	f := newFollower(settings{limitsFile: file, attackers: 8}, m)
+	f := newFollower(settings{limitsFile: file, attackers: 8}, m, newWatch())
 	for _, step := range []struct {
 		text    string
 		applied int
@@ -178,6 +178,49 @@ func TestAScopeAboveALoweredLimitMayKeepWhatItHolds(t *testing.T) {
 		w.checkLocked("system", 0, step.use, step.limit)
 		require.Len(t, w.passed, step.passed, "%+v", step)
 	}
+}
+
+// heldUnder is a manager of which a scope holds so much, by its limit.
+type heldUnder struct {
+	manager
+	use, limit int
+}
+
+func (h *heldUnder) Snapshot() rcmgr.Snapshot {
+	return rcmgr.Snapshot{Scopes: []rcmgr.ScopeState{{Name: "system", Kind: rcmgr.KindSystem,
+		Use: network.ScopeStat{NumConnsInbound: h.use}, Limit: unlimitedBut(func(l *rcmgr.BaseLimit) { l.ConnsInbound = h.limit })}}}
+}
+
+// What was taken and what the limit was between two looks, nobody has seen.
+func TestAScopeMayKeepWhatItGotBetweenTwoLooks(t *testing.T) {
+	for _, c := range []struct {
+		seen    bool // before
+		changes int
+		passed  int
+	}{{true, 0, 1}, {true, 1, 1}, {true, 2, 0}, {false, 0, 1}, {false, 1, 0}} {
+		w := newWatch()
+		if c.seen {
+			w.lookNow(&heldUnder{use: 2, limit: 2})
+		}
+		for range c.changes {
+			require.NoError(t, w.whileLimitsChange(func() error { return nil }))
+		}
+		w.lookNow(&heldUnder{use: 3, limit: 2})
+		require.Len(t, w.passed, c.passed, "%+v", c)
+		w.lookNow(&heldUnder{use: 3, limit: 2})
+		require.Len(t, w.passed, c.passed, "it keeps that: %+v", c)
+		w.lookNow(&heldUnder{use: 4, limit: 2})
+		require.Len(t, w.passed, 1, "and gets no more: %+v", c)
+	}
+	// A look that begins while limits change may be before that or after it.
+	w := newWatch()
+	require.NoError(t, w.whileLimitsChange(func() error {
+		w.lookNow(&heldUnder{use: 3, limit: 3})
+		return nil
+	}))
+	require.NoError(t, w.whileLimitsChange(func() error { return nil }))
+	w.lookNow(&heldUnder{use: 4, limit: 2})
+	require.Empty(t, w.passed)
 }
 
 func TestAnInterruptEndsTheAttackEarlyWithTheReport(t *testing.T) {

@@ -147,6 +147,7 @@ func (st *stripe) peerGot(ps *peerScope, r *request) {
 	if r.count != 0 {
 		now := ps.use[r.dir&dimMask]
 		st.peerCounts[r.dir&dimMask].moveCount(now-r.count, now)
+		ps.countStreams(KindSystem, r.dir, r.count)
 		ps.peak.raise(&ps.use, r.dir)
 		ps.peak.raise(&ps.use, r.both)
 		ps.peak.raise(&ps.use, dimFD)
@@ -163,6 +164,7 @@ func (st *stripe) peerGave(ps *peerScope, r *request) {
 	if r.count != 0 {
 		now := ps.use[r.dir&dimMask]
 		st.peerCounts[r.dir&dimMask].moveCount(now+r.count, now)
+		ps.countStreams(KindSystem, r.dir, -r.count)
 	}
 	if r.memory != 0 {
 		now := ps.use[dimMemory]
@@ -179,9 +181,12 @@ type request struct {
 	count, fds  int64 // see unit
 	dir, both   dim
 	priority    uint8
-	crowding    bool    // from a peer that holds a quarter of transient's inbound streams
 	sharedFirst bool    // a move reports the shared scope before the peer's part of it
 	observed    kindSet // whose limits are not asked, see observe.go
+
+	// Who asks, as far as others are to get something, too; see fairshare.go.
+	asker *peerScope
+	near  *neighbours
 }
 
 // unit is one connection or stream as it is counted. The zero value is none.
@@ -252,18 +257,24 @@ func (r *request) list() (list [maxItems]item, n int) {
 	return list, n
 }
 
-// bound gives the most that an account may hold of d after this request.
-func (r *request) bound(st *stripe, a *account, d dim) int64 {
-	limit := a.limit[d]
-	switch {
-	case r.observed.has(a.kind):
+// bound gives the most that an account may hold after it got an item of this request.
+func (r *request) bound(m *Manager, a *account, it item) int64 {
+	if r.observed.has(a.kind) {
 		return math.MaxInt64
-	case d == dimMemory && r.weight != whole:
-		return st.m.admission.threshold(limit, r.weight)
-	case d == dimStreamsIn && r.crowding && a.kind == KindTransient:
-		return limit - limit/4
 	}
-	return limit
+	most := r.threshold(m, a, it.d)
+	if a.kind <= KindTransient && m.rations(r) {
+		most = min(most, m.ration(r, a, it))
+	}
+	return most
+}
+
+// threshold gives how much of a limit requests like this one may fill, whoever asks.
+func (r *request) threshold(m *Manager, a *account, d dim) int64 {
+	if d == dimMemory && r.weight != whole {
+		return m.admission.threshold(a.limit[d], r.weight)
+	}
+	return a.limit[d]
 }
 
 // exact tells whether a request has to be decided on the sum even where the
@@ -294,29 +305,32 @@ type noted struct {
 	refusal
 	by    *account // that refused, if it was one
 	asker peer.ID  // who asked, where that is known
+	near  *neighbours
 }
 
 // note notes a refusal.
 func (st *stripe) note(why refusal, by *account) { st.why = noted{refusal: why, by: by} }
 
 // askedBy notes who asked for what was refused.
-func (why *noted) askedBy(p *peerScope) {
-	if p != nil {
-		why.asker = p.peer
+func (why *noted) askedBy(r *request) {
+	if r.asker != nil {
+		why.asker = r.asker.peer
 	}
+	why.near = r.near
 }
 
 // refuse notes that an account refuses an item.
-func (st *stripe) refuse(a *account, it item, current, bound int64) verdict {
+func (st *stripe) refuse(r *request, a *account, it item, current int64) verdict {
 	st.refusedBy(traceName{scopeName: a.scopeName}, &a.use)
-	st.note(refusal{a.scopeName, it.d, causeOf(a, it, current), current, it.n, a.limit[it.d]}, a)
+	st.note(refusal{a.scopeName, it.d, r.causeOf(st.m, a, it, current), current, it.n, a.limit[it.d]}, a)
+	st.why.askedBy(r)
 	return refused
 }
 
 // causeOf tells which rule an item does not fit that an account refuses.
-func causeOf(a *account, it item, current int64) Cause {
-	if it.d != dimMemory && it.n <= a.limit[it.d]-current {
-		return CauseCrowding // it would fit the limit, but not the bound
+func (r *request) causeOf(m *Manager, a *account, it item, current int64) Cause {
+	if it.n <= r.threshold(m, a, it.d)-current {
+		return m.rationedBy(a.kind)
 	}
 	return CauseLimit
 }
@@ -354,15 +368,13 @@ func (st *stripe) takeOnce(c *chain, r *request, all bool) verdict {
 // undecided. A refusal is noted in st.why, and leaves every account as it was
 // (I3).
 func (st *stripe) check(c *chain, r *request, all bool) verdict {
-	v := st.checkAll(c, r, all)
-	if v == refused {
-		st.why.askedBy(c.peer)
+	if ps := c.peer; ps != nil {
+		r.asker = ps
+		if r.near == nil {
+			r.near = ps.near
+		}
 	}
-	return v
-}
-
-func (st *stripe) checkAll(c *chain, r *request, all bool) verdict {
-	if r.mayBeReady() && !r.crowding && !all {
+	if r.mayBeReady() && !all && !st.m.rations(r) {
 		list, n := r.list()
 		if st.drawLacking(c, list[:n]) {
 			return admitted
@@ -390,8 +402,8 @@ func (st *stripe) checkPrivate(c *chain, r *request) verdict {
 			continue
 		}
 		for _, it := range items[:n] {
-			if bound := r.bound(st, a, it.d); it.n > bound-a.use[it.d] {
-				return st.refuse(a, it, a.use[it.d], bound)
+			if it.n > r.bound(st.m, a, it)-a.use[it.d] {
+				return st.refuse(r, a, it, a.use[it.d])
 			}
 		}
 	}
@@ -420,6 +432,12 @@ func (c *chain) lacking(r *request) (list shares, some bool) {
 // checkShared decides for the shared accounts and, with draw, gets the credit
 // that is lacking.
 func (st *stripe) checkShared(c *chain, r *request, all, draw bool) verdict {
+	if !all {
+		// First a look without a lock: what one loaded word refuses is refused.
+		if v := st.judge(c, r, false); v != admitted || !draw {
+			return v
+		}
+	}
 	list, some := c.lacking(r)
 	switch {
 	case !some:
@@ -427,18 +445,14 @@ func (st *stripe) checkShared(c *chain, r *request, all, draw bool) verdict {
 	case all:
 		return st.settle(&list, r, draw)
 	}
-	// First a look without a lock: what one loaded word refuses is refused.
-	if v := st.judge(&list, r, false); v != admitted || !draw {
-		return v
-	}
 	for _, sh := range list {
 		if sh != nil {
 			sh.pool.mu.Lock()
 		}
 	}
-	v := st.judge(&list, r, false)
+	v := st.judge(c, r, false)
 	if v == admitted {
-		st.judge(&list, r, true)
+		st.judge(c, r, true)
 	}
 	for _, sh := range list {
 		if sh != nil {
@@ -489,22 +503,22 @@ func (a *account) hasAllReady(items []item) bool {
 
 // judge decides for every share that lacks credit, first in the order of the
 // chain. With draw, all pools are locked and everything fits: it draws.
-func (st *stripe) judge(list *shares, r *request, draw bool) verdict {
+func (st *stripe) judge(c *chain, r *request, draw bool) verdict {
 	items, n := r.list()
-	for _, sh := range list {
-		if sh == nil {
+	for _, a := range c.shared() {
+		if a == nil {
 			continue
 		}
+		sh := a.share
 		for _, it := range items[:n] {
 			if !sh.lacks(r, it) {
 				continue
 			}
 			l := sh.pool.tally(it.d)
-			bound := r.bound(st, &sh.account, it.d)
-			grant, v := l.draw(it.n, sh.short(it), bound)
+			grant, v := l.draw(it.n, sh.short(it), r.bound(st.m, &sh.account, it))
 			switch {
 			case v == refused:
-				return st.refuse(&sh.account, it, l.leastUse(), bound)
+				return st.refuse(r, &sh.account, it, l.leastUse())
 			case v == undecided:
 				return v
 			case draw && grant > 0:
@@ -530,8 +544,7 @@ func (st *stripe) settle(list *shares, r *request, draw bool) verdict {
 				continue
 			}
 			used := sh.pool.usedOf(it.d)
-			bound := r.bound(st, &sh.account, it.d)
-			if it.n <= bound-used {
+			if it.n <= r.bound(st.m, &sh.account, it)-used {
 				continue
 			}
 			if !r.exact(it) {
@@ -540,7 +553,7 @@ func (st *stripe) settle(list *shares, r *request, draw bool) verdict {
 				// limit at once are refused; each of them is decided here.
 				sh.pool.recall(it.d, 0)
 			}
-			return st.refuse(&sh.account, it, used, bound)
+			return st.refuse(r, &sh.account, it, used)
 		}
 	}
 	for _, sh := range list {

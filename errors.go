@@ -48,11 +48,15 @@ const (
 	// CauseMemoryPressure: the process has too much memory in use, see
 	// WithMemoryPressure.
 	CauseMemoryPressure
+	// CauseFairShare: more than half of the limit is in use, and this peer, or all of
+	// its subnet, would hold more than their share of it, see WithFairShare.
+	CauseFairShare
 )
 
-// String gives "limit", "crowding", "subnet", "rate" or "memory-pressure".
+// String gives "limit", "crowding", "subnet", "rate", "memory-pressure" or
+// "fair-share".
 func (c Cause) String() string {
-	names := [...]string{"limit", "crowding", "subnet", "rate", "memory-pressure"}
+	names := [...]string{"limit", "crowding", "subnet", "rate", "memory-pressure", "fair-share"}
 	if int(c) < len(names) {
 		return names[c]
 	}

@@ -54,7 +54,7 @@ type Check struct {
 	Asked int64
 	Limit int64 // math.MaxInt64 is unlimited
 	// Threshold is the most that the scope may hold afterwards, for this question: a
-	// part of Limit for a low priority, or for a crowd of one peer's streams.
+	// part of Limit for a low priority, or where a peer or a subnet holds much.
 	Threshold int64
 	Room      int64 // Threshold less Use; less than 0 if more is held than allowed
 	Fits      bool
@@ -128,9 +128,9 @@ type explainer struct {
 	fixed                     [KindAllowlistedTransient + 1]*account
 	peer, protocol, service   *account
 	protocolPeer, servicePeer *account
-	self                      *account // of the new connection or stream
-	transientIn, trusted      int32    // see peerScope
-	cost                      int64    // of opening, in bytes
+	self                      *account  // of the new connection or stream
+	asker                     peerScope // what else counts of the peer
+	cost                      int64     // of opening, in bytes
 }
 
 // copyAccounts copies what the question concerns, in one cut. A Limiter of the
@@ -169,7 +169,7 @@ func (e *explainer) copyAccounts() error {
 		case q.Peer == "":
 		case ps != nil:
 			e.peer = copyOf(ps.scopeName, *ps.limit, ps.use)
-			e.transientIn, e.trusted = ps.transientIn, ps.trusted
+			e.asker = peerScope{account: *e.peer, transientIn: ps.transientIn, trusted: ps.trusted, near: ps.near}
 		default:
 			limit := m.limits.Load().peerNow(q.Peer, said)
 			if limit == nil {
@@ -261,13 +261,13 @@ func (c *checked) decide() {
 }
 
 func (e *explainer) checkOf(step string, r *request, a *account, it item) Check {
-	bound, use := r.bound(&e.m.stripes[0], a, it.d), a.use[it.d]
+	bound, use := r.bound(e.m, a, it), a.use[it.d]
 	k := Check{Step: step, Scope: a.scopeName.String(), Kind: a.kind, Name: limitNames[it.d], Use: use, Asked: it.n,
 		Limit: a.limit[it.d], Threshold: bound, Room: bound - use, Fits: it.n <= bound-use}
 	// What no number can hold is refused by all.
 	k.Observed = e.observed.has(a.kind) && it.n <= math.MaxInt64-use
 	if !k.Fits {
-		k.Cause = causeOf(a, it, use).String()
+		k.Cause = r.causeOf(e.m, a, it, use).String()
 		k.Raise = e.m.limitKey(a.kind, it.d, &a.scopeName)
 	}
 	return k
@@ -290,7 +290,14 @@ func (e *explainer) conn() {
 	u := unitOf(KindConn, e.q.Direction, e.q.UseFD && !e.far.relayed)
 	r := u.whole(e.cost)
 	open, named := e.m.allowlist.allowsAddr(e.far)
+	if !open && !named {
+		r.near = e.m.fair.enter(e.far.addr, u.dir)
+		defer e.m.fair.leave(r.near)
+	}
 	gated := !open && e.m.gate().concerns(u.dir)
+	if !open && !named {
+		e.process(u.dir)
+	}
 	system := e.open(&r, open || named)
 	if gated && !named {
 		e.gate(u.dir)
@@ -298,6 +305,7 @@ func (e *explainer) conn() {
 	if e.q.Peer != "" {
 		trusted := e.m.allowlist.allows(e.q.Peer, e.far.addr)
 		if gated && named && !trusted {
+			e.process(u.dir)
 			e.gate(u.dir)
 		}
 		if system.kind == KindAllowlistedSystem && !trusted {
@@ -346,10 +354,12 @@ func (e *explainer) peerOfStream() *account {
 func (e *explainer) stream() {
 	u := unitOf(KindStream, e.q.Direction, false)
 	r := u.whole(e.cost)
-	if e.m.newcomers {
-		r.crowding = int64(e.transientIn) >= e.fixed[KindTransient].limit[dimStreamsIn]/4
+	r.asker, r.near = &e.asker, e.asker.near
+	trusted := e.asker.trusted > 0 || e.m.allowlist.allowsPeer(e.q.Peer)
+	if !trusted {
+		e.process(u.dir)
 	}
-	system := e.open(&r, e.trusted > 0 || e.m.allowlist.allowsPeer(e.q.Peer))
+	system := e.open(&r, trusted)
 	transient := e.fixed[KindTransient]
 	if system.kind == KindAllowlistedSystem {
 		transient = e.fixed[KindAllowlistedTransient]
@@ -368,6 +378,7 @@ func (e *explainer) stream() {
 func (e *explainer) memory(accounts ...*account) {
 	if e.q.Memory > 0 {
 		r := memoryRequest(e.m.admission, e.q.Memory, e.q.Priority)
+		r.asker = &e.asker
 		e.step("memory", &r, accounts...)
 	}
 }
@@ -377,7 +388,28 @@ func (e *explainer) reservation() {
 	at := map[Kind]*account{KindTransient: e.fixed[KindTransient], KindPeer: e.peer,
 		KindProtocol: e.protocol, KindService: e.service}[e.q.Kind]
 	r := memoryRequest(e.m.admission, e.q.Memory, e.q.Priority)
+	r.asker = &e.asker
 	e.step("memory", &r, at, e.fixed[KindSystem])
+}
+
+// process asks whether the process has memory for strangers.
+func (e *explainer) process(d dim) {
+	p := e.m.pressure.state()
+	if p.Limit == 0 || d != dimConnsIn && d != dimStreamsIn {
+		return
+	}
+	most := p.RefuseAbove
+	if p.Refusing {
+		most = p.AdmitBelow
+	}
+	k := Check{Step: "gate", Scope: KindProcess.String(), Kind: KindProcess, Name: limitNames[d], Use: p.InUse, Asked: 1,
+		Limit: p.RefuseAbove, Threshold: most, Room: most - p.InUse, Fits: !p.Refusing, Observed: e.observed.has(KindProcess)}
+	if !k.Fits {
+		k.Cause, k.Raise = CauseMemoryPressure.String(), e.m.limitKey(KindProcess, d, &scopeName{})
+	}
+	c := checked{checks: []Check{k}}
+	c.decide()
+	e.take(c, &request{})
 }
 
 // gate asks the gates for the far end.

@@ -31,6 +31,7 @@ type reading struct {
 	rateBuckets int       // that are not full
 	stripes     int
 	observed    [numKinds]int // managers in which the limits of this kind are only observed
+	fair        kindSet       // scopes that have shares, in one of the managers
 	counts      counts
 	// process is the memory of the process, which is the same for all managers;
 	// empty if none of them looks at it. pressed counts those that refuse for its
@@ -54,10 +55,10 @@ type counts struct {
 	// bytes of memory. The dimensions for both directions together say nothing.
 	blocked  [numKinds]amounts
 	refusals [numKinds]dimCounts
-	crowded  uint64 // those among transient's refusals of inbound streams whose cause is CauseCrowding
+	rationed rationCounts
 	// The same for what would have been refused by limits that are only observed.
-	would      [numKinds]dimCounts
-	wouldCrowd uint64
+	would         [numKinds]dimCounts
+	wouldRationed rationCounts
 
 	callerBugs, lateReleases uint64
 	draws, returns, settled  uint64 // see EngineState
@@ -69,8 +70,8 @@ func (c *counts) add(o *counts) {
 		c.refusals[k].add(&o.refusals[k])
 		c.would[k].add(&o.would[k])
 	}
-	c.crowded += o.crowded
-	c.wouldCrowd += o.wouldCrowd
+	c.rationed.add(&o.rationed)
+	c.wouldRationed.add(&o.wouldRationed)
 	c.callerBugs += o.callerBugs
 	c.lateReleases += o.lateReleases
 	c.draws += o.draws
@@ -116,6 +117,7 @@ func (t *readingSum) add(r reading) {
 	for k, n := range r.observed {
 		t.observed[k] += n
 	}
+	t.fair |= r.fair
 	t.counts.add(&r.counts)
 }
 
@@ -397,7 +399,7 @@ func (r *reading) blockedResources(to series) {
 // refusals has a series for whatever can be refused, also where nothing was:
 // the rate of a series that begins with its first refusal would miss that.
 func (r *reading) refusals(to series) {
-	to.refusals(&r.counts.refusals, r.counts.crowded, allKinds)
+	to.refusals(&r.counts.refusals, &r.counts.rationed, allKinds, r.fair)
 }
 
 // wouldRefuse has them for whatever is, or has been, only observed.
@@ -408,7 +410,7 @@ func (r *reading) wouldRefuse(to series) {
 			kinds |= 1 << k
 		}
 	}
-	to.refusals(&r.counts.would, r.counts.wouldCrowd, kinds)
+	to.refusals(&r.counts.would, &r.counts.wouldRationed, kinds, r.fair)
 }
 
 func (r *reading) observeOnly(to series) {
@@ -417,7 +419,7 @@ func (r *reading) observeOnly(to series) {
 	}
 }
 
-func (s series) refusals(counts *[numKinds]dimCounts, crowded uint64, kinds kindSet) {
+func (s series) refusals(counts *[numKinds]dimCounts, rationed *rationCounts, kinds, fair kindSet) {
 	for _, k := range kinds.list() {
 		cause := CauseLimit
 		switch k {
@@ -434,8 +436,13 @@ func (s series) refusals(counts *[numKinds]dimCounts, crowded uint64, kinds kind
 			}
 			n := counts[k][d]
 			if k == KindTransient && dim(d) == dimStreamsIn {
-				s.counter(crowded, k.String(), l.resource, l.dir, CauseCrowding.String())
-				n -= crowded
+				s.counter(rationed.crowded, k.String(), l.resource, l.dir, CauseCrowding.String())
+				n -= rationed.crowded
+			}
+			if fair.has(k) && dim(d).hasShares() {
+				shares := rationed.fair[k][d]
+				s.counter(shares, k.String(), l.resource, l.dir, CauseFairShare.String())
+				n -= shares
 			}
 			s.counter(n, k.String(), l.resource, l.dir, cause.String())
 		}

@@ -284,7 +284,7 @@ func TestCountsOfClosedManagersStayInTheSum(t *testing.T) {
 	var l liveManagers
 	one := &fakeManager{says: systemOnly(amounts{})}
 	c := &one.says.counts
-	c.refusals[KindPeer][dimFD], c.refusals[KindTransient][dimStreamsIn], c.crowded = 1, 5, 2
+	c.refusals[KindPeer][dimFD], c.refusals[KindTransient][dimStreamsIn], c.rationed.crowded = 1, 5, 2
 	c.callerBugs, c.lateReleases, c.draws, c.returns, c.settled = 3, 4, 5, 6, 7
 	one.says.peers, one.says.stripes = 8, 9
 	l.add(one)

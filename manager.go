@@ -35,6 +35,7 @@ type Manager struct {
 	limits    atomic.Pointer[limitBook] // in force; see setlimits.go
 	admission Admission
 	newcomers bool
+	fair      *fairShare // nil: nobody has a share
 	allowlist *Allowlist
 	observed  observedKinds        // whose limits refuse nothing; see observe.go
 	gates     atomic.Pointer[gate] // in force; see gateswap.go
@@ -97,6 +98,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		stripes:   make([]stripe, cfg.stripes),
 		admission: cfg.admission,
 		newcomers: cfg.newcomers,
+		fair:      newFairShare(cfg.fair),
 		options:   cfg,
 		allowlist: newAllowlist(cfg.allowlisted),
 		reporter:  guarded(cfg.reporter),
@@ -152,7 +154,7 @@ func (m *Manager) logStart() {
 		}
 	}
 	log.Info("resource manager started", append([]any{"stripes", len(m.stripes), "admission", m.admission,
-		"newcomers_quarter", m.newcomers, "observe_only", m.Observed(), "connections_per_subnet", gates.subnets.describe(),
+		"newcomers_quarter", m.newcomers, "fair_share", m.options.fair, "observe_only", m.observed.load(), "connections_per_subnet", gates.subnets.describe(),
 		"connect_rates", rates, "outbound_gates", gates.outbound,
 		"allowlist_entries", len(m.options.allowlisted), "traced", m.trace != nil}, m.limits.Load().startAttrs()...)...)
 }

@@ -34,6 +34,9 @@ func (s kindSet) list() (kinds []Kind) {
 	return kinds
 }
 
+// String gives the kinds as text, for the log.
+func (s kindSet) String() string { return fmt.Sprint(s.list()) }
+
 // kindSetOf reads kinds; none are all.
 func kindSetOf(kinds []Kind) (s kindSet, err error) {
 	if len(kinds) == 0 {
@@ -104,16 +107,16 @@ func (m *Manager) Observed() []Kind { return m.observed.load().list() }
 
 func (m *Manager) observe(change func(kindSet) kindSet) {
 	m.inOneCut(func() { m.observed.bits.Store(uint32(change(m.observed.load()))) })
-	log.Info("limits that are only observed", "kinds", m.Observed())
+	log.Info("limits that are only observed", "kinds", m.observed.load())
 }
 
 // observations is what a stripe keeps of limits that are only observed.
 type observations struct {
 	// last is what would have refused the request that is being decided.
-	last    noted
-	counts  [numKinds]dimCounts
-	crowded uint64 // those whose cause is CauseCrowding
-	remarks [numKinds]*remarks
+	last     noted
+	counts   [numKinds]dimCounts
+	rationed rationCounts // those of counts that no limit itself would have refused
+	remarks  [numKinds]*remarks
 }
 
 // beyond tells whether a request that was not admitted is to be decided once more,
@@ -152,9 +155,7 @@ func (st *stripe) exceeded() {
 	o := st.observed
 	k, d := o.last.scope.kind, o.last.d
 	o.counts[k][d]++
-	if o.last.cause == CauseCrowding {
-		o.crowded++
-	}
+	o.rationed.count(&o.last.refusal)
 	if by := o.last.by; by != nil {
 		by.deny().would[d]++
 		o.last.by = nil

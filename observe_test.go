@@ -92,12 +92,12 @@ func (m *Manager) wouldRefuseNow() map[modelWould]int {
 	for k := range numKinds {
 		for d, n := range r.counts.would[k] {
 			if k == KindTransient && dim(d) == dimStreamsIn {
-				n -= r.counts.wouldCrowd
+				n -= r.counts.wouldRationed.crowded
 			}
 			put(k, dim(d), CauseLimit, n)
 		}
 	}
-	put(KindTransient, dimStreamsIn, CauseCrowding, r.counts.wouldCrowd)
+	put(KindTransient, dimStreamsIn, CauseCrowding, r.counts.wouldRationed.crowded)
 	return all
 }
 

@@ -39,12 +39,15 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		}
 	}
 	gated := !open && m.gate().concerns(h.dir)
+	r := h.total()
 	if gated && !named {
 		if err = m.passGates(&h, far, &pass); err != nil {
 			return nil, err
 		}
 	}
-	r := h.total()
+	if m.fair != nil && !open && !named {
+		r.near = m.fair.enter(far.addr, h.dir)
+	}
 	var c chain
 	for all := false; ; all = true {
 		st := m.anyStripe()
@@ -54,6 +57,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		switch v {
 		case refused:
 			pass.undo()
+			m.fair.leave(r.near)
 			return nil, err
 		case undecided:
 			continue
@@ -61,7 +65,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		scope := new(connScope)
 		scope.become(&h, &scope.root)
 		scope.begin(st, &c)
-		scope.addr, scope.gate, scope.onTrial = far.addr, pass.conns, gated && named
+		scope.addr, scope.gate, scope.near, scope.onTrial = far.addr, pass.conns, r.near, gated && named
 		scope.allowlisted = c.at[slotSystem].kind == KindAllowlistedSystem
 		if m.leaks != nil {
 			m.leaks.opened(&scope.holder, "")
@@ -186,6 +190,8 @@ func (st *stripe) open(h *holder, r *request, c *chain, fallBack, all bool) (ver
 		if c.peer != nil {
 			c.peer.refs++
 			countTransient(c, h.dir, 1)
+		} else if r.near != nil {
+			r.near.countConn(c, h.unit, 1)
 		}
 		st.traceOpened(h, r)
 	}
@@ -217,13 +223,9 @@ func (st *stripe) checkOpening(h *holder, r *request) verdict {
 }
 
 func (st *stripe) takeOpening(r *request, c *chain, fallBack, all bool) verdict {
-	ps := c.peer
-	if ps != nil && st.m.newcomers {
-		r.crowding = int64(ps.transientIn) >= st.m.fixed[KindTransient].limit[dimStreamsIn]/4
-	}
 	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
 	v := st.takeOnce(c, r, all)
-	if v == refused && (fallBack || ps != nil && st.m.allowlist.allowsPeer(ps.peer)) {
+	if v == refused && (fallBack || c.peer != nil && st.m.allowlist.allowsPeer(c.peer.peer)) {
 		c.stand(st.fixed[KindAllowlistedTransient], st.fixed[KindAllowlistedSystem])
 		v = st.takeOnce(c, r, all)
 	}

@@ -20,6 +20,7 @@ type config struct {
 	refusalLog  time.Duration // 0: off
 	observed    kindSet       // WithObserveOnly
 	newcomers   bool          // the last quarter of transient's inbound streams is theirs
+	fair        kindSet       // WithFairShare
 	allowlisted []allowlistEntry
 	subnets     subnetConfig    // nil lists: what the limit configuration says
 	callerRates *callerRates    // nil: likewise

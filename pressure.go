@@ -224,7 +224,7 @@ func (st *stripe) noteMemory(h *holder, asker *peerScope) {
 	process := scopeName{kind: KindProcess}
 	st.refusedBy(traceName{scopeName: process}, &amounts{})
 	st.note(refusal{process, h.dir, CauseMemoryPressure, p.inUse.Load(), 1, p.refuse}, nil)
-	st.why.askedBy(asker)
+	st.why.askedBy(&request{asker: asker})
 }
 
 // runtimeMemory gives what the runtime has in use, for a process that may use so

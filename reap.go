@@ -81,7 +81,10 @@ func (st *stripe) collect(a *account) {
 	st.traceDestroyed(a)
 	switch a.kind {
 	case KindPeer:
+		ps := st.peers[a.peer]
 		delete(st.peers, a.peer)
+		st.m.fair.leave(ps.near)
+		ps.near = nil // it may come back
 		st.leaveCrowd()
 	case KindServicePeer, KindProtocolPeer:
 		of := st.protocols[a.text]

@@ -65,10 +65,13 @@ func (r *remark) add(o *remark) {
 	r.worst.vote(o.worst.name, o.worst.votes)
 }
 
-// concerned names whom the log may have to name: who asked, if the refusing
-// scope is everybody's or a single connection or stream, and that scope itself
-// otherwise.
+// concerned names whom the log may have to name: who asked, or its subnet where that
+// may be what has too much, if the refusing scope is everybody's or a single
+// connection or stream, and that scope itself otherwise.
 func (why *noted) concerned() scopeName {
+	if why.cause == CauseFairShare && why.near != nil {
+		return scopeName{kind: KindSubnet, text: why.near.prefix().String()}
+	}
 	if k := why.scope.kind; k <= KindAllowlistedTransient || k == KindConn || k == KindStream || k == KindProcess {
 		return scopeName{kind: KindPeer, peer: why.asker}
 	}

@@ -272,7 +272,8 @@ func (st *stripe) checkTree(h *holder, r *request) (verdict, error) {
 		if r.memory > bound-x.use {
 			st.traceRefuser(x)
 			st.note(refusal{x.name(), dimMemory, CauseLimit, x.use, r.memory, limit}, nil)
-			st.why.askedBy(h.tree.chain.peer)
+			r.asker = h.tree.chain.peer
+			st.why.askedBy(r)
 			return refused, nil
 		}
 	}
@@ -435,6 +436,7 @@ type connScope struct {
 
 	addr netip.Addr    // of its far end, see endpoint
 	gate *subnetStripe // in which its address counts; may be nil
+	near *neighbours   // that it counts for; may be nil
 	// onTrial: an entry of the allowlist that names a peer let it past the
 	// gates, before it was known who it is.
 	onTrial bool
@@ -489,10 +491,12 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 		if why := m.enterGates(c.addr, c.dir, &mv.pass); why != nil {
 			return m.refusedAtGate(&c.holder, why)
 		}
+		mv.near = m.fair.enter(c.addr, c.dir)
 	}
 	err := c.moveTo(p, &mv)
 	if err != nil {
 		mv.pass.undo()
+		m.fair.leave(mv.near)
 	}
 	return err
 }
@@ -517,6 +521,7 @@ type move struct {
 	to      *stripe
 	trusted bool     // the allowlist means this peer at this address
 	pass    gatePass // what the gates gave for it
+	near    *neighbours
 }
 
 func (c *connScope) moveTo(p peer.ID, mv *move) error {
@@ -582,10 +587,23 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	if mv.pass.conns != nil {
 		c.gate = mv.pass.conns
 	}
+	c.countNear(-1)
+	if mv.near != nil {
+		c.near = mv.near
+	}
 	c.chain.peer, c.chain.at[slotPeer] = ps, &ps.account
 	c.chain.at[slotTransient], c.chain.at[slotSystem] = nil, place.at[slotSystem]
 	c.at.Store(to)
+	c.countNear(1)
+	to.m.fair.adopt(ps, c.near)
 	return admitted, nil
+}
+
+// countNear counts the connection for its subnet, in the scopes where it stands now.
+func (c *connScope) countNear(by int64) {
+	if c.near != nil {
+		c.near.countConn(&c.chain, c.unit, by)
+	}
 }
 
 // takeStranger is take for a connection that is not whom the allowlist meant: it has
@@ -632,8 +650,10 @@ func (c *connScope) Done() {
 	if c.trusted {
 		c.chain.peer.trusted--
 	}
+	c.countNear(-1)
 	c.finish(st)
 	st.unlock(false)
+	st.m.fair.leave(c.near)
 	if c.gate != nil {
 		c.gate.leave(c.addr)
 	}
@@ -785,6 +805,7 @@ func (s *streamScope) leaveTransient(st *stripe, total *request) {
 func countTransient(c *chain, d dim, n int32) {
 	if a := c.at[slotTransient]; a != nil && a.kind == KindTransient && d == dimStreamsIn {
 		c.peer.transientIn += n
+		c.peer.countStreams(KindTransient, d, int64(n))
 	}
 }
 

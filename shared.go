@@ -115,6 +115,8 @@ type peerScope struct {
 	transientIn int32
 	// trusted counts the peer's connections that the allowlist means.
 	trusted int32
+	// near is the subnet of its first inbound connection; nil if it is of none.
+	near *neighbours
 }
 
 var (

@@ -167,7 +167,10 @@ type Snapshot struct {
 	Gates        GateState
 	// Process is the memory of the whole process; empty without WithMemoryPressure.
 	Process ProcessMemory `json:",omitzero"`
-	Engine  EngineState
+	// FairShare is what subnets hold; empty without WithFairShare. It is read a little
+	// later than the scopes.
+	FairShare FairShareState `json:",omitzero"`
+	Engine    EngineState
 	// Leaks has the oldest open scopes; empty without WithLeakFinder.
 	Leaks LeakState `json:",omitzero"`
 }
@@ -262,6 +265,7 @@ func (m *Manager) snapshot(subnets int, addPeers func(*cut)) Snapshot {
 	s.CallerBugs = m.callerBugs.Load()
 	s.Gates = m.gate().state(subnets)
 	s.Process = m.pressure.state()
+	s.FairShare = m.fair.state(subnets)
 	s.Leaks = m.leaks.state()
 	m.gate().subnets.addRefusals(&refused, &would)
 	s.Scopes = make([]ScopeState, len(c.scopes))

@@ -144,12 +144,12 @@ func (m *Manager) read() reading {
 			r.connMemory.add(&st.connMemory)
 			r.peers += len(st.peers)
 			r.counts.add(&counts{
-				blocked: st.blocked, refusals: st.refusals, crowded: st.crowded, lateReleases: st.lateReleases,
+				blocked: st.blocked, refusals: st.refusals, rationed: st.rationed, lateReleases: st.lateReleases,
 				draws: st.draws, returns: st.returns, settled: st.settled,
 			})
 			st.addWouldRefuse(&r.counts.would)
 			if st.observed != nil {
-				r.counts.wouldCrowd += st.observed.crowded
+				r.counts.wouldRationed.add(&st.observed.rationed)
 			}
 		}
 	})
@@ -162,6 +162,7 @@ func (m *Manager) read() reading {
 	for _, k := range m.Observed() {
 		r.observed[k]++
 	}
+	r.fair = m.options.fair
 	for _, k := range gateKinds { // each of one connection
 		for d, n := range r.counts.refusals[k] {
 			r.counts.blocked[k][d] = int64(n)

@@ -62,7 +62,7 @@ type stripe struct {
 	peerMemory, connMemory spread
 	refusals               [numKinds]dimCounts
 	blocked                [numKinds]amounts // what the refused requests asked for
-	crowded                uint64            // refusals whose cause is CauseCrowding
+	rationed               rationCounts      // those of refusals that no limit itself refused
 	lateReleases           uint64            // at scopes that are done
 	draws                  uint64            // credit drawn from pools
 	returns                uint64            // credit returned to pools
@@ -156,9 +156,7 @@ func (st *stripe) refusal(asked scopeName, r *request) error {
 	why := &st.why
 	k := why.scope.kind
 	st.refusals[k][why.d]++
-	if why.cause == CauseCrowding {
-		st.crowded++
-	}
+	st.rationed.count(&why.refusal)
 	if why.by != nil {
 		why.by.deny().refused[why.d]++
 		why.by = nil

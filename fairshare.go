@@ -1,0 +1,349 @@
+package rcmgr
+
+// Fair share: while more than half of a scope that all share is in use, no single
+// peer and no single subnet gets all that is left. A peer may hold a quarter of a
+// limit; identities cost nothing, so all peers of a subnet together may hold as much
+// as is still free (the dynamic thresholds of Choudhury and Hahne, made for queues
+// that share the memory of a switch): one subnet half of the limit, two a third each,
+// and whoever comes from anywhere else finds room.
+//
+// Both are bounds on what the scope may hold after a request, never below half of its
+// limit. So they need nothing that limits do not need (I2): credit below half is
+// spent as ever, and above half everything is decided on the exact sum, with a lower
+// bound for some. What a subnet holds, of the standard scopes alone, is counted where
+// its peers' stripes change it, in numbers that all of them share; it is what it is
+// when somebody asks.
+
+import (
+	"cmp"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+)
+
+// The subnets that have a share: what one customer is usually given of IPv6, and of
+// IPv4 what costs little to rent as a whole.
+const (
+	fairBits4 = 24
+	fairBits6 = 56
+)
+
+// fairShards is the number of locks that the subnets share out.
+const fairShards = 64
+
+// WithFairShare keeps single peers and single subnets from taking all of the
+// transient scope, or of the scopes that are named: KindTransient and KindSystem. It
+// is for what comes from outside. While a scope, with a request, holds more than half
+// of a limit on inbound streams, inbound connections, all streams, all connections or
+// descriptors,
+//
+//   - a peer is refused what would give it more than a quarter of the limit, unless
+//     it holds nothing; of memory, too;
+//   - a subnet is refused what would leave less than it holds: all inbound connections
+//     from one IPv4 /24 or one IPv6 /56, and all inbound streams of peers whose first
+//     inbound connection came from there.
+//
+// Somebody of a subnet that holds nothing is admitted while there is room. Who has no
+// address of their own (behind a relay, or not IP) and this machine's own
+// 127.0.0.1 and ::1 are of no subnet. What the allowlist admits is not bound by it. A
+// refusal is a *LimitError of the scope, with CauseFairShare. It is off by default.
+// Other kinds are an error.
+func WithFairShare(kinds ...Kind) Option {
+	return func(c *config) error {
+		if len(kinds) == 0 {
+			kinds = []Kind{KindTransient}
+		}
+		for _, k := range kinds {
+			if k != KindTransient && k != KindSystem {
+				return fmt.Errorf("WithFairShare: %v has no shares, expected transient or system", k)
+			}
+			c.fair |= 1 << k
+		}
+		return nil
+	}
+}
+
+// fairShare has the subnets of one manager. A nil one knows of none.
+type fairShare struct {
+	scopes kindSet
+	seed   maphash.Seed
+	shards [fairShards]fairShard
+}
+
+type fairShard struct {
+	mu struct {
+		sync.Mutex
+		subnets map[subnetKey]*neighbours // as long as connections or peers point there
+	}
+	_ [48]byte // the next shard's lock is on a cache line of its own
+}
+
+// neighbours is what all of one subnet hold of the standard system and transient
+// scopes, from outside.
+type neighbours struct {
+	key  subnetKey
+	bits int
+	refs int // connections from there, and peers that came from there; under the shard's lock
+	held [KindTransient + 1]struct{ streams, conns, fds atomic.Int64 }
+}
+
+func newFairShare(scopes kindSet) *fairShare {
+	if scopes == 0 {
+		return nil
+	}
+	f := &fairShare{scopes: scopes, seed: maphash.MakeSeed()}
+	for i := range f.shards {
+		f.shards[i].mu.subnets = make(map[subnetKey]*neighbours)
+	}
+	return f
+}
+
+func (f *fairShare) shard(k subnetKey) *fairShard {
+	return &f.shards[maphash.Comparable(f.seed, k)%fairShards]
+}
+
+// on tells whether a scope has shares.
+func (f *fairShare) on(k Kind) bool { return f != nil && f.scopes.has(k) }
+
+// enter gives the subnet of a connection that is to be opened, nil if it is of none.
+// It is to be left again.
+func (f *fairShare) enter(addr netip.Addr, d dim) *neighbours {
+	if f == nil || d != dimConnsIn || !addr.IsValid() || addr == localhost4 || addr == localhost6 {
+		return nil
+	}
+	fam, bits := familyOf(addr), fairBits4
+	if fam == ipv6 {
+		bits = fairBits6
+	}
+	key := keyOf(addr).cut(uint(fam.bitLen() - bits))
+	s := f.shard(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.mu.subnets[key]
+	if n == nil {
+		n = &neighbours{key: key, bits: bits}
+		s.mu.subnets[key] = n
+	}
+	n.refs++
+	return n
+}
+
+var localhost4, localhost6 = netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()
+
+// leave gives up what enter or keep gave; nil is nothing.
+func (f *fairShare) leave(n *neighbours) {
+	if n == nil {
+		return
+	}
+	s := f.shard(n.key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n.refs--; n.refs == 0 {
+		delete(s.mu.subnets, n.key)
+	}
+}
+
+// adopt makes a peer one of a subnet, with all that it holds already, if it is of none
+// yet. Both are held: the peer's stripe lock, and a connection from the subnet.
+func (f *fairShare) adopt(ps *peerScope, n *neighbours) {
+	if n == nil || ps.near != nil {
+		return
+	}
+	ps.near = n
+	n.held[KindSystem].streams.Add(ps.use[dimStreamsIn])
+	n.held[KindTransient].streams.Add(int64(ps.transientIn))
+	s := f.shard(n.key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n.refs++
+}
+
+// countConn adds a connection to what the subnet holds of the scopes in which it
+// stands, or takes it away.
+func (n *neighbours) countConn(c *chain, u unit, by int64) {
+	for _, a := range c.at[slotTransient:] {
+		if a != nil && a.kind <= KindTransient {
+			n.held[a.kind].conns.Add(by)
+			n.held[a.kind].fds.Add(by * int64(u.fds))
+		}
+	}
+}
+
+// countStreams adds to the inbound streams that the peer's subnet holds of one scope.
+func (ps *peerScope) countStreams(k Kind, d dim, by int64) {
+	if ps.near != nil && d == dimStreamsIn {
+		ps.near.held[k].streams.Add(by)
+	}
+}
+
+// holds gives what the subnet holds of a scope's limit.
+func (n *neighbours) holds(k Kind, d dim) int64 {
+	if n == nil {
+		return 0
+	}
+	switch resourceOf[d] {
+	case ResourceStream:
+		return n.held[k].streams.Load()
+	case ResourceConnection:
+		return n.held[k].conns.Load()
+	case ResourceFD:
+		return n.held[k].fds.Load()
+	}
+	return 0
+}
+
+// holds gives what the peer holds of a scope's limit, as far as it has a share of it.
+func (ps *peerScope) holds(k Kind, d dim) int64 {
+	switch {
+	case ps == nil:
+		return 0
+	case k == KindSystem && (d == dimMemory || d == dimStreamsIn):
+		return ps.use[d]
+	case k == KindSystem && d == dimStreams:
+		return ps.use[dimStreamsIn]
+	case k == KindTransient && (d == dimStreamsIn || d == dimStreams):
+		return int64(ps.transientIn)
+	}
+	return 0
+}
+
+// rations tells whether somebody may not get all of a limit. Outbound requests are
+// this host's own.
+func (m *Manager) rations(r *request) bool {
+	crowds := r.asker != nil && r.asker.transientIn > 0 && m.newcomers
+	return (crowds || m.fair != nil) && r.dir != dimConnsOut && r.dir != dimStreamsOut
+}
+
+// ration gives the most that a standard scope may hold after it got an item of a
+// request that may not get all.
+func (m *Manager) ration(r *request, a *account, it item) int64 {
+	limit := a.limit[it.d]
+	held := r.asker.holds(a.kind, it.d)
+	crowds := held > 0 && it.n > limit/4-held
+	switch {
+	case !m.fair.on(a.kind):
+		if crowds && a.kind == KindTransient && it.d == dimStreamsIn && m.newcomers {
+			return limit - limit/4
+		}
+	case r.asker != nil && r.asker.trusted > 0:
+	case crowds:
+		return limit / 2
+	default:
+		return max(limit/2, limit-r.near.holds(a.kind, it.d))
+	}
+	return limit
+}
+
+// rationedBy gives the rule that bounds what is within a scope's limit.
+func (m *Manager) rationedBy(k Kind) Cause {
+	if m.fair.on(k) {
+		return CauseFairShare
+	}
+	return CauseCrowding
+}
+
+// hasShares tells whether a limit of d is shared out: not what a host opens itself.
+func (d dim) hasShares() bool { return d != dimStreamsOut && d != dimConnsOut }
+
+// rationCounts counts, among refusals, those of requests that the limit itself had room
+// for.
+type rationCounts struct {
+	crowded uint64 // CauseCrowding: inbound streams, by transient
+	fair    [KindTransient + 1]dimCounts
+}
+
+func (c *rationCounts) count(why *refusal) {
+	switch why.cause {
+	case CauseCrowding:
+		c.crowded++
+	case CauseFairShare:
+		c.fair[why.scope.kind][why.d]++
+	}
+}
+
+func (c *rationCounts) add(o *rationCounts) {
+	c.crowded += o.crowded
+	for k := range c.fair {
+		c.fair[k].add(&o.fair[k])
+	}
+}
+
+// FairShareState is what the subnets hold that WithFairShare knows of.
+type FairShareState struct {
+	// Scopes that have shares; none if it is off.
+	Scopes []Kind
+	// Subnets that have inbound connections, or peers who came with one.
+	Subnets int
+	// Largest are those that hold the most, by the connections and streams they have
+	// in the system scope.
+	Largest []SubnetShare
+}
+
+// SubnetShare is what all of one subnet hold of the standard scopes: of inbound
+// connections, those that take a descriptor, and inbound streams.
+type SubnetShare struct {
+	Prefix    netip.Prefix
+	System    Share
+	Transient Share
+}
+
+// Share is what a subnet holds of one scope.
+type Share struct{ ConnsInbound, FD, StreamsInbound int64 }
+
+// state gives what the n subnets with the most hold.
+func (f *fairShare) state(n int) FairShareState {
+	if f == nil {
+		return FairShareState{}
+	}
+	s := FairShareState{Scopes: f.scopes.list()}
+	var all []SubnetShare
+	for i := range f.shards {
+		s.Subnets += f.shards[i].addTo(&all)
+	}
+	slices.SortFunc(all, func(a, b SubnetShare) int {
+		return cmp.Or(cmp.Compare(b.System.total(), a.System.total()), a.Prefix.Compare(b.Prefix))
+	})
+	s.Largest = slices.Clone(all[:min(n, len(all))])
+	return s
+}
+
+// numbers gives what a subnet holds, in the order of the tables.
+func (s *SubnetShare) numbers() []int64 {
+	return []int64{s.System.ConnsInbound, s.System.FD, s.System.StreamsInbound, s.Transient.ConnsInbound, s.Transient.StreamsInbound}
+}
+
+func (s *FairShareState) writeLargest(w io.Writer) error {
+	t := newTable(w, "Subnet", "Conns In", "FD", "Streams In", "Transient Conns In", "Transient Streams In")
+	for i := range s.Largest {
+		row := []string{s.Largest[i].Prefix.String()}
+		for _, n := range s.Largest[i].numbers() {
+			row = append(row, strconv.FormatInt(n, 10))
+		}
+		t.row(row...)
+	}
+	return t.Flush()
+}
+
+func (s *Share) total() int64 { return s.ConnsInbound + s.StreamsInbound }
+
+// addTo adds all subnets of a shard, and tells how many they are.
+func (s *fairShard) addTo(all *[]SubnetShare) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range s.mu.subnets {
+		*all = append(*all, SubnetShare{n.prefix(), n.share(KindSystem), n.share(KindTransient)})
+	}
+	return len(s.mu.subnets)
+}
+
+func (n *neighbours) prefix() netip.Prefix { return n.key.prefix(n.bits) }
+
+func (n *neighbours) share(k Kind) Share {
+	h := &n.held[k]
+	return Share{h.conns.Load(), h.fds.Load(), h.streams.Load()}
+}

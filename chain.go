@@ -22,9 +22,11 @@ const (
 	slotServicePeer
 	slotProtocol
 	slotService
-	slotTransient // standard or allowlisted
-	slotSystem    // standard or allowlisted
+	slotSystem // standard or allowlisted
 	numSlots
+
+	// Who has no protocol yet stands in transient in its place, standard or allowlisted.
+	slotTransient = slotProtocol
 
 	firstShared = slotProtocol
 	numShared   = numSlots - firstShared
@@ -116,9 +118,6 @@ func (st *stripe) giveAll(c *chain, r *request) {
 
 // giveBack is giveAll for one account that is not a peer's.
 func (st *stripe) giveBack(a *account, r *request) {
-	if a == nil {
-		return
-	}
 	st.giveTo(a, r)
 	if st.trace != nil {
 		st.trace.returned(traceName{scopeName: a.scopeName}, r, &a.use)

@@ -81,7 +81,7 @@ type Explanation struct {
 // one instant, the gates a moment before. It changes nothing and reserves nothing:
 // somebody else may take the room. A connection that is refused by the limits of
 // connections is told so even where a gate would refuse it, too, as is the real one
-// on a crowded host. An error tells what the question lacks, or that the manager is
+// where the host is seen to be full at a glance. An error tells what the question lacks, or that the manager is
 // closed. It takes all stripe locks for a moment. It is safe for concurrent use.
 func (m *Manager) Explain(q Question) (*Explanation, error) {
 	if err := q.check(); err != nil {
@@ -312,6 +312,9 @@ func (e *explainer) conn() {
 			system = e.fixed[KindSystem]
 			e.step("peer", &r, system, e.fixed[KindTransient])
 		}
+		if system.kind == KindSystem && !trusted {
+			e.peersShare(&r, system)
+		}
 		e.step("peer", &r, e.peer)
 		e.memory(e.self, e.peer, system)
 		return
@@ -390,6 +393,27 @@ func (e *explainer) reservation() {
 	r := memoryRequest(e.m.admission, e.q.Memory, e.q.Priority)
 	r.asker = &e.asker
 	e.step("memory", &r, at, e.fixed[KindSystem])
+}
+
+// peersShare asks for the peer's share of the system scope, in which the connection
+// stands by now. Its subnet's was asked for before.
+func (e *explainer) peersShare(opened *request, system *account) {
+	r := *opened
+	r.asker, r.near = &e.asker, nil
+	if !e.m.fair.on(KindSystem) || !e.m.rations(&r) {
+		return
+	}
+	var c checked
+	items, n := r.list()
+	for _, it := range items[:n] {
+		if it.d != dimMemory {
+			before := *system
+			before.use[it.d] -= it.n
+			c.checks = append(c.checks, e.checkOf("peer", &r, &before, it))
+		}
+	}
+	c.decide()
+	e.take(c, &request{})
 }
 
 // process asks whether the process has memory for strangers.

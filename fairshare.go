@@ -202,14 +202,35 @@ func (ps *peerScope) holds(k Kind, d dim) int64 {
 	switch {
 	case ps == nil:
 		return 0
-	case k == KindSystem && (d == dimMemory || d == dimStreamsIn):
-		return ps.use[d]
-	case k == KindSystem && d == dimStreams:
-		return ps.use[dimStreamsIn]
-	case k == KindTransient && (d == dimStreamsIn || d == dimStreams):
+	case k == KindTransient && resourceOf[d] == ResourceStream:
 		return int64(ps.transientIn)
+	case k == KindTransient:
+		return 0 // neither a connection nor what it holds has a peer there
+	case d == dimStreams:
+		return ps.use[dimStreamsIn]
+	case d == dimConns:
+		return ps.use[dimConnsIn]
 	}
-	return 0
+	return ps.use[d]
+}
+
+// checkPeersShare decides whether a peer may have another of the inbound connections
+// that stand in the system scope already, without a peer.
+func (st *stripe) checkPeersShare(ps *peerScope, r *request) verdict {
+	if r.asker = ps; !st.m.fair.on(KindSystem) || !st.m.rations(r) {
+		return admitted
+	}
+	system := st.fixed[KindSystem]
+	items, n := r.list()
+	for _, it := range items[:n] {
+		// A loose pool has half of its limit left. What a tight one has handed out is
+		// in use, this connection included.
+		l := system.pool.tally(it.d)
+		if l.tight && it.d != dimMemory && l.handed > st.m.ration(r, &system.account, it) {
+			return st.refuse(r, &system.account, it, l.handed-it.n)
+		}
+	}
+	return admitted
 }
 
 // rations tells whether somebody may not get all of a limit. Outbound requests are

@@ -157,6 +157,35 @@ func TestConnectionsHaveSharesBeforeTheyHaveAPeer(t *testing.T) {
 	other.Done()
 }
 
+// Connections of one peer have a share of the system scope, too.
+func TestConnectionsOfOnePeerHaveAShare(t *testing.T) {
+	conf := unlimitedConf()
+	conf.System.ConnsInbound = 16
+	m := fairManager(t, conf, KindSystem)
+	for i := range 5 { // below half, anybody
+		comesFrom(t, m, "many", fmt.Sprintf("/ip4/192.0.%d.1/tcp/1", i))
+	}
+	for i := range 4 {
+		comesFrom(t, m, peerNamed(strconv.Itoa(i)), fmt.Sprintf("/ip4/198.51.%d.1/tcp/1", i))
+	}
+	from := multiaddr.StringCast("/ip4/203.0.113.1/tcp/1")
+	for p, admitted := range map[peer.ID]bool{"many": false, "newcomer": true} {
+		e, err := m.Explain(Question{Kind: KindConn, Direction: network.DirInbound, Endpoint: from, UseFD: true, Peer: p})
+		require.NoError(t, err)
+		require.Equal(t, admitted, e.Admitted, "%s: %v", p, e)
+	}
+	c, err := m.OpenConnection(network.DirInbound, true, from)
+	require.NoError(t, err)
+	why := c.SetPeer("many")
+	require.True(t, refusedByShare(why), why)
+	require.Equal(t, 1, c.Stat().NumConnsInbound)
+	require.Nil(t, c.PeerScope())
+	require.NoError(t, m.ObserveOnly(KindSystem))
+	require.NoError(t, c.SetPeer("many"))
+	require.EqualValues(t, 1, m.Snapshot().WouldRefuse[KindSystem].ConnsInbound)
+	checkInvariants(t, m, false)
+}
+
 // A peer that lived with streams before its first inbound connection brings them along,
 // and stays with that subnet while it has a scope.
 func TestAPeerStaysWithItsFirstSubnet(t *testing.T) {
@@ -347,6 +376,25 @@ func (p *fairPlay) stream(id peer.ID) {
 	})
 }
 
+// setPeer predicts whether a peer may have a connection that is there.
+func (p *fairPlay) setPeer(c *fairConn, id peer.ID) {
+	count := func(counts func(*fairConn) bool) int {
+		return held(p.conns, func(c *fairConn) bool { return c.dir == network.DirInbound && counts(c) })
+	}
+	own := count(func(c *fairConn) bool { return c.peer == id })
+	limit := p.conf.System.ConnsInbound
+	crowds := own > 0 && own+1 > limit/4 && count(func(*fairConn) bool { return true }) > limit/2
+	err := c.SetPeer(id)
+	require.Equal(p.t, p.fair.has(KindSystem) && c.dir == network.DirInbound && crowds, refusedByShare(err), err)
+	if err != nil {
+		return
+	}
+	c.peer = id
+	if p.near[id] == "" && c.dir == network.DirInbound {
+		p.near[id] = c.from
+	}
+}
+
 // ask holds both Explain and the manager against what was predicted.
 func (p *fairPlay) ask(q Question, want bool, do func() error) {
 	why, err := p.m.Explain(q)
@@ -373,11 +421,7 @@ func (p *fairPlay) step() {
 			c := p.conns[p.r.IntN(len(p.conns))]
 			id := ids[p.r.IntN(len(ids))]
 			if c.peer == "" {
-				require.NoError(p.t, c.SetPeer(id))
-				c.peer = id
-				if p.near[id] == "" && c.dir == network.DirInbound {
-					p.near[id] = c.from
-				}
+				p.setPeer(c, id)
 			} else {
 				c.Done()
 				p.conns = slices.DeleteFunc(p.conns, func(x *fairConn) bool { return x == c })

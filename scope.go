@@ -559,6 +559,9 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	stays := mv.trusted || !c.allowlisted
 	var v verdict
 	if stays {
+		if !mv.trusted && to.checkPeersShare(ps, &total) == refused && !to.beyond(&total, refused) {
+			return refused, to.refusal(c.name(), &total)
+		}
 		v = to.take(&place, &total, all)
 	} else {
 		place.at[slotSystem] = &to.fixed[KindSystem].account

@@ -1,0 +1,234 @@
+package main
+
+// An attack on one manager: the victim's process, the crowd and the guests. Guests
+// come when the crowd has done what it can, and the crowd stays until they have gone.
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
+)
+
+// An attack is the same on all managers.
+type attack struct {
+	name   string
+	about  string
+	option string   // of ours, that is meant for it
+	groups []string // of guests
+	plan   func(order) (plan, error)
+	// before, if there is one, runs before the crowd comes.
+	before func(context.Context, *show) error
+	// attacker is what each of the crowd does until its context ends.
+	attacker func(context.Context, *show, attacker)
+	// guests is what they do until their context ends.
+	guests func(context.Context, *show)
+}
+
+var attacks = []*attack{&fairShare, &memoryPressure, &trim}
+
+// attackNamed gives an attack, nil if there is none of that name.
+func attackNamed(name string) *attack {
+	for _, a := range attacks {
+		if a.name == name {
+			return a
+		}
+	}
+	return nil
+}
+
+// attacker is one of the crowd.
+type attacker struct {
+	host.Host
+	ip net.IP
+}
+
+// friend is somebody whom the victim knows.
+type friend struct {
+	id  peer.ID
+	key crypto.PrivKey
+}
+
+// show is an attack on one manager, while it lasts.
+type show struct {
+	settings
+	attack  *attack
+	friends [8]friend
+	groups  []*group
+	victim  *process
+	to      peer.AddrInfo  // the victim's
+	early   network.Stream // of a guest who came before the crowd
+	hosts   []host.Host    // that stay until all is over
+}
+
+// namedTally is that of a group.
+type namedTally struct {
+	Name string
+	tally
+}
+
+// outcome is how it went on one manager.
+type outcome struct {
+	Manager string
+	Guests  []namedTally
+	Victim  report
+}
+
+// play runs an attack on the manager of one column.
+func play(ctx context.Context, s settings, a *attack, column int, progress io.Writer) (outcome, error) {
+	sh := &show{settings: s, attack: a}
+	defer sh.close()
+	o, err := sh.order(column)
+	if err != nil {
+		return outcome{}, err
+	}
+	if sh.victim, err = startVictim(o); err != nil {
+		return outcome{}, err
+	}
+	defer sh.victim.stop()
+	first, err := sh.victim.ask(howIsIt)
+	if err != nil {
+		return outcome{}, err
+	}
+	sh.to = first.Victim
+	if err := sh.run(ctx, progress); err != nil {
+		return outcome{}, err
+	}
+	sh.close()
+	last, err := sh.victim.ask(whatsLeft)
+	if err != nil {
+		return outcome{}, err
+	}
+	result := outcome{Manager: a.column(column), Victim: last}
+	for _, g := range sh.groups {
+		result.Guests = append(result.Guests, namedTally{g.name, g.soFar()})
+	}
+	return result, nil
+}
+
+// order makes everybody but the crowd, and says what the victim is to be.
+func (sh *show) order(column int) (order, error) {
+	o := order{Attack: sh.attack.name, Column: column, Memory: sh.memory << 20, Attackers: sh.attackers}
+	for i := range sh.friends {
+		key, err := newKey()
+		if err != nil {
+			return o, err
+		}
+		id, err := peer.IDFromPrivateKey(key)
+		if err != nil {
+			return o, err
+		}
+		sh.friends[i] = friend{id, key}
+		o.Friends = append(o.Friends, id)
+	}
+	for _, name := range sh.attack.groups {
+		sh.groups = append(sh.groups, &group{name: name})
+	}
+	asked, err := newHost(homeIP())
+	if err != nil {
+		return o, err
+	}
+	sh.hosts = append(sh.hosts, asked)
+	serveEcho(asked)
+	err = asked.Network().Listen(multiaddr.StringCast(listenAddr))
+	o.Asks = *host.InfoFromHost(asked)
+	return o, err
+}
+
+// run returns when the guests and the crowd have gone.
+func (sh *show) run(ctx context.Context, progress io.Writer) error {
+	if sh.attack.before != nil {
+		if err := sh.attack.before(ctx, sh); err != nil {
+			return err
+		}
+	}
+	var crowd sync.WaitGroup
+	defer crowd.Wait()
+	attacking, leave := context.WithCancel(ctx)
+	defer leave()
+	for n := range sh.attackers {
+		crowd.Go(func() {
+			if h, err := newHost(crowdIP(n)); err == nil {
+				defer h.Close()
+				sh.attack.attacker(attacking, sh, attacker{h, crowdIP(n)})
+			}
+		})
+	}
+	if err := sh.untilAtWorst(ctx); err != nil {
+		return err
+	}
+	visiting, end := context.WithTimeout(ctx, sh.duration)
+	defer end()
+	var guests sync.WaitGroup
+	defer guests.Wait()
+	guests.Go(func() { sh.attack.guests(visiting, sh) })
+	for start := time.Now(); pause(visiting, time.Second); {
+		r, err := sh.victim.ask(howIsIt)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(progress, "%4.1f s of %v · %s\n", time.Since(start).Seconds(), sh.duration, sh.line(r))
+	}
+	return ctx.Err()
+}
+
+const (
+	between = 50 * time.Millisecond  // from one request of a guest to its next
+	again   = 100 * time.Millisecond // until one of the crowd tries again
+)
+
+// visit has guest n of a group come, ask and go, as a new host.
+func (sh *show) visit(ctx context.Context, group, n int, identity ...libp2p.Option) {
+	h, err := newHost(guestIP(group, n), identity...)
+	if err != nil {
+		return
+	}
+	defer h.Close()
+	sh.groups[group].do(ctx, func(ctx context.Context) error { return come(ctx, h, sh.to) })
+}
+
+// untilAtWorst waits until the crowd has done what it can.
+func (sh *show) untilAtWorst(ctx context.Context) error {
+	const most = time.Minute
+	for end := time.Now().Add(most); time.Now().Before(end); {
+		r, err := sh.victim.ask(howIsIt)
+		if err != nil || r.AtWorst {
+			return err
+		}
+		if !pause(ctx, 20*time.Millisecond) {
+			return ctx.Err()
+		}
+	}
+	return fmt.Errorf("the crowd has not done what it can within %v", most)
+}
+
+// line is how it goes, in a few words.
+func (sh *show) line(r report) string {
+	served, asked, refused := 0, 0, 0
+	for _, g := range sh.groups {
+		t := g.soFar()
+		served += len(t.Took)
+		asked += len(t.Took) + t.Failed
+	}
+	for _, n := range r.Crowd {
+		refused += n
+	}
+	return fmt.Sprintf("guests served %d of %d · crowd refused %d times · %s in use", served, asked, refused, mebibytes(r.Process))
+}
+
+// close closes what has stayed. It may be called again.
+func (sh *show) close() {
+	for _, h := range sh.hosts {
+		h.Close()
+	}
+	sh.hosts = nil
+}

@@ -29,6 +29,7 @@ var fairShare = attack{
 	about:    "streams that never negotiate and connections that never shake hands, from three networks",
 	option:   "WithFairShare",
 	groups:   []string{"newcomers"},
+	asking:   1,
 	plan:     planFairShare,
 	attacker: holdTransient,
 	guests: func(ctx context.Context, sh *show) {
@@ -50,8 +51,13 @@ func planFairShare(order) (plan, error) {
 }
 
 // holdTransient holds streams and connections, and opens others for those that are
-// lost.
+// lost. It begins when all of the crowd are connected: afterwards they would keep each
+// other out.
 func holdTransient(ctx context.Context, sh *show, a attacker) {
+	for connect(ctx, a, sh.to) != nil && pause(ctx, again) {
+	}
+	sh.connected.Done()
+	sh.connected.Wait()
 	var all sync.WaitGroup
 	defer all.Wait()
 	for range silentOfEach {

@@ -72,6 +72,11 @@ type tally struct {
 	Last   string // what went wrong the last time
 }
 
+func (t tally) asked() int { return len(t.Took) + t.Failed }
+
+// rate is the part of requests that was served, 0 if there was none.
+func (t tally) rate() float64 { return float64(len(t.Took)) / float64(max(t.asked(), 1)) }
+
 // A group is guests of one kind.
 type group struct {
 	name string

@@ -42,7 +42,11 @@ type settings struct {
 	memory    int64 // MiB
 }
 
-const mostAttackers = 250 * crowdNetworks
+// A smaller crowd does not fill what is to be filled, a larger one has no addresses.
+const (
+	fewestAttackers = 20
+	mostAttackers   = 250 * crowdNetworks
+)
 
 func main() {
 	quiet()
@@ -84,8 +88,8 @@ func (s settings) check(rest []string) error {
 		return fmt.Errorf("-attack must be all or one of %s, not %q", strings.Join(attackNames(), ", "), s.attack)
 	case s.duration <= 0:
 		return fmt.Errorf("-duration must be positive, not %v", s.duration)
-	case s.attackers < 1 || s.attackers > mostAttackers:
-		return fmt.Errorf("-attackers must be from 1 to %d, not %d", mostAttackers, s.attackers)
+	case s.attackers < fewestAttackers || s.attackers > mostAttackers:
+		return fmt.Errorf("-attackers must be from %d to %d, not %d", fewestAttackers, mostAttackers, s.attackers)
 	case s.memory < 64:
 		return fmt.Errorf("-memory must be at least 64, not %d: a host alone takes tens of MiB", s.memory)
 	}

@@ -41,6 +41,7 @@ var memoryPressure = attack{
 	about:    "memory that is held, and that nobody has reserved",
 	option:   "WithMemoryPressure",
 	groups:   []string{"friend on the allowlist", "guest from before, on its stream", "strangers"},
+	asking:   3,
 	plan:     planMemory,
 	before:   comeEarly,
 	attacker: sendToKeep,
@@ -130,7 +131,8 @@ func askInThreeWays(ctx context.Context, sh *show) {
 		}
 	})
 	all.Go(func() {
-		for pause(ctx, between) && sh.groups[earlyGuest].do(ctx, func(ctx context.Context) error { return askOn(ctx, sh.early) }) {
+		for pause(ctx, between) {
+			sh.groups[earlyGuest].do(ctx, func(ctx context.Context) error { return askOn(ctx, sh.early) })
 		}
 	})
 	all.Go(func() {

@@ -5,13 +5,11 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"net"
 	"time"
 
 	"github.com/libp2p/go-libp2p"
-	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -54,11 +52,6 @@ func checkLoopback() error {
 		return errors.Join(errors.New("this needs all of 127.0.0.0/8, as Linux has it"), err)
 	}
 	return l.Close()
-}
-
-func newKey() (crypto.PrivKey, error) {
-	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
-	return key, err
 }
 
 // newHost makes a host that dials from ip, by TCP. Nothing limits it: whatever is

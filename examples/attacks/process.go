@@ -4,6 +4,7 @@ package main
 // its input and output.
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -17,7 +18,8 @@ type process struct {
 	input   io.Closer
 	asks    *json.Encoder
 	answers *json.Decoder
-	mu      sync.Mutex // one question at a time
+	last    bytes.Buffer // what it says when it cannot go on
+	mu      sync.Mutex   // one question at a time
 }
 
 // startVictim starts this program anew, as a victim.
@@ -28,7 +30,6 @@ func startVictim(o order) (*process, error) {
 	}
 	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), victimEnv+"=1")
-	cmd.Stderr = os.Stderr
 	input, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -37,10 +38,11 @@ func startVictim(o order) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
+	p := &process{cmd: cmd, input: input, asks: json.NewEncoder(input), answers: json.NewDecoder(output)}
+	cmd.Stderr = &p.last
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	p := &process{cmd: cmd, input: input, asks: json.NewEncoder(input), answers: json.NewDecoder(output)}
 	if err := p.asks.Encode(o); err != nil {
 		return nil, p.lost(err)
 	}
@@ -66,7 +68,7 @@ func (p *process) lost(err error) error {
 	if end := p.cmd.Wait(); end != nil {
 		err = end
 	}
-	return fmt.Errorf("the victim does not answer: %w", err)
+	return fmt.Errorf("the victim does not answer: %w\n%s", err, &p.last)
 }
 
 // stop ends the victim, and waits until it has gone.

@@ -20,43 +20,56 @@ type result struct {
 	Outcomes []outcome
 }
 
-// print writes the table of an attack.
+// print writes the table of an attack, without the lines that say nothing anywhere.
 func (r *result) print(to io.Writer) {
-	fmt.Fprintf(to, "\n%s: %s\n\n", r.Attack, r.About)
+	fmt.Fprintf(to, "\n%s: %s.\n\n", r.Attack, r.About)
 	out := tabwriter.NewWriter(to, 0, 0, 1, ' ', 0)
 	defer out.Flush()
-	line := func(what string, cell func(outcome) string) {
-		fmt.Fprintf(out, "| %s\t", what)
-		for _, o := range r.Outcomes {
-			fmt.Fprintf(out, "| %s\t", cell(o))
-		}
-		fmt.Fprintln(out, "|")
-	}
-	line("", func(o outcome) string { return o.Manager })
-	line("---", func(outcome) string { return "---" })
+	r.line(out, "", func(o outcome) string { return o.Manager })
+	r.line(out, "---", func(outcome) string { return "---" })
 	for i, g := range r.Outcomes[0].Guests {
-		r.requests(line, g.Name, func(o outcome) tally { return o.Guests[i].tally })
-		line(g.Name+": refused", func(o outcome) string { return fmt.Sprint(o.Victim.Guests[i]) })
+		r.requests(out, g.Name, func(o outcome) tally { return o.Guests[i].tally })
+		r.line(out, g.Name+": refused by the manager", func(o outcome) string { return count(o.Victim.Guests[i]) })
 	}
-	r.requests(line, "victim asks others", func(o outcome) tally { return o.Victim.Own })
+	r.requests(out, "victim asks others", func(o outcome) tally { return o.Victim.Own })
 	for _, why := range r.refusals() {
-		line("crowd refused by "+why, func(o outcome) string { return fmt.Sprint(o.Victim.Crowd[why]) })
+		r.line(out, "crowd refused by "+why, func(o outcome) string { return count(o.Victim.Crowd[why]) })
 	}
-	line("heap in use, most", func(o outcome) string { return mebibytes(o.Victim.HeapMost) })
-	line("memory of the process, most", func(o outcome) string { return mebibytes(o.Victim.ProcessMost) })
-	line("time above what it may use", func(o outcome) string { return fmt.Sprintf("%.0f %%", 100*o.Victim.Over) })
-	line("held when all have gone", func(o outcome) string { return fmt.Sprint(len(o.Victim.Left)) })
+	r.line(out, "heap in use, most", func(o outcome) string { return mebibytes(o.Victim.HeapMost) })
+	r.line(out, "memory of the process, most", func(o outcome) string { return mebibytes(o.Victim.ProcessMost) })
+	r.line(out, "time above what it may use", func(o outcome) string { return percent(o.Victim.Over) })
+	r.line(out, "connections that the host forgot", func(o outcome) string { return count(o.Victim.Forgotten) })
+	r.line(out, "scopes that hold anything when all have gone", func(o outcome) string { return fmt.Sprint(len(o.Victim.Left)) })
+}
+
+const nothing = "–"
+
+// line writes a line, unless all its cells are nothing.
+func (r *result) line(out io.Writer, what string, cell func(outcome) string) {
+	text, any := "| "+what+"\t", false
+	for _, o := range r.Outcomes {
+		any = any || cell(o) != nothing
+		text += "| " + cell(o) + "\t"
+	}
+	if any {
+		fmt.Fprintln(out, text+"|")
+	}
 }
 
 // requests writes how the requests of a group went.
-func (r *result) requests(line func(string, func(outcome) string), name string, of func(outcome) tally) {
-	line(name+": served", func(o outcome) string {
-		t := of(o)
-		return fmt.Sprintf("%.0f %% of %d", 100*t.rate(), len(t.Took)+t.Failed)
+func (r *result) requests(out io.Writer, name string, of func(outcome) tally) {
+	r.line(out, name+": served", func(o outcome) string {
+		if t := of(o); t.asked() > 0 {
+			return fmt.Sprintf("%.0f %% of %d", 100*t.rate(), t.asked())
+		}
+		return nothing
 	})
-	line(name+": median, 95 %", func(o outcome) string {
+	r.line(out, name+": median, 95 %", func(o outcome) string {
 		took := slices.Sorted(slices.Values(of(o).Took))
-		return quantile(took, 0.5) + ", " + quantile(took, 0.95)
+		if len(took) == 0 {
+			return nothing
+		}
+		return millis(quantile(took, 0.5)) + ", " + millis(quantile(took, 0.95))
 	})
 }
 
@@ -69,18 +82,27 @@ func (r *result) refusals() []string {
 	return slices.Sorted(maps.Keys(all))
 }
 
-// rate is the part of requests that was served, 0 if there was none.
-func (t tally) rate() float64 {
-	return float64(len(t.Took)) / float64(max(len(t.Took)+t.Failed, 1))
+// quantile gives the smallest that at least part q of all sorted ones do not exceed.
+func quantile(sorted []time.Duration, q float64) time.Duration {
+	return sorted[max(int(math.Ceil(q*float64(len(sorted)))), 1)-1]
 }
 
-// quantile gives the smallest that at least part q of all sorted ones do not exceed.
-func quantile(sorted []time.Duration, q float64) string {
-	if len(sorted) == 0 {
-		return "–"
-	}
-	d := sorted[max(int(math.Ceil(q*float64(len(sorted)))), 1)-1]
+func millis(d time.Duration) string {
 	return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond))
 }
 
 func mebibytes(n int64) string { return fmt.Sprintf("%d MiB", (n+1<<19)>>20) }
+
+func percent(part float64) string {
+	if part == 0 {
+		return nothing
+	}
+	return fmt.Sprintf("%.0f %%", 100*part)
+}
+
+func count(n int) string {
+	if n == 0 {
+		return nothing
+	}
+	return fmt.Sprint(n)
+}

@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"net"
@@ -22,9 +23,10 @@ import (
 // An attack is the same on all managers.
 type attack struct {
 	name   string
-	about  string
+	about  string   // what the crowd does
 	option string   // of ours, that is meant for it
 	groups []string // of guests
+	asking int      // so many of these, from the first, ask whatever happens
 	plan   func(order) (plan, error)
 	// before, if there is one, runs before the crowd comes.
 	before func(context.Context, *show) error
@@ -58,16 +60,28 @@ type friend struct {
 	key crypto.PrivKey
 }
 
+const numFriends = 8
+
+func newFriend() (f friend, err error) {
+	if f.key, _, err = crypto.GenerateEd25519Key(rand.Reader); err != nil {
+		return f, err
+	}
+	f.id, err = peer.IDFromPrivateKey(f.key)
+	return f, err
+}
+
 // show is an attack on one manager, while it lasts.
 type show struct {
 	settings
 	attack  *attack
-	friends [8]friend
+	friends []friend
 	groups  []*group
 	victim  *process
-	to      peer.AddrInfo  // the victim's
-	early   network.Stream // of a guest who came before the crowd
-	hosts   []host.Host    // that stay until all is over
+	to      peer.AddrInfo // the victim's
+	hosts   []host.Host   // that stay until all is over
+
+	early     network.Stream // of a guest who came before the crowd
+	connected sync.WaitGroup // the crowd, where it has to be
 }
 
 // namedTally is that of a group.
@@ -118,17 +132,13 @@ func play(ctx context.Context, s settings, a *attack, column int, progress io.Wr
 // order makes everybody but the crowd, and says what the victim is to be.
 func (sh *show) order(column int) (order, error) {
 	o := order{Attack: sh.attack.name, Column: column, Memory: sh.memory << 20, Attackers: sh.attackers}
-	for i := range sh.friends {
-		key, err := newKey()
+	for range numFriends {
+		f, err := newFriend()
 		if err != nil {
 			return o, err
 		}
-		id, err := peer.IDFromPrivateKey(key)
-		if err != nil {
-			return o, err
-		}
-		sh.friends[i] = friend{id, key}
-		o.Friends = append(o.Friends, id)
+		sh.friends = append(sh.friends, f)
+		o.Friends = append(o.Friends, f.id)
 	}
 	for _, name := range sh.attack.groups {
 		sh.groups = append(sh.groups, &group{name: name})
@@ -151,34 +161,60 @@ func (sh *show) run(ctx context.Context, progress io.Writer) error {
 			return err
 		}
 	}
+	attackers, err := sh.newCrowd()
+	if err != nil {
+		return err
+	}
 	var crowd sync.WaitGroup
 	defer crowd.Wait()
 	attacking, leave := context.WithCancel(ctx)
 	defer leave()
-	for n := range sh.attackers {
-		crowd.Go(func() {
-			if h, err := newHost(crowdIP(n)); err == nil {
-				defer h.Close()
-				sh.attack.attacker(attacking, sh, attacker{h, crowdIP(n)})
-			}
-		})
+	for _, a := range attackers {
+		crowd.Go(func() { sh.attack.attacker(attacking, sh, a) })
 	}
 	if err := sh.untilAtWorst(ctx); err != nil {
 		return err
 	}
-	visiting, end := context.WithTimeout(ctx, sh.duration)
-	defer end()
 	var guests sync.WaitGroup
 	defer guests.Wait()
+	visiting, end := context.WithCancel(ctx)
+	defer end()
 	guests.Go(func() { sh.attack.guests(visiting, sh) })
-	for start := time.Now(); pause(visiting, time.Second); {
+	for start := time.Now(); time.Since(start) < sh.duration || !sh.haveAsked(); {
+		if !pause(ctx, min(sh.duration, time.Second)) {
+			return ctx.Err()
+		}
 		r, err := sh.victim.ask(howIsIt)
 		if err != nil {
 			return err
 		}
 		fmt.Fprintf(progress, "%4.1f s of %v · %s\n", time.Since(start).Seconds(), sh.duration, sh.line(r))
 	}
-	return ctx.Err()
+	return nil
+}
+
+func (sh *show) newCrowd() (attackers []attacker, err error) {
+	for n := range sh.attackers {
+		h, err := newHost(crowdIP(n))
+		if err != nil {
+			return nil, err
+		}
+		sh.hosts = append(sh.hosts, h)
+		attackers = append(attackers, attacker{h, crowdIP(n)})
+	}
+	sh.connected.Add(len(attackers))
+	return attackers, nil
+}
+
+// haveAsked tells whether guests have asked often enough to say anything.
+func (sh *show) haveAsked() bool {
+	const enough = 10
+	for _, g := range sh.groups[:sh.attack.asking] {
+		if g.soFar().asked() < enough {
+			return false
+		}
+	}
+	return true
 }
 
 const (
@@ -217,7 +253,7 @@ func (sh *show) line(r report) string {
 	for _, g := range sh.groups {
 		t := g.soFar()
 		served += len(t.Took)
-		asked += len(t.Took) + t.Failed
+		asked += t.asked()
 	}
 	for _, n := range r.Crowd {
 		refused += n

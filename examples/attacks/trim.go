@@ -42,6 +42,7 @@ var trim = attack{
 	about:    "connections of no value, as many as there may be",
 	option:   "WithOnNearLimit(TrimConns)",
 	groups:   []string{"valued peers, coming", "valued peers, while they stay"},
+	asking:   1,
 	plan:     planTrim,
 	attacker: holdConns,
 	guests:   comeAndStay,

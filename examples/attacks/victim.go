@@ -201,8 +201,11 @@ func (v *victim) settle(r *report) error {
 	return v.drain(r)
 }
 
+// settling is how long connections and streams of those who have gone may take to go.
+const settling = 15 * time.Second
+
 func (v *victim) drain(r *report) (err error) {
-	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(settling); ; time.Sleep(10 * time.Millisecond) {
 		r.Left, err = held(v.manager)
 		if err != nil || len(r.Left) == 0 || time.Now().After(end) {
 			return err

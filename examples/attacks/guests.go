@@ -5,12 +5,14 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"io"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -62,6 +64,22 @@ func askOn(ctx context.Context, s network.Stream) error {
 		return errors.New("the answer is another one")
 	}
 	return nil
+}
+
+// friend is somebody whom the victim knows.
+type friend struct {
+	id  peer.ID
+	key crypto.PrivKey
+}
+
+const numFriends = 8
+
+func newFriend() (f friend, err error) {
+	if f.key, _, err = crypto.GenerateEd25519Key(rand.Reader); err != nil {
+		return f, err
+	}
+	f.id, err = peer.IDFromPrivateKey(f.key)
+	return f, err
 }
 
 // A tally is how many of the requests of a group were served, and how long each of

@@ -36,7 +36,7 @@ import (
 
 // settings are what the command line decides.
 type settings struct {
-	attack    string
+	which     string // attack, or all
 	duration  time.Duration
 	attackers int
 	memory    int64 // MiB
@@ -58,7 +58,7 @@ func main() {
 		return
 	}
 	var s settings
-	flag.StringVar(&s.attack, "attack", "all", "`which`: all, "+strings.Join(attackNames(), ", "))
+	flag.StringVar(&s.which, "attack", "all", "`which`: all, "+strings.Join(attackNames(), ", "))
 	flag.DurationVar(&s.duration, "duration", 10*time.Second, "how long guests come, of each attack on each manager")
 	flag.IntVar(&s.attackers, "attackers", 24, "how many the crowd is, each a host at an address of its own")
 	flag.Int64Var(&s.memory, "memory", 256, "`MiB` that the victim's process may use in the attack on its memory")
@@ -85,7 +85,7 @@ func (s settings) check(rest []string) error {
 	case len(rest) > 0:
 		return fmt.Errorf("unexpected argument %q", rest[0])
 	case len(s.chosen()) == 0:
-		return fmt.Errorf("-attack must be all or one of %s, not %q", strings.Join(attackNames(), ", "), s.attack)
+		return fmt.Errorf("-attack must be all or one of %s, not %q", strings.Join(attackNames(), ", "), s.which)
 	case s.duration <= 0:
 		return fmt.Errorf("-duration must be positive, not %v", s.duration)
 	case s.attackers < fewestAttackers || s.attackers > mostAttackers:
@@ -105,10 +105,10 @@ func attackNames() (names []string) {
 
 // chosen gives the attacks that -attack names.
 func (s settings) chosen() []*attack {
-	if s.attack == "all" {
+	if s.which == "all" {
 		return attacks
 	}
-	if a := attackNamed(s.attack); a != nil {
+	if a := attackNamed(s.which); a != nil {
 		return []*attack{a}
 	}
 	return nil

@@ -37,7 +37,7 @@ func onAllShortly(t *testing.T, a *attack) (onUpstream, ours, withOption outcome
 	if err := checkLoopback(); err != nil {
 		t.Skip(err)
 	}
-	s := settings{attack: a.name, duration: time.Second / 2, attackers: fewestAttackers, memory: 64}
+	s := settings{which: a.name, duration: time.Second / 2, attackers: fewestAttackers, memory: 64}
 	require.NoError(t, s.check(nil))
 	var progress, table bytes.Buffer
 	r, err := a.onAll(t.Context(), s, &progress)
@@ -47,7 +47,7 @@ func onAllShortly(t *testing.T, a *attack) (onUpstream, ours, withOption outcome
 	t.Log(table.String())
 	for _, o := range r.Outcomes {
 		require.Empty(t, o.Victim.Left, "on %s", o.Manager)
-		require.Positive(t, o.Victim.HeapMost)
+		require.Positive(t, o.Victim.Memory.HeapMost)
 	}
 	require.Len(t, r.Outcomes, 3)
 	return r.Outcomes[0], r.Outcomes[1], r.Outcomes[2]
@@ -67,9 +67,9 @@ func TestNewcomersAreServedByFairShare(t *testing.T) {
 func TestMemoryStaysWithinItsLimitUnderPressureAndFriendsAreServed(t *testing.T) {
 	onUpstream, ours, pressed := onAllShortly(t, &memoryPressure)
 	for _, o := range []outcome{onUpstream, ours} {
-		require.Greater(t, o.Victim.HeapMost, int64(128<<20), "all is kept on %s", o.Manager)
+		require.Greater(t, o.Victim.Memory.HeapMost, int64(128<<20), "all is kept on %s", o.Manager)
 		require.Empty(t, o.Victim.Crowd)
-		require.Greater(t, o.Victim.HeapMost, pressed.Victim.HeapMost, o.Manager)
+		require.Greater(t, o.Victim.Memory.HeapMost, pressed.Victim.Memory.HeapMost, o.Manager)
 	}
 	require.True(t, pressed.Victim.refused("process, inbound stream, memory-pressure"), "%v", pressed.Victim.Crowd)
 	require.Positive(t, pressed.Victim.Guests[strangers])
@@ -175,14 +175,14 @@ func TestEverybodyHasAnAddressOfTheirOwn(t *testing.T) {
 }
 
 func TestTheTableLeavesOutWhatSaysNothing(t *testing.T) {
-	one := outcome{Manager: "one", Guests: []namedTally{{Name: "guests"}, {Name: "nobody"}}, Victim: report{HeapMost: 3 << 20, ProcessMost: 4 << 20}}
+	one := outcome{Manager: "one", Guests: []namedTally{{Name: "guests"}, {Name: "nobody"}}, Victim: report{Memory: memory{HeapMost: 3 << 20, ProcessMost: 4 << 20, Looks: 8}}}
 	for i := range 100 {
 		one.Guests[0].Took = append(one.Guests[0].Took, time.Duration(100-i)*time.Millisecond)
 	}
 	other := one
 	other.Manager, other.Guests = "other", []namedTally{{Name: "guests", tally: tally{Failed: 2}}, {Name: "nobody"}}
 	other.Victim.Guests, other.Victim.Crowd = map[int]int{0: 2}, map[string]int{"system, stream": 7}
-	other.Victim.Over, other.Victim.Left = 0.5, []string{"system"}
+	other.Victim.Memory.Over, other.Victim.Left = 4, []string{"system"}
 	var out bytes.Buffer
 	(&result{Attack: "this", About: "that", Outcomes: []outcome{one, other}}).print(&out)
 	require.Equal(t, `
@@ -202,10 +202,10 @@ this: that.
 }
 
 func TestWrongSettingsAreErrors(t *testing.T) {
-	good := settings{attack: "all", duration: 1, attackers: fewestAttackers, memory: 64}
+	good := settings{which: "all", duration: 1, attackers: fewestAttackers, memory: 64}
 	for want, change := range map[string]func(*settings) []string{
 		`unexpected argument "x"`: func(*settings) []string { return []string{"x"} },
-		`-attack must be all or one of fairshare, memory, trim, not "flood"`:  func(s *settings) []string { s.attack = "flood"; return nil },
+		`-attack must be all or one of fairshare, memory, trim, not "flood"`:  func(s *settings) []string { s.which = "flood"; return nil },
 		"-duration must be positive, not 0s":                                  func(s *settings) []string { s.duration = 0; return nil },
 		"-attackers must be from 20 to 750, not 19":                           func(s *settings) []string { s.attackers = 19; return nil },
 		"-memory must be at least 64, not 63: a host alone takes tens of MiB": func(s *settings) []string { s.memory = 63; return nil },

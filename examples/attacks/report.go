@@ -35,9 +35,9 @@ func (r *result) print(to io.Writer) {
 	for _, why := range r.refusals() {
 		r.line(out, "crowd refused by "+why, func(o outcome) string { return count(o.Victim.Crowd[why]) })
 	}
-	r.line(out, "heap in use, most", func(o outcome) string { return mebibytes(o.Victim.HeapMost) })
-	r.line(out, "memory of the process, most", func(o outcome) string { return mebibytes(o.Victim.ProcessMost) })
-	r.line(out, "time above what it may use", func(o outcome) string { return percent(o.Victim.Over) })
+	r.line(out, "heap in use, most", func(o outcome) string { return mebibytes(o.Victim.Memory.HeapMost) })
+	r.line(out, "memory of the process, most", func(o outcome) string { return mebibytes(o.Victim.Memory.ProcessMost) })
+	r.line(out, "time above what it may use", func(o outcome) string { return percent(o.Victim.Memory.Over, o.Victim.Memory.Looks) })
 	r.line(out, "connections that the host forgot", func(o outcome) string { return count(o.Victim.Forgotten) })
 	r.line(out, "scopes that hold anything when all have gone", func(o outcome) string { return fmt.Sprint(len(o.Victim.Left)) })
 }
@@ -93,11 +93,11 @@ func millis(d time.Duration) string {
 
 func mebibytes(n int64) string { return fmt.Sprintf("%d MiB", (n+1<<19)>>20) }
 
-func percent(part float64) string {
+func percent(part, of int) string {
 	if part == 0 {
 		return nothing
 	}
-	return fmt.Sprintf("%.0f %%", 100*part)
+	return fmt.Sprintf("%.0f %%", 100*float64(part)/float64(of))
 }
 
 func count(n int) string {

@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"fmt"
 	"io"
 	"net"
@@ -13,7 +12,6 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p"
-	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -52,22 +50,6 @@ func attackNamed(name string) *attack {
 type attacker struct {
 	host.Host
 	ip net.IP
-}
-
-// friend is somebody whom the victim knows.
-type friend struct {
-	id  peer.ID
-	key crypto.PrivKey
-}
-
-const numFriends = 8
-
-func newFriend() (f friend, err error) {
-	if f.key, _, err = crypto.GenerateEd25519Key(rand.Reader); err != nil {
-		return f, err
-	}
-	f.id, err = peer.IDFromPrivateKey(f.key)
-	return f, err
 }
 
 // show is an attack on one manager, while it lasts.
@@ -258,7 +240,7 @@ func (sh *show) line(r report) string {
 	for _, n := range r.Crowd {
 		refused += n
 	}
-	return fmt.Sprintf("guests served %d of %d · crowd refused %d times · %s in use", served, asked, refused, mebibytes(r.Process))
+	return fmt.Sprintf("guests served %d of %d · crowd refused %d times · %s in use", served, asked, refused, mebibytes(r.Memory.Process))
 }
 
 // close closes what has stayed. It may be called again.

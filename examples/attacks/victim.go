@@ -56,21 +56,16 @@ const (
 	whatsLeft question = "what is left" // when everybody else has gone
 )
 
-// report is what a victim says of itself. Amounts of memory are in bytes.
+// report is what a victim says of itself.
 type report struct {
-	Victim      peer.AddrInfo
-	AtWorst     bool
-	Crowd       map[string]int // refusals, by what why says
-	Guests      map[int]int    // refusals, by group
-	Conns       int            // inbound
-	Heap        int64          // objects, and what has become garbage since the last collection
-	HeapMost    int64
-	Process     int64 // all that the runtime has from the machine
-	ProcessMost int64
-	Over        float64 // the part of the time in which that was more than it may use
-	Own         tally   // what it asked for itself, from when the crowd had done what it can
-	Forgotten   int     // connections that the host did not close
-	Left        []string
+	Victim    peer.AddrInfo
+	AtWorst   bool
+	Crowd     map[string]int // refusals, by what why says
+	Guests    map[int]int    // refusals, by group
+	Memory    memory
+	Own       tally    // what it asked for itself, from when the crowd had done what it can
+	Forgotten int      // connections that the host did not close
+	Left      []string // scopes that hold something when all have gone
 }
 
 // refused tells whether any of the crowd was refused that.
@@ -165,12 +160,8 @@ func newVictim(o order) (*victim, error) {
 func (v *victim) report() report {
 	crowd, guests := v.seen.refused()
 	r := report{Victim: *host.InfoFromHost(v.host), Crowd: crowd, Guests: guests, Own: v.own.soFar()}
-	v.manager.ViewSystem(func(s network.ResourceScope) error {
-		r.Conns = s.Stat().NumConnsInbound
-		return nil
-	})
 	v.mu.Lock()
-	v.memory.tell(&r)
+	r.Memory = v.memory
 	v.mu.Unlock()
 	if r.AtWorst = v.atWorst(r); r.AtWorst {
 		v.begin.Do(func() { v.wg.Go(v.askAround) })
@@ -213,11 +204,12 @@ func (v *victim) drain(r *report) (err error) {
 	}
 }
 
-// memory is what was seen of the process's.
+// memory is what was seen of the process's, in bytes.
 type memory struct {
-	heap, heapMost       int64
-	process, processMost int64
-	looks, over          int
+	HeapMost    int64 // objects, and what has become garbage since the last collection
+	Process     int64 // all that the runtime has from the machine
+	ProcessMost int64
+	Looks, Over int // how often that was more than it may use
 }
 
 // watchMemory looks at the memory a hundred times a second.
@@ -232,16 +224,12 @@ func (v *victim) watchMemory() {
 		at := func(i int) int64 { return int64(samples[i].Value.Uint64()) }
 		v.mu.Lock()
 		m := &v.memory
-		m.heap, m.process = at(0), at(1)-at(2)
-		m.heapMost, m.processMost = max(m.heapMost, m.heap), max(m.processMost, m.process)
-		if m.looks++; m.process > v.Memory {
-			m.over++
+		m.HeapMost = max(m.HeapMost, at(0))
+		m.Process = at(1) - at(2)
+		m.ProcessMost = max(m.ProcessMost, m.Process)
+		if m.Looks++; m.Process > v.Memory {
+			m.Over++
 		}
 		v.mu.Unlock()
 	}
-}
-
-func (m *memory) tell(r *report) {
-	r.Heap, r.HeapMost, r.Process, r.ProcessMost = m.heap, m.heapMost, m.process, m.processMost
-	r.Over = float64(m.over) / float64(max(m.looks, 1))
 }

@@ -98,7 +98,7 @@ func TestRefusalsAreCountedByWhatRefusesAndWhom(t *testing.T) {
 	require.NoError(t, err)
 	p := plan{limits: rcmgr.PartialLimitConfig{
 		System:      rcmgr.ResourceLimits{ConnsInbound: 2},
-		PeerDefault: rcmgr.ResourceLimits{StreamsInbound: rcmgr.BlockAllLimit, ConnsInbound: 1},
+		PeerDefault: rcmgr.ResourceLimits{StreamsInbound: rcmgr.BlockAllLimit, StreamsOutbound: rcmgr.BlockAllLimit, ConnsInbound: 1},
 	}}
 	for i := range 2 {
 		m, err := columns[i].make(p)

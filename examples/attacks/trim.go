@@ -2,9 +2,10 @@ package main
 
 // A host that is full, though its connection manager would know whom to let go. The
 // limit on connections lies below the connection manager's high water mark, so that by
-// itself it never trims. The crowd holds more connections than there is room for,
-// opened again as soon as they are lost. Guests are peers whom the victim values: it
-// tags them when they come. They stay for a while, ask, go, and come again.
+// itself it never trims; no connection has a period of grace. The crowd wants more
+// connections than there is room for, and opens others for those that it loses. Guests
+// are peers whom the victim values: it tags them when they come. They stay for a while,
+// ask, go, and come again.
 
 import (
 	"context"
@@ -25,8 +26,8 @@ import (
 
 const (
 	mostConns   = 64
-	connsOfEach = 4 // that each of the crowd wants
-	lowWater    = 12
+	connsOfEach = 4  // that each of the crowd wants
+	lowWater    = 12 // that it is trimmed to, besides those that are just being let in
 	highWater   = 128
 	stay        = time.Second
 )

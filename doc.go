@@ -56,7 +56,8 @@
 //     unless that was lowered, or is or was only observed. No
 //     false refusal: a request is refused only if at that instant it did not
 //     fit the limits, or the last quarter of the transient scope's inbound
-//     streams is kept for others.
+//     streams is kept for others, or, where that is on, whoever asked had its
+//     fair share.
 //   - I3: All or nothing: a refused operation leaves every account as it was,
 //     and a failed move leaves the scope where it was.
 //   - I4: Conservation: what a scope uses is the sum over the connections,
@@ -75,8 +76,8 @@
 //     of work under any lock. A scope that was kept from a View goes on working
 //     after it was collected, and two accounts of one name never coexist.
 //   - I8: Lock order: stripes by index, then the directory of shared scopes,
-//     then pools by their slot in a chain, then the shards of records of what is
-//     open, and last the queue of the tracer. The locks of the gates are never held
+//     then pools by their slot in a chain, then the shards of subnets that have a
+//     share and of records of what is open, and last the queue of the tracer. The locks of the gates are never held
 //     together with those of stripes and pools. A change of limits has a lock that
 //     comes before all. No callback, limiter, log line, metric or I/O runs under any
 //     of them.

@@ -295,6 +295,9 @@ func (e *explainer) conn() {
 		defer e.m.fair.leave(r.near)
 	}
 	gated := !open && e.m.gate().concerns(u.dir)
+	if !open && !named {
+		e.process(u.dir)
+	}
 	system := e.open(&r, open || named)
 	if gated && !named {
 		e.gate(u.dir)
@@ -302,6 +305,7 @@ func (e *explainer) conn() {
 	if e.q.Peer != "" {
 		trusted := e.m.allowlist.allows(e.q.Peer, e.far.addr)
 		if gated && named && !trusted {
+			e.process(u.dir)
 			e.gate(u.dir)
 		}
 		if system.kind == KindAllowlistedSystem && !trusted {
@@ -351,7 +355,11 @@ func (e *explainer) stream() {
 	u := unitOf(KindStream, e.q.Direction, false)
 	r := u.whole(e.cost)
 	r.asker, r.near = &e.asker, e.asker.near
-	system := e.open(&r, e.asker.trusted > 0 || e.m.allowlist.allowsPeer(e.q.Peer))
+	trusted := e.asker.trusted > 0 || e.m.allowlist.allowsPeer(e.q.Peer)
+	if !trusted {
+		e.process(u.dir)
+	}
+	system := e.open(&r, trusted)
 	transient := e.fixed[KindTransient]
 	if system.kind == KindAllowlistedSystem {
 		transient = e.fixed[KindAllowlistedTransient]
@@ -382,6 +390,26 @@ func (e *explainer) reservation() {
 	r := memoryRequest(e.m.admission, e.q.Memory, e.q.Priority)
 	r.asker = &e.asker
 	e.step("memory", &r, at, e.fixed[KindSystem])
+}
+
+// process asks whether the process has memory for strangers.
+func (e *explainer) process(d dim) {
+	p := e.m.pressure.state()
+	if p.Limit == 0 || d != dimConnsIn && d != dimStreamsIn {
+		return
+	}
+	most := p.RefuseAbove
+	if p.Refusing {
+		most = p.AdmitBelow
+	}
+	k := Check{Step: "gate", Scope: KindProcess.String(), Kind: KindProcess, Name: limitNames[d], Use: p.InUse, Asked: 1,
+		Limit: p.RefuseAbove, Threshold: most, Room: most - p.InUse, Fits: !p.Refusing, Observed: e.observed.has(KindProcess)}
+	if !k.Fits {
+		k.Cause, k.Raise = CauseMemoryPressure.String(), e.m.limitKey(KindProcess, d, &scopeName{})
+	}
+	c := checked{checks: []Check{k}}
+	c.decide()
+	e.take(c, &request{})
 }
 
 // gate asks the gates for the far end.

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -259,6 +260,12 @@ func TestThePageExplains(t *testing.T) {
 		require.Contains(t, w.Body.String(), want)
 		require.NotContains(t, strings.ReplaceAll(w.Body.String(), "/a<b", map[bool]string{true: "ESCAPED"}[format == "html"]), "ESCAPED")
 	}
+	query.Set("format", "html")
+	form := get(query).Body.String()
+	for _, kept := range []string{`name="peer" size="24" value="` + goodPeer, `value="/a&lt;b"`, `<option selected>stream`, `<option selected>inbound`, `value="5"`, `value="128"`} {
+		require.Contains(t, form, kept)
+	}
+	require.NotContains(t, form, " checked")
 	query.Set("explain", "conn")
 	query.Set("endpoint", "/ip4/198.51.100.1/tcp/1")
 	query.Set("fd", "1")
@@ -274,5 +281,42 @@ func TestThePageExplains(t *testing.T) {
 		require.Equal(t, http.StatusBadRequest, w.Code, key)
 		require.Contains(t, w.Body.String(), key)
 		require.Contains(t, w.Body.String(), bad)
+	}
+}
+
+func TestAnExplanationKnowsOfMemoryPressure(t *testing.T) {
+	var inUse atomic.Int64
+	inUse.Store(99)
+	m := newManager(t, unlimitedConf(), WithMemoryPressure(MemoryPressure{Limit: 100, InUse: inUse.Load}),
+		WithAllowlistedMultiaddrs(testAllowlist))
+	asks := map[string]Question{
+		"connection": {Kind: KindConn, Direction: network.DirInbound, Endpoint: multiaddr.StringCast("/ip4/198.51.100.1/tcp/1")},
+		"stream":     {Kind: KindStream, Direction: network.DirInbound, Peer: testPeer},
+		"somebody else": {Kind: KindConn, Direction: network.DirInbound, Peer: testPeers[1],
+			Endpoint: multiaddr.StringCast("/ip4/192.0.2.2/tcp/1")},
+		"friend": {Kind: KindConn, Direction: network.DirInbound, Endpoint: multiaddr.StringCast("/ip4/192.0.2.1/tcp/1")},
+		"ours":   {Kind: KindStream, Direction: network.DirOutbound, Peer: testPeer},
+	}
+	for name, q := range asks {
+		e, err := m.Explain(q)
+		require.NoError(t, err)
+		if e.Admitted {
+			require.Contains(t, []string{"friend", "ours"}, name)
+			continue
+		}
+		require.Equal(t, Check{Step: "gate", Scope: "process", Kind: KindProcess, Name: e.By.Name, Use: 99, Asked: 1, Limit: 90,
+			Threshold: 80, Room: -19, Cause: "memory-pressure", Raise: "WithMemoryPressure"}, *e.By, name)
+	}
+	require.NoError(t, m.ObserveOnly(KindProcess))
+	e, err := m.Explain(asks["stream"])
+	require.NoError(t, err)
+	require.True(t, e.Admitted)
+	inUse.Store(1)
+	m.pressure.look()
+	require.NoError(t, m.Enforce())
+	for name, q := range asks {
+		e, err := m.Explain(q)
+		require.NoError(t, err)
+		require.True(t, e.Admitted, name)
 	}
 }

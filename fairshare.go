@@ -18,8 +18,10 @@ import (
 	"cmp"
 	"fmt"
 	"hash/maphash"
+	"io"
 	"net/netip"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 )
@@ -161,12 +163,14 @@ func (f *fairShare) adopt(ps *peerScope, n *neighbours) {
 	n.refs++
 }
 
-// countConn adds a connection to what the subnet holds of one scope, or takes it away.
-// nil counts nothing.
-func (n *neighbours) countConn(k Kind, u unit, by int64) {
-	if n != nil && k <= KindTransient {
-		n.held[k].conns.Add(by)
-		n.held[k].fds.Add(by * int64(u.fds))
+// countConn adds a connection to what the subnet holds of the scopes in which it
+// stands, or takes it away.
+func (n *neighbours) countConn(c *chain, u unit, by int64) {
+	for _, a := range c.at[slotTransient:] {
+		if a != nil && a.kind <= KindTransient {
+			n.held[a.kind].conns.Add(by)
+			n.held[a.kind].fds.Add(by * int64(u.fds))
+		}
 	}
 }
 
@@ -311,6 +315,23 @@ func (f *fairShare) state(n int) FairShareState {
 	})
 	s.Largest = slices.Clone(all[:min(n, len(all))])
 	return s
+}
+
+// numbers gives what a subnet holds, in the order of the tables.
+func (s *SubnetShare) numbers() []int64 {
+	return []int64{s.System.ConnsInbound, s.System.FD, s.System.StreamsInbound, s.Transient.ConnsInbound, s.Transient.StreamsInbound}
+}
+
+func (s *FairShareState) writeLargest(w io.Writer) error {
+	t := newTable(w, "Subnet", "Conns In", "FD", "Streams In", "Transient Conns In", "Transient Streams In")
+	for i := range s.Largest {
+		row := []string{s.Largest[i].Prefix.String()}
+		for _, n := range s.Largest[i].numbers() {
+			row = append(row, strconv.FormatInt(n, 10))
+		}
+		t.row(row...)
+	}
+	return t.Flush()
 }
 
 func (s *Share) total() int64 { return s.ConnsInbound + s.StreamsInbound }

@@ -154,7 +154,7 @@ func (m *Manager) logStart() {
 		}
 	}
 	log.Info("resource manager started", append([]any{"stripes", len(m.stripes), "admission", m.admission,
-		"newcomers_quarter", m.newcomers, "fair_share", m.options.fair.list(), "observe_only", m.Observed(), "connections_per_subnet", gates.subnets.describe(),
+		"newcomers_quarter", m.newcomers, "fair_share", m.options.fair, "observe_only", m.observed.load(), "connections_per_subnet", gates.subnets.describe(),
 		"connect_rates", rates, "outbound_gates", gates.outbound,
 		"allowlist_entries", len(m.options.allowlisted), "traced", m.trace != nil}, m.limits.Load().startAttrs()...)...)
 }

@@ -34,6 +34,9 @@ func (s kindSet) list() (kinds []Kind) {
 	return kinds
 }
 
+// String gives the kinds as text, for the log.
+func (s kindSet) String() string { return fmt.Sprint(s.list()) }
+
 // kindSetOf reads kinds; none are all.
 func kindSetOf(kinds []Kind) (s kindSet, err error) {
 	if len(kinds) == 0 {
@@ -104,7 +107,7 @@ func (m *Manager) Observed() []Kind { return m.observed.load().list() }
 
 func (m *Manager) observe(change func(kindSet) kindSet) {
 	m.inOneCut(func() { m.observed.bits.Store(uint32(change(m.observed.load()))) })
-	log.Info("limits that are only observed", "kinds", m.Observed())
+	log.Info("limits that are only observed", "kinds", m.observed.load())
 }
 
 // observations is what a stripe keeps of limits that are only observed.

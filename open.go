@@ -190,9 +190,9 @@ func (st *stripe) open(h *holder, r *request, c *chain, fallBack, all bool) (ver
 		if c.peer != nil {
 			c.peer.refs++
 			countTransient(c, h.dir, 1)
+		} else if r.near != nil {
+			r.near.countConn(c, h.unit, 1)
 		}
-		r.near.countConn(c.at[slotTransient].kind, h.unit, 1)
-		r.near.countConn(c.at[slotSystem].kind, h.unit, 1)
 		st.traceOpened(h, r)
 	}
 	return v, nil

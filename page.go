@@ -19,6 +19,7 @@ import (
 	"math"
 	"mime"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,10 +53,10 @@ const (
 // ?format=json a Snapshot, as SnapshotTop gives it. ?format= takes html, text
 // and json. With ?explain=stream&direction=inbound&peer=12D3Koo… it answers as
 // Explain does, in all three; the other keys are endpoint, fd, protocol, service,
-// memory and priority, and explain is a Question's Kind. It answers GET and HEAD only, under whatever path it is mounted. The
-// page shows peer IDs and subnets: serve it where only operators can see it. It
-// is safe for concurrent use; however many look, the manager is asked once a
-// second at most.
+// memory and priority, and explain is a Question's Kind. It answers GET and HEAD only,
+// under whatever path it is mounted. The page shows peer IDs and subnets: serve it
+// where only operators can see it. It is safe for concurrent use; however many look,
+// the manager is asked once a second at most.
 func Handler(m *Manager) http.Handler {
 	p := &page{m: m}
 	p.template = template.Must(template.New("page").Funcs(template.FuncMap{
@@ -66,9 +67,11 @@ func Handler(m *Manager) http.Handler {
 		"near":    func(u LimitUse) bool { return u.fullness() >= NearLimit },
 		"name":    printable,
 		"lower":   strings.ToLower,
+		"words":   strings.Fields,
 		"age":     func(s *Snapshot, o OpenScope) string { return s.age(&o) },
 		"class":   func(o OpenScope) string { return o.Class() },
 		"where":   func(o OpenScope) string { return o.Where() },
+		"shares":  func(s SubnetShare) []int64 { return s.numbers() },
 	}).Parse(pageHTML))
 	source := func(text string) string {
 		sum := sha256.Sum256([]byte(text))
@@ -113,8 +116,9 @@ func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		format = preferredFormat(r.Header.Values("Accept"))
 		h.Set("Vary", "Accept")
 	}
+	query := r.URL.Query()
 	var answer *Explanation
-	if query := r.URL.Query(); query.Get("explain") != "" {
+	if query.Get("explain") != "" {
 		q, err := questionOf(query)
 		if err == nil {
 			answer, err = p.m.Explain(q)
@@ -128,7 +132,7 @@ func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch format {
 	case "html":
 		h.Set("Content-Type", "text/html; charset=utf-8")
-		write = p.writeHTML
+		write = func(w io.Writer, s *Snapshot, answer *Explanation) error { return p.writeHTML(w, s, answer, query) }
 	case "json":
 		h.Set("Content-Type", "application/json")
 		write = writeJSON
@@ -213,8 +217,17 @@ func writeText(w io.Writer, s *Snapshot, answer *Explanation) error {
 		return err
 	}
 	fmt.Fprint(w, "\nWho holds what\n\n")
-	if err := s.WriteHolders(w); err != nil || len(s.Leaks.Oldest) == 0 {
+	if err := s.WriteHolders(w); err != nil {
 		return err
+	}
+	if len(s.FairShare.Largest) > 0 {
+		fmt.Fprintf(w, "\nWhat subnets hold, the largest of %d\n\n", s.FairShare.Subnets)
+		if err := s.FairShare.writeLargest(w); err != nil {
+			return err
+		}
+	}
+	if len(s.Leaks.Oldest) == 0 {
+		return nil
 	}
 	fmt.Fprintf(w, "\nThe oldest of %d open connections and streams, %d of them dropped without Done\n\n", s.Leaks.Open, s.Leaks.Dropped)
 	return s.writeOldest(w)
@@ -289,7 +302,8 @@ func plotOf(s *Snapshot) *plot {
 	return &p
 }
 
-func (p *page) writeHTML(w io.Writer, s *Snapshot, answer *Explanation) error {
+// writeHTML writes the page. asked is what its form was sent with: it keeps that.
+func (p *page) writeHTML(w io.Writer, s *Snapshot, answer *Explanation, asked url.Values) error {
 	var explained strings.Builder
 	if answer != nil {
 		if err := answer.WriteTable(&explained); err != nil {
@@ -310,7 +324,7 @@ func (p *page) writeHTML(w io.Writer, s *Snapshot, answer *Explanation) error {
 	return p.template.Execute(w, map[string]any{
 		"S": s, "Plot": plotOf(s), "Up": s.Uptime().Round(time.Second).String(), "Near": len(s.LimitsNear(NearLimit)),
 		"Refused": s.totalRefusals(), "ByKind": s.refusalsByKind(), "Limits": said, "Holders": holders,
-		"Explained": explained.String(), "Observing": s.observing(), "Observed": s.observedText(),
+		"Explained": explained.String(), "Asked": asked, "Observing": s.observing(), "Observed": s.observedText(),
 		"Style": template.CSS(pageStyle), "Script": template.JS(pageScript),
 	})
 }

@@ -601,10 +601,8 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 
 // countNear counts the connection for its subnet, in the scopes where it stands now.
 func (c *connScope) countNear(by int64) {
-	for _, a := range c.chain.at[slotTransient:] {
-		if a != nil {
-			c.near.countConn(a.kind, c.unit, by)
-		}
+	if c.near != nil {
+		c.near.countConn(&c.chain, c.unit, by)
 	}
 }
 

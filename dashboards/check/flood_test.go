@@ -99,7 +99,7 @@ func newStage(t *testing.T) *stage {
 	}.Build(rcmgr.DefaultLimits.Scale(1<<30, 1024))
 	gologshim.SetDefaultHandler(slog.DiscardHandler)
 	m, err := rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithAllowlistStrings([]string{"/ip4/198.51.100.1"}, false),
-		rcmgr.WithObserveOnly(rcmgr.KindServicePeer),
+		rcmgr.WithObserveOnly(rcmgr.KindServicePeer), rcmgr.WithFairShare(),
 		rcmgr.WithMemoryPressure(rcmgr.MemoryPressure{Limit: 1 << 30, Every: look, InUse: h.inUse.Load}))
 	require.NoError(t, err)
 	reg := prometheus.NewPedanticRegistry()

@@ -62,7 +62,7 @@ var damages = []damage{
 	{"fairshare.go", "return max(limit/2, limit-r.near.holds(a.kind, it.d))", "return limit"},
 	{"fairshare.go", "case r.asker != nil && r.asker.trusted > 0:", "case false:"},
 	{"fairshare.go", "crowds := held > 0 && it.n > limit/4-held", "crowds := it.n > limit/4-held"},
-	{"fairshare.go", "n.held[k].fds.Add(by * int64(u.fds))", ""},
+	{"fairshare.go", "n.held[a.kind].fds.Add(by * int64(u.fds))", ""},
 	{"fairshare.go", "n.held[KindTransient].streams.Add(int64(ps.transientIn))", ""},
 	{"fairshare.go", "n.held[KindSystem].streams.Add(ps.use[dimStreamsIn])", ""},
 	{"fairshare.go", "if n == nil || ps.near != nil {", "if n == nil {"},

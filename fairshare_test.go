@@ -1,0 +1,520 @@
+package rcmgr
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"testing"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
+	"github.com/stretchr/testify/require"
+)
+
+// sharedTransient has limits on inbound streams and connections of transient alone.
+func sharedTransient(streams, conns int) perScope[BaseLimit] {
+	conf := unlimitedConf()
+	conf.Transient.StreamsInbound, conf.Transient.ConnsInbound = streams, conns
+	return conf
+}
+
+func fairManager(t testing.TB, conf perScope[BaseLimit], kinds ...Kind) *Manager {
+	return newManager(t, conf, append(openGates(), WithFairShare(kinds...), WithStripes(4))...)
+}
+
+// comesFrom gives a peer of its own a connection from an address.
+func comesFrom(t testing.TB, m *Manager, p peer.ID, addr string) network.ConnManagementScope {
+	t.Helper()
+	c, err := m.OpenConnection(network.DirInbound, true, multiaddr.StringCast(addr))
+	require.NoError(t, err)
+	require.NoError(t, c.SetPeer(p))
+	return c
+}
+
+// refusedByShare tells whether an error says that somebody has had its share.
+func refusedByShare(err error) bool {
+	var why *LimitError
+	return errors.As(err, &why) && why.Cause() == CauseFairShare
+}
+
+func TestFairShareIsForTransientAndSystem(t *testing.T) {
+	for _, k := range []Kind{KindPeer, KindAllowlistedSystem, numKinds} {
+		_, err := New(nil, WithFairShare(KindSystem, k))
+		require.ErrorContains(t, err, "WithFairShare: "+k.String())
+		require.ErrorContains(t, err, "expected transient or system")
+	}
+}
+
+// Whoever has many identities has one share, and half of the limit if nobody else is
+// there; the next one gets half of what is left, and so on: there is always some left
+// for somebody new.
+func TestSubnetsLeaveSomethingForTheNext(t *testing.T) {
+	m := fairManager(t, sharedTransient(64, 1<<20))
+	for i, want := range []int{32, 16, 8, 4, 2, 1, 1, 0} {
+		got := 0
+		for id := range 64 {
+			p := peerNamed(fmt.Sprintf("%d-%d", i, id))
+			comesFrom(t, m, p, fmt.Sprintf("/ip4/192.0.%d.%d/tcp/1", i, id))
+			if _, err := m.OpenStream(p, network.DirInbound); err == nil {
+				got++
+			} else {
+				require.Equal(t, i < 6, refusedByShare(err), err) // the last ones meet a full scope
+			}
+		}
+		require.Equal(t, want, got, "subnet %d", i)
+	}
+}
+
+func TestSubnetsAreSlash24AndSlash56(t *testing.T) {
+	for _, c := range []struct {
+		one, other string
+		same       bool
+	}{
+		{"/ip4/192.0.2.1", "/ip4/192.0.2.254", true},
+		{"/ip4/192.0.2.1", "/ip4/192.0.3.1", false},
+		{"/ip4/192.0.2.1", "/ip6/::ffff:192.0.2.9", true},
+		{"/ip6/2001:db8:0:100::1", "/ip6/2001:db8:0:1ff::2", true},
+		{"/ip6/2001:db8:0:100::1", "/ip6/2001:db8:0:200::1", false},
+		{"/ip4/127.0.0.2", "/ip4/127.0.0.3", true},
+		{"/ip4/127.0.0.1", "/ip4/127.0.0.1", false},
+		{"/ip6/::1", "/ip6/::1", false},
+	} {
+		m := fairManager(t, sharedTransient(2, 1<<20))
+		comesFrom(t, m, "one", c.one+"/tcp/1")
+		comesFrom(t, m, "other", c.other+"/tcp/1")
+		mustOpenStream(t, m, "one", network.DirInbound)
+		_, err := m.OpenStream("other", network.DirInbound)
+		require.Equal(t, c.same, refusedByShare(err), "%s and %s: %v", c.one, c.other, err)
+	}
+}
+
+// Who has no subnet is bound as a peer alone.
+func TestAPeerMayHoldAQuarter(t *testing.T) {
+	m := fairManager(t, sharedTransient(64, 1<<20))
+	for range 20 {
+		mustOpenStream(t, m, "first", network.DirInbound) // below half, anybody
+	}
+	for range 16 {
+		mustOpenStream(t, m, "second", network.DirInbound)
+	}
+	for _, p := range []peer.ID{"first", "second"} {
+		_, err := m.OpenStream(p, network.DirInbound)
+		require.True(t, refusedByShare(err), err)
+		mustOpenStream(t, m, p, network.DirOutbound) // is our own
+	}
+	mustOpenStream(t, m, "newcomer", network.DirInbound)
+}
+
+func TestMemoryOfTheSystemHasShares(t *testing.T) {
+	conf := unlimitedConf()
+	conf.System.Memory = 1000
+	m := fairManager(t, conf, KindSystem)
+	first, second := servedStream(t, m, "first"), servedStream(t, m, "second")
+	require.NoError(t, first.ReserveMemory(250, 255))
+	require.NoError(t, second.ReserveMemory(251, 255))
+	err := first.ReserveMemory(1, 255)
+	require.True(t, refusedByShare(err), err)
+	err = viewPeer(t, m, "first").ReserveMemory(1, 255)
+	require.True(t, refusedByShare(err), err)
+	third := servedStream(t, m, "third")
+	require.NoError(t, third.ReserveMemory(300, 255)) // it holds nothing
+	require.Error(t, third.ReserveMemory(200, 255))
+	third.ReleaseMemory(300)
+	second.ReleaseMemory(251)
+	require.NoError(t, first.ReserveMemory(150, 128), "half of the limit is anybody's")
+	err = first.ReserveMemory(600, 101)
+	var why *LimitError
+	require.ErrorAs(t, err, &why)
+	require.Equal(t, CauseLimit, why.Cause(), "there is no room for it in any case")
+}
+
+func TestConnectionsHaveSharesBeforeTheyHaveAPeer(t *testing.T) {
+	m := fairManager(t, sharedTransient(1<<20, 8))
+	open := func(addr string) (network.ConnManagementScope, error) {
+		return m.OpenConnection(network.DirInbound, true, multiaddr.StringCast(addr))
+	}
+	var conns []network.ConnManagementScope
+	for i := range 4 {
+		c, err := open(fmt.Sprintf("/ip4/192.0.2.%d/tcp/1", i))
+		require.NoError(t, err)
+		conns = append(conns, c)
+	}
+	_, err := open("/ip4/192.0.2.9/tcp/1")
+	require.True(t, refusedByShare(err), err)
+	other, err := open("/ip4/192.0.3.1/tcp/1")
+	require.NoError(t, err)
+	_, err = open("/ip4/192.0.2.9/tcp/1")
+	require.True(t, refusedByShare(err), err)
+	require.NoError(t, conns[0].SetPeer("somebody")) // it leaves transient
+	conns[1].Done()
+	_, err = open("/ip4/192.0.2.9/tcp/1")
+	require.NoError(t, err)
+	other.Done()
+}
+
+// A peer that lived with streams before its first inbound connection brings them along,
+// and stays with that subnet while it has a scope.
+func TestAPeerStaysWithItsFirstSubnet(t *testing.T) {
+	m := fairManager(t, sharedTransient(8, 1<<20))
+	dialled, err := m.OpenConnection(network.DirOutbound, true, multiaddr.StringCast("/ip4/198.51.100.1/tcp/1"))
+	require.NoError(t, err)
+	require.NoError(t, dialled.SetPeer(testPeer))
+	moved := mustOpenStream(t, m, testPeer, network.DirInbound)
+	require.NoError(t, moved.SetProtocol("/p"))
+	mustOpenStream(t, m, testPeer, network.DirInbound)
+	shares := func() (s []string) {
+		for _, l := range m.Snapshot().FairShare.Largest {
+			s = append(s, fmt.Sprint(l))
+		}
+		return s
+	}
+	require.Empty(t, shares())
+	first := comesFrom(t, m, testPeer, "/ip4/192.0.2.1/tcp/1")
+	require.Equal(t, []string{"{192.0.2.0/24 {1 1 2} {0 0 1}}"}, shares())
+	second := comesFrom(t, m, testPeer, "/ip4/203.0.113.1/udp/1/quic-v1")
+	first.Done()
+	require.Equal(t, []string{"{192.0.2.0/24 {0 0 2} {0 0 1}}", "{203.0.113.0/24 {1 1 0} {0 0 0}}"}, shares())
+	second.Done()
+	dialled.Done()
+	moved.Done()
+	require.Equal(t, []string{"{192.0.2.0/24 {0 0 1} {0 0 1}}"}, shares())
+}
+
+// What the allowlist means is not bound, and those that it does not mean after all
+// count as everybody.
+func TestTheAllowlistGoesBeforeShares(t *testing.T) {
+	conf := sharedTransient(8, 8)
+	m := newManager(t, conf, append(openGates(), WithFairShare(), WithStripes(4),
+		WithAllowlistedMultiaddrs(testAllowlist))...)
+	for i := range 6 {
+		c, err := m.OpenConnection(network.DirInbound, true, multiaddr.StringCast("/ip4/192.0.2.1/tcp/1"))
+		require.NoError(t, err)
+		require.NoError(t, c.SetPeer(peerNamed(strconv.Itoa(i))))
+	}
+	require.Zero(t, m.Snapshot().FairShare.Subnets)
+	require.NoError(t, comesFrom(t, m, testPeers[0], "/ip4/192.0.2.2/tcp/1").ReserveMemory(1, 255))
+	for range 8 {
+		mustOpenStream(t, m, testPeers[0], network.DirInbound)
+	}
+	require.Zero(t, m.Snapshot().FairShare.Subnets)
+	stranger := comesFrom(t, m, testPeers[1], "/ip4/192.0.2.2/tcp/1")
+	require.Equal(t, "[{192.0.2.0/24 {1 1 0} {0 0 0}}]", fmt.Sprint(m.Snapshot().FairShare.Largest))
+	stranger.Done()
+	m.reap()
+	require.Zero(t, m.Snapshot().FairShare.Subnets)
+}
+
+func TestSharesAreSeen(t *testing.T) {
+	lines := collectLog(t, slog.LevelInfo)
+	m := newManager(t, sharedTransient(4, 1<<20), append(openGates(), WithFairShare())...)
+	require.Contains(t, lines.take()[0], "fair_share=[transient]")
+	reg := registryOf(t, m)
+	for i := range 4 {
+		p := peerNamed(strconv.Itoa(i))
+		comesFrom(t, m, p, "/ip4/192.0.2.1/tcp/1")
+		_, err := m.OpenStream(p, network.DirInbound)
+		require.Equal(t, i >= 2, refusedByShare(err), err)
+	}
+	require.Equal(t, map[string]float64{"fair-share inbound stream transient": 2}, seriesOf(t, reg, "refusals_total"))
+	require.EqualValues(t, 2, m.Snapshot().Refusals[KindTransient].StreamsInbound)
+	m.refusalLog.write()
+	line := lines.take()[0]
+	require.Contains(t, line, "cause=fair-share worst=subnet:192.0.2.0/24 worst_times=2 raise=Transient.StreamsInbound")
+
+	why, err := m.Explain(Question{Kind: KindStream, Direction: network.DirInbound, Peer: peerNamed("3")})
+	require.NoError(t, err)
+	require.False(t, why.Admitted)
+	require.Equal(t, []any{"fair-share", int64(2), int64(4), int64(2)}, []any{why.By.Cause, why.By.Threshold, why.By.Limit, why.By.Use})
+	text := bodyOf(t, ask(Handler(m), "GET", "/?format=text"))
+	require.Regexp(t, `What subnets hold, the largest of 1\n\nSubnet .*\n192.0.2.0/24 +4 +4 +2 +0 +2\n`, text)
+	require.Contains(t, bodyOf(t, ask(Handler(m), "GET", "/?format=html")),
+		`<td class="name">192.0.2.0/24</td><td class="n" data-v="4">4</td><td class="n" data-v="4">4</td><td class="n" data-v="2">2</td><td class="n" data-v="0">0</td>`)
+	require.NoError(t, m.ObserveOnly(KindTransient))
+	_, err = m.OpenStream(peerNamed("3"), network.DirInbound)
+	require.NoError(t, err)
+	require.Equal(t, map[string]float64{"fair-share inbound stream transient": 1}, seriesOf(t, reg, "would_refuse_total"))
+}
+
+// fairPlay does what strangers do with a manager, and predicts every answer about
+// connections and streams from what it has counted itself.
+type fairPlay struct {
+	t     *testing.T
+	r     *rand.Rand
+	m     *Manager
+	conf  perScope[BaseLimit]
+	fair  kindSet
+	near  map[peer.ID]string // the first subnet of a peer
+	conns []*fairConn
+	strs  []*fairStream
+}
+
+type fairConn struct {
+	network.ConnManagementScope
+	dir  network.Direction
+	from string // its subnet
+	peer peer.ID
+}
+
+type fairStream struct {
+	network.StreamManagementScope
+	dir     network.Direction
+	peer    peer.ID
+	settled bool // it has its protocol
+}
+
+// held counts what stands in a scope, of those that count.
+func held[T any](all []T, counts func(T) bool) (n int) {
+	for _, x := range all {
+		if counts(x) {
+			n++
+		}
+	}
+	return n
+}
+
+// fits predicts an answer: use is what the scope holds, own what the peer does, and
+// subnet what its subnet does.
+func (p *fairPlay) fits(k Kind, limit, use, own, subnet int) bool {
+	switch {
+	case use+1 > limit:
+		return false
+	case !p.fair.has(k):
+		return k != KindTransient || own == 0 || own+1 <= limit/4 || use+1 <= limit-limit/4
+	case own > 0 && own+1 > limit/4:
+		return use+1 <= limit/2
+	}
+	return use+1 <= max(limit/2, limit-subnet)
+}
+
+func (p *fairPlay) conn(addr, from string) {
+	dir := network.Direction(1 + p.r.IntN(2))
+	count := func(k Kind, from string) int {
+		return held(p.conns, func(c *fairConn) bool {
+			return c.dir == dir && (k == KindSystem || c.peer == "") && (from == "" || c.from == from)
+		})
+	}
+	want := true
+	for k, l := range map[Kind]*BaseLimit{KindSystem: &p.conf.System, KindTransient: &p.conf.Transient} {
+		switch {
+		case dir == network.DirOutbound:
+			want = want && count(k, "")+1 <= l.ConnsOutbound
+		case from == "": // of no subnet
+			want = want && count(k, "")+1 <= l.ConnsInbound
+		default:
+			want = want && p.fits(k, l.ConnsInbound, count(k, ""), 0, count(k, from))
+		}
+	}
+	var far multiaddr.Multiaddr
+	if addr != "" {
+		far = multiaddr.StringCast(addr)
+	}
+	p.ask(Question{Kind: KindConn, Direction: dir, UseFD: true, Endpoint: far}, want, func() error {
+		c, err := p.m.OpenConnection(dir, true, far)
+		if err == nil {
+			p.conns = append(p.conns, &fairConn{c, dir, from, ""})
+		}
+		return err
+	})
+}
+
+func (p *fairPlay) stream(id peer.ID) {
+	dir := network.Direction(1 + p.r.IntN(2))
+	count := func(k Kind, of func(*fairStream) bool) int {
+		return held(p.strs, func(s *fairStream) bool { return s.dir == dir && (k == KindSystem || !s.settled) && of(s) })
+	}
+	all := func(*fairStream) bool { return true }
+	own := func(s *fairStream) bool { return s.peer == id }
+	near := func(s *fairStream) bool { return p.near[id] != "" && p.near[s.peer] == p.near[id] }
+	want := true
+	for k, l := range map[Kind]*BaseLimit{KindSystem: &p.conf.System, KindTransient: &p.conf.Transient} {
+		if dir == network.DirOutbound {
+			want = want && count(k, all)+1 <= l.StreamsOutbound
+		} else {
+			want = want && p.fits(k, l.StreamsInbound, count(k, all), count(k, own), count(k, near))
+		}
+	}
+	p.ask(Question{Kind: KindStream, Direction: dir, Peer: id}, want, func() error {
+		s, err := p.m.OpenStream(id, dir)
+		if err == nil {
+			p.strs = append(p.strs, &fairStream{s, dir, id, false})
+		}
+		return err
+	})
+}
+
+// ask holds both Explain and the manager against what was predicted.
+func (p *fairPlay) ask(q Question, want bool, do func() error) {
+	why, err := p.m.Explain(q)
+	require.NoError(p.t, err)
+	require.Equal(p.t, want, why.Admitted, "%+v: %v", q, why)
+	err = do()
+	require.Equal(p.t, want, err == nil, "%+v: %v", q, err)
+}
+
+func (p *fairPlay) step() {
+	ids := []peer.ID{"a", "b", "c", "d", "e", "f"}
+	addrs := [][2]string{
+		{"/ip4/192.0.2.1/tcp/1", "one"}, {"/ip4/192.0.2.2/tcp/1", "one"}, {"/ip4/198.51.100.7/tcp/1", "two"},
+		{"/ip6/2001:db8::1/tcp/1", "three"}, {"/ip4/127.0.0.1/tcp/1", ""}, {"", ""},
+	}
+	switch p.r.IntN(8) {
+	case 0, 1:
+		addr := addrs[p.r.IntN(len(addrs))]
+		p.conn(addr[0], addr[1])
+	case 2, 3, 4:
+		p.stream(ids[p.r.IntN(len(ids))])
+	case 5:
+		if len(p.conns) > 0 {
+			c := p.conns[p.r.IntN(len(p.conns))]
+			id := ids[p.r.IntN(len(ids))]
+			if c.peer == "" {
+				require.NoError(p.t, c.SetPeer(id))
+				c.peer = id
+				if p.near[id] == "" && c.dir == network.DirInbound {
+					p.near[id] = c.from
+				}
+			} else {
+				c.Done()
+				p.conns = slices.DeleteFunc(p.conns, func(x *fairConn) bool { return x == c })
+			}
+		}
+	default:
+		if len(p.strs) > 0 {
+			s := p.strs[p.r.IntN(len(p.strs))]
+			if !s.settled && p.r.IntN(2) == 0 {
+				require.NoError(p.t, s.SetProtocol("/p"))
+				s.settled = true
+			} else {
+				s.Done()
+				p.strs = slices.DeleteFunc(p.strs, func(x *fairStream) bool { return x == s })
+			}
+		}
+	}
+	p.check()
+}
+
+// check holds what the manager says of subnets against what was counted.
+func (p *fairPlay) check() {
+	checkInvariants(p.t, p.m, false)
+	want := make(map[string][2]Share)
+	for _, c := range p.conns {
+		if c.from == "" || c.dir != network.DirInbound {
+			continue
+		}
+		n := want[c.from]
+		n[0].ConnsInbound++
+		n[0].FD++
+		if c.peer == "" {
+			n[1].ConnsInbound++
+			n[1].FD++
+		}
+		want[c.from] = n
+	}
+	for _, s := range p.strs {
+		if from := p.near[s.peer]; from != "" && s.dir == network.DirInbound {
+			n := want[from]
+			n[0].StreamsInbound++
+			if !s.settled {
+				n[1].StreamsInbound++
+			}
+			want[from] = n
+		}
+	}
+	names := map[string]string{"192.0.2.0/24": "one", "198.51.100.0/24": "two", "2001:db8::/56": "three"}
+	got := make(map[string][2]Share)
+	for _, s := range p.m.Snapshot().FairShare.Largest {
+		if n := [2]Share{s.System, s.Transient}; n != ([2]Share{}) {
+			got[names[s.Prefix.String()]] = n
+		}
+	}
+	require.Equal(p.t, want, got)
+}
+
+func TestSharesAreThoseOfAModel(t *testing.T) {
+	for _, kinds := range [][]Kind{{KindTransient}, {KindSystem}, {KindTransient, KindSystem}} {
+		for _, stripes := range []int{1, 8} {
+			t.Run(fmt.Sprintf("%v/stripes=%d", kinds, stripes), func(t *testing.T) {
+				seed := testSeed(t)
+				r := rand.New(rand.NewPCG(seed, uint64(stripes)))
+				conf := unlimitedConf()
+				for _, l := range []*BaseLimit{&conf.System, &conf.Transient} {
+					l.StreamsInbound, l.StreamsOutbound = 1+r.IntN(24), 1+r.IntN(24)
+					l.ConnsInbound, l.ConnsOutbound = 1+r.IntN(16), 1+r.IntN(16)
+				}
+				m := newManager(t, conf, append(openGates(), WithFairShare(kinds...), WithStripes(stripes))...)
+				p := &fairPlay{t: t, r: r, m: m, conf: conf, fair: m.options.fair, near: make(map[peer.ID]string)}
+				for range stressSteps() {
+					p.step()
+				}
+				for _, c := range p.conns {
+					c.Done()
+				}
+				for _, s := range p.strs {
+					s.Done()
+				}
+				m.reap()
+				assertEmpty(t, m)
+				require.Zero(t, m.Snapshot().FairShare.Subnets)
+			})
+		}
+	}
+}
+
+// Many at once leave nothing behind, and pass no limit.
+func TestSharesOfManyAtOnce(t *testing.T) {
+	conf := sharedTransient(32, 16)
+	conf.System.StreamsInbound, conf.System.ConnsInbound = 64, 32
+	m := fairManager(t, conf, KindTransient, KindSystem)
+	stop := watch(t, m, func() error { return brokenInvariant(m, false) })
+	together(t, 8, func(id int, r *rand.Rand) {
+		for range stressSteps() {
+			c, err := m.OpenConnection(network.DirInbound, true, multiaddr.StringCast(fmt.Sprintf("/ip4/192.0.%d.1/tcp/1", r.IntN(4))))
+			if err != nil {
+				continue
+			}
+			p := peerNamed(strconv.Itoa(r.IntN(16)))
+			if r.IntN(4) > 0 && c.SetPeer(p) == nil {
+				var open []network.StreamManagementScope
+				for range r.IntN(6) {
+					if s, err := m.OpenStream(p, network.DirInbound); err == nil {
+						open = append(open, s)
+						if r.IntN(2) == 0 {
+							_ = s.SetProtocol("/p")
+						}
+					}
+				}
+				for _, s := range open {
+					s.Done()
+				}
+			}
+			c.Done()
+			if r.IntN(50) == 0 {
+				m.reap()
+			}
+		}
+	})
+	stop()
+	for _, s := range m.Snapshot().FairShare.Largest {
+		require.Equal(t, SubnetShare{Prefix: s.Prefix}, s)
+	}
+	m.reap()
+	assertEmpty(t, m)
+	require.Zero(t, m.Snapshot().FairShare.Subnets)
+}
+
+func TestSnapshotsWithSharesAreReadAsWritten(t *testing.T) {
+	m := fairManager(t, sharedTransient(4, 4))
+	comesFrom(t, m, testPeer, "/ip4/192.0.2.1/tcp/1")
+	s := m.Snapshot()
+	text, err := json.Marshal(s)
+	require.NoError(t, err)
+	var got Snapshot
+	require.NoError(t, json.Unmarshal(text, &got))
+	require.Len(t, got.FairShare.Largest, 1)
+	require.Equal(t, s.FairShare, got.FairShare)
+}

@@ -60,7 +60,7 @@ type show struct {
 	groups  []*group
 	victim  *process
 	to      peer.AddrInfo // the victim's
-	hosts   []host.Host   // that stay until all is over
+	hosts   []host.Host   // the crowd's, and of guests who stay
 
 	early     network.Stream // of a guest who came before the crowd
 	connected sync.WaitGroup // the crowd, where it has to be
@@ -82,8 +82,17 @@ type outcome struct {
 // play runs an attack on the manager of one column.
 func play(ctx context.Context, s settings, a *attack, column int, progress io.Writer) (outcome, error) {
 	sh := &show{settings: s, attack: a}
-	defer sh.close()
-	o, err := sh.order(column)
+	defer sh.leave()
+	asked, err := newHost(homeIP())
+	if err != nil {
+		return outcome{}, err
+	}
+	defer asked.Close() // the victim asks until it is told that all others have gone
+	serveEcho(asked)
+	if err := asked.Network().Listen(multiaddr.StringCast(listenAddr)); err != nil {
+		return outcome{}, err
+	}
+	o, err := sh.order(column, asked)
 	if err != nil {
 		return outcome{}, err
 	}
@@ -99,7 +108,7 @@ func play(ctx context.Context, s settings, a *attack, column int, progress io.Wr
 	if err := sh.run(ctx, progress); err != nil {
 		return outcome{}, err
 	}
-	sh.close()
+	sh.leave()
 	last, err := sh.victim.ask(whatsLeft)
 	if err != nil {
 		return outcome{}, err
@@ -111,9 +120,10 @@ func play(ctx context.Context, s settings, a *attack, column int, progress io.Wr
 	return result, nil
 }
 
-// order makes everybody but the crowd, and says what the victim is to be.
-func (sh *show) order(column int) (order, error) {
-	o := order{Attack: sh.attack.name, Column: column, Memory: sh.memory << 20, Attackers: sh.attackers}
+// order says what the victim is to be, and whom it is to ask.
+func (sh *show) order(column int, asks host.Host) (order, error) {
+	o := order{Attack: sh.attack.name, Column: column, Attackers: sh.attackers,
+		Memory: sh.memory << 20, Asks: *host.InfoFromHost(asks)}
 	for range numFriends {
 		f, err := newFriend()
 		if err != nil {
@@ -125,15 +135,7 @@ func (sh *show) order(column int) (order, error) {
 	for _, name := range sh.attack.groups {
 		sh.groups = append(sh.groups, &group{name: name})
 	}
-	asked, err := newHost(homeIP())
-	if err != nil {
-		return o, err
-	}
-	sh.hosts = append(sh.hosts, asked)
-	serveEcho(asked)
-	err = asked.Network().Listen(multiaddr.StringCast(listenAddr))
-	o.Asks = *host.InfoFromHost(asked)
-	return o, err
+	return o, nil
 }
 
 // run returns when the guests and the crowd have gone.
@@ -243,8 +245,8 @@ func (sh *show) line(r report) string {
 	return fmt.Sprintf("guests served %d of %d · crowd refused %d times · %s in use", served, asked, refused, mebibytes(r.Memory.Process))
 }
 
-// close closes what has stayed. It may be called again.
-func (sh *show) close() {
+// leave has all go who are still there. It may be called again.
+func (sh *show) leave() {
 	for _, h := range sh.hosts {
 		h.Close()
 	}

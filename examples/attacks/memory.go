@@ -26,7 +26,7 @@ import (
 
 const (
 	keepProtocol protocol.ID = "/attacks/keep/1.0.0"
-	keepSize                 = 1 << 20 // bytes of a message
+	keepSize                 = 256 << 10 // bytes of a message
 )
 
 // The groups of guests.

@@ -22,9 +22,11 @@ const (
 	slotServicePeer
 	slotProtocol
 	slotService
-	slotTransient // standard or allowlisted
-	slotSystem    // standard or allowlisted
+	slotSystem // standard or allowlisted
 	numSlots
+
+	// Who has no protocol yet stands in transient in its place, standard or allowlisted.
+	slotTransient = slotProtocol
 
 	firstShared = slotProtocol
 	numShared   = numSlots - firstShared
@@ -116,9 +118,6 @@ func (st *stripe) giveAll(c *chain, r *request) {
 
 // giveBack is giveAll for one account that is not a peer's.
 func (st *stripe) giveBack(a *account, r *request) {
-	if a == nil {
-		return
-	}
 	st.giveTo(a, r)
 	if st.trace != nil {
 		st.trace.returned(traceName{scopeName: a.scopeName}, r, &a.use)
@@ -263,7 +262,7 @@ func (r *request) bound(m *Manager, a *account, it item) int64 {
 		return math.MaxInt64
 	}
 	most := r.threshold(m, a, it.d)
-	if a.kind <= KindTransient {
+	if a.kind <= KindTransient && m.rations(r) {
 		most = min(most, m.ration(r, a, it))
 	}
 	return most
@@ -432,6 +431,12 @@ func (c *chain) lacking(r *request) (list shares, some bool) {
 // checkShared decides for the shared accounts and, with draw, gets the credit
 // that is lacking.
 func (st *stripe) checkShared(c *chain, r *request, all, draw bool) verdict {
+	if !all {
+		// First a look without a lock: what one loaded word refuses is refused.
+		if v := st.judge(c, r, false); v != admitted || !draw {
+			return v
+		}
+	}
 	list, some := c.lacking(r)
 	switch {
 	case !some:
@@ -439,18 +444,14 @@ func (st *stripe) checkShared(c *chain, r *request, all, draw bool) verdict {
 	case all:
 		return st.settle(&list, r, draw)
 	}
-	// First a look without a lock: what one loaded word refuses is refused.
-	if v := st.judge(&list, r, false); v != admitted || !draw {
-		return v
-	}
 	for _, sh := range list {
 		if sh != nil {
 			sh.pool.mu.Lock()
 		}
 	}
-	v := st.judge(&list, r, false)
+	v := st.judge(c, r, false)
 	if v == admitted {
-		st.judge(&list, r, true)
+		st.judge(c, r, true)
 	}
 	for _, sh := range list {
 		if sh != nil {
@@ -501,12 +502,13 @@ func (a *account) hasAllReady(items []item) bool {
 
 // judge decides for every share that lacks credit, first in the order of the
 // chain. With draw, all pools are locked and everything fits: it draws.
-func (st *stripe) judge(list *shares, r *request, draw bool) verdict {
+func (st *stripe) judge(c *chain, r *request, draw bool) verdict {
 	items, n := r.list()
-	for _, sh := range list {
-		if sh == nil {
+	for _, a := range c.shared() {
+		if a == nil {
 			continue
 		}
+		sh := a.share
 		for _, it := range items[:n] {
 			if !sh.lacks(r, it) {
 				continue

@@ -215,19 +215,14 @@ func (ps *peerScope) holds(k Kind, d dim) int64 {
 // rations tells whether somebody may not get all of a limit. Outbound requests are
 // this host's own.
 func (m *Manager) rations(r *request) bool {
-	if r.dir == dimConnsOut || r.dir == dimStreamsOut {
-		return false
-	}
-	return m.fair != nil || m.newcomers && r.asker.holds(KindTransient, dimStreamsIn) > 0
+	crowds := r.asker != nil && r.asker.transientIn > 0 && m.newcomers
+	return (crowds || m.fair != nil) && r.dir != dimConnsOut && r.dir != dimStreamsOut
 }
 
-// ration gives the most that a standard scope may hold after it got an item of this
-// request, where others are to get something, too.
+// ration gives the most that a standard scope may hold after it got an item of a
+// request that may not get all.
 func (m *Manager) ration(r *request, a *account, it item) int64 {
 	limit := a.limit[it.d]
-	if !m.rations(r) {
-		return limit
-	}
 	held := r.asker.holds(a.kind, it.d)
 	crowds := held > 0 && it.n > limit/4-held
 	switch {

@@ -678,7 +678,7 @@ func (s *streamScope) PeerScope() network.PeerScope {
 // ProtocolScope gives the scope of the stream's protocol, or nil before
 // SetProtocol.
 func (s *streamScope) ProtocolScope() network.ProtocolScope {
-	if p := s.pool(slotProtocol); p != nil {
+	if p := s.pool(slotProtocol, KindProtocol); p != nil {
 		return protocolScope{p}
 	}
 	return nil
@@ -687,16 +687,17 @@ func (s *streamScope) ProtocolScope() network.ProtocolScope {
 // ServiceScope gives the scope of the stream's service, or nil before
 // SetService.
 func (s *streamScope) ServiceScope() network.ServiceScope {
-	if p := s.pool(slotService); p != nil {
+	if p := s.pool(slotService, KindService); p != nil {
 		return serviceScope{p}
 	}
 	return nil
 }
 
-func (s *streamScope) pool(slot int) *pool {
+// pool gives the protocol or service, nil where there is none yet.
+func (s *streamScope) pool(slot int, k Kind) *pool {
 	st := s.root.lock(false)
 	defer st.unlock(false)
-	if a := s.chain.at[slot]; a != nil {
+	if a := s.chain.at[slot]; a != nil && a.kind == k {
 		return a.share.pool
 	}
 	return nil
@@ -743,9 +744,9 @@ func (s *streamScope) attach(kind Kind, name string) error {
 			return err
 		}
 		switch {
-		case s.chain.at[slot] != nil:
+		case s.chain.at[slot] != nil && s.chain.at[slot].kind == kind:
 			err = &scopeError{s.name(), errAttached}
-		case kind == KindService && s.chain.at[slotProtocol] == nil:
+		case kind == KindService && s.chain.at[slotProtocol].kind != KindProtocol:
 			err = &scopeError{s.name(), errNoProtocol}
 		case name == "":
 			err = &scopeError{s.name(), errNoName}
@@ -786,18 +787,12 @@ func (s *streamScope) attachLocked(st *stripe, sh *share, slot int, all bool) (v
 	}
 	pr.refs++
 	sh.refs++
-	s.chain.at[pairSlot], s.chain.at[slot] = &pr.account, &sh.account
 	if slot == slotProtocol {
-		s.leaveTransient(st, &total)
+		countTransient(&s.chain, s.dir, -1)
+		st.giveBack(s.chain.at[slotTransient], &total)
 	}
+	s.chain.at[pairSlot], s.chain.at[slot] = &pr.account, &sh.account
 	return admitted, nil
-}
-
-// leaveTransient takes the stream out of the transient scope.
-func (s *streamScope) leaveTransient(st *stripe, total *request) {
-	countTransient(&s.chain, s.dir, -1)
-	st.giveBack(s.chain.at[slotTransient], total)
-	s.chain.at[slotTransient] = nil
 }
 
 // countTransient keeps the number of inbound streams that a peer has in the

@@ -70,7 +70,7 @@ var damages = []damage{
 	{"reap.go", "st.m.fair.leave(ps.near)", ""},
 	{"scope.go", "st.m.fair.leave(c.near)", ""},
 	{"scope.go", "mv.near = m.fair.enter(c.addr, c.dir)", ""},
-	{"chain.go", "v := st.judge(&list, r, false)\n\tif v == admitted {\n\t\tst.judge(&list, r, true)", "v := admitted\n\tif v == admitted {\n\t\tst.judge(&list, r, true)"},
+	{"chain.go", "v := st.judge(c, r, false)\n\tif v == admitted {\n\t\tst.judge(c, r, true)", "v := admitted\n\tif v == admitted {\n\t\tst.judge(c, r, true)"},
 	{"chain.go", "if it.n <= r.bound(st.m, &sh.account, it)-used {", "if it.n < r.bound(st.m, &sh.account, it)-used {"},
 	{"chain.go", "return use[r.dir&dimMask] < floor[r.dir&dimMask] ||\n\t\tuse[r.both&dimMask]", "return use[r.both&dimMask]"},
 	{"chain.go", "\n\t\tuse[r.both&dimMask] < floor[r.both&dimMask] ||", ""},

@@ -44,6 +44,13 @@ var rivals = []rival{
 	}},
 }
 
+// oursWithStripes makes the first of the rivals, with as many stripes on any machine.
+func oursWithStripes(t testing.TB, limits ConcreteLimitConfig, stripes int) *Manager {
+	m, err := New(NewFixedLimiter(limits), WithConnRateLimiters(nil), WithStripes(stripes))
+	require.NoError(t, err)
+	return m
+}
+
 // newUpstream makes go-libp2p's manager with our limits.
 func newUpstream(t testing.TB, limits ConcreteLimitConfig, opts ...upstream.Option) network.ResourceManager {
 	theirs := theirs(t, limits.ToPartialLimitConfig()).Build(upstream.InfiniteLimits)

@@ -255,10 +255,10 @@ func TestAllocations(t *testing.T) {
 }
 
 // The limits that are to be tight are: nothing in the workloads is decided otherwise
-// than on the exact sum.
+// than on the exact sum. There are so many stripes on two processors.
 func TestTightLimitsAreTight(t *testing.T) {
 	for _, w := range workloads {
-		m := rivals[0].make(t, w.limits.Build(tightLimits())).(*Manager)
+		m := oursWithStripes(t, w.limits.Build(tightLimits()), 8)
 		loadBallast(t, m, benchLimits[2].ballast)
 		round := w.prepare(t, m, 0)
 		for i := range 1024 {

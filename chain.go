@@ -291,7 +291,7 @@ func (r *request) mayBeReady() bool {
 
 // refusal is the limit that stood in the way.
 type refusal struct {
-	scope   scopeName
+	scope   *scopeName // is not written to any more
 	d       dim
 	cause   Cause
 	current int64
@@ -321,7 +321,7 @@ func (why *noted) askedBy(r *request) {
 // refuse notes that an account refuses an item.
 func (st *stripe) refuse(r *request, a *account, it item, current int64) verdict {
 	st.refusedBy(traceName{scopeName: a.scopeName}, &a.use)
-	st.note(refusal{a.scopeName, it.d, r.causeOf(st.m, a, it, current), current, it.n, a.limit[it.d]}, a)
+	st.note(refusal{&a.scopeName, it.d, r.causeOf(st.m, a, it, current), current, it.n, a.limit[it.d]}, a)
 	st.why.askedBy(r)
 	return refused
 }

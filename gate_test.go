@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"runtime"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -98,61 +99,64 @@ func TestMappedAndTranslatedAddressesAreEachAHost(t *testing.T) {
 }
 
 func TestASubnetFullOfAttackersKeepsNoAllowlistedPeerOut(t *testing.T) {
-	const subnet = "2001:db8:0:100::/56"
-	friend := testPeers[0]
-	at := inSubnet(subnet, 1000)
-	entry := multiaddr.StringCast("/ip6/2001:db8:0:100::3e8/p2p/" + friend.String())
-	require.True(t, endpointOf(at).addr == endpointOf(entry).addr)
+	// No time passes here, so that no bucket gets another token.
+	synctest.Test(t, func(t *testing.T) {
+		const subnet = "2001:db8:0:100::/56"
+		friend := testPeers[0]
+		at := inSubnet(subnet, 1000)
+		entry := multiaddr.StringCast("/ip6/2001:db8:0:100::3e8/p2p/" + friend.String())
+		require.True(t, endpointOf(at).addr == endpointOf(entry).addr)
 
-	m, err := New(nil) // with all limits at their defaults
-	require.NoError(t, err)
-	defer m.Close()
-	var attackers []network.ConnManagementScope
-	attack := func() {
-		for i := range 200 {
-			if c, err := m.OpenConnection(network.DirInbound, false, inSubnet(subnet, i)); err == nil {
-				attackers = append(attackers, c)
+		m, err := New(nil) // with all limits at their defaults
+		require.NoError(t, err)
+		defer m.Close()
+		var attackers []network.ConnManagementScope
+		attack := func() {
+			for i := range 200 {
+				if c, err := m.OpenConnection(network.DirInbound, false, inSubnet(subnet, i)); err == nil {
+					attackers = append(attackers, c)
+				}
 			}
 		}
-	}
-	connect := func(p peer.ID) error {
-		c, err := m.OpenConnection(network.DirInbound, false, at)
-		if err != nil {
-			return err
+		connect := func(p peer.ID) error {
+			c, err := m.OpenConnection(network.DirInbound, false, at)
+			if err != nil {
+				return err
+			}
+			defer c.Done()
+			return c.SetPeer(p)
 		}
-		defer c.Done()
-		return c.SetPeer(p)
-	}
-	attack()
-	require.Len(t, attackers, connsPerHost, "the attackers fill their subnet, and no more")
-	require.ErrorIs(t, connect(friend), network.ErrResourceLimitExceeded, "not yet allowlisted")
+		attack()
+		require.Len(t, attackers, connsPerHost, "the attackers fill their subnet, and no more")
+		require.ErrorIs(t, connect(friend), network.ErrResourceLimitExceeded, "not yet allowlisted")
 
-	for range 3 { // the list is current at any time
-		require.NoError(t, m.GetAllowlist().Add(entry))
-		for range 50 {
-			require.NoError(t, connect(friend))
+		for range 3 { // the list is current at any time
+			require.NoError(t, m.GetAllowlist().Add(entry))
+			for range 50 {
+				require.NoError(t, connect(friend))
+			}
+			require.ErrorIs(t, connect("somebody else"), network.ErrResourceLimitExceeded, "the entry names a peer")
+			require.NoError(t, m.GetAllowlist().Remove(entry))
+			require.ErrorIs(t, connect(friend), network.ErrResourceLimitExceeded, "no longer allowlisted")
 		}
-		require.ErrorIs(t, connect("somebody else"), network.ErrResourceLimitExceeded, "the entry names a peer")
-		require.NoError(t, m.GetAllowlist().Remove(entry))
-		require.ErrorIs(t, connect(friend), network.ErrResourceLimitExceeded, "no longer allowlisted")
-	}
 
-	// The rate is used up as well, when nobody of them is connected any more.
-	for _, c := range attackers {
-		c.Done()
-	}
-	for range 200 {
-		if c, err := m.OpenConnection(network.DirInbound, false, at); err == nil {
+		// The rate is used up as well, when nobody of them is connected any more.
+		for _, c := range attackers {
 			c.Done()
 		}
-	}
-	var le *LimitError
-	require.ErrorAs(t, connect(friend), &le)
-	require.Equal(t, CauseRate, le.Cause())
-	require.NoError(t, m.GetAllowlist().Add(entry))
-	require.NoError(t, connect(friend))
-	assertEmpty(t, m)
-	requireGatesEmpty(t, m)
+		for range 200 {
+			if c, err := m.OpenConnection(network.DirInbound, false, at); err == nil {
+				c.Done()
+			}
+		}
+		var le *LimitError
+		require.ErrorAs(t, connect(friend), &le)
+		require.Equal(t, CauseRate, le.Cause())
+		require.NoError(t, m.GetAllowlist().Add(entry))
+		require.NoError(t, connect(friend))
+		assertEmpty(t, m)
+		requireGatesEmpty(t, m)
+	})
 }
 
 func TestWhatIsRefusedLaterTakesNothingFromTheGates(t *testing.T) {
@@ -165,43 +169,47 @@ func TestWhatIsRefusedLaterTakesNothingFromTheGates(t *testing.T) {
 		}
 		return err
 	}
-	kindOf := func(err error) Kind {
+	kindOf := func(t *testing.T, err error) Kind {
 		var le *LimitError
 		require.ErrorAs(t, err, &le)
 		return le.Kind()
 	}
 	t.Run("by a scope", func(t *testing.T) {
-		// The limit of the connection itself is asked only after the gates.
-		m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.Conn.FD = 0 }))
-		for range 100 {
-			require.Equal(t, KindConn, kindOf(open(m)))
-		}
-		tokens := 0
-		for m.gate().enterNow(far) {
-			tokens++
-		}
-		require.Equal(t, 2*connsPerHost, tokens)
+		synctest.Test(t, func(t *testing.T) { // no time passes, and so no token comes
+			// The limit of the connection itself is asked only after the gates.
+			m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.Conn.FD = 0 }))
+			for range 100 {
+				require.Equal(t, KindConn, kindOf(t, open(m)))
+			}
+			tokens := 0
+			for m.gate().enterNow(far) {
+				tokens++
+			}
+			require.Equal(t, 2*connsPerHost, tokens)
+		})
 	})
 	t.Run("a stranger on trial", func(t *testing.T) {
 		m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.PeerDefault.FD = 0 }),
 			WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{multiaddr.StringCast("/ip4/203.0.113.5/p2p/" + testPeers[0].String())}))
 		for range 100 {
-			require.Equal(t, KindPeer, kindOf(open(m)))
+			require.Equal(t, KindPeer, kindOf(t, open(m)))
 		}
 		requireGatesEmpty(t, m)
 	})
 	t.Run("by the subnet", func(t *testing.T) {
-		m := newManager(t, unlimitedConf(), WithLimitPerSubnet([]ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: 1}}, nil))
-		c, err := m.OpenConnection(network.DirInbound, true, far)
-		require.NoError(t, err)
-		for range 100 {
-			require.Equal(t, KindSubnet, kindOf(open(m)))
-		}
-		c.Done()
-		for range 2*connsPerHost - 1 {
-			require.NoError(t, open(m))
-		}
-		require.Equal(t, KindRate, kindOf(open(m)))
+		synctest.Test(t, func(t *testing.T) { // no time passes, and so no token comes
+			m := newManager(t, unlimitedConf(), WithLimitPerSubnet([]ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: 1}}, nil))
+			c, err := m.OpenConnection(network.DirInbound, true, far)
+			require.NoError(t, err)
+			for range 100 {
+				require.Equal(t, KindSubnet, kindOf(t, open(m)))
+			}
+			c.Done()
+			for range 2*connsPerHost - 1 {
+				require.NoError(t, open(m))
+			}
+			require.Equal(t, KindRate, kindOf(t, open(m)))
+		})
 	})
 }
 
@@ -270,37 +278,40 @@ func TestAGateTellsEachDirectionItsOwnRefusal(t *testing.T) {
 }
 
 func TestSourcesMustBeVerifiedUnderLoad(t *testing.T) {
-	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.Transient.ConnsInbound = 200 }))
-	from := func(i int) net.Addr {
-		return &net.UDPAddr{IP: net.IPv4(203, 0, 113, byte(i)), Port: 4001}
-	}
-	var open []network.ConnManagementScope
-	take := func(n int) {
-		for range n {
-			c, err := m.OpenConnection(network.DirInbound, false, nil)
-			require.NoError(t, err)
-			open = append(open, c)
+	// No time passes here, so that no bucket gets another token.
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.Transient.ConnsInbound = 200 }))
+		from := func(i int) net.Addr {
+			return &net.UDPAddr{IP: net.IPv4(203, 0, 113, byte(i)), Port: 4001}
 		}
-	}
-	take(100)
-	require.False(t, m.VerifySourceAddress(from(1)), "up to half of transient nobody is asked")
-	take(1)
-	require.True(t, m.VerifySourceAddress(from(2)), "beyond half everybody is")
-	require.True(t, m.VerifySourceAddress(&net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}))
-	open[0].Done()
-	require.False(t, m.VerifySourceAddress(from(3)), "and no longer than that")
-	for _, c := range open {
-		c.Done()
-	}
+		var open []network.ConnManagementScope
+		take := func(n int) {
+			for range n {
+				c, err := m.OpenConnection(network.DirInbound, false, nil)
+				require.NoError(t, err)
+				open = append(open, c)
+			}
+		}
+		take(100)
+		require.False(t, m.VerifySourceAddress(from(1)), "up to half of transient nobody is asked")
+		take(1)
+		require.True(t, m.VerifySourceAddress(from(2)), "beyond half everybody is")
+		require.True(t, m.VerifySourceAddress(&net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}))
+		open[0].Done()
+		require.False(t, m.VerifySourceAddress(from(3)), "and no longer than that")
+		for _, c := range open {
+			c.Done()
+		}
 
-	for range connsPerHost / 2 {
-		require.False(t, m.VerifySourceAddress(from(4)))
-	}
-	require.True(t, m.VerifySourceAddress(from(4)), "half of what the subnet may have is begun")
-	require.False(t, m.VerifySourceAddress(from(5)), "another subnet's bucket")
-	require.True(t, m.VerifySourceAddress(&net.UnixAddr{Name: "x"}), "what is no IP address")
-	assertEmpty(t, m)
-	requireGatesEmpty(t, m)
+		for range connsPerHost / 2 {
+			require.False(t, m.VerifySourceAddress(from(4)))
+		}
+		require.True(t, m.VerifySourceAddress(from(4)), "half of what the subnet may have is begun")
+		require.False(t, m.VerifySourceAddress(from(5)), "another subnet's bucket")
+		require.True(t, m.VerifySourceAddress(&net.UnixAddr{Name: "x"}), "what is no IP address")
+		assertEmpty(t, m)
+		requireGatesEmpty(t, m)
+	})
 }
 
 func TestFloodsThatAreRefusedLeaveNoMemory(t *testing.T) {

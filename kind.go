@@ -51,6 +51,14 @@ func (k Kind) inSnapshots() bool {
 	return k <= KindService || k == KindProtocol || k == KindPeer
 }
 
+// ofPeer gives the kind of one peer's part of a service or protocol.
+func (k Kind) ofPeer() Kind {
+	if k == KindService {
+		return KindServicePeer
+	}
+	return KindProtocolPeer
+}
+
 // MarshalText gives String's text, for JSON.
 func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 

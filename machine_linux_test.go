@@ -13,7 +13,7 @@ import (
 )
 
 // inContainer runs a test in a process that sees these files, and nothing else, in
-// place of /proc, and in a directory that it is given by name.
+// place of /proc, and in a directory that it is given by name. It has no limit of Go's.
 func inContainer(t *testing.T, dir string, files map[string]string) bool {
 	if !inChild(t, func(cmd *exec.Cmd) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWUSER,
@@ -25,7 +25,7 @@ func inContainer(t *testing.T, dir string, files map[string]string) bool {
 		if err := probe.Run(); err != nil {
 			t.Skipf("no namespaces here: %v", err)
 		}
-	}, "RCMGR_TEST_DIR="+dir) {
+	}, "RCMGR_TEST_DIR="+dir, "GOMEMLIMIT=off") {
 		return false
 	}
 	dir = os.Getenv("RCMGR_TEST_DIR")

@@ -346,6 +346,9 @@ func TestWhatTheDocumentsShowWorks(t *testing.T) {
 	if testing.Short() {
 		t.Skip("runs real hosts")
 	}
+	mux := http.DefaultServeMux // takes a path once only
+	http.DefaultServeMux = http.NewServeMux()
+	t.Cleanup(func() { http.DefaultServeMux = mux })
 	for name, program := range map[string]func() error{
 		"after moving":             afterMoving,
 		"defaults":                 withDefaults,

@@ -4,6 +4,7 @@ package rcmgr_test
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 
 	"github.com/libp2p/go-libp2p"
@@ -25,34 +26,49 @@ func TestHostsThatTrimNearTheirLimitTakeWhomTheyValue(t *testing.T) {
 		cm, err := connmgr.NewConnManager(4, 1000, connmgr.WithGracePeriod(0))
 		require.NoError(t, err)
 		var opts []rcmgr.Option
-		if trims {
-			opts = append(opts, rcmgr.WithOnNearLimit(rcmgr.TrimConns(cm)))
+		var trimmed atomic.Int64 // how often
+		if trim := rcmgr.TrimConns(cm); trims {
+			opts = append(opts, rcmgr.WithOnNearLimit(func(e rcmgr.NearLimitEvent) {
+				trim(e)
+				trimmed.Add(1)
+			}))
 		}
 		m := newManager(t, limited(rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{Conns: limit}}), opts...)
 		server := newServer(t, m, roads[0], libp2p.ConnectionManager(cm))
 		to := peer.AddrInfo{ID: server.ID(), Addrs: server.Addrs()}
 		holds := func() int { return m.Stat().System.NumConnsInbound }
-		strangers := func(n int) {
-			for range n {
-				before := holds()
-				require.NoError(t, newHost(t, unmanaged()).Connect(ctx, to))
-				eventually(t, func() bool { return holds() != before }, "a stranger is counted, or trimmed already", m)
-			}
+		// Who is just being let in is not the connection manager's to trim yet.
+		untilKnown := func(h host.Host) {
+			eventually(t, func() bool {
+				return cm.GetTagInfo(h.ID()) != nil || h.Network().Connectedness(server.ID()) != network.Connected
+			}, "who came is neither known nor trimmed", m)
+		}
+		strangerComes := func() {
+			stranger := newHost(t, unmanaged())
+			require.NoError(t, stranger.Connect(ctx, to))
+			untilKnown(stranger)
 		}
 		friend := newHost(t, unmanaged())
 		if !trims {
-			strangers(limit)
+			for range limit {
+				strangerComes()
+			}
 			require.False(t, connects(ctx, friend, to), "nobody makes room")
 			continue
 		}
-		strangers(limit * 8 / 10)
-		// Who is just being let in is not the connection manager's to trim yet.
-		eventually(t, func() bool { return holds() < limit*8/10 }, "room is made", m)
+		strangersComeUntilRoomIsMade := func() {
+			before := trimmed.Load()
+			for holds() < limit*8/10 && trimmed.Load() == before {
+				strangerComes()
+			}
+			eventually(t, func() bool { return trimmed.Load() > before && holds() < limit*8/10 }, "no room is made", m)
+		}
+		strangersComeUntilRoomIsMade()
 		require.True(t, connects(ctx, friend, to))
+		untilKnown(friend)
 		cm.TagPeer(friend.ID(), "friend", 100) // a tag of somebody who is not here is forgotten in a trim
 		for range 2 {
-			strangers(limit*8/10 - holds())
-			eventually(t, func() bool { return holds() < limit*8/10 }, "room is made again", m)
+			strangersComeUntilRoomIsMade()
 		}
 		require.Equal(t, network.Connected, server.Network().Connectedness(friend.ID()), "it is worth more than strangers")
 		require.NoError(t, pingOnce(ctx, friend, server.ID()))

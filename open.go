@@ -215,7 +215,8 @@ func (st *stripe) checkOpening(h *holder, r *request) verdict {
 	for _, it := range items[:n] {
 		if it.n > h.limit[it.d] && !r.observed.has(h.kind) {
 			st.refusedBy(traceName{scopeName: h.name()}, &amounts{})
-			st.note(refusal{h.name(), it.d, CauseLimit, 0, it.n, h.limit[it.d]}, nil)
+			name := h.name()
+			st.note(refusal{&name, it.d, CauseLimit, 0, it.n, h.limit[it.d]}, nil)
 			return refused
 		}
 	}

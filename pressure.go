@@ -109,6 +109,7 @@ type ProcessMemory struct {
 
 // pressure watches the memory for one manager. A nil one never refuses.
 type pressure struct {
+	scope           scopeName
 	every           time.Duration
 	read            func() int64
 	limit           int64
@@ -123,7 +124,7 @@ func newPressure(p *MemoryPressure) *pressure {
 		return nil
 	}
 	of := func(share float64) int64 { return int64(min(share*float64(p.Limit), math.MaxInt64/2)) }
-	w := &pressure{every: p.Every, read: p.InUse, limit: p.Limit, refuse: of(p.RefuseAbove), readmit: of(p.AdmitBelow)}
+	w := &pressure{scope: scopeName{kind: KindProcess}, every: p.Every, read: p.InUse, limit: p.Limit, refuse: of(p.RefuseAbove), readmit: of(p.AdmitBelow)}
 	w.look()
 	return w
 }
@@ -221,9 +222,8 @@ func (st *stripe) onlyObservesMemory() bool {
 // noteMemory notes that a connection or stream is refused for the sake of memory.
 func (st *stripe) noteMemory(h *holder, asker *peerScope) {
 	p := st.m.pressure
-	process := scopeName{kind: KindProcess}
-	st.refusedBy(traceName{scopeName: process}, &amounts{})
-	st.note(refusal{process, h.dir, CauseMemoryPressure, p.inUse.Load(), 1, p.refuse}, nil)
+	st.refusedBy(traceName{scopeName: p.scope}, &amounts{})
+	st.note(refusal{&p.scope, h.dir, CauseMemoryPressure, p.inUse.Load(), 1, p.refuse}, nil)
 	st.why.askedBy(&request{asker: asker})
 }
 

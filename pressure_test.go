@@ -157,7 +157,7 @@ func TestMemoryIsLookedAtUntilClose(t *testing.T) {
 func TestARefusalForMemoryLeavesNothing(t *testing.T) {
 	var used meter
 	used.Store(1000)
-	a := &auditor{held: map[string]*TraceEvt{}}
+	a := newAuditor()
 	m := newManager(t, unlimitedConf(), WithMemoryPressure(used.pressure()), WithTraceReporter(a))
 	_, err := m.OpenConnection(network.DirInbound, true, mustMA(t, "/ip4/203.0.113.1/tcp/1"))
 	require.Error(t, err)
@@ -205,6 +205,7 @@ func TestHeldMemoryIsInUse(t *testing.T) {
 	const held = 64 << 20
 	read := runtimeMemory(math.MaxInt64)
 	readAll := runtimeMemory(1) // whatever there is, is too much
+	heapNow()                   // garbage of other tests must not go in between
 	before := readAll()
 	block := make([]byte, held)
 	for i := range block {

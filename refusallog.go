@@ -75,7 +75,7 @@ func (why *noted) concerned() scopeName {
 	if k := why.scope.kind; k <= KindAllowlistedTransient || k == KindConn || k == KindStream || k == KindProcess {
 		return scopeName{kind: KindPeer, peer: why.asker}
 	}
-	return why.scope
+	return *why.scope
 }
 
 // remarks has what the log says of one kind, by what ran out.
@@ -178,7 +178,7 @@ func (l *refusalLog) writeLine(begin string, k Kind, d dim, times uint64, r *rem
 	if named && r.worst.votes == times && (k == KindService || k == KindProtocol) {
 		refuser = worst // all of them were its
 	}
-	e := LimitError{why: refusal{scope: refuser, d: d}}
+	e := LimitError{why: refusal{scope: &refuser, d: d}}
 	var attrs []slog.Attr
 	if k != KindRate {
 		attrs = append(attrs, slog.Int64("current", r.current), slog.Int64("limit", r.limit))

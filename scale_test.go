@@ -70,10 +70,11 @@ func TestAPeerTakesLessMemoryThanUpstreams(t *testing.T) {
 }
 
 // Peers are opened, used, left idle and collected, and then nothing is kept of them.
+// Each of the stripes has more of them than it may look at under its lock.
 //
 //	go test -run VeryManyPeers -rcmgr.peers 1000000 -v .
 func TestVeryManyPeers(t *testing.T) {
-	m, err := New(NewFixedLimiter(InfiniteLimits))
+	m, err := New(NewFixedLimiter(InfiniteLimits), WithStripes(8))
 	require.NoError(t, err)
 	defer m.Close()
 	empty := heapNow()

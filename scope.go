@@ -271,7 +271,8 @@ func (st *stripe) checkTree(h *holder, r *request) (verdict, error) {
 		}
 		if r.memory > bound-x.use {
 			st.traceRefuser(x)
-			st.note(refusal{x.name(), dimMemory, CauseLimit, x.use, r.memory, limit}, nil)
+			name := x.name()
+			st.note(refusal{&name, dimMemory, CauseLimit, x.use, r.memory, limit}, nil)
 			r.asker = h.tree.chain.peer
 			st.why.askedBy(r)
 			return refused, nil
@@ -755,15 +756,19 @@ func (s *streamScope) attach(kind Kind, name string) error {
 			st.unlock(all)
 			return err
 		}
-		sh := st.shareNamed(kind, name, fresh)
-		if sh == nil {
-			st.unlock(all)
-			if fresh, err = st.m.newPool(kind, name); err != nil {
-				return err
+		pr := s.chain.peer.pairNamed(kind, name)
+		if pr == nil {
+			sh := st.shareNamed(kind, name, fresh)
+			if sh == nil {
+				st.unlock(all)
+				if fresh, err = st.m.newPool(kind, name); err != nil {
+					return err
+				}
+				continue
 			}
-			continue
+			pr = st.pair(s.chain.peer, sh)
 		}
-		v, err := s.attachLocked(st, sh, slot, all)
+		v, err := s.attachLocked(st, pr, slot, all)
 		st.unlock(all)
 		if v != undecided {
 			return err
@@ -772,8 +777,8 @@ func (s *streamScope) attach(kind Kind, name string) error {
 	}
 }
 
-func (s *streamScope) attachLocked(st *stripe, sh *share, slot int, all bool) (verdict, error) {
-	pr := st.pair(s.chain.peer, sh)
+func (s *streamScope) attachLocked(st *stripe, pr *pair, slot int, all bool) (verdict, error) {
+	sh := pr.of
 	pairSlot := slot - slotProtocol + slotProtocolPeer
 	var place chain
 	place.at[pairSlot], place.at[slot] = &pr.account, &sh.account

@@ -138,11 +138,7 @@ func (st *stripe) pair(ps *peerScope, sh *share) *pair {
 	if pr := ps.pair(sh); pr != nil {
 		return pr
 	}
-	kind := KindProtocolPeer
-	if sh.kind == KindService {
-		kind = KindServicePeer
-	}
-	name := scopeName{kind: kind, text: sh.text, peer: ps.peer}
+	name := scopeName{kind: sh.kind.ofPeer(), text: sh.text, peer: ps.peer}
 	pr := &pair{account: privateAccount(name, &sh.pool.pairLimit), of: sh, ps: ps}
 	sh.refs++
 	ps.refs++
@@ -163,6 +159,20 @@ func (ps *peerScope) pair(sh *share) *pair {
 	}
 	for _, pr := range ps.pairs {
 		if pr.of == sh {
+			return pr
+		}
+	}
+	return nil
+}
+
+// pairNamed finds the peer's part of a service or protocol by name, where there are few:
+// that is quicker than to look up the share. It gives nil where it does not know.
+func (ps *peerScope) pairNamed(k Kind, name string) *pair {
+	if ps.byShare != nil {
+		return nil
+	}
+	for _, pr := range ps.pairs {
+		if pr.kind == k.ofPeer() && pr.text == name {
 			return pr
 		}
 	}

@@ -476,11 +476,11 @@ func (b *bar) tellLocked(d dim, noting bool) *LimitError {
 	if e := mu.told; e == nil || mu.at != b.subnet || e.why.scope.kind != b.kind || e.why.d != d {
 		b.st.remarkLocked(noting)
 		e = &LimitError{priority: network.ReservationPriorityAlways}
-		e.why = refusal{scope: scopeName{kind: b.kind, text: b.prefix().String()}, d: d, asked: 1, cause: CauseRate}
+		e.asked = scopeName{kind: b.kind, text: b.prefix().String()}
+		e.why = refusal{scope: &e.asked, d: d, asked: 1, cause: CauseRate}
 		if b.kind == KindSubnet {
 			e.why.cause, e.why.current, e.why.limit = CauseSubnet, b.level.conns, b.level.conns
 		}
-		e.asked = e.why.scope
 		mu.told, mu.at = e, b.subnet
 	}
 	return mu.told

@@ -65,7 +65,7 @@ func (st *stripe) traceGate(h *holder, why *LimitError) {
 	defer st.unlock(false)
 	st.number(h)
 	total := h.total()
-	st.trace.blocked(traceName{scopeName: why.why.scope}, &total, why.why.d, &amounts{})
+	st.trace.blocked(traceName{scopeName: *why.why.scope}, &total, why.why.d, &amounts{})
 	if h.tree == nil { // it is no scope yet
 		st.traceNotOpened(h)
 	}

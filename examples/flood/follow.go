@@ -17,14 +17,15 @@ type follower struct {
 	file      string
 	attackers int
 	manager   *rcmgr.Manager
+	seen      *watch
 	was       []byte // the text that was read last
 	applied   int    // how often limits have changed
 	slip      error  // what is wrong with the file as it is
 }
 
-func newFollower(s settings, m *rcmgr.Manager) *follower {
+func newFollower(s settings, m *rcmgr.Manager, seen *watch) *follower {
 	was, _ := os.ReadFile(s.limitsFile)
-	return &follower{file: s.limitsFile, attackers: s.attackers, manager: m, was: was}
+	return &follower{file: s.limitsFile, attackers: s.attackers, manager: m, seen: seen, was: was}
 }
 
 // run looks at the file at every tick, until ctx ends.
@@ -48,7 +49,7 @@ func (f *follower) look() {
 	f.was = text
 	limits, err := loadLimits(f.file, f.attackers)
 	if err == nil {
-		err = f.manager.SetLimits(rcmgr.NewFixedLimiter(limits))
+		err = f.seen.whileLimitsChange(func() error { return f.manager.SetLimits(rcmgr.NewFixedLimiter(limits)) })
 	}
 	if f.slip = err; err == nil {
 		f.applied++

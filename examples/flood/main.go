@@ -169,7 +169,7 @@ func stand(ctx context.Context, s settings, by contender, limits rcmgr.ConcreteL
 	seen := newWatch()
 	stop := func() {}
 	if ours, ok := v.manager.(*rcmgr.Manager); ok && s.watch {
-		stop = followUntil(ctx, s, ours, out)
+		stop = followUntil(ctx, s, ours, seen, out)
 	}
 	attack(ctx, s.duration, v, f, attackers, seen, out)
 	stop()
@@ -201,10 +201,10 @@ func stand(ctx context.Context, s settings, by contender, limits rcmgr.ConcreteL
 
 // followUntil follows the file of limits until stop is called, which tells what came
 // of it.
-func followUntil(ctx context.Context, s settings, m *rcmgr.Manager, out io.Writer) (stop func()) {
+func followUntil(ctx context.Context, s settings, m *rcmgr.Manager, seen *watch, out io.Writer) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	tick := time.NewTicker(250 * time.Millisecond)
-	f := newFollower(s, m)
+	f := newFollower(s, m, seen)
 	var wg sync.WaitGroup
 	wg.Go(func() { f.run(ctx, tick.C) })
 	return func() {

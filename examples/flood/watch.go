@@ -99,6 +99,10 @@ type watch struct {
 	// for it keeps that and gets nothing more.
 	may     map[rowKey]int64
 	samples int
+
+	// Changes of limits: those that have begun and ended, those that had ended before
+	// the last look, and how many may lie between that look and the one before it.
+	begun, ended, known, between int
 }
 
 func newWatch() *watch {
@@ -108,9 +112,33 @@ func newWatch() *watch {
 // run looks a hundred times a second, and a last time when ctx ends.
 func (w *watch) run(ctx context.Context, m manager) {
 	for pause(ctx, 10*time.Millisecond) {
-		w.look(m.Snapshot())
+		w.lookNow(m)
 	}
-	w.look(m.Snapshot())
+	w.lookNow(m)
+}
+
+func (w *watch) lookNow(m manager) {
+	w.mu.Lock()
+	ended := w.ended
+	w.mu.Unlock()
+	s := m.Snapshot()
+	w.mu.Lock()
+	w.between, w.known = w.begun-w.known, ended
+	w.mu.Unlock()
+	w.look(s)
+}
+
+// whileLimitsChange has the watch know of a change.
+func (w *watch) whileLimitsChange(change func() error) error {
+	w.mu.Lock()
+	w.begun++
+	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.ended++
+	}()
+	return change()
 }
 
 func (w *watch) look(s rcmgr.Snapshot) {
@@ -150,10 +178,16 @@ func (w *watch) lookAtLocked(scope rcmgr.ScopeState, i int) {
 	}
 }
 
-// checkLocked notes a passed limit, each once.
+// checkLocked notes a passed limit, each once. What a scope holds may be from under a
+// limit that nobody has seen: of one that is new, if limits have changed since the
+// last look, and of any, if they have changed twice.
 func (w *watch) checkLocked(scope string, i int, use, limit int64) {
 	key := rowKey{scope, i}
-	may := max(limit, w.may[key])
+	may, old := w.may[key]
+	may = max(limit, may)
+	if w.between > 1 || w.between == 1 && !old {
+		may = max(may, use)
+	}
 	w.may[key] = max(limit, min(may, use))
 	if use <= may || w.told[key] {
 		return

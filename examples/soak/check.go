@@ -133,13 +133,16 @@ func (w *world) pause() {
 	}
 	var a accounted
 	var p process
-	if !within(w.patience, func() bool {
+	var most int // goroutines
+	accountedFor := func() bool { return p.connections-w.base.connections == a.fds || p.connections < 0 }
+	within(w.patience, func() bool {
 		a, p = w.lookAtAll(), look()
-		return p.connections-w.base.connections == a.fds || p.connections < 0
-	}) {
+		most = w.base.goroutines + goroutinesPerHost*len(w.nodes) + goroutinesPerConn*a.conns + goroutinesPerStream*a.streams
+		return accountedFor() && p.goroutines <= most
+	})
+	if !accountedFor() {
 		w.complain("in a pause: %d descriptors are accounted, the process has %d", a.fds, p.connections-w.base.connections)
 	}
-	most := w.base.goroutines + goroutinesPerHost*len(w.nodes) + goroutinesPerConn*a.conns + goroutinesPerStream*a.streams
 	if p.goroutines > most {
 		w.complain("in a pause: %d goroutines, for %d hosts, %d connections and %d streams", p.goroutines, len(w.nodes), a.conns, a.streams)
 	}

@@ -112,6 +112,7 @@ func soak(ctx context.Context, s settings, out io.Writer) (sound bool, err error
 			over = true
 		}
 	}
+	w.check()
 	w.pause()
 	w.end()
 	w.report()

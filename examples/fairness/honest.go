@@ -1,0 +1,142 @@
+package main
+
+// Honest peers: each comes once, connects, shakes hands, opens a stream, says what
+// it wants, is served, and goes. Who is refused tries again, later each time.
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
+)
+
+const (
+	handshakeTime   = 300 * time.Millisecond // on average, as all of these
+	negotiationTime = 200 * time.Millisecond
+	usedFor         = 15 * time.Second
+
+	mostTries = 5 // for a connection, and for a stream
+	firstWait = time.Second
+)
+
+// group is honest peers that live in one kind of place.
+type group struct {
+	name   string
+	weight float64 // its part of all peers; those of all groups make 1
+	home   func(*rand.Rand) multiaddr.Multiaddr
+}
+
+// share counts how many wanted something, how many got it at their first try, and
+// how many got it in the end.
+type share struct{ wanted, atFirst, inTheEnd int }
+
+// got counts an answer that came after some refusals.
+func (s *share) got(refusals int) {
+	s.inTheEnd++
+	if refusals == 0 {
+		s.atFirst++
+	}
+}
+
+func (s *share) add(o share) {
+	s.wanted += o.wanted
+	s.atFirst += o.atFirst
+	s.inTheEnd += o.inTheEnd
+}
+
+// fortune is how honest peers fared: a peer is served when it has its connection
+// and its stream.
+type fortune struct{ conns, streams, served share }
+
+func connsOf(f fortune) share   { return f.conns }
+func streamsOf(f fortune) share { return f.streams }
+
+// visit is one honest peer's. All that chance decides about it is drawn from a
+// source of its own, so that the same peer comes to every manager.
+type visit struct {
+	*clock
+	rm   network.ResourceManager
+	rand *rand.Rand
+	id   peer.ID
+	from multiaddr.Multiaddr
+	fate *fortune // of its group
+
+	conn                         network.ConnManagementScope
+	connRefusals, streamRefusals int
+}
+
+// newVisit draws the n-th peer.
+func newVisit(c *clock, rm network.ResourceManager, seed uint64, n int, groups []group, fates []fortune) *visit {
+	v := &visit{clock: c, rm: rm, rand: rand.New(rand.NewPCG(seed, uint64(n))), id: peer.ID(fmt.Sprintf("honest-%d", n))}
+	at, left := 0, v.rand.Float64()
+	for left >= groups[at].weight && at < len(groups)-1 {
+		left -= groups[at].weight
+		at++
+	}
+	v.from, v.fate = groups[at].home(v.rand), &fates[at]
+	return v
+}
+
+func (v *visit) begin() {
+	v.fate.served.wanted++
+	v.fate.conns.wanted++
+	v.connect()
+}
+
+func (v *visit) connect() {
+	conn, err := v.rm.OpenConnection(network.DirInbound, true, v.from)
+	if err != nil {
+		v.again(&v.connRefusals, v.connect)
+		return
+	}
+	v.after(v.about(handshakeTime), func() {
+		if err := conn.SetPeer(v.id); err != nil {
+			conn.Done()
+			v.again(&v.connRefusals, v.connect)
+			return
+		}
+		v.conn = conn
+		v.fate.conns.got(v.connRefusals)
+		v.fate.streams.wanted++
+		v.open()
+	})
+}
+
+func (v *visit) open() {
+	stream, err := v.rm.OpenStream(v.id, network.DirInbound)
+	if err != nil {
+		v.again(&v.streamRefusals, v.open)
+		return
+	}
+	v.after(v.about(negotiationTime), func() {
+		if err := stream.SetProtocol("/honest/1.0.0"); err != nil {
+			stream.Done()
+			v.again(&v.streamRefusals, v.open)
+			return
+		}
+		v.fate.streams.got(v.streamRefusals)
+		v.fate.served.got(v.connRefusals + v.streamRefusals)
+		v.after(time.Duration(v.rand.ExpFloat64()*float64(usedFor)), func() {
+			stream.Done()
+			v.conn.Done()
+		})
+	})
+}
+
+// again waits twice as long after each refusal, or gives up.
+func (v *visit) again(refusals *int, try func()) {
+	*refusals++
+	if *refusals < mostTries {
+		v.after(v.about(firstWait<<(*refusals-1)), try)
+	} else if v.conn != nil {
+		v.conn.Done()
+	}
+}
+
+// about gives between half of d and one and a half of it.
+func (v *visit) about(d time.Duration) time.Duration {
+	return d/2 + time.Duration(v.rand.Int64N(int64(d)))
+}

@@ -1,0 +1,174 @@
+package main
+
+import (
+	"bytes"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/multiformats/go-multiaddr"
+	"github.com/stretchr/testify/require"
+	"github.com/weir-p2p/rcmgr"
+)
+
+// short is a siege of a quarter of a minute.
+var short = times{before: 2 * time.Second, spread: 6 * time.Second, count: 8 * time.Second, after: time.Second}
+
+// The places of the variants that this package makes.
+const (
+	asItComes = 1 + iota
+	fairTransient
+	fairSystem
+)
+
+// played gives what each variant made of a scene.
+func played(t *testing.T, s scene) []outcome {
+	t.Helper()
+	const seed = 1
+	t.Log("seed", seed)
+	it := &story{scene: s}
+	require.NoError(t, play([]*story{it}, variants, short, seed, io.Discard))
+	return it.outcomes
+}
+
+func TestTheSameSeedGivesTheSameOutput(t *testing.T) {
+	print := func(seed uint64) string {
+		p := plan{
+			sweeps:   []series{{title: "streams", attack: streams, stories: []*story{{scene: attackFrom(streams, 64, 64)}}}},
+			specials: []*story{{title: "connections", scene: attackFrom(connections, 16, 256)}},
+		}
+		require.NoError(t, play(p.stories(), variants, short, seed, io.Discard))
+		var out bytes.Buffer
+		require.NoError(t, p.write(&out, variants, seed))
+		require.NoError(t, draw(&out, p.sweeps, variants))
+		for _, s := range p.stories() {
+			fmt.Fprint(&out, s.outcomes)
+		}
+		return out.String()
+	}
+	require.Equal(t, print(1), print(1))
+	require.NotEqual(t, print(1), print(2))
+}
+
+func TestWithoutAnAttackEverybodyIsAdmittedAtTheFirstTry(t *testing.T) {
+	for i, o := range played(t, peace) {
+		served := o.all().served
+		require.Greater(t, served.wanted, 100, variants[i].name)
+		require.Equal(t, share{served.wanted, served.wanted, served.wanted}, served, variants[i].name)
+		require.Zero(t, o.held)
+	}
+}
+
+// All three attacks, by thousands of identities in few subnets. play has already
+// looked that nothing was held at the end.
+func TestFairShareAdmitsHonestPeersWhileFewSubnetsAttack(t *testing.T) {
+	for _, a := range attacks {
+		for _, subnets := range []int{1, 4} {
+			t.Run(fmt.Sprintf("%s/%d", a.title, subnets), func(t *testing.T) {
+				all := played(t, attackFrom(a, subnets, identitiesInAll/subnets))
+				got := func(i int) float64 { return a.denied(all[i].all()).percentAtFirst() }
+				helps := fairTransient
+				if a == connections {
+					helps = fairSystem
+					require.Less(t, got(fairTransient), 50.0, "transient has no part in what the system holds")
+				}
+				require.Less(t, got(asItComes), 50.0)
+				require.Greater(t, got(helps), 99.0)
+				require.Greater(t, all[asItComes].held, 0.9)
+				require.Less(t, all[helps].held, 0.9)
+			})
+		}
+	}
+}
+
+func TestFairShareDoesNotHelpAgainstMoreSubnetsThanTheLimitHasRoomFor(t *testing.T) {
+	all := played(t, attackFrom(streams, 2*transientStreams, 1))
+	for _, i := range []int{asItComes, fairTransient, fairSystem} {
+		require.Less(t, streamsOf(all[i].all()).percentAtFirst(), 5.0, variants[i].name)
+	}
+}
+
+func TestWhoIsRefusedTriesFourTimesMore(t *testing.T) {
+	rm, err := newOurs()(nodeLimits(t))
+	require.NoError(t, err)
+	defer rm.Close()
+	closed := &refuser{ResourceManager: rm}
+	var c clock
+	fates := make([]fortune, 1)
+	newVisit(&c, closed, 1, 0, peace.groups, fates).begin()
+	c.run()
+	require.Equal(t, mostTries, closed.asked)
+	require.Equal(t, fortune{conns: share{wanted: 1}, served: share{wanted: 1}}, fates[0])
+	require.Greater(t, c.now, 7*time.Second, "it waits longer each time")
+}
+
+func nodeLimits(t *testing.T) rcmgr.ConcreteLimitConfig {
+	l, err := limits()
+	require.NoError(t, err)
+	return l
+}
+
+// refuser refuses all connections.
+type refuser struct {
+	network.ResourceManager
+	asked int
+}
+
+func (r *refuser) OpenConnection(network.Direction, bool, multiaddr.Multiaddr) (network.ConnManagementScope, error) {
+	r.asked++
+	return nil, errors.New("no")
+}
+
+func TestWhatIsLeftIsFound(t *testing.T) {
+	for _, v := range variants {
+		rm, err := v.make(nodeLimits(t))
+		require.NoError(t, err)
+		defer rm.Close()
+		require.NoError(t, empty(rm))
+		conn, err := rm.OpenConnection(network.DirInbound, true, attackersIn24(0, 0))
+		require.NoError(t, err)
+		require.Error(t, empty(rm), v.name)
+		conn.Done()
+		require.NoError(t, empty(rm))
+	}
+}
+
+func TestEventsHappenInTheOrderOfTheirTimesAndThenOfTheirRequests(t *testing.T) {
+	var c clock
+	var order, want []string
+	note := func(s string) { order = append(order, fmt.Sprint(s, " at ", int(c.now))) }
+	c.after(2, func() { note("last") })
+	for i := range 9 {
+		c.after(1, func() { note(fmt.Sprint(i)) })
+		want = append(want, fmt.Sprint(i, " at 1"))
+	}
+	c.after(1, func() { c.after(0, func() { note("at once") }) })
+	c.run()
+	require.Equal(t, append(want, "at once at 1", "last at 2"), order)
+}
+
+func TestThePlotIsXMLWithAPanelForEachAttackAndALineForEachManager(t *testing.T) {
+	p := newPlan()
+	for _, s := range p.stories() {
+		s.outcomes = make([]outcome, len(variants))
+	}
+	var svg bytes.Buffer
+	require.NoError(t, draw(&svg, p.sweeps[:len(attacks)], variants))
+	d := xml.NewDecoder(&svg)
+	curves := 0
+	for {
+		token, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		require.NoError(t, err)
+		if e, ok := token.(xml.StartElement); ok && e.Name.Local == "polyline" {
+			curves++
+		}
+	}
+	require.Equal(t, len(attacks)*len(variants), curves)
+}

@@ -1,0 +1,72 @@
+package main
+
+// The managers that are compared, under the same limits and with the same count of
+// connections for each subnet. The gates on rates are open in all of them: they go
+// by the clock on the wall, and would see a night's attack within a second.
+
+import (
+	"bytes"
+	"encoding/json"
+	"math"
+	"net/netip"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/libp2p/go-libp2p/x/rate"
+	"github.com/weir-p2p/rcmgr"
+)
+
+// The limits that attacks fill. Everything else has room.
+const (
+	systemConns      = 2048
+	transientConns   = 512
+	transientStreams = 512
+)
+
+// limits are those of a node with 2 GiB, and a limit on the streams that have not
+// said what they want.
+func limits() (rcmgr.ConcreteLimitConfig, error) {
+	return rcmgr.NodeLimits{
+		MaxMemory:          systemConns << 20,
+		MaxFileDescriptors: 4 * systemConns,
+		Overrides: rcmgr.PartialLimitConfig{
+			Transient: rcmgr.ResourceLimits{StreamsInbound: transientStreams},
+			Gates: &rcmgr.GateLimits{
+				Subnets: rcmgr.SubnetLimits{Networks: map[netip.Prefix]rcmgr.LimitVal{sharedByHonest: rcmgr.Unlimited}},
+				Rate:    rcmgr.RateLimits{IPv4: map[int]rcmgr.ConnRate{}, IPv6: map[int]rcmgr.ConnRate{}},
+			},
+		},
+	}.Build()
+}
+
+// variant is a manager as it may be configured.
+type variant struct {
+	name string
+	make func(rcmgr.ConcreteLimitConfig) (network.ResourceManager, error)
+}
+
+var variants = []variant{
+	{"go-libp2p's", newUpstream},
+	{"ours", newOurs()},
+	{"fair share", newOurs(rcmgr.WithFairShare())},
+	{"fair share, system too", newOurs(rcmgr.WithFairShare(rcmgr.KindTransient, rcmgr.KindSystem))},
+}
+
+func newOurs(opts ...rcmgr.Option) func(rcmgr.ConcreteLimitConfig) (network.ResourceManager, error) {
+	return func(limits rcmgr.ConcreteLimitConfig) (network.ResourceManager, error) {
+		return rcmgr.New(rcmgr.NewFixedLimiter(limits), append(opts, rcmgr.WithRefusalLog(0))...)
+	}
+}
+
+func newUpstream(limits rcmgr.ConcreteLimitConfig) (network.ResourceManager, error) {
+	text, err := json.Marshal(limits.ToPartialLimitConfig())
+	if err != nil {
+		return nil, err
+	}
+	limiter, err := upstream.NewLimiterFromJSON(bytes.NewReader(text), upstream.InfiniteLimits)
+	if err != nil {
+		return nil, err
+	}
+	return upstream.NewResourceManager(limiter, upstream.WithMetricsDisabled(), upstream.WithConnRateLimiters(new(rate.Limiter)),
+		upstream.WithNetworkPrefixLimit([]upstream.NetworkPrefixLimit{{Network: sharedByHonest, ConnCount: math.MaxInt}}, nil))
+}

@@ -1,0 +1,75 @@
+package main
+
+// Where everybody lives. Attackers have 10.0.0.0/8 and half of 2001:db8::/32, honest
+// peers 100.64.0.0/10 and the other half.
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+
+	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+)
+
+// hostsOfIPv4 is how many addresses of a /24 have somebody behind them.
+const hostsOfIPv4 = 254
+
+func onTCP(addr netip.Addr) multiaddr.Multiaddr {
+	a, err := manet.FromNetAddr(net.TCPAddrFromAddrPort(netip.AddrPortFrom(addr, 4001)))
+	if err != nil {
+		panic(err) // an IP address and a port always make one
+	}
+	return a
+}
+
+func attackersIn24(subnet, host int) multiaddr.Multiaddr { return in24(attackersIPv4, subnet, host) }
+func attackersIn56(subnet, host int) multiaddr.Multiaddr { return in56(attackersIPv6, subnet, host) }
+
+// behindRelays gives an address that tells nothing of whoever is behind it.
+func behindRelays(int, int) multiaddr.Multiaddr { return multiaddr.StringCast("/p2p-circuit") }
+
+// in24 gives a host of the n-th /24 after first.
+func in24(first netip.Addr, n, host int) multiaddr.Multiaddr {
+	b := first.As4()
+	binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])+uint32(n)<<8+uint32(1+host%hostsOfIPv4))
+	return onTCP(netip.AddrFrom4(b))
+}
+
+// in56 gives a host of the first /56 of the n-th /48 after first.
+func in56(first netip.Addr, n, host int) multiaddr.Multiaddr {
+	b := first.As16()
+	binary.BigEndian.PutUint64(b[:], binary.BigEndian.Uint64(b[:])+uint64(n)<<16)
+	binary.BigEndian.PutUint64(b[8:], uint64(1+host))
+	return onTCP(netip.AddrFrom16(b))
+}
+
+var (
+	attackersIPv4 = netip.MustParseAddr("10.0.0.0")
+	attackersIPv6 = netip.MustParseAddr("2001:db8::")
+	honestIPv4    = netip.MustParseAddr("100.64.0.0")
+	honestIPv6    = netip.MustParseAddr("2001:db8:8000::")
+
+	// sharedByHonest is the /24 of those who share one.
+	sharedByHonest = netip.PrefixFrom(honestIPv4, 24)
+)
+
+// anywhere is where honest peers live: three of four have IPv4.
+func anywhere(r *rand.Rand) multiaddr.Multiaddr {
+	if r.IntN(4) == 0 {
+		return in56(honestIPv6, r.IntN(1<<15), r.IntN(1<<8))
+	}
+	return in24(honestIPv4, 1+r.IntN(1<<14-1), r.IntN(hostsOfIPv4))
+}
+
+// oneSubnet is the /24 of those who share one: a city behind the addresses of its
+// provider, a cloud, a cluster.
+func oneSubnet(r *rand.Rand) multiaddr.Multiaddr {
+	return in24(honestIPv4, 0, r.IntN(hostsOfIPv4))
+}
+
+// firstAttackers is the /24 of the first attackers, for those who live there, too.
+func firstAttackers(r *rand.Rand) multiaddr.Multiaddr {
+	return in24(attackersIPv4, 0, r.IntN(hostsOfIPv4))
+}

@@ -1,0 +1,238 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
+	"github.com/stretchr/testify/require"
+	"github.com/weir-p2p/rcmgr"
+)
+
+// A victim is this program anew, whatever it is.
+func TestMain(m *testing.M) {
+	if os.Getenv(victimEnv) != "" {
+		main()
+		os.Exit(0) // a victim runs no tests, which start victims
+	}
+	quiet()
+	os.Exit(m.Run())
+}
+
+// onAllShortly runs an attack on all managers. Nothing may be left on any.
+func onAllShortly(t *testing.T, a *attack) (onUpstream, ours, withOption outcome) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("attacks real hosts for some seconds")
+	}
+	if err := checkLoopback(); err != nil {
+		t.Skip(err)
+	}
+	s := settings{which: a.name, duration: time.Second / 2, attackers: fewestAttackers, memory: 64}
+	require.NoError(t, s.check(nil))
+	var progress, table bytes.Buffer
+	r, err := a.onAll(t.Context(), s, &progress)
+	require.NoError(t, err, progress.String())
+	require.Contains(t, progress.String(), "guests served ")
+	r.print(&table)
+	t.Log(table.String())
+	for _, o := range r.Outcomes {
+		require.Empty(t, o.Victim.Left, "on %s", o.Manager)
+		require.Positive(t, o.Victim.Memory.HeapMost)
+	}
+	require.Len(t, r.Outcomes, 3)
+	return r.Outcomes[0], r.Outcomes[1], r.Outcomes[2]
+}
+
+func TestNewcomersAreServedByFairShare(t *testing.T) {
+	onUpstream, ours, fair := onAllShortly(t, &fairShare)
+	for _, o := range []outcome{onUpstream, ours} {
+		require.Positive(t, o.Victim.Guests[0], "newcomers are refused on %s", o.Manager)
+		require.Less(t, o.Guests[0].rate(), fair.Guests[0].rate(), o.Manager)
+	}
+	require.Zero(t, fair.Victim.Guests[0], "there is room for newcomers")
+	require.True(t, fair.Victim.refused("inbound stream, fair-share"), "%v", fair.Victim.Crowd)
+	require.True(t, fair.Victim.refused("inbound connection, fair-share"), "%v", fair.Victim.Crowd)
+}
+
+func TestMemoryStaysWithinItsLimitUnderPressureAndFriendsAreServed(t *testing.T) {
+	onUpstream, ours, pressed := onAllShortly(t, &memoryPressure)
+	for _, o := range []outcome{onUpstream, ours} {
+		require.Greater(t, o.Victim.Memory.HeapMost, int64(128<<20), "all is kept on %s", o.Manager)
+		require.Empty(t, o.Victim.Crowd)
+		require.Greater(t, o.Victim.Memory.HeapMost, pressed.Victim.Memory.HeapMost, o.Manager)
+	}
+	require.True(t, pressed.Victim.refused("process, inbound stream, memory-pressure"), "%v", pressed.Victim.Crowd)
+	require.Positive(t, pressed.Victim.Guests[strangers])
+	for _, spared := range []int{allowlistedFriend, earlyGuest} {
+		require.Zero(t, pressed.Victim.Guests[spared])
+		require.Positive(t, pressed.Guests[spared].rate(), pressed.Guests[spared].Last)
+	}
+	require.Less(t, pressed.Guests[strangers].rate(), pressed.Guests[allowlistedFriend].rate())
+}
+
+func TestValuedPeersGetInWhereThereIsTrimming(t *testing.T) {
+	onUpstream, ours, trimming := onAllShortly(t, &trim)
+	for _, o := range []outcome{onUpstream, ours} {
+		require.True(t, o.Victim.refused("system, connection"))
+		require.Positive(t, o.Victim.Guests[comingGuests], o.Manager)
+		require.Less(t, o.Guests[comingGuests].rate(), trimming.Guests[comingGuests].rate(), o.Manager)
+	}
+}
+
+// Both managers say in the same way what they refuse, and guests are told from the
+// crowd by their addresses, and as peers from then on.
+func TestRefusalsAreCountedByWhatRefusesAndWhom(t *testing.T) {
+	guest, err := newFriend()
+	require.NoError(t, err)
+	stranger, err := newFriend()
+	require.NoError(t, err)
+	p := plan{limits: rcmgr.PartialLimitConfig{
+		System:      rcmgr.ResourceLimits{ConnsInbound: 2},
+		PeerDefault: rcmgr.ResourceLimits{StreamsInbound: rcmgr.BlockAllLimit, StreamsOutbound: rcmgr.BlockAllLimit, ConnsInbound: 1},
+	}}
+	for i := range 2 {
+		m, err := columns[i].make(p)
+		require.NoError(t, err)
+		defer m.Close()
+		o := newObserver(m)
+		require.Equal(t, m, o.Unwrap())
+		open := func(from net.IP, is friend) error {
+			c, err := o.OpenConnection(network.DirInbound, false, multiaddr.StringCast(fmt.Sprintf("/ip4/%v/tcp/1", from)))
+			if err == nil {
+				err = c.SetPeer(is.id)
+			}
+			return err
+		}
+		stream := func(of friend, dir network.Direction) {
+			if s, err := o.OpenStream(of.id, dir); err == nil {
+				s.Done()
+			}
+		}
+		require.NoError(t, open(guestIP(3, 0), guest))
+		stream(guest, network.DirInbound)
+		require.Error(t, open(guestIP(3, 1), guest), "one connection of a peer")
+		require.Error(t, open(guestIP(4, 0), guest), "the system is full")
+		require.Error(t, open(crowdIP(0), stranger))
+		stream(stranger, network.DirInbound)
+		stream(stranger, network.DirOutbound)
+		crowd, guests := o.refused()
+		require.Equal(t, map[string]int{"system, inbound connection": 1, "peer, inbound stream": 1}, crowd, columns[i].name)
+		require.Equal(t, map[int]int{3: 2, 4: 1}, guests, columns[i].name)
+
+		left, err := held(m)
+		require.NoError(t, err)
+		require.NotEmpty(t, left)
+		require.Equal(t, 2, o.closeForgotten())
+		left, err = held(m)
+		require.NoError(t, err)
+		require.Empty(t, left)
+	}
+}
+
+func TestWhatIsNoRefusalOfAScopeIsOneOfAGate(t *testing.T) {
+	require.Equal(t, "a gate", why(errors.New("rate limit exceeded")))
+	f, err := newFriend()
+	require.NoError(t, err)
+	m, err := rcmgr.New(nil, rcmgr.WithMemoryPressure(rcmgr.MemoryPressure{Limit: 100, InUse: func() int64 { return 100 }}))
+	require.NoError(t, err)
+	defer m.Close()
+	_, err = m.OpenStream(f.id, network.DirInbound)
+	require.Equal(t, "process, inbound stream, memory-pressure", why(err))
+}
+
+func TestEverybodyHasAnAddressOfTheirOwn(t *testing.T) {
+	seen := map[string]bool{homeIP().String(): true}
+	networks := map[string]int{}
+	use := func(ip net.IP, group int) {
+		require.False(t, seen[ip.String()], "%v", ip)
+		seen[ip.String()] = true
+		require.Equal(t, group, groupAt(ip), "%v", ip)
+		networks[ip.Mask(net.CIDRMask(24, 32)).String()]++
+	}
+	for n := range mostAttackers {
+		use(crowdIP(n), -1)
+	}
+	require.Len(t, networks, crowdNetworks)
+	for group := range 3 {
+		for n := range 250 {
+			use(guestIP(group, n), group)
+		}
+	}
+	require.Len(t, networks, crowdNetworks+3*250)
+	for n := range 250 * 249 {
+		require.Equal(t, 1, groupAt(guestIP(1, n)))
+	}
+}
+
+func TestTheTableLeavesOutWhatSaysNothing(t *testing.T) {
+	one := outcome{Manager: "one", Guests: []namedTally{{Name: "guests"}, {Name: "nobody"}}, Victim: report{Memory: memory{HeapMost: 3 << 20, ProcessMost: 4 << 20, Looks: 8}}}
+	for i := range 100 {
+		one.Guests[0].Took = append(one.Guests[0].Took, time.Duration(100-i)*time.Millisecond)
+	}
+	other := one
+	other.Manager, other.Guests = "other", []namedTally{{Name: "guests", tally: tally{Failed: 2}}, {Name: "nobody"}}
+	other.Victim.Guests, other.Victim.Crowd = map[int]int{0: 2}, map[string]int{"system, stream": 7}
+	other.Victim.Memory.Over, other.Victim.Left = 4, []string{"system"}
+	var out bytes.Buffer
+	(&result{Attack: "this", About: "that", Outcomes: []outcome{one, other}}).print(&out)
+	require.Equal(t, `
+this: that.
+
+|                                              | one              | other    |
+| ---                                          | ---              | ---      |
+| guests: served                               | 100 % of 100     | 0 % of 2 |
+| guests: median, 95 %                         | 50.0 ms, 95.0 ms | –        |
+| guests: refused by the manager               | –                | 2        |
+| crowd refused by system, stream              | –                | 7        |
+| heap in use, most                            | 3 MiB            | 3 MiB    |
+| memory of the process, most                  | 4 MiB            | 4 MiB    |
+| time above what it may use                   | –                | 50 %     |
+| scopes that hold anything when all have gone | 0                | 1        |
+`, out.String())
+}
+
+func TestWrongSettingsAreErrors(t *testing.T) {
+	good := settings{which: "all", duration: 1, attackers: fewestAttackers, memory: 64}
+	for want, change := range map[string]func(*settings) []string{
+		`unexpected argument "x"`: func(*settings) []string { return []string{"x"} },
+		`-attack must be all or one of fairshare, memory, trim, not "flood"`:  func(s *settings) []string { s.which = "flood"; return nil },
+		"-duration must be positive, not 0s":                                  func(s *settings) []string { s.duration = 0; return nil },
+		"-attackers must be from 20 to 750, not 19":                           func(s *settings) []string { s.attackers = 19; return nil },
+		"-memory must be at least 64, not 63: a host alone takes tens of MiB": func(s *settings) []string { s.memory = 63; return nil },
+	} {
+		s := good
+		rest := change(&s)
+		require.EqualError(t, s.check(rest), want)
+	}
+}
+
+// A victim that cannot be says why, and so does whoever asks it.
+func TestAVictimThatEndsIsAnError(t *testing.T) {
+	f, err := newFriend()
+	require.NoError(t, err)
+	v, err := startVictim(order{Attack: "none", Asks: peer.AddrInfo{ID: f.id}})
+	require.NoError(t, err)
+	_, err = v.ask(howIsIt)
+	require.EqualError(t, err, "the victim does not answer: exit status 1\nattacks: victim: no such attack: \"none\"\n")
+	require.EqualError(t, beVictim(strings.NewReader("{"), nil), "an order: unexpected EOF")
+}
+
+func TestAnInterruptEndsAnAttack(t *testing.T) {
+	if err := checkLoopback(); testing.Short() || err != nil {
+		t.Skip("starts a real host", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := play(ctx, settings{duration: time.Hour, attackers: fewestAttackers}, &fairShare, 1, &bytes.Buffer{})
+	require.ErrorIs(t, err, context.Canceled)
+}

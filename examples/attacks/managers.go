@@ -1,0 +1,78 @@
+package main
+
+// What is compared: go-libp2p's own manager, ours as it comes, and ours with the
+// option that is meant for an attack. All get the same limits and the same allowlist.
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/weir-p2p/rcmgr"
+)
+
+// columns are the managers, in the order of the tables.
+var columns = []struct {
+	name string // followed by the option's in the last one
+	make func(plan) (network.ResourceManager, error)
+}{
+	{"upstream", newUpstream},
+	{"ours", newOurs},
+	{"ours, ", newOursWithOption},
+}
+
+// column names one of them in an attack.
+func (a *attack) column(i int) string {
+	if i == len(columns)-1 {
+		return columns[i].name + a.option
+	}
+	return columns[i].name
+}
+
+func newOurs(p plan) (network.ResourceManager, error) { return newOursWith(p) }
+
+func newOursWithOption(p plan) (network.ResourceManager, error) { return newOursWith(p, p.option) }
+
+func newOursWith(p plan, option ...rcmgr.Option) (network.ResourceManager, error) {
+	return rcmgr.New(rcmgr.NewFixedLimiter(p.limits.Build(rcmgr.InfiniteLimits)),
+		append(option, rcmgr.WithAllowlistedMultiaddrs(p.allowlist))...)
+}
+
+func newUpstream(p plan) (network.ResourceManager, error) {
+	text, err := json.Marshal(p.limits)
+	if err != nil {
+		return nil, err
+	}
+	var limits upstream.PartialLimitConfig
+	if err := json.Unmarshal(text, &limits); err != nil {
+		return nil, fmt.Errorf("limits, as go-libp2p's manager reads them: %w", err)
+	}
+	return upstream.NewResourceManager(upstream.NewFixedLimiter(limits.Build(upstream.InfiniteLimits)),
+		upstream.WithAllowlistedMultiaddrs(p.allowlist))
+}
+
+// held lists the scopes of a manager that hold anything.
+func held(m network.ResourceManager) (names []string, err error) {
+	if ours, ok := m.(*rcmgr.Manager); ok {
+		for _, s := range ours.Snapshot().Scopes {
+			if s.Use != (network.ScopeStat{}) {
+				names = append(names, fmt.Sprintf("%s %+v", s.Name, s.Use))
+			}
+		}
+		return names, nil
+	}
+	for name, view := range map[string]func(func(network.ResourceScope) error) error{
+		"system": m.ViewSystem, "transient": m.ViewTransient,
+	} {
+		if err := view(func(s network.ResourceScope) error {
+			if use := s.Stat(); use != (network.ScopeStat{}) {
+				names = append(names, fmt.Sprintf("%s %+v", name, use))
+			}
+			return nil
+		}); err != nil {
+			return nil, err
+		}
+	}
+	return names, nil
+}

@@ -1,0 +1,147 @@
+package main
+
+// A thin layer over the victim's manager, the same for all: it counts what is
+// refused to the crowd, and by whom, and what is refused to guests. Guests alone
+// see a stream reset or a connection closed, which may have other reasons. It also
+// knows which connections the host has not closed in the end.
+
+import (
+	"errors"
+	"maps"
+	"strings"
+	"sync"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+	"github.com/weir-p2p/rcmgr"
+)
+
+type observer struct {
+	network.ResourceManager
+
+	mu     sync.Mutex
+	crowd  map[string]int // refusals by what why says
+	guests map[int]int    // refusals by group
+	groups map[peer.ID]int
+	open   map[network.ConnManagementScope]struct{}
+}
+
+func newObserver(m network.ResourceManager) *observer {
+	return &observer{ResourceManager: m, crowd: map[string]int{}, guests: map[int]int{},
+		groups: map[peer.ID]int{}, open: map[network.ConnManagementScope]struct{}{}}
+}
+
+// Unwrap gives the manager that is observed.
+func (o *observer) Unwrap() network.ResourceManager { return o.ResourceManager }
+
+// refused gives the refusals so far, to the crowd and to guests.
+func (o *observer) refused() (crowd map[string]int, guests map[int]int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return maps.Clone(o.crowd), maps.Clone(o.guests)
+}
+
+// note counts err, if it is a refusal. A scope that is closed because its connection
+// has gone meanwhile refuses nobody.
+func (o *observer) note(dir network.Direction, group int, err error) {
+	if err == nil || dir != network.DirInbound || errors.Is(err, network.ErrResourceScopeClosed) {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if group >= 0 {
+		o.guests[group]++
+	} else {
+		o.crowd[why(err)]++
+	}
+}
+
+// why says which kind of scope refused what, and by which rule if that was not its
+// limit: "transient, inbound stream", "process, inbound connection, memory-pressure".
+// Both managers name the scope in the error's text, ours gives the rule besides.
+func why(err error) string {
+	scope, what, ok := strings.Cut(err.Error(), ": cannot reserve ")
+	if !ok {
+		return "a gate"
+	}
+	scope = scope[strings.LastIndex(scope, ": ")+1:]
+	kind, _, _ := strings.Cut(strings.TrimSpace(scope), ":")
+	what, _, _ = strings.Cut(what, ":")
+	text := kind + ", " + what
+	var refusal *rcmgr.LimitError
+	if errors.As(err, &refusal) && refusal.Cause() != rcmgr.CauseLimit {
+		text += ", " + refusal.Cause().String()
+	}
+	return text
+}
+
+func (o *observer) OpenConnection(dir network.Direction, usefd bool, endpoint multiaddr.Multiaddr) (network.ConnManagementScope, error) {
+	group := -1
+	if ip, err := manet.ToIP(endpoint); err == nil {
+		group = groupAt(ip)
+	}
+	s, err := o.ResourceManager.OpenConnection(dir, usefd, endpoint)
+	if err != nil {
+		o.note(dir, group, err)
+		return nil, err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.open[s] = struct{}{}
+	return &observedConn{ConnManagementScope: s, o: o, dir: dir, group: group}, nil
+}
+
+func (o *observer) OpenStream(p peer.ID, dir network.Direction) (network.StreamManagementScope, error) {
+	s, err := o.ResourceManager.OpenStream(p, dir)
+	if err != nil {
+		o.mu.Lock()
+		group, known := o.groups[p]
+		o.mu.Unlock()
+		if !known {
+			group = -1
+		}
+		o.note(dir, group, err)
+	}
+	return s, err
+}
+
+// closeForgotten closes the connections that the host has not, and tells how many.
+// go-libp2p v0.51.0 drops a connection that its peer closes right after the handshake
+// without closing its scope, which is no mistake of the manager.
+func (o *observer) closeForgotten() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n := len(o.open)
+	for s := range o.open {
+		s.Done()
+	}
+	clear(o.open)
+	return n
+}
+
+type observedConn struct {
+	network.ConnManagementScope
+	o     *observer
+	dir   network.Direction
+	group int
+}
+
+func (c *observedConn) SetPeer(p peer.ID) error {
+	if c.group >= 0 {
+		c.o.mu.Lock()
+		c.o.groups[p] = c.group
+		c.o.mu.Unlock()
+	}
+	err := c.ConnManagementScope.SetPeer(p)
+	c.o.note(c.dir, c.group, err)
+	return err
+}
+
+func (c *observedConn) Done() {
+	c.ConnManagementScope.Done()
+	c.o.mu.Lock()
+	defer c.o.mu.Unlock()
+	delete(c.o.open, c.ConnManagementScope)
+}

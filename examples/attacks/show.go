@@ -1,0 +1,254 @@
+package main
+
+// An attack on one manager: the victim's process, the crowd and the guests. Guests
+// come when the crowd has done what it can, and the crowd stays until they have gone.
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
+)
+
+// An attack is the same on all managers.
+type attack struct {
+	name   string
+	about  string   // what the crowd does
+	option string   // of ours, that is meant for it
+	groups []string // of guests
+	asking int      // so many of these, from the first, ask whatever happens
+	plan   func(order) (plan, error)
+	// before, if there is one, runs before the crowd comes.
+	before func(context.Context, *show) error
+	// attacker is what each of the crowd does until its context ends.
+	attacker func(context.Context, *show, attacker)
+	// guests is what they do until their context ends.
+	guests func(context.Context, *show)
+}
+
+var attacks = []*attack{&fairShare, &memoryPressure, &trim}
+
+// attackNamed gives an attack, nil if there is none of that name.
+func attackNamed(name string) *attack {
+	for _, a := range attacks {
+		if a.name == name {
+			return a
+		}
+	}
+	return nil
+}
+
+// attacker is one of the crowd.
+type attacker struct {
+	host.Host
+	ip net.IP
+}
+
+// show is an attack on one manager, while it lasts.
+type show struct {
+	settings
+	attack  *attack
+	friends []friend
+	groups  []*group
+	victim  *process
+	to      peer.AddrInfo // the victim's
+	hosts   []host.Host   // the crowd's, and of guests who stay
+
+	early     network.Stream // of a guest who came before the crowd
+	connected sync.WaitGroup // the crowd, where it has to be
+}
+
+// namedTally is that of a group.
+type namedTally struct {
+	Name string
+	tally
+}
+
+// outcome is how it went on one manager.
+type outcome struct {
+	Manager string
+	Guests  []namedTally
+	Victim  report
+}
+
+// play runs an attack on the manager of one column.
+func play(ctx context.Context, s settings, a *attack, column int, progress io.Writer) (outcome, error) {
+	sh := &show{settings: s, attack: a}
+	defer sh.leave()
+	asked, err := newHost(homeIP())
+	if err != nil {
+		return outcome{}, err
+	}
+	defer asked.Close() // the victim asks until it is told that all others have gone
+	serveEcho(asked)
+	if err := asked.Network().Listen(multiaddr.StringCast(listenAddr)); err != nil {
+		return outcome{}, err
+	}
+	o, err := sh.order(column, asked)
+	if err != nil {
+		return outcome{}, err
+	}
+	if sh.victim, err = startVictim(o); err != nil {
+		return outcome{}, err
+	}
+	defer sh.victim.stop()
+	first, err := sh.victim.ask(howIsIt)
+	if err != nil {
+		return outcome{}, err
+	}
+	sh.to = first.Victim
+	if err := sh.run(ctx, progress); err != nil {
+		return outcome{}, err
+	}
+	sh.leave()
+	last, err := sh.victim.ask(whatsLeft)
+	if err != nil {
+		return outcome{}, err
+	}
+	result := outcome{Manager: a.column(column), Victim: last}
+	for _, g := range sh.groups {
+		result.Guests = append(result.Guests, namedTally{g.name, g.soFar()})
+	}
+	return result, nil
+}
+
+// order says what the victim is to be, and whom it is to ask.
+func (sh *show) order(column int, asks host.Host) (order, error) {
+	o := order{Attack: sh.attack.name, Column: column, Attackers: sh.attackers,
+		Memory: sh.memory << 20, Asks: *host.InfoFromHost(asks)}
+	for range numFriends {
+		f, err := newFriend()
+		if err != nil {
+			return o, err
+		}
+		sh.friends = append(sh.friends, f)
+		o.Friends = append(o.Friends, f.id)
+	}
+	for _, name := range sh.attack.groups {
+		sh.groups = append(sh.groups, &group{name: name})
+	}
+	return o, nil
+}
+
+// run returns when the guests and the crowd have gone.
+func (sh *show) run(ctx context.Context, progress io.Writer) error {
+	if sh.attack.before != nil {
+		if err := sh.attack.before(ctx, sh); err != nil {
+			return err
+		}
+	}
+	attackers, err := sh.newCrowd()
+	if err != nil {
+		return err
+	}
+	var crowd sync.WaitGroup
+	defer crowd.Wait()
+	attacking, leave := context.WithCancel(ctx)
+	defer leave()
+	for _, a := range attackers {
+		crowd.Go(func() { sh.attack.attacker(attacking, sh, a) })
+	}
+	if err := sh.untilAtWorst(ctx); err != nil {
+		return err
+	}
+	var guests sync.WaitGroup
+	defer guests.Wait()
+	visiting, end := context.WithCancel(ctx)
+	defer end()
+	guests.Go(func() { sh.attack.guests(visiting, sh) })
+	for start := time.Now(); time.Since(start) < sh.duration || !sh.haveAsked(); {
+		if !pause(ctx, min(sh.duration, time.Second)) {
+			return ctx.Err()
+		}
+		r, err := sh.victim.ask(howIsIt)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(progress, "%4.1f s of %v · %s\n", time.Since(start).Seconds(), sh.duration, sh.line(r))
+	}
+	return nil
+}
+
+func (sh *show) newCrowd() (attackers []attacker, err error) {
+	for n := range sh.attackers {
+		h, err := newHost(crowdIP(n))
+		if err != nil {
+			return nil, err
+		}
+		sh.hosts = append(sh.hosts, h)
+		attackers = append(attackers, attacker{h, crowdIP(n)})
+	}
+	sh.connected.Add(len(attackers))
+	return attackers, nil
+}
+
+// haveAsked tells whether guests have asked often enough to say anything.
+func (sh *show) haveAsked() bool {
+	const enough = 10
+	for _, g := range sh.groups[:sh.attack.asking] {
+		if g.soFar().asked() < enough {
+			return false
+		}
+	}
+	return true
+}
+
+const (
+	between = 50 * time.Millisecond  // from one request of a guest to its next
+	again   = 100 * time.Millisecond // until one of the crowd tries again
+)
+
+// visit has guest n of a group come, ask and go, as a new host.
+func (sh *show) visit(ctx context.Context, group, n int, identity ...libp2p.Option) {
+	h, err := newHost(guestIP(group, n), identity...)
+	if err != nil {
+		return
+	}
+	defer h.Close()
+	sh.groups[group].do(ctx, func(ctx context.Context) error { return come(ctx, h, sh.to) })
+}
+
+// untilAtWorst waits until the crowd has done what it can.
+func (sh *show) untilAtWorst(ctx context.Context) error {
+	const most = time.Minute
+	for end := time.Now().Add(most); time.Now().Before(end); {
+		r, err := sh.victim.ask(howIsIt)
+		if err != nil || r.AtWorst {
+			return err
+		}
+		if !pause(ctx, 20*time.Millisecond) {
+			return ctx.Err()
+		}
+	}
+	return fmt.Errorf("the crowd has not done what it can within %v", most)
+}
+
+// line is how it goes, in a few words.
+func (sh *show) line(r report) string {
+	served, asked, refused := 0, 0, 0
+	for _, g := range sh.groups {
+		t := g.soFar()
+		served += len(t.Took)
+		asked += t.asked()
+	}
+	for _, n := range r.Crowd {
+		refused += n
+	}
+	return fmt.Sprintf("guests served %d of %d · crowd refused %d times · %s in use", served, asked, refused, mebibytes(r.Memory.Process))
+}
+
+// leave has all go who are still there. It may be called again.
+func (sh *show) leave() {
+	for _, h := range sh.hosts {
+		h.Close()
+	}
+	sh.hosts = nil
+}

@@ -136,8 +136,8 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	if m.leaks != nil {
 		m.workers.Go(func() { m.leaks.keepTimeUntil(m.stop) })
 	}
-	if len(cfg.nearLimit) > 0 {
-		m.workers.Go((&limitWatch{m: m, tell: cfg.nearLimit}).untilClosed)
+	if len(cfg.nearLimit)+len(cfg.trimmed) > 0 {
+		m.workers.Go((&limitWatch{m: m, tell: cfg.nearLimit, trim: cfg.trimmed}).untilClosed)
 	}
 	m.logStart()
 	return m, nil

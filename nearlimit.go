@@ -61,17 +61,23 @@ func WithOnNearLimit(f func(NearLimitEvent)) Option {
 	}
 }
 
-// TrimConns gives a function for WithOnNearLimit that asks a connection manager to
-// close what it values least, when connections, descriptors or memory of the whole
-// host are nearly used up. The connection manager then trims as if its high water
-// mark had been reached: down to its low water mark, which must lie below 80 percent
-// of the limit for this to make room, and none that it protects or that are in
-// their grace period. With that, the high water mark may even lie above the limit.
-func TrimConns(cm connmgr.ConnManager) func(NearLimitEvent) {
-	return func(e NearLimitEvent) {
-		if e.Kind == KindSystem && e.Resource != ResourceStream {
-			cm.TrimOpenConns(context.Background())
+// WithTrimming asks a connection manager to close what it values least, from when 80
+// percent of the connections, descriptors or memory of the whole host are used until
+// that has fallen more than five percent of the limit below, five times a second: what
+// is just being let in or in its grace period can be closed only later. The connection
+// manager trims as if its high water mark had been reached: down to its low water mark,
+// which must lie below 75 percent of the limit for this to make room, and none that it
+// protects. With that, the high water mark may even lie above the limit.
+//
+// The connection manager is asked by one goroutine, which Close waits for, without any
+// lock of the manager. Given again, the option adds another one. cm may not be nil.
+func WithTrimming(cm connmgr.ConnManager) Option {
+	return func(c *config) error {
+		if cm == nil {
+			return errors.New("WithTrimming: the connection manager is nil")
 		}
+		c.trimmed = append(c.trimmed, cm)
+		return nil
 	}
 }
 
@@ -79,6 +85,7 @@ func TrimConns(cm connmgr.ConnManager) func(NearLimitEvent) {
 type limitWatch struct {
 	m    *Manager
 	tell []func(NearLimitEvent)
+	trim []connmgr.ConnManager
 	told map[*pool]*[numDims]marksTold // of the scopes that are there, where any is
 }
 
@@ -113,6 +120,7 @@ func (w *limitWatch) untilClosed() {
 // look looks at all shared scopes, and tells what is to be told.
 func (w *limitWatch) look() {
 	told := make(map[*pool]*[numDims]marksTold)
+	full := false // the host is, of what connections hold
 	for _, p := range append(w.m.fixed[:], w.m.dir.list()...) {
 		var before, now [numDims]marksTold
 		if last := w.told[p]; last != nil {
@@ -124,6 +132,7 @@ func (w *limitWatch) look() {
 				kept := min(before[d], before[d].after(low[d], l.limit))
 				now[d] = kept.after(l.handed, l.limit)
 				w.tellNew(p, dim(d), l, nearMarks[min(kept, now[d]):now[d]])
+				full = full || now[d] > 0 && p.kind == KindSystem && resourceOf[d] != ResourceStream
 			}
 		}
 		if now != ([numDims]marksTold{}) {
@@ -131,6 +140,11 @@ func (w *limitWatch) look() {
 		}
 	}
 	w.told = told
+	if full {
+		for _, cm := range w.trim {
+			cm.TrimOpenConns(context.Background())
+		}
+	}
 }
 
 func (w *limitWatch) tellNew(p *pool, d dim, l tally, marks []int) {

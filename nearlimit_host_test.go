@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/libp2p/go-libp2p"
+	coreconnmgr "github.com/libp2p/go-libp2p/core/connmgr"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -17,7 +18,7 @@ import (
 )
 
 // The high water mark lies far above the limit, so that the connection manager alone
-// never trims, and strangers fill the limit. With TrimConns there is room for whom
+// never trims, and strangers fill the limit. With WithTrimming there is room for whom
 // the host values, who also stays while more strangers come.
 func TestHostsThatTrimNearTheirLimitTakeWhomTheyValue(t *testing.T) {
 	ctx := onHosts(t)
@@ -26,12 +27,9 @@ func TestHostsThatTrimNearTheirLimitTakeWhomTheyValue(t *testing.T) {
 		cm, err := connmgr.NewConnManager(4, 1000, connmgr.WithGracePeriod(0))
 		require.NoError(t, err)
 		var opts []rcmgr.Option
-		var trimmed atomic.Int64 // how often
-		if trim := rcmgr.TrimConns(cm); trims {
-			opts = append(opts, rcmgr.WithOnNearLimit(func(e rcmgr.NearLimitEvent) {
-				trim(e)
-				trimmed.Add(1)
-			}))
+		trimming := &countingTrims{ConnManager: cm}
+		if trims {
+			opts = append(opts, rcmgr.WithTrimming(trimming))
 		}
 		m := newManager(t, limited(rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{Conns: limit}}), opts...)
 		server := newServer(t, m, roads[0], libp2p.ConnectionManager(cm))
@@ -57,11 +55,11 @@ func TestHostsThatTrimNearTheirLimitTakeWhomTheyValue(t *testing.T) {
 			continue
 		}
 		strangersComeUntilRoomIsMade := func() {
-			before := trimmed.Load()
-			for holds() < limit*8/10 && trimmed.Load() == before {
+			before := trimming.times.Load()
+			for holds() < limit*8/10 && trimming.times.Load() == before {
 				strangerComes()
 			}
-			eventually(t, func() bool { return trimmed.Load() > before && holds() < limit*8/10 }, "no room is made", m)
+			eventually(t, func() bool { return trimming.times.Load() > before && holds() < limit*8/10 }, "no room is made", m)
 		}
 		strangersComeUntilRoomIsMade()
 		require.True(t, connects(ctx, friend, to))
@@ -74,6 +72,17 @@ func TestHostsThatTrimNearTheirLimitTakeWhomTheyValue(t *testing.T) {
 		require.NoError(t, pingOnce(ctx, friend, server.ID()))
 		require.Zero(t, m.Snapshot().Refusals[rcmgr.KindSystem].Total())
 	}
+}
+
+// countingTrims counts how often it is asked to trim, once it has.
+type countingTrims struct {
+	coreconnmgr.ConnManager
+	times atomic.Int64
+}
+
+func (c *countingTrims) TrimOpenConns(ctx context.Context) {
+	c.ConnManager.TrimOpenConns(ctx)
+	c.times.Add(1)
 }
 
 // connects tells whether a host is let in, and can ask for something.

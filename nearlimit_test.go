@@ -1,12 +1,14 @@
 package rcmgr
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/connmgr"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/stretchr/testify/require"
 )
@@ -174,4 +176,46 @@ func TestListenersRunWithoutLocks(t *testing.T) {
 func TestAListenerThatIsNoneIsAnError(t *testing.T) {
 	_, err := New(nil, WithOnNearLimit(nil))
 	require.EqualError(t, err, "rcmgr: WithOnNearLimit: the function is nil")
+}
+
+// trimmer counts how often it is asked to trim.
+type trimmer struct {
+	connmgr.NullConnMgr
+	times int
+}
+
+func (c *trimmer) TrimOpenConns(context.Context) { c.times++ }
+
+// Whoever can be trimmed only later is: at every look while the host is nearly full.
+func TestTrimmingGoesOnWhileTheHostIsFull(t *testing.T) {
+	_, err := New(nil, WithTrimming(nil))
+	require.ErrorContains(t, err, "WithTrimming: the connection manager is nil")
+	synctest.Test(t, func(t *testing.T) {
+		conf := unlimitedConf()
+		conf.System.Conns, conf.System.Streams, conf.Transient.Memory = 20, 2, 10
+		cm := &trimmer{}
+		m := newManager(t, conf, append(openGates(), WithTrimming(cm))...)
+		defer m.Close()
+		looks := func(n int) int {
+			before := cm.times
+			time.Sleep(time.Duration(n) * nearInterval)
+			synctest.Wait()
+			return cm.times - before
+		}
+		mustOpenStream(t, m, testPeer, network.DirInbound)
+		mustOpenStream(t, m, testPeer, network.DirInbound)
+		require.NoError(t, viewTransient(t, m).ReserveMemory(10, 255))
+		require.Zero(t, looks(3), "neither streams nor transient are what connections hold")
+		var conns []network.ConnManagementScope
+		for len(conns) < 15 {
+			conns = append(conns, mustOpenConn(t, m, network.DirOutbound))
+		}
+		require.Zero(t, looks(3))
+		conns = append(conns, mustOpenConn(t, m, network.DirInbound))
+		require.Equal(t, 3, looks(3))
+		conns[0].Done()
+		require.Equal(t, 3, looks(3), "not clearly below the mark")
+		conns[1].Done()
+		require.Zero(t, looks(3))
+	})
 }

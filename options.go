@@ -9,6 +9,7 @@ import (
 	"math/bits"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/connmgr"
 	"github.com/libp2p/go-libp2p/x/rate"
 	"github.com/multiformats/go-multiaddr"
 )
@@ -29,6 +30,7 @@ type config struct {
 	pressure    *MemoryPressure // nil: the process's memory is not looked at
 
 	nearLimit  []func(NearLimitEvent)
+	trimmed    []connmgr.ConnManager
 	tracePath  string          // empty: no file
 	reporters  []TraceReporter // of traces; StatsTraceReporter is none of them
 	reporter   MetricsReporter // nil: nobody is told of decisions

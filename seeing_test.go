@@ -95,13 +95,13 @@ func ExampleWithOnNearLimit() {
 }
 
 // Let the connection manager make room before the limit refuses.
-func ExampleTrimConns() {
+func ExampleWithTrimming() {
 	cm, err := connmgr.NewConnManager(100, 400)
 	if err != nil {
 		panic(err)
 	}
 	limits := rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{Conns: 200}}
-	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits.Build(rcmgr.DefaultLimits.AutoScale())), rcmgr.WithOnNearLimit(rcmgr.TrimConns(cm)))
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits.Build(rcmgr.DefaultLimits.AutoScale())), rcmgr.WithTrimming(cm))
 	if err != nil {
 		panic(err)
 	}

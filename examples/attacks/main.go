@@ -9,7 +9,7 @@
 //   - memory: the victim keeps what it is sent, and reserves nothing for it
 //     (WithMemoryPressure).
 //   - trim: a crowd fills all connections of a host whose connection manager would
-//     know whom to let go (WithOnNearLimit, TrimConns).
+//     know whom to let go (WithTrimming).
 //
 // The victim is a process of its own; the others share one. Everything stays within
 // 127.0.0.0/8, all of which has to be there.

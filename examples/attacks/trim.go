@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p"
+	coreconnmgr "github.com/libp2p/go-libp2p/core/connmgr"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -41,7 +42,7 @@ const (
 var trim = attack{
 	name:     "trim",
 	about:    "connections of no value, as many as there may be",
-	option:   "WithOnNearLimit(TrimConns)",
+	option:   "WithTrimming",
 	groups:   []string{"valued peers, coming", "valued peers, while they stay"},
 	asking:   1,
 	plan:     planTrim,
@@ -58,15 +59,11 @@ func planTrim(o order) (plan, error) {
 	for _, id := range o.Friends {
 		valued[id] = true
 	}
-	trimConns := rcmgr.TrimConns(cm)
-	var near atomic.Bool
+	trimming := &trims{ConnManager: cm}
 	return plan{
 		limits: rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{Conns: mostConns}},
-		option: rcmgr.WithOnNearLimit(func(e rcmgr.NearLimitEvent) {
-			near.Store(true)
-			trimConns(e)
-		}),
-		host: []libp2p.Option{libp2p.ConnectionManager(cm)},
+		option: rcmgr.WithTrimming(trimming),
+		host:   []libp2p.Option{libp2p.ConnectionManager(cm)},
 		start: func(h host.Host) {
 			h.Network().Notify(&network.NotifyBundle{ConnectedF: func(_ network.Network, c network.Conn) {
 				if valued[c.RemotePeer()] {
@@ -74,8 +71,19 @@ func planTrim(o order) (plan, error) {
 				}
 			}})
 		},
-		atWorst: func(r report) bool { return near.Load() || len(r.Crowd) > 0 },
+		atWorst: func(r report) bool { return trimming.begun.Load() || len(r.Crowd) > 0 },
 	}, nil
+}
+
+// trims is a connection manager that knows whether it was asked to trim.
+type trims struct {
+	coreconnmgr.ConnManager
+	begun atomic.Bool
+}
+
+func (t *trims) TrimOpenConns(ctx context.Context) {
+	t.begun.Store(true)
+	t.ConnManager.TrimOpenConns(ctx)
 }
 
 // holdConns holds connections, and opens others for those that are lost, one at a

@@ -783,15 +783,20 @@ func (s *streamScope) attach(kind Kind, name string) error {
 func (s *streamScope) attachLocked(st *stripe, pr *pair, slot int, all bool) (verdict, error) {
 	sh := pr.of
 	pairSlot := slot - slotProtocol + slotProtocolPeer
-	var place chain
-	place.at[pairSlot], place.at[slot] = &pr.account, &sh.account
 	total := s.total()
 	total.sharedFirst = true
-	switch v := st.take(&place, &total, all); v {
-	case refused:
-		return v, st.refusal(s.name(), &total)
-	case undecided:
-		return v, nil
+	if st.trace == nil && total.mayBeReady() && pr.hasReady(&total) && sh.hasReady(&total) {
+		pr.use.charge(&total) // what take would do, without a chain
+		sh.use.charge(&total)
+	} else {
+		var place chain
+		place.at[pairSlot], place.at[slot] = &pr.account, &sh.account
+		switch v := st.take(&place, &total, all); v {
+		case refused:
+			return v, st.refusal(s.name(), &total)
+		case undecided:
+			return v, nil
+		}
 	}
 	pr.refs++
 	sh.refs++

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -181,10 +182,10 @@ func TestAListenerThatIsNoneIsAnError(t *testing.T) {
 // trimmer counts how often it is asked to trim.
 type trimmer struct {
 	connmgr.NullConnMgr
-	times int
+	times atomic.Int64
 }
 
-func (c *trimmer) TrimOpenConns(context.Context) { c.times++ }
+func (c *trimmer) TrimOpenConns(context.Context) { c.times.Add(1) }
 
 // Whoever can be trimmed only later is: at every look while the host is nearly full.
 func TestTrimmingGoesOnWhileTheHostIsFull(t *testing.T) {
@@ -196,11 +197,11 @@ func TestTrimmingGoesOnWhileTheHostIsFull(t *testing.T) {
 		cm := &trimmer{}
 		m := newManager(t, conf, append(openGates(), WithTrimming(cm))...)
 		defer m.Close()
-		looks := func(n int) int {
-			before := cm.times
+		looks := func(n int64) int64 {
+			before := cm.times.Load()
 			time.Sleep(time.Duration(n) * nearInterval)
 			synctest.Wait()
-			return cm.times - before
+			return cm.times.Load() - before
 		}
 		mustOpenStream(t, m, testPeer, network.DirInbound)
 		mustOpenStream(t, m, testPeer, network.DirInbound)
@@ -212,9 +213,9 @@ func TestTrimmingGoesOnWhileTheHostIsFull(t *testing.T) {
 		}
 		require.Zero(t, looks(3))
 		conns = append(conns, mustOpenConn(t, m, network.DirInbound))
-		require.Equal(t, 3, looks(3))
+		require.EqualValues(t, 3, looks(3))
 		conns[0].Done()
-		require.Equal(t, 3, looks(3), "not clearly below the mark")
+		require.EqualValues(t, 3, looks(3), "not clearly below the mark")
 		conns[1].Done()
 		require.Zero(t, looks(3))
 	})

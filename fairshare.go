@@ -20,7 +20,6 @@ import (
 	"hash/maphash"
 	"io"
 	"net/netip"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -135,7 +134,7 @@ func (f *fairShare) enter(addr netip.Addr, d dim) *neighbours {
 
 var localhost4, localhost6 = netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()
 
-// leave gives up what enter or keep gave; nil is nothing.
+// leave gives up what enter gave, or adopt took; nil is nothing.
 func (f *fairShare) leave(n *neighbours) {
 	if n == nil {
 		return
@@ -223,11 +222,12 @@ func (st *stripe) checkPeersShare(ps *peerScope, r *request) verdict {
 	system := st.fixed[KindSystem]
 	items, n := r.list()
 	for _, it := range items[:n] {
-		// A loose pool has half of its limit left. What a tight one has handed out is
-		// in use, this connection included.
-		l := system.pool.tally(it.d)
-		if l.tight && it.d != dimMemory && l.handed > st.m.ration(r, &system.account, it) {
-			return st.refuse(r, &system.account, it, l.handed-it.n)
+		// Above half, what has been handed out is in use, this connection included.
+		// Whoever may have all of a limit has been let in, and stays if it has been
+		// lowered since.
+		used, most := system.pool.tally(it.d).handed, st.m.ration(r, &system.account, it)
+		if it.d != dimMemory && used > most && most < system.limit[it.d] {
+			return st.refuse(r, &system.account, it, used-it.n)
 		}
 	}
 	return admitted
@@ -322,14 +322,9 @@ func (f *fairShare) state(n int) FairShareState {
 		return FairShareState{}
 	}
 	s := FairShareState{Scopes: f.scopes.list()}
-	var all []SubnetShare
 	for i := range f.shards {
-		s.Subnets += f.shards[i].addTo(&all)
+		f.shards[i].addTo(&s, n)
 	}
-	slices.SortFunc(all, func(a, b SubnetShare) int {
-		return cmp.Or(cmp.Compare(b.System.total(), a.System.total()), a.Prefix.Compare(b.Prefix))
-	})
-	s.Largest = slices.Clone(all[:min(n, len(all))])
 	return s
 }
 
@@ -352,14 +347,17 @@ func (s *FairShareState) writeLargest(w io.Writer) error {
 
 func (s *Share) total() int64 { return s.ConnsInbound + s.StreamsInbound }
 
-// addTo adds all subnets of a shard, and tells how many they are.
-func (s *fairShard) addTo(all *[]SubnetShare) int {
+// addTo adds the subnets of a shard, and keeps the n largest.
+func (s *fairShard) addTo(to *FairShareState, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, n := range s.mu.subnets {
-		*all = append(*all, SubnetShare{n.prefix(), n.share(KindSystem), n.share(KindTransient)})
+	to.Subnets += len(s.mu.subnets)
+	for _, sub := range s.mu.subnets {
+		to.Largest = offer(to.Largest, SubnetShare{sub.prefix(), sub.share(KindSystem), sub.share(KindTransient)}, n,
+			func(a, b SubnetShare) int {
+				return cmp.Or(cmp.Compare(b.System.total(), a.System.total()), a.Prefix.Compare(b.Prefix))
+			})
 	}
-	return len(s.mu.subnets)
 }
 
 func (n *neighbours) prefix() netip.Prefix { return n.key.prefix(n.bits) }

@@ -180,10 +180,21 @@ func TestConnectionsOfOnePeerHaveAShare(t *testing.T) {
 	require.True(t, refusedByShare(why), why)
 	require.Equal(t, 1, c.Stat().NumConnsInbound)
 	require.Nil(t, c.PeerScope())
+	alone, err := m.OpenConnection(network.DirInbound, true, multiaddr.StringCast("/ip4/203.0.114.1/tcp/1"))
+	require.NoError(t, err)
+	lowered := unlimitedBase
+	lowered.ConnsInbound = 2
+	viewSystem(t, m).(ResourceScopeLimiter).SetLimit(&lowered)
+	other := mustOpenConn(t, m, network.DirOutbound)
+	require.NoError(t, other.SetPeer("many"), "our own")
+	late, err := m.OpenConnection(network.DirInbound, true, from)
+	require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+	require.Nil(t, late)
+	require.NoError(t, alone.SetPeer("alone"), "it was admitted before the limit was lowered")
 	require.NoError(t, m.ObserveOnly(KindSystem))
 	require.NoError(t, c.SetPeer("many"))
 	require.EqualValues(t, 1, m.Snapshot().WouldRefuse[KindSystem].ConnsInbound)
-	checkInvariants(t, m, false)
+	checkInvariants(t, m, true)
 }
 
 // A peer that lived with streams before its first inbound connection brings them along,

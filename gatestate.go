@@ -12,24 +12,20 @@ import (
 func (g *gate) state(n int) GateState {
 	var s GateState
 	s.Subnets, s.RateBuckets = g.inUse()
-	g.subnets.eachBusy(func(sub SubnetState) { s.offer(sub, n) })
+	g.subnets.eachBusy(func(sub SubnetState) { s.Fullest = offer(s.Fullest, sub, n, compareFullness) })
 	return s
 }
 
-// offer takes a subnet into the n fullest. Of those as full, the first by
-// address go before.
-func (s *GateState) offer(sub SubnetState, n int) {
-	at, _ := slices.BinarySearchFunc(s.Fullest, sub, compareFullness)
+// offer takes something into the first n by an order.
+func offer[T any](first []T, x T, n int, compare func(a, b T) int) []T {
+	at, _ := slices.BinarySearchFunc(first, x, compare)
 	if at == n {
-		return
+		return first
 	}
-	if len(s.Fullest) == n {
-		s.Fullest = s.Fullest[:n-1]
-	}
-	s.Fullest = slices.Insert(s.Fullest, at, sub)
+	return slices.Insert(first[:min(len(first), n-1)], at, x)
 }
 
-// compareFullness orders the fullest first.
+// compareFullness orders the fullest first; of those as full, the first by address.
 func compareFullness(a, b SubnetState) int {
 	part := func(s SubnetState) float64 { return float64(s.Conns) / float64(s.Limit) }
 	return cmp.Or(cmp.Compare(part(b), part(a)), a.Prefix.Compare(b.Prefix))

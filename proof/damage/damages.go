@@ -59,7 +59,7 @@ var damages = []damage{
 	{"chain.go", "if it.n > r.bound(st.m, a, it)-a.use[it.d] {", "if it.n >= r.bound(st.m, a, it)-a.use[it.d] {"},
 	{"fairshare.go", "return limit - limit/4", "return limit"},
 	{"fairshare.go", "return limit / 2", "return limit"},
-	{"fairshare.go", "if l.tight && it.d != dimMemory && l.handed", "if it.d != dimMemory && l.handed"},
+	{"fairshare.go", "used > most && most < system.limit[it.d]", "used > most"},
 	{"scope.go", "if !mv.trusted && to.checkPeersShare(ps, &total) == refused", "if to.checkPeersShare(ps, &total) == refused"},
 	{"fairshare.go", "return max(limit/2, limit-r.near.holds(a.kind, it.d))", "return limit"},
 	{"fairshare.go", "case r.asker != nil && r.asker.trusted > 0:", "case false:"},

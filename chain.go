@@ -146,7 +146,6 @@ func (st *stripe) peerGot(ps *peerScope, r *request) {
 	if r.count != 0 {
 		now := ps.use[r.dir&dimMask]
 		st.peerCounts[r.dir&dimMask].moveCount(now-r.count, now)
-		ps.countStreams(KindSystem, r.dir, r.count)
 		ps.peak.raise(&ps.use, r.dir)
 		ps.peak.raise(&ps.use, r.both)
 		ps.peak.raise(&ps.use, dimFD)
@@ -163,7 +162,6 @@ func (st *stripe) peerGave(ps *peerScope, r *request) {
 	if r.count != 0 {
 		now := ps.use[r.dir&dimMask]
 		st.peerCounts[r.dir&dimMask].moveCount(now+r.count, now)
-		ps.countStreams(KindSystem, r.dir, -r.count)
 	}
 	if r.memory != 0 {
 		now := ps.use[dimMemory]
@@ -369,7 +367,7 @@ func (st *stripe) takeOnce(c *chain, r *request, all bool) verdict {
 func (st *stripe) check(c *chain, r *request, all bool) verdict {
 	if ps := c.peer; ps != nil {
 		r.asker = ps
-		if r.near == nil {
+		if r.both == dimStreams { // a connection is of its own subnet
 			r.near = ps.near
 		}
 	}

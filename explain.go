@@ -78,7 +78,7 @@ type Explanation struct {
 
 // Explain tells whether a connection, stream or reservation would be admitted now,
 // and which limits it has to fit, with what they have left. The scopes are seen at
-// one instant, the gates a moment before. It changes nothing and reserves nothing:
+// one instant, the gates and what subnets hold of the scopes at another. It changes nothing and reserves nothing:
 // somebody else may take the room. A connection that is refused by the limits of
 // connections is told so even where a gate would refuse it, too, as is the real one
 // where the host is seen to be full at a glance. An error tells what the question lacks, or that the manager is
@@ -169,7 +169,7 @@ func (e *explainer) copyAccounts() error {
 		case q.Peer == "":
 		case ps != nil:
 			e.peer = copyOf(ps.scopeName, *ps.limit, ps.use)
-			e.asker = peerScope{account: *e.peer, transientIn: ps.transientIn, trusted: ps.trusted, near: ps.near}
+			e.asker = peerScope{account: *e.peer, transientIn: ps.transientIn, systemIn: ps.systemIn, trusted: ps.trusted, near: ps.near}
 		default:
 			limit := m.limits.Load().peerNow(q.Peer, said)
 			if limit == nil {
@@ -284,13 +284,16 @@ func (e *explainer) take(c checked, r *request, accounts ...*account) {
 			a.use.charge(r)
 		}
 	}
+	if e.peer != nil {
+		e.asker.use = e.peer.use
+	}
 }
 
 func (e *explainer) conn() {
 	u := unitOf(KindConn, e.q.Direction, e.q.UseFD && !e.far.relayed)
 	r := u.whole(e.cost)
 	open, named := e.m.allowlist.allowsAddr(e.far)
-	if !open && !named {
+	if !open {
 		r.near = e.m.fair.enter(e.far.addr, u.dir)
 		defer e.m.fair.leave(r.near)
 	}
@@ -316,6 +319,9 @@ func (e *explainer) conn() {
 			e.peersShare(&r, system)
 		}
 		e.step("peer", &r, e.peer)
+		if trusted {
+			e.asker.trusted++
+		}
 		e.memory(e.self, e.peer, system)
 		return
 	}
@@ -406,7 +412,8 @@ func (e *explainer) peersShare(opened *request, system *account) {
 	var c checked
 	items, n := r.list()
 	for _, it := range items[:n] {
-		if it.d != dimMemory {
+		// Whoever may have all of a limit was asked for that when it was opened.
+		if it.d != dimMemory && e.m.ration(&r, system, it) < system.limit[it.d] {
 			before := *system
 			before.use[it.d] -= it.n
 			c.checks = append(c.checks, e.checkOf("peer", &r, &before, it))

@@ -11,8 +11,9 @@ package rcmgr
 // limit. So they need nothing that limits do not need (I2): credit below half is
 // spent as ever, and above half everything is decided on the exact sum, with a lower
 // bound for some. What a subnet holds, of the standard scopes alone, is counted where
-// its peers' stripes change it, in numbers that all of them share; it is what it is
-// when somebody asks.
+// its peers' stripes change it, in numbers that all of them share. It is what it is when
+// somebody asks: n who ask at the same time may pass the share by n, though never the
+// limit.
 
 import (
 	"cmp"
@@ -45,12 +46,13 @@ const fairShards = 64
 //     it holds nothing; of memory, too;
 //   - a subnet is refused what would leave less than it holds: all inbound connections
 //     from one IPv4 /24 or one IPv6 /56, and all inbound streams of peers whose first
-//     inbound connection came from there.
+//     inbound connection with an address came from there.
 //
 // Somebody of a subnet that holds nothing is admitted while there is room. Who has no
 // address of their own (behind a relay, or not IP) and this machine's own
-// 127.0.0.1 and ::1 are of no subnet. What the allowlist admits is not bound by it. A
-// refusal is a *LimitError of the scope, with CauseFairShare. It is off by default.
+// 127.0.0.1 and ::1 are of no subnet. Whom the allowlist means falls back on the
+// allowlisted scopes, as where a limit refuses, and has no share to keep to once its
+// peer is known. A refusal is a *LimitError of the scope, with CauseFairShare. It is off by default.
 // Other kinds are an error.
 func WithFairShare(kinds ...Kind) Option {
 	return func(c *config) error {
@@ -154,7 +156,7 @@ func (f *fairShare) adopt(ps *peerScope, n *neighbours) {
 		return
 	}
 	ps.near = n
-	n.held[KindSystem].streams.Add(ps.use[dimStreamsIn])
+	n.held[KindSystem].streams.Add(int64(ps.systemIn))
 	n.held[KindTransient].streams.Add(int64(ps.transientIn))
 	s := f.shard(n.key)
 	s.mu.Lock()
@@ -173,10 +175,15 @@ func (n *neighbours) countConn(c *chain, u unit, by int64) {
 	}
 }
 
-// countStreams adds to the inbound streams that the peer's subnet holds of one scope.
-func (ps *peerScope) countStreams(k Kind, d dim, by int64) {
-	if ps.near != nil && d == dimStreamsIn {
-		ps.near.held[k].streams.Add(by)
+// countStream adds a stream to what its peer and that one's subnet hold of the standard
+// system scope, or takes it away, where that has shares.
+func (f *fairShare) countStream(c *chain, d dim, by int32) {
+	if f == nil || d != dimStreamsIn || c.at[slotSystem].kind != KindSystem {
+		return
+	}
+	c.peer.systemIn += by
+	if n := c.peer.near; n != nil {
+		n.held[KindSystem].streams.Add(int64(by))
 	}
 }
 
@@ -196,7 +203,8 @@ func (n *neighbours) holds(k Kind, d dim) int64 {
 	return 0
 }
 
-// holds gives what the peer holds of a scope's limit, as far as it has a share of it.
+// holds gives what the peer holds of a scope's limit, as far as it has a share of it; of
+// descriptors, also those of connections to it.
 func (ps *peerScope) holds(k Kind, d dim) int64 {
 	switch {
 	case ps == nil:
@@ -205,8 +213,8 @@ func (ps *peerScope) holds(k Kind, d dim) int64 {
 		return int64(ps.transientIn)
 	case k == KindTransient:
 		return 0 // neither a connection nor what it holds has a peer there
-	case d == dimStreams:
-		return ps.use[dimStreamsIn]
+	case resourceOf[d] == ResourceStream:
+		return int64(ps.systemIn)
 	case d == dimConns:
 		return ps.use[dimConnsIn]
 	}
@@ -236,8 +244,15 @@ func (st *stripe) checkPeersShare(ps *peerScope, r *request) verdict {
 // rations tells whether somebody may not get all of a limit. Outbound requests are
 // this host's own.
 func (m *Manager) rations(r *request) bool {
-	crowds := r.asker != nil && r.asker.transientIn > 0 && m.newcomers
-	return (crowds || m.fair != nil) && r.dir != dimConnsOut && r.dir != dimStreamsOut
+	switch r.dir {
+	case dimConnsOut, dimStreamsOut:
+		return false
+	case dimStreamsIn:
+		return m.fair != nil || m.newcomers && r.asker != nil && r.asker.transientIn > 0
+	case dimConnsIn:
+		return m.fair != nil
+	}
+	return m.fair.on(KindSystem) // memory
 }
 
 // ration gives the most that a standard scope may hold after it got an item of a
@@ -245,7 +260,7 @@ func (m *Manager) rations(r *request) bool {
 func (m *Manager) ration(r *request, a *account, it item) int64 {
 	limit := a.limit[it.d]
 	held := r.asker.holds(a.kind, it.d)
-	crowds := held > 0 && it.n > limit/4-held
+	crowds := held > 0 && it.n > max(0, limit/4-held)
 	switch {
 	case !m.fair.on(a.kind):
 		if crowds && a.kind == KindTransient && it.d == dimStreamsIn && m.newcomers {

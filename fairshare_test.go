@@ -249,6 +249,106 @@ func TestTheAllowlistGoesBeforeShares(t *testing.T) {
 	require.Zero(t, m.Snapshot().FairShare.Subnets)
 }
 
+// An entry that names a peer, wherever it is, does not let a crowd from anywhere past
+// its share.
+func TestStrangersInTheNameOfAFriendHaveOneShare(t *testing.T) {
+	conf := unlimitedConf()
+	conf.Transient.ConnsInbound, conf.System.ConnsInbound = 8, 16
+	m := newManager(t, conf, append(openGates(), WithFairShare(KindTransient, KindSystem), WithStripes(4),
+		WithAllowlistStrings([]string{"/ip4/0.0.0.0/ipcidr/0/p2p/" + testPeers[0].String()}, false))...)
+	from := multiaddr.StringCast("/ip4/192.0.2.1/tcp/1")
+	standing, moved := 0, 0
+	for i := range 32 {
+		c, err := m.OpenConnection(network.DirInbound, true, from)
+		require.NoError(t, err, "it may be the friend")
+		if m.Snapshot().Scopes[KindTransient].Use.NumConnsInbound > standing {
+			standing++
+		}
+		require.LessOrEqual(t, standing, 4, "half of transient")
+		if i%2 == 0 {
+			continue // it says nothing
+		}
+		if err = c.SetPeer(peerNamed(strconv.Itoa(i))); err == nil {
+			moved++
+			standing = m.Snapshot().Scopes[KindTransient].Use.NumConnsInbound
+		} else {
+			require.True(t, refusedByShare(err), err)
+		}
+	}
+	require.Positive(t, moved)
+	crowd := m.Snapshot()
+	require.LessOrEqual(t, crowd.Scopes[KindSystem].Use.NumConnsInbound, 8, "half of the system")
+	require.EqualValues(t, crowd.Scopes[KindSystem].Use.NumConnsInbound, crowd.FairShare.Largest[0].System.ConnsInbound)
+	friend, err := m.OpenConnection(network.DirInbound, true, from)
+	require.NoError(t, err)
+	require.NoError(t, friend.SetPeer(testPeers[0]))
+	require.Equal(t, crowd.FairShare, m.Snapshot().FairShare, "it is of no share")
+	checkInvariants(t, m, false)
+}
+
+// A connection that turns out to be a stranger's is asked for the share of where it
+// comes from, not of where its peer came from first.
+func TestAStrangersConnectionIsOfItsOwnSubnet(t *testing.T) {
+	conf := unlimitedConf()
+	conf.System.ConnsInbound = 16
+	m := newManager(t, conf, append(openGates(), WithFairShare(KindSystem), WithStripes(4), WithAllowlistedMultiaddrs(testAllowlist))...)
+	for i := range 8 {
+		comesFrom(t, m, peerNamed(strconv.Itoa(i)), "/ip4/198.51.100.7/tcp/1")
+	}
+	var others []network.ConnManagementScope
+	for i := range 8 {
+		others = append(others, comesFrom(t, m, peerNamed(fmt.Sprint("other ", i)), fmt.Sprintf("/ip4/203.0.%d.1/tcp/1", i)))
+	}
+	named := multiaddr.StringCast("/ip4/192.0.2.2/tcp/1")
+	c, err := m.OpenConnection(network.DirInbound, true, named) // the system is full
+	require.NoError(t, err)
+	others[0].Done()
+	why, err := m.Explain(Question{Kind: KindConn, Direction: network.DirInbound, Endpoint: named, UseFD: true, Peer: peerNamed("0")})
+	require.NoError(t, err)
+	require.True(t, why.Admitted, why)
+	require.NoError(t, c.SetPeer(peerNamed("0")))
+	checkInvariants(t, m, false)
+}
+
+// What stands in the allowlisted scopes is nobody's share of the standard ones.
+func TestAllowlistedStreamsAreNoShare(t *testing.T) {
+	conf := unlimitedConf()
+	conf.System.StreamsInbound = 8
+	m := newManager(t, conf, append(openGates(), WithFairShare(KindSystem), WithStripes(4), WithAllowlistStrings([]string{"/p2p/" + testPeers[0].String()}, false))...)
+	comesFrom(t, m, "neighbour", "/ip4/192.0.2.3/tcp/1")
+	early, err := m.OpenConnection(network.DirInbound, true, multiaddr.StringCast("/ip4/192.0.2.1/tcp/1"))
+	require.NoError(t, err)
+	var streams []network.StreamManagementScope
+	for range 12 {
+		streams = append(streams, mustOpenStream(t, m, testPeers[0], network.DirInbound))
+	}
+	require.NoError(t, early.SetPeer(testPeers[0]))
+	require.Equal(t, 8, m.Snapshot().Scopes[KindAllowlistedSystem].Use.NumStreamsInbound, "it is not trusted yet")
+	for range 4 {
+		streams = append(streams, mustOpenStream(t, m, testPeers[0], network.DirInbound))
+	}
+	for _, l := range m.Snapshot().FairShare.Largest {
+		require.Zero(t, l.System.StreamsInbound, "a trusted peer is of no subnet")
+	}
+	for _, s := range streams {
+		s.Done()
+	}
+	early.Done()
+	m.reap()
+	require.Equal(t, 1, m.Snapshot().FairShare.Subnets)
+}
+
+func TestToReserveNothingIsNoMoreThanAShare(t *testing.T) {
+	conf := unlimitedConf()
+	conf.System.Memory = 1000
+	m := fairManager(t, conf, KindSystem)
+	s := servedStream(t, m, "much")
+	require.NoError(t, s.ReserveMemory(400, 255))
+	require.NoError(t, servedStream(t, m, "other").ReserveMemory(200, 255))
+	require.True(t, refusedByShare(s.ReserveMemory(1, 255)))
+	require.NoError(t, s.ReserveMemory(0, 255))
+}
+
 func TestSharesAreSeen(t *testing.T) {
 	lines := collectLog(t, slog.LevelInfo)
 	m := newManager(t, sharedTransient(4, 1<<20), append(openGates(), WithFairShare())...)

@@ -15,7 +15,7 @@ func (st *stripe) addMemory(c *chain, n int64) bool {
 			continue
 		}
 		if n > a.ready[dimMemory]-a.use[dimMemory] {
-			if i >= firstShared && st.m.fair == nil && st.drawMemory(c.at[i:], n) {
+			if i >= firstShared && !st.m.fair.on(KindSystem) && st.drawMemory(c.at[i:], n) {
 				return true
 			}
 			for _, charged := range c.at[:i] {

@@ -45,7 +45,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 			return nil, err
 		}
 	}
-	if m.fair != nil && !open && !named {
+	if m.fair != nil && !open {
 		r.near = m.fair.enter(far.addr, h.dir)
 	}
 	var c chain
@@ -190,6 +190,7 @@ func (st *stripe) open(h *holder, r *request, c *chain, fallBack, all bool) (ver
 		if c.peer != nil {
 			c.peer.refs++
 			countTransient(c, h.dir, 1)
+			st.m.fair.countStream(c, h.dir, 1)
 		} else if r.near != nil {
 			r.near.countConn(c, h.unit, 1)
 		}

@@ -492,12 +492,10 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 		if why := m.enterGates(c.addr, c.dir, &mv.pass); why != nil {
 			return m.refusedAtGate(&c.holder, why)
 		}
-		mv.near = m.fair.enter(c.addr, c.dir)
 	}
 	err := c.moveTo(p, &mv)
 	if err != nil {
 		mv.pass.undo()
-		m.fair.leave(mv.near)
 	}
 	return err
 }
@@ -522,7 +520,6 @@ type move struct {
 	to      *stripe
 	trusted bool     // the allowlist means this peer at this address
 	pass    gatePass // what the gates gave for it
-	near    *neighbours
 }
 
 func (c *connScope) moveTo(p peer.ID, mv *move) error {
@@ -565,7 +562,7 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 		v = to.take(&place, &total, all)
 	} else {
 		place.at[slotSystem] = &to.fixed[KindSystem].account
-		total.sharedFirst = true
+		total.sharedFirst, total.near = true, c.near
 		v = to.takeStranger(&place, &total, all)
 	}
 	switch v {
@@ -592,8 +589,9 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 		c.gate = mv.pass.conns
 	}
 	c.countNear(-1)
-	if mv.near != nil {
-		c.near = mv.near
+	if mv.trusted {
+		from.m.fair.leave(c.near)
+		c.near = nil
 	}
 	c.chain.peer, c.chain.at[slotPeer] = ps, &ps.account
 	c.chain.at[slotTransient], c.chain.at[slotSystem] = nil, place.at[slotSystem]
@@ -813,7 +811,9 @@ func (s *streamScope) attachLocked(st *stripe, pr *pair, slot int, all bool) (ve
 func countTransient(c *chain, d dim, n int32) {
 	if a := c.at[slotTransient]; a != nil && a.kind == KindTransient && d == dimStreamsIn {
 		c.peer.transientIn += n
-		c.peer.countStreams(KindTransient, d, int64(n))
+		if near := c.peer.near; near != nil {
+			near.held[KindTransient].streams.Add(int64(n))
+		}
 	}
 }
 
@@ -824,6 +824,7 @@ func (s *streamScope) Done() {
 	defer st.unlock(false)
 	if !s.done {
 		countTransient(&s.chain, s.dir, -1)
+		st.m.fair.countStream(&s.chain, s.dir, -1)
 		s.finish(st)
 	}
 }

@@ -108,7 +108,9 @@ type peerScope struct {
 	pairs []*pair
 	// byShare has the pairs by what they are a part of, once there are many.
 	byShare map[*share]*pair
-	spans   int64 // begun so far
+	spans   uint32 // begun so far
+	// systemIn counts the peer's inbound streams in the system scope, if that has shares.
+	systemIn int32
 	// peak is the most that the peer has held of each dimension.
 	peak amounts
 	// transientIn counts the peer's inbound streams in the transient scope.
@@ -238,7 +240,7 @@ func (ps *peerScope) ReleaseMemory(size int) { releaseAt(ps, size) }
 func (ps *peerScope) BeginSpan() (network.ResourceScopeSpan, error) {
 	return beginSpanAt(ps, func(_ *account, c *chain) int64 {
 		c.peer.spans++
-		return c.peer.spans
+		return int64(c.peer.spans)
 	})
 }
 

@@ -338,6 +338,35 @@ func TestAllowlistedStreamsAreNoShare(t *testing.T) {
 	require.Equal(t, 1, m.Snapshot().FairShare.Subnets)
 }
 
+// A peer that the allowlist comes to mean later has its subnet, and streams in either
+// system scope; once it has a trusted connection, it has no share to keep to.
+func TestWhoIsAllowlistedLaterHasNoShareToKeepTo(t *testing.T) {
+	conf := unlimitedConf()
+	conf.System.StreamsInbound, conf.System.Memory = 8, 1000
+	m := fairManager(t, conf, KindSystem)
+	comesFrom(t, m, testPeers[0], "/ip4/192.0.2.1/tcp/1")
+	for range 4 {
+		mustOpenStream(t, m, testPeers[0], network.DirInbound)
+	}
+	_, err := m.OpenStream(testPeers[0], network.DirInbound)
+	require.True(t, refusedByShare(err), err)
+	require.NoError(t, GetAllowlist(m).Add(multiaddr.StringCast("/p2p/"+testPeers[0].String())))
+	for range 3 {
+		mustOpenStream(t, m, testPeers[0], network.DirInbound)
+	}
+	s := m.Snapshot()
+	require.Equal(t, 3, s.Scopes[KindAllowlistedSystem].Use.NumStreamsInbound)
+	require.EqualValues(t, 4, s.FairShare.Largest[0].System.StreamsInbound)
+
+	require.NoError(t, servedStream(t, m, "other").ReserveMemory(400, 255))
+	mine := viewPeer(t, m, testPeers[0])
+	require.NoError(t, mine.ReserveMemory(200, 255))
+	require.True(t, refusedByShare(mine.ReserveMemory(100, 255)))
+	comesFrom(t, m, testPeers[0], "/ip4/203.0.113.1/tcp/1")
+	require.NoError(t, mine.ReserveMemory(100, 255))
+	checkInvariants(t, m, false)
+}
+
 func TestToReserveNothingIsNoMoreThanAShare(t *testing.T) {
 	conf := unlimitedConf()
 	conf.System.Memory = 1000

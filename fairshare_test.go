@@ -197,6 +197,21 @@ func TestConnectionsOfOnePeerHaveAShare(t *testing.T) {
 	checkInvariants(t, m, true)
 }
 
+func TestATrustedConnectionHasNoShareToKeepTo(t *testing.T) {
+	conf := unlimitedConf()
+	conf.System.ConnsInbound = 16
+	m := fairManager(t, conf, KindSystem)
+	for i := range 9 {
+		comesFrom(t, m, []peer.ID{testPeers[0], "other"}[i%2], fmt.Sprintf("/ip4/192.0.%d.1/tcp/1", i))
+	}
+	c, err := m.OpenConnection(network.DirInbound, true, multiaddr.StringCast("/ip4/203.0.113.1/tcp/1"))
+	require.NoError(t, err)
+	err = c.SetPeer(testPeers[0])
+	require.True(t, refusedByShare(err), err)
+	require.NoError(t, GetAllowlist(m).Add(multiaddr.StringCast("/p2p/"+testPeers[0].String())))
+	require.NoError(t, c.SetPeer(testPeers[0]))
+}
+
 // A peer that lived with streams before its first inbound connection brings them along,
 // and stays with that subnet while it has a scope.
 func TestAPeerStaysWithItsFirstSubnet(t *testing.T) {

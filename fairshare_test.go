@@ -202,7 +202,11 @@ func TestATrustedConnectionHasNoShareToKeepTo(t *testing.T) {
 	conf.System.ConnsInbound = 16
 	m := fairManager(t, conf, KindSystem)
 	for i := range 9 {
-		comesFrom(t, m, []peer.ID{testPeers[0], "other"}[i%2], fmt.Sprintf("/ip4/192.0.%d.1/tcp/1", i))
+		p := testPeers[0]
+		if i >= 4 {
+			p = peerNamed(strconv.Itoa(i))
+		}
+		comesFrom(t, m, p, fmt.Sprintf("/ip4/192.0.%d.1/tcp/1", i))
 	}
 	c, err := m.OpenConnection(network.DirInbound, true, multiaddr.StringCast("/ip4/203.0.113.1/tcp/1"))
 	require.NoError(t, err)

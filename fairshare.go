@@ -138,9 +138,12 @@ var localhost4, localhost6 = netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6L
 
 // leave gives up what enter gave, or adopt took; nil is nothing.
 func (f *fairShare) leave(n *neighbours) {
-	if n == nil {
-		return
+	if n != nil {
+		f.drop(n)
 	}
+}
+
+func (f *fairShare) drop(n *neighbours) {
 	s := f.shard(n.key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -152,9 +155,12 @@ func (f *fairShare) leave(n *neighbours) {
 // adopt makes a peer one of a subnet, with all that it holds already, if it is of none
 // yet. Both are held: the peer's stripe lock, and a connection from the subnet.
 func (f *fairShare) adopt(ps *peerScope, n *neighbours) {
-	if n == nil || ps.near != nil {
-		return
+	if n != nil && ps.near == nil {
+		f.join(ps, n)
 	}
+}
+
+func (f *fairShare) join(ps *peerScope, n *neighbours) {
 	ps.near = n
 	n.held[KindSystem].streams.Add(int64(ps.systemIn))
 	n.held[KindTransient].streams.Add(int64(ps.transientIn))
@@ -176,9 +182,9 @@ func (n *neighbours) countConn(c *chain, u unit, by int64) {
 }
 
 // countStream adds a stream to what its peer and that one's subnet hold of the standard
-// system scope, or takes it away, where that has shares.
-func (f *fairShare) countStream(c *chain, d dim, by int32) {
-	if f == nil || d != dimStreamsIn || c.at[slotSystem].kind != KindSystem {
+// system scope, or takes it away.
+func countStream(c *chain, d dim, by int32) {
+	if d != dimStreamsIn || c.at[slotSystem].kind != KindSystem {
 		return
 	}
 	c.peer.systemIn += by

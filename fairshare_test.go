@@ -216,6 +216,44 @@ func TestATrustedConnectionHasNoShareToKeepTo(t *testing.T) {
 	require.NoError(t, c.SetPeer(testPeers[0]))
 }
 
+// Each limit on what comes from outside is shared out, also those on both directions.
+func TestEachLimitHasShares(t *testing.T) {
+	for name, limit := range map[string]func(*BaseLimit) *int{
+		"ConnsInbound":   func(l *BaseLimit) *int { return &l.ConnsInbound },
+		"Conns":          func(l *BaseLimit) *int { return &l.Conns },
+		"FD":             func(l *BaseLimit) *int { return &l.FD },
+		"StreamsInbound": func(l *BaseLimit) *int { return &l.StreamsInbound },
+		"Streams":        func(l *BaseLimit) *int { return &l.Streams },
+	} {
+		for _, k := range []Kind{KindTransient, KindSystem} {
+			conf := unlimitedConf()
+			*limit(map[Kind]*BaseLimit{KindTransient: &conf.Transient, KindSystem: &conf.System}[k]) = 8
+			m := fairManager(t, conf, k)
+			come := func(addr string, n int) (refused error) {
+				for i := range n {
+					c, err := m.OpenConnection(network.DirInbound, true, multiaddr.StringCast(addr))
+					if err != nil {
+						return err
+					}
+					if name != "StreamsInbound" && name != "Streams" {
+						continue // it stays without a peer
+					}
+					p := peerNamed(fmt.Sprint(addr, i))
+					require.NoError(t, c.SetPeer(p))
+					if _, err := m.OpenStream(p, network.DirInbound); err != nil {
+						return err
+					}
+				}
+				return nil
+			}
+			require.NoError(t, come("/ip4/192.0.2.1/tcp/1", 4), "%v %s", k, name)
+			err := come("/ip4/192.0.2.2/tcp/1", 1)
+			require.True(t, refusedByShare(err), "%v %s: %v", k, name, err)
+			require.NoError(t, come("/ip4/198.51.100.1/tcp/1", 2), "%v %s", k, name)
+		}
+	}
+}
+
 // A peer that lived with streams before its first inbound connection brings them along,
 // and stays with that subnet while it has a scope.
 func TestAPeerStaysWithItsFirstSubnet(t *testing.T) {

@@ -190,7 +190,9 @@ func (st *stripe) open(h *holder, r *request, c *chain, fallBack, all bool) (ver
 		if c.peer != nil {
 			c.peer.refs++
 			countTransient(c, h.dir, 1)
-			st.m.fair.countStream(c, h.dir, 1)
+			if st.m.fair != nil {
+				countStream(c, h.dir, 1)
+			}
 		} else if r.near != nil {
 			r.near.countConn(c, h.unit, 1)
 		}

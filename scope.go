@@ -824,7 +824,9 @@ func (s *streamScope) Done() {
 	defer st.unlock(false)
 	if !s.done {
 		countTransient(&s.chain, s.dir, -1)
-		st.m.fair.countStream(&s.chain, s.dir, -1)
+		if st.m.fair != nil {
+			countStream(&s.chain, s.dir, -1)
+		}
 		s.finish(st)
 	}
 }

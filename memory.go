@@ -76,9 +76,21 @@ func (p *pool) hasMemory(n int64) bool {
 	return l.tight && !l.refuses(n, l.limit)
 }
 
+// peerGotMemory keeps the distribution of what peers hold, and the peer's peak, after
+// it got n bytes.
+func (st *stripe) peerGotMemory(ps *peerScope, n int64) {
+	now := ps.use[dimMemory]
+	ps.peak.raise(&ps.use, dimMemory)
+	st.peerMemory.moveMemory(now-n, now)
+}
+
 // subMemory takes n bytes from the whole chain, and returns credit where too much
 // lies idle now.
 func (st *stripe) subMemory(c *chain, n int64) {
+	if c.peer != nil {
+		now := c.peer.use[dimMemory]
+		st.peerMemory.moveMemory(now, now-n)
+	}
 	for _, a := range c.at[:firstShared] {
 		if a != nil {
 			a.use[dimMemory] -= n

@@ -167,6 +167,9 @@ func (c *chain) stand(transient, system *share) {
 // open charges a new connection or stream to the standard scopes, or if they
 // refuse it and it may fall back, to the allowlisted ones.
 func (st *stripe) open(h *holder, r *request, c *chain, fallBack, all bool) (verdict, error) {
+	if st.openReady(h, c) {
+		return admitted, nil
+	}
 	if st.closed {
 		return refused, errClosed
 	}

@@ -357,12 +357,12 @@ func (sh *share) carry(d dim, n int64) {
 	sh.floor[d] += n
 }
 
-// trim returns idle credit of whatever a request asked for.
-func (sh *share) trim(r *request) (returns uint64) {
+// trim returns idle credit of all that a unit holds.
+func (sh *share) trim(u unit) (returns uint64) {
 	sh.pool.mu.Lock()
 	returns = sh.trimLocked(dimMemory)
-	if r.count != 0 {
-		returns += sh.trimLocked(r.dir) + sh.trimLocked(r.both) + sh.trimLocked(dimFD)
+	if u.count != 0 {
+		returns += sh.trimLocked(u.dir) + sh.trimLocked(u.both) + sh.trimLocked(dimFD)
 	}
 	sh.pool.mu.Unlock()
 	return returns

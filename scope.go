@@ -213,10 +213,8 @@ func (st *stripe) held(h *holder, n int64, priority uint8) {
 	for x := h; x != nil; x = x.owner {
 		st.change(x, n)
 	}
-	if p := h.tree.chain.peer; p != nil {
-		now := p.use[dimMemory]
-		p.peak[dimMemory] = max(p.peak[dimMemory], now)
-		st.peerMemory.moveMemory(now-n, now)
+	if ps := h.tree.chain.peer; ps != nil {
+		st.peerGotMemory(ps, n)
 	}
 	if st.trace != nil {
 		st.traceMemory(h, n, priority, (*tracer).granted)
@@ -297,12 +295,7 @@ func (st *stripe) drop(h *holder, n int64) {
 		st.change(x, -n)
 	}
 	if x == nil {
-		c := &h.tree.chain
-		if p := c.peer; p != nil {
-			now := p.use[dimMemory]
-			st.peerMemory.moveMemory(now, now-n)
-		}
-		st.subMemory(c, n)
+		st.subMemory(&h.tree.chain, n)
 	}
 	if st.trace != nil && !h.done {
 		st.traceMemory(h, n, 0, (*tracer).returned)
@@ -372,36 +365,34 @@ func (h *holder) BeginSpan() (network.ResourceScopeSpan, error) {
 // Done ends a span and releases what it holds. Again, it does nothing.
 func (h *holder) Done() {
 	st := h.tree.lock(false)
-	defer st.unlock(false)
 	if !h.done {
 		h.finish(st)
 	}
+	st.mu.Unlock()
 }
 
 // finish releases everything that the holder has and marks it done (I5).
 func (h *holder) finish(st *stripe) {
-	total, mem := h.total(), h.use
-	st.change(h, -mem)
+	held, c := h.use, &h.tree.chain
+	st.change(h, -held)
 	h.own, h.done = 0, true
-	if h.owner != nil {
-		st.drop(h.owner, mem)
-	} else {
-		st.giveAll(&h.tree.chain, &total)
-		st.release(&h.tree.chain)
+	switch {
+	case h.owner != nil:
+		st.drop(h.owner, held)
+	default:
+		if held != 0 {
+			st.subMemory(c, held)
+		}
+		st.leave(c, h.unit)
+		if st.trace != nil {
+			total := h.whole(held)
+			st.traceChain(c, &total, (*tracer).returned)
+		}
 		if st.m.leaks != nil && h.role == leaf {
 			st.m.leaks.closed(h)
 		}
 	}
 	st.traceDone(h)
-}
-
-// release drops the references that a chain holds.
-func (st *stripe) release(c *chain) {
-	for _, a := range &c.at {
-		if a != nil && !a.lasting() {
-			st.unref(a)
-		}
-	}
 }
 
 // Limit gives a copy of the limit in force.
@@ -550,36 +541,25 @@ func (c *connScope) moveTo(p peer.ID, mv *move) error {
 
 // moveLocked charges the new place first and then leaves the old one.
 func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) (verdict, error) {
-	to, total := mv.to, c.total()
-	place := chain{peer: ps}
-	place.at[slotPeer] = &ps.account
-	stays := mv.trusted || !c.allowlisted
-	var v verdict
+	to, stays := mv.to, mv.trusted || !c.allowlisted
+	if to.plain && stays && c.use == 0 && ps.hasUnit(c.unit) {
+		ps.use.addUnit(c.unit)
+		to.peerGotUnit(ps, c.unit)
+	} else if v, err := c.takeNewPlace(to, ps, mv.trusted, all); v != admitted {
+		return v, err
+	}
+	system := to.fixed[KindSystem]
 	if stays {
-		if !mv.trusted && to.checkPeersShare(ps, &total) == refused && !to.beyond(&total, refused) {
-			return refused, to.refusal(c.name(), &total)
-		}
-		v = to.take(&place, &total, all)
+		system = c.carry(to)
 	} else {
-		place.at[slotSystem] = &to.fixed[KindSystem].account
-		total.sharedFirst, total.near = true, c.near
-		v = to.takeStranger(&place, &total, all)
+		from.giveBack(c.chain.at[slotSystem].share, c.unit, c.use)
 	}
-	switch v {
-	case refused:
-		return v, to.refusal(c.name(), &total)
-	case undecided:
-		return v, nil
-	}
-	if stays {
-		place.at[slotSystem] = c.carry(to, &total)
-	} else {
-		from.giveBack(c.chain.at[slotSystem], &total)
-	}
-	from.giveBack(c.chain.at[slotTransient], &total)
+	from.giveBack(c.chain.at[slotTransient].share, c.unit, c.use)
 
-	from.connMemory.moveMemory(c.use, 0)
-	to.connMemory.moveMemory(0, c.use)
+	if c.use != 0 {
+		from.connMemory.moveMemory(c.use, 0)
+		to.connMemory.moveMemory(0, c.use)
+	}
 	ps.refs++
 	if mv.trusted {
 		ps.trusted++
@@ -594,11 +574,33 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 		c.near = nil
 	}
 	c.chain.peer, c.chain.at[slotPeer] = ps, &ps.account
-	c.chain.at[slotTransient], c.chain.at[slotSystem] = nil, place.at[slotSystem]
+	c.chain.at[slotTransient], c.chain.at[slotSystem] = nil, &system.account
 	c.at.Store(to)
 	c.countNear(1)
 	to.m.fair.adopt(ps, c.near)
 	return admitted, nil
+}
+
+// takeNewPlace charges the connection to where it is to go, as far as it does not
+// stand there already.
+func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted, all bool) (v verdict, err error) {
+	total := c.total()
+	place := chain{peer: ps}
+	place.at[slotPeer] = &ps.account
+	switch {
+	case !trusted && c.allowlisted:
+		place.at[slotSystem] = &to.fixed[KindSystem].account
+		total.sharedFirst, total.near = true, c.near
+		v = to.takeStranger(&place, &total, all)
+	case !trusted && to.checkPeersShare(ps, &total) == refused && !to.beyond(&total, refused):
+		v = refused
+	default:
+		v = to.take(&place, &total, all)
+	}
+	if v == refused {
+		err = to.refusal(c.name(), &total)
+	}
+	return v, err
 }
 
 // countNear counts the connection for its subnet, in the scopes where it stands now.
@@ -629,16 +631,21 @@ func (st *stripe) takeStranger(place *chain, r *request, all bool) verdict {
 
 // carry moves the connection's use of its system scope, together with the
 // credit for it, to the scope's share in another stripe.
-func (c *connScope) carry(to *stripe, total *request) *account {
+func (c *connScope) carry(to *stripe) *share {
 	here := c.chain.at[slotSystem].share
 	there := to.fixed[here.kind]
+	if here == there {
+		return there
+	}
 	for _, a := range [...]*amounts{&here.use, &here.credit, &here.floor} {
-		a.refund(total)
+		a.subUnit(c.unit)
+		a[dimMemory] -= c.use
 	}
 	for _, a := range [...]*amounts{&there.use, &there.credit, &there.floor} {
-		a.charge(total)
+		a.addUnit(c.unit)
+		a[dimMemory] += c.use
 	}
-	return &there.account
+	return there
 }
 
 // Done releases the connection and everything that it holds. Again, it does
@@ -781,14 +788,14 @@ func (s *streamScope) attach(kind Kind, name string) error {
 func (s *streamScope) attachLocked(st *stripe, pr *pair, slot int, all bool) (verdict, error) {
 	sh := pr.of
 	pairSlot := slot - slotProtocol + slotProtocolPeer
-	total := s.total()
-	total.sharedFirst = true
-	if st.trace == nil && total.mayBeReady() && pr.hasReady(&total) && sh.hasReady(&total) {
-		pr.use.charge(&total) // what take would do, without a chain
-		sh.use.charge(&total)
+	if st.plain && s.use == 0 && pr.hasUnit(s.unit) && sh.hasUnit(s.unit) {
+		pr.use.addUnit(s.unit)
+		sh.use.addUnit(s.unit)
 	} else {
 		var place chain
 		place.at[pairSlot], place.at[slot] = &pr.account, &sh.account
+		total := s.total()
+		total.sharedFirst = true
 		switch v := st.take(&place, &total, all); v {
 		case refused:
 			return v, st.refusal(s.name(), &total)
@@ -800,7 +807,7 @@ func (s *streamScope) attachLocked(st *stripe, pr *pair, slot int, all bool) (ve
 	sh.refs++
 	if slot == slotProtocol {
 		countTransient(&s.chain, s.dir, -1)
-		st.giveBack(s.chain.at[slotTransient], &total)
+		st.giveBack(s.chain.at[slotTransient].share, s.unit, s.use)
 	}
 	s.chain.at[pairSlot], s.chain.at[slot] = &pr.account, &sh.account
 	return admitted, nil
@@ -821,7 +828,6 @@ func countTransient(c *chain, d dim, n int32) {
 // nothing.
 func (s *streamScope) Done() {
 	st := s.root.lock(false)
-	defer st.unlock(false)
 	if !s.done {
 		countTransient(&s.chain, s.dir, -1)
 		if st.m.fair != nil {
@@ -829,4 +835,5 @@ func (s *streamScope) Done() {
 		}
 		s.finish(st)
 	}
+	st.mu.Unlock()
 }

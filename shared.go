@@ -62,8 +62,11 @@ func releaseAt(pl place, size int) {
 	n := max(0, min(int64(size), a.own)) // I6
 	if n > 0 {
 		a.own -= n
-		r := memoryRequest(st.m.admission, n, 0)
-		st.giveAll(&c, &r)
+		st.subMemory(&c, n)
+		if st.trace != nil {
+			r := memoryRequest(st.m.admission, n, 0)
+			st.traceChain(&c, &r, (*tracer).returned)
+		}
 		st.enqueue(a)
 	}
 	excess := int64(size) - n

@@ -35,6 +35,9 @@ type stripe struct {
 	// wholeFrom is the least priority that may fill all of a limit.
 	wholeFrom uint8
 	closed    bool // the manager is closed: nothing new is admitted
+	// plain: nobody listens, nobody has a share, and the manager is not closed. Then
+	// accounts alone decide, and are all that has to know.
+	plain bool
 
 	// fixed holds the shares of the four scopes that are always there, by kind.
 	fixed [KindAllowlistedTransient + 1]*share

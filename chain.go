@@ -24,6 +24,9 @@ const (
 	slotSystem // standard or allowlisted
 	numSlots
 
+	// A peer's part of a service or protocol stands so far before the whole of it.
+	pairsBefore = slotProtocol - slotProtocolPeer
+
 	// Who has no protocol yet stands in transient in its place, standard or allowlisted.
 	slotTransient = slotProtocol
 

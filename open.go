@@ -17,11 +17,11 @@ func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint mul
 	far := endpointOf(endpoint)
 	usefd = usefd && !far.relayed // the descriptor is that of the connection to the relay
 	c, err := m.openConnection(dir, usefd, far)
-	tellRefusal(err)
 	if m.reporter != nil {
 		m.reportConn(dir, usefd, err)
 	}
 	if err != nil {
+		tellRefusal(err)
 		return nil, err // not a nil pointer in an interface
 	}
 	return c, nil
@@ -39,25 +39,25 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		}
 	}
 	gated := !open && m.gate().concerns(h.dir)
-	r := h.total()
 	if gated && !named {
 		if err = m.passGates(&h, far, &pass); err != nil {
 			return nil, err
 		}
 	}
+	var near *neighbours
 	if m.fair != nil && !open {
-		r.near = m.fair.enter(far.addr, h.dir)
+		near = m.fair.enter(far.addr, h.dir)
 	}
 	var c chain
 	for all := false; ; all = true {
 		st := m.anyStripe()
 		st.lock(all)
-		v, err := st.open(&h, &r, &c, open || named, all)
+		v, err := st.open(&h, &c, near, open || named, all)
 		st.unlock(all)
 		switch v {
 		case refused:
 			pass.undo()
-			m.fair.leave(r.near)
+			m.fair.leave(near)
 			return nil, err
 		case undecided:
 			continue
@@ -65,7 +65,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		scope := new(connScope)
 		scope.become(&h, &scope.root)
 		scope.begin(st, &c)
-		scope.addr, scope.gate, scope.near, scope.onTrial = far.addr, pass.conns, r.near, gated && named
+		scope.addr, scope.gate, scope.near, scope.onTrial = far.addr, pass.conns, near, gated && named
 		scope.allowlisted = c.at[slotSystem].kind == KindAllowlistedSystem
 		if m.leaks != nil {
 			m.leaks.opened(&scope.holder, "")
@@ -79,11 +79,11 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 // Limiter that gives no valid limit for the peer or the stream is an error, too.
 func (m *Manager) OpenStream(p peer.ID, dir network.Direction) (network.StreamManagementScope, error) {
 	s, err := m.openStream(p, dir)
-	tellRefusal(err)
 	if m.reporter != nil {
 		m.reportStream(p, dir, err)
 	}
 	if err != nil {
+		tellRefusal(err)
 		return nil, err // not a nil pointer in an interface
 	}
 	return s, nil
@@ -97,7 +97,6 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 	}
 	st := m.stripeOf(p)
 	h := holder{kind: KindStream, unit: unitOf(KindStream, dir, false), limit: limit, use: limits.streamCost}
-	r := h.total()
 	var c chain
 	var said peerLimit
 	for all := false; ; {
@@ -121,7 +120,7 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 			}
 		}
 		c.peer = ps
-		v, err := st.open(&h, &r, &c, ps.trusted > 0, all)
+		v, err := st.open(&h, &c, nil, ps.trusted > 0, all)
 		st.unlock(all)
 		switch v {
 		case refused:
@@ -164,9 +163,10 @@ func (c *chain) stand(transient, system *share) {
 	c.at[slotTransient], c.at[slotSystem] = &transient.account, &system.account
 }
 
-// open charges a new connection or stream to the standard scopes, or if they
-// refuse it and it may fall back, to the allowlisted ones.
-func (st *stripe) open(h *holder, r *request, c *chain, fallBack, all bool) (verdict, error) {
+// open charges a new connection, of a subnet if it is near one, or a new stream to
+// the standard scopes, or if they refuse it and it may fall back, to the allowlisted
+// ones.
+func (st *stripe) open(h *holder, c *chain, near *neighbours, fallBack, all bool) (verdict, error) {
 	if st.openReady(h, c) {
 		return admitted, nil
 	}
@@ -174,18 +174,20 @@ func (st *stripe) open(h *holder, r *request, c *chain, fallBack, all bool) (ver
 		return refused, errClosed
 	}
 	st.number(h)
-	v := st.checkOpening(h, r)
+	r := h.total()
+	r.near = near
+	v := st.checkOpening(h, &r)
 	if v == admitted {
-		v = st.takeOpening(r, c, fallBack, all)
+		v = st.takeOpening(&r, c, fallBack, all)
 	}
-	for v != admitted && st.beyond(r, v) {
-		if v = st.checkOpening(h, r); v == admitted {
-			v = st.takeOpening(r, c, fallBack, all)
+	for v != admitted && st.beyond(&r, v) {
+		if v = st.checkOpening(h, &r); v == admitted {
+			v = st.takeOpening(&r, c, fallBack, all)
 		}
 	}
 	switch v {
 	case refused:
-		return v, st.refuseOpening(h, r)
+		return v, st.refuseOpening(h, &r)
 	case admitted:
 		if h.use > 0 && h.kind == KindConn {
 			st.connMemory.moveMemory(0, h.use)
@@ -196,10 +198,10 @@ func (st *stripe) open(h *holder, r *request, c *chain, fallBack, all bool) (ver
 			if st.m.fair != nil {
 				countStream(c, h.dir, 1)
 			}
-		} else if r.near != nil {
-			r.near.countConn(c, h.unit, 1)
+		} else if near != nil {
+			near.countConn(c, h.unit, 1)
 		}
-		st.traceOpened(h, r)
+		st.traceOpened(h, &r)
 	}
 	return v, nil
 }

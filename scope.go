@@ -176,7 +176,9 @@ func (h *holder) ReserveMemory(size int, priority uint8) error {
 		if size < 0 {
 			st.m.reportBug("a negative size was to be reserved", "err", err)
 		}
-		tellRefusal(err)
+		if err != nil {
+			tellRefusal(err)
+		}
 		if st.m.reporter != nil {
 			st.m.reportMemory(size, err)
 		}
@@ -458,8 +460,9 @@ func (c *connScope) PeerScope() network.PeerScope {
 func (c *connScope) SetPeer(p peer.ID) error {
 	m := c.at.Load().m
 	err := c.setPeer(m, p)
-	tellRefusal(err)
-	if m.leaks != nil && err == nil {
+	if err != nil {
+		tellRefusal(err)
+	} else if m.leaks != nil {
 		m.leaks.moved(&c.holder, func(r *openRecord) { r.peer = p })
 	}
 	if m.reporter != nil {
@@ -716,9 +719,10 @@ func (s *streamScope) pool(slot int, k Kind) *pool {
 // it was (I3).
 func (s *streamScope) SetProtocol(proto protocol.ID) error {
 	err := s.attach(KindProtocol, string(proto))
-	tellRefusal(err)
 	m := s.at.Load().m
-	if m.leaks != nil && err == nil {
+	if err != nil {
+		tellRefusal(err)
+	} else if m.leaks != nil {
 		m.leaks.moved(&s.holder, func(r *openRecord) { r.protocol = string(proto) })
 	}
 	if m.reporter != nil {
@@ -730,9 +734,10 @@ func (s *streamScope) SetProtocol(proto protocol.ID) error {
 // SetService adds the stream to a service, or leaves it as it was (I3).
 func (s *streamScope) SetService(svc string) error {
 	err := s.attach(KindService, svc)
-	tellRefusal(err)
 	m := s.at.Load().m
-	if m.leaks != nil && err == nil {
+	if err != nil {
+		tellRefusal(err)
+	} else if m.leaks != nil {
 		m.leaks.moved(&s.holder, func(r *openRecord) { r.service = svc })
 	}
 	if m.reporter != nil {
@@ -748,11 +753,14 @@ func (s *streamScope) attach(kind Kind, name string) error {
 	}
 	var fresh *pool
 	for all := false; ; {
-		st, err := s.enter(all)
-		if err != nil {
-			return err
+		st := s.root.lock(all)
+		if s.attachReady(st, kind, slot, name) {
+			st.unlock(all)
+			return nil
 		}
+		err := s.openIn(st)
 		switch {
+		case err != nil:
 		case s.chain.at[slot] != nil && s.chain.at[slot].kind == kind:
 			err = &scopeError{s.name(), errAttached}
 		case kind == KindService && s.chain.at[slotProtocol].kind != KindProtocol:
@@ -785,32 +793,48 @@ func (s *streamScope) attach(kind Kind, name string) error {
 	}
 }
 
-func (s *streamScope) attachLocked(st *stripe, pr *pair, slot int, all bool) (verdict, error) {
-	sh := pr.of
-	pairSlot := slot - slotProtocol + slotProtocolPeer
-	if st.plain && s.use == 0 && pr.hasUnit(s.unit) && sh.hasUnit(s.unit) {
-		pr.use.addUnit(s.unit)
-		sh.use.addUnit(s.unit)
-	} else {
-		var place chain
-		place.at[pairSlot], place.at[slot] = &pr.account, &sh.account
-		total := s.total()
-		total.sharedFirst = true
-		switch v := st.take(&place, &total, all); v {
-		case refused:
-			return v, st.refusal(s.name(), &total)
-		case undecided:
-			return v, nil
-		}
+// attachReady attaches a stream that holds nothing but itself to a service or protocol
+// in which its peer has a part already, where there is room at hand; if not, it changes
+// nothing.
+func (s *streamScope) attachReady(st *stripe, kind Kind, slot int, name string) bool {
+	at := s.chain.at[slot]
+	if !st.plain || s.done || s.use != 0 || at != nil && !at.lasting() || s.chain.at[slotProtocol].lasting() == (kind == KindService) {
+		return false
 	}
+	pr := s.chain.peer.pairNamed(kind, name)
+	if pr == nil || !pr.hasUnit(s.unit) || !pr.of.hasUnit(s.unit) {
+		return false
+	}
+	pr.use.addUnit(s.unit)
+	pr.of.use.addUnit(s.unit)
+	s.attached(st, pr, slot)
+	return true
+}
+
+func (s *streamScope) attachLocked(st *stripe, pr *pair, slot int, all bool) (verdict, error) {
+	var place chain
+	place.at[slot-pairsBefore], place.at[slot] = &pr.account, &pr.of.account
+	total := s.total()
+	total.sharedFirst = true
+	switch v := st.take(&place, &total, all); v {
+	case refused:
+		return v, st.refusal(s.name(), &total)
+	case undecided:
+		return v, nil
+	}
+	s.attached(st, pr, slot)
+	return admitted, nil
+}
+
+// attached puts the stream below what it has been charged to.
+func (s *streamScope) attached(st *stripe, pr *pair, slot int) {
 	pr.refs++
-	sh.refs++
+	pr.of.refs++
 	if slot == slotProtocol {
 		countTransient(&s.chain, s.dir, -1)
 		st.giveBack(s.chain.at[slotTransient].share, s.unit, s.use)
 	}
-	s.chain.at[pairSlot], s.chain.at[slot] = &pr.account, &sh.account
-	return admitted, nil
+	s.chain.at[slot-pairsBefore], s.chain.at[slot] = &pr.account, &pr.of.account
 }
 
 // countTransient keeps the number of inbound streams that a peer has in the

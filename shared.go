@@ -36,7 +36,9 @@ func reserveAt(pl place, size int, priority uint8) error {
 		if v == undecided {
 			continue
 		}
-		tellRefusal(err)
+		if err != nil {
+			tellRefusal(err)
+		}
 		if m.reporter != nil {
 			m.reportMemory(size, err)
 		}

@@ -157,11 +157,24 @@ func (s *modelScope) line() (line []*modelScope) {
 	return line
 }
 
+// limits gives the limit that s has or follows; none where an owner is done, who refuses
+// for it.
 func (s *modelScope) limits() *amounts {
-	if s.limit == nil {
-		return s.owner.limits()
+	for ; s.limit == nil; s = s.owner {
+		if s.owner.done {
+			return nil
+		}
 	}
 	return s.limit
+}
+
+func (m *model) Limit(s *modelScope) (l BaseLimit) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if limits := s.limits(); limits != nil && !s.done {
+		l = limits.baseLimit()
+	}
+	return l
 }
 
 func (s *modelScope) held() []item {
@@ -182,7 +195,11 @@ type modelRequest struct {
 
 // bound is the most that a scope may hold after the request.
 func (m *model) bound(r *modelRequest, s *modelScope, d dim) (bound int64, cause Cause) {
-	limit := s.limits()[d]
+	limits := s.limits()
+	if limits == nil {
+		return math.MaxInt64, CauseLimit
+	}
+	limit := limits[d]
 	switch {
 	case r.beyond && m.observed[s.kind()]:
 		return math.MaxInt64, CauseLimit

@@ -53,22 +53,21 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		st := m.anyStripe()
 		st.lock(all)
 		v, err := st.open(&h, &c, near, open || named, all)
-		st.unlock(all)
 		switch v {
 		case refused:
+			st.unlock(all)
 			pass.undo()
 			m.fair.leave(near)
 			return nil, err
 		case undecided:
+			st.unlock(all)
 			continue
 		}
-		scope := new(connScope)
-		scope.become(&h, &scope.root)
-		scope.begin(st, &c)
+		scope := &connScope{handle: st.begin(&h, &c, all)}
 		scope.addr, scope.gate, scope.near, scope.onTrial = far.addr, pass.conns, near, gated && named
 		scope.allowlisted = c.at[slotSystem].kind == KindAllowlistedSystem
 		if m.leaks != nil {
-			m.leaks.opened(&scope.holder, "")
+			m.leaks.opened(&scope.handle, "")
 		}
 		return scope, nil
 	}
@@ -121,37 +120,71 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 		}
 		c.peer = ps
 		v, err := st.open(&h, &c, nil, ps.trusted > 0, all)
-		st.unlock(all)
 		switch v {
 		case refused:
+			st.unlock(all)
 			return nil, err
 		case undecided:
+			st.unlock(all)
 			all = true
 			continue
 		}
-		scope := new(streamScope)
-		scope.become(&h, &scope.root)
-		scope.begin(st, &c)
+		scope := &streamScope{st.begin(&h, &c, all), ps}
 		if m.leaks != nil {
-			m.leaks.opened(&scope.holder, p)
+			m.leaks.opened(&scope.handle, p)
 		}
 		return scope, nil
 	}
 }
 
-// become makes a new leaf of what was admitted. Field by field: a copy of the whole
-// would go through the garbage collector's hands.
-func (h *holder) become(admitted *holder, tree *root) {
-	h.tree, h.limit = tree, admitted.limit
-	h.use, h.num = admitted.use, admitted.num
-	h.unit, h.kind = admitted.unit, admitted.kind
+// maxIdle bounds the holders that a stripe keeps for those who come next.
+const maxIdle = 64
+
+// begin gives what was admitted a holder, one that was used before where there is one,
+// and unlocks the stripe, or with all every stripe.
+func (st *stripe) begin(as *holder, c *chain, all bool) handle {
+	var h *holder
+	idle := st.idleOf(as.kind)
+	if last := len(*idle) - 1; last >= 0 {
+		h, *idle = (*idle)[last], (*idle)[:last]
+		h.stand(as, c)
+	}
+	st.unlock(all)
+	if h == nil {
+		t := &top{holder: holder{kind: as.kind, role: leaf}}
+		t.tree = &t.root
+		t.at.Store(st)
+		h = &t.holder
+		h.stand(as, c)
+	}
+	return handle{h, as.num}
 }
 
-// begin puts a new leaf's tree in its stripe, where it stands; see become.
-func (r *root) begin(st *stripe, c *chain) {
-	r.chain.peer, r.chain.at[slotPeer] = c.peer, c.at[slotPeer]
-	r.chain.at[slotTransient], r.chain.at[slotSystem] = c.at[slotTransient], c.at[slotSystem]
-	r.at.Store(st)
+// idleOf gives the holders of connections, or of streams. A holder stays what it was:
+// whoever knew it before can still be told a name.
+func (st *stripe) idleOf(k Kind) *[]*holder {
+	if k == KindConn {
+		return &st.idle.conns
+	}
+	return &st.idle.streams
+}
+
+// stand makes h what was admitted. Field by field: a copy of the whole would go through
+// the garbage collector's hands.
+func (h *holder) stand(as *holder, c *chain) {
+	h.limit, h.use, h.own, h.num = as.limit, as.use, 0, as.num
+	h.spans, h.unit, h.done = 0, as.unit, false
+	at := &h.tree.chain
+	at.peer, at.at[slotPeer] = c.peer, c.at[slotPeer]
+	at.at[slotTransient], at.at[slotSystem] = c.at[slotTransient], c.at[slotSystem]
+}
+
+// recycle keeps the holder of what is done for what comes next.
+func (st *stripe) recycle(h *holder) {
+	h.num, h.tree.chain = 0, chain{}
+	if idle := st.idleOf(h.kind); len(*idle) < maxIdle {
+		*idle = append(*idle, h)
+	}
 }
 
 // stand puts what is new into a transient and a system scope, below its peer's if
@@ -222,8 +255,8 @@ func (st *stripe) checkOpening(h *holder, r *request) verdict {
 	items, n := r.list()
 	for _, it := range items[:n] {
 		if it.n > h.limit[it.d] && !r.observed.has(h.kind) {
-			st.refusedBy(traceName{scopeName: h.name()}, &amounts{})
-			name := h.name()
+			st.refusedBy(traceName{scopeName: h.name(h.num)}, &amounts{})
+			name := h.name(h.num)
 			st.note(refusal{&name, it.d, CauseLimit, 0, it.n, h.limit[it.d]}, nil)
 			return refused
 		}
@@ -243,7 +276,7 @@ func (st *stripe) takeOpening(r *request, c *chain, fallBack, all bool) verdict 
 
 // refuseOpening tells that a connection or stream will not be.
 func (st *stripe) refuseOpening(h *holder, r *request) error {
-	err := st.refusal(h.name(), r)
+	err := st.refusal(h.name(h.num), r)
 	st.traceNotOpened(h)
 	return err
 }

@@ -166,7 +166,7 @@ type pool struct {
 
 	shares []*share // by stripe; an entry is guarded by its stripe's lock
 
-	spans atomic.Int64 // first-level spans so far, for their names
+	spans atomic.Uint32 // first-level spans so far, for their names
 
 	// Guarded by the directory's lock.
 	members int        // shares that exist

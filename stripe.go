@@ -55,6 +55,10 @@ type stripe struct {
 	trace   *tracer // nil: nobody listens
 	refuser refuser // who refused last, if somebody listens
 
+	// idle has holders of connections and streams that are done, for those who come
+	// next.
+	idle struct{ conns, streams []*holder }
+
 	// queue holds the accounts that may have become unused, for reap.
 	queue []*account
 

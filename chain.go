@@ -288,12 +288,6 @@ func (st *stripe) check(c *chain, r *request, all bool) verdict {
 			r.near = ps.near
 		}
 	}
-	if r.mayBeReady() && !all && !st.m.rations(r) {
-		list, n := r.list()
-		if st.drawLacking(c, list[:n]) {
-			return admitted
-		}
-	}
 	if st.checkPrivate(c, r) == admitted {
 		return st.checkShared(c, r, all, true)
 	}
@@ -374,45 +368,6 @@ func (st *stripe) checkShared(c *chain, r *request, all, draw bool) verdict {
 		}
 	}
 	return v
-}
-
-// drawLacking draws the credit that is lacking where that is all there is to it:
-// nothing private refuses, and all pools that have to be asked are tight and have
-// it to give. If not, it changes nothing.
-func (st *stripe) drawLacking(c *chain, items []item) bool {
-	var list [numShared]*share
-	n := 0
-	for i, a := range &c.at {
-		if a == nil || a.hasAllReady(items) {
-			continue
-		}
-		if i < firstShared || !a.share.mayDraw(items) {
-			return false
-		}
-		list[n] = a.share
-		n++
-	}
-	may := true
-	for _, sh := range list[:n] {
-		sh.pool.mu.Lock()
-		may = may && sh.mayDraw(items)
-	}
-	for _, sh := range list[:n] {
-		if may {
-			st.draws += sh.drawAllLocked(items)
-		}
-		sh.pool.mu.Unlock()
-	}
-	return may
-}
-
-func (a *account) hasAllReady(items []item) bool {
-	for _, it := range items {
-		if d := it.d & dimMask; it.n > a.ready[d]-a.use[d] {
-			return false
-		}
-	}
-	return true
 }
 
 // judge decides for every share that lacks credit, first in the order of the

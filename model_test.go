@@ -168,6 +168,13 @@ func (s *modelScope) limits() *amounts {
 	return s.limit
 }
 
+func (s *modelScope) limitOf(d dim) int64 {
+	if limits := s.limits(); limits != nil {
+		return limits[d]
+	}
+	return math.MaxInt64
+}
+
 func (m *model) Limit(s *modelScope) (l BaseLimit) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -195,11 +202,7 @@ type modelRequest struct {
 
 // bound is the most that a scope may hold after the request.
 func (m *model) bound(r *modelRequest, s *modelScope, d dim) (bound int64, cause Cause) {
-	limits := s.limits()
-	if limits == nil {
-		return math.MaxInt64, CauseLimit
-	}
-	limit := limits[d]
+	limit := s.limitOf(d)
 	switch {
 	case r.beyond && m.observed[s.kind()]:
 		return math.MaxInt64, CauseLimit
@@ -287,7 +290,7 @@ func (m *model) takeOnce(r *modelRequest, line ...*modelScope) answer {
 			bound, cause := m.bound(r, s, it.d)
 			if it.n > bound-s.use[it.d] {
 				return answer{limited, r.by.name, s.name, resourceOf[it.d], directionOf[it.d],
-					s.use[it.d], it.n, s.limits()[it.d], r.priority, cause}
+					s.use[it.d], it.n, s.limitOf(it.d), r.priority, cause}
 			}
 		}
 	}

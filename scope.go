@@ -860,7 +860,7 @@ func (s *streamScope) attachReady(st *stripe, kind Kind, slot int, name string) 
 		return false
 	}
 	u, pr := h.unit, c.peer.pairNamed(kind, name)
-	if pr == nil || !pr.hasUnit(u) || !pr.of.hasUnit(u) {
+	if pr == nil || !pr.hasUnit(u) || !pr.of.hasUnit(u) && !st.drawUnit(u, pr.of) {
 		return false
 	}
 	pr.use.addUnit(u)

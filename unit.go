@@ -36,6 +36,15 @@ func (u unit) whole(memory int64) request {
 		count: int64(u.count), fds: int64(u.fds), dir: u.dir, both: u.both}
 }
 
+// dims gives what a unit counts in, in the order in which it is checked; both again
+// where it takes no descriptor.
+func (u unit) dims() [3]dim {
+	if u.fds == 0 {
+		return [3]dim{u.dir, u.both, u.both}
+	}
+	return [3]dim{u.dir, u.both, dimFD}
+}
+
 // addUnit charges a unit.
 func (a *amounts) addUnit(u unit) {
 	a[u.dir&dimMask] += int64(u.count)
@@ -63,13 +72,16 @@ func (a *account) hasUnit(u unit) bool {
 func (st *stripe) openReady(h *holder, c *chain) bool {
 	u, ps := h.unit, c.peer
 	transient, system := st.fixed[KindTransient], st.fixed[KindSystem]
-	if !st.plain || h.use != 0 || !u.within(h.limit) || !transient.hasUnit(u) || !system.hasUnit(u) {
+	if !st.plain || h.use != 0 || !u.within(h.limit) || ps != nil && !ps.hasUnit(u) {
 		return false
 	}
-	if ps != nil {
-		if !ps.hasUnit(u) {
+	if !transient.hasUnit(u) || !system.hasUnit(u) {
+		r := request{dir: u.dir, asker: ps}
+		if st.m.rations(&r) || !st.drawUnit(u, transient, system) {
 			return false
 		}
+	}
+	if ps != nil {
 		ps.use.addUnit(u)
 		ps.refs++
 		st.peerGotUnit(ps, u)
@@ -82,6 +94,28 @@ func (st *stripe) openReady(h *holder, c *chain) bool {
 		h.num = st.newID()
 	}
 	return true
+}
+
+// drawUnit draws what shares lack for a unit, where their pools are tight and have it to
+// give; if not, it changes nothing. The shares are in the order of their slots.
+func (st *stripe) drawUnit(u unit, shares ...*share) bool {
+	for _, sh := range shares {
+		if !sh.mayDraw(u) {
+			return false
+		}
+	}
+	may := true
+	for _, sh := range shares {
+		sh.pool.mu.Lock()
+		may = may && sh.mayDraw(u)
+	}
+	for _, sh := range shares {
+		if may {
+			st.draws += sh.drawUnitLocked(u)
+		}
+		sh.pool.mu.Unlock()
+	}
+	return may
 }
 
 // within tells whether a limit admits a unit while nothing is held.

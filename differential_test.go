@@ -648,7 +648,7 @@ func (w *worlds) reserve(q *question) {
 	n := int(w.size(tw, q, priority))
 	theirErr, ownErr := tw.theirs.ReserveMemory(n, priority), tw.own.ReserveMemory(n, priority)
 	w.tell("%v.ReserveMemory(%d, %d)", tw, n, priority)
-	if w.same(question1{span: tw.owner != nil, follows: tw.limitEnded() && !tw.done}, theirErr, ownErr) {
+	if w.same(question1{span: tw.owner != nil, follows: tw.followsEnded()}, theirErr, ownErr) {
 		tw.reserved += int64(n)
 	}
 }
@@ -803,7 +803,8 @@ type question1 struct {
 	asked string // the scope that was asked, if it is a connection or stream
 	moves bool
 	span  bool // asked of a span of a span, or of what has owners
-	// follows: asked of a span that follows the limit of an owner that is done
+	// follows: asked of a span that follows the limit of an owner that is done, or whose
+	// owners do
 	follows bool
 }
 
@@ -959,6 +960,17 @@ func (tw *twin) limitEnded() bool {
 		}
 		if x.ownLimit {
 			return false
+		}
+	}
+	return false
+}
+
+// followsEnded tells whether what a span asks, itself first, would be limited by an owner
+// that is done.
+func (tw *twin) followsEnded() bool {
+	for x := tw; x != nil && !x.done; x = x.owner {
+		if x.limitEnded() {
+			return true
 		}
 	}
 	return false

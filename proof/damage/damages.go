@@ -89,7 +89,7 @@ var damages = []damage{
 	{"chain.go", "r.fds <= limit[dimFD] && r.memory", "r.memory"},
 	{"chain.go", "return r.weight == whole && r.memory|r.count != 0", "return r.memory|r.count != 0"},
 	{"chain.go", "return r.weight == whole && r.memory|r.count != 0", "return r.weight == whole"},
-	{"unit.go", "if st.m.rations(&r) || !st.drawUnit", "if !st.drawUnit"},
+	{"unit.go", "if st.m.rations(&r) || !st.drawUnit", "if _ = r; !st.drawUnit"},
 	{"unit.go", "may = may && sh.mayDraw(u)", ""},
 	{"unit.go", "st.draws += sh.drawUnitLocked(u)", "sh.drawUnitLocked(u)"},
 	{"chain.go", "return it.d == dimMemory && (r.weight < whole/2 || it.n == 0)", "return false"},

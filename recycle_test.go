@@ -1,0 +1,213 @@
+package rcmgr
+
+// A holder that is done serves the next connection or stream (begin and recycle in
+// open.go). Whoever still has what it was before must not notice, and must not be
+// noticed.
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/stretchr/testify/require"
+)
+
+// TestWhatIsDoneLeavesOthersAlone: while some open, use and close scopes of their own,
+// others call everything there is on those that are done.
+func TestWhatIsDoneLeavesOthersAlone(t *testing.T) {
+	const workers = 3
+	for _, tt := range []struct {
+		name string
+		opts []Option
+	}{
+		{"plain", nil},
+		{"records", []Option{WithLeakFinder(LeakFinder{Stacks: 3})}},
+		{"shares", []Option{WithFairShare()}}, // the long ways
+	} {
+		for _, stripes := range []int{1, 8} {
+			t.Run(fmt.Sprintf("%s/stripes=%d", tt.name, stripes), func(t *testing.T) {
+				conf := unlimitedConf()
+				conf.System.Memory = workers * hauntedMost // nobody gets what others have not given back
+				m := newManager(t, conf, append(append(openGates(), tt.opts...), WithStripes(stripes))...)
+				h := &haunted{t: t, m: m, holders: make(map[*holder]bool)}
+				h.alive.Store(workers)
+				stop := watch(t, m, func() error { return brokenInvariant(m, false) })
+				together(t, 2*workers, func(id int, r *rand.Rand) {
+					if id < workers {
+						h.live(r)
+						return
+					}
+					for h.alive.Load() > 0 {
+						h.haunt(r)
+						runtime.Gosched()
+					}
+				})
+				stop()
+				require.Less(t, len(h.holders), h.opened, "no holder has served twice")
+				s := m.Snapshot()
+				require.Zero(t, s.CallerBugs)
+				require.Zero(t, s.Leaks.Open)
+				require.Zero(t, s.Leaks.Dropped)
+				assertEmpty(t, m)
+				require.Zero(t, m.Snapshot().FairShare.Subnets)
+			})
+		}
+	}
+}
+
+// hauntedMost is the most bytes that one worker holds at a time.
+const hauntedMost = 3000
+
+// haunted is what the workers of TestWhatIsDoneLeavesOthersAlone share.
+type haunted struct {
+	t     *testing.T
+	m     *Manager
+	alive atomic.Int32 // who still opens scopes
+	// ghosts holds scopes that are done, and spans of such.
+	ghosts [16]atomic.Pointer[ghost]
+
+	mu      sync.Mutex
+	opened  int
+	holders map[*holder]bool // all that ever served
+}
+
+// ghost is a scope that is done, or a span of one.
+type ghost struct {
+	network.ResourceScopeSpan
+	name   string
+	orphan bool // its owner alone was done
+}
+
+// served notes which holder serves a scope, and gives the scope's name.
+func (h *haunted) served(s *handle) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.opened++
+	h.holders[s.h] = true
+	st := s.h.tree.lock(false)
+	defer st.unlock(false)
+	name := s.name()
+	return name.String()
+}
+
+// leave ends a scope, and leaves it to be haunted by.
+func (h *haunted) leave(r *rand.Rand, s network.ResourceScopeSpan, name string) {
+	s.Done()
+	h.ghosts[r.IntN(len(h.ghosts))].Store(&ghost{s, name, false})
+}
+
+// live opens scopes, and expects to be alone with them.
+func (h *haunted) live(r *rand.Rand) {
+	defer h.alive.Add(-1)
+	for range stressSteps() {
+		if err := h.liveOnce(r); err != nil {
+			h.t.Error(err)
+			return
+		}
+	}
+}
+
+func (h *haunted) liveOnce(r *rand.Rand) error {
+	p, n := pick(r, stressPeers), 1+r.IntN(hauntedMost/3)
+	c, err := h.m.OpenConnection(network.DirInbound, true, testFars[1].addr)
+	if err != nil {
+		return err
+	}
+	s, err := h.m.OpenStream(p, network.DirOutbound)
+	if err != nil {
+		return err
+	}
+	cName, sName := h.served(&c.(*connScope).handle), h.served(&s.(*streamScope).handle)
+	before := r.IntN(2) == 0 // it moves with its memory, or gets it there
+	if before {
+		err = c.ReserveMemory(n, 255)
+	}
+	err = errors.Join(err, c.SetPeer(p), s.SetProtocol(testProto), s.SetService(testSvc), s.ReserveMemory(n, 255))
+	if !before {
+		err = errors.Join(err, c.ReserveMemory(n, 255))
+	}
+	span, spanErr := s.BeginSpan()
+	if err := errors.Join(err, spanErr); err != nil {
+		return err
+	}
+	inner, err := span.BeginSpan()
+	if err == nil {
+		err = inner.ReserveMemory(n, 255)
+	}
+	runtime.Gosched()
+	err = errors.Join(err, alone(c, s, p, int64(n)))
+	h.leave(r, c, cName)
+	h.leave(r, s, sName)
+	h.leave(r, span, sName+".span-1")
+	inner.ReleaseMemory(n / 2) // of what is gone with its owners
+	h.ghosts[r.IntN(len(h.ghosts))].Store(&ghost{inner, sName + ".span-1.span-1", true})
+	return err
+}
+
+// alone checks that a connection and a stream of a peer hold n bytes of their own, and the
+// stream as many in its spans, and stand where they were put.
+func alone(c network.ConnManagementScope, s network.StreamManagementScope, p peer.ID, n int64) error {
+	conn := network.ScopeStat{NumConnsInbound: 1, NumFD: 1, Memory: n}
+	stream := network.ScopeStat{NumStreamsOutbound: 1, Memory: 2 * n}
+	switch {
+	case c.Stat() != conn || s.Stat() != stream:
+		return fmt.Errorf("a connection holds %v, not %v; a stream %v, not %v", c.Stat(), conn, s.Stat(), stream)
+	case c.PeerScope().Peer() != p || s.PeerScope().Peer() != p:
+		return errors.New("another peer has them")
+	case s.ProtocolScope().Protocol() != testProto || s.ServiceScope().Name() != testSvc:
+		return errors.New("a stream stands elsewhere")
+	}
+	for _, s := range []network.ResourceScopeSpan{c, s} {
+		if *s.(ResourceScopeLimiter).Limit().(*BaseLimit) != unlimitedBase {
+			return errors.New("somebody has set a limit")
+		}
+	}
+	return nil
+}
+
+// haunt calls everything on a scope that is done.
+func (h *haunted) haunt(r *rand.Rand) {
+	g := h.ghosts[r.IntN(len(h.ghosts))].Load()
+	if g == nil {
+		return
+	}
+	closed := func(what string, err error) {
+		if !errors.Is(err, network.ErrResourceScopeClosed) || !strings.HasPrefix(err.Error(), g.name+": ") {
+			h.t.Errorf("%s.%s: %v", g.name, what, err)
+		}
+	}
+	silent := func(what string, tells bool) {
+		if tells {
+			h.t.Errorf("%s.%s tells something", g.name, what)
+		}
+	}
+	closed("ReserveMemory", g.ReserveMemory(r.IntN(2), uint8(r.Uint32())))
+	l := g.ResourceScopeSpan.(ResourceScopeLimiter)
+	l.SetLimit(&BaseLimit{})
+	if !g.orphan {
+		silent("Limit", *l.Limit().(*BaseLimit) != (BaseLimit{}))
+		silent("Stat", g.Stat() != (network.ScopeStat{}))
+		_, err := g.BeginSpan()
+		closed("BeginSpan", err)
+		g.ReleaseMemory(1 + r.IntN(hauntedMost))
+	}
+	l.(LimitResetter).ResetLimit()
+	switch s := g.ResourceScopeSpan.(type) {
+	case network.ConnManagementScope:
+		closed("SetPeer", s.SetPeer(pick(r, stressPeers)))
+		s.PeerScope()
+	case network.StreamManagementScope:
+		closed("SetProtocol", s.SetProtocol("/other"))
+		closed("SetService", s.SetService("other"))
+		silent("ProtocolScope", s.ProtocolScope() != nil)
+		silent("ServiceScope", s.ServiceScope() != nil)
+	}
+	g.Done()
+}

@@ -809,8 +809,8 @@ func (s *streamScope) attach(kind Kind, name string) error {
 	var fresh *pool
 	for all := false; ; {
 		st := s.h.tree.lock(all)
-		if s.attachReady(st, kind, slot, name) {
-			st.unlock(all)
+		if !all && s.attachReady(st, kind, slot, name) {
+			st.mu.Unlock()
 			return nil
 		}
 		c := &s.h.tree.chain

@@ -694,14 +694,8 @@ func (c *connScope) carry(to *stripe) *share {
 	if here == there {
 		return there
 	}
-	for _, a := range [...]*amounts{&here.use, &here.credit, &here.floor} {
-		a.subUnit(h.unit)
-		a[dimMemory] -= h.use
-	}
-	for _, a := range [...]*amounts{&there.use, &there.credit, &there.floor} {
-		a.addUnit(h.unit)
-		a[dimMemory] += h.use
-	}
+	here.carry(h.unit, -1, -h.use)
+	there.carry(h.unit, 1, h.use)
 	return there
 }
 

@@ -173,7 +173,8 @@ var damages = []damage{
 	{"rate.go", "next = max(fullAt, at) + b.interval", "next = fullAt + b.interval"},
 	{"rate.go", "return next, next-at <= b.capacity", "return next, next-at < b.capacity"},
 	{"gate.go", "return l.leastUse() > l.limit/2", "return l.leastUse() > l.limit"},
-	{"endpoint.go", "return endpoint{relayed: true}", "far.relayed = true\n\t\t\treturn far"},
+	{"endpoint.go", "return endpoint{relayed: true}", "break"},
+	{"endpoint.go", "\t\treturn endpoint{} //", "\t\tcontinue //"},
 	{"allowlist.go", "return e.bare > 0", "return e.bare >= 0"},
 
 	// Limits.

@@ -10,7 +10,6 @@ package rcmgr
 import (
 	"math"
 
-	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
@@ -24,6 +23,9 @@ const (
 	slotService
 	slotSystem // standard or allowlisted
 	numSlots
+
+	// A peer's part of a service or protocol stands so far before the whole of it.
+	pairsBefore = slotProtocol - slotProtocolPeer
 
 	// Who has no protocol yet stands in transient in its place, standard or allowlisted.
 	slotTransient = slotProtocol
@@ -102,70 +104,14 @@ func (c *chain) addAll(r *request) {
 	}
 }
 
-// giveAll takes everything that a request asked for from the whole chain and
-// returns idle credit.
-func (st *stripe) giveAll(c *chain, r *request) {
-	for _, a := range &c.at {
-		if a != nil {
-			st.giveTo(a, r)
-		}
-	}
-	if c.peer != nil {
-		st.peerGave(c.peer, r)
-	}
-	st.traceChain(c, r, (*tracer).returned)
-}
-
-// giveBack is giveAll for one account that is not a peer's.
-func (st *stripe) giveBack(a *account, r *request) {
-	st.giveTo(a, r)
-	if st.trace != nil {
-		st.trace.returned(traceName{scopeName: a.scopeName}, r, &a.use)
-	}
-}
-
-func (st *stripe) giveTo(a *account, r *request) {
-	a.use.refund(r)
-	if sh := a.share; sh != nil && sh.idles(r) {
-		st.returns += sh.trim(r)
-	}
-}
-
-// idles tells whether too much credit lies idle, of anything in a request.
-func (sh *share) idles(r *request) bool {
-	use, floor := &sh.use, &sh.floor
-	return use[r.dir&dimMask] < floor[r.dir&dimMask] ||
-		use[r.both&dimMask] < floor[r.both&dimMask] ||
-		use[dimFD] < floor[dimFD] ||
-		use[dimMemory] < floor[dimMemory]
-}
-
-// peerGot keeps the distributions of what peers hold, and the peer's peaks, after
-// it got what a request asked for.
+// peerGot keeps the distributions of what peers hold, and the peer's peaks, after it
+// got what a request asked for.
 func (st *stripe) peerGot(ps *peerScope, r *request) {
 	if r.count != 0 {
-		now := ps.use[r.dir&dimMask]
-		st.peerCounts[r.dir&dimMask].moveCount(now-r.count, now)
-		ps.peak.raise(&ps.use, r.dir)
-		ps.peak.raise(&ps.use, r.both)
-		ps.peak.raise(&ps.use, dimFD)
+		st.peerGotUnit(ps, unit{count: 1, dir: r.dir, both: r.both})
 	}
 	if r.memory != 0 {
-		now := ps.use[dimMemory]
-		st.peerMemory.moveMemory(now-r.memory, now)
-		ps.peak.raise(&ps.use, dimMemory)
-	}
-}
-
-// peerGave is peerGot for what a peer gave back.
-func (st *stripe) peerGave(ps *peerScope, r *request) {
-	if r.count != 0 {
-		now := ps.use[r.dir&dimMask]
-		st.peerCounts[r.dir&dimMask].moveCount(now+r.count, now)
-	}
-	if r.memory != 0 {
-		now := ps.use[dimMemory]
-		st.peerMemory.moveMemory(now+r.memory, now)
+		st.peerGotMemory(ps, r.memory)
 	}
 }
 
@@ -184,35 +130,6 @@ type request struct {
 	// Who asks, as far as others are to get something, too; see fairshare.go.
 	asker *peerScope
 	near  *neighbours
-}
-
-// unit is one connection or stream as it is counted. The zero value is none.
-type unit struct {
-	count uint8 // 1, in dir and in both
-	fds   uint8 // 1 if it takes a descriptor
-	dir   dim   // connections or streams in its direction
-	both  dim   // those in either direction
-}
-
-// unitOf gives the unit of a kind. Every direction but inbound counts as outbound.
-func unitOf(kind Kind, dir network.Direction, fd bool) unit {
-	u := unit{count: 1, dir: dimStreamsIn, both: dimStreams}
-	if kind == KindConn {
-		u.dir, u.both = dimConnsIn, dimConns
-	}
-	if dir != network.DirInbound {
-		u.dir++ // the outbound dimension
-	}
-	if fd {
-		u.fds = 1
-	}
-	return u
-}
-
-// whole asks for a connection or stream with all the memory that it holds.
-func (u unit) whole(memory int64) request {
-	return request{memory: memory, weight: whole, priority: network.ReservationPriorityAlways,
-		count: int64(u.count), fds: int64(u.fds), dir: u.dir, both: u.both}
 }
 
 func memoryRequest(a Admission, size int64, priority uint8) request {
@@ -371,12 +288,6 @@ func (st *stripe) check(c *chain, r *request, all bool) verdict {
 			r.near = ps.near
 		}
 	}
-	if r.mayBeReady() && !all && !st.m.rations(r) {
-		list, n := r.list()
-		if st.drawLacking(c, list[:n]) {
-			return admitted
-		}
-	}
 	if st.checkPrivate(c, r) == admitted {
 		return st.checkShared(c, r, all, true)
 	}
@@ -457,45 +368,6 @@ func (st *stripe) checkShared(c *chain, r *request, all, draw bool) verdict {
 		}
 	}
 	return v
-}
-
-// drawLacking draws the credit that is lacking where that is all there is to it:
-// nothing private refuses, and all pools that have to be asked are tight and have
-// it to give. If not, it changes nothing.
-func (st *stripe) drawLacking(c *chain, items []item) bool {
-	var list [numShared]*share
-	n := 0
-	for i, a := range &c.at {
-		if a == nil || a.hasAllReady(items) {
-			continue
-		}
-		if i < firstShared || !a.share.mayDraw(items) {
-			return false
-		}
-		list[n] = a.share
-		n++
-	}
-	may := true
-	for _, sh := range list[:n] {
-		sh.pool.mu.Lock()
-		may = may && sh.mayDraw(items)
-	}
-	for _, sh := range list[:n] {
-		if may {
-			st.draws += sh.drawAllLocked(items)
-		}
-		sh.pool.mu.Unlock()
-	}
-	return may
-}
-
-func (a *account) hasAllReady(items []item) bool {
-	for _, it := range items {
-		if d := it.d & dimMask; it.n > a.ready[d]-a.use[d] {
-			return false
-		}
-	}
-	return true
 }
 
 // judge decides for every share that lacks credit, first in the order of the

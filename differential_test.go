@@ -46,6 +46,7 @@ const (
 	excuseMoveText      excuse = "text of a refusal to move"
 	excuseMisuseText    excuse = "text of a misuse"
 	excuseSetAfterDone  excuse = "SetPeer, SetProtocol, SetService after Done"
+	excuseAfterDone     excuse = "Limit, ProtocolScope and ServiceScope after Done"
 	excuseFailedMove    excuse = "an allowlisted connection that cannot be moved"
 	excuseZeroMove      excuse = "what a moved scope does not hold"
 	excuseStreams       excuse = "streams of an allowlisted peer"
@@ -58,7 +59,7 @@ const (
 	limitExceededSuffix        = ": resource limit exceeded"
 )
 
-var allExcuses = []excuse{excuseMemoryText, excuseMoveText, excuseMisuseText, excuseSetAfterDone, excuseFailedMove,
+var allExcuses = []excuse{excuseMemoryText, excuseMoveText, excuseMisuseText, excuseSetAfterDone, excuseAfterDone, excuseFailedMove,
 	excuseZeroMove, excuseStreams, excuseSpanLimit, excuseConnLimit, excuseGateError, excuseRoomFirst,
 	excuseVerifyByLoad, excuseReporter}
 
@@ -647,7 +648,7 @@ func (w *worlds) reserve(q *question) {
 	n := int(w.size(tw, q, priority))
 	theirErr, ownErr := tw.theirs.ReserveMemory(n, priority), tw.own.ReserveMemory(n, priority)
 	w.tell("%v.ReserveMemory(%d, %d)", tw, n, priority)
-	if w.same(question1{span: tw.owner != nil}, theirErr, ownErr) {
+	if w.same(question1{span: tw.owner != nil, follows: tw.limitEnded() && !tw.done}, theirErr, ownErr) {
 		tw.reserved += int64(n)
 	}
 }
@@ -802,6 +803,8 @@ type question1 struct {
 	asked string // the scope that was asked, if it is a connection or stream
 	moves bool
 	span  bool // asked of a span of a span, or of what has owners
+	// follows: asked of a span that follows the limit of an owner that is done
+	follows bool
 }
 
 // read is what an error says.
@@ -840,6 +843,10 @@ func (w *worlds) same(q question1, theirErr, ownErr error) bool {
 	}
 	theirs, own := readError(theirErr), readError(ownErr)
 	w.tell("  %v; %v", theirErr, ownErr)
+	if q.follows && theirs.class == "limited" && own.class == "closed" {
+		w.excuse(excuseSpanLimit) // of an owner that is done
+		return false
+	}
 	if theirs.class != own.class {
 		w.fail("go-libp2p's: %v; ours: %v", theirErr, ownErr)
 		return false
@@ -937,9 +944,24 @@ func (w *worlds) compare(all bool) {
 func (w *worlds) compareLimit(tw *twin) {
 	theirs := limitsOf(tw.theirs.(upstream.ResourceScopeLimiter).Limit())
 	own := limitsOf(tw.own.(ResourceScopeLimiter).Limit())
-	if theirs != own {
+	if tw.limitEnded() && own == (amounts{}) {
+		w.excuse(excuseAfterDone)
+	} else if theirs != own {
 		w.fail("limits of %v: %v; %v", tw, theirs, own)
 	}
+}
+
+// limitEnded tells whether what would limit a connection, stream or span is done.
+func (tw *twin) limitEnded() bool {
+	for x := tw; x != nil; x = x.owner {
+		if x.done {
+			return true
+		}
+		if x.ownLimit {
+			return false
+		}
+	}
+	return false
 }
 
 // compareAttached compares what connections and streams are attached to. What
@@ -963,6 +985,10 @@ func (w *worlds) compareAttached(tw *twin) {
 		return peerID, proto, svc
 	}
 	theirPeer, theirProto, theirSvc := attached(tw.theirs)
+	if tw.done && theirProto != "" {
+		theirProto, theirSvc = "", ""
+		w.excuse(excuseAfterDone)
+	}
 	if p, proto, svc := attached(tw.own); p != theirPeer || proto != theirProto || svc != theirSvc {
 		w.fail("%v is attached to %q %q %q; %q %q %q", tw, theirPeer, theirProto, theirSvc, p, proto, svc)
 	}

@@ -106,20 +106,28 @@ func (m *Manager) refusedAtGate(h *holder, why *LimitError) error {
 
 // glance refuses a connection that certainly does not fit now.
 func (st *stripe) glance(h *holder) error {
-	st.lock(false)
-	defer st.unlock(false)
+	st.mu.Lock()
+	defer st.mu.Unlock()
 	if st.closed {
 		return errClosed
 	}
-	st.number(h) // its own limit may refuse it, and is named by it
-	r := h.total()
-	r.observed = st.m.observed.load() // these refuse nothing, now or later
-	var c chain
-	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
-	if st.checkOpening(h, &r) != refused && st.checkShared(&c, &r, false, false) != refused {
-		return nil
+	observed := st.m.observed.load() // these refuse nothing, now or later
+	for _, sh := range [...]*share{st.fixed[KindTransient], st.fixed[KindSystem]} {
+		for _, d := range h.dims() {
+			l := sh.pool.tally(d & dimMask)
+			if !sh.lacksOne(d) || !l.tight || l.has(1) || observed.has(sh.kind) {
+				continue
+			}
+			st.number(h) // its own limit may refuse it, and is named by it
+			r := h.total()
+			r.observed = observed
+			if st.checkOpening(h, &r) == admitted {
+				st.refuse(&r, &sh.account, item{d, 1}, l.handed)
+			}
+			return st.refuseOpening(h, &r)
+		}
 	}
-	return st.refuseOpening(h, &r)
+	return nil
 }
 
 // VerifySourceAddress tells a transport whether to make sure of a source

@@ -250,6 +250,68 @@ func TestAScopeThatIsDoneTakesNothing(t *testing.T) {
 	assertEmpty(t, m) // no reference was taken
 }
 
+// What a scope was kept in serves another one, and whoever still has the first sees
+// nothing of that, and does nothing to it.
+func TestAScopeThatIsDoneTellsNothing(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithStripes(1))
+	c, s := mustOpenConn(t, m, network.DirInbound), mustOpenStream(t, m, testPeer, network.DirInbound)
+	span, orphan := mustBeginSpan(t, s), mustBeginSpan(t, mustBeginSpan(t, s))
+	require.NoError(t, c.SetPeer(testPeer))
+	require.NoError(t, s.SetProtocol(testProto))
+	require.NoError(t, s.SetService(testSvc))
+	for _, held := range []network.ResourceScope{c, s, span, orphan} {
+		require.NoError(t, held.ReserveMemory(100, 255))
+	}
+	names := []scopeName{c.(*connScope).name(), s.(*streamScope).name(), span.(*spanScope).name(), orphan.(*spanScope).name()}
+	c.Done()
+	s.Done()
+
+	c2, s2 := mustOpenConn(t, m, network.DirOutbound), mustOpenStream(t, m, testPeers[1], network.DirOutbound)
+	require.NoError(t, c2.SetPeer(testPeers[1]))
+	require.NoError(t, s2.SetProtocol("/other"))
+	require.NoError(t, s2.SetService("other"))
+	require.Same(t, c.(*connScope).h, c2.(*connScope).h)
+	require.Same(t, s.(*streamScope).h, s2.(*streamScope).h)
+	require.NoError(t, c2.ReserveMemory(7, 255))
+	require.NoError(t, s2.ReserveMemory(9, 255))
+	held := books(m)
+
+	require.Equal(t, testPeer, c.PeerScope().Peer())
+	require.Equal(t, testPeer, s.PeerScope().Peer())
+	require.Nil(t, s.ProtocolScope())
+	require.Nil(t, s.ServiceScope())
+	for i, old := range []network.ResourceScope{c, s, span, orphan} {
+		l := old.(ResourceScopeLimiter)
+		require.Equal(t, &BaseLimit{}, l.Limit())
+		old.(LimitResetter).ResetLimit()
+		err := old.ReserveMemory(1, 255)
+		require.ErrorIs(t, err, network.ErrResourceScopeClosed)
+		require.True(t, strings.HasPrefix(err.Error(), names[i].String()+": "), err)
+		if i < 2 { // a span has its own, and may go on giving back
+			l.SetLimit(&BaseLimit{})
+			require.Zero(t, old.Stat())
+			old.ReleaseMemory(1)
+		}
+	}
+	require.ErrorIs(t, c.SetPeer("another"), network.ErrResourceScopeClosed)
+	require.ErrorIs(t, s.SetProtocol("/another"), network.ErrResourceScopeClosed)
+	orphan.ReleaseMemory(60)
+	orphan.Done()
+	span.ReleaseMemory(60)
+	span.Done()
+	c.Done()
+	s.Done()
+	require.Equal(t, held, books(m))
+	require.EqualValues(t, 7, c2.Stat().Memory)
+	require.EqualValues(t, 9, s2.Stat().Memory)
+	require.NoError(t, c2.ReserveMemory(1, 255))
+	require.Zero(t, m.Snapshot().CallerBugs)
+	require.EqualValues(t, 2, m.Snapshot().LateReleases)
+	c2.Done()
+	s2.Done()
+	assertEmpty(t, m)
+}
+
 func TestAFailedMoveLeavesAnAllowlistedConnectionWhereItWas(t *testing.T) {
 	for _, kind := range []Kind{KindSystem, KindTransient, KindPeer} {
 		for _, stripes := range []int{1, 8} {

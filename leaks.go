@@ -108,7 +108,7 @@ type leakShard struct {
 // openRecord is what is known of an open scope. The lock of its shard is held where
 // it is read or written, but for what never changes.
 type openRecord struct {
-	scope  weak.Pointer[holder] // never changes, as all above peer
+	scope  weak.Pointer[handle] // never changes, as all above peer
 	kind   Kind
 	dir    dim
 	num    int64
@@ -151,8 +151,9 @@ func (l *leakFinder) keepTimeUntil(stop <-chan struct{}) {
 func (l *leakFinder) shard(num int64) *leakShard { return &l.at[num%leakShards] }
 
 // opened takes note of a connection or stream that nobody else knows of yet.
-func (l *leakFinder) opened(h *holder, p peer.ID) {
-	r := &openRecord{scope: weak.Make(h), kind: h.kind, dir: h.dir, num: h.num, opened: l.now.Load(), peer: p}
+func (l *leakFinder) opened(scope *handle, p peer.ID) {
+	h := scope.h
+	r := &openRecord{scope: weak.Make(scope), kind: h.kind, dir: h.dir, num: h.num, opened: l.now.Load(), peer: p}
 	if l.Stacks > 0 && h.num%int64(l.Stacks) == 0 {
 		var pcs [32]uintptr
 		n := runtime.Callers(3, pcs[:]) // without Callers, opened, and the engine's part of opening
@@ -162,15 +163,15 @@ func (l *leakFinder) opened(h *holder, p peer.ID) {
 	s.mu.Lock()
 	s.mu.open[h.num] = r
 	s.mu.Unlock()
-	runtime.AddCleanup(h, l.drop, r)
+	runtime.AddCleanup(scope, l.drop, r)
 }
 
 // moved takes note of whose an open scope is now.
-func (l *leakFinder) moved(h *holder, note func(*openRecord)) {
-	s := l.shard(h.num)
+func (l *leakFinder) moved(num int64, note func(*openRecord)) {
+	s := l.shard(num)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := s.mu.open[h.num]; r != nil { // else it was closed since
+	if r := s.mu.open[num]; r != nil { // else it was closed since
 		note(r)
 	}
 }
@@ -272,8 +273,8 @@ func (l *leakFinder) state() (s LeakState) {
 	for _, list := range oldest {
 		for _, r := range list {
 			memory := int64(0)
-			if h := r.scope.Value(); h != nil {
-				memory = h.Stat().Memory
+			if scope := r.scope.Value(); scope != nil {
+				memory = scope.Stat().Memory
 			}
 			mu := &l.shard(r.num).mu
 			mu.Lock()

@@ -148,7 +148,7 @@ func TestASpanOfAPeerIsNoStream(t *testing.T) {
 	require.NoError(t, m.ViewPeer(testPeers[0], func(p network.PeerScope) error {
 		span, err := p.BeginSpan()
 		require.NoError(t, err)
-		require.Equal(t, s.(*streamScope).num, span.(*rootSpan).num)
+		require.EqualValues(t, s.(*streamScope).num, span.(*rootSpan).seq)
 		span.Done()
 		return nil
 	}))

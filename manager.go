@@ -176,6 +176,7 @@ func (m *Manager) build() {
 		st := &m.stripes[i]
 		st.m, st.index, st.trace = m, i, m.trace
 		st.wholeFrom = m.admission.wholeFrom()
+		st.plain = m.trace == nil && m.fair == nil
 		st.services = make(map[string]*share)
 		st.protocols = make(map[string]*share)
 		st.peers = make(map[peer.ID]*peerScope)
@@ -329,7 +330,7 @@ func (m *Manager) Close() error {
 		m.workers.Wait()
 		m.inOneCut(func() {
 			for i := range m.stripes {
-				m.stripes[i].closed = true
+				m.stripes[i].closed, m.stripes[i].plain = true, false
 			}
 		})
 		if m.refusalLog != nil {

@@ -31,8 +31,7 @@ func (st *stripe) addMemory(c *chain, n int64) bool {
 }
 
 // drawMemory is addMemory for the last shares of a chain, where credit is lacking:
-// it draws it and charges them, or changes nothing. It is drawLacking for memory
-// alone.
+// it draws it and charges them, or changes nothing.
 func (st *stripe) drawMemory(last []*account, n int64) bool {
 	var lacking [numShared]*share
 	k := 0
@@ -40,7 +39,7 @@ func (st *stripe) drawMemory(last []*account, n int64) bool {
 		if a == nil || n <= a.ready[dimMemory]-a.use[dimMemory] {
 			continue
 		}
-		if !a.share.pool.hasMemory(n) {
+		if !a.share.pool.tally(dimMemory).has(n) {
 			return false
 		}
 		lacking[k] = a.share
@@ -49,7 +48,7 @@ func (st *stripe) drawMemory(last []*account, n int64) bool {
 	may := true
 	for _, sh := range lacking[:k] {
 		sh.pool.mu.Lock()
-		may = may && sh.pool.hasMemory(n)
+		may = may && sh.pool.tally(dimMemory).has(n)
 	}
 	for _, sh := range lacking[:k] {
 		if may {
@@ -69,16 +68,21 @@ func (st *stripe) drawMemory(last []*account, n int64) bool {
 	return true
 }
 
-// hasMemory tells whether a tight pool has n bytes to give: for certain, if its lock
-// is held.
-func (p *pool) hasMemory(n int64) bool {
-	l := p.tally(dimMemory)
-	return l.tight && !l.refuses(n, l.limit)
+// peerGotMemory keeps the distribution of what peers hold, and the peer's peak, after
+// it got n bytes.
+func (st *stripe) peerGotMemory(ps *peerScope, n int64) {
+	now := ps.use[dimMemory]
+	ps.peak.raise(&ps.use, dimMemory)
+	st.peerMemory.moveMemory(now-n, now)
 }
 
 // subMemory takes n bytes from the whole chain, and returns credit where too much
 // lies idle now.
 func (st *stripe) subMemory(c *chain, n int64) {
+	if c.peer != nil {
+		now := c.peer.use[dimMemory]
+		st.peerMemory.moveMemory(now, now-n)
+	}
 	for _, a := range c.at[:firstShared] {
 		if a != nil {
 			a.use[dimMemory] -= n

@@ -14,9 +14,7 @@ func TestWhatIsDrawnIsStillThereUnderTheLocks(t *testing.T) {
 	for name, draw := range map[string]func(*stripe, *chain) bool{
 		"memory": func(st *stripe, c *chain) bool { return st.drawMemory(c.at[firstShared:], 1) },
 		"streams": func(st *stripe, c *chain) bool {
-			r := unitOf(KindStream, network.DirInbound, false).whole(0)
-			items, n := r.list()
-			return st.drawLacking(c, items[:n])
+			return st.drawUnit(unitOf(KindStream, network.DirInbound, false), c.at[slotTransient].share, c.at[slotSystem].share)
 		},
 		"any": func(st *stripe, c *chain) bool {
 			r := unitOf(KindStream, network.DirInbound, false).whole(0)

@@ -157,11 +157,31 @@ func (s *modelScope) line() (line []*modelScope) {
 	return line
 }
 
+// limits gives the limit that s has or follows; none where an owner is done, who refuses
+// for it.
 func (s *modelScope) limits() *amounts {
-	if s.limit == nil {
-		return s.owner.limits()
+	for ; s.limit == nil; s = s.owner {
+		if s.owner.done {
+			return nil
+		}
 	}
 	return s.limit
+}
+
+func (s *modelScope) limitOf(d dim) int64 {
+	if limits := s.limits(); limits != nil {
+		return limits[d]
+	}
+	return math.MaxInt64
+}
+
+func (m *model) Limit(s *modelScope) (l BaseLimit) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if limits := s.limits(); limits != nil && !s.done {
+		l = limits.baseLimit()
+	}
+	return l
 }
 
 func (s *modelScope) held() []item {
@@ -182,7 +202,7 @@ type modelRequest struct {
 
 // bound is the most that a scope may hold after the request.
 func (m *model) bound(r *modelRequest, s *modelScope, d dim) (bound int64, cause Cause) {
-	limit := s.limits()[d]
+	limit := s.limitOf(d)
 	switch {
 	case r.beyond && m.observed[s.kind()]:
 		return math.MaxInt64, CauseLimit
@@ -270,7 +290,7 @@ func (m *model) takeOnce(r *modelRequest, line ...*modelScope) answer {
 			bound, cause := m.bound(r, s, it.d)
 			if it.n > bound-s.use[it.d] {
 				return answer{limited, r.by.name, s.name, resourceOf[it.d], directionOf[it.d],
-					s.use[it.d], it.n, s.limits()[it.d], r.priority, cause}
+					s.use[it.d], it.n, s.limitOf(it.d), r.priority, cause}
 			}
 		}
 	}

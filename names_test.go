@@ -102,7 +102,7 @@ func TestNamesOfAllKindsAreReadAsByUpstream(t *testing.T) {
 		}
 		spans := rng.IntN(3)
 		for range spans {
-			n.span = &holder{owner: n.span, role: innerSpan, num: 1 + rng.Int64N(200)}
+			n.span = &holder{owner: n.span, role: innerSpan, seq: 1 + rng.Uint32N(200)}
 		}
 		name, _ := n.texts()
 		want := readName{Span: spans > 0}

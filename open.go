@@ -17,11 +17,11 @@ func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint mul
 	far := endpointOf(endpoint)
 	usefd = usefd && !far.relayed // the descriptor is that of the connection to the relay
 	c, err := m.openConnection(dir, usefd, far)
-	tellRefusal(err)
 	if m.reporter != nil {
 		m.reportConn(dir, usefd, err)
 	}
 	if err != nil {
+		tellRefusal(err)
 		return nil, err // not a nil pointer in an interface
 	}
 	return c, nil
@@ -39,36 +39,35 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		}
 	}
 	gated := !open && m.gate().concerns(h.dir)
-	r := h.total()
 	if gated && !named {
 		if err = m.passGates(&h, far, &pass); err != nil {
 			return nil, err
 		}
 	}
+	var near *neighbours
 	if m.fair != nil && !open {
-		r.near = m.fair.enter(far.addr, h.dir)
+		near = m.fair.enter(far.addr, h.dir)
 	}
 	var c chain
 	for all := false; ; all = true {
 		st := m.anyStripe()
 		st.lock(all)
-		v, err := st.open(&h, &r, &c, open || named, all)
-		st.unlock(all)
+		v, err := st.open(&h, &c, near, open || named, all)
 		switch v {
 		case refused:
+			st.unlock(all)
 			pass.undo()
-			m.fair.leave(r.near)
+			m.fair.leave(near)
 			return nil, err
 		case undecided:
+			st.unlock(all)
 			continue
 		}
-		scope := new(connScope)
-		scope.become(&h, &scope.root)
-		scope.begin(st, &c)
-		scope.addr, scope.gate, scope.near, scope.onTrial = far.addr, pass.conns, r.near, gated && named
+		scope := &connScope{handle: st.begin(&h, &c, all)}
+		scope.addr, scope.gate, scope.near, scope.onTrial = far.addr, pass.conns, near, gated && named
 		scope.allowlisted = c.at[slotSystem].kind == KindAllowlistedSystem
 		if m.leaks != nil {
-			m.leaks.opened(&scope.holder, "")
+			m.leaks.opened(&scope.handle, "")
 		}
 		return scope, nil
 	}
@@ -79,11 +78,11 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 // Limiter that gives no valid limit for the peer or the stream is an error, too.
 func (m *Manager) OpenStream(p peer.ID, dir network.Direction) (network.StreamManagementScope, error) {
 	s, err := m.openStream(p, dir)
-	tellRefusal(err)
 	if m.reporter != nil {
 		m.reportStream(p, dir, err)
 	}
 	if err != nil {
+		tellRefusal(err)
 		return nil, err // not a nil pointer in an interface
 	}
 	return s, nil
@@ -97,7 +96,6 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 	}
 	st := m.stripeOf(p)
 	h := holder{kind: KindStream, unit: unitOf(KindStream, dir, false), limit: limit, use: limits.streamCost}
-	r := h.total()
 	var c chain
 	var said peerLimit
 	for all := false; ; {
@@ -121,38 +119,72 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 			}
 		}
 		c.peer = ps
-		v, err := st.open(&h, &r, &c, ps.trusted > 0, all)
-		st.unlock(all)
+		v, err := st.open(&h, &c, nil, ps.trusted > 0, all)
 		switch v {
 		case refused:
+			st.unlock(all)
 			return nil, err
 		case undecided:
+			st.unlock(all)
 			all = true
 			continue
 		}
-		scope := new(streamScope)
-		scope.become(&h, &scope.root)
-		scope.begin(st, &c)
+		scope := &streamScope{st.begin(&h, &c, all), ps}
 		if m.leaks != nil {
-			m.leaks.opened(&scope.holder, p)
+			m.leaks.opened(&scope.handle, p)
 		}
 		return scope, nil
 	}
 }
 
-// become makes a new leaf of what was admitted. Field by field: a copy of the whole
-// would go through the garbage collector's hands.
-func (h *holder) become(admitted *holder, tree *root) {
-	h.tree, h.limit = tree, admitted.limit
-	h.use, h.num = admitted.use, admitted.num
-	h.unit, h.kind = admitted.unit, admitted.kind
+// maxIdle bounds the holders that a stripe keeps for those who come next.
+const maxIdle = 64
+
+// begin gives what was admitted a holder, one that was used before where there is one,
+// and unlocks the stripe, or with all every stripe.
+func (st *stripe) begin(as *holder, c *chain, all bool) handle {
+	var h *holder
+	idle := st.idleOf(as.kind)
+	if last := len(*idle) - 1; last >= 0 {
+		h, *idle = (*idle)[last], (*idle)[:last]
+		h.stand(as, c)
+	}
+	st.unlock(all)
+	if h == nil {
+		t := &top{holder: holder{kind: as.kind, role: leaf}}
+		t.tree = &t.root
+		t.at.Store(st)
+		h = &t.holder
+		h.stand(as, c)
+	}
+	return handle{h, as.num}
 }
 
-// begin puts a new leaf's tree in its stripe, where it stands; see become.
-func (r *root) begin(st *stripe, c *chain) {
-	r.chain.peer, r.chain.at[slotPeer] = c.peer, c.at[slotPeer]
-	r.chain.at[slotTransient], r.chain.at[slotSystem] = c.at[slotTransient], c.at[slotSystem]
-	r.at.Store(st)
+// idleOf gives the holders of connections, or of streams. A holder stays what it was:
+// whoever knew it before can still be told a name.
+func (st *stripe) idleOf(k Kind) *[]*holder {
+	if k == KindConn {
+		return &st.idle.conns
+	}
+	return &st.idle.streams
+}
+
+// stand makes h what was admitted. Field by field: a copy of the whole would go through
+// the garbage collector's hands.
+func (h *holder) stand(as *holder, c *chain) {
+	h.limit, h.use, h.own, h.num = as.limit, as.use, 0, as.num
+	h.spans, h.unit, h.done = 0, as.unit, false
+	at := &h.tree.chain
+	at.peer, at.at[slotPeer] = c.peer, c.at[slotPeer]
+	at.at[slotTransient], at.at[slotSystem] = c.at[slotTransient], c.at[slotSystem]
+}
+
+// recycle keeps the holder of what is done for what comes next.
+func (st *stripe) recycle(h *holder) {
+	h.num, h.tree.chain = 0, chain{}
+	if idle := st.idleOf(h.kind); len(*idle) < maxIdle {
+		*idle = append(*idle, h)
+	}
 }
 
 // stand puts what is new into a transient and a system scope, below its peer's if
@@ -164,25 +196,31 @@ func (c *chain) stand(transient, system *share) {
 	c.at[slotTransient], c.at[slotSystem] = &transient.account, &system.account
 }
 
-// open charges a new connection or stream to the standard scopes, or if they
-// refuse it and it may fall back, to the allowlisted ones.
-func (st *stripe) open(h *holder, r *request, c *chain, fallBack, all bool) (verdict, error) {
+// open charges a new connection, of a subnet if it is near one, or a new stream to
+// the standard scopes, or if they refuse it and it may fall back, to the allowlisted
+// ones.
+func (st *stripe) open(h *holder, c *chain, near *neighbours, fallBack, all bool) (verdict, error) {
+	if st.openReady(h, c) {
+		return admitted, nil
+	}
 	if st.closed {
 		return refused, errClosed
 	}
 	st.number(h)
-	v := st.checkOpening(h, r)
+	r := h.total()
+	r.near = near
+	v := st.checkOpening(h, &r)
 	if v == admitted {
-		v = st.takeOpening(r, c, fallBack, all)
+		v = st.takeOpening(&r, c, fallBack, all)
 	}
-	for v != admitted && st.beyond(r, v) {
-		if v = st.checkOpening(h, r); v == admitted {
-			v = st.takeOpening(r, c, fallBack, all)
+	for v != admitted && st.beyond(&r, v) {
+		if v = st.checkOpening(h, &r); v == admitted {
+			v = st.takeOpening(&r, c, fallBack, all)
 		}
 	}
 	switch v {
 	case refused:
-		return v, st.refuseOpening(h, r)
+		return v, st.refuseOpening(h, &r)
 	case admitted:
 		if h.use > 0 && h.kind == KindConn {
 			st.connMemory.moveMemory(0, h.use)
@@ -193,10 +231,10 @@ func (st *stripe) open(h *holder, r *request, c *chain, fallBack, all bool) (ver
 			if st.m.fair != nil {
 				countStream(c, h.dir, 1)
 			}
-		} else if r.near != nil {
-			r.near.countConn(c, h.unit, 1)
+		} else if near != nil {
+			near.countConn(c, h.unit, 1)
 		}
-		st.traceOpened(h, r)
+		st.traceOpened(h, &r)
 	}
 	return v, nil
 }
@@ -217,8 +255,8 @@ func (st *stripe) checkOpening(h *holder, r *request) verdict {
 	items, n := r.list()
 	for _, it := range items[:n] {
 		if it.n > h.limit[it.d] && !r.observed.has(h.kind) {
-			st.refusedBy(traceName{scopeName: h.name()}, &amounts{})
-			name := h.name()
+			st.refusedBy(traceName{scopeName: h.name(h.num)}, &amounts{})
+			name := h.name(h.num)
 			st.note(refusal{&name, it.d, CauseLimit, 0, it.n, h.limit[it.d]}, nil)
 			return refused
 		}
@@ -238,7 +276,7 @@ func (st *stripe) takeOpening(r *request, c *chain, fallBack, all bool) verdict 
 
 // refuseOpening tells that a connection or stream will not be.
 func (st *stripe) refuseOpening(h *holder, r *request) error {
-	err := st.refusal(h.name(), r)
+	err := st.refusal(h.name(h.num), r)
 	st.traceNotOpened(h)
 	return err
 }

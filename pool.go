@@ -95,6 +95,10 @@ func (l tally) refuses(n, bound int64) bool {
 	return n > bound-l.leastUse()
 }
 
+// has tells whether a tight pool has n to give to a request that may fill all of the
+// limit: for certain, if the pool's lock is held.
+func (l tally) has(n int64) bool { return l.tight && !l.refuses(n, l.limit) }
+
 func (l tally) leastUse() int64 {
 	if l.tight {
 		return l.handed
@@ -166,7 +170,7 @@ type pool struct {
 
 	shares []*share // by stripe; an entry is guarded by its stripe's lock
 
-	spans atomic.Int64 // first-level spans so far, for their names
+	spans atomic.Uint32 // first-level spans so far, for their names
 
 	// Guarded by the directory's lock.
 	members int        // shares that exist
@@ -183,7 +187,7 @@ func (p *pool) tally(d dim) tally {
 // tight tells, without a lock, whether the pool is tight in d.
 func (p *pool) tight(d dim) bool { return p.word[d].Load()&1 != 0 }
 
-// tightFor is tight for everything that a connection or stream counts in.
+// tightFor is tight for anything that a connection or stream counts in.
 func (p *pool) tightFor(u unit) bool {
 	words := p.word[u.dir&dimMask].Load() | p.word[u.both&dimMask].Load()
 	words |= p.word[dimFD].Load() & uint64(u.fds)
@@ -305,26 +309,26 @@ func (sh *share) lacks(r *request, it item) bool {
 	return it.n > sh.credit[it.d]-sh.use[it.d] || r.exact(it)
 }
 
-// mayDraw tells whether the pool is tight in all that the share lacks credit for, and
-// has it to give, to a request that may fill all of a limit; for certain, if the
-// pool's lock is held.
-func (sh *share) mayDraw(items []item) bool {
-	for _, it := range items {
-		if d := it.d & dimMask; it.n > sh.credit[d]-sh.use[d] {
-			if l := sh.pool.tally(d); !l.tight || l.refuses(it.n, l.limit) {
-				return false
-			}
-		}
-	}
-	return true
+// lacksOne tells whether there is no credit for one more.
+func (sh *share) lacksOne(d dim) bool { return sh.use[d&dimMask] >= sh.credit[d&dimMask] }
+
+// mayDrawOne tells whether there is credit for one more, or the pool is tight and has it
+// to give: for certain, if its lock is held.
+func (sh *share) mayDrawOne(d dim) bool {
+	return !sh.lacksOne(d) || sh.pool.tally(d&dimMask).has(1)
 }
 
-// drawAllLocked draws the credit that is lacking, and tells how often it had to. The
+// mayDraw is mayDrawOne for all that a unit counts in.
+func (sh *share) mayDraw(u unit) bool {
+	return sh.mayDrawOne(u.dir) && sh.mayDrawOne(u.both) && (u.fds == 0 || sh.mayDrawOne(dimFD))
+}
+
+// drawUnitLocked draws the credit that is lacking, and tells how often it had to. The
 // pool's lock is held, and mayDraw.
-func (sh *share) drawAllLocked(items []item) (draws uint64) {
-	for _, it := range items {
-		if short := sh.short(it); short > 0 {
-			sh.drawLocked(it.d, short)
+func (sh *share) drawUnitLocked(u unit) (draws uint64) {
+	for _, d := range u.dims() {
+		if sh.lacksOne(d) {
+			sh.drawLocked(d&dimMask, 1)
 			draws++
 		}
 	}
@@ -357,13 +361,13 @@ func (sh *share) carry(d dim, n int64) {
 	sh.floor[d] += n
 }
 
-// trim returns idle credit of whatever a request asked for.
-func (sh *share) trim(r *request) (returns uint64) {
+// trim returns idle credit of all that a unit counts in, and of memory.
+func (sh *share) trim(u unit) (returns uint64) {
 	sh.pool.mu.Lock()
-	returns = sh.trimLocked(dimMemory)
-	if r.count != 0 {
-		returns += sh.trimLocked(r.dir) + sh.trimLocked(r.both) + sh.trimLocked(dimFD)
+	for _, d := range u.dims() {
+		returns += sh.trimLocked(d)
 	}
+	returns += sh.trimLocked(dimMemory)
 	sh.pool.mu.Unlock()
 	return returns
 }

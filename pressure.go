@@ -199,12 +199,12 @@ func (st *stripe) refuseOpeningForMemory(h *holder, asker *peerScope) error {
 // refuseForMemory refuses to go on with a connection that the allowlist had let in
 // for somebody else.
 func (c *connScope) refuseForMemory() error {
-	st := c.root.lock(false)
+	st := c.h.tree.lock(false)
 	defer st.unlock(false)
-	if st.noteMemory(&c.holder, nil); st.onlyObservesMemory() {
+	if st.noteMemory(c.h, nil); st.onlyObservesMemory() {
 		return nil
 	}
-	total := c.total()
+	total := c.h.total()
 	return st.refusal(c.name(), &total)
 }
 

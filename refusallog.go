@@ -259,7 +259,7 @@ func gateKey[V any](path, prefix string, networks map[netip.Prefix]V) string {
 // without locks, with what the caller gets.
 func tellRefusal(err error) {
 	ctx := context.Background()
-	if err == nil || !log.Enabled(ctx, slog.LevelDebug) {
+	if !log.Enabled(ctx, slog.LevelDebug) {
 		return
 	}
 	var e *LimitError

@@ -88,12 +88,21 @@ type holder struct {
 	limit *amounts
 	use   int64 // bytes, with all spans below
 	own   int64 // bytes reserved at this very holder (I6)
-	num   int64 // in the name
-	spans int64 // begun so far
-	unit        // of a leaf
+	// num is the number of the connection or stream that the tree belongs to; 0 if it
+	// belongs to none.
+	num   int64
+	seq   uint32 // of a span, in its name
+	spans uint32 // begun so far
+	unit         // of a leaf
 	kind  Kind
 	role  role
 	done  bool // I5: holds nothing, refuses everything
+}
+
+// top is a topmost holder and the root of its tree.
+type top struct {
+	holder
+	root
 }
 
 // role says what a holder is.
@@ -105,40 +114,61 @@ const (
 	innerSpan             // a span of a leaf or of another span
 )
 
-// name gives the scope's name. The lock of its stripe is held.
-func (h *holder) name() scopeName {
+// is tells whether the holder is not done, and belongs to the tree of the connection or
+// stream with this number. Once that is done, another one may have taken its place.
+func (h *holder) is(num int64) bool { return h.num == num && !h.done }
+
+// name gives the name of the scope that has, or had, this number. The lock of its
+// stripe is held.
+func (h *holder) name(num int64) scopeName {
 	switch h.role {
 	case leaf:
-		return scopeName{kind: h.kind, num: h.num}
+		return scopeName{kind: h.kind, num: num}
 	case firstSpan:
-		return spanName(h.tree.chain.first().scopeName, h.num)
+		return spanName(h.tree.chain.first().scopeName, h.seq)
 	}
-	return spanName(h.owner.name(), h.num)
+	return spanName(h.owner.name(num), h.seq)
 }
 
-func spanName(owner scopeName, num int64) scopeName {
-	owner.text = owner.String() + ".span-" + strconv.FormatInt(num, 10)
+func spanName(owner scopeName, seq uint32) scopeName {
+	owner.text = owner.String() + ".span-" + strconv.FormatUint(uint64(seq), 10)
 	owner.num = spanOf
 	return owner
 }
 
 // limits gives the limit in force: a span follows its owner's unless it has
-// been given its own.
+// been given its own. It is nil where the owner is done, who refuses for the span.
 func (h *holder) limits() *amounts {
 	switch {
 	case h.limit != nil:
 		return h.limit
-	case h.owner != nil:
-		return h.owner.limits()
+	case h.owner == nil:
+		return h.tree.chain.first().limit
+	case !h.owner.is(h.num):
+		return nil
 	}
-	return h.tree.chain.first().limit
+	return h.owner.limits()
 }
+
+// handle is what the user of a connection, stream or span has of it. When a connection
+// or stream is done, its holder becomes that of another one, for most of what opening
+// one costs is new memory, and its collection. Then the number is another one, and the
+// handle is that of a scope that is done.
+type handle struct {
+	h   *holder
+	num int64
+}
+
+// live tells whether the scope is not done. The lock of its stripe is held.
+func (s *handle) live() bool { return s.h.is(s.num) }
+
+func (s *handle) name() scopeName { return s.h.name(s.num) }
 
 // enter takes the lock for an operation that asks for something, and finds out
 // whether the scope still may.
-func (h *holder) enter(all bool) (*stripe, error) {
-	st := h.tree.lock(all)
-	err := h.openIn(st)
+func (s *handle) enter(all bool) (*stripe, error) {
+	st := s.h.tree.lock(all)
+	err := s.openIn(st)
 	if err != nil {
 		st.unlock(all)
 		return nil, err
@@ -146,9 +176,9 @@ func (h *holder) enter(all bool) (*stripe, error) {
 	return st, nil
 }
 
-func (h *holder) openIn(st *stripe) error {
-	if h.done {
-		return &scopeError{h.name(), network.ErrResourceScopeClosed}
+func (s *handle) openIn(st *stripe) error {
+	if !s.live() {
+		return &scopeError{s.name(), network.ErrResourceScopeClosed}
 	}
 	if st.closed {
 		return errClosed
@@ -158,17 +188,17 @@ func (h *holder) openIn(st *stripe) error {
 
 // ReserveMemory reserves size bytes, at this scope and everything above it, or
 // nothing.
-func (h *holder) ReserveMemory(size int, priority uint8) error {
+func (s *handle) ReserveMemory(size int, priority uint8) error {
 	for all := false; ; all = true {
-		st := h.tree.lock(all)
-		if !all && st.holdReady(h, int64(size), priority) {
+		st := s.h.tree.lock(all)
+		if !all && s.live() && st.holdReady(s.h, int64(size), priority) {
 			st.mu.Unlock()
 			if st.m.reporter != nil {
 				st.m.reporter.AllowMemory(size)
 			}
 			return nil
 		}
-		v, err := st.reserve(h, int64(size), priority, all)
+		v, err := st.reserve(s, int64(size), priority, all)
 		st.unlock(all)
 		if v == undecided {
 			continue
@@ -176,7 +206,9 @@ func (h *holder) ReserveMemory(size int, priority uint8) error {
 		if size < 0 {
 			st.m.reportBug("a negative size was to be reserved", "err", err)
 		}
-		tellRefusal(err)
+		if err != nil {
+			tellRefusal(err)
+		}
 		if st.m.reporter != nil {
 			st.m.reportMemory(size, err)
 		}
@@ -195,7 +227,7 @@ func (st *stripe) holdReady(h *holder, n int64, priority uint8) bool {
 		if limit == nil {
 			limit = x.limits()
 		}
-		if x.done || n > limit[dimMemory]-x.use {
+		if limit == nil || !x.is(h.num) || n > limit[dimMemory]-x.use {
 			return false
 		}
 	}
@@ -213,10 +245,8 @@ func (st *stripe) held(h *holder, n int64, priority uint8) {
 	for x := h; x != nil; x = x.owner {
 		st.change(x, n)
 	}
-	if p := h.tree.chain.peer; p != nil {
-		now := p.use[dimMemory]
-		p.peak[dimMemory] = max(p.peak[dimMemory], now)
-		st.peerMemory.moveMemory(now-n, now)
+	if ps := h.tree.chain.peer; ps != nil {
+		st.peerGotMemory(ps, n)
 	}
 	if st.trace != nil {
 		st.traceMemory(h, n, priority, (*tracer).granted)
@@ -224,12 +254,13 @@ func (st *stripe) held(h *holder, n int64, priority uint8) {
 }
 
 // reserve decides a reservation through the tree and its chain.
-func (st *stripe) reserve(h *holder, n int64, priority uint8, all bool) (verdict, error) {
-	if err := h.openIn(st); err != nil {
+func (st *stripe) reserve(s *handle, n int64, priority uint8, all bool) (verdict, error) {
+	if err := s.openIn(st); err != nil {
 		return refused, err
 	}
+	h := s.h
 	if n < 0 {
-		return refused, &scopeError{h.name(), negativeSize(n)}
+		return refused, &scopeError{s.name(), negativeSize(n)}
 	}
 	r := memoryRequest(st.m.admission, n, priority)
 	for {
@@ -251,7 +282,7 @@ func (st *stripe) reserve(h *holder, n int64, priority uint8, all bool) (verdict
 		case st.beyond(&r, v):
 			continue
 		case v == refused:
-			return v, st.refusal(h.name(), &r)
+			return v, st.refusal(s.name(), &r)
 		}
 		return v, nil
 	}
@@ -260,18 +291,20 @@ func (st *stripe) reserve(h *holder, n int64, priority uint8, all bool) (verdict
 // checkTree decides a reservation for a holder and its owners.
 func (st *stripe) checkTree(h *holder, r *request) (verdict, error) {
 	for x := h; x != nil; x = x.owner {
-		if x.done {
+		if !x.is(h.num) {
 			// A span may outlive its owner, but it gets nothing more (I5).
-			return refused, &scopeError{h.name(), &scopeError{x.name(), network.ErrResourceScopeClosed}}
+			return refused, &scopeError{h.name(h.num), &scopeError{x.name(h.num), network.ErrResourceScopeClosed}}
 		}
-		limit := x.limits()[dimMemory]
-		bound := st.m.admission.threshold(limit, r.weight)
-		if r.observed.has(x.kind) {
-			bound = math.MaxInt64
+		limit, bound := int64(math.MaxInt64), int64(math.MaxInt64)
+		if limits := x.limits(); limits != nil {
+			limit = limits[dimMemory]
+		}
+		if !r.observed.has(x.kind) {
+			bound = st.m.admission.threshold(limit, r.weight)
 		}
 		if r.memory > bound-x.use {
 			st.traceRefuser(x)
-			name := x.name()
+			name := x.name(h.num)
 			st.note(refusal{&name, dimMemory, CauseLimit, x.use, r.memory, limit}, nil)
 			r.asker = h.tree.chain.peer
 			st.why.askedBy(r)
@@ -293,16 +326,11 @@ func (st *stripe) change(h *holder, n int64) {
 // the first owner that is done: it has released what was below it (I5).
 func (st *stripe) drop(h *holder, n int64) {
 	x := h
-	for ; x != nil && !x.done; x = x.owner {
+	for ; x != nil && x.is(h.num); x = x.owner {
 		st.change(x, -n)
 	}
 	if x == nil {
-		c := &h.tree.chain
-		if p := c.peer; p != nil {
-			now := p.use[dimMemory]
-			st.peerMemory.moveMemory(now, now-n)
-		}
-		st.subMemory(c, n)
+		st.subMemory(&h.tree.chain, n)
 	}
 	if st.trace != nil && !h.done {
 		st.traceMemory(h, n, 0, (*tracer).returned)
@@ -313,8 +341,16 @@ func (st *stripe) drop(h *holder, n int64) {
 // was not reserved here is not released: that is a caller's bug. A scope that
 // is done has released everything already; go-libp2p itself releases at closed
 // streams, so that is counted, but it is nothing to complain about.
-func (h *holder) ReleaseMemory(size int) {
+func (s *handle) ReleaseMemory(size int) {
+	h := s.h
 	st := h.tree.lock(false)
+	if !s.live() {
+		if size != 0 {
+			st.lateReleases++
+		}
+		st.mu.Unlock()
+		return
+	}
 	n := max(0, min(int64(size), h.own)) // I6
 	if n > 0 {
 		h.own -= n
@@ -324,24 +360,19 @@ func (h *holder) ReleaseMemory(size int) {
 		st.mu.Unlock()
 		return
 	}
-	if h.done {
-		st.lateReleases++
-		st.mu.Unlock()
-		return
-	}
-	name := h.name()
+	name := s.name()
 	st.mu.Unlock()
 	st.m.reportRelease(name, int64(size)-n)
 }
 
 // Stat gives what the scope holds.
-func (h *holder) Stat() network.ScopeStat {
-	st := h.tree.lock(false)
+func (s *handle) Stat() network.ScopeStat {
+	st := s.h.tree.lock(false)
 	defer st.unlock(false)
-	if h.done {
+	if !s.live() {
 		return network.ScopeStat{}
 	}
-	a := h.amounts()
+	a := s.h.amounts()
 	return a.stat()
 }
 
@@ -355,85 +386,97 @@ func (h *holder) amounts() (a amounts) {
 	return a
 }
 
+// spanScope is a span of a connection, of a stream, or of another span.
+type spanScope struct {
+	handle
+	node holder
+}
+
+var _ ResourceScopeLimiter = (*spanScope)(nil)
+
 // BeginSpan opens a span below this scope.
-func (h *holder) BeginSpan() (network.ResourceScopeSpan, error) {
-	span := &holder{tree: h.tree, owner: h, kind: h.kind, role: innerSpan}
-	st, err := h.enter(false)
+func (s *handle) BeginSpan() (network.ResourceScopeSpan, error) {
+	h := s.h
+	span := &spanScope{node: holder{tree: h.tree, owner: h, num: s.num, kind: h.kind, role: innerSpan}}
+	span.handle = handle{&span.node, s.num}
+	st, err := s.enter(false)
 	if err != nil {
 		return nil, err
 	}
 	h.spans++
-	span.num = h.spans
-	st.traceSpan(span)
-	st.unlock(false)
+	span.node.seq = h.spans
+	st.traceSpan(&span.node)
+	st.mu.Unlock()
 	return span, nil
 }
 
 // Done ends a span and releases what it holds. Again, it does nothing.
-func (h *holder) Done() {
-	st := h.tree.lock(false)
-	defer st.unlock(false)
-	if !h.done {
-		h.finish(st)
+func (s *handle) Done() {
+	st := s.h.tree.lock(false)
+	if s.live() {
+		s.h.finish(st)
 	}
+	st.mu.Unlock()
 }
 
 // finish releases everything that the holder has and marks it done (I5).
 func (h *holder) finish(st *stripe) {
-	total, mem := h.total(), h.use
-	st.change(h, -mem)
+	held, c := h.use, &h.tree.chain
+	st.change(h, -held)
 	h.own, h.done = 0, true
-	if h.owner != nil {
-		st.drop(h.owner, mem)
-	} else {
-		st.giveAll(&h.tree.chain, &total)
-		st.release(&h.tree.chain)
+	switch {
+	case h.owner == nil:
+		if held != 0 {
+			st.subMemory(c, held)
+		}
+		st.leave(c, h.unit)
+		if st.trace != nil {
+			total := h.whole(held)
+			st.traceChain(c, &total, (*tracer).returned)
+		}
 		if st.m.leaks != nil && h.role == leaf {
 			st.m.leaks.closed(h)
 		}
+	case h.owner.is(h.num):
+		st.drop(h.owner, held)
 	}
 	st.traceDone(h)
 }
 
-// release drops the references that a chain holds.
-func (st *stripe) release(c *chain) {
-	for _, a := range &c.at {
-		if a != nil && !a.lasting() {
-			st.unref(a)
-		}
-	}
-}
-
-// Limit gives a copy of the limit in force.
-func (h *holder) Limit() Limit {
-	st := h.tree.lock(false)
+// Limit gives a copy of the limit in force. One that admits nothing is that of a scope
+// that is done, or of a span whose owner is and that has none of its own.
+func (s *handle) Limit() Limit {
+	st := s.h.tree.lock(false)
 	defer st.unlock(false)
-	l := h.limits().baseLimit()
+	var l BaseLimit
+	if limits := s.h.limits(); limits != nil && s.live() {
+		l = limits.baseLimit()
+	}
 	return &l
 }
 
 // SetLimit gives this scope a limit of its own.
-func (h *holder) SetLimit(limit Limit) {
-	name := h.lockedName()
-	a, ok := h.tree.at.Load().m.readLimit(&name, limit)
-	if !ok {
-		return
+func (s *handle) SetLimit(limit Limit) {
+	st := s.h.tree.lock(false)
+	name := s.name()
+	st.unlock(false)
+	if a, ok := st.m.readLimit(&name, limit); ok {
+		s.putLimit(a)
 	}
-	st := h.tree.lock(false)
-	defer st.unlock(false)
-	h.limit = a
 }
 
-func (h *holder) lockedName() scopeName {
-	st := h.tree.lock(false)
+func (s *handle) putLimit(a *amounts) {
+	st := s.h.tree.lock(false)
 	defer st.unlock(false)
-	return h.name()
+	if s.live() {
+		s.h.limit = a
+	}
 }
 
 // connScope is a connection: transient until its peer is known.
 type connScope struct {
-	holder
-	root
+	handle
+	peer *peerScope // once it is known
 
 	addr netip.Addr    // of its far end, see endpoint
 	gate *subnetStripe // in which its address counts; may be nil
@@ -454,22 +497,23 @@ var (
 
 // PeerScope gives the scope of the connection's peer, or nil before SetPeer.
 func (c *connScope) PeerScope() network.PeerScope {
-	st := c.root.lock(false)
+	st := c.h.tree.lock(false)
 	defer st.unlock(false)
-	if c.chain.peer == nil {
+	if c.peer == nil {
 		return nil // not a nil pointer in an interface
 	}
-	return c.chain.peer
+	return c.peer
 }
 
 // SetPeer moves the connection from transient to its peer, or leaves it as it
 // was (I3).
 func (c *connScope) SetPeer(p peer.ID) error {
-	m := c.at.Load().m
+	m := c.h.tree.at.Load().m
 	err := c.setPeer(m, p)
-	tellRefusal(err)
-	if m.leaks != nil && err == nil {
-		m.leaks.moved(&c.holder, func(r *openRecord) { r.peer = p })
+	if err != nil {
+		tellRefusal(err)
+	} else if m.leaks != nil {
+		m.leaks.moved(c.num, func(r *openRecord) { r.peer = p })
 	}
 	if m.reporter != nil {
 		m.reportPeer(p, err)
@@ -481,16 +525,17 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 	mv := move{to: m.stripeOf(p), trusted: m.allowlist.allows(p, c.addr)}
 	if c.onTrial && !mv.trusted {
 		// The allowlist opened the gates for somebody else.
-		if err := c.mayStillMove(); err != nil {
+		h, err := c.copied()
+		if err != nil {
 			return err
 		}
-		if m.pressure.refuses(c.dir) {
+		if m.pressure.refuses(h.dir) {
 			if err := c.refuseForMemory(); err != nil {
 				return err
 			}
 		}
-		if why := m.enterGates(c.addr, c.dir, &mv.pass); why != nil {
-			return m.refusedAtGate(&c.holder, why)
+		if why := m.enterGates(c.addr, h.dir, &mv.pass); why != nil {
+			return m.refusedAtGate(&h, why)
 		}
 	}
 	err := c.moveTo(p, &mv)
@@ -500,16 +545,17 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 	return err
 }
 
-func (c *connScope) mayStillMove() error {
-	st := c.root.lock(false)
+// copied gives what the connection holds, if it can still be given a peer.
+func (c *connScope) copied() (holder, error) {
+	st := c.h.tree.lock(false)
 	defer st.unlock(false)
-	return c.mayMove(st)
+	return *c.h, c.mayMove(st)
 }
 
 // mayMove tells whether the connection can still be given a peer.
 func (c *connScope) mayMove(st *stripe) error {
 	err := c.openIn(st)
-	if err == nil && c.chain.peer != nil {
+	if err == nil && c.peer != nil {
 		err = &scopeError{c.name(), errAttached}
 	}
 	return err
@@ -525,7 +571,7 @@ type move struct {
 func (c *connScope) moveTo(p peer.ID, mv *move) error {
 	var said peerLimit
 	for all := false; ; {
-		from := c.root.lockWith(mv.to, all)
+		from := c.h.tree.lockWith(mv.to, all)
 		err := c.mayMove(from)
 		if err != nil {
 			unlockBoth(from, mv.to, all)
@@ -550,36 +596,26 @@ func (c *connScope) moveTo(p peer.ID, mv *move) error {
 
 // moveLocked charges the new place first and then leaves the old one.
 func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) (verdict, error) {
-	to, total := mv.to, c.total()
-	place := chain{peer: ps}
-	place.at[slotPeer] = &ps.account
-	stays := mv.trusted || !c.allowlisted
-	var v verdict
+	h, to, stays := c.h, mv.to, mv.trusted || !c.allowlisted
+	u, place := h.unit, &h.tree.chain
+	if to.plain && stays && h.use == 0 && ps.hasUnit(u) {
+		ps.use.addUnit(u)
+		to.peerGotUnit(ps, u)
+	} else if v, err := c.takeNewPlace(to, ps, mv.trusted, all); v != admitted {
+		return v, err
+	}
+	system := to.fixed[KindSystem]
 	if stays {
-		if !mv.trusted && to.checkPeersShare(ps, &total) == refused && !to.beyond(&total, refused) {
-			return refused, to.refusal(c.name(), &total)
-		}
-		v = to.take(&place, &total, all)
+		system = c.carry(to)
 	} else {
-		place.at[slotSystem] = &to.fixed[KindSystem].account
-		total.sharedFirst, total.near = true, c.near
-		v = to.takeStranger(&place, &total, all)
+		from.giveBack(place.at[slotSystem].share, u, h.use)
 	}
-	switch v {
-	case refused:
-		return v, to.refusal(c.name(), &total)
-	case undecided:
-		return v, nil
-	}
-	if stays {
-		place.at[slotSystem] = c.carry(to, &total)
-	} else {
-		from.giveBack(c.chain.at[slotSystem], &total)
-	}
-	from.giveBack(c.chain.at[slotTransient], &total)
+	from.giveBack(place.at[slotTransient].share, u, h.use)
 
-	from.connMemory.moveMemory(c.use, 0)
-	to.connMemory.moveMemory(0, c.use)
+	if h.use != 0 {
+		from.connMemory.moveMemory(h.use, 0)
+		to.connMemory.moveMemory(0, h.use)
+	}
 	ps.refs++
 	if mv.trusted {
 		ps.trusted++
@@ -593,18 +629,40 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 		from.m.fair.leave(c.near)
 		c.near = nil
 	}
-	c.chain.peer, c.chain.at[slotPeer] = ps, &ps.account
-	c.chain.at[slotTransient], c.chain.at[slotSystem] = nil, place.at[slotSystem]
-	c.at.Store(to)
+	c.peer, place.peer, place.at[slotPeer] = ps, ps, &ps.account
+	place.at[slotTransient], place.at[slotSystem] = nil, &system.account
+	h.tree.at.Store(to)
 	c.countNear(1)
 	to.m.fair.adopt(ps, c.near)
 	return admitted, nil
 }
 
+// takeNewPlace charges the connection to where it is to go, as far as it does not
+// stand there already.
+func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted, all bool) (v verdict, err error) {
+	total := c.h.total()
+	place := chain{peer: ps}
+	place.at[slotPeer] = &ps.account
+	switch {
+	case !trusted && c.allowlisted:
+		place.at[slotSystem] = &to.fixed[KindSystem].account
+		total.sharedFirst, total.near = true, c.near
+		v = to.takeStranger(&place, &total, all)
+	case !trusted && to.checkPeersShare(ps, &total) == refused && !to.beyond(&total, refused):
+		v = refused
+	default:
+		v = to.take(&place, &total, all)
+	}
+	if v == refused {
+		err = to.refusal(c.name(), &total)
+	}
+	return v, err
+}
+
 // countNear counts the connection for its subnet, in the scopes where it stands now.
 func (c *connScope) countNear(by int64) {
 	if c.near != nil {
-		c.near.countConn(&c.chain, c.unit, by)
+		c.near.countConn(&c.h.tree.chain, c.h.unit, by)
 	}
 }
 
@@ -629,32 +687,39 @@ func (st *stripe) takeStranger(place *chain, r *request, all bool) verdict {
 
 // carry moves the connection's use of its system scope, together with the
 // credit for it, to the scope's share in another stripe.
-func (c *connScope) carry(to *stripe, total *request) *account {
-	here := c.chain.at[slotSystem].share
+func (c *connScope) carry(to *stripe) *share {
+	h := c.h
+	here := h.tree.chain.at[slotSystem].share
 	there := to.fixed[here.kind]
+	if here == there {
+		return there
+	}
 	for _, a := range [...]*amounts{&here.use, &here.credit, &here.floor} {
-		a.refund(total)
+		a.subUnit(h.unit)
+		a[dimMemory] -= h.use
 	}
 	for _, a := range [...]*amounts{&there.use, &there.credit, &there.floor} {
-		a.charge(total)
+		a.addUnit(h.unit)
+		a[dimMemory] += h.use
 	}
-	return &there.account
+	return there
 }
 
 // Done releases the connection and everything that it holds. Again, it does
 // nothing.
 func (c *connScope) Done() {
-	st := c.root.lock(false)
-	if c.done {
-		st.unlock(false)
+	st := c.h.tree.lock(false)
+	if !c.live() {
+		st.mu.Unlock()
 		return
 	}
 	if c.trusted {
-		c.chain.peer.trusted--
+		c.peer.trusted--
 	}
 	c.countNear(-1)
-	c.finish(st)
-	st.unlock(false)
+	c.h.finish(st)
+	st.recycle(c.h)
+	st.mu.Unlock()
 	st.m.fair.leave(c.near)
 	if c.gate != nil {
 		c.gate.leave(c.addr)
@@ -663,8 +728,8 @@ func (c *connScope) Done() {
 
 // streamScope is a stream: transient until its protocol is known.
 type streamScope struct {
-	holder
-	root
+	handle
+	peer *peerScope
 }
 
 var (
@@ -674,11 +739,11 @@ var (
 
 // PeerScope gives the scope of the stream's peer.
 func (s *streamScope) PeerScope() network.PeerScope {
-	return s.chain.peer
+	return s.peer
 }
 
 // ProtocolScope gives the scope of the stream's protocol, or nil before
-// SetProtocol.
+// SetProtocol and after Done.
 func (s *streamScope) ProtocolScope() network.ProtocolScope {
 	if p := s.pool(slotProtocol, KindProtocol); p != nil {
 		return protocolScope{p}
@@ -687,7 +752,7 @@ func (s *streamScope) ProtocolScope() network.ProtocolScope {
 }
 
 // ServiceScope gives the scope of the stream's service, or nil before
-// SetService.
+// SetService and after Done.
 func (s *streamScope) ServiceScope() network.ServiceScope {
 	if p := s.pool(slotService, KindService); p != nil {
 		return serviceScope{p}
@@ -697,9 +762,9 @@ func (s *streamScope) ServiceScope() network.ServiceScope {
 
 // pool gives the protocol or service, nil where there is none yet.
 func (s *streamScope) pool(slot int, k Kind) *pool {
-	st := s.root.lock(false)
+	st := s.h.tree.lock(false)
 	defer st.unlock(false)
-	if a := s.chain.at[slot]; a != nil && a.kind == k {
+	if a := s.h.tree.chain.at[slot]; s.live() && a != nil && a.kind == k {
 		return a.share.pool
 	}
 	return nil
@@ -709,13 +774,14 @@ func (s *streamScope) pool(slot int, k Kind) *pool {
 // it was (I3).
 func (s *streamScope) SetProtocol(proto protocol.ID) error {
 	err := s.attach(KindProtocol, string(proto))
-	tellRefusal(err)
-	m := s.at.Load().m
-	if m.leaks != nil && err == nil {
-		m.leaks.moved(&s.holder, func(r *openRecord) { r.protocol = string(proto) })
+	m := s.peer.st.m
+	if err != nil {
+		tellRefusal(err)
+	} else if m.leaks != nil {
+		m.leaks.moved(s.num, func(r *openRecord) { r.protocol = string(proto) })
 	}
 	if m.reporter != nil {
-		m.reportProtocol(proto, s.chain.peer.peer, err)
+		m.reportProtocol(proto, s.peer.peer, err)
 	}
 	return err
 }
@@ -723,13 +789,14 @@ func (s *streamScope) SetProtocol(proto protocol.ID) error {
 // SetService adds the stream to a service, or leaves it as it was (I3).
 func (s *streamScope) SetService(svc string) error {
 	err := s.attach(KindService, svc)
-	tellRefusal(err)
-	m := s.at.Load().m
-	if m.leaks != nil && err == nil {
-		m.leaks.moved(&s.holder, func(r *openRecord) { r.service = svc })
+	m := s.peer.st.m
+	if err != nil {
+		tellRefusal(err)
+	} else if m.leaks != nil {
+		m.leaks.moved(s.num, func(r *openRecord) { r.service = svc })
 	}
 	if m.reporter != nil {
-		m.reportService(svc, s.chain.peer.peer, err)
+		m.reportService(svc, s.peer.peer, err)
 	}
 	return err
 }
@@ -741,14 +808,18 @@ func (s *streamScope) attach(kind Kind, name string) error {
 	}
 	var fresh *pool
 	for all := false; ; {
-		st, err := s.enter(all)
-		if err != nil {
-			return err
+		st := s.h.tree.lock(all)
+		if s.attachReady(st, kind, slot, name) {
+			st.unlock(all)
+			return nil
 		}
+		c := &s.h.tree.chain
+		err := s.openIn(st)
 		switch {
-		case s.chain.at[slot] != nil && s.chain.at[slot].kind == kind:
+		case err != nil:
+		case c.at[slot] != nil && c.at[slot].kind == kind:
 			err = &scopeError{s.name(), errAttached}
-		case kind == KindService && s.chain.at[slotProtocol].kind != KindProtocol:
+		case kind == KindService && c.at[slotProtocol].kind != KindProtocol:
 			err = &scopeError{s.name(), errNoProtocol}
 		case name == "":
 			err = &scopeError{s.name(), errNoName}
@@ -757,7 +828,7 @@ func (s *streamScope) attach(kind Kind, name string) error {
 			st.unlock(all)
 			return err
 		}
-		pr := s.chain.peer.pairNamed(kind, name)
+		pr := c.peer.pairNamed(kind, name)
 		if pr == nil {
 			sh := st.shareNamed(kind, name, fresh)
 			if sh == nil {
@@ -767,7 +838,7 @@ func (s *streamScope) attach(kind Kind, name string) error {
 				}
 				continue
 			}
-			pr = st.pair(s.chain.peer, sh)
+			pr = st.pair(c.peer, sh)
 		}
 		v, err := s.attachLocked(st, pr, slot, all)
 		st.unlock(all)
@@ -778,32 +849,51 @@ func (s *streamScope) attach(kind Kind, name string) error {
 	}
 }
 
+// attachReady attaches a stream that holds nothing but itself to a service or protocol
+// in which its peer has a part already, where there is room at hand; if not, it changes
+// nothing.
+func (s *streamScope) attachReady(st *stripe, kind Kind, slot int, name string) bool {
+	h := s.h
+	c := &h.tree.chain
+	if !st.plain || !s.live() || h.use != 0 ||
+		c.at[slot] != nil && !c.at[slot].lasting() || c.at[slotProtocol].lasting() == (kind == KindService) {
+		return false
+	}
+	u, pr := h.unit, c.peer.pairNamed(kind, name)
+	if pr == nil || !pr.hasUnit(u) || !pr.of.hasUnit(u) && !st.drawUnit(u, pr.of) {
+		return false
+	}
+	pr.use.addUnit(u)
+	pr.of.use.addUnit(u)
+	st.attached(h, pr, slot)
+	return true
+}
+
 func (s *streamScope) attachLocked(st *stripe, pr *pair, slot int, all bool) (verdict, error) {
-	sh := pr.of
-	pairSlot := slot - slotProtocol + slotProtocolPeer
-	total := s.total()
+	var place chain
+	place.at[slot-pairsBefore], place.at[slot] = &pr.account, &pr.of.account
+	total := s.h.total()
 	total.sharedFirst = true
-	if st.trace == nil && total.mayBeReady() && pr.hasReady(&total) && sh.hasReady(&total) {
-		pr.use.charge(&total) // what take would do, without a chain
-		sh.use.charge(&total)
-	} else {
-		var place chain
-		place.at[pairSlot], place.at[slot] = &pr.account, &sh.account
-		switch v := st.take(&place, &total, all); v {
-		case refused:
-			return v, st.refusal(s.name(), &total)
-		case undecided:
-			return v, nil
-		}
+	switch v := st.take(&place, &total, all); v {
+	case refused:
+		return v, st.refusal(s.name(), &total)
+	case undecided:
+		return v, nil
 	}
-	pr.refs++
-	sh.refs++
-	if slot == slotProtocol {
-		countTransient(&s.chain, s.dir, -1)
-		st.giveBack(s.chain.at[slotTransient], &total)
-	}
-	s.chain.at[pairSlot], s.chain.at[slot] = &pr.account, &sh.account
+	st.attached(s.h, pr, slot)
 	return admitted, nil
+}
+
+// attached puts a stream below what it has been charged to.
+func (st *stripe) attached(h *holder, pr *pair, slot int) {
+	c := &h.tree.chain
+	pr.refs++
+	pr.of.refs++
+	if slot == slotProtocol {
+		countTransient(c, h.dir, -1)
+		st.giveBack(c.at[slotTransient].share, h.unit, h.use)
+	}
+	c.at[slot-pairsBefore], c.at[slot] = &pr.account, &pr.of.account
 }
 
 // countTransient keeps the number of inbound streams that a peer has in the
@@ -820,13 +910,15 @@ func countTransient(c *chain, d dim, n int32) {
 // Done releases the stream and everything that it holds. Again, it does
 // nothing.
 func (s *streamScope) Done() {
-	st := s.root.lock(false)
-	defer st.unlock(false)
-	if !s.done {
-		countTransient(&s.chain, s.dir, -1)
+	h := s.h
+	st := h.tree.lock(false)
+	if s.live() {
+		countTransient(&h.tree.chain, h.dir, -1)
 		if st.m.fair != nil {
-			countStream(&s.chain, s.dir, -1)
+			countStream(&h.tree.chain, h.dir, -1)
 		}
-		s.finish(st)
+		h.finish(st)
+		st.recycle(h)
 	}
+	st.mu.Unlock()
 }

@@ -654,7 +654,7 @@ func (d *duel) size(p *pairOfScopes) int {
 
 func (d *duel) bytes(p *pairOfScopes) int64 {
 	line := p.model().line()
-	limit := pick(d.r, line).limits()[dimMemory]
+	limit := d.mod.Limit(pick(d.r, line)).Memory
 	switch d.r.IntN(10) {
 	case 0:
 		return d.r.Int64N(3)
@@ -762,7 +762,7 @@ func (d *duel) setLimit(p *pairOfScopes) {
 	p.eng.(ResourceScopeLimiter).SetLimit(&limit)
 	d.mod.SetLimit(p.model(), limit)
 	d.lowered = true
-	l := p.model().limits().base()
+	l := d.mod.Limit(p.model())
 	require.Equal(d.t, &l, p.eng.(ResourceScopeLimiter).Limit(), d.last)
 }
 

@@ -196,10 +196,14 @@ type LimitResetter interface {
 }
 
 // ResetLimit takes back what SetLimit has set.
-func (h *holder) ResetLimit() {
+func (s *handle) ResetLimit() {
+	h := s.h
 	st := h.tree.lock(false)
-	m, owner := st.m, h.tree.chain.peer
+	m, owner, live := st.m, h.tree.chain.peer, s.live()
 	st.unlock(false)
+	if !live {
+		return
+	}
 	var limit *amounts // a span follows its owner
 	if h.role == leaf {
 		book := m.limits.Load()
@@ -212,9 +216,7 @@ func (h *holder) ResetLimit() {
 			}
 		}
 	}
-	st = h.tree.lock(false)
-	defer st.unlock(false)
-	h.limit = limit
+	s.putLimit(limit)
 }
 
 // ResetLimit takes back what SetLimit has set.

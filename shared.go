@@ -36,7 +36,9 @@ func reserveAt(pl place, size int, priority uint8) error {
 		if v == undecided {
 			continue
 		}
-		tellRefusal(err)
+		if err != nil {
+			tellRefusal(err)
+		}
 		if m.reporter != nil {
 			m.reportMemory(size, err)
 		}
@@ -62,8 +64,11 @@ func releaseAt(pl place, size int) {
 	n := max(0, min(int64(size), a.own)) // I6
 	if n > 0 {
 		a.own -= n
-		r := memoryRequest(st.m.admission, n, 0)
-		st.giveAll(&c, &r)
+		st.subMemory(&c, n)
+		if st.trace != nil {
+			r := memoryRequest(st.m.admission, n, 0)
+			st.traceChain(&c, &r, (*tracer).returned)
+		}
 		st.enqueue(a)
 	}
 	excess := int64(size) - n
@@ -74,29 +79,30 @@ func releaseAt(pl place, size int) {
 }
 
 // beginSpanAt opens a span with the number that the scope's account gives it.
-func beginSpanAt(pl place, number func(*account, *chain) int64) (network.ResourceScopeSpan, error) {
+func beginSpanAt(pl place, number func(*account, *chain) uint32) (network.ResourceScopeSpan, error) {
 	span := &rootSpan{}
+	span.h, span.tree = &span.holder, &span.root
 	st, a, c := pl.enter(false, false)
 	defer st.unlock(false)
 	if st.closed {
 		return nil, errClosed
 	}
+	span.kind, span.role, span.seq = a.kind, firstSpan, number(a, &c)
 	span.chain = c
 	span.at.Store(st)
-	span.holder = holder{tree: &span.root, num: number(a, &c), kind: a.kind, role: firstSpan}
 	for _, a := range &c.at {
 		if a != nil && !a.lasting() {
 			a.refs++
 		}
 	}
-	st.traceSpan(&span.holder)
+	st.traceSpan(span.h)
 	return span, nil
 }
 
 // rootSpan is a span of a peer or of a shared scope: it has a tree of its own.
 type rootSpan struct {
-	holder
-	root
+	handle
+	top
 }
 
 var _ ResourceScopeLimiter = (*rootSpan)(nil)
@@ -238,9 +244,9 @@ func (ps *peerScope) ReleaseMemory(size int) { releaseAt(ps, size) }
 
 // BeginSpan opens a span below the peer.
 func (ps *peerScope) BeginSpan() (network.ResourceScopeSpan, error) {
-	return beginSpanAt(ps, func(_ *account, c *chain) int64 {
+	return beginSpanAt(ps, func(_ *account, c *chain) uint32 {
 		c.peer.spans++
-		return int64(c.peer.spans)
+		return c.peer.spans
 	})
 }
 
@@ -320,7 +326,7 @@ func (p *pool) ReleaseMemory(size int) { releaseAt(p, size) }
 
 // BeginSpan opens a span below the scope, in any stripe.
 func (p *pool) BeginSpan() (network.ResourceScopeSpan, error) {
-	return beginSpanAt(p, func(a *account, _ *chain) int64 { return a.share.pool.spans.Add(1) })
+	return beginSpanAt(p, func(a *account, _ *chain) uint32 { return a.share.pool.spans.Add(1) })
 }
 
 // Stat gives what the scope holds, over all stripes at one instant.

@@ -464,7 +464,8 @@ func TestALockIsTakenWhereTheTreeLiesNow(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(8))
 	for range 200 {
 		c := mustOpenConn(t, m, network.DirInbound).(*connScope)
-		from, p := c.at.Load(), stressPeers[0]
+		tree, p := c.h.tree, stressPeers[0]
+		from := tree.at.Load()
 		for i := 0; m.stripeOf(p) == from; i++ {
 			p = stressPeers[i]
 		}
@@ -474,8 +475,8 @@ func TestALockIsTakenWhereTheTreeLiesNow(t *testing.T) {
 		for range 4 {
 			runtime.Gosched()
 			wg.Go(func() {
-				st := c.root.lock(false)
-				if st != c.at.Load() {
+				st := tree.lock(false)
+				if st != tree.at.Load() {
 					t.Error("the lock of a stripe that the connection has left")
 				}
 				st.unlock(false)

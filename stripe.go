@@ -35,6 +35,9 @@ type stripe struct {
 	// wholeFrom is the least priority that may fill all of a limit.
 	wholeFrom uint8
 	closed    bool // the manager is closed: nothing new is admitted
+	// plain: nobody listens, nobody has a share, and the manager is not closed. Then
+	// accounts alone decide, and are all that has to know.
+	plain bool
 
 	// fixed holds the shares of the four scopes that are always there, by kind.
 	fixed [KindAllowlistedTransient + 1]*share
@@ -51,6 +54,10 @@ type stripe struct {
 
 	trace   *tracer // nil: nobody listens
 	refuser refuser // who refused last, if somebody listens
+
+	// idle has holders of connections and streams that are done, for those who come
+	// next.
+	idle struct{ conns, streams []*holder }
 
 	// queue holds the accounts that may have become unused, for reap.
 	queue []*account

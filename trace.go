@@ -206,7 +206,7 @@ func (h *holder) traceName() traceName {
 	if top.role == firstSpan {
 		return traceName{top.tree.chain.first().scopeName, h}
 	}
-	name := traceName{scopeName: top.name()}
+	name := traceName{scopeName: top.name(h.num)}
 	if h != top {
 		name.span = h
 	}
@@ -215,13 +215,13 @@ func (h *holder) traceName() traceName {
 
 // texts gives the name, and the numbers of a span as in scopeClass.
 func (n *traceName) texts() (name, span string) {
-	var nums []int64
+	var nums []uint32
 	for h := n.span; h != nil && h.role != leaf; h = h.owner {
-		nums = append(nums, h.num)
+		nums = append(nums, h.seq)
 	}
 	name = n.scopeName.String()
 	for i, num := range slices.Backward(nums) {
-		text := strconv.FormatInt(num, 10)
+		text := strconv.FormatUint(uint64(num), 10)
 		name += ".span-" + text
 		span += text
 		if i > 0 {

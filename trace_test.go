@@ -167,7 +167,7 @@ func TestAFullQueueDropsAndSaysHowMany(t *testing.T) {
 func TestPushOnlyTakesRoomInTheQueue(t *testing.T) {
 	tr := &tracer{max: 10_000, wake: make(chan struct{}, 1)}
 	tr.mu.queue = make([]traceEvent, 0, tr.max)
-	h := &holder{owner: &holder{kind: KindStream, num: 4}, role: innerSpan, num: 2}
+	h := &holder{owner: &holder{kind: KindStream, num: 4}, role: innerSpan, num: 4, seq: 2}
 	r, use := memoryRequest(AdmissionHalf, 10, 255), amounts{}
 	require.Zero(t, testing.AllocsPerRun(1000, func() { tr.granted(h.traceName(), &r, &use) }))
 	require.Len(t, tr.mu.queue, 1001)
@@ -512,17 +512,17 @@ func TestSpansHaveTheNamesThatErrorsHave(t *testing.T) {
 	require.NoError(t, err)
 	s2, err := s1.BeginSpan()
 	require.NoError(t, err)
-	holders := []*holder{&c.(*connScope).holder, s1.(*holder), s2.(*holder)}
+	holders := []*holder{c.(*connScope).h, s1.(*spanScope).h, s2.(*spanScope).h}
 	require.NoError(t, m.ViewPeer(mustPeer(t, peerA), func(s network.PeerScope) error {
 		s1, err := s.BeginSpan()
 		require.NoError(t, err)
 		s2, err := s1.BeginSpan()
 		require.NoError(t, err)
-		holders = append(holders, &s1.(*rootSpan).holder, s2.(*holder))
+		holders = append(holders, s1.(*rootSpan).h, s2.(*spanScope).h)
 		return nil
 	}))
 	for _, h := range holders {
-		want, n := h.name(), h.traceName()
+		want, n := h.name(h.num), h.traceName()
 		name, span := n.texts()
 		require.Equal(t, want.String(), name)
 		require.Equal(t, strings.Contains(name, ".span-"), span != "")

@@ -40,8 +40,8 @@ func requestFor(priority uint8, items ...item) *request {
 // scopeOf names a scope that is there once.
 func scopeOf(k Kind) traceName { return traceName{scopeName: scopeName{kind: k}} }
 
-func spanBelow(n traceName, num int64) traceName {
-	n.span = &holder{owner: n.span, role: innerSpan, num: num}
+func spanBelow(n traceName, seq uint32) traceName {
+	n.span = &holder{owner: n.span, role: innerSpan, seq: seq}
 	return n
 }
 

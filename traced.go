@@ -31,7 +31,7 @@ func (st *stripe) traceHeld(h *holder, r *request, tell func(*tracer, traceName,
 	switch {
 	case h.owner == nil:
 		st.traceChain(&h.tree.chain, r, tell)
-	case !h.owner.done:
+	case h.owner.is(h.num):
 		st.traceHeld(h.owner, r, tell)
 	}
 	use := h.amounts()
@@ -73,15 +73,20 @@ func (st *stripe) traceGate(h *holder, why *LimitError) {
 
 // traceSpan tells of a new span.
 func (st *stripe) traceSpan(h *holder) {
-	if st.trace != nil {
-		st.trace.created(h.traceName(), *h.limits())
+	if st.trace == nil {
+		return
 	}
+	limits := h.limits()
+	if limits == nil { // its owner is done
+		limits = &amounts{}
+	}
+	st.trace.created(h.traceName(), *limits)
 }
 
 // traceOpening tells of a connection or stream that is to be opened.
 func (st *stripe) traceOpening(h *holder) {
 	if st.trace != nil {
-		st.trace.created(traceName{scopeName: h.name()}, *h.limit)
+		st.trace.created(traceName{scopeName: h.name(h.num)}, *h.limit)
 	}
 }
 
@@ -89,14 +94,14 @@ func (st *stripe) traceOpening(h *holder) {
 func (st *stripe) traceOpened(h *holder, r *request) {
 	if st.trace != nil {
 		use := r.amounts()
-		st.trace.granted(traceName{scopeName: h.name()}, r, &use)
+		st.trace.granted(traceName{scopeName: h.name(h.num)}, r, &use)
 	}
 }
 
 // traceNotOpened tells of a connection or stream that was refused.
 func (st *stripe) traceNotOpened(h *holder) {
 	if st.trace != nil {
-		st.trace.destroyed(traceName{scopeName: h.name()})
+		st.trace.destroyed(traceName{scopeName: h.name(h.num)})
 	}
 }
 

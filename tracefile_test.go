@@ -33,7 +33,7 @@ func TestLinesOfATraceFileAreTheJSONOfItsEvents(t *testing.T) {
 			name: traceName{scopeName: scopeName{kind: Kind(r.IntN(int(numKinds))), num: r.Int64N(5000), text: pick(r, texts), peer: peerNamed(pick(r, texts))}},
 		}
 		for range r.IntN(3) {
-			e.name.span = &holder{owner: e.name.span, role: innerSpan, num: r.Int64N(3)}
+			e.name.span = &holder{owner: e.name.span, role: innerSpan, seq: r.Uint32N(3)}
 		}
 		if r.IntN(3) == 0 {
 			e.limit = &amounts{number(), number(), number(), number(), number(), number(), number(), number()}

@@ -1,0 +1,185 @@
+package rcmgr
+
+// Connections and streams come, move and go far more often than they hold memory
+// while they do. So what they are counted as, a unit, has paths of its own, without a
+// request to put together: what is at hand everywhere is charged, and the unit leaves
+// its whole chain at once. All else is for check in chain.go to decide.
+
+import "github.com/libp2p/go-libp2p/core/network"
+
+// unit is one connection or stream as it is counted. The zero value is none.
+type unit struct {
+	count uint8 // 1, in dir and in both
+	fds   uint8 // 1 if it takes a descriptor
+	dir   dim   // connections or streams in its direction
+	both  dim   // those in either direction
+}
+
+// unitOf gives the unit of a kind. Every direction but inbound counts as outbound.
+func unitOf(kind Kind, dir network.Direction, fd bool) unit {
+	u := unit{count: 1, dir: dimStreamsIn, both: dimStreams}
+	if kind == KindConn {
+		u.dir, u.both = dimConnsIn, dimConns
+	}
+	if dir != network.DirInbound {
+		u.dir++ // the outbound dimension
+	}
+	if fd {
+		u.fds = 1
+	}
+	return u
+}
+
+// whole asks for a connection or stream with all the memory that it holds.
+func (u unit) whole(memory int64) request {
+	return request{memory: memory, weight: whole, priority: network.ReservationPriorityAlways,
+		count: int64(u.count), fds: int64(u.fds), dir: u.dir, both: u.both}
+}
+
+// dims gives what a unit counts in, in the order in which it is checked; both again
+// where it takes no descriptor.
+func (u unit) dims() [3]dim {
+	if u.fds == 0 {
+		return [3]dim{u.dir, u.both, u.both}
+	}
+	return [3]dim{u.dir, u.both, dimFD}
+}
+
+// addUnit charges a unit.
+func (a *amounts) addUnit(u unit) {
+	a[u.dir&dimMask] += int64(u.count)
+	a[u.both&dimMask] += int64(u.count)
+	a[dimFD] += int64(u.fds)
+}
+
+// subUnit takes a unit away.
+func (a *amounts) subUnit(u unit) {
+	a[u.dir&dimMask] -= int64(u.count)
+	a[u.both&dimMask] -= int64(u.count)
+	a[dimFD] -= int64(u.fds)
+}
+
+// hasUnit is hasReady for a unit.
+func (a *account) hasUnit(u unit) bool {
+	ready, use := a.ready, &a.use
+	return ready[u.dir&dimMask] > use[u.dir&dimMask] &&
+		ready[u.both&dimMask] > use[u.both&dimMask] &&
+		ready[dimFD]-use[dimFD] >= int64(u.fds)
+}
+
+// openReady opens a connection or stream that costs nothing but itself, where that is
+// at hand everywhere, in the standard scopes; if not, it changes nothing.
+func (st *stripe) openReady(h *holder, c *chain) bool {
+	u, ps := h.unit, c.peer
+	transient, system := st.fixed[KindTransient], st.fixed[KindSystem]
+	if !st.plain || h.use != 0 || !u.within(h.limit) || ps != nil && !ps.hasUnit(u) {
+		return false
+	}
+	if !transient.hasUnit(u) || !system.hasUnit(u) {
+		r := request{dir: u.dir, asker: ps}
+		if st.m.rations(&r) || !st.drawUnit(u, transient, system) {
+			return false
+		}
+	}
+	if ps != nil {
+		ps.use.addUnit(u)
+		ps.refs++
+		st.peerGotUnit(ps, u)
+	}
+	transient.use.addUnit(u)
+	system.use.addUnit(u)
+	c.stand(transient, system)
+	countTransient(c, u.dir, 1)
+	if h.num == 0 {
+		h.num = st.newID()
+	}
+	return true
+}
+
+// drawUnit draws what shares lack for a unit, where their pools are tight and have it to
+// give; if not, it changes nothing. The shares are in the order of their slots.
+func (st *stripe) drawUnit(u unit, shares ...*share) bool {
+	for _, sh := range shares {
+		if !sh.mayDraw(u) {
+			return false
+		}
+	}
+	may := true
+	for _, sh := range shares {
+		sh.pool.mu.Lock()
+		may = may && sh.mayDraw(u)
+	}
+	for _, sh := range shares {
+		if may {
+			st.draws += sh.drawUnitLocked(u)
+		}
+		sh.pool.mu.Unlock()
+	}
+	return may
+}
+
+// within tells whether a limit admits a unit while nothing is held.
+func (u unit) within(limit *amounts) bool {
+	return limit[u.dir&dimMask] > 0 && limit[u.both&dimMask] > 0 && limit[dimFD] >= int64(u.fds)
+}
+
+// leave takes a unit out of its whole chain, with the references that it holds, and
+// returns credit where too much lies idle now.
+func (st *stripe) leave(c *chain, u unit) {
+	for _, a := range c.at[:firstShared] {
+		if a != nil {
+			a.use.subUnit(u)
+			if a.refs--; a.refs == 0 {
+				st.enqueue(a)
+			}
+		}
+	}
+	for _, a := range c.shared() {
+		if a == nil {
+			continue
+		}
+		a.use.subUnit(u)
+		if sh := a.share; sh.idles(u) {
+			st.returns += sh.trim(u)
+		}
+		if !a.lasting() {
+			if a.refs--; a.refs == 0 {
+				st.enqueue(a)
+			}
+		}
+	}
+	if c.peer != nil && u.count != 0 {
+		now := c.peer.use[u.dir&dimMask]
+		st.peerCounts[u.dir&dimMask].moveCount(now+1, now)
+	}
+}
+
+// giveBack takes a unit, and the memory that it holds, from one share.
+func (st *stripe) giveBack(sh *share, u unit, memory int64) {
+	sh.use.subUnit(u)
+	sh.use[dimMemory] -= memory
+	if sh.idles(u) || sh.use[dimMemory] < sh.floor[dimMemory] {
+		st.returns += sh.trim(u)
+	}
+	if st.trace != nil {
+		r := u.whole(memory)
+		st.trace.returned(traceName{scopeName: sh.scopeName}, &r, &sh.use)
+	}
+}
+
+// idles tells whether too much credit lies idle of what a unit counts in.
+func (sh *share) idles(u unit) bool {
+	return sh.use[u.dir&dimMask] < sh.floor[u.dir&dimMask] ||
+		sh.use[u.both&dimMask] < sh.floor[u.both&dimMask] ||
+		sh.use[dimFD] < sh.floor[dimFD]
+}
+
+// peerGotUnit keeps the distributions of what peers hold, and the peer's peaks, after
+// it got a unit.
+func (st *stripe) peerGotUnit(ps *peerScope, u unit) {
+	now := ps.use[u.dir&dimMask]
+	st.peerCounts[u.dir&dimMask].moveCount(now-1, now)
+	ps.peak.raise(&ps.use, u.dir)
+	ps.peak.raise(&ps.use, u.both)
+	ps.peak.raise(&ps.use, dimFD)
+}

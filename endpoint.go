@@ -24,23 +24,22 @@ type endpoint struct {
 
 // endpointOf reads an endpoint from a multiaddr of any kind, nil included.
 func endpointOf(ma multiaddr.Multiaddr) endpoint {
-	var far endpoint
-	leading := true // past a zone at most: what follows is transport
+	for i := range ma {
+		if ma[i].Code() == multiaddr.P_CIRCUIT {
+			return endpoint{relayed: true}
+		}
+	}
 	for i := range ma {
 		switch ma[i].Code() {
-		case multiaddr.P_CIRCUIT:
-			return endpoint{relayed: true}
 		case multiaddr.P_IP6ZONE:
 			continue
 		case multiaddr.P_IP4, multiaddr.P_IP6:
-			if leading { // an IP address further on is not the far end's
-				addr, _ := netip.AddrFromSlice(ma[i].RawValue())
-				far.addr = normalAddr(addr)
-			}
+			addr, _ := netip.AddrFromSlice(ma[i].RawValue())
+			return endpoint{addr: normalAddr(addr)}
 		}
-		leading = false
+		return endpoint{} // an IP address behind a transport is not the far end's
 	}
-	return far
+	return endpoint{}
 }
 
 // nat64 is the well-known prefix (RFC 6052) under which a NAT64 gateway shows
@@ -54,6 +53,11 @@ func normalAddr(addr netip.Addr) netip.Addr {
 	if addr.Is4() {
 		return addr
 	}
+	return normalIPv6(addr)
+}
+
+// normalIPv6 is normalAddr for what is written as IPv6.
+func normalIPv6(addr netip.Addr) netip.Addr {
 	addr = addr.WithZone("").Unmap()
 	if addr.Is6() && nat64.Contains(addr) {
 		b := addr.As16()

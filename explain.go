@@ -458,7 +458,7 @@ func (e *explainer) gate(d dim) {
 		}
 		c.checks = append(c.checks, k)
 	}
-	if g.caller != nil && g.caller.limiter != nil {
+	if g.caller.limits() {
 		e.out.Unknown = "the caller's own rate limiter is not asked: it would take a token"
 	}
 	c.decide()
@@ -483,9 +483,7 @@ func (s *subnets) look(addr netip.Addr) (conns []gateLook) {
 	add := func(st *subnetStripe, sub subnet, counts, takes bool) {
 		rec := &st.mu.own
 		if st.named == nil {
-			if rec = st.mu.table.find(sub.key, sub.level.id); rec == nil {
-				rec = &subnetRecord{}
-			}
+			rec, _ = st.mu.table.find(sub.key, sub.level.id)
 		}
 		name := sub.prefix().String()
 		if counts && sub.level.conns != noConnLimit {
@@ -508,12 +506,12 @@ func (s *subnets) look(addr netip.Addr) (conns []gateLook) {
 		look(n.tokens, func() { add(n.tokens, *n.tokens.named, false, true) })
 	}
 	f, key := familyOf(addr), keyOf(addr)
-	counts, takes := !n.forConns && s.counted[f], !n.forTokens && s.taken[f]
+	div := &s.families[f]
+	counts, takes := div.counts && !n.forConns, div.takes && !n.forTokens
 	if counts || takes {
-		st := s.stripeOf(key, s.levels[f])
+		st := s.stripeOf(key.cut(div.widest))
 		look(st, func() {
-			for i := range s.levels[f] {
-				l := &s.levels[f][i]
+			for l := div.narrowest; l != nil; l = l.wider {
 				add(st, subnet{l, key.cut(l.host)}, counts, takes)
 			}
 		})

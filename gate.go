@@ -45,19 +45,16 @@ func (g *gate) concerns(d dim) bool {
 	return d == dimConnsIn || g.outbound
 }
 
-// enter asks the gates for a connection from addr, or tells why not. Without an
-// address there is nothing to ask. d is inbound connections, or outbound ones.
-func (g *gate) enter(addr netip.Addr, d dim, p *gatePass) *LimitError {
-	why, ok := g.subnets.enter(addr, d, p)
-	if ok && g.caller != nil && !g.caller.allows(addr) {
-		if g.subnets.lets(addr, KindRate, d) {
-			return nil
-		}
-		p.undo()
-		*p = gatePass{}
-		return g.subnets.refuse(addr, KindRate, d)
+// askCaller asks the caller's own rates for an address that has passed the subnets,
+// or takes back what they gave it.
+func (g *gate) askCaller(d dim, p *gatePass) (why *LimitError, ok bool) {
+	if g.caller.allows(p.addr) || g.subnets.lets(p.addr, KindRate, d) {
+		return nil, true
 	}
-	return why
+	refused := *p
+	*p = gatePass{}
+	refused.undo()
+	return g.subnets.refuse(refused.addr, KindRate, d), false
 }
 
 // forget drops what the gates keep of addresses that have been quiet.
@@ -84,7 +81,7 @@ func (g *gate) suspicious(addr net.Addr) bool {
 // room, is it slow enough. Who is refused by the first leaves no trace in the
 // others.
 func (m *Manager) passGates(h *holder, far endpoint, p *gatePass) error {
-	if m.crowded(h) {
+	if m.fixed[KindTransient].tightFor(h.unit) || m.fixed[KindSystem].tightFor(h.unit) {
 		if err := m.anyStripe().glance(h); err != nil {
 			return err
 		}
@@ -131,11 +128,6 @@ func (st *stripe) glance(h *holder) error {
 		}
 	}
 	return nil
-}
-
-// crowded tells, without a lock, whether system or transient may be full.
-func (m *Manager) crowded(h *holder) bool {
-	return m.fixed[KindTransient].tightFor(h.unit) || m.fixed[KindSystem].tightFor(h.unit)
 }
 
 // VerifySourceAddress tells a transport whether to make sure of a source

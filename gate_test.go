@@ -217,11 +217,18 @@ func TestWhatIsRefusedLaterTakesNothingFromTheGates(t *testing.T) {
 // back.
 func (g *gate) enterNow(far multiaddr.Multiaddr) bool {
 	var pass gatePass
-	why := g.enter(endpointOf(far).addr, dimConnsIn, &pass)
+	why := withGates(g).enterGates(endpointOf(far).addr, dimConnsIn, &pass)
 	if pass.conns != nil {
 		pass.conns.leave(pass.addr)
 	}
 	return why == nil
+}
+
+// withGates makes a manager that has nothing but gates.
+func withGates(g *gate) *Manager {
+	m := new(Manager)
+	m.gates.Store(g)
+	return m
 }
 
 func TestRefusalsByGatesSayWhichAndAreCounted(t *testing.T) {

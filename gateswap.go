@@ -14,15 +14,20 @@ import (
 // gate gives the gates in force.
 func (m *Manager) gate() *gate { return m.gates.Load() }
 
-// enterGates asks the gates in force.
+// enterGates asks the gates in force for a connection from addr, or tells why not.
+// Without an address there is nothing to ask. d is inbound connections, or outbound
+// ones. What was given is written to p.
 func (m *Manager) enterGates(addr netip.Addr, d dim, p *gatePass) *LimitError {
 	for {
 		g := m.gate()
-		why := g.enter(addr, d, p)
-		if why != nil || p.conns != nil || p.tokens != nil || m.gate() == g {
+		why, ok := g.subnets.enter(addr, d, p)
+		if ok && g.caller.limits() {
+			why, ok = g.askCaller(d, p)
+		}
+		if ok || why != nil {
 			return why
 		}
-		// They had retired, and given nothing.
+		// They had retired: others are in force.
 	}
 }
 
@@ -139,8 +144,8 @@ func (st *subnetStripe) countedLocked() (all []countedSubnet) {
 // counting gives the levels of a family that limit connections and whose subnets
 // are not narrower than this prefix length, the narrowest first.
 func (p *partition) counting(f family, bits int) (levels []*level) {
-	for i := range p.levels[f] {
-		if l := &p.levels[f][i]; l.conns != noConnLimit && l.bits <= bits {
+	for l := p.families[f].narrowest; l != nil; l = l.wider {
+		if l.conns != noConnLimit && l.bits <= bits {
 			levels = append(levels, l)
 		}
 	}
@@ -176,7 +181,7 @@ func (s *subnets) countInherited(at netip.Prefix, n int32) {
 		return
 	}
 	key := keyOf(at.Addr())
-	if heir := s.stripeOf(key, s.levels[f]).inherit(levels, key, n); heir != nil {
+	if heir := s.stripeOf(key.cut(s.families[f].widest)).inherit(levels, key, n); heir != nil {
 		heir.countInherited(key.cut(levels[0].host).prefix(levels[0].bits), n)
 	}
 }
@@ -198,10 +203,17 @@ func (st *subnetStripe) inherit(levels []*level, key subnetKey, n int32) (heir *
 	if st.named != nil {
 		count(&st.mu.own)
 	}
+	t := &st.mu.table
 	for _, l := range levels {
-		rec := st.recordLocked(key.cut(l.host), l.id)
-		count(rec)
-		st.dropLocked(rec)
+		sub := key.cut(l.host)
+		rec, _ := t.find(sub, l.id)
+		if !rec.used() {
+			rec = t.add(rec, sub, l.id)
+		}
+		if count(rec); rec.idle() {
+			_, at := t.find(sub, l.id)
+			t.remove(at)
+		}
 	}
 	return st.mu.heir
 }

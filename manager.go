@@ -6,6 +6,7 @@ package rcmgr
 import (
 	"fmt"
 	"hash/maphash"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +30,7 @@ var log = logging.Logger("rcmgr")
 // implement ResourceScopeLimiter.
 type Manager struct {
 	seed      maphash.Seed
+	secret    subnetHash // chooses the stripes of peers
 	stripes   []stripe
 	dir       directory
 	fixed     [KindAllowlistedTransient + 1]*pool
@@ -95,6 +97,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	}
 	m := &Manager{
 		seed:      maphash.MakeSeed(),
+		secret:    subnetHash{rand.Uint64(), rand.Uint64()},
 		stripes:   make([]stripe, cfg.stripes),
 		admission: cfg.admission,
 		newcomers: cfg.newcomers,

@@ -204,11 +204,3 @@ func (s *subnets) lets(addr netip.Addr, k Kind, d dim) bool {
 	s.letLocked(bar{st, single(addr), k}, d)
 	return true
 }
-
-// withoutTokenLocked lets a connection pass without a token if there is none on
-// some level: it is not owed, for whoever is refused owes nothing.
-func (w *passage) withoutTokenLocked() {
-	if w.fullLocked(1<<KindSubnet).st != nil {
-		w.tokens, w.takes = nil, false
-	}
-}

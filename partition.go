@@ -46,6 +46,7 @@ type level struct {
 	host   uint   // how many bits follow it
 	conns  int64  // connections at a time; noConnLimit is any number
 	tokens bucketLimit
+	wider  *level // the next one; nil is none
 }
 
 const noConnLimit = math.MaxInt64
@@ -65,16 +66,22 @@ type namedNet struct {
 	free                bool          // neither is limited
 }
 
+// division is how a family is cut up where nothing is named.
+type division struct {
+	levels        []level // the narrowest subnets first
+	narrowest     *level  // the first of them; nil is none
+	widest        uint    // how many bits follow the shortest prefix length
+	counts, takes bool    // some level limits connections; how fast they come
+	// begins has a bit for every first byte that an address in a named network may
+	// have: others need not be looked up.
+	begins [4]uint64
+}
+
 // partition does not change once it is built.
 type partition struct {
 	networks *bart.Table[namedNet]
-	// begins has a bit for every first byte that an address in a named network may
-	// have: others need not be looked up.
-	begins  [numFamilies][4]uint64
-	levels  [numFamilies][]level // the narrowest subnets first
-	byID    []*level             // the same by id, from 1
-	counted [numFamilies]bool    // some level limits connections
-	taken   [numFamilies]bool    // some level limits how fast they come
+	families [numFamilies]division
+	byID     []*level // the levels by id, from 1
 }
 
 // newPartition checks what it is made from. An error names the option, or the
@@ -85,9 +92,9 @@ func newPartition(conns subnetConfig, rates rateConfig) (*partition, error) {
 	err := conns.each(
 		func(f family, l ConnLimitPerSubnet) error {
 			if l.ConnCount != math.MaxInt {
-				at := p.level(f, l.PrefixLength)
+				at := p.families[f].level(f, l.PrefixLength)
 				at.conns = min(at.conns, int64(l.ConnCount)) // a connection has to fit all entries
-				p.counted[f] = true
+				p.families[f].counts = true
 			}
 			return nil
 		},
@@ -100,8 +107,8 @@ func newPartition(conns subnetConfig, rates rateConfig) (*partition, error) {
 	err = rates.each(
 		func(f family, bits int, b bucketLimit) error {
 			if !b.unlimited() {
-				p.level(f, bits).tokens = b // there is one entry for a length
-				p.taken[f] = true
+				p.families[f].level(f, bits).tokens = b // there is one entry for a length
+				p.families[f].takes = true
 			}
 			return nil
 		},
@@ -111,14 +118,8 @@ func newPartition(conns subnetConfig, rates rateConfig) (*partition, error) {
 	if err != nil {
 		return nil, err
 	}
-	id := uint16(0)
-	for f := range p.levels {
-		slices.SortFunc(p.levels[f], func(a, b level) int { return cmp.Compare(b.bits, a.bits) })
-		for i := range p.levels[f] {
-			id++
-			p.levels[f][i].id = id
-			p.byID = append(p.byID, &p.levels[f][i])
-		}
+	for f := range p.families {
+		p.order(&p.families[f])
 	}
 	// What is named for one of the two only is for the other as the network
 	// around it, or not named.
@@ -127,41 +128,54 @@ func newPartition(conns subnetConfig, rates rateConfig) (*partition, error) {
 			var n namedNet
 			n.conns, n.forConns = counts.LookupPrefix(at)
 			n.tokens, n.forTokens = buckets.LookupPrefix(at)
-			f := familyOf(at.Addr())
-			n.free = n.conns == nil && n.tokens == nil && (n.forConns || !p.counted[f]) && (n.forTokens || !p.taken[f])
+			div := &p.families[familyOf(at.Addr())]
+			n.free = n.conns == nil && n.tokens == nil && (n.forConns || !div.counts) && (n.forTokens || !div.takes)
 			p.networks.Insert(at, n)
-			p.begin(at)
+			div.begin(at)
 		}
 	}
 	return p, nil
 }
 
+// order puts the levels of a family in order, and gives them their numbers.
+func (p *partition) order(div *division) {
+	slices.SortFunc(div.levels, func(a, b level) int { return cmp.Compare(b.bits, a.bits) })
+	for i := range div.levels {
+		l := &div.levels[i]
+		p.byID = append(p.byID, l)
+		l.id = uint16(len(p.byID))
+		if i == 0 {
+			div.narrowest = l
+		} else {
+			div.levels[i-1].wider = l
+		}
+		div.widest = l.host
+	}
+}
+
 // begin notes the first bytes of the addresses in a named network.
-func (p *partition) begin(at netip.Prefix) {
+func (div *division) begin(at netip.Prefix) {
 	first := at.Addr().AsSlice()[0]
 	for i := range 1 << max(0, 8-at.Bits()) {
 		b := first + byte(i)
-		p.begins[familyOf(at.Addr())][b/64] |= 1 << (b % 64)
+		div.begins[b/64] |= 1 << (b % 64)
 	}
 }
 
-// mayBeNamed tells whether an address may be in a named network.
-func (p *partition) mayBeNamed(f family, k subnetKey) bool {
-	first := k.hi >> 56
-	if f == ipv4 {
-		first = k.lo >> 24 & 0xff
-	}
-	return p.begins[f][first/64]>>(first%64)&1 != 0
+// mayBeNamed tells whether an address that begins with this byte may be in a named
+// network.
+func (div *division) mayBeNamed(first byte) bool {
+	return div.begins[first/64]>>(first%64)&1 != 0
 }
 
 // level finds a level, or adds one without limits.
-func (p *partition) level(f family, bits int) *level {
-	at := slices.IndexFunc(p.levels[f], func(l level) bool { return l.bits == bits })
+func (div *division) level(f family, bits int) *level {
+	at := slices.IndexFunc(div.levels, func(l level) bool { return l.bits == bits })
 	if at < 0 {
-		at = len(p.levels[f])
-		p.levels[f] = append(p.levels[f], level{bits: bits, host: uint(f.bitLen() - bits), conns: noConnLimit})
+		at = len(div.levels)
+		div.levels = append(div.levels, level{bits: bits, host: uint(f.bitLen() - bits), conns: noConnLimit})
 	}
-	return &p.levels[f][at]
+	return &div.levels[at]
 }
 
 // addNetwork adds a network that was listed for a family, with limits of its own.
@@ -199,12 +213,16 @@ func (f family) checkPrefixLength(bits int) error {
 type subnetKey struct{ hi, lo uint64 }
 
 func keyOf(addr netip.Addr) subnetKey {
-	if addr.Is4() {
-		b := addr.As4()
-		return subnetKey{lo: 0xffff<<32 | uint64(binary.BigEndian.Uint32(b[:]))}
-	}
-	b := addr.As16()
+	b := addr.As16() // IPv4 as IPv6, mapped
 	return subnetKey{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])}
+}
+
+// first gives the first byte of an address.
+func (k subnetKey) first(f family) byte {
+	if f == ipv4 {
+		return byte(k.lo >> 24)
+	}
+	return byte(k.hi >> 56)
 }
 
 // cut clears the last bits of an address.

@@ -27,7 +27,9 @@ func TestAllSubnetsOfAnAddressAreUnderOneLock(t *testing.T) {
 	s := mustSubnets(t, subnetConfig{perSubnet: [numFamilies][]ConnLimitPerSubnet{
 		ipv4: {{32, 1}}, ipv6: {{56, 1}, {48, 1}, {64, 1}},
 	}})
-	stripeOf := func(addr netip.Addr) *subnetStripe { return s.stripeOf(keyOf(addr), s.levels[familyOf(addr)]) }
+	stripeOf := func(addr netip.Addr) *subnetStripe {
+		return s.stripeOf(keyOf(addr).cut(s.families[familyOf(addr)].widest))
+	}
 	seen := map[*subnetStripe]bool{}
 	for i := range 256 {
 		site := stripeOf(netip.AddrFrom16([16]byte{0x20, 1, 5: byte(i)}))

@@ -352,13 +352,13 @@ func (sh *share) drawSettled(it item, short int64) {
 		return
 	}
 	sh.pool.recall(it.d, it.n)
-	sh.carry(it.d, it.n)
+	sh.addCredit(it.d, it.n)
 }
 
-// carry moves credit from or to another share of the pool.
-func (sh *share) carry(d dim, n int64) {
-	sh.credit[d] += n
-	sh.floor[d] += n
+// addCredit gives the share credit that is in use, or takes it away.
+func (sh *share) addCredit(d dim, n int64) {
+	sh.credit[d&dimMask] += n
+	sh.floor[d&dimMask] += n
 }
 
 // trim returns idle credit of all that a unit counts in, and of memory.

@@ -26,8 +26,12 @@ import (
 // cannot be given back. The zero value limits nothing.
 type callerRates struct{ limiter *xrate.Limiter }
 
+// limits tells whether there is any limit. c may be nil.
+func (c *callerRates) limits() bool { return c != nil && c.limiter != nil }
+
+// allows takes a token for an address, if there is a limit on it.
 func (c *callerRates) allows(addr netip.Addr) bool {
-	return c.limiter == nil || !addr.IsValid() || c.limiter.Allow(addr)
+	return !c.limits() || !addr.IsValid() || c.limiter.Allow(addr)
 }
 
 // rateLimit describes a bucket: it starts full, with burst tokens, and gets

@@ -156,9 +156,10 @@ func TestConnRateDefaults(t *testing.T) {
 	r := mustRates(t, defaultRateConfig())
 	for _, loopback := range []string{"127.0.0.1", "127.8.9.10", "::1"} {
 		for range 200 {
-			p, _, _, ok := r.try(netip.MustParseAddr(loopback), 0)
+			addr := netip.MustParseAddr(loopback)
+			p, _, _, ok := r.try(addr, 0)
 			require.True(t, ok, loopback)
-			require.Zero(t, p, "loopback has no bucket, and so no lock")
+			require.Equal(t, gatePass{addr: addr}, p, "loopback has no bucket, and so no lock")
 		}
 	}
 }
@@ -212,7 +213,7 @@ func TestACallersOwnLimiterIsUsed(t *testing.T) {
 	require.NoError(t, err)
 	for want := 2; want >= 0; want-- {
 		var pass gatePass
-		why := g.enter(addr, dimConnsIn, &pass)
+		why := withGates(g).enterGates(addr, dimConnsIn, &pass)
 		require.Equal(t, want > 0, why == nil)
 		if why != nil {
 			require.Equal(t, "rate:192.0.2.1/32", why.Scope())
@@ -222,7 +223,7 @@ func TestACallersOwnLimiterIsUsed(t *testing.T) {
 	g, err = newGate(gateConfig{rate: defaultRateConfig()}, &callerRates{}, false)
 	require.NoError(t, err)
 	for range 100 {
-		why := g.enter(addr, dimConnsIn, &gatePass{})
+		why := withGates(g).enterGates(addr, dimConnsIn, &gatePass{})
 		require.Nil(t, why, "no limiter limits nothing")
 	}
 }
@@ -248,7 +249,7 @@ func TestSourceRatesLetHalfASubnetBeginUnverified(t *testing.T) {
 		require.Equal(t, want, unverified(addr, 0), addr)
 	}
 	p, _, _, _ := r.try(netip.MustParseAddr("127.0.0.1"), 0)
-	require.Zero(t, p, "half of no limit is no limit: no bucket, and so no lock")
+	require.Nil(t, p.tokens, "half of no limit is no limit: no bucket, and so no lock")
 	require.Equal(t, 0, unverified("192.0.2.1", 10*time.Second-1))
 	require.Equal(t, 1, unverified("192.0.2.1", 10*time.Second))
 }

@@ -694,14 +694,8 @@ func (c *connScope) carry(to *stripe) *share {
 	if here == there {
 		return there
 	}
-	for _, a := range [...]*amounts{&here.use, &here.credit, &here.floor} {
-		a.subUnit(h.unit)
-		a[dimMemory] -= h.use
-	}
-	for _, a := range [...]*amounts{&there.use, &there.credit, &there.floor} {
-		a.addUnit(h.unit)
-		a[dimMemory] += h.use
-	}
+	here.carry(h.unit, -1, -h.use)
+	there.carry(h.unit, 1, h.use)
 	return there
 }
 
@@ -809,8 +803,8 @@ func (s *streamScope) attach(kind Kind, name string) error {
 	var fresh *pool
 	for all := false; ; {
 		st := s.h.tree.lock(all)
-		if s.attachReady(st, kind, slot, name) {
-			st.unlock(all)
+		if !all && s.attachReady(st, kind, slot, name) {
+			st.mu.Unlock()
 			return nil
 		}
 		c := &s.h.tree.chain

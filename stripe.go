@@ -6,6 +6,7 @@ package rcmgr
 // their spans live there, in plain integers.
 
 import (
+	"encoding/binary"
 	"hash/maphash"
 	"math/rand/v2"
 	"runtime"
@@ -98,9 +99,18 @@ func (st *stripe) newID() int64 {
 	return st.nextID
 }
 
-// stripeOf gives the stripe that a peer belongs to.
+// stripeOf gives the stripe that a peer belongs to. What an ID ends with is a key, or a
+// hash of one: that is enough to tell peers apart.
 func (m *Manager) stripeOf(p peer.ID) *stripe {
-	return &m.stripes[maphash.String(m.seed, string(p))&uint64(len(m.stripes)-1)]
+	const enough = 16
+	var end subnetKey
+	if at := len(p) - enough; at >= 0 {
+		end.hi = binary.LittleEndian.Uint64([]byte(p[at:]))
+		end.lo = binary.LittleEndian.Uint64([]byte(p[at+enough/2:]))
+	} else {
+		end.hi = maphash.String(m.seed, string(p)) // no ID of a peer is so short
+	}
+	return &m.stripes[m.secret.of(end)>>32&uint64(len(m.stripes)-1)]
 }
 
 // anyStripe gives a stripe for what has no peer yet.

@@ -67,7 +67,7 @@ var gateKinds = [2]Kind{KindSubnet, KindRate}
 // are never held together with those of stripes and pools (I8), and those of named
 // networks come before those of levels.
 type subnets struct {
-	*partition
+	partition
 	// now gives the time as the buckets know it: in nanoseconds since they were
 	// made. It is read only where there are tokens.
 	now     func() int64
@@ -85,11 +85,11 @@ func newSubnets(conns subnetConfig, rates rateConfig) (*subnets, error) {
 		return nil, err
 	}
 	start := time.Now()
-	s := &subnets{partition: p, secret: subnetHash{rand.Uint64(), rand.Uint64()},
+	s := &subnets{partition: *p, secret: subnetHash{rand.Uint64(), rand.Uint64()},
 		now: func() int64 { return int64(time.Since(start)) }} // by the monotonic clock
 	for i := range s.stripes {
-		s.stripes[i].partition = p
-		s.stripes[i].mu.table.hash = s.secret
+		s.stripes[i].partition = &s.partition
+		s.stripes[i].mu.table = newSubnetTable(s.secret)
 	}
 	seen := make(map[*subnetStripe]bool)
 	for _, n := range p.networks.All() {
@@ -113,11 +113,10 @@ func (s *subnets) each(f func(*subnetStripe)) {
 	}
 }
 
-// stripeOf gives the stripe that has all records of an address: that of its
-// widest subnet. The secret keeps strangers from choosing addresses that all
-// meet in one.
-func (s *subnets) stripeOf(k subnetKey, levels []level) *subnetStripe {
-	widest := k.cut(levels[len(levels)-1].host)
+// stripeOf gives the stripe that has all records of an address in a subnet of the
+// widest level. The secret keeps strangers from choosing addresses that all meet in
+// one.
+func (s *subnets) stripeOf(widest subnetKey) *subnetStripe {
 	return &s.stripes[s.secret.of(widest)>>32%gateStripes]
 }
 
@@ -134,196 +133,204 @@ type gatePass struct {
 // fits. d is what will be refused: inbound connections, or outbound ones. What is
 // given is written to p, which was empty.
 func (s *subnets) enter(addr netip.Addr, d dim, p *gatePass) (why *LimitError, ok bool) {
+	p.addr = addr
 	if !addr.IsValid() {
 		return nil, true
 	}
 	f, k := familyOf(addr), keyOf(addr)
-	var n namedNet
-	if s.mayBeNamed(f, k) {
-		if n, _ = s.networks.Lookup(addr); n.free {
+	div := &s.families[f]
+	var w passage // field by field: a literal would be made elsewhere, and copied
+	w.d, w.key, w.counts, w.takes = d, k, div.counts, div.takes
+	if div.mayBeNamed(k.first(f)) {
+		n, _ := s.networks.Lookup(p.addr)
+		if n.free {
 			return nil, true
 		}
+		w.conns, w.counts = n.conns, w.counts && !n.forConns
+		w.tokens, w.takes = n.tokens, w.takes && !n.forTokens
 	}
-	w := passage{conns: n.conns, tokens: n.tokens, levels: s.levels[f], key: k,
-		counts: !n.forConns && s.counted[f], takes: !n.forTokens && s.taken[f]}
-	at := int64(0)
 	if w.takes || w.tokens != nil {
-		at = s.now()
+		w.at = s.now()
 	}
 	if w.counts || w.takes {
-		w.in = s.stripeOf(w.key, w.levels)
+		w.narrowest, w.in = div.narrowest, s.stripeOf(k.cut(div.widest))
 	}
 	switch {
 	case w.conns != nil || w.tokens != nil:
-		why, ok = s.enterNamed(&w, at, d, p)
-	case w.in != nil:
-		w.in.mu.Lock()
-		why, ok = s.decideLocked(&w, at, d, p)
-		w.in.mu.Unlock()
-	default:
+		return s.enterNamed(&w, p)
+	case w.in == nil:
 		return nil, true
 	}
+	w.in.mu.Lock()
+	why, ok = s.askLocked(&w, w.narrowest)
+	w.in.mu.Unlock()
 	if ok {
-		p.addr = addr
+		w.give(p)
 	}
 	return why, ok
 }
 
 // enterNamed is enter for an address in a named network.
-func (s *subnets) enterNamed(w *passage, at int64, d dim, p *gatePass) (*LimitError, bool) {
-	if w.conns != nil {
-		w.conns.mu.Lock()
-		defer w.conns.mu.Unlock()
+func (s *subnets) enterNamed(w *passage, p *gatePass) (why *LimitError, ok bool) {
+	if st := w.conns; st != nil {
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		if st.mu.own.full(st.named.level) {
+			w.full = st.named.level
+		}
 	}
-	if w.tokens != nil {
-		w.tokens.mu.Lock()
-		defer w.tokens.mu.Unlock()
-		w.tokens.reachedLocked(at)
+	if st := w.tokens; st != nil {
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		st.reachedLocked(w.at)
+		if st.mu.own.empty(st.named.level, st.mu.latest) {
+			w.empty = st.named.level
+		}
 	}
-	if w.in != nil {
+	switch {
+	case w.in != nil:
 		w.in.mu.Lock()
 		defer w.in.mu.Unlock()
+		why, ok = s.askLocked(w, w.narrowest)
+	case !w.retired():
+		why, ok = s.decideLocked(w)
 	}
-	return s.decideLocked(w, at, d, p)
+	if !ok {
+		return why, false
+	}
+	w.give(p)
+	if st := w.conns; st != nil {
+		p.conns = st
+		st.countLocked(&st.mu.own, 1)
+	}
+	if st := w.tokens; st != nil {
+		p.tokens = st
+		st.takeLocked(&st.mu.own, st.named.level)
+	}
+	return nil, true
 }
 
-// decideLocked decides what is asked of all subnets that an address is in.
-func (s *subnets) decideLocked(w *passage, at int64, d dim, p *gatePass) (*LimitError, bool) {
-	if w.in != nil {
-		w.in.reachedLocked(at)
-	}
-	if w.retired() {
+// askLocked asks a level and all wider ones for room and tokens, and then for the
+// decision. On the way back it counts: so nothing is counted before all is decided.
+func (s *subnets) askLocked(w *passage, l *level) (*LimitError, bool) {
+	st, key := w.in, w.key.cut(l.host)
+	if st.mu.heir != nil {
 		return nil, false
 	}
-	if full := w.fullLocked(0); full.st != nil {
-		if observed := s.onlyObserved(); observed != 0 {
-			passed := full
-			if full = w.fullLocked(observed); full.st == nil {
-				s.letLocked(passed, d)
-				w.withoutTokenLocked()
-			}
+	st.reachedLocked(w.at)
+	t := &st.mu.table
+	rec, _ := t.find(key, l.id)
+	if w.counts && w.full == nil && rec.full(l) {
+		w.full = l
+	}
+	if w.takes && w.empty == nil && rec.empty(l, st.mu.latest) {
+		w.empty = l
+	}
+	if l.wider != nil {
+		if why, ok := s.askLocked(w, l.wider); !ok {
+			return why, false
 		}
-		if full.st != nil {
-			return s.refuseLocked(full, d), false
+		rec, _ = t.find(key, l.id) // others may have come or gone
+	} else if w.lacks() {
+		if why, ok := s.decideLocked(w); !ok {
+			return why, false
 		}
 	}
-	w.takeLocked(p)
+	counts, takes := w.counts && l.conns != noConnLimit, w.takes && !l.tokens.unlimited()
+	if !counts && !takes {
+		return nil, true
+	}
+	fresh := !rec.used()
+	if fresh {
+		rec = t.add(rec, key, l.id)
+	}
+	if counts {
+		st.countLocked(rec, 1)
+	}
+	if takes {
+		st.takeLocked(rec, l)
+	}
+	if fresh && st.mu.owing > 0 { // what nobody needs any more is a bucket that was
+		st.forgetLocked(looksForRecord)
+	}
+	return nil, true
+}
+
+// decideLocked refuses whoever lacks room, or a token, unless the gate that would is
+// only observed: then that is counted, and no token is taken where there is none, for
+// whoever is refused owes nothing.
+func (s *subnets) decideLocked(w *passage) (*LimitError, bool) {
+	observed := s.onlyObserved()
+	switch {
+	case w.full != nil && !observed.has(KindSubnet):
+		return s.refuseLocked(w.bar(KindSubnet), w.d), false
+	case w.empty != nil && !observed.has(KindRate):
+		return s.refuseLocked(w.bar(KindRate), w.d), false
+	case w.full != nil:
+		s.letLocked(w.bar(KindSubnet), w.d)
+	case w.empty != nil:
+		s.letLocked(w.bar(KindRate), w.d)
+	}
+	if w.empty != nil {
+		w.tokens, w.takes = nil, false
+	}
 	return nil, true
 }
 
 // passage is how one address goes through the gate: past a named network, or all
 // levels of its family, for connections and for tokens each.
 type passage struct {
+	d             dim
 	conns, tokens *subnetStripe // of named networks
 	in            *subnetStripe // of the levels
-	levels        []level       // the narrowest first
+	narrowest     *level        // of these
 	key           subnetKey
+	at            int64 // the time, where there are tokens
 	// Whether connections and tokens are counted on the levels.
 	counts, takes bool
+	// The narrowest levels, or the named networks, that have no room, and no token.
+	full, empty *level
 }
 
-// bar is a subnet that has no room, or no token, and the gate that it is about.
-type bar struct {
-	st *subnetStripe // that keeps it; nil: nothing stands in the way
-	subnet
-	kind Kind
-}
+func (w *passage) lacks() bool { return w.full != nil || w.empty != nil }
 
-// fullLocked gives the first subnet that has no room, or no token: connections
-// before tokens, and narrow subnets before wide ones. It does not ask the gates
-// that are left out.
-func (w *passage) fullLocked(without kindSet) bar {
-	var full, empty *level
-	if w.in != nil {
-		full, empty = w.onLevelsLocked()
-	}
-	if !without.has(KindSubnet) {
-		switch {
-		case w.conns != nil && w.conns.mu.own.full(w.conns.named.level):
-			return bar{w.conns, *w.conns.named, KindSubnet}
-		case full != nil:
-			return bar{w.in, subnet{full, w.key.cut(full.host)}, KindSubnet}
-		}
-	}
-	if !without.has(KindRate) {
-		switch {
-		case w.tokens != nil && w.tokens.mu.own.empty(w.tokens.named.level, w.tokens.mu.latest):
-			return bar{w.tokens, *w.tokens.named, KindRate}
-		case empty != nil:
-			return bar{w.in, subnet{empty, w.key.cut(empty.host)}, KindRate}
-		}
-	}
-	return bar{}
-}
-
-// onLevelsLocked finds the narrowest levels that have no room, and no token.
-func (w *passage) onLevelsLocked() (full, empty *level) {
-	var none subnetRecord // what is not known is as new
-	for i := range w.levels {
-		l := &w.levels[i]
-		rec := w.in.mu.table.find(w.key.cut(l.host), l.id)
-		if rec == nil {
-			rec = &none
-		}
-		if full == nil && w.counts && rec.full(l) {
-			full = l
-		}
-		if empty == nil && w.takes && rec.empty(l, w.in.mu.latest) {
-			empty = l
-		}
-	}
-	return full, empty
-}
-
-// takeLocked takes a place and a token everywhere; there is one.
-func (w *passage) takeLocked(p *gatePass) {
-	p.conns, p.tokens = w.conns, w.tokens
-	if w.conns != nil {
-		w.conns.countLocked(&w.conns.mu.own, 1)
-	}
-	if w.tokens != nil {
-		w.tokens.takeLocked(&w.tokens.mu.own, w.tokens.named.level)
-	}
+// give tells what the levels give.
+func (w *passage) give(p *gatePass) {
 	if w.counts {
 		p.conns = w.in
 	}
 	if w.takes {
 		p.tokens = w.in
 	}
-	for i := range w.levels {
-		l := &w.levels[i]
-		counts, takes := w.counts && l.conns != noConnLimit, w.takes && !l.tokens.unlimited()
-		if !counts && !takes {
-			continue
-		}
-		rec := w.in.recordLocked(w.key.cut(l.host), l.id)
-		if counts {
-			w.in.countLocked(rec, 1)
-		}
-		if takes {
-			w.in.takeLocked(rec, l)
-		}
+}
+
+// bar is a subnet that has no room, or no token, and the gate that it is about.
+type bar struct {
+	st *subnetStripe // that keeps it
+	subnet
+	kind Kind
+}
+
+// bar gives what stands in the way at a gate.
+func (w *passage) bar(k Kind) bar {
+	st, l := w.conns, w.full
+	if k == KindRate {
+		st, l = w.tokens, w.empty
 	}
+	if st != nil {
+		return bar{st, *st.named, k}
+	}
+	return bar{w.in, subnet{l, w.key.cut(l.host)}, k}
 }
 
 // looksForRecord is how many places of its table each new record pays for a look
 // at: so records that say nothing any more are never many beside the others.
 const looksForRecord = 16
 
-// recordLocked gives the record of a subnet, and makes it where there is none.
-func (st *subnetStripe) recordLocked(k subnetKey, id uint16) *subnetRecord {
-	if rec := st.mu.table.find(k, id); rec != nil {
-		return rec
-	}
-	st.forgetLocked(looksForRecord)
-	return st.mu.table.add(k, id)
-}
-
-func (st *subnetStripe) countLocked(rec *subnetRecord, n int32) {
-	before := rec.conns
-	rec.conns += n
-	if (before == 0) != (rec.conns == 0) {
-		st.mu.busy += int(n)
+// countLocked counts one connection more, or less.
+func (st *subnetStripe) countLocked(rec *subnetRecord, one int32) {
+	if rec.conns += one; rec.conns == max(one, 0) { // the first has come, or the last gone
+		st.mu.busy += int(one)
 	}
 }
 
@@ -345,47 +352,30 @@ func (st *subnetStripe) fillLocked(rec *subnetRecord, by int64) {
 	}
 }
 
-// dropLocked forgets a record in which nothing is kept, and tells whether it did.
-func (st *subnetStripe) dropLocked(rec *subnetRecord) bool {
-	if rec.conns != 0 || rec.fullAt != 0 || rec == &st.mu.own {
-		return false
-	}
-	st.mu.table.remove(rec)
-	return true
-}
-
 // leave ends a connection from an address that is counted in the stripe.
 func (st *subnetStripe) leave(addr netip.Addr) {
-	if heir := st.letGo(addr); heir != nil {
-		heir.countInherited(st.placeOf(addr), -1)
-	}
-}
-
-// letGo is leave for these subnets alone. It gives those that have taken over.
-func (st *subnetStripe) letGo(addr netip.Addr) (heir *subnets) {
 	st.mu.Lock()
-	st.eachOfLocked(addr, func(rec *subnetRecord, l *level) {
-		if l.conns != noConnLimit {
-			st.countLocked(rec, -1)
-			st.dropLocked(rec)
-		}
-	})
-	heir = st.mu.heir
-	st.mu.Unlock()
-	return heir
-}
-
-// eachOfLocked calls f with every record of an address. f may drop it.
-func (st *subnetStripe) eachOfLocked(addr netip.Addr, f func(*subnetRecord, *level)) {
 	if st.named != nil {
-		f(&st.mu.own, st.named.level)
-		return
-	}
-	k, levels := keyOf(addr), st.levels[familyOf(addr)]
-	for i := range levels {
-		if rec := st.mu.table.find(k.cut(levels[i].host), levels[i].id); rec != nil {
-			f(rec, &levels[i])
+		st.countLocked(&st.mu.own, -1)
+	} else {
+		k, t := keyOf(addr), &st.mu.table
+		for l := st.families[familyOf(addr)].narrowest; l != nil; l = l.wider {
+			if l.conns == noConnLimit {
+				continue
+			}
+			rec, at := t.find(k.cut(l.host), l.id)
+			if !rec.used() {
+				continue
+			}
+			if st.countLocked(rec, -1); rec.idle() {
+				t.remove(at)
+			}
 		}
+	}
+	heir := st.mu.heir
+	st.mu.Unlock()
+	if heir != nil {
+		heir.countInherited(st.placeOf(addr), -1)
 	}
 }
 
@@ -405,10 +395,20 @@ func (p gatePass) undo() {
 func (st *subnetStripe) giveBack(addr netip.Addr) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	st.eachOfLocked(addr, func(rec *subnetRecord, l *level) {
-		st.fillLocked(rec, l.tokens.interval)
-		st.dropLocked(rec)
-	})
+	if st.named != nil {
+		st.fillLocked(&st.mu.own, st.named.level.tokens.interval)
+		return
+	}
+	k, t := keyOf(addr), &st.mu.table
+	for l := st.families[familyOf(addr)].narrowest; l != nil; l = l.wider {
+		rec, at := t.find(k.cut(l.host), l.id)
+		if !rec.used() {
+			continue
+		}
+		if st.fillLocked(rec, l.tokens.interval); rec.idle() {
+			t.remove(at)
+		}
+	}
 }
 
 func (st *subnetStripe) reachedLocked(at int64) { st.mu.latest = max(st.mu.latest, at) }
@@ -417,12 +417,13 @@ func (st *subnetStripe) reachedLocked(at int64) { st.mu.latest = max(st.mu.lates
 // there that say nothing any more.
 func (st *subnetStripe) forgetLocked(looks int) {
 	t := &st.mu.table
-	for ; looks > 0 && t.n > 0; looks-- {
-		rec := t.next()
+	for ; looks > 0 && st.mu.owing > 0; looks-- {
+		rec, at := t.next()
 		if !rec.used() || rec.fullAt > st.mu.latest {
 			continue
 		}
-		if st.fillLocked(rec, 0); st.dropLocked(rec) {
+		if st.fillLocked(rec, 0); rec.idle() {
+			t.remove(at)
 			t.hand-- // another one may be there now
 		}
 	}

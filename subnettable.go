@@ -18,6 +18,9 @@ type subnetRecord struct {
 // used tells whether there is a record in this place of the table.
 func (rec *subnetRecord) used() bool { return rec.id != 0 }
 
+// idle tells whether a record says nothing, and need not be kept.
+func (rec *subnetRecord) idle() bool { return rec.conns == 0 && rec.fullAt == 0 }
+
 // full tells whether no further connection has room.
 func (rec *subnetRecord) full(l *level) bool { return int64(rec.conns) >= l.conns }
 
@@ -42,7 +45,7 @@ const leastSlots = 8
 
 // subnetTable is an open hash table with linear probing: a record lies in its home,
 // or in the next place that is free. It is between an eighth and three quarters
-// full, or of the smallest size. The zero value, with a hash, is an empty one.
+// full, or of the smallest size.
 type subnetTable struct {
 	hash  subnetHash
 	slots []subnetRecord // a power of two
@@ -50,50 +53,40 @@ type subnetTable struct {
 	hand  int            // where next goes on
 }
 
+func newSubnetTable(hash subnetHash) subnetTable {
+	return subnetTable{hash: hash, slots: make([]subnetRecord, leastSlots)}
+}
+
 func (t *subnetTable) home(k subnetKey) int { return int(t.hash.of(k)) & (len(t.slots) - 1) }
 
-// find gives the record of a subnet on a level, or nil. It is valid until a record
-// is added or removed.
-func (t *subnetTable) find(k subnetKey, id uint16) *subnetRecord {
-	if t.n == 0 {
-		return nil
-	}
-	for i := t.home(k); ; i = (i + 1) & (len(t.slots) - 1) {
-		switch rec := &t.slots[i]; {
-		case rec.id == id && rec.key == k:
-			return rec
-		case !rec.used():
-			return nil
+// find gives the record of a subnet on a level and its place, or else the free place
+// where it would be, in which there is nothing, as in a new record. They are valid
+// until a record is added or removed.
+func (t *subnetTable) find(k subnetKey, id uint16) (rec *subnetRecord, at int) {
+	for at = t.home(k); ; at = (at + 1) & (len(t.slots) - 1) {
+		rec = &t.slots[at]
+		if rec.id == id && rec.key == k || !rec.used() {
+			return rec, at
 		}
 	}
 }
 
-// add makes a record for a subnet that has none.
-func (t *subnetTable) add(k subnetKey, id uint16) *subnetRecord {
+// add makes a record for a subnet that has none, in the place that find gave, or
+// in another one if the table grows.
+func (t *subnetTable) add(free *subnetRecord, k subnetKey, id uint16) *subnetRecord {
 	if 4*(t.n+1) > 3*len(t.slots) {
-		t.resize(max(leastSlots, 2*len(t.slots)))
+		t.resize(2 * len(t.slots))
+		free, _ = t.find(k, id)
 	}
 	t.n++
-	return t.put(subnetRecord{key: k, id: id})
+	free.key, free.id = k, id
+	return free
 }
 
-func (t *subnetTable) put(rec subnetRecord) *subnetRecord {
-	i := t.home(rec.key)
-	for t.slots[i].used() {
-		i = (i + 1) & (len(t.slots) - 1)
-	}
-	t.slots[i] = rec
-	return &t.slots[i]
-}
-
-// remove takes a record out. Those behind it that are not in their home move up,
-// so that no gap comes between a record and its home.
-func (t *subnetTable) remove(rec *subnetRecord) {
+// remove takes the record out that is in a place. Those behind it that are not in
+// their home move up, so that no gap comes between a record and its home.
+func (t *subnetTable) remove(gap int) {
 	last := len(t.slots) - 1
-	gap := t.home(rec.key)
-	for &t.slots[gap] != rec {
-		gap = (gap + 1) & last
-	}
 	for i := (gap + 1) & last; t.slots[i].used(); i = (i + 1) & last {
 		// A record may move to the gap if that is not before its home.
 		if (i-t.home(t.slots[i].key))&last >= (i-gap)&last {
@@ -113,13 +106,14 @@ func (t *subnetTable) resize(slots int) {
 	t.slots = make([]subnetRecord, slots)
 	for i := range old {
 		if old[i].used() {
-			t.put(old[i])
+			free, _ := t.find(old[i].key, old[i].id)
+			*free = old[i]
 		}
 	}
 }
 
-// next gives every place in turn.
-func (t *subnetTable) next() *subnetRecord {
+// next gives every place in turn, and what is in it.
+func (t *subnetTable) next() (rec *subnetRecord, at int) {
 	t.hand = (t.hand + 1) & (len(t.slots) - 1)
-	return &t.slots[t.hand]
+	return &t.slots[t.hand], t.hand
 }

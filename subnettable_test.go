@@ -23,22 +23,22 @@ func TestSubnetTableKeepsWhatAMapKeeps(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	for _, hash := range []subnetHash{{rng.Uint64(), rng.Uint64()}, {}} {
-		table, model := subnetTable{hash: hash}, map[name]int32{}
+		table, model := newSubnetTable(hash), map[name]int32{}
 		for step := range 20_000 {
 			// The number of records swings between few and many.
 			k := name{subnetKey{lo: rng.Uint64N(300)}, uint16(1 + rng.IntN(2))}
-			rec := table.find(k.key, k.id)
+			rec, at := table.find(k.key, k.id)
 			held, ok := model[k]
-			require.Equal(t, ok, rec != nil, "step %d", step)
+			require.Equal(t, ok, rec.used(), "step %d", step)
 			switch grows := step/1000%2 == 0; {
 			case ok:
 				require.Equal(t, held, rec.conns, "step %d", step)
 				if !grows || rng.IntN(10) == 0 {
-					table.remove(rec)
+					table.remove(at)
 					delete(model, k)
 				}
 			case grows || rng.IntN(10) == 0:
-				table.add(k.key, k.id).conns = int32(step)
+				table.add(rec, k.key, k.id).conns = int32(step)
 				model[k] = int32(step)
 			}
 			require.Equal(t, len(model), table.n)
@@ -46,9 +46,9 @@ func TestSubnetTableKeepsWhatAMapKeeps(t *testing.T) {
 			require.True(t, len(table.slots) <= leastSlots || 8*table.n >= len(table.slots))
 		}
 		for k, held := range model {
-			rec := table.find(k.key, k.id)
+			rec, at := table.find(k.key, k.id)
 			require.Equal(t, held, rec.conns)
-			table.remove(rec)
+			table.remove(at)
 		}
 		require.Zero(t, table.n)
 		require.Len(t, table.slots, leastSlots)
@@ -57,13 +57,15 @@ func TestSubnetTableKeepsWhatAMapKeeps(t *testing.T) {
 
 // next comes to every place, whatever has been removed.
 func TestSubnetTableIsGoneRoundWhole(t *testing.T) {
-	table := subnetTable{hash: subnetHash{1, 2}}
+	table := newSubnetTable(subnetHash{1, 2})
 	for i := range uint64(100) {
-		table.add(subnetKey{lo: i}, 1)
+		k := subnetKey{lo: i}
+		free, _ := table.find(k, 1)
+		table.add(free, k, 1)
 	}
 	seen := make(map[subnetKey]bool)
 	for range table.slots {
-		if rec := table.next(); rec.used() {
+		if rec, _ := table.next(); rec.used() {
 			seen[rec.key] = true
 		}
 	}

@@ -154,6 +154,20 @@ func (st *stripe) leave(c *chain, u unit) {
 	}
 }
 
+// carry adds a unit and the memory that it holds, with the credit for it, or takes it
+// away.
+func (sh *share) carry(u unit, n, memory int64) {
+	fds := n * int64(u.fds)
+	sh.use[u.dir&dimMask] += n
+	sh.use[u.both&dimMask] += n
+	sh.use[dimFD] += fds
+	sh.use[dimMemory] += memory
+	sh.addCredit(u.dir, n)
+	sh.addCredit(u.both, n)
+	sh.addCredit(dimFD, fds)
+	sh.addCredit(dimMemory, memory)
+}
+
 // giveBack takes a unit, and the memory that it holds, from one share.
 func (st *stripe) giveBack(sh *share, u unit, memory int64) {
 	sh.use.subUnit(u)

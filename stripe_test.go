@@ -1,0 +1,44 @@
+package rcmgr
+
+import (
+	"encoding/binary"
+	"fmt"
+	"testing"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/stretchr/testify/require"
+)
+
+// Peers whose IDs are alike but for a few bits of their keys are in different stripes,
+// about equally many in each, and in others in each manager.
+func TestPeersAreSpreadOverStripes(t *testing.T) {
+	const peers, stripes = 1 << 14, 64
+	key := func(at int, n uint64) peer.ID {
+		id := make([]byte, 38) // as that of an Ed25519 key
+		copy(id, "\x00\x24\x08\x01\x12\x20")
+		binary.BigEndian.PutUint64(id[at:], n)
+		return peer.ID(id)
+	}
+	for name, id := range map[string]func(i int) peer.ID{
+		"last bytes":          func(i int) peer.ID { return key(30, uint64(i)) },
+		"first of these":      func(i int) peer.ID { return key(30, uint64(i)<<50) },
+		"eight bytes before":  func(i int) peer.ID { return key(22, uint64(i)) },
+		"first of these, too": func(i int) peer.ID { return key(22, uint64(i)<<50) },
+		"short names":         func(i int) peer.ID { return peer.ID(fmt.Sprint("peer", i)) },
+	} {
+		m, other := newManager(t, unlimitedConf(), WithStripes(stripes)), newManager(t, unlimitedConf(), WithStripes(stripes))
+		var counts [stripes]int
+		moved := 0
+		for i := range peers {
+			at := m.stripeOf(id(i)).index
+			counts[at]++
+			if other.stripeOf(id(i)).index != at {
+				moved++
+			}
+		}
+		for at, n := range counts {
+			require.InDelta(t, peers/stripes, n, peers/stripes/2, "%s: stripe %d", name, at)
+		}
+		require.Greater(t, moved, peers/2, name)
+	}
+}

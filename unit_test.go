@@ -1,0 +1,112 @@
+package rcmgr
+
+// What is at hand is charged, moved and given back without a request (unit.go, and
+// attachReady and moveLocked in scope.go). These ways admit what the long ones admit, and
+// book what they book.
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/stretchr/testify/require"
+)
+
+// ledger is all that a manager keeps of what was admitted and refused, over all stripes.
+type ledger struct {
+	books            map[string]holding
+	peers            map[peer.ID]peerLedger
+	counts           [numDims]spread
+	peerMem, connMem spread
+	refusals         [numKinds]dimCounts
+	rationed         rationCounts
+	late             uint64
+	// What there is of each pool, share by share; only where there is one stripe, for
+	// connections without a peer go to any.
+	pools                   map[string][]poolLedger
+	draws, returns, settled uint64
+}
+
+type peerLedger struct {
+	peak                 amounts
+	transientIn, trusted int32
+	spans                uint32
+}
+
+type poolLedger struct {
+	tally         tally
+	peak, low     int64
+	credit, floor int64
+}
+
+func ledgerOf(m *Manager) ledger {
+	l := ledger{books: books(m), peers: make(map[peer.ID]peerLedger), pools: make(map[string][]poolLedger)}
+	m.inOneCut(func() {
+		for i := range m.stripes {
+			st := &m.stripes[i]
+			for p, ps := range st.peers {
+				l.peers[p] = peerLedger{ps.peak, ps.transientIn, ps.trusted, ps.spans}
+			}
+			for d := range st.peerCounts {
+				l.counts[d].add(&st.peerCounts[d])
+			}
+			l.peerMem.add(&st.peerMemory)
+			l.connMem.add(&st.connMemory)
+			for k := range st.refusals {
+				l.refusals[k].add(&st.refusals[k])
+			}
+			l.rationed.add(&st.rationed)
+			l.late += st.lateReleases
+		}
+		if len(m.stripes) > 1 {
+			return
+		}
+		st := &m.stripes[0]
+		l.draws, l.returns, l.settled = st.draws, st.returns, st.settled
+		for _, sh := range slices.Concat(st.fixed[:], slices.Collect(maps.Values(st.protocols)), slices.Collect(maps.Values(st.services))) {
+			var all []poolLedger
+			for d := range numDims {
+				all = append(all, poolLedger{sh.pool.tally(d), sh.pool.peak[d], sh.pool.low[d], sh.credit[d], sh.floor[d]})
+			}
+			l.pools[sh.scopeName.String()] = all
+		}
+	})
+	return l
+}
+
+// TestShortWaysBookAsTheLongOnes: two managers are asked the same, one of which knows no
+// short ways.
+func TestShortWaysBookAsTheLongOnes(t *testing.T) {
+	seed, cell := testSeed(t), uint64(0)
+	steps := 600
+	if testing.Short() {
+		steps = 150
+	}
+	for _, stripes := range []int{1, 8} {
+		for _, g := range append(slices.Clone(regimes), mixed) {
+			for _, newcomers := range []bool{true, false} {
+				cell++
+				t.Run(fmt.Sprintf("stripes=%d/%s/newcomers=%v", stripes, g.name, newcomers), func(t *testing.T) {
+					asked := func() *duel {
+						return newDuel(t, rand.New(rand.NewPCG(seed, cell)), stripes, g, AdmissionHalf, newcomers)
+					}
+					short, long := asked(), asked()
+					long.eng.seed, long.eng.secret = short.eng.seed, short.eng.secret
+					for i := range long.eng.stripes {
+						long.eng.stripes[i].plain = false
+						long.eng.stripes[i].wholeFrom = 255 // and nothing below
+					}
+					for range steps {
+						short.step()
+						long.step()
+						require.Equal(t, short.last, long.last)
+						require.Equal(t, ledgerOf(long.eng), ledgerOf(short.eng), short.last)
+					}
+				})
+			}
+		}
+	}
+}

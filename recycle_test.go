@@ -190,7 +190,11 @@ func (h *haunted) haunt(r *rand.Rand) {
 	}
 	closed("ReserveMemory", g.ReserveMemory(r.IntN(2), uint8(r.Uint32())))
 	l := g.ResourceScopeSpan.(ResourceScopeLimiter)
-	l.SetLimit(&BaseLimit{})
+	limit := unlimitedBase // it is asked first, where a span is not done
+	if !g.orphan {
+		limit = BaseLimit{}
+	}
+	l.SetLimit(&limit)
 	if !g.orphan {
 		silent("Limit", *l.Limit().(*BaseLimit) != (BaseLimit{}))
 		silent("Stat", g.Stat() != (network.ScopeStat{}))

@@ -439,3 +439,20 @@ func TestAConnectionRefusedByItselfAtAGlanceIsNamedOnce(t *testing.T) {
 		require.Equal(t, "cannot reserve inbound connection: resource limit exceeded", errors.Unwrap(err).Error())
 	}
 }
+
+// Limits that are only observed refuse nothing at a glance, neither that of a scope which
+// is full nor that of the connection itself.
+func TestWhatIsOnlyObservedRefusesNothingAtAGlance(t *testing.T) {
+	full := limitedConf(func(c *perScope[BaseLimit]) {
+		c.Conn.ConnsInbound, c.System.Conns = 0, 1 // a small limit is tight
+	})
+	open := func(observed ...Kind) (err error) {
+		m := newManager(t, full, WithStripes(8), WithObserveOnly(observed...))
+		for range 2 {
+			_, err = m.OpenConnection(network.DirInbound, false, testFars[1].addr)
+		}
+		return err
+	}
+	require.NoError(t, open(KindConn, KindSystem))
+	requireRefused(t, open(KindConn), KindSystem, "system", dimConns, 1)
+}

@@ -62,6 +62,29 @@ func TestWhatIsDoneLeavesOthersAlone(t *testing.T) {
 	}
 }
 
+// A stripe keeps few holders of those that are done, however many there were.
+func TestFewHoldersWaitForOthers(t *testing.T) {
+	m := newManager(t, unlimitedConf(), append(openGates(), WithStripes(1))...)
+	var open []network.ResourceScopeSpan
+	for range maxIdle + 3 {
+		open = append(open, mustOpenStream(t, m, testPeer, network.DirInbound), mustOpenConn(t, m, network.DirInbound))
+	}
+	for _, s := range open {
+		s.Done()
+	}
+	for _, k := range []Kind{KindStream, KindConn} {
+		require.Len(t, *m.stripes[0].idleOf(k), maxIdle)
+	}
+	for range 3 { // they are taken from there, and come back
+		s := mustOpenStream(t, m, testPeer, network.DirInbound)
+		require.Len(t, *m.stripes[0].idleOf(KindStream), maxIdle-1)
+		s.Done()
+		s.Done()
+		require.Len(t, *m.stripes[0].idleOf(KindStream), maxIdle)
+	}
+	assertEmpty(t, m)
+}
+
 // hauntedMost is the most bytes that one worker holds at a time.
 const hauntedMost = 3000
 

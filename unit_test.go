@@ -11,9 +11,38 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/stretchr/testify/require"
 )
+
+// A unit needs room in all that it counts in, and credit of any of that which lies idle
+// is seen.
+func TestAUnitIsLookedAtInAllThatItCountsIn(t *testing.T) {
+	for _, u := range []unit{
+		unitOf(KindStream, network.DirInbound, false), unitOf(KindStream, network.DirOutbound, false),
+		unitOf(KindConn, network.DirInbound, true), unitOf(KindConn, network.DirOutbound, true),
+	} {
+		var just amounts
+		just.addUnit(u)
+		has := func(limit *amounts) []bool {
+			a := privateAccount(scopeName{}, limit)
+			return []bool{u.within(limit), a.hasUnit(u)}
+		}
+		require.Equal(t, []bool{true, true}, has(&just))
+		require.False(t, (&share{account: account{use: just}, floor: just}).idles(u))
+		for d, n := range just {
+			if n == 0 {
+				continue
+			}
+			less, more := just, just
+			less[d]--
+			more[d]++
+			require.Equal(t, []bool{false, false}, has(&less), "%v without dimension %d", u, d)
+			require.True(t, (&share{account: account{use: just}, floor: more}).idles(u), "%v with dimension %d idle", u, d)
+		}
+	}
+}
 
 // ledger is all that a manager keeps of what was admitted and refused, over all stripes.
 type ledger struct {

@@ -37,10 +37,10 @@ var damages = []damage{
 	{"pool.go", "\treturns += sh.trimLocked(dimMemory)\n\tsh.pool", "\tsh.pool"},
 	{"pool.go", "func (l tally) has(n int64) bool { return l.tight && !l.refuses(n, l.limit) }", "func (l tally) has(n int64) bool { return !l.refuses(n, l.limit) }"},
 	{"pool.go", "func (l tally) has(n int64) bool { return l.tight && !l.refuses(n, l.limit) }", "func (l tally) has(n int64) bool { return l.tight }"},
-	{"pool.go", "\t\t\tsh.drawLocked(d&dimMask, 1)\n\t\t\tdraws++", "\t\t\tsh.drawLocked(d&dimMask, 1)"},
 	{"pool.go", "return sh.mayDrawOne(u.dir) && sh.mayDrawOne(u.both)", "return sh.mayDrawOne(u.both)"},
 	{"pool.go", "sh.mayDrawOne(u.both) && (u.fds == 0 || sh.mayDrawOne(dimFD))", "sh.mayDrawOne(u.both)"},
-	{"gate.go", "if !sh.lacksOne(d) || !l.tight || l.has(1) || observed.has(sh.kind) {", "if !l.tight || l.has(1) {"},
+	{"gate.go", " || observed.has(sh.kind) {", " {"},
+	{"gate.go", "!l.tight || l.has(1) ||", "!l.tight ||"},
 	{"gate.go", "r.observed = observed\n", ""},
 	{"pool.go", "excess = idle - keep/2", "excess = idle - keep"},
 	{"pool.go", "sh.setCredit(d, sh.credit[d]-excess, l)", "sh.credit[d] -= excess"},
@@ -114,7 +114,6 @@ var damages = []damage{
 	{"scope.go", "if limits := s.h.limits(); limits != nil && s.live() {", "if limits := s.h.limits(); limits != nil {"},
 	{"scope.go", "if s.live() {\n\t\ts.h.limit = a", "{\n\t\ts.h.limit = a"},
 	{"scope.go", "s.live() && a != nil && a.kind == k", "a != nil && a.kind == k"},
-	{"scope.go", "if here == there {\n\t\treturn there\n\t}", ""},
 	{"shared.go", "n := max(0, min(int64(size), a.own)) // I6", "n := int64(size)"},
 	{"shared.go", "a.sticky = true", ""},
 
@@ -147,9 +146,10 @@ var damages = []damage{
 	{"unit.go", "\tsh.addCredit(dimFD, fds)\n", ""},
 	{"unit.go", "\tsh.addCredit(dimMemory, memory)\n", ""},
 	{"memory.go", "\tps.peak.raise(&ps.use, dimMemory)\n", ""},
-	{"open.go", "h.limit, h.use, h.own, h.num = as.limit, as.use, 0, as.num", "h.limit, h.use, h.num = as.limit, as.use, as.num"},
-	{"open.go", "h.num, h.tree.chain = 0, chain{}", "h.tree.chain = chain{}"},
 	{"open.go", "h.num, h.tree.chain = 0, chain{}", "h.num = 0"},
+	{"open.go", "h.spans, h.unit, h.done = 0, as.unit, false", "h.unit, h.done = as.unit, false"},
+	{"open.go", "*idle = append(*idle, h)", "_ = h"},
+	{"open.go", "h, *idle = (*idle)[last], (*idle)[:last]", "h = (*idle)[last]"},
 	{"open.go", "if idle := st.idleOf(h.kind); len(*idle) < maxIdle {", "if idle := st.idleOf(h.kind); true {"},
 
 	// Stripes and collection.

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -226,5 +228,53 @@ func TestAMoveOfMoreThanHalfIsDecidedOnTheExactSum(t *testing.T) {
 		c.Done()
 		viewSystem(t, m).ReleaseMemory(int(most - free))
 		assertEmpty(t, m)
+	}
+}
+
+// I8: whoever takes the locks of two stripes takes the lower one first.
+func TestTwoStripesAreLockedInTheirOrder(t *testing.T) {
+	for _, turned := range []bool{false, true} {
+		m := newManager(t, unlimitedConf(), WithStripes(2))
+		low, high := &m.stripes[0], &m.stripes[1]
+		a, b := low, high
+		if turned {
+			a, b = high, low
+		}
+		high.mu.Lock()
+		both := make(chan struct{})
+		go func() {
+			lockBoth(a, b, false)
+			close(both)
+		}()
+		taken := false
+		for end := time.Now().Add(10 * time.Second); !taken && time.Now().Before(end); runtime.Gosched() {
+			if taken = !low.mu.TryLock(); !taken {
+				low.mu.Unlock()
+			}
+		}
+		high.mu.Unlock()
+		<-both
+		unlockBoth(a, b, false)
+		require.True(t, taken, "the upper one is waited for before the lower one is taken")
+	}
+}
+
+// What only the exact sum can decide is decided so before anything falls back: the
+// allowlisted scopes are for what the standard ones refuse.
+func TestNothingFallsBackBeforeItIsRefused(t *testing.T) {
+	for _, stripes := range []int{1, 8} {
+		most := 32 * stripes // with room for batches, and loose up to half
+		m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Conns = most }),
+			append(openGates(), WithStripes(stripes), WithAllowlistedMultiaddrs(testAllowlist))...)
+		open := func() {
+			_, err := m.OpenConnection(network.DirInbound, false, testFars[2].addr)
+			require.NoError(t, err)
+		}
+		for range most {
+			open()
+		}
+		require.Equal(t, network.ScopeStat{NumConnsInbound: most}, m.fixed[KindSystem].Stat())
+		open()
+		require.Equal(t, network.ScopeStat{NumConnsInbound: 1}, m.fixed[KindAllowlistedSystem].Stat())
 	}
 }

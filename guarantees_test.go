@@ -9,7 +9,6 @@ import (
 	"math"
 	"math/big"
 	"math/rand/v2"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -311,34 +310,6 @@ func TestAScopeThatIsDoneTellsNothing(t *testing.T) {
 	c2.Done()
 	s2.Done()
 	assertEmpty(t, m)
-}
-
-// I8: whoever takes the locks of two stripes takes the lower one first.
-func TestTwoStripesAreLockedInTheirOrder(t *testing.T) {
-	for _, turned := range []bool{false, true} {
-		m := newManager(t, unlimitedConf(), WithStripes(2))
-		low, high := &m.stripes[0], &m.stripes[1]
-		a, b := low, high
-		if turned {
-			a, b = high, low
-		}
-		high.mu.Lock()
-		both := make(chan struct{})
-		go func() {
-			lockBoth(a, b, false)
-			close(both)
-		}()
-		taken := false
-		for end := time.Now().Add(10 * time.Second); !taken && time.Now().Before(end); runtime.Gosched() {
-			if taken = !low.mu.TryLock(); !taken {
-				low.mu.Unlock()
-			}
-		}
-		high.mu.Unlock()
-		<-both
-		unlockBoth(a, b, false)
-		require.True(t, taken, "the upper one is waited for before the lower one is taken")
-	}
 }
 
 func TestAFailedMoveLeavesAnAllowlistedConnectionWhereItWas(t *testing.T) {

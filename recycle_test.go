@@ -62,6 +62,32 @@ func TestWhatIsDoneLeavesOthersAlone(t *testing.T) {
 	}
 }
 
+// A span with a limit of its own gets nothing either, once its owner is done.
+func TestASpanWithALimitOfItsOwnEndsWithItsOwner(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithStripes(1))
+	s := mustOpenStream(t, m, testPeer, network.DirInbound)
+	span := mustBeginSpan(t, s)
+	spans := []network.ResourceScopeSpan{span, mustBeginSpan(t, span)}
+	for _, x := range spans {
+		x.(ResourceScopeLimiter).SetLimit(&unlimitedBase)
+		require.NoError(t, x.ReserveMemory(1, 255))
+	}
+	s.Done()
+	getNothing := func() {
+		before := books(m)
+		for _, x := range spans {
+			require.ErrorIs(t, x.ReserveMemory(1, 255), network.ErrResourceScopeClosed)
+		}
+		require.Equal(t, before, books(m))
+	}
+	getNothing()
+	other := mustOpenStream(t, m, testPeer, network.DirOutbound)
+	require.Same(t, s.(*streamScope).h, other.(*streamScope).h, "another one is in its place")
+	getNothing()
+	other.Done()
+	assertEmpty(t, m)
+}
+
 // A stripe keeps few holders of those that are done, however many there were.
 func TestFewHoldersWaitForOthers(t *testing.T) {
 	m := newManager(t, unlimitedConf(), append(openGates(), WithStripes(1))...)
@@ -177,11 +203,11 @@ func (h *haunted) liveOnce(r *rand.Rand) error {
 // alone checks that a connection and a stream of a peer hold n bytes of their own, and the
 // stream as many in its spans, and stand where they were put.
 func alone(c network.ConnManagementScope, s network.StreamManagementScope, p peer.ID, n int64) error {
-	conn := network.ScopeStat{NumConnsInbound: 1, NumFD: 1, Memory: n}
-	stream := network.ScopeStat{NumStreamsOutbound: 1, Memory: 2 * n}
+	conn, stream := c.Stat(), s.Stat()
 	switch {
-	case c.Stat() != conn || s.Stat() != stream:
-		return fmt.Errorf("a connection holds %v, not %v; a stream %v, not %v", c.Stat(), conn, s.Stat(), stream)
+	case conn != network.ScopeStat{NumConnsInbound: 1, NumFD: 1, Memory: n} ||
+		stream != network.ScopeStat{NumStreamsOutbound: 1, Memory: 2 * n}:
+		return fmt.Errorf("a connection holds %+v, a stream %+v, with %d bytes at each place", conn, stream, n)
 	case c.PeerScope().Peer() != p || s.PeerScope().Peer() != p:
 		return errors.New("another peer has them")
 	case s.ProtocolScope().Protocol() != testProto || s.ServiceScope().Name() != testSvc:

@@ -78,3 +78,22 @@ func TestDrawsAndReturnsAreCounted(t *testing.T) {
 	s.Done()
 	sinceLast(0, 4)
 }
+
+// A stream, and a span of one, fill no more of a limit than their priority may, whether
+// or not there is credit at hand.
+func TestStreamsKeepToWhatTheirPriorityMayFill(t *testing.T) {
+	for _, limit := range []int64{8, 1 << 20} { // tight for ever, and loose up to half
+		m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Memory = limit }), WithStripes(8))
+		s := mustOpenStream(t, m, testPeer, network.DirInbound)
+		for _, x := range []network.ResourceScopeSpan{s, mustBeginSpan(t, s)} {
+			half := int(limit / 2)
+			require.NoError(t, x.ReserveMemory(half-1, 0))
+			require.Error(t, x.ReserveMemory(2, 0))
+			require.NoError(t, x.ReserveMemory(1, 0))
+			require.Error(t, x.ReserveMemory(1, 0))
+			require.NoError(t, x.ReserveMemory(half, 128))
+			require.Error(t, x.ReserveMemory(1, 255))
+			x.ReleaseMemory(2 * half)
+		}
+	}
+}

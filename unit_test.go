@@ -44,6 +44,35 @@ func TestAUnitIsLookedAtInAllThatItCountsIn(t *testing.T) {
 	}
 }
 
+// That there is room at hand for a stream changes nothing of what is asked for first.
+func TestRoomAtHandIsNotGivenOutOfTurn(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithStripes(1))
+	servedStream(t, m, testPeer) // from here on, its protocol and its service have room at hand
+	s := mustOpenStream(t, m, testPeer, network.DirInbound)
+	refused := func(err, why error) {
+		t.Helper()
+		before := books(m)
+		require.ErrorIs(t, err, why)
+		require.Equal(t, before, books(m))
+	}
+	refused(s.SetService(testSvc), errNoProtocol)
+	require.NoError(t, s.ReserveMemory(100, 255))
+	require.NoError(t, s.SetProtocol(testProto))
+	refused(s.SetProtocol(testProto), errAttached)
+	require.NoError(t, s.SetService(testSvc))
+	refused(s.SetService(testSvc), errAttached)
+	for name, h := range books(m) {
+		want := amounts{dimMemory: 100, dimStreamsIn: 2, dimStreams: 2}
+		require.Equal(t, want, h.use, name)
+	}
+	s.ReleaseMemory(100)
+	refused(s.SetProtocol(testProto), errAttached)
+	refused(s.SetService(testSvc), errAttached)
+	s.Done()
+	refused(s.SetProtocol(testProto), network.ErrResourceScopeClosed)
+	refused(s.SetService(testSvc), network.ErrResourceScopeClosed)
+}
+
 // ledger is all that a manager keeps of what was admitted and refused, over all stripes.
 type ledger struct {
 	books            map[string]holding

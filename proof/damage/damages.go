@@ -118,6 +118,18 @@ var damages = []damage{
 	{"shared.go", "a.sticky = true", ""},
 
 	// Units: connections and streams that are at hand.
+	{"scope.go", "if !st.plain || !s.live() || h.use != 0 ||", "if !s.live() || h.use != 0 ||"},
+	{"scope.go", "if !st.plain || !s.live() || h.use != 0 ||", "if !st.plain || h.use != 0 ||"},
+	{"scope.go", "if !st.plain || !s.live() || h.use != 0 ||", "if !st.plain || !s.live() ||"},
+	{"scope.go", "c.at[slot] != nil && !c.at[slot].lasting() || c", "c"},
+	{"scope.go", " || c.at[slotProtocol].lasting() == (kind == KindService) {", " {"},
+	{"scope.go", "pr == nil || !pr.hasUnit(u) || !pr", "pr == nil || !pr"},
+	{"scope.go", "!pr.hasUnit(u) || !pr.of.hasUnit(u) && !st.drawUnit(u, pr.of)", "!pr.hasUnit(u)"},
+	{"scope.go", "if to.plain && stays && h.use == 0", "if stays && h.use == 0"},
+	{"scope.go", "if to.plain && stays && h.use == 0", "if to.plain && h.use == 0"},
+	{"scope.go", "if to.plain && stays && h.use == 0", "if to.plain && stays"},
+	{"scope.go", "stays && h.use == 0 && ps.hasUnit(u) {", "stays && h.use == 0 {"},
+	{"scope.go", "\t\tto.peerGotUnit(ps, u)\n", ""},
 	{"unit.go", "return ready[u.dir&dimMask] > use[u.dir&dimMask] &&\n\t\tready", "return ready"},
 	{"unit.go", "\n\t\tready[u.both&dimMask] > use[u.both&dimMask] &&", ""},
 	{"unit.go", " &&\n\t\tready[dimFD]-use[dimFD] >= int64(u.fds)", ""},

@@ -478,9 +478,11 @@ type connScope struct {
 	handle
 	peer *peerScope // once it is known
 
-	addr netip.Addr    // of its far end, see endpoint
+	far  subnetKey     // its far end, if that has an address; see endpoint
 	gate *subnetStripe // in which its address counts; may be nil
 	near *neighbours   // that it counts for; may be nil
+	// located: its far end has an address.
+	located bool
 	// onTrial: an entry of the allowlist that names a peer let it past the
 	// gates, before it was known who it is.
 	onTrial bool
@@ -494,6 +496,14 @@ var (
 	_ network.ConnManagementScope = (*connScope)(nil)
 	_ ResourceScopeLimiter        = (*connScope)(nil)
 )
+
+// addr gives the address of the far end, an invalid one if it has none.
+func (c *connScope) addr() netip.Addr {
+	if !c.located {
+		return netip.Addr{}
+	}
+	return c.far.addr()
+}
 
 // PeerScope gives the scope of the connection's peer, or nil before SetPeer.
 func (c *connScope) PeerScope() network.PeerScope {
@@ -522,7 +532,7 @@ func (c *connScope) SetPeer(p peer.ID) error {
 }
 
 func (c *connScope) setPeer(m *Manager, p peer.ID) error {
-	mv := move{to: m.stripeOf(p), trusted: m.allowlist.allows(p, c.addr)}
+	mv := move{to: m.stripeOf(p), trusted: m.allowlist.hasEntries() && m.allowlist.allows(p, c.addr())}
 	if c.onTrial && !mv.trusted {
 		// The allowlist opened the gates for somebody else.
 		h, err := c.copied()
@@ -534,7 +544,7 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 				return err
 			}
 		}
-		if why := m.enterGates(c.addr, h.dir, &mv.pass); why != nil {
+		if why := m.enterGates(c.addr(), h.dir, &mv.pass); why != nil {
 			return m.refusedAtGate(&h, why)
 		}
 	}
@@ -716,7 +726,7 @@ func (c *connScope) Done() {
 	st.mu.Unlock()
 	st.m.fair.leave(c.near)
 	if c.gate != nil {
-		c.gate.leave(c.addr)
+		c.gate.leave(c.far)
 	}
 }
 

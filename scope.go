@@ -164,18 +164,8 @@ func (s *handle) live() bool { return s.h.is(s.num) }
 
 func (s *handle) name() scopeName { return s.h.name(s.num) }
 
-// enter takes the lock for an operation that asks for something, and finds out
-// whether the scope still may.
-func (s *handle) enter(all bool) (*stripe, error) {
-	st := s.h.tree.lock(all)
-	err := s.openIn(st)
-	if err != nil {
-		st.unlock(all)
-		return nil, err
-	}
-	return st, nil
-}
-
+// openIn tells whether the scope may still ask for something. The lock of its stripe,
+// st, is held.
 func (s *handle) openIn(st *stripe) error {
 	if !s.live() {
 		return &scopeError{s.name(), network.ErrResourceScopeClosed}
@@ -223,11 +213,8 @@ func (st *stripe) holdReady(h *holder, n int64, priority uint8) bool {
 		return false
 	}
 	for x := h; x != nil; x = x.owner {
-		limit := x.limit
-		if limit == nil {
-			limit = x.limits()
-		}
-		if limit == nil || !x.is(h.num) || n > limit[dimMemory]-x.use {
+		// A span that follows its owner's limit never holds more than that does.
+		if !x.is(h.num) || x.limit != nil && n > x.limit[dimMemory]-x.use {
 			return false
 		}
 	}
@@ -399,8 +386,9 @@ func (s *handle) BeginSpan() (network.ResourceScopeSpan, error) {
 	h := s.h
 	span := &spanScope{node: holder{tree: h.tree, owner: h, num: s.num, kind: h.kind, role: innerSpan}}
 	span.handle = handle{&span.node, s.num}
-	st, err := s.enter(false)
-	if err != nil {
+	st := h.tree.lock(false)
+	if err := s.openIn(st); err != nil {
+		st.mu.Unlock()
 		return nil, err
 	}
 	h.spans++

@@ -97,7 +97,7 @@ func (l tally) refuses(n, bound int64) bool {
 
 // has tells whether a tight pool has n to give to a request that may fill all of the
 // limit: for certain, if the pool's lock is held.
-func (l tally) has(n int64) bool { return l.tight && !l.refuses(n, l.limit) }
+func (l tally) has(n int64) bool { return l.tight && n <= l.limit-l.handed }
 
 func (l tally) leastUse() int64 {
 	if l.tight {

@@ -40,6 +40,14 @@ type chain struct {
 	at   [numSlots]*account
 }
 
+// clear empties the chain. Slot by slot: all at once would go through the garbage
+// collector's hands.
+func (c *chain) clear() {
+	c.peer, c.at[slotPeer] = nil, nil
+	c.at[slotProtocolPeer], c.at[slotServicePeer] = nil, nil
+	c.at[slotProtocol], c.at[slotService], c.at[slotSystem] = nil, nil, nil
+}
+
 // shared gives the part of the chain that consists of shares.
 func (c *chain) shared() *[numShared]*account {
 	return (*[numShared]*account)(c.at[firstShared:])

@@ -66,7 +66,9 @@
 //   - I5: A scope that is done holds nothing, refuses everything with
 //     network.ErrResourceScopeClosed, takes no reference, and being done again
 //     does nothing. A span may outlive its owner: every walk up a chain stops
-//     at the first owner that is done.
+//     at the first owner that is done. What a connection or stream was kept in
+//     may serve another one by then: whoever still has the first sees nothing of
+//     that, and does nothing to it.
 //   - I6: Each scope knows what was reserved at it besides its total. A release
 //     takes from the former only; what is too much is a caller's bug, counted
 //     and logged with the scope's name. When all scopes are done, every account

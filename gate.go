@@ -81,7 +81,7 @@ func (g *gate) suspicious(addr net.Addr) bool {
 // room, is it slow enough. Who is refused by the first leaves no trace in the
 // others.
 func (m *Manager) passGates(h *holder, far endpoint, p *gatePass) error {
-	if m.fixed[KindTransient].tightFor(h.unit) || m.fixed[KindSystem].tightFor(h.unit) {
+	if m.fixed[KindTransient].fullFor(h.unit) || m.fixed[KindSystem].fullFor(h.unit) {
 		if err := m.anyStripe().glance(h); err != nil {
 			return err
 		}

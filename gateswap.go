@@ -154,12 +154,13 @@ func (p *partition) counting(f family, bits int) (levels []*level) {
 
 // placeOf gives the narrowest subnet in which a connection of an address counts in
 // this stripe.
-func (st *subnetStripe) placeOf(addr netip.Addr) netip.Prefix {
+func (st *subnetStripe) placeOf(k subnetKey) netip.Prefix {
 	if st.named != nil {
 		return st.named.prefix()
 	}
-	l := st.counting(familyOf(addr), addr.BitLen())[0]
-	return keyOf(addr).cut(l.host).prefix(l.bits)
+	f := k.family()
+	l := st.counting(f, f.bitLen())[0]
+	return k.cut(l.host).prefix(l.bits)
 }
 
 // countInherited counts n connections more, or one less, that another partition has

@@ -94,9 +94,7 @@ func (st *stripe) subMemory(c *chain, n int64) {
 		}
 		a.use[dimMemory] -= n
 		if sh := a.share; sh.use[dimMemory] < sh.floor[dimMemory] {
-			sh.pool.mu.Lock()
-			st.returns += sh.trimLocked(dimMemory)
-			sh.pool.mu.Unlock()
+			st.returns += sh.trimMemory()
 		}
 	}
 }

@@ -64,7 +64,10 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 			continue
 		}
 		scope := &connScope{handle: st.begin(&h, &c, all)}
-		scope.addr, scope.gate, scope.near, scope.onTrial = far.addr, pass.conns, near, gated && named
+		if scope.located = far.addr.IsValid(); scope.located {
+			scope.far = keyOf(far.addr)
+		}
+		scope.gate, scope.near, scope.onTrial = pass.conns, near, gated && named
 		scope.allowlisted = c.at[slotSystem].kind == KindAllowlistedSystem
 		if m.leaks != nil {
 			m.leaks.opened(&scope.handle, "")
@@ -181,7 +184,8 @@ func (h *holder) stand(as *holder, c *chain) {
 
 // recycle keeps the holder of what is done for what comes next.
 func (st *stripe) recycle(h *holder) {
-	h.num, h.tree.chain = 0, chain{}
+	h.num = 0
+	h.tree.chain.clear()
 	if idle := st.idleOf(h.kind); len(*idle) < maxIdle {
 		*idle = append(*idle, h)
 	}

@@ -233,11 +233,22 @@ func (k subnetKey) cut(host uint) subnetKey {
 	return subnetKey{k.hi >> (host - 64) << (host - 64), 0} // a shift by 64 clears a word
 }
 
-// prefix gives the subnet that the key names, on a level of a prefix length.
-// What is cut off an IPv4 address lies in its last 32 bits, so it stays mapped.
-func (k subnetKey) prefix(bits int) netip.Prefix {
+// family gives the family of a normalised address.
+func (k subnetKey) family() family {
+	if k.hi == 0 && k.lo>>32 == 0xffff {
+		return ipv4
+	}
+	return ipv6
+}
+
+// addr is the inverse of keyOf, for normalised addresses.
+func (k subnetKey) addr() netip.Addr {
 	var b [16]byte
 	binary.BigEndian.PutUint64(b[:8], k.hi)
 	binary.BigEndian.PutUint64(b[8:], k.lo)
-	return netip.PrefixFrom(netip.AddrFrom16(b).Unmap(), bits)
+	return netip.AddrFrom16(b).Unmap()
 }
+
+// prefix gives the subnet that the key names, on a level of a prefix length.
+// What is cut off an IPv4 address lies in its last 32 bits, so it stays mapped.
+func (k subnetKey) prefix(bits int) netip.Prefix { return netip.PrefixFrom(k.addr(), bits) }

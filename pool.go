@@ -97,7 +97,7 @@ func (l tally) refuses(n, bound int64) bool {
 
 // has tells whether a tight pool has n to give to a request that may fill all of the
 // limit: for certain, if the pool's lock is held.
-func (l tally) has(n int64) bool { return l.tight && !l.refuses(n, l.limit) }
+func (l tally) has(n int64) bool { return l.tight && n <= l.limit-l.handed }
 
 func (l tally) leastUse() int64 {
 	if l.tight {
@@ -147,6 +147,8 @@ type pool struct {
 	// under any one of them.
 	limit, batch amounts
 	pairLimit    amounts // of one peer in this service or protocol
+	// told is a copy of limit for who has no lock, and does not change.
+	told atomic.Pointer[amounts]
 
 	// word holds, for each dimension, what is handed out and whether the pool
 	// is tight: handed<<1 | tight. Both are one word, because a tight mark
@@ -187,11 +189,16 @@ func (p *pool) tally(d dim) tally {
 // tight tells, without a lock, whether the pool is tight in d.
 func (p *pool) tight(d dim) bool { return p.word[d].Load()&1 != 0 }
 
-// tightFor is tight for anything that a connection or stream counts in.
-func (p *pool) tightFor(u unit) bool {
-	words := p.word[u.dir&dimMask].Load() | p.word[u.both&dimMask].Load()
-	words |= p.word[dimFD].Load() & uint64(u.fds)
-	return words&1 != 0
+// fullFor tells, without a lock, whether the pool is full of anything that a connection
+// or stream counts in.
+func (p *pool) fullFor(u unit) bool {
+	limit := p.told.Load()
+	return p.fullOf(u.dir, limit) || p.fullOf(u.both, limit) || u.fds != 0 && p.fullOf(dimFD, limit)
+}
+
+func (p *pool) fullOf(d dim, limit *amounts) bool {
+	w := p.word[d&dimMask].Load()
+	return w&1 != 0 && int64(w>>1) >= limit[d&dimMask]
 }
 
 // storeLocked stores one dimension, of which no more is handed out than before.
@@ -217,6 +224,7 @@ func (p *pool) storeMoreLocked(d dim, l tally) {
 // setLimit puts a limit in force. All stripe locks are held.
 func (p *pool) setLimit(limit amounts) {
 	p.limit = limit
+	p.told.Store(&limit)
 	for d := range numDims {
 		p.batch[d] = batchOf(limit[d], len(p.shares))
 		p.recall(d, 0)
@@ -315,7 +323,8 @@ func (sh *share) lacksOne(d dim) bool { return sh.use[d&dimMask] >= sh.credit[d&
 // mayDrawOne tells whether there is credit for one more, or the pool is tight and has it
 // to give: for certain, if its lock is held.
 func (sh *share) mayDrawOne(d dim) bool {
-	return !sh.lacksOne(d) || sh.pool.tally(d&dimMask).has(1)
+	w := sh.pool.word[d&dimMask].Load()
+	return !sh.lacksOne(d) || w&1 != 0 && int64(w>>1) < sh.pool.limit[d&dimMask]
 }
 
 // mayDraw is mayDrawOne for all that a unit counts in.
@@ -361,13 +370,21 @@ func (sh *share) addCredit(d dim, n int64) {
 	sh.floor[d&dimMask] += n
 }
 
-// trim returns idle credit of all that a unit counts in, and of memory.
+// trim returns idle credit of all that a unit counts in.
 func (sh *share) trim(u unit) (returns uint64) {
 	sh.pool.mu.Lock()
-	for _, d := range u.dims() {
-		returns += sh.trimLocked(d)
+	returns = sh.trimLocked(u.dir) + sh.trimLocked(u.both)
+	if u.fds != 0 {
+		returns += sh.trimLocked(dimFD)
 	}
-	returns += sh.trimLocked(dimMemory)
+	sh.pool.mu.Unlock()
+	return returns
+}
+
+// trimMemory returns idle credit of memory.
+func (sh *share) trimMemory() uint64 {
+	sh.pool.mu.Lock()
+	returns := sh.trimLocked(dimMemory)
 	sh.pool.mu.Unlock()
 	return returns
 }

@@ -443,3 +443,18 @@ func TestATokenIsNotGivenBackTwice(t *testing.T) {
 	_, _, _, ok = r.try(second, time.Minute)
 	require.False(t, ok)
 }
+
+// Where one level limits connections and another how fast they come, each keeps what
+// it limits, and no more.
+func TestALevelWithoutARateHasNoBucket(t *testing.T) {
+	s, err := newSubnets(
+		subnetConfig{perSubnet: [numFamilies][]ConnLimitPerSubnet{ipv4: {{32, 8}}}},
+		rateConfig{perSubnet: [numFamilies][]subnetRate{ipv4: {{24, rateLimit{1, 5}}}}})
+	require.NoError(t, err)
+	for range 3 {
+		_, _, _, ok := s.try(netip.MustParseAddr("192.0.2.1"), time.Second)
+		require.True(t, ok)
+	}
+	require.Equal(t, 1, bucketEntries(t, s))
+	require.Equal(t, 1, countEntries(t, s))
+}

@@ -164,18 +164,8 @@ func (s *handle) live() bool { return s.h.is(s.num) }
 
 func (s *handle) name() scopeName { return s.h.name(s.num) }
 
-// enter takes the lock for an operation that asks for something, and finds out
-// whether the scope still may.
-func (s *handle) enter(all bool) (*stripe, error) {
-	st := s.h.tree.lock(all)
-	err := s.openIn(st)
-	if err != nil {
-		st.unlock(all)
-		return nil, err
-	}
-	return st, nil
-}
-
+// openIn tells whether the scope may still ask for something. The lock of its stripe,
+// st, is held.
 func (s *handle) openIn(st *stripe) error {
 	if !s.live() {
 		return &scopeError{s.name(), network.ErrResourceScopeClosed}
@@ -223,11 +213,8 @@ func (st *stripe) holdReady(h *holder, n int64, priority uint8) bool {
 		return false
 	}
 	for x := h; x != nil; x = x.owner {
-		limit := x.limit
-		if limit == nil {
-			limit = x.limits()
-		}
-		if limit == nil || !x.is(h.num) || n > limit[dimMemory]-x.use {
+		// A span that follows its owner's limit never holds more than that does.
+		if !x.is(h.num) || x.limit != nil && n > x.limit[dimMemory]-x.use {
 			return false
 		}
 	}
@@ -399,8 +386,9 @@ func (s *handle) BeginSpan() (network.ResourceScopeSpan, error) {
 	h := s.h
 	span := &spanScope{node: holder{tree: h.tree, owner: h, num: s.num, kind: h.kind, role: innerSpan}}
 	span.handle = handle{&span.node, s.num}
-	st, err := s.enter(false)
-	if err != nil {
+	st := h.tree.lock(false)
+	if err := s.openIn(st); err != nil {
+		st.mu.Unlock()
 		return nil, err
 	}
 	h.spans++
@@ -478,9 +466,11 @@ type connScope struct {
 	handle
 	peer *peerScope // once it is known
 
-	addr netip.Addr    // of its far end, see endpoint
+	far  subnetKey     // its far end, if that has an address; see endpoint
 	gate *subnetStripe // in which its address counts; may be nil
 	near *neighbours   // that it counts for; may be nil
+	// located: its far end has an address.
+	located bool
 	// onTrial: an entry of the allowlist that names a peer let it past the
 	// gates, before it was known who it is.
 	onTrial bool
@@ -494,6 +484,14 @@ var (
 	_ network.ConnManagementScope = (*connScope)(nil)
 	_ ResourceScopeLimiter        = (*connScope)(nil)
 )
+
+// addr gives the address of the far end, an invalid one if it has none.
+func (c *connScope) addr() netip.Addr {
+	if !c.located {
+		return netip.Addr{}
+	}
+	return c.far.addr()
+}
 
 // PeerScope gives the scope of the connection's peer, or nil before SetPeer.
 func (c *connScope) PeerScope() network.PeerScope {
@@ -522,7 +520,7 @@ func (c *connScope) SetPeer(p peer.ID) error {
 }
 
 func (c *connScope) setPeer(m *Manager, p peer.ID) error {
-	mv := move{to: m.stripeOf(p), trusted: m.allowlist.allows(p, c.addr)}
+	mv := move{to: m.stripeOf(p), trusted: m.allowlist.hasEntries() && m.allowlist.allows(p, c.addr())}
 	if c.onTrial && !mv.trusted {
 		// The allowlist opened the gates for somebody else.
 		h, err := c.copied()
@@ -534,7 +532,7 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 				return err
 			}
 		}
-		if why := m.enterGates(c.addr, h.dir, &mv.pass); why != nil {
+		if why := m.enterGates(c.addr(), h.dir, &mv.pass); why != nil {
 			return m.refusedAtGate(&h, why)
 		}
 	}
@@ -716,7 +714,7 @@ func (c *connScope) Done() {
 	st.mu.Unlock()
 	st.m.fair.leave(c.near)
 	if c.gate != nil {
-		c.gate.leave(c.addr)
+		c.gate.leave(c.far)
 	}
 }
 

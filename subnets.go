@@ -353,13 +353,13 @@ func (st *subnetStripe) fillLocked(rec *subnetRecord, by int64) {
 }
 
 // leave ends a connection from an address that is counted in the stripe.
-func (st *subnetStripe) leave(addr netip.Addr) {
+func (st *subnetStripe) leave(k subnetKey) {
 	st.mu.Lock()
 	if st.named != nil {
 		st.countLocked(&st.mu.own, -1)
 	} else {
-		k, t := keyOf(addr), &st.mu.table
-		for l := st.families[familyOf(addr)].narrowest; l != nil; l = l.wider {
+		t := &st.mu.table
+		for l := st.families[k.family()].narrowest; l != nil; l = l.wider {
 			if l.conns == noConnLimit {
 				continue
 			}
@@ -375,7 +375,7 @@ func (st *subnetStripe) leave(addr netip.Addr) {
 	heir := st.mu.heir
 	st.mu.Unlock()
 	if heir != nil {
-		heir.countInherited(st.placeOf(addr), -1)
+		heir.countInherited(st.placeOf(k), -1)
 	}
 }
 
@@ -384,7 +384,7 @@ func (st *subnetStripe) leave(addr netip.Addr) {
 // room for it.
 func (p gatePass) undo() {
 	if p.conns != nil {
-		p.conns.leave(p.addr)
+		p.conns.leave(keyOf(p.addr))
 	}
 	if p.tokens != nil {
 		p.tokens.giveBack(p.addr)

@@ -77,6 +77,14 @@ func TestDrawsAndReturnsAreCounted(t *testing.T) {
 	sinceLast(0, 2)
 	s.Done()
 	sinceLast(0, 4)
+
+	s = mustOpenStream(t, m, testPeer, network.DirInbound)
+	require.NoError(t, s.ReserveMemory(1, network.ReservationPriorityAlways))
+	sinceLast(6, 0)
+	require.NoError(t, s.SetProtocol(testProto)) // which draws ahead; transient gets all back
+	sinceLast(3, 3)
+	s.Done()
+	sinceLast(0, 3)
 }
 
 // A stream, and a span of one, fill no more of a limit than their priority may, whether

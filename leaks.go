@@ -108,7 +108,7 @@ type leakShard struct {
 // openRecord is what is known of an open scope. The lock of its shard is held where
 // it is read or written, but for what never changes.
 type openRecord struct {
-	scope  weak.Pointer[handle] // never changes, as all above peer
+	scope  weak.Pointer[userScope] // never changes, as all above peer
 	kind   Kind
 	dir    dim
 	num    int64
@@ -151,7 +151,7 @@ func (l *leakFinder) keepTimeUntil(stop <-chan struct{}) {
 func (l *leakFinder) shard(num int64) *leakShard { return &l.at[num%leakShards] }
 
 // opened takes note of a connection or stream that nobody else knows of yet.
-func (l *leakFinder) opened(scope *handle, p peer.ID) {
+func (l *leakFinder) opened(scope *userScope, p peer.ID) {
 	h := scope.h
 	r := &openRecord{scope: weak.Make(scope), kind: h.kind, dir: h.dir, num: h.num, opened: l.now.Load(), peer: p}
 	if l.Stacks > 0 && h.num%int64(l.Stacks) == 0 {

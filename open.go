@@ -63,14 +63,14 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 			st.unlock(all)
 			continue
 		}
-		scope := &connScope{handle: st.begin(&h, &c, all)}
+		scope := &connScope{userScope: st.begin(&h, &c, all)}
 		if scope.located = far.addr.IsValid(); scope.located {
 			scope.far = keyOf(far.addr)
 		}
 		scope.gate, scope.near, scope.onTrial = pass.conns, near, gated && named
 		scope.allowlisted = c.at[slotSystem].kind == KindAllowlistedSystem
 		if m.leaks != nil {
-			m.leaks.opened(&scope.handle, "")
+			m.leaks.opened(&scope.userScope, "")
 		}
 		return scope, nil
 	}
@@ -134,7 +134,7 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 		}
 		scope := &streamScope{st.begin(&h, &c, all), ps}
 		if m.leaks != nil {
-			m.leaks.opened(&scope.handle, p)
+			m.leaks.opened(&scope.userScope, p)
 		}
 		return scope, nil
 	}
@@ -145,12 +145,12 @@ const maxIdle = 64
 
 // begin gives what was admitted a holder, one that was used before where there is one,
 // and unlocks the stripe, or with all every stripe.
-func (st *stripe) begin(as *holder, c *chain, all bool) handle {
+func (st *stripe) begin(as *holder, c *chain, all bool) userScope {
 	var h *holder
 	idle := st.idleOf(as.kind)
 	if last := len(*idle) - 1; last >= 0 {
 		h, *idle = (*idle)[last], (*idle)[:last]
-		h.stand(as, c)
+		h.become(as, c)
 	}
 	st.unlock(all)
 	if h == nil {
@@ -158,9 +158,9 @@ func (st *stripe) begin(as *holder, c *chain, all bool) handle {
 		t.tree = &t.root
 		t.at.Store(st)
 		h = &t.holder
-		h.stand(as, c)
+		h.become(as, c)
 	}
-	return handle{h, as.num}
+	return userScope{h, as.num}
 }
 
 // idleOf gives the holders of connections, or of streams. A holder stays what it was:
@@ -172,9 +172,9 @@ func (st *stripe) idleOf(k Kind) *[]*holder {
 	return &st.idle.streams
 }
 
-// stand makes h what was admitted. Field by field: a copy of the whole would go through
+// become makes h what was admitted. Field by field: a copy of the whole would go through
 // the garbage collector's hands.
-func (h *holder) stand(as *holder, c *chain) {
+func (h *holder) become(as *holder, c *chain) {
 	h.limit, h.use, h.own, h.num = as.limit, as.use, 0, as.num
 	h.spans, h.unit, h.done = 0, as.unit, false
 	at := &h.tree.chain

@@ -135,7 +135,7 @@ type ghost struct {
 }
 
 // served notes which holder serves a scope, and gives the scope's name.
-func (h *haunted) served(s *handle) string {
+func (h *haunted) served(s *userScope) string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.opened++
@@ -173,7 +173,7 @@ func (h *haunted) liveOnce(r *rand.Rand) error {
 	if err != nil {
 		return err
 	}
-	cName, sName := h.served(&c.(*connScope).handle), h.served(&s.(*streamScope).handle)
+	cName, sName := h.served(&c.(*connScope).userScope), h.served(&s.(*streamScope).userScope)
 	before := r.IntN(2) == 0 // it moves with its memory, or gets it there
 	if before {
 		err = c.ReserveMemory(n, 255)

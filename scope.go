@@ -150,23 +150,23 @@ func (h *holder) limits() *amounts {
 	return h.owner.limits()
 }
 
-// handle is what the user of a connection, stream or span has of it. When a connection
-// or stream is done, its holder becomes that of another one, for most of what opening
-// one costs is new memory, and its collection. Then the number is another one, and the
-// handle is that of a scope that is done.
-type handle struct {
+// userScope is what the user of a connection, stream or span has of it. When a
+// connection or stream is done, its holder becomes that of another one: most of what
+// opening one costs is new memory, and its collection. The holder has another number
+// then, and the user has a scope that is done.
+type userScope struct {
 	h   *holder
 	num int64
 }
 
 // live tells whether the scope is not done. The lock of its stripe is held.
-func (s *handle) live() bool { return s.h.is(s.num) }
+func (s *userScope) live() bool { return s.h.is(s.num) }
 
-func (s *handle) name() scopeName { return s.h.name(s.num) }
+func (s *userScope) name() scopeName { return s.h.name(s.num) }
 
 // openIn tells whether the scope may still ask for something. The lock of its stripe,
 // st, is held.
-func (s *handle) openIn(st *stripe) error {
+func (s *userScope) openIn(st *stripe) error {
 	if !s.live() {
 		return &scopeError{s.name(), network.ErrResourceScopeClosed}
 	}
@@ -178,7 +178,7 @@ func (s *handle) openIn(st *stripe) error {
 
 // ReserveMemory reserves size bytes, at this scope and everything above it, or
 // nothing.
-func (s *handle) ReserveMemory(size int, priority uint8) error {
+func (s *userScope) ReserveMemory(size int, priority uint8) error {
 	for all := false; ; all = true {
 		st := s.h.tree.lock(all)
 		if !all && s.live() && st.holdReady(s.h, int64(size), priority) {
@@ -241,7 +241,7 @@ func (st *stripe) held(h *holder, n int64, priority uint8) {
 }
 
 // reserve decides a reservation through the tree and its chain.
-func (st *stripe) reserve(s *handle, n int64, priority uint8, all bool) (verdict, error) {
+func (st *stripe) reserve(s *userScope, n int64, priority uint8, all bool) (verdict, error) {
 	if err := s.openIn(st); err != nil {
 		return refused, err
 	}
@@ -328,7 +328,7 @@ func (st *stripe) drop(h *holder, n int64) {
 // was not reserved here is not released: that is a caller's bug. A scope that
 // is done has released everything already; go-libp2p itself releases at closed
 // streams, so that is counted, but it is nothing to complain about.
-func (s *handle) ReleaseMemory(size int) {
+func (s *userScope) ReleaseMemory(size int) {
 	h := s.h
 	st := h.tree.lock(false)
 	if !s.live() {
@@ -353,7 +353,7 @@ func (s *handle) ReleaseMemory(size int) {
 }
 
 // Stat gives what the scope holds.
-func (s *handle) Stat() network.ScopeStat {
+func (s *userScope) Stat() network.ScopeStat {
 	st := s.h.tree.lock(false)
 	defer st.unlock(false)
 	if !s.live() {
@@ -375,17 +375,17 @@ func (h *holder) amounts() (a amounts) {
 
 // spanScope is a span of a connection, of a stream, or of another span.
 type spanScope struct {
-	handle
+	userScope
 	node holder
 }
 
 var _ ResourceScopeLimiter = (*spanScope)(nil)
 
 // BeginSpan opens a span below this scope.
-func (s *handle) BeginSpan() (network.ResourceScopeSpan, error) {
+func (s *userScope) BeginSpan() (network.ResourceScopeSpan, error) {
 	h := s.h
 	span := &spanScope{node: holder{tree: h.tree, owner: h, num: s.num, kind: h.kind, role: innerSpan}}
-	span.handle = handle{&span.node, s.num}
+	span.userScope = userScope{&span.node, s.num}
 	st := h.tree.lock(false)
 	if err := s.openIn(st); err != nil {
 		st.mu.Unlock()
@@ -399,7 +399,7 @@ func (s *handle) BeginSpan() (network.ResourceScopeSpan, error) {
 }
 
 // Done ends a span and releases what it holds. Again, it does nothing.
-func (s *handle) Done() {
+func (s *userScope) Done() {
 	st := s.h.tree.lock(false)
 	if s.live() {
 		s.h.finish(st)
@@ -433,7 +433,7 @@ func (h *holder) finish(st *stripe) {
 
 // Limit gives a copy of the limit in force. One that admits nothing is that of a scope
 // that is done, or of a span whose owner is and that has none of its own.
-func (s *handle) Limit() Limit {
+func (s *userScope) Limit() Limit {
 	st := s.h.tree.lock(false)
 	defer st.unlock(false)
 	var l BaseLimit
@@ -444,7 +444,7 @@ func (s *handle) Limit() Limit {
 }
 
 // SetLimit gives this scope a limit of its own.
-func (s *handle) SetLimit(limit Limit) {
+func (s *userScope) SetLimit(limit Limit) {
 	st := s.h.tree.lock(false)
 	name := s.name()
 	st.unlock(false)
@@ -453,7 +453,7 @@ func (s *handle) SetLimit(limit Limit) {
 	}
 }
 
-func (s *handle) putLimit(a *amounts) {
+func (s *userScope) putLimit(a *amounts) {
 	st := s.h.tree.lock(false)
 	defer st.unlock(false)
 	if s.live() {
@@ -463,7 +463,7 @@ func (s *handle) putLimit(a *amounts) {
 
 // connScope is a connection: transient until its peer is known.
 type connScope struct {
-	handle
+	userScope
 	peer *peerScope // once it is known
 
 	far  subnetKey     // its far end, if that has an address; see endpoint
@@ -720,7 +720,7 @@ func (c *connScope) Done() {
 
 // streamScope is a stream: transient until its protocol is known.
 type streamScope struct {
-	handle
+	userScope
 	peer *peerScope
 }
 

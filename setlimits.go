@@ -196,7 +196,7 @@ type LimitResetter interface {
 }
 
 // ResetLimit takes back what SetLimit has set.
-func (s *handle) ResetLimit() {
+func (s *userScope) ResetLimit() {
 	h := s.h
 	st := h.tree.lock(false)
 	m, owner, live := st.m, h.tree.chain.peer, s.live()

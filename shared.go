@@ -101,7 +101,7 @@ func beginSpanAt(pl place, number func(*account, *chain) uint32) (network.Resour
 
 // rootSpan is a span of a peer or of a shared scope: it has a tree of its own.
 type rootSpan struct {
-	handle
+	userScope
 	top
 }
 

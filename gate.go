@@ -82,7 +82,11 @@ func (g *gate) suspicious(addr net.Addr) bool {
 // others.
 func (m *Manager) passGates(h *holder, far endpoint, p *gatePass) error {
 	if m.fixed[KindTransient].fullFor(h.unit) || m.fixed[KindSystem].fullFor(h.unit) {
-		if err := m.anyStripe().glance(h); err != nil {
+		st := m.anyStripe()
+		st.mu.Lock()
+		err := st.glance(h)
+		st.mu.Unlock()
+		if err != nil {
 			return err
 		}
 	}
@@ -104,10 +108,9 @@ func (m *Manager) refusedAtGate(h *holder, why *LimitError) error {
 	return why
 }
 
-// glance refuses a connection that certainly does not fit now.
+// glance refuses a connection that certainly does not fit now. The stripe's lock is
+// held.
 func (st *stripe) glance(h *holder) error {
-	st.mu.Lock()
-	defer st.mu.Unlock()
 	if st.closed {
 		return errClosed
 	}

@@ -181,13 +181,14 @@ func (st *stripe) refusal(asked scopeName, r *request) error {
 	if st.m.refusalLog != nil {
 		keepRemark(&st.remarks, why)
 	}
-	items, n := r.list()
-	for _, it := range items[:n] {
-		// A connection or stream that is refused when it moves may hold memory,
-		// but it is not memory that was asked for.
-		if it.d != dimMemory || why.d == dimMemory {
-			st.blocked[k][it.d] = addCapped(st.blocked[k][it.d], it.n)
-		}
+	blocked := &st.blocked[k]
+	blocked[r.dir&dimMask] += r.count
+	blocked[r.both&dimMask] += r.count
+	blocked[dimFD] += r.fds
+	// A connection or stream that is refused when it moves may hold memory, but it is
+	// not memory that was asked for.
+	if why.d == dimMemory {
+		blocked[dimMemory] = addCapped(blocked[dimMemory], r.memory)
 	}
 	if st.trace != nil {
 		st.trace.blocked(st.refuser.name, r, why.d, &st.refuser.use)

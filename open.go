@@ -175,7 +175,7 @@ func (st *stripe) idleOf(k Kind) *[]*holder {
 // become makes h what was admitted. Field by field: a copy of the whole would go through
 // the garbage collector's hands.
 func (h *holder) become(as *holder, c *chain) {
-	h.limit, h.use, h.own, h.num = as.limit, as.use, 0, as.num
+	h.limit, h.use, h.num = as.limit, as.use, as.num
 	h.spans, h.unit, h.done = 0, as.unit, false
 	at := &h.tree.chain
 	at.peer, at.at[slotPeer] = c.peer, c.at[slotPeer]
@@ -184,7 +184,6 @@ func (h *holder) become(as *holder, c *chain) {
 
 // recycle keeps the holder of what is done for what comes next.
 func (st *stripe) recycle(h *holder) {
-	h.num = 0
 	h.tree.chain.clear()
 	if idle := st.idleOf(h.kind); len(*idle) < maxIdle {
 		*idle = append(*idle, h)

@@ -201,6 +201,9 @@ func (st *stripe) refuseOpeningForMemory(h *holder, asker *peerScope) error {
 func (c *connScope) refuseForMemory() error {
 	st := c.h.tree.lock(false)
 	defer st.unlock(false)
+	if err := c.openIn(st); err != nil {
+		return err
+	}
 	if st.noteMemory(c.h, nil); st.onlyObservesMemory() {
 		return nil
 	}

@@ -689,9 +689,6 @@ func (c *connScope) carry(to *stripe) *share {
 	h := c.h
 	here := h.tree.chain.at[slotSystem].share
 	there := to.fixed[here.kind]
-	if here == there {
-		return there
-	}
 	here.carry(h.unit, -1, -h.use)
 	there.carry(h.unit, 1, h.use)
 	return there

@@ -219,7 +219,7 @@ func (g *gate) enterNow(far multiaddr.Multiaddr) bool {
 	var pass gatePass
 	why := withGates(g).enterGates(endpointOf(far).addr, dimConnsIn, &pass)
 	if pass.conns != nil {
-		pass.conns.leave(keyOf(pass.addr))
+		pass.conns.leave(pass.key)
 	}
 	return why == nil
 }

@@ -64,7 +64,8 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 			continue
 		}
 		scope := &connScope{userScope: st.begin(&h, &c, all)}
-		if scope.located = far.addr.IsValid(); scope.located {
+		scope.located, scope.far = far.addr.IsValid(), pass.key
+		if scope.located && pass.key == (subnetKey{}) {
 			scope.far = keyOf(far.addr)
 		}
 		scope.gate, scope.near, scope.onTrial = pass.conns, near, gated && named

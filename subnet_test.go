@@ -205,7 +205,7 @@ func TestSubnetsCountLikeOneMap(t *testing.T) {
 		leave := func(i int) {
 			require.True(t, m.remove(open[i].addr))
 			if open[i].pass.conns != nil {
-				open[i].pass.conns.leave(keyOf(open[i].pass.addr))
+				open[i].pass.conns.leave(open[i].pass.key)
 			}
 			open = slices.Delete(open, i, i+1)
 		}
@@ -363,7 +363,7 @@ func TestRefusedAndClosedAddressesLeaveNothing(t *testing.T) {
 	}
 	require.Equal(t, 100_000, countEntries(t, s))
 	for _, p := range all {
-		p.conns.leave(keyOf(p.addr))
+		p.conns.leave(p.key)
 	}
 	require.Zero(t, countEntries(t, s), "closed addresses must not be kept")
 	requireNoRecords(t, s)
@@ -412,7 +412,7 @@ func holders(s *subnets, goroutines, rounds int, addr func(int) netip.Addr) (mos
 				}
 				runtime.Gosched() // so that more are held than there are processors
 				held.Add(-1)
-				p.conns.leave(keyOf(p.addr))
+				p.conns.leave(p.key)
 			}
 		})
 	}
@@ -492,7 +492,7 @@ func BenchmarkSubnets(b *testing.B) {
 				var p gatePass
 				s.enter(addr(i), dimConnsIn, &p)
 				if p.conns != nil {
-					p.conns.leave(keyOf(p.addr))
+					p.conns.leave(p.key)
 				}
 			}
 		})
@@ -504,7 +504,7 @@ func BenchmarkSubnets(b *testing.B) {
 					var p gatePass
 					s.enter(addr(i), dimConnsIn, &p)
 					if p.conns != nil {
-						p.conns.leave(keyOf(p.addr))
+						p.conns.leave(p.key)
 					}
 				}
 			})

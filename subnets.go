@@ -123,6 +123,7 @@ func (s *subnets) stripeOf(widest subnetKey) *subnetStripe {
 // gatePass is what an address was given. The zero value is nothing.
 type gatePass struct {
 	addr   netip.Addr
+	key    subnetKey     // of the address, if it is valid
 	conns  *subnetStripe // a connection is counted here, if it is not nil
 	tokens *subnetStripe // a token was taken here, on every level
 }
@@ -141,6 +142,7 @@ func (s *subnets) enter(addr netip.Addr, d dim, p *gatePass) (why *LimitError, o
 	div := &s.families[f]
 	var w passage // field by field: a literal would be made elsewhere, and copied
 	w.d, w.key, w.counts, w.takes = d, k, div.counts, div.takes
+	p.key = k
 	if div.mayBeNamed(k.first(f)) {
 		n, _ := s.networks.Lookup(p.addr)
 		if n.free {
@@ -384,23 +386,23 @@ func (st *subnetStripe) leave(k subnetKey) {
 // room for it.
 func (p gatePass) undo() {
 	if p.conns != nil {
-		p.conns.leave(keyOf(p.addr))
+		p.conns.leave(p.key)
 	}
 	if p.tokens != nil {
-		p.tokens.giveBack(p.addr)
+		p.tokens.giveBack(p.key)
 	}
 }
 
 // giveBack returns a token that an address has taken.
-func (st *subnetStripe) giveBack(addr netip.Addr) {
+func (st *subnetStripe) giveBack(k subnetKey) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if st.named != nil {
 		st.fillLocked(&st.mu.own, st.named.level.tokens.interval)
 		return
 	}
-	k, t := keyOf(addr), &st.mu.table
-	for l := st.families[familyOf(addr)].narrowest; l != nil; l = l.wider {
+	t := &st.mu.table
+	for l := st.families[k.family()].narrowest; l != nil; l = l.wider {
 		rec, at := t.find(k.cut(l.host), l.id)
 		if !rec.used() {
 			continue

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -197,6 +198,35 @@ func BenchmarkHotPath(b *testing.B) {
 			}
 		}
 	}
+}
+
+// What no round can do without: its locks, and what it allocates. The rest of it is
+// accounting.
+func BenchmarkFloor(b *testing.B) {
+	var (
+		mu   sync.Mutex
+		n    int
+		kept any // as a host keeps its scopes
+	)
+	for _, f := range []struct {
+		of  string
+		run func()
+	}{
+		{"lock", func() { mu.Lock(); n++; mu.Unlock() }},
+		{"stream", func() { kept = new(streamScope) }},
+		{"connection", func() { kept = new(connScope) }},
+		{"span", func() { kept = new(spanScope) }},
+		{"refusal", func() { kept = new(LimitError) }},
+	} {
+		b.Run("of="+f.of, func(b *testing.B) {
+			defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+			b.ReportAllocs()
+			for b.Loop() {
+				f.run()
+			}
+		})
+	}
+	runtime.KeepAlive(kept)
 }
 
 // runWorkers measures rounds of several workers, on as many processors.

@@ -3,13 +3,12 @@ package rcmgr
 // account is what one scope, or a stripe's share of it, uses and may use. It
 // lies in a stripe and is guarded by that stripe's lock.
 type account struct {
+	// use comes first, and what each request reads next: so they are on two cache lines.
+	use amounts
 	// ready is what may be used without asking further: the limit of an account
 	// that lies in this stripe alone, the credit of a share.
 	ready *amounts
-	use   amounts
-	limit *amounts
 	share *share // nil for an account that lies in this stripe alone
-	scopeName
 	// I6: own is the memory that was reserved at this very scope, a part of
 	// use. A release takes from own only, never from what others hold below.
 	own int64
@@ -19,6 +18,8 @@ type account struct {
 	queued bool // stands in the stripe's queue of candidates for collection
 	gone   bool // collected: whoever still points here looks the name up again
 	sticky bool // its limit was set by hand: it keeps it, and is not collected
+	scopeName
+	limit *amounts
 	// denied counts the requests that this very account refused, by what ran
 	// out. It is nil until the first one: most accounts never refuse.
 	denied *denials

@@ -296,6 +296,7 @@ func (p *pool) recall(d dim, extra int64) {
 type share struct {
 	account
 	pool   *pool
+	_      [24]byte // credit and floor are on cache lines of their own
 	credit amounts
 	floor  amounts // credit less what may lie idle, as the pool was when last seen
 }

@@ -4,10 +4,31 @@ import (
 	"encoding/binary"
 	"fmt"
 	"testing"
+	"unsafe"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/stretchr/testify/require"
 )
+
+// What each request touches is on as few cache lines as it can be.
+func TestAccountsLieOnCacheLines(t *testing.T) {
+	const line = 64
+	if unsafe.Sizeof(uintptr(0)) != 8 {
+		t.Skip("pointers are shorter here")
+	}
+	var sh share
+	require.Zero(t, unsafe.Sizeof(sh)%line, "so the allocator gives it whole lines")
+	for name, at := range map[string]uintptr{
+		"use": unsafe.Offsetof(sh.use), "credit": unsafe.Offsetof(sh.credit), "floor": unsafe.Offsetof(sh.floor),
+	} {
+		require.Zero(t, at%line, name)
+	}
+	for name, at := range map[string]uintptr{
+		"ready": unsafe.Offsetof(sh.ready), "share": unsafe.Offsetof(sh.share), "refs": unsafe.Offsetof(sh.refs), "kind": unsafe.Offsetof(sh.kind),
+	} {
+		require.EqualValues(t, 1, at/line, name)
+	}
+}
 
 // Peers whose IDs are alike but for a few bits of their keys are in different stripes,
 // about equally many in each, and in others in each manager.

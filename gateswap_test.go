@@ -152,7 +152,7 @@ func TestGatesThatHaveRetiredGiveNothing(t *testing.T) {
 	require.NoError(t, m.SetLimits(bySubnet(ofIPv4(map[int]LimitVal{32: 1}))))
 	var pass gatePass
 	why, ok := last.subnets.enter(addr, dimConnsIn, &pass)
-	require.Equal(t, gatePass{addr: addr}, pass)
+	require.Equal(t, gatePass{addr: addr, key: keyOf(addr)}, pass)
 	require.False(t, ok)
 	require.Nil(t, why)
 	require.Zero(t, countEntries(t, last.subnets))

@@ -159,7 +159,7 @@ func TestConnRateDefaults(t *testing.T) {
 			addr := netip.MustParseAddr(loopback)
 			p, _, _, ok := r.try(addr, 0)
 			require.True(t, ok, loopback)
-			require.Equal(t, gatePass{addr: addr}, p, "loopback has no bucket, and so no lock")
+			require.Equal(t, gatePass{addr: addr, key: keyOf(addr)}, p, "loopback has no bucket, and so no lock")
 		}
 	}
 }

@@ -94,7 +94,9 @@ func (st *stripe) subMemory(c *chain, n int64) {
 		}
 		a.use[dimMemory] -= n
 		if sh := a.share; sh.use[dimMemory] < sh.floor[dimMemory] {
-			st.returns += sh.trimMemory()
+			sh.pool.mu.Lock()
+			st.returns += sh.trimLocked(dimMemory)
+			sh.pool.mu.Unlock()
 		}
 	}
 }

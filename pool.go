@@ -371,21 +371,13 @@ func (sh *share) addCredit(d dim, n int64) {
 	sh.floor[d&dimMask] += n
 }
 
-// trim returns idle credit of all that a unit counts in.
+// trim returns idle credit of all that a unit counts in, and of memory.
 func (sh *share) trim(u unit) (returns uint64) {
 	sh.pool.mu.Lock()
-	returns = sh.trimLocked(u.dir) + sh.trimLocked(u.both)
+	returns = sh.trimLocked(u.dir) + sh.trimLocked(u.both) + sh.trimLocked(dimMemory)
 	if u.fds != 0 {
 		returns += sh.trimLocked(dimFD)
 	}
-	sh.pool.mu.Unlock()
-	return returns
-}
-
-// trimMemory returns idle credit of memory.
-func (sh *share) trimMemory() uint64 {
-	sh.pool.mu.Lock()
-	returns := sh.trimLocked(dimMemory)
 	sh.pool.mu.Unlock()
 	return returns
 }

@@ -181,7 +181,7 @@ func (s *userScope) openIn(st *stripe) error {
 func (s *userScope) ReserveMemory(size int, priority uint8) error {
 	for all := false; ; all = true {
 		st := s.h.tree.lock(all)
-		if !all && s.live() && st.holdReady(s.h, int64(size), priority) {
+		if !all && st.holdReady(s.h, s.num, int64(size), priority) {
 			st.mu.Unlock()
 			if st.m.reporter != nil {
 				st.m.reporter.AllowMemory(size)
@@ -208,13 +208,13 @@ func (s *userScope) ReserveMemory(size int, priority uint8) error {
 
 // holdReady reserves what fits everywhere without asking further, or takes no more
 // than drawing exactly what is lacking.
-func (st *stripe) holdReady(h *holder, n int64, priority uint8) bool {
+func (st *stripe) holdReady(h *holder, num, n int64, priority uint8) bool {
 	if priority < st.wholeFrom || n <= 0 || st.closed {
 		return false
 	}
 	for x := h; x != nil; x = x.owner {
 		// A span that follows its owner's limit never holds more than that does.
-		if !x.is(h.num) || x.limit != nil && n > x.limit[dimMemory]-x.use {
+		if !x.is(num) || x.limit != nil && n > x.limit[dimMemory]-x.use {
 			return false
 		}
 	}

@@ -172,11 +172,8 @@ func (sh *share) carry(u unit, n, memory int64) {
 func (st *stripe) giveBack(sh *share, u unit, memory int64) {
 	sh.use.subUnit(u)
 	sh.use[dimMemory] -= memory
-	if sh.idles(u) {
+	if sh.idles(u) || sh.use[dimMemory] < sh.floor[dimMemory] {
 		st.returns += sh.trim(u)
-	}
-	if sh.use[dimMemory] < sh.floor[dimMemory] {
-		st.returns += sh.trimMemory()
 	}
 	if st.trace != nil {
 		r := u.whole(memory)

@@ -99,17 +99,24 @@ func (st *stripe) openReady(h *holder, c *chain) bool {
 // drawUnit draws what shares lack for a unit, where their pools are tight and have it to
 // give; if not, it changes nothing. The shares are in the order of their slots.
 func (st *stripe) drawUnit(u unit, shares ...*share) bool {
+	var lacking [numShared]*share
+	n := 0
 	for _, sh := range shares {
+		if sh.hasUnit(u) {
+			continue
+		}
 		if !sh.mayDraw(u) {
 			return false
 		}
+		lacking[n] = sh
+		n++
 	}
 	may := true
-	for _, sh := range shares {
+	for _, sh := range lacking[:n] {
 		sh.pool.mu.Lock()
 		may = may && sh.mayDraw(u)
 	}
-	for _, sh := range shares {
+	for _, sh := range lacking[:n] {
 		if may {
 			st.draws += sh.drawUnitLocked(u)
 		}

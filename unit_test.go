@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -166,5 +167,30 @@ func TestShortWaysBookAsTheLongOnes(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// Only pools whose credit is lacking are asked: who opens a connection where transient
+// is tight does not wait for the system's lock, which everybody else may need.
+func TestOnlyPoolsThatHaveToBeAskedAreLocked(t *testing.T) {
+	few := BaseLimit{StreamsInbound: 3, Streams: 3} // tight for ever
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.Transient, c.System = few, unlimitedBase }), WithStripes(1))
+	st, u := &m.stripes[0], unitOf(KindStream, network.DirInbound, false)
+	transient, system := st.fixed[KindTransient], st.fixed[KindSystem]
+	mustOpenStream(t, m, testPeer, network.DirInbound).Done() // the system's share has credit from now on
+	system.pool.mu.Lock()
+	defer system.pool.mu.Unlock()
+	drew := make(chan bool, 1)
+	go func() {
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		drew <- st.drawUnit(u, transient, system)
+	}()
+	select {
+	case ok := <-drew:
+		require.True(t, ok)
+		require.EqualValues(t, 1, transient.credit[dimStreamsIn])
+	case <-time.After(10 * time.Second):
+		t.Fatal("it waits for a pool that it does not have to ask")
 	}
 }

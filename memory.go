@@ -5,38 +5,72 @@ package rcmgr
 // for what is there, and for what tight pools have to give. All else is for check
 // in chain.go to decide.
 
-// addMemory charges n bytes, of a reservation that may fill all of a limit, to the
-// whole chain if all of it has that much to spare, or if what is lacking can be
-// drawn from tight pools, and tells whether it did. Like addAllReady it charges as
-// it goes, and takes back what did not fit.
-func (st *stripe) addMemory(c *chain, n int64) bool {
-	for i, a := range &c.at {
-		if a == nil {
-			continue
-		}
-		if n > a.ready[dimMemory]-a.use[dimMemory] {
-			if i >= firstShared && !st.m.fair.on(KindSystem) && st.drawMemory(c.at[i:], n) {
-				return true
-			}
-			for _, charged := range c.at[:i] {
-				if charged != nil {
-					charged.use[dimMemory] -= n
-				}
-			}
+// holdReady reserves n bytes where all that it takes is at hand, or can be drawn from
+// tight pools, and tells whether it did. The slots are written out, for a loop over
+// them takes half as long again.
+func (st *stripe) holdReady(h *holder, num, n int64, priority uint8) bool {
+	if priority < st.wholeFrom || n <= 0 || st.closed {
+		return false
+	}
+	for x := h; x != nil; x = x.owner {
+		// A span that follows its owner's limit never holds more than that does.
+		if !x.is(num) || x.limit != nil && n > x.limit[dimMemory]-x.use {
 			return false
 		}
-		a.use[dimMemory] += n
 	}
+	at := &h.tree.chain.at
+	if at[slotPeer].lacksMemory(n) || at[slotProtocolPeer].lacksMemory(n) || at[slotServicePeer].lacksMemory(n) {
+		return false
+	}
+	if at[slotProtocol].lacksMemory(n) || at[slotService].lacksMemory(n) || at[slotSystem].lacksMemory(n) {
+		if st.m.fair.on(KindSystem) || !st.drawMemory(h.tree.chain.shared(), n) {
+			return false
+		}
+	}
+	st.hold(h, n, priority)
 	return true
 }
 
-// drawMemory is addMemory for the last shares of a chain, where credit is lacking:
-// it draws it and charges them, or changes nothing.
-func (st *stripe) drawMemory(last []*account, n int64) bool {
+// hold charges what has been admitted to h, its owners and its chain.
+func (st *stripe) hold(h *holder, n int64, priority uint8) {
+	h.own += n
+	for x := h; x != nil; x = x.owner {
+		st.change(x, n)
+	}
+	at := &h.tree.chain.at
+	at[slotPeer].addMemory(n)
+	at[slotProtocolPeer].addMemory(n)
+	at[slotServicePeer].addMemory(n)
+	at[slotProtocol].addMemory(n)
+	at[slotService].addMemory(n)
+	at[slotSystem].addMemory(n)
+	if ps := h.tree.chain.peer; ps != nil {
+		st.peerGotMemory(ps, n)
+	}
+	if st.trace != nil {
+		st.traceMemory(h, n, priority, (*tracer).granted)
+	}
+}
+
+// lacksMemory tells whether the account has not so much to spare. In a slot that is
+// empty, nothing is lacking.
+func (a *account) lacksMemory(n int64) bool {
+	return a != nil && n > a.ready[dimMemory]-a.use[dimMemory]
+}
+
+func (a *account) addMemory(n int64) {
+	if a != nil {
+		a.use[dimMemory] += n
+	}
+}
+
+// drawMemory draws what shares lack for n bytes, where their pools are tight and have
+// it to give; if not, it changes nothing.
+func (st *stripe) drawMemory(shared *[numShared]*account, n int64) bool {
 	var lacking [numShared]*share
 	k := 0
-	for _, a := range last {
-		if a == nil || n <= a.ready[dimMemory]-a.use[dimMemory] {
+	for _, a := range shared {
+		if !a.lacksMemory(n) {
 			continue
 		}
 		if !a.share.pool.tally(dimMemory).has(n) {
@@ -57,46 +91,57 @@ func (st *stripe) drawMemory(last []*account, n int64) bool {
 		}
 		sh.pool.mu.Unlock()
 	}
-	if !may {
-		return false
-	}
-	for _, a := range last {
-		if a != nil {
-			a.use[dimMemory] += n
-		}
-	}
-	return true
+	return may
 }
 
 // peerGotMemory keeps the distribution of what peers hold, and the peer's peak, after
 // it got n bytes.
 func (st *stripe) peerGotMemory(ps *peerScope, n int64) {
 	now := ps.use[dimMemory]
-	ps.peak.raise(&ps.use, dimMemory)
+	ps.peak[dimMemory] = max(ps.peak[dimMemory], now)
 	st.peerMemory.moveMemory(now-n, now)
 }
 
-// subMemory takes n bytes from the whole chain, and returns credit where too much
-// lies idle now.
-func (st *stripe) subMemory(c *chain, n int64) {
-	if c.peer != nil {
-		now := c.peer.use[dimMemory]
-		st.peerMemory.moveMemory(now, now-n)
+// drop releases n bytes, from the holder with this number, if it is one that does, and
+// its owners, and then from the chain; where too much credit lies idle then, it returns
+// it. The walk stops at the first owner that is done: it has released what was below
+// it (I5).
+func (st *stripe) drop(c *chain, h *holder, num, n int64) {
+	x := h
+	for ; x != nil && x.is(num); x = x.owner {
+		st.change(x, -n)
 	}
-	for _, a := range c.at[:firstShared] {
-		if a != nil {
-			a.use[dimMemory] -= n
+	if x == nil {
+		if c.peer != nil {
+			now := c.peer.use[dimMemory]
+			st.peerMemory.moveMemory(now, now-n)
+		}
+		c.at[slotPeer].addMemory(-n)
+		c.at[slotProtocolPeer].addMemory(-n)
+		c.at[slotServicePeer].addMemory(-n)
+		for _, a := range c.shared() {
+			if a.freeMemory(n) {
+				st.trimMemory(a.share)
+			}
 		}
 	}
-	for _, a := range c.shared() {
-		if a == nil {
-			continue
-		}
-		a.use[dimMemory] -= n
-		if sh := a.share; sh.use[dimMemory] < sh.floor[dimMemory] {
-			sh.pool.mu.Lock()
-			st.returns += sh.trimLocked(dimMemory)
-			sh.pool.mu.Unlock()
-		}
+	if st.trace != nil && h != nil {
+		st.traceMemory(h, n, 0, (*tracer).returned)
 	}
+}
+
+// freeMemory takes n bytes from a share, and tells whether too much lies idle now.
+func (a *account) freeMemory(n int64) bool {
+	if a == nil {
+		return false
+	}
+	a.use[dimMemory] -= n
+	return a.use[dimMemory] < a.share.floor[dimMemory]
+}
+
+// trimMemory returns memory that lies idle.
+func (st *stripe) trimMemory(sh *share) {
+	sh.pool.mu.Lock()
+	st.returns += sh.trimLocked(dimMemory)
+	sh.pool.mu.Unlock()
 }

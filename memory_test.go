@@ -12,7 +12,7 @@ import (
 // are there: others have drawn it.
 func TestWhatIsDrawnIsStillThereUnderTheLocks(t *testing.T) {
 	for name, draw := range map[string]func(*stripe, *chain) bool{
-		"memory": func(st *stripe, c *chain) bool { return st.drawMemory(c.at[firstShared:], 1) },
+		"memory": func(st *stripe, c *chain) bool { return st.drawMemory(c.shared(), 1) },
 		"streams": func(st *stripe, c *chain) bool {
 			return st.drawUnit(unitOf(KindStream, network.DirInbound, false), c.at[slotTransient].share, c.at[slotSystem].share)
 		},

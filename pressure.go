@@ -199,7 +199,7 @@ func (st *stripe) refuseOpeningForMemory(h *holder, asker *peerScope) error {
 // refuseForMemory refuses to go on with a connection that the allowlist had let in
 // for somebody else.
 func (c *connScope) refuseForMemory() error {
-	st := c.h.tree.lock(false)
+	st := c.h.tree.lock()
 	defer st.unlock(false)
 	if err := c.openIn(st); err != nil {
 		return err

@@ -140,7 +140,7 @@ func (h *haunted) served(s *userScope) string {
 	defer h.mu.Unlock()
 	h.opened++
 	h.holders[s.h] = true
-	st := s.h.tree.lock(false)
+	st := s.h.tree.lock()
 	defer st.unlock(false)
 	name := s.name()
 	return name.String()

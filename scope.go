@@ -23,31 +23,40 @@ type root struct {
 	chain chain
 }
 
-// lock takes the lock of the stripe that the tree lies in.
-func (r *root) lock(all bool) *stripe {
-	st := r.at.Load()
-	if all {
-		st.m.lockAll()
-		return r.at.Load()
-	}
+// lock takes the lock of the stripe that the tree lies in. Where each nanosecond counts
+// it is written out, for it is too long to be inlined:
+//
+//	st := tree.follow(tree.at.Load().locked())
+func (r *root) lock() *stripe { return r.follow(r.at.Load().locked()) }
+
+// locked takes the lock of the stripe.
+func (st *stripe) locked() *stripe {
 	st.mu.Lock()
-	if r.at.Load() == st {
-		return st
+	return st
+}
+
+// follow gives the stripe that the tree lies in, locked, after that has been locked in
+// which it lay before.
+func (r *root) follow(st *stripe) *stripe {
+	if r.at.Load() != st {
+		return r.lockAgain(st)
 	}
-	return r.lockAgain(st)
+	return st
 }
 
 // lockAgain is for a tree that has moved while its lock was waited for.
 func (r *root) lockAgain(st *stripe) *stripe {
-	for {
+	for r.at.Load() != st {
 		st.mu.Unlock()
-		now := r.at.Load()
-		now.mu.Lock()
-		if r.at.Load() == now {
-			return now
-		}
-		st = now
+		st = r.at.Load().locked()
 	}
+	return st
+}
+
+// lockAll takes the locks of all stripes.
+func (r *root) lockAll() *stripe {
+	r.at.Load().m.lockAll()
+	return r.at.Load()
 }
 
 // lockWith takes the locks of the tree's stripe and of another one.
@@ -179,18 +188,21 @@ func (s *userScope) openIn(st *stripe) error {
 // ReserveMemory reserves size bytes, at this scope and everything above it, or
 // nothing.
 func (s *userScope) ReserveMemory(size int, priority uint8) error {
-	for all := false; ; all = true {
-		st := s.h.tree.lock(all)
-		if !all && st.holdReady(s.h, s.num, int64(size), priority) {
-			st.mu.Unlock()
-			if st.m.reporter != nil {
-				st.m.reporter.AllowMemory(size)
-			}
-			return nil
+	h, n := s.h, int64(size)
+	tree := h.tree
+	st := tree.follow(tree.at.Load().locked())
+	if st.holdReady(h, s.num, n, priority) {
+		st.mu.Unlock()
+		if st.m.reporter != nil {
+			st.m.reporter.AllowMemory(size)
 		}
-		v, err := st.reserve(s, int64(size), priority, all)
+		return nil
+	}
+	for all := false; ; all = true {
+		v, err := st.reserve(s, n, priority, all)
 		st.unlock(all)
 		if v == undecided {
+			st = tree.lockAll()
 			continue
 		}
 		if size < 0 {
@@ -203,40 +215,6 @@ func (s *userScope) ReserveMemory(size int, priority uint8) error {
 			st.m.reportMemory(size, err)
 		}
 		return err
-	}
-}
-
-// holdReady reserves what fits everywhere without asking further, or takes no more
-// than drawing exactly what is lacking.
-func (st *stripe) holdReady(h *holder, num, n int64, priority uint8) bool {
-	if priority < st.wholeFrom || n <= 0 || st.closed {
-		return false
-	}
-	for x := h; x != nil; x = x.owner {
-		// A span that follows its owner's limit never holds more than that does.
-		if !x.is(num) || x.limit != nil && n > x.limit[dimMemory]-x.use {
-			return false
-		}
-	}
-	if !st.addMemory(&h.tree.chain, n) {
-		return false
-	}
-	st.held(h, n, priority)
-	return true
-}
-
-// held charges a reservation that its chain has been charged for to h and its
-// owners.
-func (st *stripe) held(h *holder, n int64, priority uint8) {
-	h.own += n
-	for x := h; x != nil; x = x.owner {
-		st.change(x, n)
-	}
-	if ps := h.tree.chain.peer; ps != nil {
-		st.peerGotMemory(ps, n)
-	}
-	if st.trace != nil {
-		st.traceMemory(h, n, priority, (*tracer).granted)
 	}
 }
 
@@ -260,8 +238,7 @@ func (st *stripe) reserve(s *userScope, n int64, priority uint8, all bool) (verd
 		}
 		switch {
 		case v == admitted:
-			h.tree.chain.addAll(&r)
-			st.held(h, n, priority)
+			st.hold(h, n, priority)
 			if r.observed != 0 {
 				st.exceeded()
 			}
@@ -309,28 +286,14 @@ func (st *stripe) change(h *holder, n int64) {
 	h.use += n
 }
 
-// drop releases n bytes from a holder up to the chain. Every walk up stops at
-// the first owner that is done: it has released what was below it (I5).
-func (st *stripe) drop(h *holder, n int64) {
-	x := h
-	for ; x != nil && x.is(h.num); x = x.owner {
-		st.change(x, -n)
-	}
-	if x == nil {
-		st.subMemory(&h.tree.chain, n)
-	}
-	if st.trace != nil && !h.done {
-		st.traceMemory(h, n, 0, (*tracer).returned)
-	}
-}
-
 // ReleaseMemory gives back size bytes that were reserved at this scope. What
 // was not reserved here is not released: that is a caller's bug. A scope that
 // is done has released everything already; go-libp2p itself releases at closed
 // streams, so that is counted, but it is nothing to complain about.
 func (s *userScope) ReleaseMemory(size int) {
 	h := s.h
-	st := h.tree.lock(false)
+	tree := h.tree
+	st := tree.follow(tree.at.Load().locked())
 	if !s.live() {
 		if size != 0 {
 			st.lateReleases++
@@ -341,7 +304,7 @@ func (s *userScope) ReleaseMemory(size int) {
 	n := max(0, min(int64(size), h.own)) // I6
 	if n > 0 {
 		h.own -= n
-		st.drop(h, n)
+		st.drop(&h.tree.chain, h, s.num, n)
 	}
 	if n == int64(size) {
 		st.mu.Unlock()
@@ -354,7 +317,7 @@ func (s *userScope) ReleaseMemory(size int) {
 
 // Stat gives what the scope holds.
 func (s *userScope) Stat() network.ScopeStat {
-	st := s.h.tree.lock(false)
+	st := s.h.tree.lock()
 	defer st.unlock(false)
 	if !s.live() {
 		return network.ScopeStat{}
@@ -386,7 +349,7 @@ func (s *userScope) BeginSpan() (network.ResourceScopeSpan, error) {
 	h := s.h
 	span := &spanScope{node: holder{tree: h.tree, owner: h, num: s.num, kind: h.kind, role: innerSpan}}
 	span.userScope = userScope{&span.node, s.num}
-	st := h.tree.lock(false)
+	st := h.tree.follow(h.tree.at.Load().locked())
 	if err := s.openIn(st); err != nil {
 		st.mu.Unlock()
 		return nil, err
@@ -400,7 +363,8 @@ func (s *userScope) BeginSpan() (network.ResourceScopeSpan, error) {
 
 // Done ends a span and releases what it holds. Again, it does nothing.
 func (s *userScope) Done() {
-	st := s.h.tree.lock(false)
+	tree := s.h.tree
+	st := tree.follow(tree.at.Load().locked())
 	if s.live() {
 		s.h.finish(st)
 	}
@@ -415,7 +379,7 @@ func (h *holder) finish(st *stripe) {
 	switch {
 	case h.owner == nil:
 		if held != 0 {
-			st.subMemory(c, held)
+			st.drop(c, nil, 0, held)
 		}
 		st.leave(c, h.unit)
 		if st.trace != nil {
@@ -426,7 +390,7 @@ func (h *holder) finish(st *stripe) {
 			st.m.leaks.closed(h)
 		}
 	case h.owner.is(h.num):
-		st.drop(h.owner, held)
+		st.drop(c, h.owner, h.num, held)
 	}
 	st.traceDone(h)
 }
@@ -434,7 +398,7 @@ func (h *holder) finish(st *stripe) {
 // Limit gives a copy of the limit in force. One that admits nothing is that of a scope
 // that is done, or of a span whose owner is and that has none of its own.
 func (s *userScope) Limit() Limit {
-	st := s.h.tree.lock(false)
+	st := s.h.tree.lock()
 	defer st.unlock(false)
 	var l BaseLimit
 	if limits := s.h.limits(); limits != nil && s.live() {
@@ -445,7 +409,7 @@ func (s *userScope) Limit() Limit {
 
 // SetLimit gives this scope a limit of its own.
 func (s *userScope) SetLimit(limit Limit) {
-	st := s.h.tree.lock(false)
+	st := s.h.tree.lock()
 	name := s.name()
 	st.unlock(false)
 	if a, ok := st.m.readLimit(&name, limit); ok {
@@ -454,7 +418,7 @@ func (s *userScope) SetLimit(limit Limit) {
 }
 
 func (s *userScope) putLimit(a *amounts) {
-	st := s.h.tree.lock(false)
+	st := s.h.tree.lock()
 	defer st.unlock(false)
 	if s.live() {
 		s.h.limit = a
@@ -495,7 +459,7 @@ func (c *connScope) addr() netip.Addr {
 
 // PeerScope gives the scope of the connection's peer, or nil before SetPeer.
 func (c *connScope) PeerScope() network.PeerScope {
-	st := c.h.tree.lock(false)
+	st := c.h.tree.lock()
 	defer st.unlock(false)
 	if c.peer == nil {
 		return nil // not a nil pointer in an interface
@@ -545,7 +509,7 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 
 // copied gives what the connection holds, if it can still be given a peer.
 func (c *connScope) copied() (holder, error) {
-	st := c.h.tree.lock(false)
+	st := c.h.tree.lock()
 	defer st.unlock(false)
 	return *c.h, c.mayMove(st)
 }
@@ -697,7 +661,8 @@ func (c *connScope) carry(to *stripe) *share {
 // Done releases the connection and everything that it holds. Again, it does
 // nothing.
 func (c *connScope) Done() {
-	st := c.h.tree.lock(false)
+	tree := c.h.tree
+	st := tree.follow(tree.at.Load().locked())
 	if !c.live() {
 		st.mu.Unlock()
 		return
@@ -751,7 +716,7 @@ func (s *streamScope) ServiceScope() network.ServiceScope {
 
 // pool gives the protocol or service, nil where there is none yet.
 func (s *streamScope) pool(slot int, k Kind) *pool {
-	st := s.h.tree.lock(false)
+	st := s.h.tree.lock()
 	defer st.unlock(false)
 	if a := s.h.tree.chain.at[slot]; s.live() && a != nil && a.kind == k {
 		return a.share.pool
@@ -795,13 +760,14 @@ func (s *streamScope) attach(kind Kind, name string) error {
 	if kind == KindService {
 		slot = slotService
 	}
+	st := s.peer.st // in which the stream stays
+	st.mu.Lock()
+	if s.attachReady(st, kind, slot, name) {
+		st.mu.Unlock()
+		return nil
+	}
 	var fresh *pool
 	for all := false; ; {
-		st := s.h.tree.lock(all)
-		if !all && s.attachReady(st, kind, slot, name) {
-			st.mu.Unlock()
-			return nil
-		}
 		c := &s.h.tree.chain
 		err := s.openIn(st)
 		switch {
@@ -825,6 +791,7 @@ func (s *streamScope) attach(kind Kind, name string) error {
 				if fresh, err = st.m.newPool(kind, name); err != nil {
 					return err
 				}
+				st.lock(all)
 				continue
 			}
 			pr = st.pair(c.peer, sh)
@@ -835,6 +802,7 @@ func (s *streamScope) attach(kind Kind, name string) error {
 			return err
 		}
 		all = true
+		st.lock(all)
 	}
 }
 
@@ -899,8 +867,8 @@ func countTransient(c *chain, d dim, n int32) {
 // Done releases the stream and everything that it holds. Again, it does
 // nothing.
 func (s *streamScope) Done() {
-	h := s.h
-	st := h.tree.lock(false)
+	h, st := s.h, s.peer.st
+	st.mu.Lock()
 	if s.live() {
 		countTransient(&h.tree.chain, h.dir, -1)
 		if st.m.fair != nil {

@@ -198,7 +198,7 @@ type LimitResetter interface {
 // ResetLimit takes back what SetLimit has set.
 func (s *userScope) ResetLimit() {
 	h := s.h
-	st := h.tree.lock(false)
+	st := h.tree.lock()
 	m, owner, live := st.m, h.tree.chain.peer, s.live()
 	st.unlock(false)
 	if !live {

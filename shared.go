@@ -64,7 +64,7 @@ func releaseAt(pl place, size int) {
 	n := max(0, min(int64(size), a.own)) // I6
 	if n > 0 {
 		a.own -= n
-		st.subMemory(&c, n)
+		st.drop(&c, nil, 0, n)
 		if st.trace != nil {
 			r := memoryRequest(st.m.admission, n, 0)
 			st.traceChain(&c, &r, (*tracer).returned)

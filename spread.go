@@ -12,54 +12,66 @@ import (
 	"slices"
 )
 
-// bucketScale divides values into buckets, and finds the bucket of a value without
-// a search. Slot 0 is for members that hold nothing; slot i, from 1 on, for
-// values up to bounds[i-1] and above the bound before it; the slot after the
-// last bound for all values beyond.
+// A spread counts its members in slots that are as fine as the value tells without a
+// search: 0 to 16 each on its own, and above that, or for memory throughout, all values
+// v with the same number of bits in v-1. A scale's buckets consist of whole slots, and
+// are put together when somebody reads them.
+const (
+	fineSlots   = 17
+	spreadSlots = fineSlots + 64
+)
+
+// countSlot gives the slot of a number of connections or streams.
+func countSlot(v int64) uint64 {
+	if uint64(v) < fineSlots {
+		return uint64(v)
+	}
+	return fineSlots - 5 + uint64(bits.Len64(uint64(v-1))) // 17 has five bits in v-1
+}
+
+// memorySlot gives the slot of a number of bytes. That of 0 is the one for 64 bits.
+func memorySlot(v int64) uint64 { return uint64(bits.Len64(uint64(v - 1))) }
+
+// bucketScale divides values into buckets. Bucket 0 is for members that hold nothing;
+// bucket i, from 1 on, for values up to bounds[i-1] and above the bound before it; the
+// bucket after the last bound for all values beyond.
 type bucketScale struct {
 	bounds []float64
-	small  [17]uint8 // the slot of each value from 0 to 16
-	large  [65]uint8 // the slot of any other value v, by the bits of v-1
+	bucket [spreadSlots]uint8 // of each slot
 }
 
 // The bounds are those of the histograms that dashboards for go-libp2p know.
 // They are Prometheus' form of an upper bound: inclusive.
 var (
-	countScale  = newBucketScale(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 32, 64, 128, 256)
-	memoryScale = newBucketScale(1<<10, 4<<10, 32<<10, 1<<20, 32<<20, 256<<20, 512<<20, 1<<30, 2<<30, 4<<30)
+	countScale  = newBucketScale(countSlot, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 32, 64, 128, 256)
+	memoryScale = newBucketScale(memorySlot, 1<<10, 4<<10, 32<<10, 1<<20, 32<<20, 256<<20, 512<<20, 1<<30, 2<<30, 4<<30)
 )
 
-// newBucketScale makes a scale of ascending bounds. Those above 16 must be powers of
-// two: then all values with the same number of bits in v-1 share a slot.
-func newBucketScale(bounds ...float64) bucketScale {
+// newBucketScale makes a scale of ascending bounds, each of which must be the greatest
+// value of its slot.
+func newBucketScale(slot func(int64) uint64, bounds ...float64) bucketScale {
 	s := bucketScale{bounds: bounds}
-	slotOf := func(v float64) uint8 {
-		i, _ := slices.BinarySearch(bounds, v)
-		return uint8(i + 1)
+	fill := func(v int64) {
+		i, _ := slices.BinarySearch(bounds, float64(v))
+		s.bucket[slot(v)] = uint8(i + 1)
 	}
-	for v := 1; v < len(s.small); v++ {
-		s.small[v] = slotOf(float64(v))
+	for v := range int64(fineSlots) {
+		fill(v)
 	}
-	// The entry for 64 bits stays 0: only a value below zero gets there.
-	for n := range 64 {
-		s.large[n] = slotOf(math.Ldexp(1, n))
+	for n := range 63 {
+		fill(1 << n)
 	}
+	fill(math.MaxInt64)
+	s.bucket[slot(0)] = 0
 	return s
-}
-
-func (s *bucketScale) slot(v int64) uint8 {
-	if uint64(v) < uint64(len(s.small)) {
-		return s.small[v]
-	}
-	return s.large[bits.Len64(uint64(v-1))]
 }
 
 // spread is a distribution. A member enters it by moving away from 0 and
 // leaves it by moving back there; 0 itself is in no bucket.
 type spread struct {
-	// slots counts members. Slot 0, where they come from, reads minus the
+	// slots counts members. The slot of 0, where they come from, reads minus the
 	// number of all that are in; so no move needs to ask whether it enters.
-	slots [17]int64
+	slots [spreadSlots]int32
 	sum   int64 // of the members' values
 }
 
@@ -67,25 +79,16 @@ type spread struct {
 // now this many.
 func (s *spread) moveCount(old, now int64) {
 	s.sum += now - old
-	s.move(countScale.slot(old), countScale.slot(now))
+	s.slots[countSlot(old)]--
+	s.slots[countSlot(now)]++
 }
 
 // moveMemory tells that a member that held old bytes holds now this many. It
-// is on the path of every reservation, and short enough to be inlined: all
-// bounds of memory are powers of two, so the number of bits alone tells the
-// slot (of 0 as well, whose entry is that of 64 bits).
+// is on the path of every reservation, and short enough to be inlined.
 func (s *spread) moveMemory(old, now int64) {
 	s.sum += now - old
-	if from, to := bits.Len64(uint64(old-1)), bits.Len64(uint64(now-1)); from != to {
-		s.move(memoryScale.large[from], memoryScale.large[to])
-	}
-}
-
-func (s *spread) move(from, to uint8) {
-	if from != to {
-		s.slots[from]--
-		s.slots[to]++
-	}
+	s.slots[memorySlot(old)]--
+	s.slots[memorySlot(now)]++
 }
 
 // add adds the members of another spread that was kept on the same scale.
@@ -99,12 +102,16 @@ func (s *spread) add(o *spread) {
 // cumulative gives Prometheus' form: how many members there are, and for each
 // bound how many do not exceed it.
 func (s *spread) cumulative(on *bucketScale) (members uint64, upTo map[float64]uint64) {
+	var in [spreadSlots]uint64
+	for slot, n := range s.slots {
+		in[on.bucket[slot]] += uint64(n)
+	}
 	upTo = make(map[float64]uint64, len(on.bounds))
 	for i, bound := range on.bounds {
-		members += uint64(s.slots[i+1])
+		members += in[i+1]
 		upTo[bound] = members
 	}
-	return members + uint64(s.slots[len(on.bounds)+1]), upTo
+	return members + in[len(on.bounds)+1], upTo
 }
 
 // addCapped adds two totals and stops at math.MaxInt64, which stands for

@@ -475,7 +475,7 @@ func TestALockIsTakenWhereTheTreeLiesNow(t *testing.T) {
 		for range 4 {
 			runtime.Gosched()
 			wg.Go(func() {
-				st := tree.lock(false)
+				st := tree.lock()
 				if st != tree.at.Load() {
 					t.Error("the lock of a stripe that the connection has left")
 				}

@@ -14,7 +14,8 @@ package rcmgr
 //	those pools, decide again · draw from each · unlock, charge
 //	                             … or, undecided: unlock, lock all stripes,
 //	decide on the exact sums, call idle credit in, charge, unlock
-//	                             … a release: take it off, return idle credit
+//	                             … a release: take it off, return idle credit to each
+//	pool, with its lock where it becomes loose by that
 //
 // A step is what others can see happen at once: to take one lock, to load or
 // store one word. What follows under locks until the next such action nobody
@@ -168,6 +169,7 @@ type creditRules struct {
 	limitAlone      bool // set a limit without calling credit in
 	recallOnPaper   bool // call idle credit in without taking it from the shares
 	halfRelease     bool // release from the first pool of a chain only
+	looseAnytime    bool // a pool becomes loose while another holds its lock
 }
 
 func engineRules() creditRules {
@@ -643,11 +645,11 @@ func (x *creditModel) carry(pools poolSet, from, to int, n int64) {
 	}
 }
 
-// trim returns idle credit to one pool under its lock.
+// trim returns idle credit to one pool: under its lock, if it becomes loose.
 func (x *creditModel) trim(t int) bool {
 	th := &x.thread[t]
 	p := th.todo.first()
-	if x.pool[p].owner != 0 {
+	if x.pool[p].owner != 0 && x.returned(p, int(th.from)).tight != x.pool[p].tight && !x.looseAnytime {
 		return false
 	}
 	x.returnIdle(p, int(th.from))
@@ -657,12 +659,21 @@ func (x *creditModel) trim(t int) bool {
 	return true
 }
 
-func (x *creditModel) returnIdle(p, stripe int) {
-	sh, keep, excess := &x.share[p][stripe], x.keep(x.tally(p)), int64(0)
+// excess is what a stripe has to return of a pool's credit.
+func (x *creditModel) excess(p, stripe int) int64 {
+	sh, keep := &x.share[p][stripe], x.keep(x.tally(p))
 	if idle := sh.credit - sh.use; idle > keep {
-		excess = idle - keep/2
+		return idle - keep/2
 	}
-	l := x.giveBack(x.tally(p), excess)
+	return 0
+}
+
+func (x *creditModel) returned(p, stripe int) tally {
+	return x.giveBack(x.tally(p), x.excess(p, stripe))
+}
+
+func (x *creditModel) returnIdle(p, stripe int) {
+	excess, l := x.excess(p, stripe), x.returned(p, stripe)
 	x.store(p, l)
-	x.setCredit(p, stripe, sh.credit-excess, l)
+	x.setCredit(p, stripe, x.share[p][stripe].credit-excess, l)
 }

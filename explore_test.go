@@ -685,6 +685,14 @@ func TestExplorerCatchesEveryBrokenRule(t *testing.T) {
 		func(r *creditRules) { r.halfRelease = true },
 		creditScenario{limits: two, conns: chains, threads: alone(doHold(0, 3, whole)...)},
 		[]creditProperty{useConserved, zeroAtEnd},
+	}, {
+		"a pool becomes loose before what was decided while it was tight is drawn",
+		func(r *creditRules) { r.looseAnytime = true },
+		creditScenario{limits: one, conns: apart, setup: []modelOp{doReserve(0, 40, whole), doRelease(0, 20)}, threads: [][]modelOp{
+			{doRelease(0, 20)},
+			doHold(1, 40, whole),
+		}},
+		[]creditProperty{creditCovers},
 	}} {
 		c.sc.stripes = 2
 		for _, p := range c.want {

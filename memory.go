@@ -64,8 +64,9 @@ func (a *account) addMemory(n int64) {
 	}
 }
 
-// drawMemory draws what shares lack for n bytes, where their pools are tight and have
-// it to give; if not, it changes nothing.
+// drawMemory draws n bytes for the shares that lack them, where their pools are tight
+// and have them to give; if not, it changes nothing. No share of a tight pool has idle
+// credit.
 func (st *stripe) drawMemory(shared *[numShared]*account, n int64) bool {
 	var lacking [numShared]*share
 	k := 0
@@ -86,7 +87,8 @@ func (st *stripe) drawMemory(shared *[numShared]*account, n int64) bool {
 	}
 	for _, sh := range lacking[:k] {
 		if may {
-			sh.drawLocked(dimMemory, n-(sh.credit[dimMemory]-sh.use[dimMemory]))
+			sh.pool.handOut(dimMemory, n)
+			sh.addCredit(dimMemory, n)
 			st.draws++
 		}
 		sh.pool.mu.Unlock()
@@ -121,7 +123,8 @@ func (st *stripe) drop(c *chain, h *holder, num, n int64) {
 		c.at[slotServicePeer].addMemory(-n)
 		for _, a := range c.shared() {
 			if a.freeMemory(n) {
-				st.trimMemory(a.share)
+				a.share.trim(dimMemory)
+				st.returns++
 			}
 		}
 	}
@@ -136,12 +139,5 @@ func (a *account) freeMemory(n int64) bool {
 		return false
 	}
 	a.use[dimMemory] -= n
-	return a.use[dimMemory] < a.share.floor[dimMemory]
-}
-
-// trimMemory returns memory that lies idle.
-func (st *stripe) trimMemory(sh *share) {
-	sh.pool.mu.Lock()
-	st.returns += sh.trimLocked(dimMemory)
-	sh.pool.mu.Unlock()
+	return a.share.idles(dimMemory)
 }

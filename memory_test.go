@@ -2,7 +2,9 @@ package rcmgr
 
 import (
 	"runtime"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/stretchr/testify/require"
@@ -55,6 +57,53 @@ func TestWhatIsDrawnIsStillThereUnderTheLocks(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Credit is taken back without the pool's lock, but for one thing: a pool becomes loose
+// only while nobody has it. Whoever has decided to draw, because all that is handed out
+// is in use, draws when that is still so.
+func TestAPoolBecomesLooseUnderItsLock(t *testing.T) {
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Memory = 1 << 20 }), WithStripes(1))
+	s := mustOpenStream(t, m, testPeer, network.DirInbound)
+	system := m.fixed[KindSystem]
+	require.NoError(t, s.ReserveMemory(3<<18, 255))
+	require.True(t, system.tight(dimMemory))
+
+	system.mu.Lock()
+	release := func(size int) chan struct{} {
+		done := make(chan struct{})
+		go func() {
+			s.ReleaseMemory(size)
+			close(done)
+		}()
+		return done
+	}
+	select {
+	case <-release(1 << 19): // down to a quarter
+	case <-time.After(10 * time.Second):
+		t.Fatal("it waits for a lock that it does not need")
+	}
+	require.True(t, system.tight(dimMemory))
+	require.EqualValues(t, 1<<18, system.tally(dimMemory).handed)
+
+	done := release(1)
+	for all := make([]byte, 1<<20); ; runtime.Gosched() {
+		if waiting := string(all[:runtime.Stack(all, true)]); strings.Contains(waiting, "(*pool).takeBack(") &&
+			strings.Contains(waiting, "[sync.Mutex.Lock]") {
+			break
+		}
+		select {
+		case <-done:
+			t.Fatal("the pool became loose while its lock was held")
+		default:
+		}
+	}
+	require.True(t, system.tight(dimMemory))
+	require.EqualValues(t, 1<<18, system.tally(dimMemory).handed, "tight, all that is handed out is in use or about to be given back")
+	system.mu.Unlock()
+	<-done
+	require.False(t, system.tight(dimMemory))
+	require.EqualValues(t, 1<<18-1, system.tally(dimMemory).handed)
 }
 
 // Tight pools are asked for each byte and each stream, once for each thing that is

@@ -165,9 +165,9 @@ func (p *pool) lookAt() (all [numDims]tally, low amounts) {
 	defer p.home.unlock(false)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	low = p.low
 	for d := range numDims {
 		all[d] = p.tally(d)
+		low[d] = min(p.low[d], all[d].handed)
 		p.low[d] = all[d].handed
 	}
 	return all, low

@@ -139,8 +139,10 @@ type pool struct {
 	name string // of the service or protocol
 	home *stripe
 
-	// mu guards handing out and taking back. Locks of several pools are taken
-	// in the order of the slots of a chain (I8).
+	// mu guards handing out, and becoming loose: what has been decided under it
+	// stays true until it is drawn, for whoever takes credit back without it only makes
+	// more of it. Locks of several pools are taken in the order of the slots of a
+	// chain (I8).
 	mu sync.Mutex
 
 	// limit, batch and pairLimit are written under all stripe locks, and read
@@ -152,19 +154,21 @@ type pool struct {
 
 	// word holds, for each dimension, what is handed out and whether the pool
 	// is tight: handed<<1 | tight. Both are one word, because a tight mark
-	// read apart from the sum may be stale and refuse what fits. Written under
-	// mu, or under all stripe locks: nobody holds mu then, for it is taken
-	// under a stripe's lock only. Read without a lock.
+	// read apart from the sum may be stale and refuse what fits. It grows, and
+	// becomes loose, under mu; it shrinks under the lock of the stripe that gives
+	// back; and it becomes tight under all stripe locks: nobody holds mu then, for
+	// it is taken under a stripe's lock only. Read without a lock.
 	word [numDims]atomic.Uint64
 
 	// peak is the most that was handed out of each dimension, which is never
 	// less than the most that was used. It is exact where that was more than
 	// half of the limit, for the pool is tight then, and otherwise at most an
 	// eighth of the limit too high. Where there is no limit, an eighth of it says
-	// nothing, and peak is the most that used has seen. It is guarded as word is.
+	// nothing, and peak is the most that used has seen. Guarded by mu, or by all
+	// stripe locks.
 	peak amounts
-	// low is the least that was handed out of each dimension since limitWatch looked
-	// last. It is guarded as word is.
+	// low is the least that was handed out of each dimension before some was drawn,
+	// since limitWatch looked last. It is guarded as peak is.
 	low amounts
 	// denied counts what shares that have been collected had refused. Guarded
 	// by mu.
@@ -186,6 +190,15 @@ func (p *pool) tally(d dim) tally {
 	return tally{limit: p.limit[d], batch: p.batch[d], handed: int64(w >> 1), tight: w&1 != 0}
 }
 
+// word is the inverse of pool.tally.
+func (l tally) word() uint64 {
+	w := uint64(l.handed) << 1
+	if l.tight {
+		w |= 1
+	}
+	return w
+}
+
 // tight tells, without a lock, whether the pool is tight in d.
 func (p *pool) tight(d dim) bool { return p.word[d].Load()&1 != 0 }
 
@@ -201,23 +214,37 @@ func (p *pool) fullOf(d dim, limit *amounts) bool {
 	return w&1 != 0 && int64(w>>1) >= limit[d&dimMask]
 }
 
-// storeLocked stores one dimension, of which no more is handed out than before.
-func (p *pool) storeLocked(d dim, l tally) {
-	w := uint64(l.handed) << 1
-	if l.tight {
-		w |= 1
-	}
-	p.word[d].Store(w)
-	if l.handed < p.low[d] {
-		p.low[d] = l.handed
+// handOut notes that a share gets more credit. mu is held.
+func (p *pool) handOut(d dim, n int64) {
+	handed := int64(p.word[d].Add(uint64(n)<<1) >> 1)
+	p.low[d] = min(p.low[d], handed-n)
+	p.raisePeak(d, handed)
+}
+
+func (p *pool) raisePeak(d dim, handed int64) {
+	if handed > p.peak[d] && !isUnlimited(d, p.limit[d]) {
+		p.peak[d] = handed
 	}
 }
 
-// storeMoreLocked is storeLocked where more may be handed out.
-func (p *pool) storeMoreLocked(d dim, l tally) {
-	p.storeLocked(d, l)
-	if l.handed > p.peak[d] && !isUnlimited(d, l.limit) {
-		p.peak[d] = l.handed
+// takeBack notes that a share returns credit, under the lock of its stripe. It takes
+// mu only where the pool becomes loose: not while somebody is about to draw from a
+// tight one.
+func (p *pool) takeBack(d dim, n int64) tally {
+	for locked := false; ; {
+		was := p.tally(d)
+		now := was.giveBack(n)
+		if now.tight != was.tight && !locked {
+			p.mu.Lock()
+			locked = true
+			continue
+		}
+		if p.word[d].CompareAndSwap(was.word(), now.word()) {
+			if locked {
+				p.mu.Unlock()
+			}
+			return now
+		}
 	}
 }
 
@@ -284,7 +311,9 @@ func (p *pool) usedOf(d dim) (sum int64) {
 // a request that has been decided. All stripe locks are held.
 func (p *pool) recall(d dim, extra int64) {
 	l := p.tally(d).settle(p.usedOf(d) + extra)
-	p.storeMoreLocked(d, l)
+	p.word[d].Store(l.word())
+	p.low[d] = min(p.low[d], l.handed)
+	p.raisePeak(d, l.handed)
 	for _, sh := range p.shares {
 		if sh != nil {
 			sh.setCredit(d, sh.use[d], l)
@@ -338,7 +367,8 @@ func (sh *share) mayDraw(u unit) bool {
 func (sh *share) drawUnitLocked(u unit) (draws uint64) {
 	for _, d := range u.dims() {
 		if sh.lacksOne(d) {
-			sh.drawLocked(d&dimMask, 1)
+			sh.pool.handOut(d&dimMask, 1)
+			sh.addCredit(d, 1)
 			draws++
 		}
 	}
@@ -347,10 +377,8 @@ func (sh *share) drawUnitLocked(u unit) (draws uint64) {
 
 // drawLocked hands out credit. The pool's lock is held.
 func (sh *share) drawLocked(d dim, grant int64) {
-	l := sh.pool.tally(d)
-	l.handed += grant
-	sh.pool.storeMoreLocked(d, l)
-	sh.setCredit(d, sh.credit[d]+grant, l)
+	sh.pool.handOut(d, grant)
+	sh.setCredit(d, sh.credit[d]+grant, sh.pool.tally(d))
 }
 
 // drawSettled hands out what is short, and calls in what lies idle where that
@@ -371,39 +399,38 @@ func (sh *share) addCredit(d dim, n int64) {
 	sh.floor[d&dimMask] += n
 }
 
-// trim returns idle credit of all that a unit counts in, and of memory.
-func (sh *share) trim(u unit) (returns uint64) {
-	sh.pool.mu.Lock()
-	returns = sh.trimLocked(u.dir) + sh.trimLocked(u.both) + sh.trimLocked(dimMemory)
-	if u.fds != 0 {
-		returns += sh.trimLocked(dimFD)
+// idles tells whether too much credit of d lies idle.
+func (sh *share) idles(d dim) bool { return sh.use[d&dimMask] < sh.floor[d&dimMask] }
+
+// trimUnit returns idle credit of all that a unit counts in, and of memory.
+func (sh *share) trimUnit(u unit) (returns uint64) {
+	for _, d := range [...]dim{u.dir, u.both, dimFD, dimMemory} {
+		if sh.idles(d) {
+			sh.trim(d)
+			returns++
+		}
 	}
-	sh.pool.mu.Unlock()
 	return returns
 }
 
-// trimLocked returns idle credit where there is more than the share may keep, down
-// to half of that, and tells how often it asked the pool. The pool's lock is held.
-func (sh *share) trimLocked(d dim) uint64 {
+// trim returns idle credit where there is more than the share may keep, down to half
+// of that. It asks the pool in any case, for it may have become loose.
+func (sh *share) trim(d dim) {
 	d &= dimMask
-	if sh.use[d] >= sh.floor[d] {
-		return 0
-	}
 	l, excess := sh.pool.tally(d), int64(0)
 	if keep, idle := l.keep(), sh.credit[d]-sh.use[d]; idle > keep {
 		excess = idle - keep/2
 	}
-	l = l.giveBack(excess)
-	sh.pool.storeLocked(d, l)
-	sh.setCredit(d, sh.credit[d]-excess, l)
-	return 1
+	now := l.giveBack(excess)
+	if now.tight != l.tight || !sh.pool.word[d].CompareAndSwap(l.word(), now.word()) {
+		now = sh.pool.takeBack(d, excess)
+	}
+	sh.setCredit(d, sh.credit[d]-excess, now)
 }
 
-// surrenderLocked returns all credit. The pool's lock is held.
-func (sh *share) surrenderLocked() {
+// surrender returns all credit.
+func (sh *share) surrender() {
 	for d := range numDims {
-		l := sh.pool.tally(d).giveBack(sh.credit[d])
-		sh.pool.storeLocked(d, l)
-		sh.setCredit(d, 0, l)
+		sh.setCredit(d, 0, sh.pool.takeBack(d, sh.credit[d]))
 	}
 }

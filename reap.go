@@ -100,6 +100,9 @@ func (st *stripe) collect(a *account) {
 		delete(st.named(a.kind), a.text)
 		sh.pool.shares[st.index] = nil
 		sh.surrender()
+		sh.pool.mu.Lock()
+		sh.pool.denied.add(sh.denied) // which the share leaves behind
+		sh.pool.mu.Unlock()
 		st.m.dir.leave(sh.pool)
 	}
 }
@@ -112,12 +115,4 @@ func (st *stripe) leaveCrowd() {
 		maps.Copy(left, st.peers)
 		st.peers, st.crowd = left, few
 	}
-}
-
-// surrender returns all credit of an unused share, and leaves its counts behind.
-func (sh *share) surrender() {
-	sh.pool.mu.Lock()
-	defer sh.pool.mu.Unlock()
-	sh.surrenderLocked()
-	sh.pool.denied.add(sh.denied)
 }

@@ -146,8 +146,8 @@ func (st *stripe) leave(c *chain, u unit) {
 			continue
 		}
 		a.use.subUnit(u)
-		if sh := a.share; sh.idles(u) {
-			st.returns += sh.trim(u)
+		if sh := a.share; sh.idlesUnit(u) {
+			st.returns += sh.trimUnit(u)
 		}
 		if !a.lasting() {
 			if a.refs--; a.refs == 0 {
@@ -179,8 +179,8 @@ func (sh *share) carry(u unit, n, memory int64) {
 func (st *stripe) giveBack(sh *share, u unit, memory int64) {
 	sh.use.subUnit(u)
 	sh.use[dimMemory] -= memory
-	if sh.idles(u) || sh.use[dimMemory] < sh.floor[dimMemory] {
-		st.returns += sh.trim(u)
+	if sh.idlesUnit(u) || sh.idles(dimMemory) {
+		st.returns += sh.trimUnit(u)
 	}
 	if st.trace != nil {
 		r := u.whole(memory)
@@ -188,11 +188,9 @@ func (st *stripe) giveBack(sh *share, u unit, memory int64) {
 	}
 }
 
-// idles tells whether too much credit lies idle of what a unit counts in.
-func (sh *share) idles(u unit) bool {
-	return sh.use[u.dir&dimMask] < sh.floor[u.dir&dimMask] ||
-		sh.use[u.both&dimMask] < sh.floor[u.both&dimMask] ||
-		sh.use[dimFD] < sh.floor[dimFD]
+// idlesUnit tells whether too much credit lies idle of anything that a unit counts in.
+func (sh *share) idlesUnit(u unit) bool {
+	return sh.idles(u.dir) || sh.idles(u.both) || sh.idles(dimFD)
 }
 
 // peerGotUnit keeps the distributions of what peers hold, and the peer's peaks, after

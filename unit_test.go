@@ -31,7 +31,7 @@ func TestAUnitIsLookedAtInAllThatItCountsIn(t *testing.T) {
 			return []bool{u.within(limit), a.hasUnit(u)}
 		}
 		require.Equal(t, []bool{true, true}, has(&just))
-		require.False(t, (&share{account: account{use: just}, floor: just}).idles(u))
+		require.False(t, (&share{account: account{use: just}, floor: just}).idlesUnit(u))
 		for d, n := range just {
 			if n == 0 {
 				continue
@@ -40,7 +40,7 @@ func TestAUnitIsLookedAtInAllThatItCountsIn(t *testing.T) {
 			less[d]--
 			more[d]++
 			require.Equal(t, []bool{false, false}, has(&less), "%v without dimension %d", u, d)
-			require.True(t, (&share{account: account{use: just}, floor: more}).idles(u), "%v with dimension %d idle", u, d)
+			require.True(t, (&share{account: account{use: just}, floor: more}).idlesUnit(u), "%v with dimension %d idle", u, d)
 		}
 	}
 }

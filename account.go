@@ -8,7 +8,10 @@ type account struct {
 	// ready is what may be used without asking further: the limit of an account
 	// that lies in this stripe alone, the credit of a share.
 	ready *amounts
-	share *share // nil for an account that lies in this stripe alone
+	// Whose account it is: a share's own; a peer's own; or that of a peer's part of what
+	// the share is a share of.
+	share *share
+	ps    *peerScope
 	// I6: own is the memory that was reserved at this very scope, a part of
 	// use. A release takes from own only, never from what others hold below.
 	own int64
@@ -18,38 +21,59 @@ type account struct {
 	queued bool // stands in the stripe's queue of candidates for collection
 	gone   bool // collected: whoever still points here looks the name up again
 	sticky bool // its limit was set by hand: it keeps it, and is not collected
-	scopeName
-	limit *amounts
-	// denied counts the requests that this very account refused, by what ran
-	// out. It is nil until the first one: most accounts never refuse.
-	denied *denials
+	kind   Kind
+	limit  *amounts
+	// denied counts the requests that this very account refused. It is nil until the
+	// first one: most accounts never refuse.
+	denied *denied
+}
+
+// denied is what an account has refused, and its name, which who is refused is told.
+type denied struct {
+	name scopeName
+	denials
 }
 
 // denials counts requests that were refused, and that would have been if the limit
 // were not only observed, by what ran out.
 type denials struct{ refused, would dimCounts }
 
-// add adds those of o, which may be nil.
+// add adds those of o.
 func (n *denials) add(o *denials) {
-	if o != nil {
-		n.refused.add(&o.refused)
-		n.would.add(&o.would)
+	n.refused.add(&o.refused)
+	n.would.add(&o.would)
+}
+
+// add adds what an account has refused, which may be nil.
+func (n *denials) addOf(a *account) {
+	if a.denied != nil {
+		n.add(&a.denied.denials)
 	}
 }
 
-// privateAccount makes the account of a scope that lies in one stripe.
-func privateAccount(name scopeName, limit *amounts) account {
-	return account{scopeName: name, limit: limit, ready: limit}
+// name makes the name of the account's scope.
+func (a *account) name() scopeName {
+	if a.denied != nil {
+		return a.denied.name
+	}
+	n := scopeName{kind: a.kind}
+	if a.share != nil {
+		n.text = a.share.pool.name
+	}
+	if a.ps != nil {
+		n.peer = a.ps.id
+	}
+	return n
 }
 
 func (a *account) setLimit(limit *amounts) {
 	a.limit, a.ready = limit, limit
 }
 
-// deny gives the account's denials, to count one more.
-func (a *account) deny() *denials {
+// deny gives what the account has refused, to count one more.
+func (a *account) deny() *denied {
 	if a.denied == nil {
-		a.denied = new(denials)
+		a.denied = &denied{name: a.name()}
 	}
 	return a.denied
 }

@@ -35,16 +35,20 @@ const (
 )
 
 // chain is the accounts above a scope, nil where there is none.
-type chain struct {
-	peer *peerScope // whose account is in slotPeer
-	at   [numSlots]*account
+type chain struct{ at [numSlots]*account }
+
+// peer gives the peer's scope, nil if there is none.
+func (c *chain) peer() *peerScope {
+	if a := c.at[slotPeer]; a != nil {
+		return a.ps
+	}
+	return nil
 }
 
 // clear empties the chain. Slot by slot: all at once would go through the garbage
 // collector's hands.
 func (c *chain) clear() {
-	c.peer, c.at[slotPeer] = nil, nil
-	c.at[slotProtocolPeer], c.at[slotServicePeer] = nil, nil
+	c.at[slotPeer], c.at[slotProtocolPeer], c.at[slotServicePeer] = nil, nil, nil
 	c.at[slotProtocol], c.at[slotService], c.at[slotSystem] = nil, nil, nil
 }
 
@@ -236,15 +240,16 @@ func (st *stripe) note(why refusal, by *account) { st.why = noted{refusal: why, 
 // askedBy notes who asked for what was refused.
 func (why *noted) askedBy(r *request) {
 	if r.asker != nil {
-		why.asker = r.asker.peer
+		why.asker = r.asker.id
 	}
 	why.near = r.near
 }
 
 // refuse notes that an account refuses an item.
 func (st *stripe) refuse(r *request, a *account, it item, current int64) verdict {
-	st.refusedBy(traceName{scopeName: a.scopeName}, &a.use)
-	st.note(refusal{&a.scopeName, it.d, r.causeOf(st.m, a, it, current), current, it.n, a.limit[it.d]}, a)
+	name := &a.deny().name
+	st.refusedBy(traceName{scopeName: *name}, &a.use)
+	st.note(refusal{name, it.d, r.causeOf(st.m, a, it, current), current, it.n, a.limit[it.d]}, a)
 	st.why.askedBy(r)
 	return refused
 }
@@ -275,8 +280,8 @@ func (st *stripe) takeOnce(c *chain, r *request, all bool) verdict {
 		}
 		c.addAll(r)
 	}
-	if c.peer != nil {
-		st.peerGot(c.peer, r)
+	if ps := c.peer(); ps != nil {
+		st.peerGot(ps, r)
 	}
 	if r.observed != 0 {
 		st.exceeded()
@@ -290,7 +295,7 @@ func (st *stripe) takeOnce(c *chain, r *request, all bool) verdict {
 // undecided. A refusal is noted in st.why, and leaves every account as it was
 // (I3).
 func (st *stripe) check(c *chain, r *request, all bool) verdict {
-	if ps := c.peer; ps != nil {
+	if ps := c.peer(); ps != nil {
 		r.asker = ps
 		if r.both == dimStreams { // a connection is of its own subnet
 			r.near = ps.near

@@ -7,6 +7,8 @@ package rcmgr
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
@@ -23,19 +25,28 @@ type holding struct {
 	refs int32
 }
 
+// allPairs gives the peer's parts of services and protocols.
+func (ps *peerScope) allPairs() (all []*pair) {
+	for pr := ps.pairs; pr != nil; pr = pr.next {
+		all = append(all, pr)
+	}
+	return slices.AppendSeq(all, maps.Values(ps.byShare))
+}
+
 // books is what every account holds in one cut, by name. How much credit lies
 // idle where is not part of it, nor are accounts that hold nothing.
 func books(m *Manager) map[string]holding {
 	b := make(map[string]holding)
 	note := func(a *account, pairs int) {
-		h := b[a.scopeName.String()]
+		name := a.name()
+		h := b[name.String()]
 		h.use.add(&a.use)
 		h.own += a.own
-		if a.share == nil {
+		if a.ps != nil {
 			h.refs = a.refs - int32(pairs) // shares and peers are also referred to by those
 		}
 		if h != (holding{}) {
-			b[a.scopeName.String()] = h
+			b[name.String()] = h
 		}
 	}
 	m.inOneCut(func() {
@@ -50,8 +61,9 @@ func books(m *Manager) map[string]holding {
 				}
 			}
 			for _, ps := range st.peers {
-				note(&ps.account, len(ps.pairs))
-				for _, pr := range ps.pairs {
+				pairs := ps.allPairs()
+				note(&ps.account, len(pairs))
+				for _, pr := range pairs {
 					note(&pr.account, 0)
 				}
 			}

@@ -168,8 +168,8 @@ func (e *explainer) copyAccounts() error {
 		switch {
 		case q.Peer == "":
 		case ps != nil:
-			e.peer = copyOf(ps.scopeName, *ps.limit, ps.use)
-			e.asker = peerScope{account: *e.peer, transientIn: ps.transientIn, systemIn: ps.systemIn, trusted: ps.trusted, near: ps.near}
+			e.peer = copyOf(ps.name(), *ps.limit, ps.use)
+			e.asker = peerScope{account: *e.peer, id: q.Peer, transientIn: ps.transientIn, systemIn: ps.systemIn, trusted: ps.trusted, near: ps.near}
 		default:
 			limit := m.limits.Load().peerNow(q.Peer, said)
 			if limit == nil {
@@ -188,9 +188,7 @@ func (e *explainer) copyAccounts() error {
 }
 
 func copyOf(name scopeName, limit, use amounts) *account {
-	a := privateAccount(name, &limit)
-	a.use = use
-	return &a
+	return &account{kind: name.kind, use: use, limit: &limit, ready: &limit, denied: &denied{name: name}}
 }
 
 // copyShared copies a service or protocol and a peer's part of it. All stripe locks
@@ -262,13 +260,14 @@ func (c *checked) decide() {
 
 func (e *explainer) checkOf(step string, r *request, a *account, it item) Check {
 	bound, use := r.bound(e.m, a, it), a.use[it.d]
-	k := Check{Step: step, Scope: a.scopeName.String(), Kind: a.kind, Name: limitNames[it.d], Use: use, Asked: it.n,
+	name := a.name()
+	k := Check{Step: step, Scope: name.String(), Kind: a.kind, Name: limitNames[it.d], Use: use, Asked: it.n,
 		Limit: a.limit[it.d], Threshold: bound, Room: bound - use, Fits: it.n <= bound-use}
 	// What no number can hold is refused by all.
 	k.Observed = e.observed.has(a.kind) && it.n <= math.MaxInt64-use
 	if !k.Fits {
 		k.Cause = r.causeOf(e.m, a, it, use).String()
-		k.Raise = e.m.limitKey(a.kind, it.d, &a.scopeName)
+		k.Raise = e.m.limitKey(a.kind, it.d, &name)
 	}
 	return k
 }

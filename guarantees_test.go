@@ -1247,7 +1247,7 @@ func TestNothingIsLeftOfWhatIsRefused(t *testing.T) {
 	require.Equal(t, []string{kindNamesHere[KindPeer]}, listed(m))
 	for i := range m.stripes {
 		for _, ps := range m.stripes[i].peers {
-			require.Empty(t, ps.pairs)
+			require.Empty(t, ps.allPairs())
 		}
 	}
 	c.Done()

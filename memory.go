@@ -44,7 +44,7 @@ func (st *stripe) hold(h *holder, n int64, priority uint8) {
 	at[slotProtocol].addMemory(n)
 	at[slotService].addMemory(n)
 	at[slotSystem].addMemory(n)
-	if ps := h.tree.chain.peer; ps != nil {
+	if ps := h.tree.chain.peer(); ps != nil {
 		st.peerGotMemory(ps, n)
 	}
 	if st.trace != nil {
@@ -114,8 +114,8 @@ func (st *stripe) drop(c *chain, h *holder, num, n int64) {
 		st.change(x, -n)
 	}
 	if x == nil {
-		if c.peer != nil {
-			now := c.peer.use[dimMemory]
+		if ps := c.peer(); ps != nil {
+			now := ps.use[dimMemory]
 			st.peerMemory.moveMemory(now, now-n)
 		}
 		c.at[slotPeer].addMemory(-n)

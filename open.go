@@ -122,7 +122,7 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 				return nil, err
 			}
 		}
-		c.peer = ps
+		c.at[slotPeer] = &ps.account
 		v, err := st.open(&h, &c, nil, ps.trusted > 0, all)
 		switch v {
 		case refused:
@@ -179,8 +179,7 @@ func (h *holder) become(as *holder, c *chain) {
 	h.limit, h.use, h.num = as.limit, as.use, as.num
 	h.spans, h.unit, h.done = 0, as.unit, false
 	at := &h.tree.chain
-	at.peer, at.at[slotPeer] = c.peer, c.at[slotPeer]
-	at.at[slotTransient], at.at[slotSystem] = c.at[slotTransient], c.at[slotSystem]
+	at.at[slotPeer], at.at[slotTransient], at.at[slotSystem] = c.at[slotPeer], c.at[slotTransient], c.at[slotSystem]
 }
 
 // recycle keeps the holder of what is done for what comes next.
@@ -191,12 +190,8 @@ func (st *stripe) recycle(h *holder) {
 	}
 }
 
-// stand puts what is new into a transient and a system scope, below its peer's if
-// it has one.
+// stand puts what is new into a transient and a system scope.
 func (c *chain) stand(transient, system *share) {
-	if c.peer != nil {
-		c.at[slotPeer] = &c.peer.account
-	}
 	c.at[slotTransient], c.at[slotSystem] = &transient.account, &system.account
 }
 
@@ -229,8 +224,8 @@ func (st *stripe) open(h *holder, c *chain, near *neighbours, fallBack, all bool
 		if h.use > 0 && h.kind == KindConn {
 			st.connMemory.moveMemory(0, h.use)
 		}
-		if c.peer != nil {
-			c.peer.refs++
+		if ps := c.peer(); ps != nil {
+			ps.refs++
 			countTransient(c, h.dir, 1)
 			if st.m.fair != nil {
 				countStream(c, h.dir, 1)
@@ -271,7 +266,7 @@ func (st *stripe) checkOpening(h *holder, r *request) verdict {
 func (st *stripe) takeOpening(r *request, c *chain, fallBack, all bool) verdict {
 	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
 	v := st.takeOnce(c, r, all)
-	if v == refused && (fallBack || c.peer != nil && st.m.allowlist.allowsPeer(c.peer.peer)) {
+	if v == refused && (fallBack || c.at[slotPeer] != nil && st.m.allowlist.allowsPeer(c.peer().id)) {
 		c.stand(st.fixed[KindAllowlistedTransient], st.fixed[KindAllowlistedSystem])
 		v = st.takeOnce(c, r, all)
 	}

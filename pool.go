@@ -292,7 +292,7 @@ func (p *pool) denials() denials {
 	sum := p.denied
 	for _, sh := range p.shares {
 		if sh != nil {
-			sum.add(sh.denied)
+			sum.addOf(&sh.account)
 		}
 	}
 	return sum
@@ -324,8 +324,8 @@ func (p *pool) recall(d dim, extra int64) {
 // share is a stripe's part of a shared scope, guarded by the stripe's lock.
 type share struct {
 	account
-	pool   *pool
-	_      [24]byte // credit and floor are on cache lines of their own
+	pool *pool
+	// Each on a cache line of its own.
 	credit amounts
 	floor  amounts // credit less what may lie idle, as the pool was when last seen
 }

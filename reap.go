@@ -81,27 +81,21 @@ func (st *stripe) collect(a *account) {
 	st.traceDestroyed(a)
 	switch a.kind {
 	case KindPeer:
-		ps := st.peers[a.peer]
-		delete(st.peers, a.peer)
-		st.m.fair.leave(ps.near)
-		ps.near = nil // it may come back
+		delete(st.peers, a.ps.id)
+		st.m.fair.leave(a.ps.near)
+		a.ps.near = nil // it may come back
 		st.leaveCrowd()
 	case KindServicePeer, KindProtocolPeer:
-		of := st.protocols[a.text]
-		if a.kind == KindServicePeer {
-			of = st.services[a.text]
-		}
-		pr := st.peers[a.peer].pair(of) // it holds both: they are there
-		pr.ps.dropPair(pr)
-		st.unref(&pr.ps.account)
-		st.unref(&pr.of.account)
+		a.ps.dropPair(a.ps.pair(a.share))
+		st.unref(&a.ps.account)
+		st.unref(&a.share.account)
 	case KindService, KindProtocol:
-		sh := st.named(a.kind)[a.text]
-		delete(st.named(a.kind), a.text)
+		sh := a.share
+		delete(st.named(a.kind), sh.pool.name)
 		sh.pool.shares[st.index] = nil
 		sh.surrender()
 		sh.pool.mu.Lock()
-		sh.pool.denied.add(sh.denied) // which the share leaves behind
+		sh.pool.denied.addOf(a) // which the share leaves behind
 		sh.pool.mu.Unlock()
 		st.m.dir.leave(sh.pool)
 	}

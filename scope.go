@@ -134,7 +134,7 @@ func (h *holder) name(num int64) scopeName {
 	case leaf:
 		return scopeName{kind: h.kind, num: num}
 	case firstSpan:
-		return spanName(h.tree.chain.first().scopeName, h.seq)
+		return spanName(h.tree.chain.first().name(), h.seq)
 	}
 	return spanName(h.owner.name(num), h.seq)
 }
@@ -270,7 +270,7 @@ func (st *stripe) checkTree(h *holder, r *request) (verdict, error) {
 			st.traceRefuser(x)
 			name := x.name(h.num)
 			st.note(refusal{&name, dimMemory, CauseLimit, x.use, r.memory, limit}, nil)
-			r.asker = h.tree.chain.peer
+			r.asker = h.tree.chain.peer()
 			st.why.askedBy(r)
 			return refused, nil
 		}
@@ -591,7 +591,7 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 		from.m.fair.leave(c.near)
 		c.near = nil
 	}
-	c.peer, place.peer, place.at[slotPeer] = ps, ps, &ps.account
+	c.peer, place.at[slotPeer] = ps, &ps.account
 	place.at[slotTransient], place.at[slotSystem] = nil, &system.account
 	h.tree.at.Store(to)
 	c.countNear(1)
@@ -603,7 +603,7 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 // stand there already.
 func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted, all bool) (v verdict, err error) {
 	total := c.h.total()
-	place := chain{peer: ps}
+	var place chain
 	place.at[slotPeer] = &ps.account
 	switch {
 	case !trusted && c.allowlisted:
@@ -735,7 +735,7 @@ func (s *streamScope) SetProtocol(proto protocol.ID) error {
 		m.leaks.moved(s.num, func(r *openRecord) { r.protocol = string(proto) })
 	}
 	if m.reporter != nil {
-		m.reportProtocol(proto, s.peer.peer, err)
+		m.reportProtocol(proto, s.peer.id, err)
 	}
 	return err
 }
@@ -750,7 +750,7 @@ func (s *streamScope) SetService(svc string) error {
 		m.leaks.moved(s.num, func(r *openRecord) { r.service = svc })
 	}
 	if m.reporter != nil {
-		m.reportService(svc, s.peer.peer, err)
+		m.reportService(svc, s.peer.id, err)
 	}
 	return err
 }
@@ -783,7 +783,7 @@ func (s *streamScope) attach(kind Kind, name string) error {
 			st.unlock(all)
 			return err
 		}
-		pr := c.peer.pairNamed(kind, name)
+		pr := s.peer.pairNamed(kind, name)
 		if pr == nil {
 			sh := st.shareNamed(kind, name, fresh)
 			if sh == nil {
@@ -794,7 +794,7 @@ func (s *streamScope) attach(kind Kind, name string) error {
 				st.lock(all)
 				continue
 			}
-			pr = st.pair(c.peer, sh)
+			pr = st.pair(s.peer, sh)
 		}
 		v, err := s.attachLocked(st, pr, slot, all)
 		st.unlock(all)
@@ -816,19 +816,19 @@ func (s *streamScope) attachReady(st *stripe, kind Kind, slot int, name string) 
 		c.at[slot] != nil && !c.at[slot].lasting() || c.at[slotProtocol].lasting() == (kind == KindService) {
 		return false
 	}
-	u, pr := h.unit, c.peer.pairNamed(kind, name)
-	if pr == nil || !pr.hasUnit(u) || !pr.of.hasUnit(u) && !st.drawUnit(u, pr.of) {
+	u, pr := h.unit, s.peer.pairNamed(kind, name)
+	if pr == nil || !pr.hasUnit(u) || !pr.share.hasUnit(u) && !st.drawUnit(u, pr.share) {
 		return false
 	}
 	pr.use.addUnit(u)
-	pr.of.use.addUnit(u)
+	pr.share.use.addUnit(u)
 	st.attached(h, pr, slot)
 	return true
 }
 
 func (s *streamScope) attachLocked(st *stripe, pr *pair, slot int, all bool) (verdict, error) {
 	var place chain
-	place.at[slot-pairsBefore], place.at[slot] = &pr.account, &pr.of.account
+	place.at[slot-pairsBefore], place.at[slot] = &pr.account, &pr.share.account
 	total := s.h.total()
 	total.sharedFirst = true
 	switch v := st.take(&place, &total, all); v {
@@ -845,20 +845,21 @@ func (s *streamScope) attachLocked(st *stripe, pr *pair, slot int, all bool) (ve
 func (st *stripe) attached(h *holder, pr *pair, slot int) {
 	c := &h.tree.chain
 	pr.refs++
-	pr.of.refs++
+	pr.share.refs++
 	if slot == slotProtocol {
 		countTransient(c, h.dir, -1)
 		st.giveBack(c.at[slotTransient].share, h.unit, h.use)
 	}
-	c.at[slot-pairsBefore], c.at[slot] = &pr.account, &pr.of.account
+	c.at[slot-pairsBefore], c.at[slot] = &pr.account, &pr.share.account
 }
 
 // countTransient keeps the number of inbound streams that a peer has in the
 // standard transient scope.
 func countTransient(c *chain, d dim, n int32) {
 	if a := c.at[slotTransient]; a != nil && a.kind == KindTransient && d == dimStreamsIn {
-		c.peer.transientIn += n
-		if near := c.peer.near; near != nil {
+		ps := c.peer()
+		ps.transientIn += n
+		if near := ps.near; near != nil {
 			near.held[KindTransient].streams.Add(int64(n))
 		}
 	}

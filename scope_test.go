@@ -147,13 +147,13 @@ func brokenInvariant(m *Manager, lowered bool) error {
 		transient.add(&st.fixed[KindAllowlistedTransient].use)
 		for _, sh := range st.protocols {
 			protocols.add(&sh.use)
-			if len(named) == 0 || m.dir.find(sh.kind, sh.text) != sh.pool {
-				return fmt.Errorf("I7: %v is not in the directory", sh.scopeName)
+			if len(named) == 0 || m.dir.find(sh.kind, sh.pool.name) != sh.pool {
+				return fmt.Errorf("I7: %v is not in the directory", sh.name())
 			}
 		}
 		for _, sh := range st.services {
-			if m.dir.find(sh.kind, sh.text) != sh.pool {
-				return fmt.Errorf("I7: %v is not in the directory", sh.scopeName)
+			if m.dir.find(sh.kind, sh.pool.name) != sh.pool {
+				return fmt.Errorf("I7: %v is not in the directory", sh.name())
 			}
 		}
 		for _, ps := range st.peers {
@@ -231,15 +231,15 @@ func brokenStripe(st *stripe, lowered bool) error {
 		u := &a.use
 		switch {
 		case slices.Min(u[:]) < 0 || a.own < 0 || a.own > u[dimMemory]:
-			return fmt.Errorf("%v uses %v, %d bytes of its own", a.scopeName, *u, a.own)
+			return fmt.Errorf("%v uses %v, %d bytes of its own", a.name(), *u, a.own)
 		case u[dimStreams] != u[dimStreamsIn]+u[dimStreamsOut] || u[dimConns] != u[dimConnsIn]+u[dimConnsOut]:
-			return fmt.Errorf("%v: a total is not the sum of its directions: %v", a.scopeName, *u)
-		case a.share == nil && !a.sticky && !lowered && exceeds(u, a.limit):
-			return fmt.Errorf("I2: %v uses %v of %v", a.scopeName, *u, *a.limit)
+			return fmt.Errorf("%v: a total is not the sum of its directions: %v", a.name(), *u)
+		case a.ps != nil && !a.sticky && !lowered && exceeds(u, a.limit):
+			return fmt.Errorf("I2: %v uses %v of %v", a.name(), *u, *a.limit)
 		case a.refs < 0 || a.gone || a.queued != queued[a]:
-			return fmt.Errorf("I7: %v: %d references, gone %v, queued %v", a.scopeName, a.refs, a.gone, a.queued)
+			return fmt.Errorf("I7: %v: %d references, gone %v, queued %v", a.name(), a.refs, a.gone, a.queued)
 		case !a.lasting() && a.unused() && !a.queued:
-			return fmt.Errorf("I7: %v is unused, but nobody will collect it", a.scopeName)
+			return fmt.Errorf("I7: %v is unused, but nobody will collect it", a.name())
 		}
 		return nil
 	}
@@ -265,25 +265,25 @@ func brokenStripe(st *stripe, lowered bool) error {
 		}
 		for d, n := range ps.use {
 			if ps.peak[d] < n {
-				return fmt.Errorf("%v: dimension %d: the peak is %d, and %d are used", ps.scopeName, d, ps.peak[d], n)
+				return fmt.Errorf("%v: dimension %d: the peak is %d, and %d are used", ps.name(), d, ps.peak[d], n)
 			}
 		}
-		for _, pr := range ps.pairs {
+		for _, pr := range ps.allPairs() {
 			if err := check(&pr.account); err != nil {
 				return err
 			}
-			if parts[pr.of] == nil {
-				return fmt.Errorf("I7: %v stands on a share that is gone", pr.scopeName)
+			if parts[pr.share] == nil {
+				return fmt.Errorf("I7: %v stands on a share that is gone", pr.name())
 			}
-			parts[pr.of].add(&pr.use)
+			parts[pr.share].add(&pr.use)
 			for d, n := range pr.use {
 				if n > ps.use[d] {
-					return fmt.Errorf("I4: %v holds more than its peer", pr.scopeName)
+					return fmt.Errorf("I4: %v holds more than its peer", pr.name())
 				}
 			}
 		}
 		if ps.trusted < 0 || ps.transientIn < 0 {
-			return fmt.Errorf("%v: %d trusted connections, %d streams in transient", ps.scopeName, ps.trusted, ps.transientIn)
+			return fmt.Errorf("%v: %d trusted connections, %d streams in transient", ps.name(), ps.trusted, ps.transientIn)
 		}
 		conns[0], conns[1] = conns[0]+ps.use[dimConnsIn], conns[1]+ps.use[dimConnsOut]
 		streams[0], streams[1] = streams[0]+ps.use[dimStreamsIn], streams[1]+ps.use[dimStreamsOut]
@@ -293,7 +293,7 @@ func brokenStripe(st *stripe, lowered bool) error {
 	for sh, part := range parts {
 		for d, n := range part {
 			if n != sh.use[d] && dim(d) != dimMemory || n > sh.use[d] {
-				return fmt.Errorf("I4: %v: holds %v, the peers' parts of it %v", sh.scopeName, sh.use, *part)
+				return fmt.Errorf("I4: %v: holds %v, the peers' parts of it %v", sh.name(), sh.use, *part)
 			}
 		}
 	}
@@ -325,7 +325,7 @@ func assertEmpty(t testing.TB, m *Manager) {
 	checkInvariants(t, m, false)
 	held := func(a *account) {
 		if a.use != (amounts{}) || a.own != 0 {
-			t.Errorf("%v still holds %v, %d bytes of its own", a.scopeName, a.use, a.own)
+			t.Errorf("%v still holds %v, %d bytes of its own", a.name(), a.use, a.own)
 		}
 	}
 	m.inOneCut(func() {
@@ -341,7 +341,7 @@ func assertEmpty(t testing.TB, m *Manager) {
 			}
 			for _, ps := range st.peers {
 				held(&ps.account)
-				for _, pr := range ps.pairs {
+				for _, pr := range ps.allPairs() {
 					held(&pr.account)
 				}
 			}
@@ -360,8 +360,8 @@ func assertEmpty(t testing.TB, m *Manager) {
 				t.Errorf("stripe %d: services %v, protocols %v, %d in the queue", i, st.services, st.protocols, len(st.queue))
 			}
 			for _, ps := range st.peers {
-				if !ps.sticky || ps.refs != 0 || len(ps.pairs) != 0 {
-					t.Errorf("%v stays: %d references, %d pairs", ps.scopeName, ps.refs, len(ps.pairs))
+				if !ps.sticky || ps.refs != 0 || len(ps.allPairs()) != 0 {
+					t.Errorf("%v stays: %d references, %d pairs", ps.name(), ps.refs, len(ps.allPairs()))
 				}
 			}
 		}
@@ -869,9 +869,9 @@ func (d *duel) compare(all bool) {
 		for i := range d.eng.stripes {
 			late += d.eng.stripes[i].lateReleases
 			for _, ps := range d.eng.stripes[i].peers {
-				put(ps.scopeName, ps.use)
-				for _, pr := range ps.pairs {
-					put(pr.scopeName, pr.use)
+				put(ps.name(), ps.use)
+				for _, pr := range ps.allPairs() {
+					put(pr.name(), pr.use)
 				}
 			}
 		}

@@ -121,12 +121,12 @@ func (m *Manager) putInForce(next *limitBook, said living) (late living, err err
 			}
 		}
 		m.eachToRenew(last, next, func(ps *peerScope) {
-			switch limit := next.peerNow(ps.peer, said.peers[ps.peer]); {
+			switch limit := next.peerNow(ps.id, said.peers[ps.id]); {
 			case ps.sticky:
 			case limit != nil:
 				ps.setLimit(limit)
 			default:
-				late.peers[ps.peer] = peerLimit{}
+				late.peers[ps.id] = peerLimit{}
 			}
 		})
 	})
@@ -199,7 +199,7 @@ type LimitResetter interface {
 func (s *userScope) ResetLimit() {
 	h := s.h
 	st := h.tree.lock()
-	m, owner, live := st.m, h.tree.chain.peer, s.live()
+	m, owner, live := st.m, h.tree.chain.peer(), s.live()
 	st.unlock(false)
 	if !live {
 		return
@@ -210,7 +210,7 @@ func (s *userScope) ResetLimit() {
 		limit = &book.classes.conn
 		if h.kind == KindStream {
 			var err error
-			if limit, err = book.stream(owner.peer); err != nil {
+			if limit, err = book.stream(owner.id); err != nil {
 				m.reportBug("a limit cannot be taken back", "err", err)
 				return
 			}
@@ -223,13 +223,13 @@ func (s *userScope) ResetLimit() {
 func (ps *peerScope) ResetLimit() {
 	m := ps.st.m
 	for {
-		said, err := m.limits.Load().askPeer(ps.peer)
+		said, err := m.limits.Load().askPeer(ps.id)
 		if err != nil {
 			m.reportBug("a limit cannot be taken back", "err", err)
 			return
 		}
 		_, a, _ := ps.enter(true, false)
-		limit := m.limits.Load().peerNow(ps.peer, said)
+		limit := m.limits.Load().peerNow(ps.id, said)
 		if limit != nil {
 			a.setLimit(limit)
 			a.sticky = false

@@ -92,8 +92,8 @@ func pairLimits(m *Manager) map[string]int64 {
 	m.inOneCut(func() {
 		for i := range m.stripes {
 			for _, ps := range m.stripes[i].peers {
-				for _, pr := range ps.pairs {
-					all[string(ps.peer)+" "+pr.text] = pr.limit[dimStreams]
+				for _, pr := range ps.allPairs() {
+					all[string(ps.id)+" "+pr.share.pool.name] = pr.limit[dimStreams]
 				}
 			}
 		}

@@ -54,7 +54,7 @@ func (st *stripe) takeDirect(a *account, c *chain, r *request, all bool) (v verd
 	case admitted:
 		a.own += r.memory
 	case refused:
-		err = st.refusal(a.scopeName, r)
+		err = st.refusal(a.name(), r)
 	}
 	return v, err
 }
@@ -110,19 +110,22 @@ var _ ResourceScopeLimiter = (*rootSpan)(nil)
 // peerScope is everything of one peer.
 type peerScope struct {
 	account
-	st    *stripe
-	pairs []*pair
-	// byShare has the pairs by what they are a part of, once there are many.
+	id peer.ID
+	st *stripe
+	// pairs has the peer's parts of services and protocols in a list, and byShare by
+	// what they are a part of, once there are many: then the list is empty.
+	pairs   *pair
 	byShare map[*share]*pair
+	few     uint32 // pairs in the list
 	spans   uint32 // begun so far
 	// systemIn counts the peer's inbound streams in the system scope, if that has shares.
 	systemIn int32
-	// peak is the most that the peer has held of each dimension.
-	peak amounts
 	// transientIn counts the peer's inbound streams in the transient scope.
 	transientIn int32
 	// trusted counts the peer's connections that the allowlist means.
 	trusted int32
+	// peak is the most that the peer has held of each dimension.
+	peak amounts
 	// near is the subnet of its first inbound connection; nil if it is of none.
 	near *neighbours
 }
@@ -135,9 +138,7 @@ var (
 // pair is a peer's part of a service or protocol.
 type pair struct {
 	account
-	of    *share
-	ps    *peerScope
-	index int // in the peer's list
+	next *pair // in the peer's list
 }
 
 // pair gives a peer's part of a service or protocol, and makes it where there
@@ -146,8 +147,8 @@ func (st *stripe) pair(ps *peerScope, sh *share) *pair {
 	if pr := ps.pair(sh); pr != nil {
 		return pr
 	}
-	name := scopeName{kind: sh.kind.ofPeer(), text: sh.text, peer: ps.peer}
-	pr := &pair{account: privateAccount(name, &sh.pool.pairLimit), of: sh, ps: ps}
+	limit := &sh.pool.pairLimit
+	pr := &pair{account: account{kind: sh.kind.ofPeer(), share: sh, ps: ps, limit: limit, ready: limit}}
 	sh.refs++
 	ps.refs++
 	ps.addPair(pr)
@@ -165,8 +166,8 @@ func (ps *peerScope) pair(sh *share) *pair {
 	if ps.byShare != nil {
 		return ps.byShare[sh]
 	}
-	for _, pr := range ps.pairs {
-		if pr.of == sh {
+	for pr := ps.pairs; pr != nil; pr = pr.next {
+		if pr.share == sh {
 			return pr
 		}
 	}
@@ -176,11 +177,8 @@ func (ps *peerScope) pair(sh *share) *pair {
 // pairNamed finds the peer's part of a service or protocol by name, where there are few:
 // that is quicker than to look up the share. It gives nil where it does not know.
 func (ps *peerScope) pairNamed(k Kind, name string) *pair {
-	if ps.byShare != nil {
-		return nil
-	}
-	for _, pr := range ps.pairs {
-		if pr.kind == k.ofPeer() && pr.text == name {
+	for pr := ps.pairs; pr != nil; pr = pr.next {
+		if pr.kind == k.ofPeer() && pr.share.pool.name == name {
 			return pr
 		}
 	}
@@ -188,26 +186,34 @@ func (ps *peerScope) pairNamed(k Kind, name string) *pair {
 }
 
 func (ps *peerScope) addPair(pr *pair) {
-	pr.index = len(ps.pairs)
-	ps.pairs = append(ps.pairs, pr)
-	switch {
-	case ps.byShare != nil:
-		ps.byShare[pr.of] = pr
-	case len(ps.pairs) > manyPairs:
+	if ps.byShare == nil && ps.few == manyPairs {
 		ps.byShare = make(map[*share]*pair)
-		for _, pr := range ps.pairs {
-			ps.byShare[pr.of] = pr
+		for ps.pairs != nil {
+			first := ps.pairs
+			ps.byShare[first.share] = first
+			ps.pairs, first.next = first.next, nil
 		}
+		ps.few = 0
 	}
+	if ps.byShare != nil {
+		ps.byShare[pr.share] = pr
+		return
+	}
+	pr.next, ps.pairs = ps.pairs, pr
+	ps.few++
 }
 
 func (ps *peerScope) dropPair(pr *pair) {
-	last := len(ps.pairs) - 1
-	ps.pairs[pr.index] = ps.pairs[last]
-	ps.pairs[pr.index].index = pr.index
-	ps.pairs[last] = nil
-	ps.pairs = ps.pairs[:last]
-	delete(ps.byShare, pr.of)
+	if ps.byShare != nil {
+		delete(ps.byShare, pr.share)
+		return
+	}
+	at := &ps.pairs
+	for *at != pr {
+		at = &(*at).next
+	}
+	*at = pr.next
+	ps.few--
 }
 
 func (ps *peerScope) enter(_, all bool) (*stripe, *account, chain) {
@@ -216,23 +222,23 @@ func (ps *peerScope) enter(_, all bool) (*stripe, *account, chain) {
 	for now == nil {
 		last, book := ps.limit, ps.st.m.limits.Load()
 		ps.st.unlock(all)
-		said, err := book.askPeer(ps.peer)
+		said, err := book.askPeer(ps.id)
 		if err != nil {
 			said = peerLimit{book, last} // as it was when it was last heard of
 		}
 		ps.st.lock(all)
 		now = ps.st.current(ps, said)
 	}
-	c := chain{peer: now}
+	var c chain
 	c.at[slotPeer], c.at[slotSystem] = &now.account, &ps.st.fixed[KindSystem].account
 	return ps.st, &now.account, c
 }
 
-func (ps *peerScope) scope() scopeName  { return ps.scopeName }
+func (ps *peerScope) scope() scopeName  { return ps.name() }
 func (ps *peerScope) manager() *Manager { return ps.st.m }
 
 // Peer gives the peer's ID.
-func (ps *peerScope) Peer() peer.ID { return ps.peer }
+func (ps *peerScope) Peer() peer.ID { return ps.id }
 
 // ReserveMemory reserves size bytes at the peer and the system, or nothing.
 func (ps *peerScope) ReserveMemory(size int, priority uint8) error {
@@ -245,8 +251,9 @@ func (ps *peerScope) ReleaseMemory(size int) { releaseAt(ps, size) }
 // BeginSpan opens a span below the peer.
 func (ps *peerScope) BeginSpan() (network.ResourceScopeSpan, error) {
 	return beginSpanAt(ps, func(_ *account, c *chain) uint32 {
-		c.peer.spans++
-		return c.peer.spans
+		ps := c.peer()
+		ps.spans++
+		return ps.spans
 	})
 }
 
@@ -267,7 +274,8 @@ func (ps *peerScope) Limit() Limit {
 
 // SetLimit gives this peer a limit of its own, which survives idleness.
 func (ps *peerScope) SetLimit(limit Limit) {
-	l, ok := ps.st.m.readLimit(&ps.scopeName, limit)
+	name := scopeName{kind: KindPeer, peer: ps.id}
+	l, ok := ps.st.m.readLimit(&name, limit)
 	if !ok {
 		return
 	}

@@ -233,8 +233,8 @@ func (c *cut) addPool(p *pool) {
 }
 
 func (c *cut) addPeer(ps *peerScope) {
-	s := scopeCut{name: ps.scopeName, use: ps.use, peak: ps.peak, limit: *ps.limit}
-	s.denied.add(ps.denied)
+	s := scopeCut{name: ps.name(), use: ps.use, peak: ps.peak, limit: *ps.limit}
+	s.denied.addOf(&ps.account)
 	c.scopes = append(c.scopes, s)
 }
 
@@ -318,11 +318,11 @@ func (m *Manager) topPeers(n int) []peer.ID {
 	for i := range m.stripes {
 		m.stripes[i].eachPeer(func(ps *peerScope) {
 			for d, held := range ps.use {
-				best[d].offer(ps.peer, uint64(held), n)
+				best[d].offer(ps.id, uint64(held), n)
 			}
 			if ps.denied != nil {
 				r := ps.denied.refused.refusals()
-				best[numDims].offer(ps.peer, r.Total(), n)
+				best[numDims].offer(ps.id, r.Total(), n)
 			}
 		})
 	}

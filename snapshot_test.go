@@ -367,7 +367,7 @@ func TestPeersComeAndGoWhileTheyAreVisited(t *testing.T) {
 	})
 	for range 20 {
 		seen := map[peer.ID]int{}
-		m.stripes[0].eachPeer(func(ps *peerScope) { seen[ps.peer]++ })
+		m.stripes[0].eachPeer(func(ps *peerScope) { seen[ps.id]++ })
 		for i := range 3 * peersAtOnce {
 			require.Equal(t, 1, seen[peer.ID(fmt.Sprint("stays", i))])
 		}

@@ -204,7 +204,8 @@ func (st *stripe) peer(p peer.ID, said peerLimit) *peerScope {
 		return ps
 	}
 	if limit := st.m.limits.Load().peerNow(p, said); limit != nil {
-		ps = &peerScope{account: privateAccount(scopeName{kind: KindPeer, peer: p}, limit), st: st}
+		ps = &peerScope{id: p, st: st}
+		ps.account = account{kind: KindPeer, ps: ps, limit: limit, ready: limit}
 		st.peers[p] = ps
 		st.crowd = max(st.crowd, len(st.peers))
 		st.enqueue(&ps.account)
@@ -220,16 +221,16 @@ func (st *stripe) current(ps *peerScope, said peerLimit) *peerScope {
 	if !ps.gone {
 		return ps
 	}
-	if other := st.peers[ps.peer]; other != nil {
+	if other := st.peers[ps.id]; other != nil {
 		return other
 	}
-	limit := st.m.limits.Load().peerNow(ps.peer, said)
+	limit := st.m.limits.Load().peerNow(ps.id, said)
 	if limit == nil {
 		return nil
 	}
 	ps.setLimit(limit)
 	ps.gone = false
-	st.peers[ps.peer] = ps
+	st.peers[ps.id] = ps
 	st.enqueue(&ps.account)
 	st.traceCreated(&ps.account)
 	return ps
@@ -254,7 +255,7 @@ func (st *stripe) shareOf(p *pool, said sharedLimits) *share {
 
 func (st *stripe) addShare(p *pool) *share {
 	sh := &share{pool: p}
-	sh.account = account{scopeName: p.scope(), limit: &p.limit, ready: &sh.credit, share: sh}
+	sh.account = account{kind: p.kind, share: sh, limit: &p.limit, ready: &sh.credit}
 	p.shares[st.index] = sh
 	if p.kind <= KindAllowlistedTransient {
 		st.fixed[p.kind] = sh

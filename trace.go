@@ -204,7 +204,7 @@ func (h *holder) traceName() traceName {
 		top = top.owner
 	}
 	if top.role == firstSpan {
-		return traceName{top.tree.chain.first().scopeName, h}
+		return traceName{top.tree.chain.first().name(), h}
 	}
 	name := traceName{scopeName: top.name(h.num)}
 	if h != top {

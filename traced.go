@@ -13,7 +13,7 @@ func (st *stripe) traceChain(c *chain, r *request, tell func(*tracer, traceName,
 	}
 	for _, a := range &c.at {
 		if a != nil {
-			tell(st.trace, traceName{scopeName: a.scopeName}, r, &a.use)
+			tell(st.trace, traceName{scopeName: a.name()}, r, &a.use)
 		}
 	}
 }
@@ -115,13 +115,13 @@ func (st *stripe) traceDone(h *holder) {
 // traceCreated tells of a new account.
 func (st *stripe) traceCreated(a *account) {
 	if st.trace != nil {
-		st.trace.created(traceName{scopeName: a.scopeName}, *a.limit)
+		st.trace.created(traceName{scopeName: a.name()}, *a.limit)
 	}
 }
 
 // traceDestroyed tells of an account that goes.
 func (st *stripe) traceDestroyed(a *account) {
 	if st.trace != nil {
-		st.trace.destroyed(traceName{scopeName: a.scopeName})
+		st.trace.destroyed(traceName{scopeName: a.name()})
 	}
 }

@@ -70,7 +70,7 @@ func (a *account) hasUnit(u unit) bool {
 // openReady opens a connection or stream that costs nothing but itself, where that is
 // at hand everywhere, in the standard scopes; if not, it changes nothing.
 func (st *stripe) openReady(h *holder, c *chain) bool {
-	u, ps := h.unit, c.peer
+	u, ps := h.unit, c.peer()
 	transient, system := st.fixed[KindTransient], st.fixed[KindSystem]
 	if !st.plain || h.use != 0 || !u.within(h.limit) || ps != nil && !ps.hasUnit(u) {
 		return false
@@ -155,8 +155,8 @@ func (st *stripe) leave(c *chain, u unit) {
 			}
 		}
 	}
-	if c.peer != nil && u.count != 0 {
-		now := c.peer.use[u.dir&dimMask]
+	if ps := c.peer(); ps != nil && u.count != 0 {
+		now := ps.use[u.dir&dimMask]
 		st.peerCounts[u.dir&dimMask].moveCount(now+1, now)
 	}
 }
@@ -184,7 +184,7 @@ func (st *stripe) giveBack(sh *share, u unit, memory int64) {
 	}
 	if st.trace != nil {
 		r := u.whole(memory)
-		st.trace.returned(traceName{scopeName: sh.scopeName}, &r, &sh.use)
+		st.trace.returned(traceName{scopeName: sh.name()}, &r, &sh.use)
 	}
 }
 

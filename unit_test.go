@@ -27,7 +27,7 @@ func TestAUnitIsLookedAtInAllThatItCountsIn(t *testing.T) {
 		var just amounts
 		just.addUnit(u)
 		has := func(limit *amounts) []bool {
-			a := privateAccount(scopeName{}, limit)
+			a := account{limit: limit, ready: limit}
 			return []bool{u.within(limit), a.hasUnit(u)}
 		}
 		require.Equal(t, []bool{true, true}, has(&just))
@@ -130,7 +130,8 @@ func ledgerOf(m *Manager) ledger {
 			for d := range numDims {
 				all = append(all, poolLedger{sh.pool.tally(d), sh.pool.peak[d], sh.pool.low[d], sh.credit[d], sh.floor[d]})
 			}
-			l.pools[sh.scopeName.String()] = all
+			name := sh.name()
+			l.pools[name.String()] = all
 		}
 	})
 	return l

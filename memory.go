@@ -38,15 +38,15 @@ func (st *stripe) hold(h *holder, n int64, priority uint8) {
 		st.change(x, n)
 	}
 	at := &h.tree.chain.at
-	at[slotPeer].addMemory(n)
+	if a := at[slotPeer]; a != nil {
+		a.use[dimMemory] += n
+		st.peerGotMemory(a.ps, n)
+	}
 	at[slotProtocolPeer].addMemory(n)
 	at[slotServicePeer].addMemory(n)
 	at[slotProtocol].addMemory(n)
 	at[slotService].addMemory(n)
 	at[slotSystem].addMemory(n)
-	if ps := h.tree.chain.peer(); ps != nil {
-		st.peerGotMemory(ps, n)
-	}
 	if st.trace != nil {
 		st.traceMemory(h, n, priority, (*tracer).granted)
 	}
@@ -114,11 +114,11 @@ func (st *stripe) drop(c *chain, h *holder, num, n int64) {
 		st.change(x, -n)
 	}
 	if x == nil {
-		if ps := c.peer(); ps != nil {
-			now := ps.use[dimMemory]
+		if a := c.at[slotPeer]; a != nil {
+			now := a.use[dimMemory]
+			a.use[dimMemory] = now - n
 			st.peerMemory.moveMemory(now, now-n)
 		}
-		c.at[slotPeer].addMemory(-n)
 		c.at[slotProtocolPeer].addMemory(-n)
 		c.at[slotServicePeer].addMemory(-n)
 		for _, a := range c.shared() {

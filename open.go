@@ -64,12 +64,13 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 			continue
 		}
 		scope := &connScope{userScope: st.begin(&h, &c, all)}
-		scope.located, scope.far = far.addr.IsValid(), pass.key
-		if scope.located && pass.key == (subnetKey{}) {
-			scope.far = keyOf(far.addr)
+		of := scope.conn()
+		of.located, of.far = far.addr.IsValid(), pass.key
+		if of.located && pass.key == (subnetKey{}) {
+			of.far = keyOf(far.addr)
 		}
-		scope.gate, scope.near, scope.onTrial = pass.conns, near, gated && named
-		scope.allowlisted = c.at[slotSystem].kind == KindAllowlistedSystem
+		of.gate, of.near, of.onTrial, of.trusted = pass.conns, near, gated && named, false
+		of.allowlisted = c.at[slotSystem].kind == KindAllowlistedSystem
 		if m.leaks != nil {
 			m.leaks.opened(&scope.userScope, "")
 		}
@@ -155,13 +156,25 @@ func (st *stripe) begin(as *holder, c *chain, all bool) userScope {
 	}
 	st.unlock(all)
 	if h == nil {
-		t := &top{holder: holder{kind: as.kind, role: leaf}}
-		t.tree = &t.root
+		t := newTop(as.kind)
 		t.at.Store(st)
 		h = &t.holder
 		h.become(as, c)
 	}
 	return userScope{h, as.num}
+}
+
+// newTop makes the holder of a connection or stream.
+func newTop(k Kind) (t *top) {
+	if k == KindConn {
+		c := &topConn{}
+		t = &c.top
+		t.conn = &c.of
+	} else {
+		t = &top{}
+	}
+	t.kind, t.role, t.tree = k, leaf, &t.root
+	return t
 }
 
 // idleOf gives the holders of connections, or of streams. A holder stays what it was:

@@ -21,6 +21,7 @@ type root struct {
 	// both stripes when a connection moves to its peer's: load, lock, compare.
 	at    atomic.Pointer[stripe]
 	chain chain
+	conn  *conn // of a connection's tree
 }
 
 // lock takes the lock of the stripe that the tree lies in. Where each nanosecond counts
@@ -112,6 +113,36 @@ type holder struct {
 type top struct {
 	holder
 	root
+}
+
+// conn is what the engine keeps of a connection besides.
+type conn struct {
+	far  subnetKey     // its far end, if that has an address; see endpoint
+	gate *subnetStripe // in which its address counts; may be nil
+	near *neighbours   // that it counts for; may be nil
+	// located: its far end has an address.
+	located bool
+	// onTrial: an entry of the allowlist that names a peer let it past the
+	// gates, before it was known who it is.
+	onTrial bool
+	// allowlisted: it is charged to the allowlisted scopes.
+	allowlisted bool
+	// trusted: its peer may fall back on the allowlisted scopes for streams.
+	trusted bool
+}
+
+// topConn is the topmost holder of a connection.
+type topConn struct {
+	top
+	of conn
+}
+
+// addr gives the address of the far end, an invalid one if it has none.
+func (c *conn) addr() netip.Addr {
+	if !c.located {
+		return netip.Addr{}
+	}
+	return c.far.addr()
 }
 
 // role says what a holder is.
@@ -429,19 +460,6 @@ func (s *userScope) putLimit(a *amounts) {
 type connScope struct {
 	userScope
 	peer *peerScope // once it is known
-
-	far  subnetKey     // its far end, if that has an address; see endpoint
-	gate *subnetStripe // in which its address counts; may be nil
-	near *neighbours   // that it counts for; may be nil
-	// located: its far end has an address.
-	located bool
-	// onTrial: an entry of the allowlist that names a peer let it past the
-	// gates, before it was known who it is.
-	onTrial bool
-	// allowlisted: it is charged to the allowlisted scopes.
-	allowlisted bool
-	// trusted: its peer may fall back on the allowlisted scopes for streams.
-	trusted bool
 }
 
 var (
@@ -449,13 +467,9 @@ var (
 	_ ResourceScopeLimiter        = (*connScope)(nil)
 )
 
-// addr gives the address of the far end, an invalid one if it has none.
-func (c *connScope) addr() netip.Addr {
-	if !c.located {
-		return netip.Addr{}
-	}
-	return c.far.addr()
-}
+// conn gives what the engine keeps of the connection, while it is not done. The lock of
+// its stripe is held.
+func (c *connScope) conn() *conn { return c.h.tree.conn }
 
 // PeerScope gives the scope of the connection's peer, or nil before SetPeer.
 func (c *connScope) PeerScope() network.PeerScope {
@@ -484,21 +498,13 @@ func (c *connScope) SetPeer(p peer.ID) error {
 }
 
 func (c *connScope) setPeer(m *Manager, p peer.ID) error {
-	mv := move{to: m.stripeOf(p), trusted: m.allowlist.hasEntries() && m.allowlist.allows(p, c.addr())}
-	if c.onTrial && !mv.trusted {
-		// The allowlist opened the gates for somebody else.
-		h, err := c.copied()
+	mv := move{to: m.stripeOf(p)}
+	if m.allowlist.hasEntries() {
+		_, of, err := c.copied()
 		if err != nil {
 			return err
 		}
-		if m.pressure.refuses(h.dir) {
-			if err := c.refuseForMemory(); err != nil {
-				return err
-			}
-		}
-		if why := m.enterGates(c.addr(), h.dir, &mv.pass); why != nil {
-			return m.refusedAtGate(&h, why)
-		}
+		mv.trusted = m.allowlist.allows(p, of.addr())
 	}
 	err := c.moveTo(p, &mv)
 	if err != nil {
@@ -507,11 +513,32 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 	return err
 }
 
-// copied gives what the connection holds, if it can still be given a peer.
-func (c *connScope) copied() (holder, error) {
+// enterGates is for a connection for which the allowlist opened the gates, and that
+// turns out to be somebody else's.
+func (c *connScope) enterGates(m *Manager, p *gatePass) error {
+	h, of, err := c.copied()
+	if err != nil {
+		return err
+	}
+	if m.pressure.refuses(h.dir) {
+		if err := c.refuseForMemory(); err != nil {
+			return err
+		}
+	}
+	if why := m.enterGates(of.addr(), h.dir, p); why != nil {
+		return m.refusedAtGate(&h, why)
+	}
+	return nil
+}
+
+// copied gives what is kept of the connection, if it can still be given a peer.
+func (c *connScope) copied() (h holder, of conn, err error) {
 	st := c.h.tree.lock()
 	defer st.unlock(false)
-	return *c.h, c.mayMove(st)
+	if err = c.mayMove(st); err != nil {
+		return h, of, err
+	}
+	return *c.h, *c.conn(), nil
 }
 
 // mayMove tells whether the connection can still be given a peer.
@@ -527,7 +554,8 @@ func (c *connScope) mayMove(st *stripe) error {
 type move struct {
 	to      *stripe
 	trusted bool     // the allowlist means this peer at this address
-	pass    gatePass // what the gates gave for it
+	gated   bool     // the gates have been asked, because it does not
+	pass    gatePass // what they gave
 }
 
 func (c *connScope) moveTo(p peer.ID, mv *move) error {
@@ -538,6 +566,14 @@ func (c *connScope) moveTo(p peer.ID, mv *move) error {
 		if err != nil {
 			unlockBoth(from, mv.to, all)
 			return err
+		}
+		if c.conn().onTrial && !mv.trusted && !mv.gated {
+			unlockBoth(from, mv.to, all)
+			if err := c.enterGates(from.m, &mv.pass); err != nil {
+				return err
+			}
+			mv.gated = true
+			continue
 		}
 		ps := mv.to.peer(p, said)
 		if ps == nil {
@@ -558,8 +594,8 @@ func (c *connScope) moveTo(p peer.ID, mv *move) error {
 
 // moveLocked charges the new place first and then leaves the old one.
 func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) (verdict, error) {
-	h, to, stays := c.h, mv.to, mv.trusted || !c.allowlisted
-	u, place := h.unit, &h.tree.chain
+	h, to, of := c.h, mv.to, c.conn()
+	u, place, stays := h.unit, &h.tree.chain, mv.trusted || !of.allowlisted
 	if to.plain && stays && h.use == 0 && ps.hasUnit(u) {
 		ps.use.addUnit(u)
 		to.peerGotUnit(ps, u)
@@ -582,20 +618,20 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	if mv.trusted {
 		ps.trusted++
 	}
-	c.trusted, c.allowlisted = mv.trusted, c.allowlisted && stays
+	of.trusted, of.allowlisted = mv.trusted, of.allowlisted && stays
 	if mv.pass.conns != nil {
-		c.gate = mv.pass.conns
+		of.gate = mv.pass.conns
 	}
 	c.countNear(-1)
 	if mv.trusted {
-		from.m.fair.leave(c.near)
-		c.near = nil
+		from.m.fair.leave(of.near)
+		of.near = nil
 	}
 	c.peer, place.at[slotPeer] = ps, &ps.account
 	place.at[slotTransient], place.at[slotSystem] = nil, &system.account
 	h.tree.at.Store(to)
 	c.countNear(1)
-	to.m.fair.adopt(ps, c.near)
+	to.m.fair.adopt(ps, of.near)
 	return admitted, nil
 }
 
@@ -606,9 +642,9 @@ func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted, all bool) (
 	var place chain
 	place.at[slotPeer] = &ps.account
 	switch {
-	case !trusted && c.allowlisted:
+	case !trusted && c.conn().allowlisted:
 		place.at[slotSystem] = &to.fixed[KindSystem].account
-		total.sharedFirst, total.near = true, c.near
+		total.sharedFirst, total.near = true, c.conn().near
 		v = to.takeStranger(&place, &total, all)
 	case !trusted && to.checkPeersShare(ps, &total) == refused && !to.beyond(&total, refused):
 		v = refused
@@ -623,8 +659,8 @@ func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted, all bool) (
 
 // countNear counts the connection for its subnet, in the scopes where it stands now.
 func (c *connScope) countNear(by int64) {
-	if c.near != nil {
-		c.near.countConn(&c.h.tree.chain, c.h.unit, by)
+	if near := c.conn().near; near != nil {
+		near.countConn(&c.h.tree.chain, c.h.unit, by)
 	}
 }
 
@@ -667,16 +703,19 @@ func (c *connScope) Done() {
 		st.mu.Unlock()
 		return
 	}
-	if c.trusted {
+	of := c.conn()
+	if of.trusted {
 		c.peer.trusted--
 	}
 	c.countNear(-1)
 	c.h.finish(st)
+	far, gate, near := of.far, of.gate, of.near
+	of.gate, of.near = nil, nil
 	st.recycle(c.h)
 	st.mu.Unlock()
-	st.m.fair.leave(c.near)
-	if c.gate != nil {
-		c.gate.leave(c.far)
+	st.m.fair.leave(near)
+	if gate != nil {
+		gate.leave(far)
 	}
 }
 

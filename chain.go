@@ -218,12 +218,13 @@ func (r *request) mayBeReady() bool {
 
 // refusal is the limit that stood in the way.
 type refusal struct {
-	scope   *scopeName // is not written to any more
-	d       dim
-	cause   Cause
-	current int64
-	asked   int64
-	limit   int64
+	scope    *scopeName // is not written to any more
+	d        dim
+	cause    Cause
+	priority uint8 // of the request
+	current  int64
+	asked    int64
+	limit    int64
 }
 
 // noted is a refusal that has not been told yet: it may still be overridden.
@@ -249,7 +250,7 @@ func (why *noted) askedBy(r *request) {
 func (st *stripe) refuse(r *request, a *account, it item, current int64) verdict {
 	name := &a.deny().name
 	st.refusedBy(traceName{scopeName: *name}, &a.use)
-	st.note(refusal{name, it.d, r.causeOf(st.m, a, it, current), current, it.n, a.limit[it.d]}, a)
+	st.note(refusal{name, it.d, r.causeOf(st.m, a, it, current), r.priority, current, it.n, a.limit[it.d]}, a)
 	st.why.askedBy(r)
 	return refused
 }

@@ -116,14 +116,28 @@ var directionOf = [numDims]network.Direction{
 // *ErrMemoryLimitExceeded or *ErrStreamOrConnLimitExceeded. It is immutable
 // and safe for concurrent use.
 type LimitError struct {
-	asked    scopeName
-	why      refusal
-	priority uint8
+	why   refusal
+	asker asker
+}
+
+// asker is who made a request: a connection or stream with its number, or who has the
+// name. That is short, for who refuses makes little else than a LimitError.
+type asker struct {
+	name *scopeName // is not written to any more
+	num  int64
+	kind Kind
+}
+
+func (a *asker) String() string {
+	if a.name != nil {
+		return a.name.String()
+	}
+	return (&scopeName{kind: a.kind, num: a.num}).String()
 }
 
 // Asked names the scope to which the request was made, such as "conn-17" or
 // "stream-4.span-1". What a gate refuses has no scope yet: it is the gate's name.
-func (e *LimitError) Asked() string { return e.asked.String() }
+func (e *LimitError) Asked() string { return e.asker.String() }
 
 // Scope names the scope or gate that refused, such as "system",
 // "peer:12D3Koo…" or "subnet:203.0.113.0/24".
@@ -153,7 +167,7 @@ func (e *LimitError) Attempted() int64 { return e.why.asked }
 func (e *LimitError) Limit() int64 { return e.why.limit }
 
 // Priority is that of a memory reservation; 255 for everything else.
-func (e *LimitError) Priority() uint8 { return e.priority }
+func (e *LimitError) Priority() uint8 { return e.why.priority }
 
 // Cause tells which rule refused.
 func (e *LimitError) Cause() Cause { return e.why.cause }

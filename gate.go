@@ -81,7 +81,7 @@ func (g *gate) suspicious(addr net.Addr) bool {
 // room, is it slow enough. Who is refused by the first leaves no trace in the
 // others.
 func (m *Manager) passGates(h *holder, far endpoint, p *gatePass) error {
-	if m.fixed[KindTransient].fullFor(h.unit) || m.fixed[KindSystem].fullFor(h.unit) {
+	if m.fixed[KindTransient].seemsFullFor(h.unit) || m.fixed[KindSystem].seemsFullFor(h.unit) {
 		st := m.anyStripe()
 		st.mu.Lock()
 		err := st.glance(h)
@@ -115,20 +115,19 @@ func (st *stripe) glance(h *holder) error {
 		return errClosed
 	}
 	observed := st.m.observed.load() // these refuse nothing, now or later
-	for _, sh := range [...]*share{st.fixed[KindTransient], st.fixed[KindSystem]} {
-		for _, d := range h.dims() {
-			l := sh.pool.tally(d & dimMask)
-			if !sh.lacksOne(d) || !l.tight || l.has(1) || observed.has(sh.kind) {
-				continue
-			}
-			st.number(h) // its own limit may refuse it, and is named by it
-			r := h.total()
-			r.observed = observed
-			if st.checkOpening(h, &r) == admitted {
-				st.refuse(&r, &sh.account, item{d, 1}, l.handed)
-			}
-			return st.refuseOpening(h, &r)
+	for _, k := range [...]Kind{KindTransient, KindSystem} {
+		p := st.m.fixed[k]
+		d, handed, full := p.fullFor(h.unit, &p.limit)
+		if !full || observed.has(k) {
+			continue
 		}
+		st.number(h) // its own limit may refuse it, and is named by it
+		r := h.total()
+		r.observed = observed
+		if st.checkOpening(h, &r) == admitted {
+			st.refuse(&r, &st.fixed[k].account, item{d, 1}, handed)
+		}
+		return st.refuseOpening(h, &r)
 	}
 	return nil
 }

@@ -269,7 +269,7 @@ func (st *stripe) checkOpening(h *holder, r *request) verdict {
 		if it.n > h.limit[it.d] && !r.observed.has(h.kind) {
 			st.refusedBy(traceName{scopeName: h.name(h.num)}, &amounts{})
 			name := h.name(h.num)
-			st.note(refusal{&name, it.d, CauseLimit, 0, it.n, h.limit[it.d]}, nil)
+			st.note(refusal{&name, it.d, CauseLimit, r.priority, 0, it.n, h.limit[it.d]}, nil)
 			return refused
 		}
 	}
@@ -288,7 +288,7 @@ func (st *stripe) takeOpening(r *request, c *chain, fallBack, all bool) verdict 
 
 // refuseOpening tells that a connection or stream will not be.
 func (st *stripe) refuseOpening(h *holder, r *request) error {
-	err := st.refusal(h.name(h.num), r)
+	err := st.refusal(h.asker(h.num), r)
 	st.traceNotOpened(h)
 	return err
 }

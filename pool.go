@@ -203,15 +203,27 @@ func (l tally) word() uint64 {
 func (p *pool) tight(d dim) bool { return p.word[d].Load()&1 != 0 }
 
 // fullFor tells, without a lock, whether the pool is full of anything that a connection
-// or stream counts in.
-func (p *pool) fullFor(u unit) bool {
-	limit := p.told.Load()
-	return p.fullOf(u.dir, limit) || p.fullOf(u.both, limit) || u.fds != 0 && p.fullOf(dimFD, limit)
+// or stream counts in, by this limit: of what, and how much of it is handed out.
+func (p *pool) fullFor(u unit, limit *amounts) (d dim, handed int64, full bool) {
+	if handed, full = p.fullOf(u.dir, limit); full {
+		return u.dir, handed, true
+	}
+	if handed, full = p.fullOf(u.both, limit); full || u.fds == 0 {
+		return u.both, handed, full
+	}
+	handed, full = p.fullOf(dimFD, limit)
+	return dimFD, handed, full
 }
 
-func (p *pool) fullOf(d dim, limit *amounts) bool {
+func (p *pool) fullOf(d dim, limit *amounts) (handed int64, full bool) {
 	w := p.word[d&dimMask].Load()
-	return w&1 != 0 && int64(w>>1) >= limit[d&dimMask]
+	return int64(w >> 1), w&1 != 0 && int64(w>>1) >= limit[d&dimMask]
+}
+
+// seemsFullFor is fullFor for who has no lock.
+func (p *pool) seemsFullFor(u unit) bool {
+	_, _, full := p.fullFor(u, p.told.Load())
+	return full
 }
 
 // handOut notes that a share gets more credit. mu is held.

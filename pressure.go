@@ -15,6 +15,8 @@ import (
 	"runtime/metrics"
 	"sync/atomic"
 	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
 )
 
 // MemoryPressure says when WithMemoryPressure refuses. Its zero value is 90 % of
@@ -208,7 +210,7 @@ func (c *connScope) refuseForMemory() error {
 		return nil
 	}
 	total := c.h.total()
-	return st.refusal(c.name(), &total)
+	return st.refusal(c.asker(), &total)
 }
 
 // onlyObservesMemory tells whether memory refuses nothing, and counts what was noted
@@ -226,7 +228,7 @@ func (st *stripe) onlyObservesMemory() bool {
 func (st *stripe) noteMemory(h *holder, asker *peerScope) {
 	p := st.m.pressure
 	st.refusedBy(traceName{scopeName: p.scope}, &amounts{})
-	st.note(refusal{&p.scope, h.dir, CauseMemoryPressure, p.inUse.Load(), 1, p.refuse}, nil)
+	st.note(refusal{&p.scope, h.dir, CauseMemoryPressure, network.ReservationPriorityAlways, p.inUse.Load(), 1, p.refuse}, nil)
 	st.why.askedBy(&request{asker: asker})
 }
 

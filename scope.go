@@ -170,6 +170,15 @@ func (h *holder) name(num int64) scopeName {
 	return spanName(h.owner.name(num), h.seq)
 }
 
+// asker names the scope for who is refused. The lock of its stripe is held.
+func (h *holder) asker(num int64) asker {
+	if h.role == leaf {
+		return asker{num: num, kind: h.kind}
+	}
+	name := h.name(num)
+	return asker{name: &name}
+}
+
 func spanName(owner scopeName, seq uint32) scopeName {
 	owner.text = owner.String() + ".span-" + strconv.FormatUint(uint64(seq), 10)
 	owner.num = spanOf
@@ -203,6 +212,8 @@ type userScope struct {
 func (s *userScope) live() bool { return s.h.is(s.num) }
 
 func (s *userScope) name() scopeName { return s.h.name(s.num) }
+
+func (s *userScope) asker() asker { return s.h.asker(s.num) }
 
 // openIn tells whether the scope may still ask for something. The lock of its stripe,
 // st, is held.
@@ -277,7 +288,7 @@ func (st *stripe) reserve(s *userScope, n int64, priority uint8, all bool) (verd
 		case st.beyond(&r, v):
 			continue
 		case v == refused:
-			return v, st.refusal(s.name(), &r)
+			return v, st.refusal(s.asker(), &r)
 		}
 		return v, nil
 	}
@@ -300,7 +311,7 @@ func (st *stripe) checkTree(h *holder, r *request) (verdict, error) {
 		if r.memory > bound-x.use {
 			st.traceRefuser(x)
 			name := x.name(h.num)
-			st.note(refusal{&name, dimMemory, CauseLimit, x.use, r.memory, limit}, nil)
+			st.note(refusal{&name, dimMemory, CauseLimit, r.priority, x.use, r.memory, limit}, nil)
 			r.asker = h.tree.chain.peer()
 			st.why.askedBy(r)
 			return refused, nil
@@ -652,7 +663,7 @@ func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted, all bool) (
 		v = to.take(&place, &total, all)
 	}
 	if v == refused {
-		err = to.refusal(c.name(), &total)
+		err = to.refusal(c.asker(), &total)
 	}
 	return v, err
 }
@@ -872,7 +883,7 @@ func (s *streamScope) attachLocked(st *stripe, pr *pair, slot int, all bool) (ve
 	total.sharedFirst = true
 	switch v := st.take(&place, &total, all); v {
 	case refused:
-		return v, st.refusal(s.name(), &total)
+		return v, st.refusal(s.asker(), &total)
 	case undecided:
 		return v, nil
 	}

@@ -54,7 +54,7 @@ func (st *stripe) takeDirect(a *account, c *chain, r *request, all bool) (v verd
 	case admitted:
 		a.own += r.memory
 	case refused:
-		err = st.refusal(a.name(), r)
+		err = st.refusal(asker{name: &a.deny().name}, r)
 	}
 	return v, err
 }

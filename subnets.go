@@ -478,9 +478,9 @@ func (b *bar) tellLocked(d dim, noting bool) *LimitError {
 	mu := &b.st.mu
 	if e := mu.told; e == nil || mu.at != b.subnet || e.why.scope.kind != b.kind || e.why.d != d {
 		b.st.remarkLocked(noting)
-		e = &LimitError{priority: network.ReservationPriorityAlways}
-		e.asked = scopeName{kind: b.kind, text: b.prefix().String()}
-		e.why = refusal{scope: &e.asked, d: d, asked: 1, cause: CauseRate}
+		name := &scopeName{kind: b.kind, text: b.prefix().String()}
+		e = &LimitError{asker: asker{name: name}}
+		e.why = refusal{scope: name, d: d, cause: CauseRate, priority: network.ReservationPriorityAlways, asked: 1}
 		if b.kind == KindSubnet {
 			e.why.cause, e.why.current, e.why.limit = CauseSubnet, b.level.conns, b.level.conns
 		}

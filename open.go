@@ -29,7 +29,8 @@ func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint mul
 
 func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint) (*connScope, error) {
 	limits := m.limits.Load()
-	h := holder{kind: KindConn, unit: unitOf(KindConn, dir, usefd), limit: &limits.classes.conn, use: limits.connCost}
+	var h holder // field by field: a literal would be made elsewhere, and copied
+	h.kind, h.unit, h.limit, h.use = KindConn, unitOf(KindConn, dir, usefd), &limits.classes.conn, limits.connCost
 	open, named := m.allowlist.allowsAddr(far)
 	var pass gatePass
 	var err error
@@ -100,7 +101,8 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 		return nil, err
 	}
 	st := m.stripeOf(p)
-	h := holder{kind: KindStream, unit: unitOf(KindStream, dir, false), limit: limit, use: limits.streamCost}
+	var h holder // as in openConnection
+	h.kind, h.unit, h.limit, h.use = KindStream, unitOf(KindStream, dir, false), limit, limits.streamCost
 	var c chain
 	var said peerLimit
 	for all := false; ; {

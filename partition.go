@@ -213,7 +213,11 @@ func (f family) checkPrefixLength(bits int) error {
 type subnetKey struct{ hi, lo uint64 }
 
 func keyOf(addr netip.Addr) subnetKey {
-	b := addr.As16() // IPv4 as IPv6, mapped
+	if addr.Is4() { // as IPv6: mapped
+		b := addr.As4()
+		return subnetKey{0, 0xffff<<32 | uint64(binary.BigEndian.Uint32(b[:]))}
+	}
+	b := addr.As16()
 	return subnetKey{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])}
 }
 

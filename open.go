@@ -50,9 +50,9 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		near = m.fair.enter(far.addr, h.dir)
 	}
 	var c chain
+	st := m.anyStripe()
+	st.mu.Lock()
 	for all := false; ; all = true {
-		st := m.anyStripe()
-		st.lock(all)
 		v, err := st.open(&h, &c, near, open || named, all)
 		switch v {
 		case refused:
@@ -62,6 +62,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 			return nil, err
 		case undecided:
 			st.unlock(all)
+			m.lockAll()
 			continue
 		}
 		scope := &connScope{userScope: st.begin(&h, &c, all)}
@@ -105,8 +106,8 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 	h.kind, h.unit, h.limit, h.use = KindStream, unitOf(KindStream, dir, false), limit, limits.streamCost
 	var c chain
 	var said peerLimit
+	st.mu.Lock()
 	for all := false; ; {
-		st.lock(all)
 		if st.closed { // before a scope is made that nobody collects any more
 			st.unlock(all)
 			return nil, errClosed
@@ -117,6 +118,7 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 			if said, err = m.limits.Load().askPeer(p); err != nil {
 				return nil, err
 			}
+			st.lock(all)
 			continue
 		}
 		if !all && m.pressure.refuses(h.dir) && ps.trusted == 0 && !m.allowlist.allowsPeer(p) {
@@ -134,6 +136,7 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 		case undecided:
 			st.unlock(all)
 			all = true
+			m.lockAll()
 			continue
 		}
 		scope := &streamScope{st.begin(&h, &c, all), ps}
@@ -156,7 +159,11 @@ func (st *stripe) begin(as *holder, c *chain, all bool) userScope {
 		h, *idle = (*idle)[last], (*idle)[:last]
 		h.become(as, c)
 	}
-	st.unlock(all)
+	if all {
+		st.m.unlockAll()
+	} else {
+		st.mu.Unlock()
+	}
 	if h == nil {
 		t := newTop(as.kind)
 		t.at.Store(st)

@@ -44,7 +44,7 @@ func (n *denials) add(o *denials) {
 	n.would.add(&o.would)
 }
 
-// add adds what an account has refused, which may be nil.
+// addOf adds what an account has refused, if it has.
 func (n *denials) addOf(a *account) {
 	if a.denied != nil {
 		n.add(&a.denied.denials)

@@ -202,6 +202,7 @@ func TestAPeerOfManyProtocolsHasEachOnce(t *testing.T) {
 	require.Len(t, ps.byShare, 43, "two of three still have streams")
 	for sh, pr := range ps.byShare {
 		require.Same(t, sh, pr.share)
+		require.Nil(t, pr.next, "it would keep others from being collected")
 		require.Same(t, pr, ps.pair(sh))
 	}
 	for _, s := range streams {

@@ -268,6 +268,13 @@ func brokenStripe(st *stripe, lowered bool) error {
 				return fmt.Errorf("%v: dimension %d: the peak is %d, and %d are used", ps.name(), d, ps.peak[d], n)
 			}
 		}
+		listed := 0
+		for pr := ps.pairs; pr != nil; pr = pr.next {
+			listed++
+		}
+		if int(ps.few) != listed || listed > manyPairs || ps.byShare != nil && listed > 0 {
+			return fmt.Errorf("%v: %d pairs in the list, %d counted, and %d in the map", ps.name(), listed, ps.few, len(ps.byShare))
+		}
 		for _, pr := range ps.allPairs() {
 			if err := check(&pr.account); err != nil {
 				return err

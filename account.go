@@ -8,10 +8,8 @@ type account struct {
 	// ready is what may be used without asking further: the limit of an account
 	// that lies in this stripe alone, the credit of a share.
 	ready *amounts
-	// Whose account it is: a share's own; a peer's own; or that of a peer's part of what
-	// the share is a share of.
-	share *share
-	ps    *peerScope
+	share *share     // of a share: itself; of a peer's part: what it is a part of; else nil
+	ps    *peerScope // of a peer: itself; of a peer's part: whose; else nil
 	// I6: own is the memory that was reserved at this very scope, a part of
 	// use. A release takes from own only, never from what others hold below.
 	own int64
@@ -28,7 +26,8 @@ type account struct {
 	denied *denied
 }
 
-// denied is what an account has refused, and its name, which who is refused is told.
+// denied is what an account has refused, and its name, to which refusals point: it is
+// never written again.
 type denied struct {
 	name scopeName
 	denials
@@ -51,7 +50,7 @@ func (n *denials) addOf(a *account) {
 	}
 }
 
-// name makes the name of the account's scope.
+// name makes the name of the account's scope. The lock of its stripe is held.
 func (a *account) name() scopeName {
 	if a.denied != nil {
 		return a.denied.name
@@ -70,7 +69,8 @@ func (a *account) setLimit(limit *amounts) {
 	a.limit, a.ready = limit, limit
 }
 
-// deny gives what the account has refused, to count one more.
+// deny gives what the account has refused, with its name, and makes it where there is
+// none.
 func (a *account) deny() *denied {
 	if a.denied == nil {
 		a.denied = &denied{name: a.name()}

@@ -109,12 +109,10 @@ func isUnlimited(d dim, limit int64) bool {
 // dimCounts holds a number of events for each dimension.
 type dimCounts [numDims]uint64
 
-// add adds the events of b, which may be nil.
+// add adds the events of b.
 func (a *dimCounts) add(b *dimCounts) {
-	if b != nil {
-		for d := range a {
-			a[d] += b[d]
-		}
+	for d := range a {
+		a[d] += b[d]
 	}
 }
 

@@ -185,11 +185,8 @@ func (r *request) list() (list [maxItems]item, n int) {
 
 // bound gives the most that an account may hold after it got an item of this request.
 func (r *request) bound(m *Manager, a *account, it item) int64 {
-	if r.observed.has(a.kind) {
-		return math.MaxInt64
-	}
 	most := r.threshold(m, a, it.d)
-	if a.kind <= KindTransient && m.rations(r) {
+	if a.kind <= KindTransient && !r.observed.has(a.kind) && m.rations(r) {
 		most = min(most, m.ration(r, a, it))
 	}
 	return most
@@ -197,6 +194,9 @@ func (r *request) bound(m *Manager, a *account, it item) int64 {
 
 // threshold gives how much of a limit requests like this one may fill, whoever asks.
 func (r *request) threshold(m *Manager, a *account, d dim) int64 {
+	if r.observed.has(a.kind) {
+		return math.MaxInt64
+	}
 	if d == dimMemory && r.weight != whole {
 		return m.admission.threshold(a.limit[d], r.weight)
 	}
@@ -385,7 +385,9 @@ func (st *stripe) checkShared(c *chain, r *request, all, draw bool) verdict {
 }
 
 // judge decides for every share that lacks credit, first in the order of the
-// chain. With draw, all pools are locked and everything fits: it draws.
+// chain. With draw, all pools are locked and it has been decided that everything fits:
+// it draws, and does not ask again what a peer or subnet may have. What others of its
+// subnet hold may have changed in between, for that is counted without these locks.
 func (st *stripe) judge(c *chain, r *request, draw bool) verdict {
 	items, n := r.list()
 	for _, a := range c.shared() {
@@ -397,8 +399,11 @@ func (st *stripe) judge(c *chain, r *request, draw bool) verdict {
 			if !sh.lacks(r, it) {
 				continue
 			}
-			l := sh.pool.tally(it.d)
-			grant, v := l.draw(it.n, sh.short(it), r.bound(st.m, &sh.account, it))
+			l, bound := sh.pool.tally(it.d), r.threshold(st.m, &sh.account, it.d)
+			if !draw {
+				bound = r.bound(st.m, &sh.account, it)
+			}
+			grant, v := l.draw(it.n, sh.short(it), bound)
 			switch {
 			case v == refused:
 				return st.refuse(r, &sh.account, it, l.leastUse())

@@ -180,6 +180,30 @@ func TestASnapshotNamesKindsInJSON(t *testing.T) {
 	require.NotContains(t, string(text), `"Refusals":{"1"`)
 }
 
+// A caller's mistake at a peer's scope is named while the same scope refuses others.
+// It is for the race detector to see.
+func TestAPeerIsNamedWhileItRefuses(t *testing.T) {
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.PeerDefault.Memory = 100 }))
+	for i := range 50 {
+		require.NoError(t, m.ViewPeer(peer.ID(fmt.Sprint("peer", i)), func(ps network.PeerScope) error {
+			done := make(chan struct{})
+			go func() {
+				for range 20 {
+					ps.ReleaseMemory(1)
+				}
+				close(done)
+			}()
+			for range i {
+				runtime.Gosched()
+			}
+			require.Error(t, ps.ReserveMemory(101, 255))
+			<-done
+			require.ErrorContains(t, ps.ReserveMemory(-1, 255), "peer:")
+			return nil
+		}))
+	}
+}
+
 func TestAPeerOfManyProtocolsHasEachOnce(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(1))
 	var streams []network.StreamManagementScope

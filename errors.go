@@ -117,18 +117,19 @@ var directionOf = [numDims]network.Direction{
 // and safe for concurrent use.
 type LimitError struct {
 	why   refusal
-	asker asker
+	asked askedScope
 }
 
-// asker is who made a request: a connection or stream with its number, or who has the
-// name. That is short, for who refuses makes little else than a LimitError.
-type asker struct {
+// askedScope is the scope to which a request was made: a connection or stream by its
+// number, or anything else by name. That is short, for who refuses makes little else
+// than a LimitError.
+type askedScope struct {
 	name *scopeName // is not written to any more
 	num  int64
 	kind Kind
 }
 
-func (a *asker) String() string {
+func (a *askedScope) String() string {
 	if a.name != nil {
 		return a.name.String()
 	}
@@ -137,7 +138,7 @@ func (a *asker) String() string {
 
 // Asked names the scope to which the request was made, such as "conn-17" or
 // "stream-4.span-1". What a gate refuses has no scope yet: it is the gate's name.
-func (e *LimitError) Asked() string { return e.asker.String() }
+func (e *LimitError) Asked() string { return e.asked.String() }
 
 // Scope names the scope or gate that refused, such as "system",
 // "peer:12D3Koo…" or "subnet:203.0.113.0/24".

@@ -187,6 +187,7 @@ func (e *explainer) copyAccounts() error {
 	return nil
 }
 
+// copyOf makes an account that lies nowhere: its name is in what it has refused.
 func copyOf(name scopeName, limit, use amounts) *account {
 	return &account{kind: name.kind, use: use, limit: &limit, ready: &limit, denied: &denied{name: name}}
 }

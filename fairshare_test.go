@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strconv"
 	"testing"
@@ -131,6 +132,40 @@ func TestMemoryOfTheSystemHasShares(t *testing.T) {
 	var why *LimitError
 	require.ErrorAs(t, err, &why)
 	require.Equal(t, CauseLimit, why.Cause(), "there is no room for it in any case")
+}
+
+// What a subnet holds is counted without the pools' locks. So it may be more when what
+// has been decided is drawn than when it was decided, and the credit is drawn all the
+// same: the request is charged.
+func TestWhatHasBeenDecidedIsDrawn(t *testing.T) {
+	m := fairManager(t, sharedTransient(1<<20, 8)) // too few connections for batches
+	st := &m.stripes[0]
+	sh := st.fixed[KindTransient]
+	near := m.fair.enter(netip.MustParseAddr("192.0.2.1"), dimConnsIn)
+	defer m.fair.leave(near)
+	for i := range 5 {
+		other, err := m.OpenConnection(network.DirInbound, false, multiaddr.StringCast(fmt.Sprintf("/ip4/203.0.%d.1/tcp/1", i)))
+		require.NoError(t, err)
+		defer other.Done()
+	}
+	r := unitOf(KindConn, network.DirInbound, false).whole(0)
+	r.near = near
+	var c chain
+	c.stand(sh, st.fixed[KindSystem])
+	st.mu.Lock()
+	had := sh.credit[dimConnsIn]
+	decided := st.judge(&c, &r, false)
+	near.held[KindTransient].conns.Store(8) // others of the subnet have got all, and are about to give it back
+	sh.pool.mu.Lock()
+	drawn := st.judge(&c, &r, true)
+	sh.pool.mu.Unlock()
+	near.held[KindTransient].conns.Store(0)
+	got, handed := sh.credit[dimConnsIn]-had, sh.pool.tally(dimConnsIn).handed
+	sh.trim(dimConnsIn)
+	sh.trim(dimConns)
+	st.mu.Unlock()
+	require.Equal(t, []verdict{admitted, admitted}, []verdict{decided, drawn})
+	require.Equal(t, []int64{1, 6}, []int64{got, handed})
 }
 
 func TestConnectionsHaveSharesBeforeTheyHaveAPeer(t *testing.T) {

@@ -52,7 +52,7 @@ func (st *stripe) hold(h *holder, n int64, priority uint8) {
 	}
 }
 
-// lacksMemory tells whether the account has not so much to spare. In a slot that is
+// lacksMemory tells whether the account does not have n bytes to spare. In a slot that is
 // empty, nothing is lacking.
 func (a *account) lacksMemory(n int64) bool {
 	return a != nil && n > a.ready[dimMemory]-a.use[dimMemory]
@@ -104,10 +104,10 @@ func (st *stripe) peerGotMemory(ps *peerScope, n int64) {
 	st.peerMemory.moveMemory(now-n, now)
 }
 
-// drop releases n bytes, from the holder with this number, if it is one that does, and
-// its owners, and then from the chain; where too much credit lies idle then, it returns
-// it. The walk stops at the first owner that is done: it has released what was below
-// it (I5).
+// drop releases n bytes from h and its owners, and from the chain; where too much credit
+// lies idle then, it returns it. The walk stops at the first owner that is done, or that
+// belongs to another tree than that of this number by now: it has released what was
+// below it (I5). With no h, it releases from the chain alone.
 func (st *stripe) drop(c *chain, h *holder, num, n int64) {
 	x := h
 	for ; x != nil && x.is(num); x = x.owner {
@@ -133,7 +133,8 @@ func (st *stripe) drop(c *chain, h *holder, num, n int64) {
 	}
 }
 
-// freeMemory takes n bytes from a share, and tells whether too much lies idle now.
+// freeMemory takes n bytes from the account of a share, if there is one, and tells
+// whether too much lies idle now.
 func (a *account) freeMemory(n int64) bool {
 	if a == nil {
 		return false

@@ -149,6 +149,41 @@ func TestALoweredOrObservedLimitIsNearToo(t *testing.T) {
 	})
 }
 
+// The least that was handed out between two looks is known whatever came after it: also
+// credit that was handed out under all stripe locks, for a request that another pool
+// could not decide by itself, and after idle credit was called in.
+func TestTheLeastIsKnownWhateverCameAfterIt(t *testing.T) {
+	const k = 1 << 10
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
+		c.System.Memory, c.ProtocolDefault.Memory = 1000*k, 1000*k
+	}), WithStripes(1))
+	system := m.fixed[KindSystem]
+	least := func() int64 {
+		_, low := system.lookAt()
+		return low[dimMemory]
+	}
+	first, second := mustOpenStream(t, m, testPeer, network.DirInbound), mustOpenStream(t, m, testPeer, network.DirInbound)
+	require.NoError(t, second.SetProtocol(testProto))
+	require.NoError(t, first.ReserveMemory(850*k, 255))
+	least()
+	first.ReleaseMemory(500 * k)
+	settled := m.Snapshot().Engine.Settled
+	require.NoError(t, second.ReserveMemory(510*k, 255)) // more than half of the protocol's
+	require.Equal(t, settled+1, m.Snapshot().Engine.Settled)
+	require.EqualValues(t, 350*k, least())
+	first.Done()
+	second.Done()
+
+	require.NoError(t, system.ReserveMemory(1, 255))
+	require.Greater(t, system.tally(dimMemory).handed, int64(k), "a batch ahead")
+	least()
+	m.inOneCut(func() { system.recall(dimMemory, 0) })
+	require.NoError(t, system.ReserveMemory(k, 255))
+	require.EqualValues(t, 1, least())
+	system.ReleaseMemory(1 + k)
+	assertEmpty(t, m)
+}
+
 // A listener may ask the manager anything, several are told, and none is told after
 // Close.
 func TestListenersRunWithoutLocks(t *testing.T) {

@@ -66,7 +66,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 			continue
 		}
 		scope := &connScope{userScope: st.begin(&h, &c, all)}
-		of := scope.conn()
+		of := scope.conn() // without a lock: nobody else has it, and who had the holder before does not look
 		of.located, of.far = far.addr.IsValid(), pass.key
 		if of.located && pass.key == (subnetKey{}) {
 			of.far = keyOf(far.addr)
@@ -162,7 +162,7 @@ func (st *stripe) begin(as *holder, c *chain, all bool) userScope {
 	if all {
 		st.m.unlockAll()
 	} else {
-		st.mu.Unlock()
+		st.mu.Unlock() // in line, as in root.lock
 	}
 	if h == nil {
 		t := newTop(as.kind)
@@ -297,7 +297,7 @@ func (st *stripe) takeOpening(r *request, c *chain, fallBack, all bool) verdict 
 
 // refuseOpening tells that a connection or stream will not be.
 func (st *stripe) refuseOpening(h *holder, r *request) error {
-	err := st.refusal(h.asker(h.num), r)
+	err := st.refusal(h.asked(h.num), r)
 	st.traceNotOpened(h)
 	return err
 }

@@ -154,10 +154,10 @@ type pool struct {
 
 	// word holds, for each dimension, what is handed out and whether the pool
 	// is tight: handed<<1 | tight. Both are one word, because a tight mark
-	// read apart from the sum may be stale and refuse what fits. It grows, and
-	// becomes loose, under mu; it shrinks under the lock of the stripe that gives
-	// back; and it becomes tight under all stripe locks: nobody holds mu then, for
-	// it is taken under a stripe's lock only. Read without a lock.
+	// read apart from the sum may be stale and refuse what fits. Under the lock of
+	// one stripe it shrinks; to grow, or to become loose, it takes mu besides. Under
+	// all stripe locks, anything goes: nobody holds mu then, for it is taken under a
+	// stripe's lock only. Read without a lock.
 	word [numDims]atomic.Uint64
 
 	// peak is the most that was handed out of each dimension, which is never
@@ -226,7 +226,7 @@ func (p *pool) seemsFullFor(u unit) bool {
 	return full
 }
 
-// handOut notes that a share gets more credit. mu is held.
+// handOut notes that a share gets more credit. mu is held, or all stripe locks are.
 func (p *pool) handOut(d dim, n int64) {
 	handed := int64(p.word[d].Add(uint64(n)<<1) >> 1)
 	p.low[d] = min(p.low[d], handed-n)
@@ -240,8 +240,8 @@ func (p *pool) raisePeak(d dim, handed int64) {
 }
 
 // takeBack notes that a share returns credit, under the lock of its stripe. It takes
-// mu only where the pool becomes loose: not while somebody is about to draw from a
-// tight one.
+// mu only where the pool becomes loose by that, so that it does not while somebody who
+// found it tight is about to draw.
 func (p *pool) takeBack(d dim, n int64) tally {
 	for locked := false; ; {
 		was := p.tally(d)
@@ -322,9 +322,10 @@ func (p *pool) usedOf(d dim) (sum int64) {
 // recall takes in all idle credit and settles, with extra handed out on top to
 // a request that has been decided. All stripe locks are held.
 func (p *pool) recall(d dim, extra int64) {
-	l := p.tally(d).settle(p.usedOf(d) + extra)
+	was := p.tally(d)
+	l := was.settle(p.usedOf(d) + extra)
 	p.word[d].Store(l.word())
-	p.low[d] = min(p.low[d], l.handed)
+	p.low[d] = min(p.low[d], was.handed)
 	p.raisePeak(d, l.handed)
 	for _, sh := range p.shares {
 		if sh != nil {
@@ -387,7 +388,7 @@ func (sh *share) drawUnitLocked(u unit) (draws uint64) {
 	return draws
 }
 
-// drawLocked hands out credit. The pool's lock is held.
+// drawLocked hands out credit. The pool's lock is held, or all stripe locks are.
 func (sh *share) drawLocked(d dim, grant int64) {
 	sh.pool.handOut(d, grant)
 	sh.setCredit(d, sh.credit[d]+grant, sh.pool.tally(d))
@@ -433,7 +434,7 @@ func (sh *share) trim(d dim) {
 	if keep, idle := l.keep(), sh.credit[d]-sh.use[d]; idle > keep {
 		excess = idle - keep/2
 	}
-	now := l.giveBack(excess)
+	now := l.giveBack(excess) // as in takeBack, without the call: mostly that is all
 	if now.tight != l.tight || !sh.pool.word[d].CompareAndSwap(l.word(), now.word()) {
 		now = sh.pool.takeBack(d, excess)
 	}

@@ -210,7 +210,7 @@ func (c *connScope) refuseForMemory() error {
 		return nil
 	}
 	total := c.h.total()
-	return st.refusal(c.asker(), &total)
+	return st.refusal(c.asked(), &total)
 }
 
 // onlyObservesMemory tells whether memory refuses nothing, and counts what was noted

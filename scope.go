@@ -21,23 +21,23 @@ type root struct {
 	// both stripes when a connection moves to its peer's: load, lock, compare.
 	at    atomic.Pointer[stripe]
 	chain chain
-	conn  *conn // of a connection's tree
+	conn  *conn // nil if it is not the tree of a connection
 }
 
 // lock takes the lock of the stripe that the tree lies in. Where each nanosecond counts
 // it is written out, for it is too long to be inlined:
 //
-//	st := tree.follow(tree.at.Load().locked())
-func (r *root) lock() *stripe { return r.follow(r.at.Load().locked()) }
+//	st := tree.follow(tree.at.Load().lockNow())
+func (r *root) lock() *stripe { return r.follow(r.at.Load().lockNow()) }
 
-// locked takes the lock of the stripe.
-func (st *stripe) locked() *stripe {
+// lockNow takes the lock of the stripe.
+func (st *stripe) lockNow() *stripe {
 	st.mu.Lock()
 	return st
 }
 
-// follow gives the stripe that the tree lies in, locked, after that has been locked in
-// which it lay before.
+// follow takes the stripe in which the tree lay a moment ago, locked, and gives the one
+// in which it lies now, locked. Mostly they are the same.
 func (r *root) follow(st *stripe) *stripe {
 	if r.at.Load() != st {
 		return r.lockAgain(st)
@@ -49,7 +49,7 @@ func (r *root) follow(st *stripe) *stripe {
 func (r *root) lockAgain(st *stripe) *stripe {
 	for r.at.Load() != st {
 		st.mu.Unlock()
-		st = r.at.Load().locked()
+		st = r.at.Load().lockNow()
 	}
 	return st
 }
@@ -115,7 +115,7 @@ type top struct {
 	root
 }
 
-// conn is what the engine keeps of a connection besides.
+// conn is what the engine keeps of a connection besides its holder and chain.
 type conn struct {
 	far  subnetKey     // its far end, if that has an address; see endpoint
 	gate *subnetStripe // in which its address counts; may be nil
@@ -170,13 +170,13 @@ func (h *holder) name(num int64) scopeName {
 	return spanName(h.owner.name(num), h.seq)
 }
 
-// asker names the scope for who is refused. The lock of its stripe is held.
-func (h *holder) asker(num int64) asker {
+// asked names the scope for who is refused. The lock of its stripe is held.
+func (h *holder) asked(num int64) askedScope {
 	if h.role == leaf {
-		return asker{num: num, kind: h.kind}
+		return askedScope{num: num, kind: h.kind}
 	}
 	name := h.name(num)
-	return asker{name: &name}
+	return askedScope{name: &name}
 }
 
 func spanName(owner scopeName, seq uint32) scopeName {
@@ -213,7 +213,7 @@ func (s *userScope) live() bool { return s.h.is(s.num) }
 
 func (s *userScope) name() scopeName { return s.h.name(s.num) }
 
-func (s *userScope) asker() asker { return s.h.asker(s.num) }
+func (s *userScope) asked() askedScope { return s.h.asked(s.num) }
 
 // openIn tells whether the scope may still ask for something. The lock of its stripe,
 // st, is held.
@@ -232,7 +232,7 @@ func (s *userScope) openIn(st *stripe) error {
 func (s *userScope) ReserveMemory(size int, priority uint8) error {
 	h, n := s.h, int64(size)
 	tree := h.tree
-	st := tree.follow(tree.at.Load().locked())
+	st := tree.follow(tree.at.Load().lockNow())
 	if st.holdReady(h, s.num, n, priority) {
 		st.mu.Unlock()
 		if st.m.reporter != nil {
@@ -288,7 +288,7 @@ func (st *stripe) reserve(s *userScope, n int64, priority uint8, all bool) (verd
 		case st.beyond(&r, v):
 			continue
 		case v == refused:
-			return v, st.refusal(s.asker(), &r)
+			return v, st.refusal(s.asked(), &r)
 		}
 		return v, nil
 	}
@@ -335,7 +335,7 @@ func (st *stripe) change(h *holder, n int64) {
 func (s *userScope) ReleaseMemory(size int) {
 	h := s.h
 	tree := h.tree
-	st := tree.follow(tree.at.Load().locked())
+	st := tree.follow(tree.at.Load().lockNow())
 	if !s.live() {
 		if size != 0 {
 			st.lateReleases++
@@ -391,7 +391,7 @@ func (s *userScope) BeginSpan() (network.ResourceScopeSpan, error) {
 	h := s.h
 	span := &spanScope{node: holder{tree: h.tree, owner: h, num: s.num, kind: h.kind, role: innerSpan}}
 	span.userScope = userScope{&span.node, s.num}
-	st := h.tree.follow(h.tree.at.Load().locked())
+	st := h.tree.follow(h.tree.at.Load().lockNow())
 	if err := s.openIn(st); err != nil {
 		st.mu.Unlock()
 		return nil, err
@@ -406,7 +406,7 @@ func (s *userScope) BeginSpan() (network.ResourceScopeSpan, error) {
 // Done ends a span and releases what it holds. Again, it does nothing.
 func (s *userScope) Done() {
 	tree := s.h.tree
-	st := tree.follow(tree.at.Load().locked())
+	st := tree.follow(tree.at.Load().lockNow())
 	if s.live() {
 		s.h.finish(st)
 	}
@@ -663,7 +663,7 @@ func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted, all bool) (
 		v = to.take(&place, &total, all)
 	}
 	if v == refused {
-		err = to.refusal(c.asker(), &total)
+		err = to.refusal(c.asked(), &total)
 	}
 	return v, err
 }
@@ -709,7 +709,7 @@ func (c *connScope) carry(to *stripe) *share {
 // nothing.
 func (c *connScope) Done() {
 	tree := c.h.tree
-	st := tree.follow(tree.at.Load().locked())
+	st := tree.follow(tree.at.Load().lockNow())
 	if !c.live() {
 		st.mu.Unlock()
 		return
@@ -883,7 +883,7 @@ func (s *streamScope) attachLocked(st *stripe, pr *pair, slot int, all bool) (ve
 	total.sharedFirst = true
 	switch v := st.take(&place, &total, all); v {
 	case refused:
-		return v, st.refusal(s.asker(), &total)
+		return v, st.refusal(s.asked(), &total)
 	case undecided:
 		return v, nil
 	}

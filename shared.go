@@ -54,7 +54,8 @@ func (st *stripe) takeDirect(a *account, c *chain, r *request, all bool) (v verd
 	case admitted:
 		a.own += r.memory
 	case refused:
-		err = st.refusal(asker{name: &a.deny().name}, r)
+		name := a.name()
+		err = st.refusal(askedScope{name: &name}, r)
 	}
 	return v, err
 }
@@ -234,7 +235,7 @@ func (ps *peerScope) enter(_, all bool) (*stripe, *account, chain) {
 	return ps.st, &now.account, c
 }
 
-func (ps *peerScope) scope() scopeName  { return ps.name() }
+func (ps *peerScope) scope() scopeName  { return scopeName{kind: KindPeer, peer: ps.id} }
 func (ps *peerScope) manager() *Manager { return ps.st.m }
 
 // Peer gives the peer's ID.
@@ -274,7 +275,7 @@ func (ps *peerScope) Limit() Limit {
 
 // SetLimit gives this peer a limit of its own, which survives idleness.
 func (ps *peerScope) SetLimit(limit Limit) {
-	name := scopeName{kind: KindPeer, peer: ps.id}
+	name := ps.scope()
 	l, ok := ps.st.m.readLimit(&name, limit)
 	if !ok {
 		return

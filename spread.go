@@ -32,9 +32,9 @@ func countSlot(v int64) uint64 {
 // memorySlot gives the slot of a number of bytes. That of 0 is the one for 64 bits.
 func memorySlot(v int64) uint64 { return uint64(bits.Len64(uint64(v - 1))) }
 
-// bucketScale divides values into buckets. Bucket 0 is for members that hold nothing;
-// bucket i, from 1 on, for values up to bounds[i-1] and above the bound before it; the
-// bucket after the last bound for all values beyond.
+// bucketScale divides values into buckets: i, from 1 on, for values up to bounds[i-1]
+// and above the bound before it; the one after the last bound for all values beyond.
+// Bucket 0, for members that hold nothing, is not shown.
 type bucketScale struct {
 	bounds []float64
 	bucket [spreadSlots]uint8 // of each slot
@@ -67,7 +67,7 @@ func newBucketScale(slot func(int64) uint64, bounds ...float64) bucketScale {
 }
 
 // spread is a distribution. A member enters it by moving away from 0 and
-// leaves it by moving back there; 0 itself is in no bucket.
+// leaves it by moving back there.
 type spread struct {
 	// slots counts members. The slot of 0, where they come from, reads minus the
 	// number of all that are in; so no move needs to ask whether it enters.

@@ -169,7 +169,7 @@ func (st *stripe) enqueue(a *account) {
 }
 
 // refusal counts the refusal that is noted in st.why, and tells it as an error.
-func (st *stripe) refusal(by asker, r *request) error {
+func (st *stripe) refusal(asked askedScope, r *request) error {
 	why := &st.why
 	k := why.scope.kind
 	st.refusals[k][why.d]++
@@ -193,7 +193,7 @@ func (st *stripe) refusal(by asker, r *request) error {
 	if st.trace != nil {
 		st.trace.blocked(st.refuser.name, r, why.d, &st.refuser.use)
 	}
-	return &LimitError{why.refusal, by}
+	return &LimitError{why.refusal, asked}
 }
 
 // peer gives the scope of a peer, or nil if it has none and the Limiter has to be

@@ -479,7 +479,7 @@ func (b *bar) tellLocked(d dim, noting bool) *LimitError {
 	if e := mu.told; e == nil || mu.at != b.subnet || e.why.scope.kind != b.kind || e.why.d != d {
 		b.st.remarkLocked(noting)
 		name := &scopeName{kind: b.kind, text: b.prefix().String()}
-		e = &LimitError{asker: asker{name: name}}
+		e = &LimitError{asked: askedScope{name: name}}
 		e.why = refusal{scope: name, d: d, cause: CauseRate, priority: network.ReservationPriorityAlways, asked: 1}
 		if b.kind == KindSubnet {
 			e.why.cause, e.why.current, e.why.limit = CauseSubnet, b.level.conns, b.level.conns

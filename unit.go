@@ -36,8 +36,7 @@ func (u unit) whole(memory int64) request {
 		count: int64(u.count), fds: int64(u.fds), dir: u.dir, both: u.both}
 }
 
-// dims gives what a unit counts in, in the order in which it is checked; both again
-// where it takes no descriptor.
+// dims gives what a unit counts in; both again where it takes no descriptor.
 func (u unit) dims() [3]dim {
 	if u.fds == 0 {
 		return [3]dim{u.dir, u.both, u.both}

@@ -177,10 +177,14 @@ inline handOut(p, s, n) {
 	share[p].floor[s] = share[p].credit[s] - keep(p)
 }
 
-/* trim returns the idle credit of a share, under the pool's lock. */
+/* excess is the credit that a share has to return. */
+#define idle(p, s) (share[p].credit[s] - share[p].use[s])
+#define excess(p, s) (idle(p, s) > keep(p) -> idle(p, s) - keep(p) / 2 : 0)
+
+/* trim returns the idle credit of a share: under the pool's lock, if the pool becomes
+ * loose by that. */
 inline trim(p, s) {
-	room = share[p].credit[s] - share[p].use[s];
-	grant = (room > keep(p) -> room - keep(p) / 2 : 0);
+	grant = excess(p, s);
 	handed[p] = handed[p] - grant;
 	if
 #ifndef BREAK_STAYS_TIGHT
@@ -190,7 +194,6 @@ inline trim(p, s) {
 	fi;
 	share[p].credit[s] = share[p].credit[s] - grant;
 	share[p].floor[s] = share[p].credit[s] - keep(p);
-	room = 0;
 	grant = 0
 }
 
@@ -202,7 +205,10 @@ inline giveUp(p, s, n) {
 		if
 		:: share[p].use[s] >= share[p].floor[s] -> inUse[p] = inUse[p] - n; promise(p)
 		:: else ->
-			!poolLock[p]; /* others go on here, while it waits */
+#ifndef BREAK_LOOSE_ANYTIME
+			/* Others go on here, while it waits. */
+			(!poolLock[p] || !tight[p] || batch(p) == 0 || handed[p] - excess(p, s) >= limit[p] / 4);
+#endif
 			inUse[p] = inUse[p] - n;
 			trim(p, s);
 			promise(p)

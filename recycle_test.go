@@ -16,6 +16,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
 )
 
@@ -29,7 +30,8 @@ func TestWhatIsDoneLeavesOthersAlone(t *testing.T) {
 	}{
 		{"plain", nil},
 		{"records", []Option{WithLeakFinder(LeakFinder{Stacks: 3})}},
-		{"shares", []Option{WithFairShare()}}, // the long ways
+		{"shares", []Option{WithFairShare()}},                                               // the long ways
+		{"allowlist", []Option{WithAllowlistStrings([]string{"/ip4/198.51.100.1"}, false)}}, // it looks at a connection twice
 	} {
 		for _, stripes := range []int{1, 8} {
 			t.Run(fmt.Sprintf("%s/stripes=%d", tt.name, stripes), func(t *testing.T) {
@@ -90,16 +92,24 @@ func TestASpanWithALimitOfItsOwnEndsWithItsOwner(t *testing.T) {
 
 // A stripe keeps few holders of those that are done, however many there were.
 func TestFewHoldersWaitForOthers(t *testing.T) {
-	m := newManager(t, unlimitedConf(), append(openGates(), WithStripes(1))...)
+	m := newManager(t, unlimitedConf(), WithFairShare(), WithStripes(1))
 	var open []network.ResourceScopeSpan
-	for range maxIdle + 3 {
-		open = append(open, mustOpenStream(t, m, testPeer, network.DirInbound), mustOpenConn(t, m, network.DirInbound))
+	for i := range maxIdle + 3 {
+		c, err := m.OpenConnection(network.DirInbound, true, multiaddr.StringCast(fmt.Sprintf("/ip4/203.0.%d.1/tcp/1", i)))
+		require.NoError(t, err)
+		require.NotNil(t, c.(*connScope).conn().gate)
+		require.NotNil(t, c.(*connScope).conn().near)
+		open = append(open, mustOpenStream(t, m, testPeer, network.DirInbound), c)
 	}
 	for _, s := range open {
 		s.Done()
 	}
 	for _, k := range []Kind{KindStream, KindConn} {
 		require.Len(t, *m.stripes[0].idleOf(k), maxIdle)
+	}
+	for _, h := range m.stripes[0].idle.conns {
+		require.Nil(t, h.tree.conn.gate, "it would keep gates that have been replaced")
+		require.Nil(t, h.tree.conn.near, "and subnets that are gone")
 	}
 	for range 3 { // they are taken from there, and come back
 		s := mustOpenStream(t, m, testPeer, network.DirInbound)

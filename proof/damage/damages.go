@@ -99,7 +99,6 @@ var damages = []damage{
 	{"scope.go", "of.gate, of.near = nil, nil\n", ""},
 	{"scope.go", "c.conn().onTrial && !mv.trusted && !mv.gated", "c.conn().onTrial && !mv.gated"},
 	{"scope.go", "c.conn().onTrial && !mv.trusted && !mv.gated", "false && c.conn().onTrial"},
-	{"scope.go", "if err = c.mayMove(st); err != nil {", "if false {"},
 	{"open.go", "gated && named, false\n", "gated && named, of.trusted\n"},
 	{"scope.go", "countStream(&h.tree.chain, h.dir, -1)", ""},
 	{"chain.go", "v := st.judge(c, r, false)\n\tif v == admitted {\n\t\tst.judge(c, r, true)", "v := admitted\n\tif v == admitted {\n\t\tst.judge(c, r, true)"},
@@ -152,7 +151,7 @@ var damages = []damage{
 	{"reap.go", "\t\tsh.pool.denied.addOf(a) // which the share leaves behind\n", ""},
 	{"reap.go", "\t\tsh.surrender()\n", ""},
 	{"scope.go", "return askedScope{num: num, kind: h.kind}", "return askedScope{kind: h.kind}"},
-	{"spread.go", "return fineSlots - 5 + uint64", "return fineSlots - 4 + uint64"},
+	{"spread.go", "return fineSlots - 5 + uint64", "return fineSlots - 6 + uint64"},
 	{"spread.go", "\ts.slots[memorySlot(old)]--\n", ""},
 	{"pool.go", "if handed > p.peak[d] && !isUnlimited(d, p.limit[d]) {", "if handed > p.peak[d] {"},
 

@@ -69,10 +69,10 @@ func newBucketScale(slot func(int64) uint64, bounds ...float64) bucketScale {
 // spread is a distribution. A member enters it by moving away from 0 and
 // leaves it by moving back there.
 type spread struct {
+	sum int64 // of the members' values
 	// slots counts members. The slot of 0, where they come from, reads minus the
 	// number of all that are in; so no move needs to ask whether it enters.
 	slots [spreadSlots]int32
-	sum   int64 // of the members' values
 }
 
 // moveCount tells that a member that held old connections or streams holds

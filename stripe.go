@@ -42,28 +42,29 @@ type stripe struct {
 
 	// fixed holds the shares of the four scopes that are always there, by kind.
 	fixed [KindAllowlistedTransient + 1]*share
+
+	// On the next cache line is what each connection and stream takes as well.
+
+	// idle has holders of connections and streams that are done, for those who come
+	// next.
+	idle          struct{ conns, streams []*holder }
+	nextID, endID int64 // numbers for connections and streams, taken in blocks
+
+	trace *tracer // nil: nobody listens
 	// The shares of services and protocols, by name.
 	services, protocols map[string]*share
 	peers               map[peer.ID]*peerScope
 	crowd               int // the most peers since the map was made
+
+	// queue holds the accounts that may have become unused, for reap.
+	queue []*account
 
 	// why says what the last refusal was, until it has been told.
 	why     noted
 	remarks [numKinds]*remarks // what the log will say
 	// observed is nil until a limit that is only observed would have refused.
 	observed *observations
-
-	trace   *tracer // nil: nobody listens
-	refuser refuser // who refused last, if somebody listens
-
-	// idle has holders of connections and streams that are done, for those who come
-	// next.
-	idle struct{ conns, streams []*holder }
-
-	// queue holds the accounts that may have become unused, for reap.
-	queue []*account
-
-	nextID, endID int64 // numbers for connections and streams, taken in blocks
+	refuser  refuser // who refused last, if somebody listens
 
 	// What metrics read. An addition under a lock that is held anyway.
 	peerCounts             [numDims]spread // of connections and streams, by direction

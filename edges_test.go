@@ -266,10 +266,12 @@ func TestTwoStripesAreLockedInTheirOrder(t *testing.T) {
 		if turned {
 			a, b = high, low
 		}
+		tree := &root{}
+		tree.at.Store(a)
 		high.mu.Lock()
 		both := make(chan struct{})
 		go func() {
-			lockBoth(a, b, false)
+			tree.lockWith(b, false)
 			close(both)
 		}()
 		taken := false

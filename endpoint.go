@@ -23,23 +23,20 @@ type endpoint struct {
 }
 
 // endpointOf reads an endpoint from a multiaddr of any kind, nil included.
-func endpointOf(ma multiaddr.Multiaddr) endpoint {
-	for i := range ma {
-		if ma[i].Code() == multiaddr.P_CIRCUIT {
+func endpointOf(ma multiaddr.Multiaddr) (e endpoint) {
+	for i, known := 0, false; i < len(ma); i++ {
+		switch code := ma[i].Code(); {
+		case code == multiaddr.P_CIRCUIT:
 			return endpoint{relayed: true}
-		}
-	}
-	for i := range ma {
-		switch ma[i].Code() {
-		case multiaddr.P_IP6ZONE:
-			continue
-		case multiaddr.P_IP4, multiaddr.P_IP6:
+		case known || code == multiaddr.P_IP6ZONE:
+		case code == multiaddr.P_IP4 || code == multiaddr.P_IP6:
 			addr, _ := netip.AddrFromSlice(ma[i].RawValue())
-			return endpoint{addr: normalAddr(addr)}
+			e.addr, known = normalAddr(addr), true
+		default:
+			known = true // an IP address behind a transport is not the far end's
 		}
-		return endpoint{} // an IP address behind a transport is not the far end's
 	}
-	return endpoint{}
+	return e
 }
 
 // nat64 is the well-known prefix (RFC 6052) under which a NAT64 gateway shows

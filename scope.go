@@ -64,29 +64,33 @@ func (r *root) lockAll() *stripe {
 func (r *root) lockWith(to *stripe, all bool) (from *stripe) {
 	for {
 		from = r.at.Load()
-		lockBoth(from, to, all)
-		if now := r.at.Load(); now == from || all {
-			return now
+		switch {
+		case all:
+			to.m.lockAll()
+			return r.at.Load()
+		case from == to:
+			to.mu.Lock()
+		case from.index < to.index:
+			from.mu.Lock()
+			to.mu.Lock()
+		default:
+			to.mu.Lock()
+			from.mu.Lock()
 		}
-		unlockBoth(from, to, all)
+		if r.at.Load() == from {
+			return from
+		}
+		unlockBoth(from, to, false)
 	}
-}
-
-func lockBoth(a, b *stripe, all bool) {
-	if a == b || all {
-		a.lock(all)
-		return
-	}
-	if a.index > b.index {
-		a, b = b, a
-	}
-	a.mu.Lock()
-	b.mu.Lock()
 }
 
 func unlockBoth(a, b *stripe, all bool) {
-	a.unlock(all)
-	if a != b && !all {
+	if all {
+		a.m.unlockAll()
+		return
+	}
+	a.mu.Unlock()
+	if a != b {
 		b.mu.Unlock()
 	}
 }

@@ -117,7 +117,7 @@ var damages = []damage{
 	{"chain.go", "return it.d == dimMemory && (r.weight < whole/2 || it.n == 0)", "return false"},
 
 	// Scopes.
-	{"scope.go", "if a.index > b.index {", "if a.index < b.index {"},
+	{"scope.go", "case from.index < to.index:", "case from.index > to.index:"},
 	{"scope.go", "h.own, h.done = 0, true", "h.own = 0"},
 	{"memory.go", "for ; x != nil && x.is(num); x = x.owner {", "for ; x != nil; x = x.owner {"},
 	{"scope.go", "\tthere.carry(h.unit, 1, h.use)\n", ""},

@@ -363,27 +363,40 @@ func (sh *share) lacks(r *request, it item) bool {
 // lacksOne tells whether there is no credit for one more.
 func (sh *share) lacksOne(d dim) bool { return sh.use[d&dimMask] >= sh.credit[d&dimMask] }
 
-// mayDrawOne tells whether there is credit for one more, or the pool is tight and has it
+// mayDraw tells whether there is credit for all that a unit counts in, or the pool has it
 // to give: for certain, if its lock is held.
-func (sh *share) mayDrawOne(d dim) bool {
-	w := sh.pool.word[d&dimMask].Load()
-	return !sh.lacksOne(d) || w&1 != 0 && int64(w>>1) < sh.pool.limit[d&dimMask]
-}
-
-// mayDraw is mayDrawOne for all that a unit counts in.
 func (sh *share) mayDraw(u unit) bool {
 	return sh.mayDrawOne(u.dir) && sh.mayDrawOne(u.both) && (u.fds == 0 || sh.mayDrawOne(dimFD))
+}
+
+// mayDrawOne is what tally.draw says to one more.
+func (sh *share) mayDrawOne(d dim) bool {
+	if !sh.lacksOne(d) {
+		return true
+	}
+	w, limit := sh.pool.word[d&dimMask].Load(), sh.pool.limit[d&dimMask]
+	if w&1 == 0 {
+		limit /= 2
+	}
+	return int64(w>>1) < limit
 }
 
 // drawUnitLocked draws the credit that is lacking, and tells how often it had to. The
 // pool's lock is held, and mayDraw.
 func (sh *share) drawUnitLocked(u unit) (draws uint64) {
 	for _, d := range u.dims() {
-		if sh.lacksOne(d) {
-			sh.pool.handOut(d&dimMask, 1)
-			sh.addCredit(d, 1)
-			draws++
+		if !sh.lacksOne(d) {
+			continue
 		}
+		d &= dimMask
+		if l := sh.pool.tally(d); l.tight {
+			sh.pool.handOut(d, 1)
+			sh.addCredit(d, 1)
+		} else {
+			grant, _ := l.draw(1, 1, l.limit)
+			sh.drawLocked(d, grant)
+		}
+		draws++
 	}
 	return draws
 }

@@ -95,8 +95,8 @@ func (st *stripe) openReady(h *holder, c *chain) bool {
 	return true
 }
 
-// drawUnit draws what shares lack for a unit, where their pools are tight and have it to
-// give; if not, it changes nothing. The shares are in the order of their slots.
+// drawUnit draws what shares lack for a unit, where their pools have it to give; if not,
+// it changes nothing. The shares are in the order of their slots.
 func (st *stripe) drawUnit(u unit, shares ...*share) bool {
 	var lacking [numShared]*share
 	n := 0

@@ -26,7 +26,7 @@ var damages = []damage{
 	{"pool.go", "return limit / int64(batches*stripes)", "return limit / batches"},
 	{"pool.go", "if handed > p.peak[d] && !isUnlimited(d, p.limit[d]) {", "if handed < p.peak[d] && !isUnlimited(d, p.limit[d]) {"},
 
-	{"pool.go", "\t\t\tdraws++", ""},
+	{"pool.go", "\t\tdraws++\n", ""},
 	{"pool.go", "return max(0, it.n-(sh.credit[d]-sh.use[d]))", "return it.n + 0*sh.use[d]"},
 	{"pool.go", "\tp.raisePeak(d, handed)\n", ""},
 	{"pool.go", "p.low[d] = min(p.low[d], handed-n)", ""},
@@ -45,8 +45,9 @@ var damages = []damage{
 	{"pool.go", "dim{u.dir, u.both, dimFD, dimMemory}", "dim{u.dir, u.both, dimFD}"},
 	{"pool.go", "return l.tight && n <= l.limit-l.handed", "return n <= l.limit-l.handed"},
 	{"pool.go", "return l.tight && n <= l.limit-l.handed", "return l.tight"},
-	{"pool.go", "|| w&1 != 0 && int64(w>>1) < sh", "|| int64(w>>1) < sh"},
-	{"pool.go", "|| w&1 != 0 && int64(w>>1) < sh.pool.limit[d&dimMask]", "|| w&1 != 0"},
+	{"pool.go", "if w&1 == 0 {\n\t\tlimit /= 2", "if w == 0 {\n\t\tlimit /= 2"},
+	{"pool.go", "return int64(w>>1) < limit", "return int64(w>>1) < limit || w&1 != 0"},
+	{"pool.go", "\t\t\tsh.drawLocked(d, grant)\n", "\t\t\tsh.drawLocked(d, min(grant, 0))\n"},
 	{"pool.go", "return sh.mayDrawOne(u.dir) && sh.mayDrawOne(u.both)", "return sh.mayDrawOne(u.both)"},
 	{"pool.go", "sh.mayDrawOne(u.both) && (u.fds == 0 || sh.mayDrawOne(dimFD))", "sh.mayDrawOne(u.both)"},
 	{"gate.go", "if !full || observed.has(k) {", "if !full {"},
@@ -264,7 +265,8 @@ var damages = []damage{
 	{"rate.go", "return next, next-at <= b.capacity", "return next, next-at < b.capacity"},
 	{"gate.go", "return l.leastUse() > l.limit/2", "return l.leastUse() > l.limit"},
 	{"endpoint.go", "return endpoint{relayed: true}", "break"},
-	{"endpoint.go", "\t\treturn endpoint{} //", "\t\tcontinue //"},
+	{"endpoint.go", "known = true // an", "known = false // an"},
+	{"endpoint.go", "case known || code == multiaddr.P_IP6ZONE:", "case code == multiaddr.P_IP6ZONE:"},
 	{"allowlist.go", "return e.bare > 0", "return e.bare >= 0"},
 
 	// Limits.

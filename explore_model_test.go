@@ -6,8 +6,8 @@ package rcmgr
 //
 // What decides is the engine's own code: tally.draw, giveBack, settle, keep,
 // batchOf and Admission.threshold. What is modelled here are the steps between
-// them, as checkShared, settle, giveTo and moveTo take them; drawUnit and
-// drawMemory take those of checkShared, where all pools are tight:
+// them, as checkShared, settle, giveTo and moveTo take them; drawUnit takes those of
+// checkShared, and drawMemory too, where pools are tight:
 //
 //	find the connection's stripe · lock it (both for a move, or all of them),
 //	look at the shares · load the word of each pool that has to be asked · lock

@@ -266,7 +266,6 @@ var damages = []damage{
 	{"gate.go", "return l.leastUse() > l.limit/2", "return l.leastUse() > l.limit"},
 	{"endpoint.go", "return endpoint{relayed: true}", "break"},
 	{"endpoint.go", "known = true // an", "known = false // an"},
-	{"endpoint.go", "case known || code == multiaddr.P_IP6ZONE:", "case code == multiaddr.P_IP6ZONE:"},
 	{"allowlist.go", "return e.bare > 0", "return e.bare >= 0"},
 
 	// Limits.

@@ -28,6 +28,11 @@ func TestAccountsLieOnCacheLines(t *testing.T) {
 	} {
 		require.EqualValues(t, 1, at/line, name)
 	}
+	var st stripe
+	require.Zero(t, unsafe.Sizeof(st)%line, "so each stripe begins with a line")
+	require.EqualValues(t, 0, (unsafe.Offsetof(st.fixed)+unsafe.Sizeof(st.fixed)-1)/line, "all that decides")
+	require.EqualValues(t, line, unsafe.Offsetof(st.idle), "what each connection and stream takes")
+	require.EqualValues(t, 1, unsafe.Offsetof(st.endID)/line)
 }
 
 // Peers whose IDs are alike but for a few bits of their keys are in different stripes,

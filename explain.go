@@ -189,7 +189,9 @@ func (e *explainer) copyAccounts() error {
 
 // copyOf makes an account that lies nowhere: its name is in what it has refused.
 func copyOf(name scopeName, limit, use amounts) *account {
-	return &account{kind: name.kind, use: use, limit: &limit, ready: &limit, denied: &denied{name: name}}
+	a := &account{kind: name.kind, use: use, denied: &denied{name: name}}
+	a.setLimit(&limit)
+	return a
 }
 
 // copyShared copies a service or protocol and a peer's part of it. All stripe locks

@@ -117,7 +117,6 @@ type peerScope struct {
 	// what they are a part of, once there are many: then the list is empty.
 	pairs   *pair
 	byShare map[*share]*pair
-	few     uint32 // pairs in the list
 	spans   uint32 // begun so far
 	// systemIn counts the peer's inbound streams in the system scope, if that has shares.
 	systemIn int32
@@ -148,8 +147,8 @@ func (st *stripe) pair(ps *peerScope, sh *share) *pair {
 	if pr := ps.pair(sh); pr != nil {
 		return pr
 	}
-	limit := &sh.pool.pairLimit
-	pr := &pair{account: account{kind: sh.kind.ofPeer(), share: sh, ps: ps, limit: limit, ready: limit}}
+	pr := &pair{account: account{kind: sh.kind.ofPeer(), share: sh, ps: ps}}
+	pr.setLimit(&sh.pool.pairLimit)
 	sh.refs++
 	ps.refs++
 	ps.addPair(pr)
@@ -187,21 +186,23 @@ func (ps *peerScope) pairNamed(k Kind, name string) *pair {
 }
 
 func (ps *peerScope) addPair(pr *pair) {
-	if ps.byShare == nil && ps.few == manyPairs {
+	few := 0
+	for at := ps.pairs; at != nil; at = at.next {
+		few++
+	}
+	if few == manyPairs {
 		ps.byShare = make(map[*share]*pair)
 		for ps.pairs != nil {
 			first := ps.pairs
 			ps.byShare[first.share] = first
 			ps.pairs, first.next = first.next, nil
 		}
-		ps.few = 0
 	}
 	if ps.byShare != nil {
 		ps.byShare[pr.share] = pr
 		return
 	}
 	pr.next, ps.pairs = ps.pairs, pr
-	ps.few++
 }
 
 func (ps *peerScope) dropPair(pr *pair) {
@@ -214,7 +215,6 @@ func (ps *peerScope) dropPair(pr *pair) {
 		at = &(*at).next
 	}
 	*at = pr.next
-	ps.few--
 }
 
 func (ps *peerScope) enter(_, all bool) (*stripe, *account, chain) {

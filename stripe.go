@@ -77,7 +77,7 @@ type stripe struct {
 	returns                uint64            // credit returned to pools
 	settled                uint64            // decisions under all stripe locks
 
-	_ [64]byte // the next stripe's lock is on a cache line of its own
+	_ [64]byte // the next stripe's lock is on a cache line of its own; see TestAccountsLieOnCacheLines
 }
 
 func (st *stripe) named(k Kind) map[string]*share {
@@ -206,7 +206,8 @@ func (st *stripe) peer(p peer.ID, said peerLimit) *peerScope {
 	}
 	if limit := st.m.limits.Load().peerNow(p, said); limit != nil {
 		ps = &peerScope{id: p, st: st}
-		ps.account = account{kind: KindPeer, ps: ps, limit: limit, ready: limit}
+		ps.account = account{kind: KindPeer, ps: ps}
+		ps.setLimit(limit)
 		st.peers[p] = ps
 		st.crowd = max(st.crowd, len(st.peers))
 		st.enqueue(&ps.account)

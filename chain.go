@@ -399,10 +399,13 @@ func (st *stripe) judge(c *chain, r *request, draw bool) verdict {
 			if !sh.lacks(r, it) {
 				continue
 			}
-			l, bound := sh.pool.tally(it.d), r.threshold(st.m, &sh.account, it.d)
-			if !draw {
+			var bound int64
+			if draw {
+				bound = r.threshold(st.m, &sh.account, it.d)
+			} else {
 				bound = r.bound(st.m, &sh.account, it)
 			}
+			l := sh.pool.tally(it.d)
 			grant, v := l.draw(it.n, sh.short(it), bound)
 			switch {
 			case v == refused:

@@ -187,8 +187,9 @@ func countStream(c *chain, d dim, by int32) {
 	if d != dimStreamsIn || c.at[slotSystem].kind != KindSystem {
 		return
 	}
-	c.peer().systemIn += by
-	if n := c.peer().near; n != nil {
+	ps := c.peer()
+	ps.systemIn += by
+	if n := ps.near; n != nil {
 		n.held[KindSystem].streams.Add(int64(by))
 	}
 }

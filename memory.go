@@ -6,8 +6,8 @@ package rcmgr
 // in chain.go to decide.
 
 // holdReady reserves n bytes where all that it takes is at hand, or can be drawn from
-// tight pools, and tells whether it did. The slots are written out, for a loop over
-// them takes half as long again.
+// tight pools, and tells whether it did. The slots are written out: a loop over them
+// takes longer.
 func (st *stripe) holdReady(h *holder, num, n int64, priority uint8) bool {
 	if priority < st.wholeFrom || n <= 0 || st.closed {
 		return false

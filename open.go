@@ -287,8 +287,8 @@ func (st *stripe) checkOpening(h *holder, r *request) verdict {
 
 func (st *stripe) takeOpening(r *request, c *chain, fallBack, all bool) verdict {
 	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
-	v := st.takeOnce(c, r, all)
-	if v == refused && (fallBack || c.at[slotPeer] != nil && st.m.allowlist.allowsPeer(c.peer().id)) {
+	v, ps := st.takeOnce(c, r, all), c.peer()
+	if v == refused && (fallBack || ps != nil && st.m.allowlist.allowsPeer(ps.id)) {
 		c.stand(st.fixed[KindAllowlistedTransient], st.fixed[KindAllowlistedSystem])
 		v = st.takeOnce(c, r, all)
 	}

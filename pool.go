@@ -202,7 +202,7 @@ func (l tally) word() uint64 {
 // tight tells, without a lock, whether the pool is tight in d.
 func (p *pool) tight(d dim) bool { return p.word[d].Load()&1 != 0 }
 
-// fullFor tells, without a lock, whether the pool is full of anything that a connection
+// fullFor tells, without the pool's lock, whether it is full of anything that a connection
 // or stream counts in, by this limit: of what, and how much of it is handed out.
 func (p *pool) fullFor(u unit, limit *amounts) (d dim, handed int64, full bool) {
 	if handed, full = p.fullOf(u.dir, limit); full {
@@ -389,7 +389,7 @@ func (sh *share) drawUnitLocked(u unit) (draws uint64) {
 			continue
 		}
 		d &= dimMask
-		if l := sh.pool.tally(d); l.tight {
+		if l := sh.pool.tally(d); l.tight { // as below, without what comes to nothing here
 			sh.pool.handOut(d, 1)
 			sh.addCredit(d, 1)
 		} else {
@@ -447,7 +447,9 @@ func (sh *share) trim(d dim) {
 	if keep, idle := l.keep(), sh.credit[d]-sh.use[d]; idle > keep {
 		excess = idle - keep/2
 	}
-	now := l.giveBack(excess) // as in takeBack, without the call: mostly that is all
+	// As takeBack begins, written out: with the call, memory in tight pools takes 65 ns
+	// and not 61 (BenchmarkHotPath/limits=tight/work=memory, by turns).
+	now := l.giveBack(excess)
 	if now.tight != l.tight || !sh.pool.word[d].CompareAndSwap(l.word(), now.word()) {
 		now = sh.pool.takeBack(d, excess)
 	}

@@ -54,12 +54,6 @@ func (r *root) lockAgain(st *stripe) *stripe {
 	return st
 }
 
-// lockAll takes the locks of all stripes.
-func (r *root) lockAll() *stripe {
-	r.at.Load().m.lockAll()
-	return r.at.Load()
-}
-
 // lockWith takes the locks of the tree's stripe and of another one.
 func (r *root) lockWith(to *stripe, all bool) (from *stripe) {
 	for {
@@ -248,7 +242,8 @@ func (s *userScope) ReserveMemory(size int, priority uint8) error {
 		v, err := st.reserve(s, n, priority, all)
 		st.unlock(all)
 		if v == undecided {
-			st = tree.lockAll()
+			st.m.lockAll()
+			st = tree.at.Load()
 			continue
 		}
 		if size < 0 {

@@ -367,25 +367,17 @@ func (st *stripe) checkShared(c *chain, r *request, all, draw bool) verdict {
 	case all:
 		return st.settle(&list, r, draw)
 	}
-	for _, sh := range list {
-		if sh != nil {
-			sh.pool.mu.Lock()
-		}
-	}
+	st.m.drawing.Lock()
 	v := st.judge(c, r, false)
 	if v == admitted {
 		st.judge(c, r, true)
 	}
-	for _, sh := range list {
-		if sh != nil {
-			sh.pool.mu.Unlock()
-		}
-	}
+	st.m.drawing.Unlock()
 	return v
 }
 
 // judge decides for every share that lacks credit, first in the order of the
-// chain. With draw, all pools are locked and it has been decided that everything fits:
+// chain. With draw, the drawing lock is held and it has been decided that everything fits:
 // it draws, and does not ask again what a peer or subnet may have. What others of its
 // subnet hold may have changed in between, for that is counted without these locks.
 func (st *stripe) judge(c *chain, r *request, draw bool) verdict {

@@ -78,9 +78,9 @@
 //     of work under any lock. A scope that was kept from a View goes on working
 //     after it was collected, and two accounts of one name never coexist.
 //   - I8: Lock order: stripes by index, then the directory of shared scopes,
-//     then pools by their slot in a chain, then the shards of subnets that have a
-//     share and of records of what is open, and last the queue of the tracer. The locks of the gates are never held
-//     together with those of stripes and pools. A change of limits has a lock that
-//     comes before all. No callback, limiter, log line, metric or I/O runs under any
-//     of them.
+//     then the one for drawing from pools, then the shards of subnets that have a
+//     share and of records of what is open, and last the queue of the tracer. The
+//     locks of the gates are never held together with any of these. A change of limits
+//     has a lock that comes before all. No callback, limiter, log line, metric or I/O
+//     runs under any of them.
 package rcmgr

@@ -10,12 +10,12 @@ package rcmgr
 // checkShared, and drawMemory too, where pools are tight:
 //
 //	find the connection's stripe · lock it (both for a move, or all of them),
-//	look at the shares · load the word of each pool that has to be asked · lock
-//	those pools, decide again · draw from each · unlock, charge
+//	look at the shares · load the word of each pool that has to be asked · take
+//	the drawing lock, decide again · draw from each · unlock, charge
 //	                             … or, undecided: unlock, lock all stripes,
 //	decide on the exact sums, call idle credit in, charge, unlock
 //	                             … a release: take it off, return idle credit to each
-//	pool, with its lock where it becomes loose by that
+//	pool, with the drawing lock where it becomes loose by that
 //
 // A step is what others can see happen at once: to take one lock, to load or
 // store one word. What follows under locks until the next such action nobody
@@ -160,16 +160,15 @@ type creditRules struct {
 	letGo           bool // call idle credit in under all locks, let go, try again
 	unlimitedFree   bool // a pool without a limit hands out no credit
 	rollBack        bool // draw from one pool before the next has been asked
-	poolsAnyOrder   bool
 	stripesAnyOrder bool
-	oneLook         bool // do not decide again under the pools' locks
+	oneLook         bool // do not decide again under the drawing lock
 	lowOnCredit     bool // low weights spend the stripe's credit like others
 	noCompare       bool // after its stripe is locked, do not look if a connection has moved
 	leaveCredit     bool // a connection moves without its credit
 	limitAlone      bool // set a limit without calling credit in
 	recallOnPaper   bool // call idle credit in without taking it from the shares
 	halfRelease     bool // release from the first pool of a chain only
-	looseAnytime    bool // a pool becomes loose while another holds its lock
+	looseAnytime    bool // a pool becomes loose while another holds the drawing lock
 }
 
 func engineRules() creditRules {
@@ -184,12 +183,12 @@ type (
 		conn   [modelConns]modelConn
 		thread [modelThreads]modelThread
 		owner  [modelStripes]int8 // of the stripe's lock: 0, or thread + 1
+		draws  int8               // who has the drawing lock, likewise
 	}
 	modelShare struct{ use, credit, floor int64 } // as in share
 	modelPool  struct {
 		limit, handed int64
 		tight         bool
-		owner         int8
 	}
 	modelConn struct {
 		held int64   // in each of its pools
@@ -206,7 +205,7 @@ type (
 		all     bool    // it needs all stripe locks
 		decided bool    // its request is admitted, and not yet charged
 		lacks   poolSet // has to ask these
-		todo    poolSet // of these, still to load, lock, draw from, return to
+		todo    poolSet // of these, still to load, draw from, return to
 		drawn   poolSet
 		marked  bool // markApart: has loaded the mark
 		mark    bool
@@ -220,12 +219,12 @@ const (
 	atFind modelPC = iota
 	atStripes
 	atLoad
-	atPools
+	atDrawing
 	atDraw
 	atTrim
 )
 
-var modelPCNames = [...]string{"find", "lock stripe", "load", "lock pool", "draw", "return"}
+var modelPCNames = [...]string{"find", "lock stripe", "load", "lock drawing", "draw", "return"}
 
 // creditModel is a state in the making: one thread takes one step in it.
 type creditModel struct {
@@ -259,8 +258,8 @@ func (x *creditModel) step(t int) bool {
 		return x.lockStripe(t)
 	case atLoad:
 		return x.load(t)
-	case atPools:
-		return x.lockPool(t)
+	case atDrawing:
+		return x.lockDrawing(t)
 	case atDraw:
 		return x.drawFrom(t)
 	}
@@ -319,17 +318,15 @@ func (x *creditModel) unlockStripes(t int) {
 	x.thread[t].locked = 0
 }
 
-func (x *creditModel) unlockPools(t int) {
-	for p := range x.pool {
-		if x.pool[p].owner == int8(t)+1 {
-			x.pool[p].owner = 0
-		}
+func (x *creditModel) unlockDrawing(t int) {
+	if x.draws == int8(t)+1 {
+		x.draws = 0
 	}
 }
 
 // finish ends an operation.
 func (x *creditModel) finish(t int) {
-	x.unlockPools(t)
+	x.unlockDrawing(t)
 	x.unlockStripes(t)
 	x.thread[t] = modelThread{op: x.thread[t].op + 1}
 }
@@ -337,7 +334,7 @@ func (x *creditModel) finish(t int) {
 // goAll lets go of everything and goes for all stripe locks.
 func (x *creditModel) goAll(t int) {
 	th := &x.thread[t]
-	x.unlockPools(t)
+	x.unlockDrawing(t)
 	x.unlockStripes(t)
 	*th = modelThread{op: th.op, from: th.from, allTime: th.allTime + 1, all: true, pc: atStripes}
 	if th.allTime > 1 {
@@ -426,7 +423,7 @@ func (x *creditModel) load(t int) bool {
 	case v == undecided:
 		x.goAll(t)
 	case th.todo == 0:
-		th.pc, th.todo = atPools, th.lacks
+		th.pc, th.todo = atDrawing, th.lacks
 	}
 	return true
 }
@@ -436,22 +433,15 @@ func (x *creditModel) ask(t, p int, l tally) (grant int64, v verdict) {
 	return x.draw(l, n, x.share[p][stripe].short(n), x.bound(t, p))
 }
 
-// lockPool locks a pool; under the last lock the request is decided.
-func (x *creditModel) lockPool(t int) bool {
-	th := &x.thread[t]
-	p := th.todo.first()
-	if x.poolsAnyOrder && t%2 == 1 {
-		p = bits.Len8(uint8(th.todo)) - 1
-	}
-	if x.pool[p].owner != 0 {
+// lockDrawing takes the drawing lock; under it the request is decided.
+func (x *creditModel) lockDrawing(t int) bool {
+	if x.draws != 0 {
 		return false
 	}
-	x.pool[p].owner = int8(t) + 1
-	th.todo &^= 1 << p
-	switch {
-	case x.rollBack:
-		x.drawOrRollBack(t, p)
-	case th.todo == 0:
+	x.draws = int8(t) + 1
+	if x.rollBack {
+		x.drawOrRollBack(t)
+	} else {
 		x.decide(t)
 	}
 	return true
@@ -483,7 +473,7 @@ func (x *creditModel) drawFrom(t int) bool {
 	grant, _ := x.ask(t, p, x.tally(p))
 	x.handOut(t, p, grant)
 	if th.todo &^= 1 << p; th.todo == 0 {
-		x.unlockPools(t)
+		x.unlockDrawing(t)
 		x.charge(t)
 	}
 	return true
@@ -503,13 +493,15 @@ func (x *creditModel) handOut(t, p int, grant int64) {
 }
 
 // drawOrRollBack is what rollBack does instead of decide.
-func (x *creditModel) drawOrRollBack(t, p int) {
+func (x *creditModel) drawOrRollBack(t int) {
 	th := &x.thread[t]
+	p := th.todo.first()
+	th.todo &^= 1 << p
 	stripe, _, _ := x.asks(t)
 	grant, v := x.ask(t, p, x.tally(p))
 	if v == admitted {
 		x.handOut(t, p, grant)
-		x.unlockPools(t)
+		x.unlockDrawing(t)
 		if th.todo == 0 {
 			x.charge(t)
 		}
@@ -645,11 +637,11 @@ func (x *creditModel) carry(pools poolSet, from, to int, n int64) {
 	}
 }
 
-// trim returns idle credit to one pool: under its lock, if it becomes loose.
+// trim returns idle credit to one pool: under the drawing lock, if it becomes loose.
 func (x *creditModel) trim(t int) bool {
 	th := &x.thread[t]
 	p := th.todo.first()
-	if x.pool[p].owner != 0 && x.returned(p, int(th.from)).tight != x.pool[p].tight && !x.looseAnytime {
+	if x.draws != 0 && x.returned(p, int(th.from)).tight != x.pool[p].tight && !x.looseAnytime {
 		return false
 	}
 	x.returnIdle(p, int(th.from))

@@ -628,11 +628,6 @@ func TestExplorerCatchesEveryBrokenRule(t *testing.T) {
 		creditScenario{limits: one, conns: apart, threads: alone(doReserve(0, 40, whole), doRelease(0, 10), doRelease(0, 30))},
 		[]creditProperty{turnsAtQuarter},
 	}, {
-		"pools are locked in any order",
-		func(r *creditRules) { r.poolsAnyOrder = true },
-		creditScenario{limits: two, conns: chains, threads: [][]modelOp{doHold(0, 1, whole), doHold(1, 1, whole)}},
-		[]creditProperty{noDeadlock},
-	}, {
 		"a move locks its stripes in any order",
 		func(r *creditRules) { r.stripesAnyOrder = true },
 		creditScenario{limits: one, conns: apart, threads: [][]modelOp{{doMove(0, 1, pool0)}, {doMove(1, 0, pool0)}}},

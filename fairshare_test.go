@@ -134,7 +134,7 @@ func TestMemoryOfTheSystemHasShares(t *testing.T) {
 	require.Equal(t, CauseLimit, why.Cause(), "there is no room for it in any case")
 }
 
-// What a subnet holds is counted without the pools' locks. So it may be more when what
+// What a subnet holds is counted without the drawing lock. So it may be more when what
 // has been decided is drawn than when it was decided, and the credit is drawn all the
 // same: the request is charged.
 func TestWhatHasBeenDecidedIsDrawn(t *testing.T) {
@@ -156,13 +156,13 @@ func TestWhatHasBeenDecidedIsDrawn(t *testing.T) {
 	had := sh.credit[dimConnsIn]
 	decided := st.judge(&c, &r, false)
 	near.held[KindTransient].conns.Store(8) // others of the subnet have got all, and are about to give it back
-	sh.pool.mu.Lock()
+	m.drawing.Lock()
 	drawn := st.judge(&c, &r, true)
-	sh.pool.mu.Unlock()
+	m.drawing.Unlock()
 	near.held[KindTransient].conns.Store(0)
 	got, handed := sh.credit[dimConnsIn]-had, sh.pool.tally(dimConnsIn).handed
-	sh.trim(dimConnsIn)
-	sh.trim(dimConns)
+	st.trim(sh, dimConnsIn)
+	st.trim(sh, dimConns)
 	st.mu.Unlock()
 	require.Equal(t, []verdict{admitted, admitted}, []verdict{decided, drawn})
 	require.Equal(t, []int64{1, 6}, []int64{got, handed})

@@ -3,7 +3,7 @@ package rcmgr
 // What stands before the scopes: how many connections, and how many attempts,
 // may come from one part of the IP address space. The gates are for inbound
 // connections, and by choice for outbound ones, that have an address of their
-// own; their locks are never held together with those of stripes and pools (I8).
+// own; their locks are never held together with those of the engine (I8).
 
 import (
 	"net"

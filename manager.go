@@ -33,6 +33,7 @@ type Manager struct {
 	secret    subnetHash // chooses the stripes of peers
 	stripes   []stripe
 	dir       directory
+	drawing   drawingLock
 	fixed     [KindAllowlistedTransient + 1]*pool
 	limits    atomic.Pointer[limitBook] // in force; see setlimits.go
 	admission Admission

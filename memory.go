@@ -23,7 +23,7 @@ func (st *stripe) holdReady(h *holder, num, n int64, priority uint8) bool {
 		return false
 	}
 	if at[slotProtocol].lacksMemory(n) || at[slotService].lacksMemory(n) || at[slotSystem].lacksMemory(n) {
-		if st.m.fair.on(KindSystem) || !st.drawMemory(h.tree.chain.shared(), n) {
+		if st.m.fair.on(KindSystem) || !st.drawMemory(&h.tree.chain, n) {
 			return false
 		}
 	}
@@ -67,34 +67,33 @@ func (a *account) addMemory(n int64) {
 // drawMemory draws n bytes for the shares that lack them, where their pools are tight
 // and have them to give; if not, it changes nothing. No share of a tight pool has idle
 // credit.
-func (st *stripe) drawMemory(shared *[numShared]*account, n int64) bool {
-	var lacking [numShared]*share
-	k := 0
-	for _, a := range shared {
-		if !a.lacksMemory(n) {
-			continue
-		}
-		if !a.share.pool.tally(dimMemory).has(n) {
-			return false
-		}
-		lacking[k] = a.share
-		k++
+func (st *stripe) drawMemory(c *chain, n int64) bool {
+	protocol, service, system := c.at[slotProtocol].lacking(n), c.at[slotService].lacking(n), c.at[slotSystem].lacking(n)
+	if !protocol.hasMemory(n) || !service.hasMemory(n) || !system.hasMemory(n) {
+		return false
 	}
-	may := true
-	for _, sh := range lacking[:k] {
-		sh.pool.mu.Lock()
-		may = may && sh.pool.tally(dimMemory).has(n)
+	drawing := &st.m.drawing
+	drawing.Lock()
+	may := protocol.hasMemory(n) && service.hasMemory(n) && system.hasMemory(n)
+	if may {
+		st.drawExactly(protocol, dimMemory, n)
+		st.drawExactly(service, dimMemory, n)
+		st.drawExactly(system, dimMemory, n)
 	}
-	for _, sh := range lacking[:k] {
-		if may {
-			sh.pool.handOut(dimMemory, n)
-			sh.addCredit(dimMemory, n)
-			st.draws++
-		}
-		sh.pool.mu.Unlock()
-	}
+	drawing.Unlock()
 	return may
 }
+
+// lacking gives the share that does not have n bytes to spare, nil if there is none.
+func (a *account) lacking(n int64) *share {
+	if a.lacksMemory(n) {
+		return a.share
+	}
+	return nil
+}
+
+// hasMemory tells whether the pool of a share is tight, and has n bytes to give.
+func (sh *share) hasMemory(n int64) bool { return sh == nil || sh.pool.tally(dimMemory).has(n) }
 
 // peerGotMemory keeps the distribution of what peers hold, and the peer's peak, after
 // it got n bytes.
@@ -121,11 +120,14 @@ func (st *stripe) drop(c *chain, h *holder, num, n int64) {
 		}
 		c.at[slotProtocolPeer].addMemory(-n)
 		c.at[slotServicePeer].addMemory(-n)
-		for _, a := range c.shared() {
-			if a.freeMemory(n) {
-				a.share.trim(dimMemory)
-				st.returns++
-			}
+		if a := c.at[slotProtocol]; a.freeMemory(n) {
+			st.trim(a.share, dimMemory)
+		}
+		if a := c.at[slotService]; a.freeMemory(n) {
+			st.trim(a.share, dimMemory)
+		}
+		if a := c.at[slotSystem]; a.freeMemory(n) {
+			st.trim(a.share, dimMemory)
 		}
 	}
 	if st.trace != nil && h != nil {

@@ -10,11 +10,30 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What tight pools had at the first look, without a lock, may be gone when the locks
-// are there: others have drawn it.
-func TestWhatIsDrawnIsStillThereUnderTheLocks(t *testing.T) {
+// waitForLockIn waits until some goroutine waits for a lock in one of these functions of
+// ours.
+func waitForLockIn(t *testing.T, functions ...string) {
+	all := make([]byte, 1<<20)
+	for end := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+		require.True(t, time.Now().Before(end), "nobody waits for a lock in %s", functions)
+		for _, goroutine := range strings.Split(string(all[:runtime.Stack(all, true)]), "\n\n") {
+			if !strings.Contains(goroutine, "[sync.Mutex.Lock]") {
+				continue
+			}
+			for _, f := range functions {
+				if strings.Contains(goroutine, "rcmgr."+f+"(") {
+					return
+				}
+			}
+		}
+	}
+}
+
+// What tight pools had at the first look, without the drawing lock, may be gone when it
+// is taken: others have drawn it.
+func TestWhatIsDrawnIsStillThereUnderTheLock(t *testing.T) {
 	for name, draw := range map[string]func(*stripe, *chain) bool{
-		"memory": func(st *stripe, c *chain) bool { return st.drawMemory(c.shared(), 1) },
+		"memory": func(st *stripe, c *chain) bool { return st.drawMemory(c, 1) },
 		"streams": func(st *stripe, c *chain) bool {
 			return st.drawUnit(unitOf(KindStream, network.DirInbound, false), c.at[slotTransient].share, c.at[slotSystem].share)
 		},
@@ -26,27 +45,23 @@ func TestWhatIsDrawnIsStillThereUnderTheLocks(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			few := BaseLimit{Memory: 3, StreamsInbound: 3, Streams: 3} // tight for ever
 			m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.Transient, c.System = few, few }), WithStripes(2))
-			transient, system := m.fixed[KindTransient], m.fixed[KindSystem]
 			st, other := &m.stripes[0], &m.stripes[1]
 			var c chain
 			c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
 
 			other.mu.Lock()
-			system.mu.Lock()
+			m.drawing.Lock()
 			drew := make(chan bool)
 			go func() {
 				st.mu.Lock()
 				defer st.mu.Unlock()
 				drew <- draw(st, &c)
 			}()
-			for transient.mu.TryLock() { // its lock is taken first, and after the first look
-				transient.mu.Unlock()
-				runtime.Gosched()
-			}
+			waitForLockIn(t, "(*stripe).drawMemory", "(*stripe).drawUnit", "(*stripe).checkShared") // it has looked
 			for d := range numDims {
-				other.fixed[KindSystem].drawLocked(d, system.limit[d])
+				other.fixed[KindSystem].drawLocked(d, m.fixed[KindSystem].limit[d])
 			}
-			system.mu.Unlock()
+			m.drawing.Unlock()
 			other.mu.Unlock()
 			require.False(t, <-drew)
 
@@ -59,17 +74,17 @@ func TestWhatIsDrawnIsStillThereUnderTheLocks(t *testing.T) {
 	}
 }
 
-// Credit is taken back without the pool's lock, but for one thing: a pool becomes loose
+// Credit is taken back without the drawing lock, but for one thing: a pool becomes loose
 // only while nobody has it. Whoever has decided to draw, because all that is handed out
 // is in use, draws when that is still so.
-func TestAPoolBecomesLooseUnderItsLock(t *testing.T) {
+func TestAPoolBecomesLooseUnderTheDrawingLock(t *testing.T) {
 	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Memory = 1 << 20 }), WithStripes(1))
 	s := mustOpenStream(t, m, testPeer, network.DirInbound)
 	system := m.fixed[KindSystem]
 	require.NoError(t, s.ReserveMemory(3<<18, 255))
 	require.True(t, system.tight(dimMemory))
 
-	system.mu.Lock()
+	m.drawing.Lock()
 	release := func(size int) chan struct{} {
 		done := make(chan struct{})
 		go func() {
@@ -87,20 +102,15 @@ func TestAPoolBecomesLooseUnderItsLock(t *testing.T) {
 	require.EqualValues(t, 1<<18, system.tally(dimMemory).handed)
 
 	done := release(1)
-	for all := make([]byte, 1<<20); ; runtime.Gosched() {
-		if waiting := string(all[:runtime.Stack(all, true)]); strings.Contains(waiting, "(*pool).takeBack(") &&
-			strings.Contains(waiting, "[sync.Mutex.Lock]") {
-			break
-		}
-		select {
-		case <-done:
-			t.Fatal("the pool became loose while its lock was held")
-		default:
-		}
+	waitForLockIn(t, "(*pool).takeBack")
+	select {
+	case <-done:
+		t.Fatal("the pool became loose while the lock was held")
+	default:
 	}
 	require.True(t, system.tight(dimMemory))
 	require.EqualValues(t, 1<<18, system.tally(dimMemory).handed, "tight, all that is handed out is in use or about to be given back")
-	system.mu.Unlock()
+	m.drawing.Unlock()
 	<-done
 	require.False(t, system.tight(dimMemory))
 	require.EqualValues(t, 1<<18-1, system.tally(dimMemory).handed)

@@ -18,9 +18,9 @@ package rcmgr
 //     bound: others would draw in between.)
 //   - Tight: if more than a quarter is in use then, stripes draw exactly what
 //     they need and return at once what they release. Credit handed out
-//     equals use, and every decision is taken on the exact sum under the
-//     pool's own short lock. (Tight by the request alone would let one large
-//     request flip the pool back and forth.)
+//     equals use, and every decision is taken on the exact sum under a short
+//     lock. (Tight by the request alone would let one large request flip the
+//     pool back and forth.)
 //   - Below a quarter a tight pool is loose again.
 //
 // Every dimension of a pool is loose or tight on its own. The rules are in
@@ -68,7 +68,7 @@ type tally struct {
 // draw decides a request for n by a share that lacks short of the credit for
 // it (0 if it has enough), where the scope may hold at most bound afterwards.
 // It returns the credit to hand out, at least short, and is to be called under
-// the pool's lock if that is to be done.
+// the drawing lock if that is to be done.
 func (l tally) draw(n, short, bound int64) (grant int64, v verdict) {
 	if l.refuses(n, bound) {
 		return 0, refused
@@ -96,7 +96,7 @@ func (l tally) refuses(n, bound int64) bool {
 }
 
 // has tells whether a tight pool has n to give to a request that may fill all of the
-// limit: for certain, if the pool's lock is held.
+// limit: for certain, if the drawing lock is held.
 func (l tally) has(n int64) bool { return l.tight && n <= l.limit-l.handed }
 
 func (l tally) leastUse() int64 {
@@ -109,10 +109,18 @@ func (l tally) leastUse() int64 {
 // giveBack takes credit back from a share.
 func (l tally) giveBack(n int64) tally {
 	l.handed -= n
-	if l.tight && l.batch > 0 && l.handed < l.limit/4 {
+	if l.tight && l.handed < looseBelow(l.limit, l.batch) {
 		l.tight = false
 	}
 	return l
+}
+
+// looseBelow is what a tight pool hands out at least: with less it is loose again.
+func looseBelow(limit, batch int64) int64 {
+	if batch == 0 {
+		return 0
+	}
+	return limit / 4
 }
 
 // settle takes in all idle credit, under all stripe locks: used is handed out
@@ -131,6 +139,17 @@ func (l tally) keep() int64 {
 	return 2 * l.batch
 }
 
+// drawingLock is held by whoever draws credit, from whichever pools, and makes a pool
+// loose: what has been decided under it stays true until it is drawn, for whoever gives
+// credit back without it only makes more of it. A request asks all of its pools before
+// it draws from one; with a lock for each, it would wait for three where it waits for
+// one now (DECISIONS.md). The lock is on a cache line of its own.
+type drawingLock struct {
+	_ [64]byte
+	sync.Mutex
+	_ [64]byte
+}
+
 // pool is a scope that all peers share. It is also the handle through which
 // its users see it (shared.go).
 type pool struct {
@@ -139,50 +158,43 @@ type pool struct {
 	name string // of the service or protocol
 	home *stripe
 
-	// mu guards handing out, and becoming loose: what has been decided under it
-	// stays true until it is drawn, for whoever takes credit back without it only makes
-	// more of it. Locks of several pools are taken in the order of the slots of a
-	// chain (I8).
-	mu sync.Mutex
-
-	// limit, batch and pairLimit are written under all stripe locks, and read
-	// under any one of them.
-	limit, batch amounts
-	pairLimit    amounts // of one peer in this service or protocol
+	// These are written under all stripe locks, and read under any one of them.
+	limit, batch, looseBelow amounts
+	pairLimit                amounts // of one peer in this service or protocol
 	// told is a copy of limit for who has no lock, and does not change.
 	told atomic.Pointer[amounts]
 
 	// word holds, for each dimension, what is handed out and whether the pool
 	// is tight: handed<<1 | tight. Both are one word, because a tight mark
 	// read apart from the sum may be stale and refuse what fits. Under the lock of
-	// one stripe it shrinks; to grow, or to become loose, it takes mu besides. Under
-	// all stripe locks, anything goes: nobody holds mu then, for it is taken under a
-	// stripe's lock only. Read without a lock.
+	// one stripe it shrinks; to grow, or to become loose, it takes the drawing lock
+	// besides. Under all stripe locks, anything goes: nobody draws then, for that is done
+	// under a stripe's lock only. Read without a lock.
 	word [numDims]atomic.Uint64
 
 	// peak is the most that was handed out of each dimension, which is never
 	// less than the most that was used. It is exact where that was more than
 	// half of the limit, for the pool is tight then, and otherwise at most an
 	// eighth of the limit too high. Where there is no limit, an eighth of it says
-	// nothing, and peak is the most that used has seen. Guarded by mu, or by all
-	// stripe locks.
+	// nothing, and peak is the most that used has seen. Guarded by the drawing lock, or
+	// by all stripe locks.
 	peak amounts
 	// low is the least that was handed out of each dimension before some was drawn,
 	// since limitWatch looked last. It is guarded as peak is.
-	low amounts
-	// denied counts what shares that have been collected had refused. Guarded
-	// by mu.
-	denied denials
-
+	low    amounts
 	shares []*share // by stripe; an entry is guarded by its stripe's lock
 
 	spans atomic.Uint32 // first-level spans so far, for their names
 
 	// Guarded by the directory's lock.
 	members int        // shares that exist
+	denied  denials    // what shares that have been collected had refused; read under all stripe locks
 	sticky  bool       // its limit was set by hand: it keeps it, and is not collected
 	by      *limitBook // that said its limits
 }
+
+// tightMark is the part of a word that says that the pool is tight.
+const tightMark = 1
 
 // tally loads one dimension. Only what is loaded at once belongs together.
 func (p *pool) tally(d dim) tally {
@@ -194,15 +206,15 @@ func (p *pool) tally(d dim) tally {
 func (l tally) word() uint64 {
 	w := uint64(l.handed) << 1
 	if l.tight {
-		w |= 1
+		w |= tightMark
 	}
 	return w
 }
 
 // tight tells, without a lock, whether the pool is tight in d.
-func (p *pool) tight(d dim) bool { return p.word[d].Load()&1 != 0 }
+func (p *pool) tight(d dim) bool { return p.word[d&dimMask].Load()&tightMark != 0 }
 
-// fullFor tells, without the pool's lock, whether it is full of anything that a connection
+// fullFor tells, without the drawing lock, whether it is full of anything that a connection
 // or stream counts in, by this limit: of what, and how much of it is handed out.
 func (p *pool) fullFor(u unit, limit *amounts) (d dim, handed int64, full bool) {
 	if handed, full = p.fullOf(u.dir, limit); full {
@@ -226,9 +238,10 @@ func (p *pool) seemsFullFor(u unit) bool {
 	return full
 }
 
-// handOut notes that a share gets more credit. mu is held, or all stripe locks are.
+// handOut notes that a share gets more credit. The drawing lock is held, or all stripe
+// locks are.
 func (p *pool) handOut(d dim, n int64) {
-	handed := int64(p.word[d].Add(uint64(n)<<1) >> 1)
+	handed := int64(p.word[d&dimMask].Add(uint64(n)<<1) >> 1)
 	p.low[d] = min(p.low[d], handed-n)
 	p.raisePeak(d, handed)
 }
@@ -240,20 +253,20 @@ func (p *pool) raisePeak(d dim, handed int64) {
 }
 
 // takeBack notes that a share returns credit, under the lock of its stripe. It takes
-// mu only where the pool becomes loose by that, so that it does not while somebody who
-// found it tight is about to draw.
+// the drawing lock only where the pool becomes loose by that, so that it does not while
+// somebody who found it tight is about to draw.
 func (p *pool) takeBack(d dim, n int64) tally {
 	for locked := false; ; {
 		was := p.tally(d)
 		now := was.giveBack(n)
 		if now.tight != was.tight && !locked {
-			p.mu.Lock()
+			p.m.drawing.Lock()
 			locked = true
 			continue
 		}
 		if p.word[d].CompareAndSwap(was.word(), now.word()) {
 			if locked {
-				p.mu.Unlock()
+				p.m.drawing.Unlock()
 			}
 			return now
 		}
@@ -266,6 +279,7 @@ func (p *pool) setLimit(limit amounts) {
 	p.told.Store(&limit)
 	for d := range numDims {
 		p.batch[d] = batchOf(limit[d], len(p.shares))
+		p.looseBelow[d] = looseBelow(limit[d], p.batch[d])
 		p.recall(d, 0)
 	}
 }
@@ -364,7 +378,7 @@ func (sh *share) lacks(r *request, it item) bool {
 func (sh *share) lacksOne(d dim) bool { return sh.use[d&dimMask] >= sh.credit[d&dimMask] }
 
 // mayDraw tells whether there is credit for all that a unit counts in, or the pool has it
-// to give: for certain, if its lock is held.
+// to give: for certain, if the drawing lock is held.
 func (sh *share) mayDraw(u unit) bool {
 	return sh.mayDrawOne(u.dir) && sh.mayDrawOne(u.both) && (u.fds == 0 || sh.mayDrawOne(dimFD))
 }
@@ -381,30 +395,43 @@ func (sh *share) mayDrawOne(d dim) bool {
 	return int64(w>>1) < limit
 }
 
-// drawUnitLocked draws the credit that is lacking, and tells how often it had to. The
-// pool's lock is held, and mayDraw.
-func (sh *share) drawUnitLocked(u unit) (draws uint64) {
-	for _, d := range u.dims() {
-		if !sh.lacksOne(d) {
-			continue
-		}
-		d &= dimMask
-		if l := sh.pool.tally(d); l.tight { // as below, without what comes to nothing here
-			sh.pool.handOut(d, 1)
-			sh.addCredit(d, 1)
-		} else {
-			grant, _ := l.draw(1, 1, l.limit)
-			sh.drawLocked(d, grant)
-		}
-		draws++
+// drawUnitLocked draws the credit that is lacking. The drawing lock is held, and mayDraw.
+func (st *stripe) drawUnitLocked(sh *share, u unit) {
+	st.drawOneLocked(sh, u.dir)
+	st.drawOneLocked(sh, u.both)
+	if u.fds != 0 {
+		st.drawOneLocked(sh, dimFD)
 	}
-	return draws
 }
 
-// drawLocked hands out credit. The pool's lock is held, or all stripe locks are.
+func (st *stripe) drawOneLocked(sh *share, d dim) {
+	if !sh.lacksOne(d) {
+		return
+	}
+	st.draws++
+	if sh.pool.tight(d) { // as below, without what comes to nothing here
+		sh.pool.handOut(d, 1)
+		sh.addCredit(d, 1)
+		return
+	}
+	l := sh.pool.tally(d)
+	grant, _ := l.draw(1, 1, l.limit)
+	sh.drawLocked(d, grant)
+}
+
+// drawLocked hands out credit. The drawing lock is held, or all stripe locks are.
 func (sh *share) drawLocked(d dim, grant int64) {
 	sh.pool.handOut(d, grant)
 	sh.setCredit(d, sh.credit[d]+grant, sh.pool.tally(d))
+}
+
+// drawExactly hands out credit that will be in use. The drawing lock is held.
+func (st *stripe) drawExactly(sh *share, d dim, n int64) {
+	if sh != nil {
+		sh.pool.handOut(d, n)
+		sh.addCredit(d, n)
+		st.draws++
+	}
 }
 
 // drawSettled hands out what is short, and calls in what lies idle where that
@@ -429,31 +456,42 @@ func (sh *share) addCredit(d dim, n int64) {
 func (sh *share) idles(d dim) bool { return sh.use[d&dimMask] < sh.floor[d&dimMask] }
 
 // trimUnit returns idle credit of all that a unit counts in, and of memory.
-func (sh *share) trimUnit(u unit) (returns uint64) {
-	for _, d := range [...]dim{u.dir, u.both, dimFD, dimMemory} {
-		if sh.idles(d) {
-			sh.trim(d)
-			returns++
-		}
+func (st *stripe) trimUnit(sh *share, u unit) {
+	if sh.idles(u.dir) {
+		st.trim(sh, u.dir)
 	}
-	return returns
+	if sh.idles(u.both) {
+		st.trim(sh, u.both)
+	}
+	if sh.idles(dimFD) {
+		st.trim(sh, dimFD)
+	}
+	if sh.idles(dimMemory) {
+		st.trim(sh, dimMemory)
+	}
 }
 
 // trim returns idle credit where there is more than the share may keep, down to half
 // of that. It asks the pool in any case, for it may have become loose.
-func (sh *share) trim(d dim) {
+func (st *stripe) trim(sh *share, d dim) {
 	d &= dimMask
-	l, excess := sh.pool.tally(d), int64(0)
-	if keep, idle := l.keep(), sh.credit[d]-sh.use[d]; idle > keep {
+	p, idle := sh.pool, sh.credit[d]-sh.use[d]
+	st.returns++
+	// All of it to a tight pool: this is takeBack, where the pool stays tight and nobody
+	// else is about.
+	if w := p.word[d].Load(); w&tightMark != 0 {
+		left := w - uint64(idle)<<1
+		if int64(left>>1) >= p.looseBelow[d] && p.word[d].CompareAndSwap(w, left) {
+			sh.addCredit(d, -idle)
+			return
+		}
+	}
+	excess := int64(0)
+	if keep := p.tally(d).keep(); idle > keep {
 		excess = idle - keep/2
 	}
-	// As takeBack begins, written out: with the call, memory in tight pools takes 65 ns
-	// and not 61 (BenchmarkHotPath/limits=tight/work=memory, by turns).
-	now := l.giveBack(excess)
-	if now.tight != l.tight || !sh.pool.word[d].CompareAndSwap(l.word(), now.word()) {
-		now = sh.pool.takeBack(d, excess)
-	}
-	sh.setCredit(d, sh.credit[d]-excess, now)
+	l := p.takeBack(d, excess)
+	sh.setCredit(d, sh.credit[d]-excess, l)
 }
 
 // surrender returns all credit.

@@ -94,10 +94,7 @@ func (st *stripe) collect(a *account) {
 		delete(st.named(a.kind), sh.pool.name)
 		sh.pool.shares[st.index] = nil
 		sh.surrender()
-		sh.pool.mu.Lock()
-		sh.pool.denied.addOf(a) // which the share leaves behind
-		sh.pool.mu.Unlock()
-		st.m.dir.leave(sh.pool)
+		st.m.dir.leave(sh)
 	}
 }
 

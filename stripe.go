@@ -284,7 +284,7 @@ func (st *stripe) shareNamed(k Kind, name string, fresh *pool) *share {
 }
 
 // directory knows all services and protocols by name. Its lock comes after
-// the stripes' and before the pools' (I8).
+// the stripes' and before the drawing lock (I8).
 type directory struct {
 	mu struct {
 		sync.Mutex
@@ -326,10 +326,13 @@ func (dir *directory) join(p *pool, said sharedLimits) *pool {
 	return p
 }
 
-// leave takes a member away; a pool without members is forgotten.
-func (dir *directory) leave(p *pool) {
+// leave takes a member away, and keeps what it has refused; a pool without members is
+// forgotten.
+func (dir *directory) leave(sh *share) {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
+	p := sh.pool
+	p.denied.addOf(&sh.account)
 	if p.members--; p.members == 0 && !p.sticky {
 		delete(dir.namedLocked(p.kind), p.name)
 	}

@@ -64,7 +64,7 @@ type gateRefusals struct {
 var gateKinds = [2]Kind{KindSubnet, KindRate}
 
 // subnets keeps the records. Its methods are safe for concurrent use; its locks
-// are never held together with those of stripes and pools (I8), and those of named
+// are never held together with those of the engine (I8), and those of named
 // networks come before those of levels.
 type subnets struct {
 	partition

@@ -36,14 +36,6 @@ func (u unit) whole(memory int64) request {
 		count: int64(u.count), fds: int64(u.fds), dir: u.dir, both: u.both}
 }
 
-// dims gives what a unit counts in; both again where it takes no descriptor.
-func (u unit) dims() [3]dim {
-	if u.fds == 0 {
-		return [3]dim{u.dir, u.both, u.both}
-	}
-	return [3]dim{u.dir, u.both, dimFD}
-}
-
 // addUnit charges a unit.
 func (a *amounts) addUnit(u unit) {
 	a[u.dir&dimMask] += int64(u.count)
@@ -96,31 +88,24 @@ func (st *stripe) openReady(h *holder, c *chain) bool {
 }
 
 // drawUnit draws what shares lack for a unit, where their pools have it to give; if not,
-// it changes nothing. The shares are in the order of their slots.
+// it changes nothing.
 func (st *stripe) drawUnit(u unit, shares ...*share) bool {
-	var lacking [numShared]*share
-	n := 0
 	for _, sh := range shares {
-		if sh.hasUnit(u) {
-			continue
-		}
 		if !sh.mayDraw(u) {
 			return false
 		}
-		lacking[n] = sh
-		n++
 	}
-	may := true
-	for _, sh := range lacking[:n] {
-		sh.pool.mu.Lock()
+	drawing, may := &st.m.drawing, true
+	drawing.Lock()
+	for _, sh := range shares {
 		may = may && sh.mayDraw(u)
 	}
-	for _, sh := range lacking[:n] {
-		if may {
-			st.draws += sh.drawUnitLocked(u)
+	if may {
+		for _, sh := range shares {
+			st.drawUnitLocked(sh, u)
 		}
-		sh.pool.mu.Unlock()
 	}
+	drawing.Unlock()
 	return may
 }
 
@@ -146,7 +131,7 @@ func (st *stripe) leave(c *chain, u unit) {
 		}
 		a.use.subUnit(u)
 		if sh := a.share; sh.idlesUnit(u) {
-			st.returns += sh.trimUnit(u)
+			st.trimUnit(sh, u)
 		}
 		if !a.lasting() {
 			if a.refs--; a.refs == 0 {
@@ -179,7 +164,7 @@ func (st *stripe) giveBack(sh *share, u unit, memory int64) {
 	sh.use.subUnit(u)
 	sh.use[dimMemory] -= memory
 	if sh.idlesUnit(u) || sh.idles(dimMemory) {
-		st.returns += sh.trimUnit(u)
+		st.trimUnit(sh, u)
 	}
 	if st.trace != nil {
 		r := u.whole(memory)

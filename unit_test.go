@@ -171,27 +171,26 @@ func TestShortWaysBookAsTheLongOnes(t *testing.T) {
 	}
 }
 
-// Only pools whose credit is lacking are asked: who opens a connection where transient
-// is tight does not wait for the system's lock, which everybody else may need.
-func TestOnlyPoolsThatHaveToBeAskedAreLocked(t *testing.T) {
-	few := BaseLimit{StreamsInbound: 3, Streams: 3} // tight for ever
-	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.Transient, c.System = few, unlimitedBase }), WithStripes(1))
-	st, u := &m.stripes[0], unitOf(KindStream, network.DirInbound, false)
-	transient, system := st.fixed[KindTransient], st.fixed[KindSystem]
-	mustOpenStream(t, m, testPeer, network.DirInbound).Done() // the system's share has credit from now on
-	system.pool.mu.Lock()
-	defer system.pool.mu.Unlock()
-	drew := make(chan bool, 1)
+// Who has the credit at hand does not wait for those who draw.
+func TestCreditIsSpentWithoutTheDrawingLock(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithStripes(1))
+	open := func() {
+		s := mustOpenStream(t, m, testPeer, network.DirInbound)
+		defer s.Done()
+		require.NoError(t, s.SetProtocol(benchProtocol))
+		require.NoError(t, s.ReserveMemory(1, 255))
+	}
+	open() // there is credit from now on
+	m.drawing.Lock()
+	defer m.drawing.Unlock()
+	done := make(chan struct{})
 	go func() {
-		st.mu.Lock()
-		defer st.mu.Unlock()
-		drew <- st.drawUnit(u, transient, system)
+		open()
+		close(done)
 	}()
 	select {
-	case ok := <-drew:
-		require.True(t, ok)
-		require.EqualValues(t, 1, transient.credit[dimStreamsIn])
+	case <-done:
 	case <-time.After(10 * time.Second):
-		t.Fatal("it waits for a pool that it does not have to ask")
+		t.Fatal("it waits for a lock that it does not need")
 	}
 }

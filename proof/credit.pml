@@ -48,7 +48,7 @@ bool no_overshoot = true, no_false_admission = true, no_false_refusal = true, cr
 
 short limit[POOLS], handed[POOLS];
 bool tight[POOLS];
-bool poolLock[POOLS], stripeLock[STRIPES];
+bool drawingLock, stripeLock[STRIPES];
 
 typedef row { short use[STRIPES]; short credit[STRIPES]; short floor[STRIPES] }
 row share[POOLS];
@@ -207,7 +207,7 @@ inline giveUp(p, s, n) {
 		:: else ->
 #ifndef BREAK_LOOSE_ANYTIME
 			/* Others go on here, while it waits. */
-			(!poolLock[p] || !tight[p] || batch(p) == 0 || handed[p] - excess(p, s) >= limit[p] / 4);
+			(!drawingLock || !tight[p] || batch(p) == 0 || handed[p] - excess(p, s) >= limit[p] / 4);
 #endif
 			inUse[p] = inUse[p] - n;
 			trim(p, s);
@@ -226,17 +226,6 @@ inline lockAll() {
 	od
 }
 inline unlockAll() { atomic { for (i : 0 .. STRIPES-1) { stripeLock[i] = false } i = 0 } }
-inline unlockPools() {
-	atomic {
-		for (i : 0 .. POOLS-1) {
-			if
-			:: lacking[i] -> poolLock[i] = false
-			:: else
-			fi
-		}
-		i = 0
-	}
-}
 
 /* lockConn finds the stripe of a connection and locks it. */
 inline lockConn(c, s) {
@@ -255,7 +244,7 @@ inline lockConn(c, s) {
 }
 
 #define LOCALS \
-	byte i, k, s, to, verdict; \
+	byte i, k, s, verdict; \
 	short sum, room, grant, short_; \
 	bool lacking[POOLS], any, all, mark
 
@@ -372,25 +361,8 @@ again:
 		if
 		:: verdict != ADMITTED
 		:: else ->
-			/* All their locks, and the same question again. */
-			k = 0;
-			do
-			:: k == POOLS -> break
-			:: else ->
-#ifdef BREAK_POOL_ORDER
-				to = (c % 2 -> POOLS - 1 - k : k);
-#else
-				to = k;
-#endif
-				atomic {
-					if
-					:: lacking[to] -> !poolLock[to]; poolLock[to] = true
-					:: else
-					fi;
-					to = 0;
-					k++
-				}
-			od;
+			/* The drawing lock, and the same question again. */
+			atomic { !drawingLock; drawingLock = true }
 			atomic {
 #ifndef BREAK_ONE_LOOK
 				for (k : 0 .. POOLS-1) {
@@ -434,7 +406,7 @@ again:
 			:: verdict == ADMITTED -> atomic { charge(c, s, n); promise(0); promise(1) }
 			:: else
 			fi;
-			unlockPools()
+			drawingLock = false
 		fi
 	fi;
 	k = 0;
@@ -573,10 +545,7 @@ init {
 		for (c : 0 .. WORKERS-1) {
 			conn[c].at = c % STRIPES;
 			conn[c].in[0] = true;
-			conn[c].in[1] = true;
-#ifndef BREAK_POOL_ORDER
 			conn[c].in[1] = (c != 1); /* its requests may need no pool at all */
-#endif
 			run worker(c)
 		}
 #ifndef NO_MOVE

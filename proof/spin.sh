@@ -70,7 +70,6 @@ caught KEEP_TIGHT tight_is_exact
 caught STAYS_TIGHT turns_at_quarter
 caught LOOSE_ANYTIME credit_covers_use
 caught LET_GO all_locks_once
-caught POOL_ORDER "$deadlock"
 caught STRIPE_ORDER "$deadlock"
 caught RELEASE zero_at_end
 exit $wrong

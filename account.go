@@ -3,8 +3,8 @@ package rcmgr
 // account is what one scope, or a stripe's share of it, uses and may use. It
 // lies in a stripe and is guarded by that stripe's lock.
 type account struct {
-	// use comes first, and what each request reads next: so they are on two cache lines.
-	use amounts
+	// What each request reads comes first, on one cache line.
+	use held
 	// ready is what may be used without asking further: the limit of an account
 	// that lies in this stripe alone, the credit of a share.
 	ready *amounts
@@ -20,7 +20,6 @@ type account struct {
 	gone   bool // collected: whoever still points here looks the name up again
 	sticky bool // its limit was set by hand: it keeps it, and is not collected
 	kind   Kind
-	limit  *amounts
 	// denied counts the requests that this very account refused. It is nil until the
 	// first one: most accounts never refuse.
 	denied *denied
@@ -65,8 +64,12 @@ func (a *account) name() scopeName {
 	return n
 }
 
-func (a *account) setLimit(limit *amounts) {
-	a.limit, a.ready = limit, limit
+// limit gives the limit of the account's scope. The lock of its stripe is held.
+func (a *account) limit() *amounts {
+	if a.share != nil && a.ps == nil { // a share: what it has ready is its credit
+		return &a.share.pool.limit
+	}
+	return a.ready
 }
 
 // deny gives what the account has refused, with its name, and makes it where there is
@@ -80,7 +83,7 @@ func (a *account) deny() *denied {
 
 // unused tells whether nobody would miss the account (I7).
 func (a *account) unused() bool {
-	return a.refs == 0 && !a.sticky && !a.lasting() && a.use == amounts{}
+	return a.refs == 0 && !a.sticky && !a.lasting() && a.use == held{}
 }
 
 // lasting tells whether the account is a share of one of the four scopes that

@@ -78,27 +78,63 @@ func (a *amounts) add(b *amounts) {
 	}
 }
 
+// held is what one account holds, in little more than half of the room of amounts: there
+// are several of them for each peer. Whatever is counted takes over a hundred bytes of
+// memory, so no account comes to hold 2³¹ of it.
+type held struct {
+	memory int64
+	counts [numDims]int32 // of all else, by dimension
+}
+
+// of gives what is held in one dimension.
+func (u *held) of(d dim) int64 {
+	if d == dimMemory {
+		return u.memory
+	}
+	return int64(u.counts[d&dimMask])
+}
+
+// amounts gives what is held in all dimensions.
+func (u *held) amounts() (a amounts) {
+	a.addHeld(u)
+	return a
+}
+
+// addHeld adds what is held.
+func (a *amounts) addHeld(u *held) {
+	for d := range numDims {
+		a[d] += u.of(d)
+	}
+}
+
+// heldOf is the inverse of held.amounts.
+func heldOf(a amounts) held {
+	u := held{memory: a[dimMemory]}
+	for d := dimStreamsIn; d < numDims; d++ {
+		u.counts[d] = int32(a[d])
+	}
+	return u
+}
+
 // charge adds what a request asks for.
-func (a *amounts) charge(r *request) {
-	a[r.dir&dimMask] += r.count
-	a[r.both&dimMask] += r.count
-	a[dimFD] += r.fds
-	a[dimMemory] += r.memory
+func (u *held) charge(r *request) {
+	u.counts[r.dir&dimMask] += int32(r.count)
+	u.counts[r.both&dimMask] += int32(r.count)
+	u.counts[dimFD] += int32(r.fds)
+	u.memory += r.memory
 }
 
 // refund takes away what a request asked for.
-func (a *amounts) refund(r *request) {
-	a[r.dir&dimMask] -= r.count
-	a[r.both&dimMask] -= r.count
-	a[dimFD] -= r.fds
-	a[dimMemory] -= r.memory
+func (u *held) refund(r *request) {
+	u.counts[r.dir&dimMask] -= int32(r.count)
+	u.counts[r.both&dimMask] -= int32(r.count)
+	u.counts[dimFD] -= int32(r.fds)
+	u.memory -= r.memory
 }
 
-// raise raises one dimension to what it is in b, if that is more.
-func (a *amounts) raise(b *amounts, d dim) {
-	if n := b[d&dimMask]; n > a[d&dimMask] {
-		a[d&dimMask] = n
-	}
+// raise raises a count to what it is in o, if that is more.
+func (u *held) raise(o *held, d dim) {
+	u.counts[d&dimMask] = max(u.counts[d&dimMask], o.counts[d&dimMask])
 }
 
 // isUnlimited tells whether a limit of d is none.

@@ -101,10 +101,10 @@ func (c *chain) addAllReady(r *request) bool {
 
 func (a *account) hasReady(r *request) bool {
 	ready, use := a.ready, &a.use
-	return r.count <= ready[r.dir&dimMask]-use[r.dir&dimMask] &&
-		r.count <= ready[r.both&dimMask]-use[r.both&dimMask] &&
-		r.fds <= ready[dimFD]-use[dimFD] &&
-		r.memory <= ready[dimMemory]-use[dimMemory]
+	return r.count <= ready[r.dir&dimMask]-int64(use.counts[r.dir&dimMask]) &&
+		r.count <= ready[r.both&dimMask]-int64(use.counts[r.both&dimMask]) &&
+		r.fds <= ready[dimFD]-int64(use.counts[dimFD]) &&
+		r.memory <= ready[dimMemory]-use.memory
 }
 
 // addAll charges everything that a request asks for to the whole chain.
@@ -198,9 +198,9 @@ func (r *request) threshold(m *Manager, a *account, d dim) int64 {
 		return math.MaxInt64
 	}
 	if d == dimMemory && r.weight != whole {
-		return m.admission.threshold(a.limit[d], r.weight)
+		return m.admission.threshold(a.limit()[d], r.weight)
 	}
-	return a.limit[d]
+	return a.limit()[d]
 }
 
 // exact tells whether a request has to be decided on the sum even where the
@@ -250,7 +250,7 @@ func (why *noted) askedBy(r *request) {
 func (st *stripe) refuse(r *request, a *account, it item, current int64) verdict {
 	name := &a.deny().name
 	st.refusedBy(traceName{scopeName: *name}, &a.use)
-	st.note(refusal{name, it.d, r.causeOf(st.m, a, it, current), r.priority, current, it.n, a.limit[it.d]}, a)
+	st.note(refusal{name, it.d, r.causeOf(st.m, a, it, current), r.priority, current, it.n, a.limit()[it.d]}, a)
 	st.why.askedBy(r)
 	return refused
 }
@@ -324,8 +324,8 @@ func (st *stripe) checkPrivate(c *chain, r *request) verdict {
 			continue
 		}
 		for _, it := range items[:n] {
-			if it.n > r.bound(st.m, a, it)-a.use[it.d] {
-				return st.refuse(r, a, it, a.use[it.d])
+			if use := a.use.of(it.d); it.n > r.bound(st.m, a, it)-use {
+				return st.refuse(r, a, it, use)
 			}
 		}
 	}

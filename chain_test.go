@@ -40,7 +40,7 @@ func books(m *Manager) map[string]holding {
 	note := func(a *account, pairs int) {
 		name := a.name()
 		h := b[name.String()]
-		h.use.add(&a.use)
+		h.use.addHeld(&a.use)
 		h.own += a.own
 		if a.ps != nil {
 			h.refs = a.refs - int32(pairs) // shares and peers are also referred to by those

@@ -516,11 +516,11 @@ func (w *worlds) setPeer(q *question) {
 	theirErr := tw.theirs.(network.ConnManagementScope).SetPeer(p)
 	ownErr := tw.own.(network.ConnManagementScope).SetPeer(p)
 	w.tell("%v.SetPeer(%v)", tw, p)
-	stray := tw.own.(*connScope).conn().allowlisted && !allowed && tw.peer == "" // it has to leave the allowlisted scopes
+	stray := !tw.done && tw.own.(*connScope).allowlisted() && !allowed && tw.peer == "" // it has to leave the allowlisted scopes
 	if w.move(tw, "peer", string(p), theirErr, ownErr) {
 		tw.peer, tw.trusted = p, allowed
 	}
-	if stray && theirErr != nil && ownErr != nil && !tw.done {
+	if stray && theirErr != nil && ownErr != nil {
 		// Go-libp2p's has left the allowlisted scopes, and may never have asked
 		// for the peer's.
 		w.excuse(excuseFailedMove)

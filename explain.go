@@ -156,26 +156,26 @@ func (e *explainer) copyAccounts() error {
 	}
 	m.inOneCut(func() {
 		for k, p := range m.fixed {
-			e.fixed[k] = copyOf(p.scope(), p.limit, p.used())
+			e.fixed[k] = copyOf(p.scope(), p.limit, heldOf(p.used()))
 		}
 		switch q.Kind {
 		case KindConn:
-			e.self, e.cost = copyOf(scopeName{kind: KindConn, num: spanOf, text: "conn"}, book.classes.conn, amounts{}), book.connCost
+			e.self, e.cost = copyOf(scopeName{kind: KindConn, num: spanOf, text: "conn"}, book.classes.conn, held{}), book.connCost
 		case KindStream:
-			e.self, e.cost = copyOf(scopeName{kind: KindStream, num: spanOf, text: "stream"}, *stream, amounts{}), book.streamCost
+			e.self, e.cost = copyOf(scopeName{kind: KindStream, num: spanOf, text: "stream"}, *stream, held{}), book.streamCost
 		}
 		ps := m.stripeOf(q.Peer).peers[q.Peer]
 		switch {
 		case q.Peer == "":
 		case ps != nil:
-			e.peer = copyOf(ps.name(), *ps.limit, ps.use)
+			e.peer = copyOf(ps.name(), *ps.limit(), ps.use)
 			e.asker = peerScope{account: *e.peer, id: q.Peer, transientIn: ps.transientIn, systemIn: ps.systemIn, trusted: ps.trusted, near: ps.near}
 		default:
 			limit := m.limits.Load().peerNow(q.Peer, said)
 			if limit == nil {
 				limit = said.limit // it changes at this moment
 			}
-			e.peer = copyOf(scopeName{kind: KindPeer, peer: q.Peer}, *limit, amounts{})
+			e.peer = copyOf(scopeName{kind: KindPeer, peer: q.Peer}, *limit, held{})
 		}
 		if q.Protocol != "" {
 			e.protocol, e.protocolPeer = e.copyShared(KindProtocol, KindProtocolPeer, string(q.Protocol), protocolSaid, ps)
@@ -188,18 +188,16 @@ func (e *explainer) copyAccounts() error {
 }
 
 // copyOf makes an account that lies nowhere: its name is in what it has refused.
-func copyOf(name scopeName, limit, use amounts) *account {
-	a := &account{kind: name.kind, use: use, denied: &denied{name: name}}
-	a.setLimit(&limit)
-	return a
+func copyOf(name scopeName, limit amounts, use held) *account {
+	return &account{kind: name.kind, use: use, ready: &limit, denied: &denied{name: name}}
 }
 
 // copyShared copies a service or protocol and a peer's part of it. All stripe locks
 // are held.
 func (e *explainer) copyShared(k, pairKind Kind, name string, said sharedLimits, ps *peerScope) (shared, part *account) {
-	limit, pairLimit, use, pairUse := *said.own, *said.pair, amounts{}, amounts{}
+	limit, pairLimit, use, pairUse := *said.own, *said.pair, held{}, held{}
 	if p := e.m.dir.find(k, name); p != nil {
-		limit, pairLimit, use = p.limit, p.pairLimit, p.used()
+		limit, pairLimit, use = p.limit, p.pairLimit, heldOf(p.used())
 		if ps != nil {
 			if pr := ps.pair(ps.st.named(k)[name]); pr != nil {
 				pairUse = pr.use
@@ -262,10 +260,10 @@ func (c *checked) decide() {
 }
 
 func (e *explainer) checkOf(step string, r *request, a *account, it item) Check {
-	bound, use := r.bound(e.m, a, it), a.use[it.d]
+	bound, use := r.bound(e.m, a, it), a.use.of(it.d)
 	name := a.name()
 	k := Check{Step: step, Scope: name.String(), Kind: a.kind, Name: limitNames[it.d], Use: use, Asked: it.n,
-		Limit: a.limit[it.d], Threshold: bound, Room: bound - use, Fits: it.n <= bound-use}
+		Limit: a.limit()[it.d], Threshold: bound, Room: bound - use, Fits: it.n <= bound-use}
 	// What no number can hold is refused by all.
 	k.Observed = e.observed.has(a.kind) && it.n <= math.MaxInt64-use
 	if !k.Fits {
@@ -415,9 +413,9 @@ func (e *explainer) peersShare(opened *request, system *account) {
 	items, n := r.list()
 	for _, it := range items[:n] {
 		// Whoever may have all of a limit was asked for that when it was opened.
-		if it.d != dimMemory && e.m.ration(&r, system, it) < system.limit[it.d] {
+		if it.d != dimMemory && e.m.ration(&r, system, it) < system.limit()[it.d] {
 			before := *system
-			before.use[it.d] -= it.n
+			before.use.counts[it.d] -= int32(it.n)
 			c.checks = append(c.checks, e.checkOf("peer", &r, &before, it))
 		}
 	}

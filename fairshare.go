@@ -223,9 +223,9 @@ func (ps *peerScope) holds(k Kind, d dim) int64 {
 	case resourceOf[d] == ResourceStream:
 		return int64(ps.systemIn)
 	case d == dimConns:
-		return ps.use[dimConnsIn]
+		return ps.use.of(dimConnsIn)
 	}
-	return ps.use[d]
+	return ps.use.of(d)
 }
 
 // checkPeersShare decides whether a peer may have another of the inbound connections
@@ -241,7 +241,7 @@ func (st *stripe) checkPeersShare(ps *peerScope, r *request) verdict {
 		// Whoever may have all of a limit has been let in, and stays if it has been
 		// lowered since.
 		used, most := system.pool.tally(it.d).handed, st.m.ration(r, &system.account, it)
-		if it.d != dimMemory && used > most && most < system.limit[it.d] {
+		if it.d != dimMemory && used > most && most < system.limit()[it.d] {
 			return st.refuse(r, &system.account, it, used-it.n)
 		}
 	}
@@ -265,7 +265,7 @@ func (m *Manager) rations(r *request) bool {
 // ration gives the most that a standard scope may hold after it got an item of a
 // request that may not get all.
 func (m *Manager) ration(r *request, a *account, it item) int64 {
-	limit := a.limit[it.d]
+	limit := a.limit()[it.d]
 	held := r.asker.holds(a.kind, it.d)
 	crowds := held > 0 && it.n > max(0, limit/4-held)
 	switch {

@@ -528,8 +528,8 @@ type fairStream struct {
 	settled bool // it has its protocol
 }
 
-// held counts what stands in a scope, of those that count.
-func held[T any](all []T, counts func(T) bool) (n int) {
+// howMany counts what stands in a scope, of those that count.
+func howMany[T any](all []T, counts func(T) bool) (n int) {
 	for _, x := range all {
 		if counts(x) {
 			n++
@@ -555,7 +555,7 @@ func (p *fairPlay) fits(k Kind, limit, use, own, subnet int) bool {
 func (p *fairPlay) conn(addr, from string) {
 	dir := network.Direction(1 + p.r.IntN(2))
 	count := func(k Kind, from string) int {
-		return held(p.conns, func(c *fairConn) bool {
+		return howMany(p.conns, func(c *fairConn) bool {
 			return c.dir == dir && (k == KindSystem || c.peer == "") && (from == "" || c.from == from)
 		})
 	}
@@ -586,7 +586,7 @@ func (p *fairPlay) conn(addr, from string) {
 func (p *fairPlay) stream(id peer.ID) {
 	dir := network.Direction(1 + p.r.IntN(2))
 	count := func(k Kind, of func(*fairStream) bool) int {
-		return held(p.strs, func(s *fairStream) bool { return s.dir == dir && (k == KindSystem || !s.settled) && of(s) })
+		return howMany(p.strs, func(s *fairStream) bool { return s.dir == dir && (k == KindSystem || !s.settled) && of(s) })
 	}
 	all := func(*fairStream) bool { return true }
 	own := func(s *fairStream) bool { return s.peer == id }
@@ -611,7 +611,7 @@ func (p *fairPlay) stream(id peer.ID) {
 // setPeer predicts whether a peer may have a connection that is there.
 func (p *fairPlay) setPeer(c *fairConn, id peer.ID) {
 	count := func(counts func(*fairConn) bool) int {
-		return held(p.conns, func(c *fairConn) bool { return c.dir == network.DirInbound && counts(c) })
+		return howMany(p.conns, func(c *fairConn) bool { return c.dir == network.DirInbound && counts(c) })
 	}
 	own := count(func(c *fairConn) bool { return c.peer == id })
 	limit := p.conf.System.ConnsInbound

@@ -711,7 +711,7 @@ func (w *historian) cut() {
 				}
 			default:
 				if ps := w.m.stripeOf(historyPeers[scope-atPeers]).peers[historyPeers[scope-atPeers]]; ps != nil {
-					use = ps.use
+					use = ps.use.amounts()
 				}
 			}
 			w.sees(&c, scope, use.stat())

@@ -51,8 +51,8 @@ func (m *Manager) Limits() ConcreteLimitConfig {
 	byHand := make(map[peer.ID]bool)
 	for i := range m.stripes {
 		m.stripes[i].eachPeer(func(ps *peerScope) {
-			if _, named := cfg.Peer[ps.id]; named || *ps.limit != unnamed {
-				special[ps.id], byHand[ps.id] = ps.limit.baseLimit(), ps.sticky
+			if _, named := cfg.Peer[ps.id]; named || *ps.limit() != unnamed {
+				special[ps.id], byHand[ps.id] = ps.limit().baseLimit(), ps.sticky
 			}
 		})
 	}

@@ -39,7 +39,7 @@ func (st *stripe) hold(h *holder, n int64, priority uint8) {
 	}
 	at := &h.tree.chain.at
 	if a := at[slotPeer]; a != nil {
-		a.use[dimMemory] += n
+		a.use.memory += n
 		st.peerGotMemory(a.ps, n)
 	}
 	at[slotProtocolPeer].addMemory(n)
@@ -55,12 +55,12 @@ func (st *stripe) hold(h *holder, n int64, priority uint8) {
 // lacksMemory tells whether the account does not have n bytes to spare. In a slot that is
 // empty, nothing is lacking.
 func (a *account) lacksMemory(n int64) bool {
-	return a != nil && n > a.ready[dimMemory]-a.use[dimMemory]
+	return a != nil && n > a.ready[dimMemory]-a.use.memory
 }
 
 func (a *account) addMemory(n int64) {
 	if a != nil {
-		a.use[dimMemory] += n
+		a.use.memory += n
 	}
 }
 
@@ -98,8 +98,8 @@ func (sh *share) hasMemory(n int64) bool { return sh == nil || sh.pool.tally(dim
 // peerGotMemory keeps the distribution of what peers hold, and the peer's peak, after
 // it got n bytes.
 func (st *stripe) peerGotMemory(ps *peerScope, n int64) {
-	now := ps.use[dimMemory]
-	ps.peak[dimMemory] = max(ps.peak[dimMemory], now)
+	now := ps.use.memory
+	ps.peak.memory = max(ps.peak.memory, now)
 	st.peerMemory.moveMemory(now-n, now)
 }
 
@@ -114,8 +114,8 @@ func (st *stripe) drop(c *chain, h *holder, num, n int64) {
 	}
 	if x == nil {
 		if a := c.at[slotPeer]; a != nil {
-			now := a.use[dimMemory]
-			a.use[dimMemory] = now - n
+			now := a.use.memory
+			a.use.memory = now - n
 			st.peerMemory.moveMemory(now, now-n)
 		}
 		c.at[slotProtocolPeer].addMemory(-n)
@@ -141,6 +141,6 @@ func (a *account) freeMemory(n int64) bool {
 	if a == nil {
 		return false
 	}
-	a.use[dimMemory] -= n
+	a.use.memory -= n
 	return a.share.idles(dimMemory)
 }

@@ -39,7 +39,13 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 			return nil, err
 		}
 	}
+	if far.addr.IsValid() {
+		h.marks |= located
+	}
 	gated := !open && m.gate().concerns(h.dir)
+	if gated && named {
+		h.marks |= onTrial
+	}
 	if gated && !named {
 		if err = m.passGates(&h, far, &pass); err != nil {
 			return nil, err
@@ -67,12 +73,10 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		}
 		scope := &connScope{userScope: st.begin(&h, &c, all)}
 		of := scope.conn() // without a lock: nobody else has it, and who had the holder before does not look
-		of.located, of.far = far.addr.IsValid(), pass.key
-		if of.located && pass.key == (subnetKey{}) {
+		of.far, of.gate, of.near = pass.key, pass.conns, near
+		if pass.key == (subnetKey{}) && h.marks.has(located) {
 			of.far = keyOf(far.addr)
 		}
-		of.gate, of.near, of.onTrial, of.trusted = pass.conns, near, gated && named, false
-		of.allowlisted = c.at[slotSystem].kind == KindAllowlistedSystem
 		if m.leaks != nil {
 			m.leaks.opened(&scope.userScope, "")
 		}
@@ -123,12 +127,16 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 		}
 		if !all && m.pressure.refuses(h.dir) && ps.trusted == 0 && !m.allowlist.allowsPeer(p) {
 			if err := st.refuseOpeningForMemory(&h, ps); err != nil {
+				st.enqueue(&ps.account) // it may have been made for this
 				st.unlock(all)
 				return nil, err
 			}
 		}
 		c.at[slotPeer] = &ps.account
 		v, err := st.open(&h, &c, nil, ps.trusted > 0, all)
+		if v != admitted {
+			st.enqueue(&ps.account)
+		}
 		switch v {
 		case refused:
 			st.unlock(all)
@@ -199,7 +207,7 @@ func (st *stripe) idleOf(k Kind) *[]*holder {
 // the garbage collector's hands.
 func (h *holder) become(as *holder, c *chain) {
 	h.limit, h.use, h.num = as.limit, as.use, as.num
-	h.spans, h.unit, h.done = 0, as.unit, false
+	h.spans, h.unit, h.done, h.marks = 0, as.unit, false, as.marks
 	at := &h.tree.chain
 	at.at[slotPeer], at.at[slotTransient], at.at[slotSystem] = c.at[slotPeer], c.at[slotTransient], c.at[slotSystem]
 }
@@ -276,7 +284,7 @@ func (st *stripe) checkOpening(h *holder, r *request) verdict {
 	items, n := r.list()
 	for _, it := range items[:n] {
 		if it.n > h.limit[it.d] && !r.observed.has(h.kind) {
-			st.refusedBy(traceName{scopeName: h.name(h.num)}, &amounts{})
+			st.refusedBy(traceName{scopeName: h.name(h.num)}, &held{})
 			name := h.name(h.num)
 			st.note(refusal{&name, it.d, CauseLimit, r.priority, 0, it.n, h.limit[it.d]}, nil)
 			return refused

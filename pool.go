@@ -302,7 +302,7 @@ func (p *pool) renewLocked(now sharedLimits) {
 func (p *pool) used() (sum amounts) {
 	for _, sh := range p.shares {
 		if sh != nil {
-			sum.add(&sh.use)
+			sum.addHeld(&sh.use)
 		}
 	}
 	for d, n := range sum {
@@ -327,7 +327,7 @@ func (p *pool) denials() denials {
 func (p *pool) usedOf(d dim) (sum int64) {
 	for _, sh := range p.shares {
 		if sh != nil {
-			sum += sh.use[d]
+			sum += sh.use.of(d)
 		}
 	}
 	return sum
@@ -343,7 +343,7 @@ func (p *pool) recall(d dim, extra int64) {
 	p.raisePeak(d, l.handed)
 	for _, sh := range p.shares {
 		if sh != nil {
-			sh.setCredit(d, sh.use[d], l)
+			sh.setCredit(d, sh.use.of(d), l)
 		}
 	}
 }
@@ -353,6 +353,7 @@ type share struct {
 	account
 	pool *pool
 	// Each on a cache line of its own.
+	_      [32]byte
 	credit amounts
 	floor  amounts // credit less what may lie idle, as the pool was when last seen
 }
@@ -366,16 +367,16 @@ func (sh *share) setCredit(d dim, credit int64, l tally) {
 // short tells how much credit is lacking.
 func (sh *share) short(it item) int64 {
 	d := it.d & dimMask
-	return max(0, it.n-(sh.credit[d]-sh.use[d]))
+	return max(0, it.n-(sh.credit[d]-sh.use.of(d)))
 }
 
 // lacks tells whether the pool has to be asked.
 func (sh *share) lacks(r *request, it item) bool {
-	return it.n > sh.credit[it.d]-sh.use[it.d] || r.exact(it)
+	return it.n > sh.credit[it.d]-sh.use.of(it.d) || r.exact(it)
 }
 
 // lacksOne tells whether there is no credit for one more.
-func (sh *share) lacksOne(d dim) bool { return sh.use[d&dimMask] >= sh.credit[d&dimMask] }
+func (sh *share) lacksOne(d dim) bool { return int64(sh.use.counts[d&dimMask]) >= sh.credit[d&dimMask] }
 
 // mayDraw tells whether there is credit for all that a unit counts in, or the pool has it
 // to give: for certain, if the drawing lock is held.
@@ -453,7 +454,7 @@ func (sh *share) addCredit(d dim, n int64) {
 }
 
 // idles tells whether too much credit of d lies idle.
-func (sh *share) idles(d dim) bool { return sh.use[d&dimMask] < sh.floor[d&dimMask] }
+func (sh *share) idles(d dim) bool { return sh.use.of(d) < sh.floor[d&dimMask] }
 
 // trimUnit returns idle credit of all that a unit counts in, and of memory.
 func (st *stripe) trimUnit(sh *share, u unit) {
@@ -475,7 +476,7 @@ func (st *stripe) trimUnit(sh *share, u unit) {
 // of that. It asks the pool in any case, for it may have become loose.
 func (st *stripe) trim(sh *share, d dim) {
 	d &= dimMask
-	p, idle := sh.pool, sh.credit[d]-sh.use[d]
+	p, idle := sh.pool, sh.credit[d]-sh.use.of(d)
 	st.returns++
 	// All of it to a tight pool: this is takeBack, where the pool stays tight and nobody
 	// else is about.

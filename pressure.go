@@ -227,7 +227,7 @@ func (st *stripe) onlyObservesMemory() bool {
 // noteMemory notes that a connection or stream is refused for the sake of memory.
 func (st *stripe) noteMemory(h *holder, asker *peerScope) {
 	p := st.m.pressure
-	st.refusedBy(traceName{scopeName: p.scope}, &amounts{})
+	st.refusedBy(traceName{scopeName: p.scope}, &held{})
 	st.note(refusal{&p.scope, h.dir, CauseMemoryPressure, network.ReservationPriorityAlways, p.inUse.Load(), 1, p.refuse}, nil)
 	st.why.askedBy(&request{asker: asker})
 }

@@ -44,9 +44,9 @@ func openPeer(t testing.TB, rm network.ResourceManager, p peer.ID) (done [3]inte
 	return done
 }
 
-// A peer with a connection and two streams takes less memory than with go-libp2p's
-// manager.
-func TestAPeerTakesLessMemoryThanUpstreams(t *testing.T) {
+// A peer with a connection and two streams takes less than half of the memory that it
+// takes with go-libp2p's manager.
+func TestAPeerTakesHalfOfUpstreamsMemory(t *testing.T) {
 	const peers = 4000
 	unlimited := InfiniteLimits
 	heap := make(map[string]int64)
@@ -66,7 +66,7 @@ func TestAPeerTakesLessMemoryThanUpstreams(t *testing.T) {
 		require.NoError(t, rm.Close())
 	}
 	t.Logf("bytes for a peer with a connection and two streams: %v", heap)
-	require.Less(t, heap["ours"], heap["upstream-without-metrics"])
+	require.Less(t, 2*heap["ours"], heap["upstream-without-metrics"])
 }
 
 // Peers are opened, used, left idle and collected, and then nothing is kept of them.

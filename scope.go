@@ -105,6 +105,7 @@ type holder struct {
 	kind  Kind
 	role  role
 	done  bool // I5: holds nothing, refuses everything
+	marks mark // of a connection
 }
 
 // top is a topmost holder and the root of its tree.
@@ -118,29 +119,26 @@ type conn struct {
 	far  subnetKey     // its far end, if that has an address; see endpoint
 	gate *subnetStripe // in which its address counts; may be nil
 	near *neighbours   // that it counts for; may be nil
-	// located: its far end has an address.
-	located bool
-	// onTrial: an entry of the allowlist that names a peer let it past the
-	// gates, before it was known who it is.
-	onTrial bool
-	// allowlisted: it is charged to the allowlisted scopes.
-	allowlisted bool
-	// trusted: its peer may fall back on the allowlisted scopes for streams.
-	trusted bool
 }
+
+// mark is what else there is to know of a connection.
+type mark uint8
+
+const (
+	located mark = 1 << iota // its far end has an address
+	// An entry of the allowlist that names a peer let it past the gates, before it
+	// was known who it is.
+	onTrial
+	// Its peer may fall back on the allowlisted scopes for streams.
+	trusted
+)
+
+func (all mark) has(m mark) bool { return all&m != 0 }
 
 // topConn is the topmost holder of a connection.
 type topConn struct {
 	top
 	of conn
-}
-
-// addr gives the address of the far end, an invalid one if it has none.
-func (c *conn) addr() netip.Addr {
-	if !c.located {
-		return netip.Addr{}
-	}
-	return c.far.addr()
 }
 
 // role says what a holder is.
@@ -190,7 +188,7 @@ func (h *holder) limits() *amounts {
 	case h.limit != nil:
 		return h.limit
 	case h.owner == nil:
-		return h.tree.chain.first().limit
+		return h.tree.chain.first().limit()
 	case !h.owner.is(h.num):
 		return nil
 	}
@@ -371,10 +369,9 @@ func (s *userScope) Stat() network.ScopeStat {
 func (h *holder) total() request { return h.unit.whole(h.use) }
 
 // amounts is everything that a holder holds.
-func (h *holder) amounts() (a amounts) {
+func (h *holder) amounts() amounts {
 	r := h.total()
-	a.charge(&r)
-	return a
+	return r.amounts()
 }
 
 // spanScope is a span of a connection, of a stream, or of another span.
@@ -510,11 +507,11 @@ func (c *connScope) SetPeer(p peer.ID) error {
 func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 	mv := move{to: m.stripeOf(p)}
 	if m.allowlist.hasEntries() {
-		_, of, err := c.copied()
+		_, far, err := c.copied()
 		if err != nil {
 			return err
 		}
-		mv.trusted = m.allowlist.allows(p, of.addr())
+		mv.trusted = m.allowlist.allows(p, far)
 	}
 	err := c.moveTo(p, &mv)
 	if err != nil {
@@ -526,7 +523,7 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 // enterGates is for a connection for which the allowlist opened the gates, and that
 // turns out to be somebody else's.
 func (c *connScope) enterGates(m *Manager, p *gatePass) error {
-	h, of, err := c.copied()
+	h, far, err := c.copied()
 	if err != nil {
 		return err
 	}
@@ -535,20 +532,30 @@ func (c *connScope) enterGates(m *Manager, p *gatePass) error {
 			return err
 		}
 	}
-	if why := m.enterGates(of.addr(), h.dir, p); why != nil {
+	if why := m.enterGates(far, h.dir, p); why != nil {
 		return m.refusedAtGate(&h, why)
 	}
 	return nil
 }
 
-// copied gives what is kept of the connection, if it can still be given a peer.
-func (c *connScope) copied() (h holder, of conn, err error) {
+// copied gives the connection's holder, and the address of its far end, an invalid one
+// if that has none, if the connection can still be given a peer.
+func (c *connScope) copied() (h holder, far netip.Addr, err error) {
 	st := c.h.tree.lock()
 	defer st.unlock(false)
 	if err = c.mayMove(st); err != nil {
-		return h, of, err
+		return h, far, err
 	}
-	return *c.h, *c.conn(), nil
+	if c.h.marks.has(located) {
+		far = c.conn().far.addr()
+	}
+	return *c.h, far, nil
+}
+
+// allowlisted tells whether the connection is charged to the allowlisted scopes. The lock
+// of its stripe is held.
+func (c *connScope) allowlisted() bool {
+	return c.h.tree.chain.at[slotSystem].kind == KindAllowlistedSystem
 }
 
 // mayMove tells whether the connection can still be given a peer.
@@ -577,7 +584,7 @@ func (c *connScope) moveTo(p peer.ID, mv *move) error {
 			unlockBoth(from, mv.to, all)
 			return err
 		}
-		if c.conn().onTrial && !mv.trusted && !mv.gated {
+		if c.h.marks.has(onTrial) && !mv.trusted && !mv.gated {
 			unlockBoth(from, mv.to, all)
 			if err := c.enterGates(from.m, &mv.pass); err != nil {
 				return err
@@ -594,6 +601,9 @@ func (c *connScope) moveTo(p peer.ID, mv *move) error {
 			continue
 		}
 		v, err := c.moveLocked(from, ps, mv, all)
+		if v != admitted {
+			mv.to.enqueue(&ps.account) // it may have been made for this
+		}
 		unlockBoth(from, mv.to, all)
 		if v != undecided {
 			return err
@@ -605,7 +615,7 @@ func (c *connScope) moveTo(p peer.ID, mv *move) error {
 // moveLocked charges the new place first and then leaves the old one.
 func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) (verdict, error) {
 	h, to, of := c.h, mv.to, c.conn()
-	u, place, stays := h.unit, &h.tree.chain, mv.trusted || !of.allowlisted
+	u, place, stays := h.unit, &h.tree.chain, mv.trusted || !c.allowlisted()
 	if to.plain && stays && h.use == 0 && ps.hasUnit(u) {
 		ps.use.addUnit(u)
 		to.peerGotUnit(ps, u)
@@ -627,8 +637,8 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	ps.refs++
 	if mv.trusted {
 		ps.trusted++
+		h.marks |= trusted
 	}
-	of.trusted, of.allowlisted = mv.trusted, of.allowlisted && stays
 	if mv.pass.conns != nil {
 		of.gate = mv.pass.conns
 	}
@@ -652,7 +662,7 @@ func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted, all bool) (
 	var place chain
 	place.at[slotPeer] = &ps.account
 	switch {
-	case !trusted && c.conn().allowlisted:
+	case !trusted && c.allowlisted():
 		place.at[slotSystem] = &to.fixed[KindSystem].account
 		total.sharedFirst, total.near = true, c.conn().near
 		v = to.takeStranger(&place, &total, all)
@@ -714,7 +724,7 @@ func (c *connScope) Done() {
 		return
 	}
 	of := c.conn()
-	if of.trusted {
+	if c.h.marks.has(trusted) {
 		c.peer.trusted--
 	}
 	c.countNear(-1)
@@ -846,6 +856,9 @@ func (s *streamScope) attach(kind Kind, name string) error {
 			pr = st.pair(s.peer, sh)
 		}
 		v, err := s.attachLocked(st, pr, slot, all)
+		if v != admitted {
+			st.enqueue(&pr.account) // it may have been made for this
+		}
 		st.unlock(all)
 		if v != undecided {
 			return err

@@ -141,12 +141,12 @@ func brokenInvariant(m *Manager, lowered bool) error {
 		if err := brokenStripe(st, lowered); err != nil {
 			return fmt.Errorf("stripe %d: %w", i, err)
 		}
-		every.add(&st.fixed[KindSystem].use)
-		every.add(&st.fixed[KindAllowlistedSystem].use)
-		transient.add(&st.fixed[KindTransient].use)
-		transient.add(&st.fixed[KindAllowlistedTransient].use)
+		every.addHeld(&st.fixed[KindSystem].use)
+		every.addHeld(&st.fixed[KindAllowlistedSystem].use)
+		transient.addHeld(&st.fixed[KindTransient].use)
+		transient.addHeld(&st.fixed[KindAllowlistedTransient].use)
 		for _, sh := range st.protocols {
-			protocols.add(&sh.use)
+			protocols.addHeld(&sh.use)
 			if len(named) == 0 || m.dir.find(sh.kind, sh.pool.name) != sh.pool {
 				return fmt.Errorf("I7: %v is not in the directory", sh.name())
 			}
@@ -157,7 +157,7 @@ func brokenInvariant(m *Manager, lowered bool) error {
 			}
 		}
 		for _, ps := range st.peers {
-			peers.add(&ps.use)
+			peers.addHeld(&ps.use)
 		}
 	}
 	for d := dimStreamsIn; d < numDims; d++ {
@@ -189,16 +189,16 @@ func brokenPool(p *pool, lowered bool) error {
 			if sh == nil {
 				continue
 			}
-			if sh.pool != p || sh.limit != &p.limit || sh.ready != &sh.credit {
+			if sh.pool != p || sh.limit() != &p.limit || sh.ready != &sh.credit {
 				return fmt.Errorf("%v: a share points elsewhere", p.scope())
 			}
-			if sh.use[d] > sh.credit[d] {
-				return fmt.Errorf("I1: %v: a share uses %d of dimension %d on a credit of %d", p.scope(), sh.use[d], d, sh.credit[d])
+			if sh.use.of(d) > sh.credit[d] {
+				return fmt.Errorf("I1: %v: a share uses %d of dimension %d on a credit of %d", p.scope(), sh.use.of(d), d, sh.credit[d])
 			}
-			if sh.credit[d]-sh.use[d] > 2*l.batch {
-				return fmt.Errorf("I1: %v: a share keeps %d of dimension %d idle, a batch is %d", p.scope(), sh.credit[d]-sh.use[d], d, l.batch)
+			if sh.credit[d]-sh.use.of(d) > 2*l.batch {
+				return fmt.Errorf("I1: %v: a share keeps %d of dimension %d idle, a batch is %d", p.scope(), sh.credit[d]-sh.use.of(d), d, l.batch)
 			}
-			use, credit = use+sh.use[d], credit+sh.credit[d]
+			use, credit = use+sh.use.of(d), credit+sh.credit[d]
 		}
 		idle = credit - use
 		switch {
@@ -228,14 +228,14 @@ func brokenStripe(st *stripe, lowered bool) error {
 		queued[a] = true
 	}
 	check := func(a *account) error {
-		u := &a.use
+		u := a.use.amounts()
 		switch {
 		case slices.Min(u[:]) < 0 || a.own < 0 || a.own > u[dimMemory]:
-			return fmt.Errorf("%v uses %v, %d bytes of its own", a.name(), *u, a.own)
+			return fmt.Errorf("%v uses %v, %d bytes of its own", a.name(), u, a.own)
 		case u[dimStreams] != u[dimStreamsIn]+u[dimStreamsOut] || u[dimConns] != u[dimConnsIn]+u[dimConnsOut]:
-			return fmt.Errorf("%v: a total is not the sum of its directions: %v", a.name(), *u)
-		case a.ps != nil && !a.sticky && !lowered && exceeds(u, a.limit):
-			return fmt.Errorf("I2: %v uses %v of %v", a.name(), *u, *a.limit)
+			return fmt.Errorf("%v: a total is not the sum of its directions: %v", a.name(), u)
+		case a.ps != nil && !a.sticky && !lowered && exceeds(&u, a.limit()):
+			return fmt.Errorf("I2: %v uses %v of %v", a.name(), u, *a.limit())
 		case a.refs < 0 || a.gone || a.queued != queued[a]:
 			return fmt.Errorf("I7: %v: %d references, gone %v, queued %v", a.name(), a.refs, a.gone, a.queued)
 		case !a.lasting() && a.unused() && !a.queued:
@@ -263,9 +263,9 @@ func brokenStripe(st *stripe, lowered bool) error {
 		if err := check(&ps.account); err != nil {
 			return err
 		}
-		for d, n := range ps.use {
-			if ps.peak[d] < n {
-				return fmt.Errorf("%v: dimension %d: the peak is %d, and %d are used", ps.name(), d, ps.peak[d], n)
+		for d, n := range ps.use.amounts() {
+			if ps.peak.of(dim(d)) < n {
+				return fmt.Errorf("%v: dimension %d: the peak is %d, and %d are used", ps.name(), d, ps.peak.of(dim(d)), n)
 			}
 		}
 		listed := 0
@@ -282,9 +282,9 @@ func brokenStripe(st *stripe, lowered bool) error {
 			if parts[pr.share] == nil {
 				return fmt.Errorf("I7: %v stands on a share that is gone", pr.name())
 			}
-			parts[pr.share].add(&pr.use)
-			for d, n := range pr.use {
-				if n > ps.use[d] {
+			parts[pr.share].addHeld(&pr.use)
+			for d, n := range pr.use.amounts() {
+				if n > ps.use.of(dim(d)) {
 					return fmt.Errorf("I4: %v holds more than its peer", pr.name())
 				}
 			}
@@ -292,19 +292,19 @@ func brokenStripe(st *stripe, lowered bool) error {
 		if ps.trusted < 0 || ps.transientIn < 0 {
 			return fmt.Errorf("%v: %d trusted connections, %d streams in transient", ps.name(), ps.trusted, ps.transientIn)
 		}
-		conns[0], conns[1] = conns[0]+ps.use[dimConnsIn], conns[1]+ps.use[dimConnsOut]
-		streams[0], streams[1] = streams[0]+ps.use[dimStreamsIn], streams[1]+ps.use[dimStreamsOut]
-		memory += ps.use[dimMemory]
+		conns[0], conns[1] = conns[0]+ps.use.of(dimConnsIn), conns[1]+ps.use.of(dimConnsOut)
+		streams[0], streams[1] = streams[0]+ps.use.of(dimStreamsIn), streams[1]+ps.use.of(dimStreamsOut)
+		memory += ps.use.of(dimMemory)
 		inTransient += int64(ps.transientIn)
 	}
 	for sh, part := range parts {
 		for d, n := range part {
-			if n != sh.use[d] && dim(d) != dimMemory || n > sh.use[d] {
+			if use := sh.use.of(dim(d)); n != use && dim(d) != dimMemory || n > use {
 				return fmt.Errorf("I4: %v: holds %v, the peers' parts of it %v", sh.name(), sh.use, *part)
 			}
 		}
 	}
-	if n := st.fixed[KindTransient].use[dimStreamsIn]; n != inTransient {
+	if n := st.fixed[KindTransient].use.of(dimStreamsIn); n != inTransient {
 		return fmt.Errorf("I4: peers hold %d inbound streams in transient, which has %d", inTransient, n)
 	}
 	for i := range conns {
@@ -330,8 +330,8 @@ func exceeds(use, limit *amounts) bool {
 func assertEmpty(t testing.TB, m *Manager) {
 	t.Helper()
 	checkInvariants(t, m, false)
-	held := func(a *account) {
-		if a.use != (amounts{}) || a.own != 0 {
+	check := func(a *account) {
+		if a.use != (held{}) || a.own != 0 {
 			t.Errorf("%v still holds %v, %d bytes of its own", a.name(), a.use, a.own)
 		}
 	}
@@ -339,17 +339,17 @@ func assertEmpty(t testing.TB, m *Manager) {
 		for i := range m.stripes {
 			st := &m.stripes[i]
 			for _, sh := range st.fixed {
-				held(&sh.account)
+				check(&sh.account)
 			}
 			for _, group := range []map[string]*share{st.services, st.protocols} {
 				for _, sh := range group {
-					held(&sh.account)
+					check(&sh.account)
 				}
 			}
 			for _, ps := range st.peers {
-				held(&ps.account)
+				check(&ps.account)
 				for _, pr := range ps.allPairs() {
-					held(&pr.account)
+					check(&pr.account)
 				}
 			}
 			for _, s := range append(st.peerCounts[:], st.peerMemory, st.connMemory) {
@@ -876,9 +876,9 @@ func (d *duel) compare(all bool) {
 		for i := range d.eng.stripes {
 			late += d.eng.stripes[i].lateReleases
 			for _, ps := range d.eng.stripes[i].peers {
-				put(ps.name(), ps.use)
+				put(ps.name(), ps.use.amounts())
 				for _, pr := range ps.allPairs() {
-					put(pr.name(), pr.use)
+					put(pr.name(), pr.use.amounts())
 				}
 			}
 		}

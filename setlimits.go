@@ -124,7 +124,7 @@ func (m *Manager) putInForce(next *limitBook, said living) (late living, err err
 			switch limit := next.peerNow(ps.id, said.peers[ps.id]); {
 			case ps.sticky:
 			case limit != nil:
-				ps.setLimit(limit)
+				ps.ready = limit
 			default:
 				late.peers[ps.id] = peerLimit{}
 			}
@@ -178,7 +178,7 @@ func (m *Manager) catchUp(b *limitBook, late living) {
 		st := m.stripeOf(id)
 		st.lock(false)
 		if ps, limit := st.peers[id], m.limits.Load().peerNow(id, said); ps != nil && !ps.sticky && limit != nil {
-			ps.setLimit(limit)
+			ps.ready = limit
 		}
 		st.unlock(false)
 	}
@@ -231,7 +231,7 @@ func (ps *peerScope) ResetLimit() {
 		_, a, _ := ps.enter(true, false)
 		limit := m.limits.Load().peerNow(ps.id, said)
 		if limit != nil {
-			a.setLimit(limit)
+			a.ready = limit
 			a.sticky = false
 			ps.st.enqueue(a)
 		}

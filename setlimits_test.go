@@ -93,7 +93,7 @@ func pairLimits(m *Manager) map[string]int64 {
 		for i := range m.stripes {
 			for _, ps := range m.stripes[i].peers {
 				for _, pr := range ps.allPairs() {
-					all[string(ps.id)+" "+pr.share.pool.name] = pr.limit[dimStreams]
+					all[string(ps.id)+" "+pr.share.pool.name] = pr.limit()[dimStreams]
 				}
 			}
 		}
@@ -561,7 +561,7 @@ func TestNoScopePassesTheLargerOfTwoLimitsThatChange(t *testing.T) {
 		}
 		for i := range m.stripes {
 			for _, ps := range m.stripes[i].peers {
-				if ps.use[dimStreams] > 7 {
+				if ps.use.of(dimStreams) > 7 {
 					return errors.New("a peer has too many")
 				}
 			}

@@ -125,7 +125,7 @@ type peerScope struct {
 	// trusted counts the peer's connections that the allowlist means.
 	trusted int32
 	// peak is the most that the peer has held of each dimension.
-	peak amounts
+	peak held
 	// near is the subnet of its first inbound connection; nil if it is of none.
 	near *neighbours
 }
@@ -142,17 +142,16 @@ type pair struct {
 }
 
 // pair gives a peer's part of a service or protocol, and makes it where there
-// is none.
+// is none. Who does not use it after all is to enqueue it.
 func (st *stripe) pair(ps *peerScope, sh *share) *pair {
 	if pr := ps.pair(sh); pr != nil {
 		return pr
 	}
 	pr := &pair{account: account{kind: sh.kind.ofPeer(), share: sh, ps: ps}}
-	pr.setLimit(&sh.pool.pairLimit)
+	pr.ready = &sh.pool.pairLimit
 	sh.refs++
 	ps.refs++
 	ps.addPair(pr)
-	st.enqueue(&pr.account)
 	st.traceCreated(&pr.account)
 	return pr
 }
@@ -221,7 +220,7 @@ func (ps *peerScope) enter(_, all bool) (*stripe, *account, chain) {
 	ps.st.lock(all)
 	now := ps.st.current(ps, peerLimit{})
 	for now == nil {
-		last, book := ps.limit, ps.st.m.limits.Load()
+		last, book := ps.limit(), ps.st.m.limits.Load()
 		ps.st.unlock(all)
 		said, err := book.askPeer(ps.id)
 		if err != nil {
@@ -262,14 +261,15 @@ func (ps *peerScope) BeginSpan() (network.ResourceScopeSpan, error) {
 func (ps *peerScope) Stat() network.ScopeStat {
 	_, a, _ := ps.enter(true, false)
 	defer ps.st.unlock(false)
-	return a.use.stat()
+	use := a.use.amounts()
+	return use.stat()
 }
 
 // Limit gives a copy of the limit in force.
 func (ps *peerScope) Limit() Limit {
 	_, a, _ := ps.enter(true, false)
 	defer ps.st.unlock(false)
-	l := a.limit.baseLimit()
+	l := a.limit().baseLimit()
 	return &l
 }
 
@@ -282,7 +282,7 @@ func (ps *peerScope) SetLimit(limit Limit) {
 	}
 	_, a, _ := ps.enter(true, false)
 	defer ps.st.unlock(false)
-	a.setLimit(l)
+	a.ready = l
 	a.sticky = true
 }
 
@@ -350,7 +350,7 @@ func (p *pool) Stat() network.ScopeStat {
 func (p *pool) Limit() Limit {
 	st, a, _ := p.enter(true, false)
 	defer st.unlock(false)
-	l := a.limit.baseLimit()
+	l := a.limit().baseLimit()
 	return &l
 }
 

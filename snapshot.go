@@ -233,7 +233,7 @@ func (c *cut) addPool(p *pool) {
 }
 
 func (c *cut) addPeer(ps *peerScope) {
-	s := scopeCut{name: ps.name(), use: ps.use, peak: ps.peak, limit: *ps.limit}
+	s := scopeCut{name: ps.name(), use: ps.use.amounts(), peak: ps.peak.amounts(), limit: *ps.limit()}
 	s.denied.addOf(&ps.account)
 	c.scopes = append(c.scopes, s)
 }
@@ -317,7 +317,7 @@ func (m *Manager) topPeers(n int) []peer.ID {
 	var best [numDims + 1]ranking
 	for i := range m.stripes {
 		m.stripes[i].eachPeer(func(ps *peerScope) {
-			for d, held := range ps.use {
+			for d, held := range ps.use.amounts() {
 				best[d].offer(ps.id, uint64(held), n)
 			}
 			if ps.denied != nil {

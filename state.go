@@ -112,7 +112,8 @@ func (m *Manager) Stat() ResourceManagerStat {
 		}
 		for i := range m.stripes {
 			for id, ps := range m.stripes[i].peers {
-				stat.Peers[id] = ps.use.stat()
+				use := ps.use.amounts()
+				stat.Peers[id] = use.stat()
 			}
 		}
 	})

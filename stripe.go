@@ -198,7 +198,7 @@ func (st *stripe) refusal(asked askedScope, r *request) error {
 }
 
 // peer gives the scope of a peer, or nil if it has none and the Limiter has to be
-// asked for its limit first.
+// asked for its limit first. Who does not use it after all is to enqueue it.
 func (st *stripe) peer(p peer.ID, said peerLimit) *peerScope {
 	ps := st.peers[p]
 	if ps != nil {
@@ -207,10 +207,9 @@ func (st *stripe) peer(p peer.ID, said peerLimit) *peerScope {
 	if limit := st.m.limits.Load().peerNow(p, said); limit != nil {
 		ps = &peerScope{id: p, st: st}
 		ps.account = account{kind: KindPeer, ps: ps}
-		ps.setLimit(limit)
+		ps.ready = limit
 		st.peers[p] = ps
 		st.crowd = max(st.crowd, len(st.peers))
-		st.enqueue(&ps.account)
 		st.traceCreated(&ps.account)
 	}
 	return ps
@@ -230,7 +229,7 @@ func (st *stripe) current(ps *peerScope, said peerLimit) *peerScope {
 	if limit == nil {
 		return nil
 	}
-	ps.setLimit(limit)
+	ps.ready = limit
 	ps.gone = false
 	st.peers[ps.id] = ps
 	st.enqueue(&ps.account)
@@ -257,7 +256,7 @@ func (st *stripe) shareOf(p *pool, said sharedLimits) *share {
 
 func (st *stripe) addShare(p *pool) *share {
 	sh := &share{pool: p}
-	sh.account = account{kind: p.kind, share: sh, limit: &p.limit, ready: &sh.credit}
+	sh.account = account{kind: p.kind, share: sh, ready: &sh.credit}
 	p.shares[st.index] = sh
 	if p.kind <= KindAllowlistedTransient {
 		st.fixed[p.kind] = sh

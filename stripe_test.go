@@ -24,9 +24,9 @@ func TestAccountsLieOnCacheLines(t *testing.T) {
 		require.Zero(t, at%line, name)
 	}
 	for name, at := range map[string]uintptr{
-		"ready": unsafe.Offsetof(sh.ready), "share": unsafe.Offsetof(sh.share), "refs": unsafe.Offsetof(sh.refs), "kind": unsafe.Offsetof(sh.kind),
+		"ready": unsafe.Offsetof(sh.ready), "share": unsafe.Offsetof(sh.share), "ps": unsafe.Offsetof(sh.ps),
 	} {
-		require.EqualValues(t, 1, at/line, name)
+		require.Less(t, at, uintptr(line), name)
 	}
 	var st stripe
 	require.Zero(t, unsafe.Sizeof(st)%line, "so each stripe begins with a line")

@@ -435,9 +435,10 @@ func (t *tracer) changed(typ TraceEvtTyp, name traceName, delta, use *amounts, p
 }
 
 // amounts gives what a request asks for by dimension.
-func (r *request) amounts() (a amounts) {
-	a.charge(r)
-	return a
+func (r *request) amounts() amounts {
+	var u held
+	u.charge(r)
+	return u.amounts()
 }
 
 // run delivers until Close.

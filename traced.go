@@ -13,7 +13,8 @@ func (st *stripe) traceChain(c *chain, r *request, tell func(*tracer, traceName,
 	}
 	for _, a := range &c.at {
 		if a != nil {
-			tell(st.trace, traceName{scopeName: a.name()}, r, &a.use)
+			use := a.use.amounts()
+			tell(st.trace, traceName{scopeName: a.name()}, r, &use)
 		}
 	}
 }
@@ -45,9 +46,9 @@ type refuser struct {
 }
 
 // refusedBy notes who refused.
-func (st *stripe) refusedBy(name traceName, use *amounts) {
+func (st *stripe) refusedBy(name traceName, use *held) {
 	if st.trace != nil {
-		st.refuser = refuser{name, *use}
+		st.refuser = refuser{name, use.amounts()}
 	}
 }
 
@@ -115,7 +116,7 @@ func (st *stripe) traceDone(h *holder) {
 // traceCreated tells of a new account.
 func (st *stripe) traceCreated(a *account) {
 	if st.trace != nil {
-		st.trace.created(traceName{scopeName: a.name()}, *a.limit)
+		st.trace.created(traceName{scopeName: a.name()}, *a.limit())
 	}
 }
 

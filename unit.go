@@ -37,25 +37,25 @@ func (u unit) whole(memory int64) request {
 }
 
 // addUnit charges a unit.
-func (a *amounts) addUnit(u unit) {
-	a[u.dir&dimMask] += int64(u.count)
-	a[u.both&dimMask] += int64(u.count)
-	a[dimFD] += int64(u.fds)
+func (a *held) addUnit(u unit) {
+	a.counts[u.dir&dimMask] += int32(u.count)
+	a.counts[u.both&dimMask] += int32(u.count)
+	a.counts[dimFD] += int32(u.fds)
 }
 
 // subUnit takes a unit away.
-func (a *amounts) subUnit(u unit) {
-	a[u.dir&dimMask] -= int64(u.count)
-	a[u.both&dimMask] -= int64(u.count)
-	a[dimFD] -= int64(u.fds)
+func (a *held) subUnit(u unit) {
+	a.counts[u.dir&dimMask] -= int32(u.count)
+	a.counts[u.both&dimMask] -= int32(u.count)
+	a.counts[dimFD] -= int32(u.fds)
 }
 
 // hasUnit is hasReady for a unit.
 func (a *account) hasUnit(u unit) bool {
 	ready, use := a.ready, &a.use
-	return ready[u.dir&dimMask] > use[u.dir&dimMask] &&
-		ready[u.both&dimMask] > use[u.both&dimMask] &&
-		ready[dimFD]-use[dimFD] >= int64(u.fds)
+	return ready[u.dir&dimMask] > int64(use.counts[u.dir&dimMask]) &&
+		ready[u.both&dimMask] > int64(use.counts[u.both&dimMask]) &&
+		ready[dimFD]-int64(use.counts[dimFD]) >= int64(u.fds)
 }
 
 // openReady opens a connection or stream that costs nothing but itself, where that is
@@ -140,7 +140,7 @@ func (st *stripe) leave(c *chain, u unit) {
 		}
 	}
 	if ps := c.peer(); ps != nil && u.count != 0 {
-		now := ps.use[u.dir&dimMask]
+		now := int64(ps.use.counts[u.dir&dimMask])
 		st.peerCounts[u.dir&dimMask].moveCount(now+1, now)
 	}
 }
@@ -149,10 +149,10 @@ func (st *stripe) leave(c *chain, u unit) {
 // away.
 func (sh *share) carry(u unit, n, memory int64) {
 	fds := n * int64(u.fds)
-	sh.use[u.dir&dimMask] += n
-	sh.use[u.both&dimMask] += n
-	sh.use[dimFD] += fds
-	sh.use[dimMemory] += memory
+	sh.use.counts[u.dir&dimMask] += int32(n)
+	sh.use.counts[u.both&dimMask] += int32(n)
+	sh.use.counts[dimFD] += int32(fds)
+	sh.use.memory += memory
 	sh.addCredit(u.dir, n)
 	sh.addCredit(u.both, n)
 	sh.addCredit(dimFD, fds)
@@ -162,13 +162,13 @@ func (sh *share) carry(u unit, n, memory int64) {
 // giveBack takes a unit, and the memory that it holds, from one share.
 func (st *stripe) giveBack(sh *share, u unit, memory int64) {
 	sh.use.subUnit(u)
-	sh.use[dimMemory] -= memory
+	sh.use.memory -= memory
 	if sh.idlesUnit(u) || sh.idles(dimMemory) {
 		st.trimUnit(sh, u)
 	}
 	if st.trace != nil {
-		r := u.whole(memory)
-		st.trace.returned(traceName{scopeName: sh.name()}, &r, &sh.use)
+		r, use := u.whole(memory), sh.use.amounts()
+		st.trace.returned(traceName{scopeName: sh.name()}, &r, &use)
 	}
 }
 
@@ -180,7 +180,7 @@ func (sh *share) idlesUnit(u unit) bool {
 // peerGotUnit keeps the distributions of what peers hold, and the peer's peaks, after
 // it got a unit.
 func (st *stripe) peerGotUnit(ps *peerScope, u unit) {
-	now := ps.use[u.dir&dimMask]
+	now := int64(ps.use.counts[u.dir&dimMask])
 	st.peerCounts[u.dir&dimMask].moveCount(now-1, now)
 	ps.peak.raise(&ps.use, u.dir)
 	ps.peak.raise(&ps.use, u.both)

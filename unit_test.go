@@ -24,14 +24,15 @@ func TestAUnitIsLookedAtInAllThatItCountsIn(t *testing.T) {
 		unitOf(KindStream, network.DirInbound, false), unitOf(KindStream, network.DirOutbound, false),
 		unitOf(KindConn, network.DirInbound, true), unitOf(KindConn, network.DirOutbound, true),
 	} {
-		var just amounts
-		just.addUnit(u)
+		var use held
+		use.addUnit(u)
+		just := use.amounts()
 		has := func(limit *amounts) []bool {
-			a := account{limit: limit, ready: limit}
+			a := account{ready: limit}
 			return []bool{u.within(limit), a.hasUnit(u)}
 		}
 		require.Equal(t, []bool{true, true}, has(&just))
-		require.False(t, (&share{account: account{use: just}, floor: just}).idlesUnit(u))
+		require.False(t, (&share{account: account{use: use}, floor: just}).idlesUnit(u))
 		for d, n := range just {
 			if n == 0 {
 				continue
@@ -40,7 +41,7 @@ func TestAUnitIsLookedAtInAllThatItCountsIn(t *testing.T) {
 			less[d]--
 			more[d]++
 			require.Equal(t, []bool{false, false}, has(&less), "%v without dimension %d", u, d)
-			require.True(t, (&share{account: account{use: just}, floor: more}).idlesUnit(u), "%v with dimension %d idle", u, d)
+			require.True(t, (&share{account: account{use: use}, floor: more}).idlesUnit(u), "%v with dimension %d idle", u, d)
 		}
 	}
 }
@@ -90,7 +91,7 @@ type ledger struct {
 }
 
 type peerLedger struct {
-	peak                 amounts
+	peak                 held
 	transientIn, trusted int32
 	spans                uint32
 }

@@ -102,6 +102,14 @@ type poolLedger struct {
 	credit, floor int64
 }
 
+// addTo adds a distribution. Two systems without limits may hold more bytes together than
+// an int64: then the sum wraps, over all stripes as it does in one.
+func addTo(s, o *spread) {
+	sum := s.sum + o.sum
+	s.add(o)
+	s.sum = sum
+}
+
 func ledgerOf(m *Manager) ledger {
 	l := ledger{books: books(m), peers: make(map[peer.ID]peerLedger), pools: make(map[string][]poolLedger)}
 	m.inOneCut(func() {
@@ -111,10 +119,10 @@ func ledgerOf(m *Manager) ledger {
 				l.peers[p] = peerLedger{ps.peak, ps.transientIn, ps.trusted, ps.spans}
 			}
 			for d := range st.peerCounts {
-				l.counts[d].add(&st.peerCounts[d])
+				addTo(&l.counts[d], &st.peerCounts[d])
 			}
-			l.peerMem.add(&st.peerMemory)
-			l.connMem.add(&st.connMemory)
+			addTo(&l.peerMem, &st.peerMemory)
+			addTo(&l.connMem, &st.connMemory)
 			for k := range st.refusals {
 				l.refusals[k].add(&st.refusals[k])
 			}

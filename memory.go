@@ -142,5 +142,5 @@ func (a *account) freeMemory(n int64) bool {
 		return false
 	}
 	a.use.memory -= n
-	return a.share.idles(dimMemory)
+	return a.share.idlesMemory()
 }

@@ -232,8 +232,11 @@ func (p *pool) fullOf(d dim, limit *amounts) (handed int64, full bool) {
 	return int64(w >> 1), w&1 != 0 && int64(w>>1) >= limit[d&dimMask]
 }
 
-// seemsFullFor is fullFor for who has no lock.
+// seemsFullFor is fullFor for who has no lock. What is loose is not full.
 func (p *pool) seemsFullFor(u unit) bool {
+	if !p.tight(u.dir) && !p.tight(u.both) && !p.tight(dimFD) {
+		return false
+	}
 	_, _, full := p.fullFor(u, p.told.Load())
 	return full
 }
@@ -453,8 +456,11 @@ func (sh *share) addCredit(d dim, n int64) {
 	sh.floor[d&dimMask] += n
 }
 
-// idles tells whether too much credit of d lies idle.
-func (sh *share) idles(d dim) bool { return sh.use.of(d) < sh.floor[d&dimMask] }
+// idles tells whether too much credit of d, which is a count, lies idle.
+func (sh *share) idles(d dim) bool { return int64(sh.use.counts[d&dimMask]) < sh.floor[d&dimMask] }
+
+// idlesMemory tells whether too much credit of memory lies idle.
+func (sh *share) idlesMemory() bool { return sh.use.memory < sh.floor[dimMemory] }
 
 // trimUnit returns idle credit of all that a unit counts in, and of memory.
 func (st *stripe) trimUnit(sh *share, u unit) {
@@ -467,7 +473,7 @@ func (st *stripe) trimUnit(sh *share, u unit) {
 	if sh.idles(dimFD) {
 		st.trim(sh, dimFD)
 	}
-	if sh.idles(dimMemory) {
+	if sh.idlesMemory() {
 		st.trim(sh, dimMemory)
 	}
 }

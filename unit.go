@@ -163,7 +163,7 @@ func (sh *share) carry(u unit, n, memory int64) {
 func (st *stripe) giveBack(sh *share, u unit, memory int64) {
 	sh.use.subUnit(u)
 	sh.use.memory -= memory
-	if sh.idlesUnit(u) || sh.idles(dimMemory) {
+	if sh.idlesUnit(u) || sh.idlesMemory() {
 		st.trimUnit(sh, u)
 	}
 	if st.trace != nil {

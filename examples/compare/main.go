@@ -84,6 +84,7 @@ func run(bench string, rounds int, length time.Duration, cpu bool, file string) 
 		}
 	}
 	fmt.Fprintln(os.Stderr)
+	r.total()
 	r.print(os.Stdout)
 	if file == "" {
 		return nil
@@ -249,6 +250,50 @@ func spreadOf(all []float64) Spread {
 		median = (all[middle-1] + all[middle]) / 2
 	}
 	return Spread{median, all[0], all[len(all)-1]}
+}
+
+var work = regexp.MustCompile("work=[^/]*")
+
+// total appends a case for those that differ in the workload alone: a round of each of
+// these, one after the other.
+func (r *report) total() {
+	var names []string
+	of := make(map[string][]*benchCase)
+	for _, c := range r.Cases {
+		name := work.ReplaceAllString(c.Name, "work=all")
+		if of[name] == nil {
+			names = append(names, name)
+		}
+		of[name] = append(of[name], c)
+	}
+	for _, name := range names {
+		if len(of[name]) > 1 {
+			r.Cases = append(r.Cases, sumOf(name, of[name]))
+		}
+	}
+}
+
+// sumOf adds up the cases round by round, for those who have run in all of them.
+func sumOf(name string, cases []*benchCase) *benchCase {
+	sum := &benchCase{Name: name, Results: make(map[string][]Result)}
+	for impl, first := range cases[0].Results {
+		all := slices.Clone(first)
+		for _, c := range cases[1:] {
+			if len(c.Results[impl]) != len(all) {
+				all = nil
+				break
+			}
+			for i, one := range c.Results[impl] {
+				all[i].Nanoseconds += one.Nanoseconds
+				all[i].Allocations += one.Allocations
+			}
+		}
+		if all != nil {
+			sum.Results[impl] = all
+		}
+	}
+	sum.Ratios = sum.ratios()
+	return sum
 }
 
 // print writes a table as Markdown has them.

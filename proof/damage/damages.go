@@ -43,7 +43,7 @@ var damages = []damage{
 	{"pool.go", "\tif sh.idles(u.dir) {\n\t\tst.trim(sh, u.dir)\n\t}\n", ""},
 	{"pool.go", "\tif sh.idles(u.both) {\n\t\tst.trim(sh, u.both)\n\t}\n", ""},
 	{"pool.go", "\tif sh.idles(dimFD) {\n\t\tst.trim(sh, dimFD)\n\t}\n", ""},
-	{"pool.go", "\tif sh.idles(dimMemory) {\n\t\tst.trim(sh, dimMemory)\n\t}\n", ""},
+	{"pool.go", "\tif sh.idlesMemory() {\n\t\tst.trim(sh, dimMemory)\n\t}\n", ""},
 	{"pool.go", "return l.tight && n <= l.limit-l.handed", "return n <= l.limit-l.handed"},
 	{"pool.go", "return l.tight && n <= l.limit-l.handed", "return l.tight"},
 	{"pool.go", "if w&1 == 0 {\n\t\tlimit /= 2", "if w == 0 {\n\t\tlimit /= 2"},
@@ -74,7 +74,7 @@ var damages = []damage{
 	{"memory.go", "\tat[slotServicePeer].addMemory(n)\n", ""},
 	{"memory.go", "\tat[slotSystem].addMemory(n)\n", ""},
 	{"memory.go", "c.at[slotProtocolPeer].addMemory(-n)\n", ""},
-	{"memory.go", "return a.share.idles(dimMemory)", "return false"},
+	{"memory.go", "return a.share.idlesMemory()", "return false"},
 	{"pool.go", "\t\tsh.addCredit(d, n)\n", ""},
 
 	// Chains.
@@ -189,7 +189,7 @@ var damages = []damage{
 	{"unit.go", "\t\tps.refs++\n", ""},
 	{"unit.go", "st.trimUnit(sh, u)\n\t\t}\n\t\tif !a.lasting", "}\n\t\tif !a.lasting"},
 	{"unit.go", "sh.use.memory -= memory\n", ""},
-	{"unit.go", " || sh.idles(dimMemory) {", " {"},
+	{"unit.go", " || sh.idlesMemory() {", " {"},
 	{"unit.go", "return sh.idles(u.dir) || sh", "return sh"},
 	{"unit.go", " || sh.idles(u.both) || ", " || "},
 	{"unit.go", " || sh.idles(dimFD)\n", "\n"},

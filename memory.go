@@ -76,9 +76,7 @@ func (st *stripe) drawMemory(c *chain, n int64) bool {
 	drawing.Lock()
 	may := protocol.hasMemory(n) && service.hasMemory(n) && system.hasMemory(n)
 	if may {
-		st.drawExactly(protocol, dimMemory, n)
-		st.drawExactly(service, dimMemory, n)
-		st.drawExactly(system, dimMemory, n)
+		st.draws += protocol.drawMemoryLocked(n) + service.drawMemoryLocked(n) + system.drawMemoryLocked(n)
 	}
 	drawing.Unlock()
 	return may
@@ -94,6 +92,16 @@ func (a *account) lacking(n int64) *share {
 
 // hasMemory tells whether the pool of a share is tight, and has n bytes to give.
 func (sh *share) hasMemory(n int64) bool { return sh == nil || sh.pool.tally(dimMemory).has(n) }
+
+// drawMemoryLocked draws n bytes, and tells how often it had to. The drawing lock is held.
+func (sh *share) drawMemoryLocked(n int64) (draws uint64) {
+	if sh == nil {
+		return 0
+	}
+	sh.pool.handOut(dimMemory, n)
+	sh.addCredit(dimMemory, n)
+	return 1
+}
 
 // peerGotMemory keeps the distribution of what peers hold, and the peer's peak, after
 // it got n bytes.
@@ -121,13 +129,13 @@ func (st *stripe) drop(c *chain, h *holder, num, n int64) {
 		c.at[slotProtocolPeer].addMemory(-n)
 		c.at[slotServicePeer].addMemory(-n)
 		if a := c.at[slotProtocol]; a.freeMemory(n) {
-			st.trim(a.share, dimMemory)
+			st.trimMemory(a.share)
 		}
 		if a := c.at[slotService]; a.freeMemory(n) {
-			st.trim(a.share, dimMemory)
+			st.trimMemory(a.share)
 		}
 		if a := c.at[slotSystem]; a.freeMemory(n) {
-			st.trim(a.share, dimMemory)
+			st.trimMemory(a.share)
 		}
 	}
 	if st.trace != nil && h != nil {

@@ -220,6 +220,16 @@ func (st *stripe) recycle(h *holder) {
 	}
 }
 
+// getIdle takes the holder of a connection from another stripe that has many more, when a
+// connection moves there: it took one along, and will leave it there. Both are locked.
+func (st *stripe) getIdle(from *stripe) {
+	if last := len(from.idle.conns) - 1; last > len(st.idle.conns)+maxIdle/4 {
+		h := from.idle.conns[last]
+		h.tree.at.Store(st)
+		st.idle.conns, from.idle.conns = append(st.idle.conns, h), from.idle.conns[:last]
+	}
+}
+
 // stand puts what is new into a transient and a system scope.
 func (c *chain) stand(transient, system *share) {
 	c.at[slotTransient], c.at[slotSystem] = &transient.account, &system.account

@@ -276,6 +276,13 @@ func (p *pool) takeBack(d dim, n int64) tally {
 	}
 }
 
+// takesBack is takeBack where the pool is tight and stays so, if nobody else is about.
+func (p *pool) takesBack(d dim, n int64) bool {
+	was := p.word[d&dimMask].Load()
+	now := was - uint64(n)<<1
+	return was&tightMark != 0 && int64(now>>1) >= p.looseBelow[d&dimMask] && p.word[d&dimMask].CompareAndSwap(was, now)
+}
+
 // setLimit puts a limit in force. All stripe locks are held.
 func (p *pool) setLimit(limit amounts) {
 	p.limit = limit
@@ -382,9 +389,9 @@ func (sh *share) lacks(r *request, it item) bool {
 func (sh *share) lacksOne(d dim) bool { return int64(sh.use.counts[d&dimMask]) >= sh.credit[d&dimMask] }
 
 // mayDraw tells whether there is credit for all that a unit counts in, or the pool has it
-// to give: for certain, if the drawing lock is held.
+// to give: for certain, if the drawing lock is held. Without a share, nothing is lacking.
 func (sh *share) mayDraw(u unit) bool {
-	return sh.mayDrawOne(u.dir) && sh.mayDrawOne(u.both) && (u.fds == 0 || sh.mayDrawOne(dimFD))
+	return sh == nil || sh.mayDrawOne(u.dir) && sh.mayDrawOne(u.both) && (u.fds == 0 || sh.mayDrawOne(dimFD))
 }
 
 // mayDrawOne is what tally.draw says to one more.
@@ -401,6 +408,9 @@ func (sh *share) mayDrawOne(d dim) bool {
 
 // drawUnitLocked draws the credit that is lacking. The drawing lock is held, and mayDraw.
 func (st *stripe) drawUnitLocked(sh *share, u unit) {
+	if sh == nil {
+		return
+	}
 	st.drawOneLocked(sh, u.dir)
 	st.drawOneLocked(sh, u.both)
 	if u.fds != 0 {
@@ -427,15 +437,6 @@ func (st *stripe) drawOneLocked(sh *share, d dim) {
 func (sh *share) drawLocked(d dim, grant int64) {
 	sh.pool.handOut(d, grant)
 	sh.setCredit(d, sh.credit[d]+grant, sh.pool.tally(d))
-}
-
-// drawExactly hands out credit that will be in use. The drawing lock is held.
-func (st *stripe) drawExactly(sh *share, d dim, n int64) {
-	if sh != nil {
-		sh.pool.handOut(d, n)
-		sh.addCredit(d, n)
-		st.draws++
-	}
 }
 
 // drawSettled hands out what is short, and calls in what lies idle where that
@@ -474,30 +475,41 @@ func (st *stripe) trimUnit(sh *share, u unit) {
 		st.trim(sh, dimFD)
 	}
 	if sh.idlesMemory() {
-		st.trim(sh, dimMemory)
+		st.trimMemory(sh)
 	}
 }
 
-// trim returns idle credit where there is more than the share may keep, down to half
-// of that. It asks the pool in any case, for it may have become loose.
+// trim returns idle credit of d, which is a count, where there is more than the share may
+// keep. It asks the pool in any case, for it may have become loose.
 func (st *stripe) trim(sh *share, d dim) {
-	d &= dimMask
-	p, idle := sh.pool, sh.credit[d]-sh.use.of(d)
 	st.returns++
-	// All of it to a tight pool: this is takeBack, where the pool stays tight and nobody
-	// else is about.
-	if w := p.word[d].Load(); w&tightMark != 0 {
-		left := w - uint64(idle)<<1
-		if int64(left>>1) >= p.looseBelow[d] && p.word[d].CompareAndSwap(w, left) {
-			sh.addCredit(d, -idle)
-			return
-		}
+	idle := sh.credit[d&dimMask] - int64(sh.use.counts[d&dimMask])
+	if sh.pool.takesBack(d, idle) {
+		sh.addCredit(d, -idle)
+		return
 	}
+	sh.trimHalf(d, idle)
+}
+
+// trimMemory is trim for memory.
+func (st *stripe) trimMemory(sh *share) {
+	st.returns++
+	idle := sh.credit[dimMemory] - sh.use.memory
+	if sh.pool.takesBack(dimMemory, idle) {
+		sh.addCredit(dimMemory, -idle)
+		return
+	}
+	sh.trimHalf(dimMemory, idle)
+}
+
+// trimHalf returns idle credit down to half of what the share may keep, if it has more
+// than that.
+func (sh *share) trimHalf(d dim, idle int64) {
 	excess := int64(0)
-	if keep := p.tally(d).keep(); idle > keep {
+	if keep := sh.pool.tally(d).keep(); idle > keep {
 		excess = idle - keep/2
 	}
-	l := p.takeBack(d, excess)
+	l := sh.pool.takeBack(d, excess)
 	sh.setCredit(d, sh.credit[d]-excess, l)
 }
 

@@ -90,6 +90,28 @@ func TestASpanWithALimitOfItsOwnEndsWithItsOwner(t *testing.T) {
 	assertEmpty(t, m)
 }
 
+// Who outlives its owner is refused by its own limit, and not in the name of whoever has
+// its owner's place by now.
+func TestNobodyIsBlamedForWhoseHolderItHas(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithStripes(1))
+	s := mustOpenStream(t, m, testPeers[0], network.DirInbound)
+	span := mustBeginSpan(t, s)
+	span.(ResourceScopeLimiter).SetLimit(&BaseLimit{Memory: 10})
+	blamed := func() peer.ID {
+		var why *LimitError
+		require.ErrorAs(t, span.ReserveMemory(11, 255), &why)
+		return m.stripes[0].why.asker
+	}
+	require.Equal(t, testPeers[0], blamed())
+	s.Done()
+	require.Empty(t, blamed())
+	other := mustOpenStream(t, m, testPeers[1], network.DirInbound)
+	require.Same(t, s.(*streamScope).h, other.(*streamScope).h)
+	require.Empty(t, blamed())
+	other.Done()
+	assertEmpty(t, m)
+}
+
 // A stripe keeps few holders of those that are done, however many there were.
 func TestFewHoldersWaitForOthers(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithFairShare(), WithStripes(1))
@@ -110,6 +132,7 @@ func TestFewHoldersWaitForOthers(t *testing.T) {
 	for _, h := range m.stripes[0].idle.conns {
 		require.Nil(t, h.tree.conn.gate, "it would keep gates that have been replaced")
 		require.Nil(t, h.tree.conn.near, "and subnets that are gone")
+		require.Nil(t, h.tree.chain.peer(), "and peers")
 	}
 	for range 3 { // they are taken from there, and come back
 		s := mustOpenStream(t, m, testPeer, network.DirInbound)
@@ -118,6 +141,24 @@ func TestFewHoldersWaitForOthers(t *testing.T) {
 		s.Done()
 		require.Len(t, *m.stripes[0].idleOf(KindStream), maxIdle)
 	}
+	assertEmpty(t, m)
+}
+
+// A connection is done in the stripe of its peer, with a holder from where it was opened,
+// which may be any stripe. So that there are holders in each, they go back.
+func TestHoldersGoBackToWhereConnectionsOpen(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithStripes(2))
+	to := m.stripeOf(testPeer)
+	other := &m.stripes[1-to.index]
+	for range 1000 {
+		c, err := m.OpenConnection(network.DirInbound, true, testFars[0].addr)
+		require.NoError(t, err)
+		require.NoError(t, c.SetPeer(testPeer))
+		c.Done()
+		require.LessOrEqual(t, len(to.idle.conns), len(other.idle.conns)+maxIdle/4+2)
+	}
+	require.Greater(t, len(to.idle.conns), maxIdle/4)
+	require.NotEmpty(t, other.idle.conns)
 	assertEmpty(t, m)
 }
 

@@ -309,7 +309,13 @@ func (st *stripe) checkTree(h *holder, r *request) (verdict, error) {
 			st.traceRefuser(x)
 			name := x.name(h.num)
 			st.note(refusal{&name, dimMemory, CauseLimit, r.priority, x.use, r.memory, limit}, nil)
-			r.asker = h.tree.chain.peer()
+			top := x
+			for top.owner != nil {
+				top = top.owner
+			}
+			if top.is(h.num) { // else the chain is somebody else's by now
+				r.asker = h.tree.chain.peer()
+			}
 			st.why.askedBy(r)
 			return refused, nil
 		}
@@ -650,6 +656,7 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	c.peer, place.at[slotPeer] = ps, &ps.account
 	place.at[slotTransient], place.at[slotSystem] = nil, &system.account
 	h.tree.at.Store(to)
+	from.getIdle(to)
 	c.countNear(1)
 	to.m.fair.adopt(ps, of.near)
 	return admitted, nil
@@ -879,7 +886,7 @@ func (s *streamScope) attachReady(st *stripe, kind Kind, slot int, name string) 
 		return false
 	}
 	u, pr := h.unit, s.peer.pairNamed(kind, name)
-	if pr == nil || !pr.hasUnit(u) || !pr.share.hasUnit(u) && !st.drawUnit(u, pr.share) {
+	if pr == nil || !pr.hasUnit(u) || !pr.share.hasUnit(u) && !st.drawUnit(u, pr.share, nil) {
 		return false
 	}
 	pr.use.addUnit(u)

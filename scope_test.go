@@ -257,6 +257,11 @@ func brokenStripe(st *stripe, lowered bool) error {
 			return err
 		}
 	}
+	for _, h := range append(slices.Clone(st.idle.conns), st.idle.streams...) {
+		if h.tree.at.Load() != st || !h.done || h.use != 0 || h.own != 0 {
+			return fmt.Errorf("a holder that waits for the next lies elsewhere, or holds %d bytes", h.use)
+		}
+	}
 	var conns, streams [2]int64
 	var memory, inTransient int64
 	for _, ps := range st.peers {

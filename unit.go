@@ -66,9 +66,10 @@ func (st *stripe) openReady(h *holder, c *chain) bool {
 	if !st.plain || h.use != 0 || !u.within(h.limit) || ps != nil && !ps.hasUnit(u) {
 		return false
 	}
-	if !transient.hasUnit(u) || !system.hasUnit(u) {
+	one, other := transient.lackingUnit(u), system.lackingUnit(u)
+	if one != nil || other != nil {
 		r := request{dir: u.dir, asker: ps}
-		if st.m.rations(&r) || !st.drawUnit(u, transient, system) {
+		if st.m.rations(&r) || !st.drawUnit(u, one, other) {
 			return false
 		}
 	}
@@ -88,25 +89,28 @@ func (st *stripe) openReady(h *holder, c *chain) bool {
 }
 
 // drawUnit draws what shares lack for a unit, where their pools have it to give; if not,
-// it changes nothing.
-func (st *stripe) drawUnit(u unit, shares ...*share) bool {
-	for _, sh := range shares {
-		if !sh.mayDraw(u) {
-			return false
-		}
+// it changes nothing. Either share may be nil.
+func (st *stripe) drawUnit(u unit, one, other *share) bool {
+	if !one.mayDraw(u) || !other.mayDraw(u) {
+		return false
 	}
-	drawing, may := &st.m.drawing, true
+	drawing := &st.m.drawing
 	drawing.Lock()
-	for _, sh := range shares {
-		may = may && sh.mayDraw(u)
-	}
+	may := one.mayDraw(u) && other.mayDraw(u)
 	if may {
-		for _, sh := range shares {
-			st.drawUnitLocked(sh, u)
-		}
+		st.drawUnitLocked(one, u)
+		st.drawUnitLocked(other, u)
 	}
 	drawing.Unlock()
 	return may
+}
+
+// lackingUnit gives the share if it has no credit for a unit, else nil.
+func (sh *share) lackingUnit(u unit) *share {
+	if sh.hasUnit(u) {
+		return nil
+	}
+	return sh
 }
 
 // within tells whether a limit admits a unit while nothing is held.
@@ -130,7 +134,7 @@ func (st *stripe) leave(c *chain, u unit) {
 			continue
 		}
 		a.use.subUnit(u)
-		if sh := a.share; sh.idlesUnit(u) {
+		if sh := a.share; u.count != 0 && sh.idlesUnit(u) { // a span is no unit
 			st.trimUnit(sh, u)
 		}
 		if !a.lasting() {

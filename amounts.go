@@ -72,12 +72,6 @@ func (a *amounts) stat() network.ScopeStat {
 	}
 }
 
-func (a *amounts) add(b *amounts) {
-	for d := range a {
-		a[d] += b[d]
-	}
-}
-
 // held is what one account holds, in little more than half of the room of amounts: there
 // are several of them for each peer. Whatever is counted takes over a hundred bytes of
 // memory, so no account comes to hold 2³¹ of it.

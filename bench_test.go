@@ -306,7 +306,7 @@ func TestTightLimitsAreTight(t *testing.T) {
 }
 
 // Metrics are read, not reported: on or off, a manager does the same work, with
-// as many allocations and as much asked of the shared scopes, each with its lock.
+// as many allocations and as much asked of the shared scopes.
 // The only difference is whether a scrape finds it. With one stripe, all that is
 // counted here is the same each time. The instructions of a round, with valgrind,
 // are the difference between two lengths of

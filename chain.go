@@ -379,7 +379,7 @@ func (st *stripe) checkShared(c *chain, r *request, all, draw bool) verdict {
 // judge decides for every share that lacks credit, first in the order of the
 // chain. With draw, the drawing lock is held and it has been decided that everything fits:
 // it draws, and does not ask again what a peer or subnet may have. What others of its
-// subnet hold may have changed in between, for that is counted without these locks.
+// subnet hold may have changed in between, for that is counted without this lock.
 func (st *stripe) judge(c *chain, r *request, draw bool) verdict {
 	items, n := r.list()
 	for _, a := range c.shared() {

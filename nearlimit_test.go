@@ -184,6 +184,35 @@ func TestTheLeastIsKnownWhateverCameAfterIt(t *testing.T) {
 	assertEmpty(t, m)
 }
 
+// Whoever looks at limits may still have a scope in its list that has gone, and comes
+// back with others: it reads those of before or those of now.
+func TestAScopeThatComesBackIsNotLookedAtMeanwhile(t *testing.T) {
+	conf := unlimitedConf()
+	m := newManager(t, conf, WithStripes(4))
+	kept := viewService(t, m, testSvc)
+	p := m.dir.find(KindService, testSvc)
+	m.reap()
+	require.Nil(t, m.dir.find(KindService, testSvc))
+	conf.ServiceDefault.Memory = 1000
+	require.NoError(t, m.SetLimits(NewFixedLimiter(ConcreteLimitConfig{limits: conf})))
+
+	m.drawing.Lock() // as lookAt does
+	back := make(chan error)
+	go func() {
+		span, err := kept.BeginSpan()
+		if err == nil {
+			span.Done()
+		}
+		back <- err
+	}()
+	waitForLockIn(t, "(*directory).join")
+	require.EqualValues(t, math.MaxInt64, p.limit[dimMemory])
+	m.drawing.Unlock()
+	require.NoError(t, <-back)
+	all, _ := p.lookAt()
+	require.EqualValues(t, 1000, all[dimMemory].limit)
+}
+
 // A listener may ask the manager anything, several are told, and none is told after
 // Close.
 func TestListenersRunWithoutLocks(t *testing.T) {

@@ -158,7 +158,8 @@ type pool struct {
 	name string // of the service or protocol
 	home *stripe
 
-	// These are written under all stripe locks, and read under any one of them.
+	// These are written under all stripe locks, or under the drawing lock while there are
+	// no shares, and read under the lock of any stripe that has one.
 	limit, batch, looseBelow amounts
 	pairLimit                amounts // of one peer in this service or protocol
 	// told is a copy of limit for who has no lock, and does not change.
@@ -168,8 +169,9 @@ type pool struct {
 	// is tight: handed<<1 | tight. Both are one word, because a tight mark
 	// read apart from the sum may be stale and refuse what fits. Under the lock of
 	// one stripe it shrinks; to grow, or to become loose, it takes the drawing lock
-	// besides. Under all stripe locks, anything goes: nobody draws then, for that is done
-	// under a stripe's lock only. Read without a lock.
+	// besides. Under all stripe locks, or while there are no shares, anything goes: nobody
+	// draws then, for that is done under the lock of a stripe that has one. Read without a
+	// lock.
 	word [numDims]atomic.Uint64
 
 	// peak is the most that was handed out of each dimension, which is never
@@ -283,7 +285,8 @@ func (p *pool) takesBack(d dim, n int64) bool {
 	return was&tightMark != 0 && int64(now>>1) >= p.looseBelow[d&dimMask] && p.word[d&dimMask].CompareAndSwap(was, now)
 }
 
-// setLimit puts a limit in force. All stripe locks are held.
+// setLimit puts a limit in force. All stripe locks are held, or the drawing lock is and
+// there are no shares.
 func (p *pool) setLimit(limit amounts) {
 	p.limit = limit
 	p.told.Store(&limit)
@@ -295,8 +298,8 @@ func (p *pool) setLimit(limit amounts) {
 }
 
 // renewLocked puts limits in force that a book says, but for one that was set by
-// hand. The directory's lock is held, and all stripe locks are, or there are no
-// shares.
+// hand. The directory's lock is held, and all stripe locks are, or the drawing lock is
+// and there are no shares.
 func (p *pool) renewLocked(now sharedLimits) {
 	p.by = now.by
 	if now.own == nil {
@@ -344,7 +347,7 @@ func (p *pool) usedOf(d dim) (sum int64) {
 }
 
 // recall takes in all idle credit and settles, with extra handed out on top to
-// a request that has been decided. All stripe locks are held.
+// a request that has been decided. What setLimit says of locks holds here.
 func (p *pool) recall(d dim, extra int64) {
 	was := p.tally(d)
 	l := was.settle(p.usedOf(d) + extra)

@@ -87,7 +87,7 @@ func TestStripesForManyProcessors(t *testing.T) {
 }
 
 // A limit that is too small for batches is decided on the exact sum at any load, under
-// the one lock of its pool. These are the default limits, by memory and processors.
+// the drawing lock. These are the default limits, by memory and processors.
 //
 //	go test -run TooSmallForCredit -v .
 func TestDefaultLimitsThatAreTooSmallForCredit(t *testing.T) {

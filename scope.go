@@ -18,7 +18,7 @@ import (
 // root is where a tree of holders is attached: to its stripe and its chain.
 type root struct {
 	// at is the stripe that the tree lies in. It is written under the locks of
-	// both stripes when a connection moves to its peer's: load, lock, compare.
+	// both stripes, when a connection or an idle holder moves: load, lock, compare.
 	at    atomic.Pointer[stripe]
 	chain chain
 	conn  *conn // nil if it is not the tree of a connection

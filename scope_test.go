@@ -321,6 +321,12 @@ func brokenStripe(st *stripe, lowered bool) error {
 	return nil
 }
 
+func (a *amounts) add(b *amounts) {
+	for d := range a {
+		a[d] += b[d]
+	}
+}
+
 func exceeds(use, limit *amounts) bool {
 	for d := range use {
 		if use[d] > limit[d] {

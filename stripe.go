@@ -318,7 +318,9 @@ func (dir *directory) join(p *pool, said sharedLimits) *pool {
 		if !ok {
 			return nil
 		}
-		p.renewLocked(now) // it has no shares: nobody else looks at its limits
+		p.m.drawing.Lock() // it has no shares, but limitWatch may have it in its list
+		p.renewLocked(now)
+		p.m.drawing.Unlock()
 	}
 	pools[p.name] = p
 	p.members++

@@ -181,8 +181,8 @@ inline handOut(p, s, n) {
 #define idle(p, s) (share[p].credit[s] - share[p].use[s])
 #define excess(p, s) (idle(p, s) > keep(p) -> idle(p, s) - keep(p) / 2 : 0)
 
-/* trim returns the idle credit of a share: under the pool's lock, if the pool becomes
- * loose by that. */
+/* trim returns the idle credit of a share: under the drawing lock, if the pool
+ * becomes loose by that. */
 inline trim(p, s) {
 	grant = excess(p, s);
 	handed[p] = handed[p] - grant;
@@ -333,7 +333,7 @@ again:
 	if
 	:: !any -> atomic { admit(c, n, quarters); charge(c, s, n); promise(0); promise(1) }
 	:: else ->
-		/* One look at each pool, without its lock. */
+		/* One look at each pool, without the drawing lock. */
 		k = 0;
 		do
 		:: k == POOLS || verdict != ADMITTED -> break

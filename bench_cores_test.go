@@ -77,11 +77,11 @@ func xorshift(x uint64) uint64 {
 	return x ^ x<<17
 }
 
-// onHalf prepares one of two workers, who go through halves of the peers and addresses
-// that a workload has: worker 1 of it begins with the 64th.
-func onHalf(w workload, b *testing.B, m *Manager, worker int) func(int) error {
+// onItsOwn prepares one of two workers, each of whom goes through this many peers and
+// addresses of its own, of those that a workload has: worker 1 of it begins with the 64th.
+func onItsOwn(w workload, b *testing.B, m *Manager, worker, peers int) func(int) error {
 	round := w.prepare(b, m, worker)
-	return func(i int) error { return round(worker*(256-64) + i%256) }
+	return func(i int) error { return round(worker*(256-64) + i%peers) }
 }
 
 // BenchmarkCores reports the work done by two goroutines in the work of one, as a
@@ -89,11 +89,22 @@ func onHalf(w workload, b *testing.B, m *Manager, worker int) func(int) error {
 // many short parts.
 func BenchmarkCores(b *testing.B) {
 	defer runtime.SetMutexProfileFraction(runtime.SetMutexProfileFraction(1))
+	type measured struct {
+		workload
+		peers int // of each worker
+	}
+	var all []measured
 	for _, w := range workloads {
-		b.Run("work="+w.name, func(b *testing.B) {
+		all = append(all, measured{w, 1})
+		if w.name == "stream" || w.name == "connection" {
+			all = append(all, measured{w, 256})
+		}
+	}
+	for _, w := range all {
+		b.Run(fmt.Sprintf("work=%s/peers=%d", w.name, w.peers), func(b *testing.B) {
 			m := rivals[0].make(b, w.limits.Build(farLimits())).(*Manager)
 			defer m.Close()
-			first, second := onHalf(w, b, m, 0), onHalf(w, b, m, 1)
+			first, second := onItsOwn(w.workload, b, m, 0, w.peers), onItsOwn(w.workload, b, m, 1, w.peers)
 			const parts = 40 // each so short that what else the machine does is the same for all of it
 			n := b.N/parts + 1
 			run := func(rounds ...func(int) error) float64 {

@@ -206,7 +206,7 @@ func TestAScopeThatComesBackIsNotLookedAtMeanwhile(t *testing.T) {
 		back <- err
 	}()
 	waitForLockIn(t, "(*directory).join")
-	require.EqualValues(t, math.MaxInt64, p.limit[dimMemory])
+	require.Equal(t, int64(math.MaxInt64), p.limit[dimMemory])
 	m.drawing.Unlock()
 	require.NoError(t, <-back)
 	all, _ := p.lookAt()

@@ -165,6 +165,7 @@ func TestARefusalForMemoryLeavesNothing(t *testing.T) {
 	require.Error(t, err)
 	require.Equal(t, network.ScopeStat{}, m.Stat().System)
 	require.Equal(t, network.ScopeStat{}, m.Stat().Transient)
+	checkInvariants(t, m, false) // the peer that was made for it will go
 	require.NoError(t, m.Close())
 	require.ErrorContains(t, a.wrong, `Name:process`) // of which no event tells that it was made
 }

@@ -201,7 +201,7 @@ const tightMark = 1
 // tally loads one dimension. Only what is loaded at once belongs together.
 func (p *pool) tally(d dim) tally {
 	w := p.word[d].Load()
-	return tally{limit: p.limit[d], batch: p.batch[d], handed: int64(w >> 1), tight: w&1 != 0}
+	return tally{limit: p.limit[d], batch: p.batch[d], handed: int64(w >> 1), tight: w&tightMark != 0}
 }
 
 // word is the inverse of pool.tally.
@@ -231,7 +231,7 @@ func (p *pool) fullFor(u unit, limit *amounts) (d dim, handed int64, full bool) 
 
 func (p *pool) fullOf(d dim, limit *amounts) (handed int64, full bool) {
 	w := p.word[d&dimMask].Load()
-	return int64(w >> 1), w&1 != 0 && int64(w>>1) >= limit[d&dimMask]
+	return int64(w >> 1), w&tightMark != 0 && int64(w>>1) >= limit[d&dimMask]
 }
 
 // seemsFullFor is fullFor for who has no lock. What is loose is not full.
@@ -403,7 +403,7 @@ func (sh *share) mayDrawOne(d dim) bool {
 		return true
 	}
 	w, limit := sh.pool.word[d&dimMask].Load(), sh.pool.limit[d&dimMask]
-	if w&1 == 0 {
+	if w&tightMark == 0 {
 		limit /= 2
 	}
 	return int64(w>>1) < limit

@@ -147,8 +147,7 @@ func (st *stripe) pair(ps *peerScope, sh *share) *pair {
 	if pr := ps.pair(sh); pr != nil {
 		return pr
 	}
-	pr := &pair{account: account{kind: sh.kind.ofPeer(), share: sh, ps: ps}}
-	pr.ready = &sh.pool.pairLimit
+	pr := &pair{account: account{kind: sh.kind.ofPeer(), share: sh, ps: ps, ready: &sh.pool.pairLimit}}
 	sh.refs++
 	ps.refs++
 	ps.addPair(pr)

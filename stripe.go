@@ -206,8 +206,7 @@ func (st *stripe) peer(p peer.ID, said peerLimit) *peerScope {
 	}
 	if limit := st.m.limits.Load().peerNow(p, said); limit != nil {
 		ps = &peerScope{id: p, st: st}
-		ps.account = account{kind: KindPeer, ps: ps}
-		ps.ready = limit
+		ps.account = account{kind: KindPeer, ps: ps, ready: limit}
 		st.peers[p] = ps
 		st.crowd = max(st.crowd, len(st.peers))
 		st.traceCreated(&ps.account)

@@ -46,7 +46,7 @@ var damages = []damage{
 	{"pool.go", "\tif sh.idlesMemory() {\n\t\tst.trimMemory(sh)\n\t}\n", ""},
 	{"pool.go", "return l.tight && n <= l.limit-l.handed", "return n <= l.limit-l.handed"},
 	{"pool.go", "return l.tight && n <= l.limit-l.handed", "return l.tight"},
-	{"pool.go", "if w&1 == 0 {\n\t\tlimit /= 2", "if w == 0 {\n\t\tlimit /= 2"},
+	{"pool.go", "if w&tightMark == 0 {\n\t\tlimit /= 2", "if w == 0 {\n\t\tlimit /= 2"},
 	{"pool.go", "return int64(w>>1) < limit", "return int64(w>>1) < limit || w&1 != 0"},
 	{"pool.go", "\tsh.drawLocked(d, grant)\n", "\tsh.drawLocked(d, min(grant, 0))\n"},
 	{"pool.go", "sh.mayDrawOne(u.dir) && sh.mayDrawOne(u.both)", "sh.mayDrawOne(u.both)"},

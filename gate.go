@@ -80,9 +80,9 @@ func (g *gate) suspicious(addr net.Addr) bool {
 // passGates asks the gates in order: is there any room at all, has the subnet
 // room, is it slow enough. Who is refused by the first leaves no trace in the
 // others.
-func (m *Manager) passGates(h *holder, far endpoint, p *gatePass) error {
+func (st *stripe) passGates(h *holder, far endpoint, p *gatePass) error {
+	m := st.m
 	if m.fixed[KindTransient].seemsFullFor(h.unit) || m.fixed[KindSystem].seemsFullFor(h.unit) {
-		st := m.anyStripe()
 		st.mu.Lock()
 		err := st.glance(h)
 		st.mu.Unlock()

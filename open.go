@@ -16,7 +16,11 @@ import (
 func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint multiaddr.Multiaddr) (network.ConnManagementScope, error) {
 	far := endpointOf(endpoint)
 	usefd = usefd && !far.relayed // the descriptor is that of the connection to the relay
-	c, err := m.openConnection(dir, usefd, far)
+	in := m.idleConn()
+	c, err := m.openConnection(in, dir, usefd, far)
+	if err != nil {
+		m.idleConns.Put(in)
+	}
 	if m.reporter != nil {
 		m.reportConn(dir, usefd, err)
 	}
@@ -27,7 +31,10 @@ func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint mul
 	return c, nil
 }
 
-func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint) (*connScope, error) {
+// openConnection opens the connection in a holder that waits for it, and in the stripe in
+// which that lies. Who is refused has not touched it.
+func (m *Manager) openConnection(in *holder, dir network.Direction, usefd bool, far endpoint) (*connScope, error) {
+	st := in.tree.at.Load()
 	limits := m.limits.Load()
 	var h holder // field by field: a literal would be made elsewhere, and copied
 	h.kind, h.unit, h.limit, h.use = KindConn, unitOf(KindConn, dir, usefd), &limits.classes.conn, limits.connCost
@@ -35,7 +42,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 	var pass gatePass
 	var err error
 	if m.pressure.refuses(h.dir) && !open && !named {
-		if err = m.refuseForMemory(&h); err != nil {
+		if err = st.refuseForMemory(&h); err != nil {
 			return nil, err
 		}
 	}
@@ -47,7 +54,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		h.marks |= onTrial
 	}
 	if gated && !named {
-		if err = m.passGates(&h, far, &pass); err != nil {
+		if err = st.passGates(&h, far, &pass); err != nil {
 			return nil, err
 		}
 	}
@@ -56,7 +63,6 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		near = m.fair.enter(far.addr, h.dir)
 	}
 	var c chain
-	st := m.anyStripe()
 	st.mu.Lock()
 	for all := false; ; all = true {
 		v, err := st.open(&h, &c, near, open || named, all)
@@ -71,7 +77,13 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 			m.lockAll()
 			continue
 		}
-		scope := &connScope{userScope: st.begin(&h, &c, all)}
+		in.become(&h, &c)
+		if all {
+			m.unlockAll()
+		} else {
+			st.mu.Unlock() // in line, as in root.lock
+		}
+		scope := &connScope{userScope: userScope{in, h.num}}
 		of := scope.conn() // without a lock: nobody else has it, and who had the holder before does not look
 		of.far, of.gate, of.near = pass.key, pass.conns, near
 		if pass.key == (subnetKey{}) && h.marks.has(located) {
@@ -155,16 +167,15 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, er
 	}
 }
 
-// maxIdle bounds the holders that a stripe keeps for those who come next.
+// maxIdle bounds the holders that a stripe keeps for streams that come next.
 const maxIdle = 64
 
-// begin gives what was admitted a holder, one that was used before where there is one,
-// and unlocks the stripe, or with all every stripe.
+// begin gives a stream that was admitted a holder, one that was used before where there is
+// one, and unlocks the stripe, or with all every stripe.
 func (st *stripe) begin(as *holder, c *chain, all bool) userScope {
 	var h *holder
-	idle := st.idleOf(as.kind)
-	if last := len(*idle) - 1; last >= 0 {
-		h, *idle = (*idle)[last], (*idle)[:last]
+	if last := len(st.idle) - 1; last >= 0 {
+		h, st.idle = st.idle[last], st.idle[:last]
 		h.become(as, c)
 	}
 	if all {
@@ -173,34 +184,31 @@ func (st *stripe) begin(as *holder, c *chain, all bool) userScope {
 		st.mu.Unlock() // in line, as in root.lock
 	}
 	if h == nil {
-		t := newTop(as.kind)
-		t.at.Store(st)
-		h = &t.holder
+		t := &top{}
+		h = t.start(KindStream, st)
 		h.become(as, c)
 	}
 	return userScope{h, as.num}
 }
 
-// newTop makes the holder of a connection or stream.
-func newTop(k Kind) (t *top) {
-	if k == KindConn {
-		c := &topConn{}
-		t = &c.top
-		t.conn = &c.of
-	} else {
-		t = &top{}
-	}
+// start makes t a holder for connections or streams, in a stripe. It stays what it is:
+// whoever knew it before can still be told a name.
+func (t *top) start(k Kind, st *stripe) *holder {
 	t.kind, t.role, t.tree = k, leaf, &t.root
-	return t
+	t.at.Store(st)
+	return &t.holder
 }
 
-// idleOf gives the holders of connections, or of streams. A holder stays what it was:
-// whoever knew it before can still be told a name.
-func (st *stripe) idleOf(k Kind) *[]*holder {
-	if k == KindConn {
-		return &st.idle.conns
+// idleConn gives the holder of a connection that is done, mostly the last one on this
+// processor, or makes one in any stripe. It stays in the stripe where it was done: what that
+// processor has touched last of all that connections need.
+func (m *Manager) idleConn() *holder {
+	if h, ok := m.idleConns.Get().(*holder); ok {
+		return h
 	}
-	return &st.idle.streams
+	c := &topConn{}
+	c.conn = &c.of
+	return c.start(KindConn, m.anyStripe())
 }
 
 // become makes h what was admitted. Field by field: a copy of the whole would go through
@@ -210,24 +218,6 @@ func (h *holder) become(as *holder, c *chain) {
 	h.spans, h.unit, h.done, h.marks = 0, as.unit, false, as.marks
 	at := &h.tree.chain
 	at.at[slotPeer], at.at[slotTransient], at.at[slotSystem] = c.at[slotPeer], c.at[slotTransient], c.at[slotSystem]
-}
-
-// recycle keeps the holder of what is done for what comes next.
-func (st *stripe) recycle(h *holder) {
-	h.tree.chain.clear()
-	if idle := st.idleOf(h.kind); len(*idle) < maxIdle {
-		*idle = append(*idle, h)
-	}
-}
-
-// getIdle takes the holder of a connection from another stripe that has many more, when a
-// connection moves there: it took one along, and will leave it there. Both are locked.
-func (st *stripe) getIdle(from *stripe) {
-	if last := len(from.idle.conns) - 1; last > len(st.idle.conns)+maxIdle/4 {
-		h := from.idle.conns[last]
-		h.tree.at.Store(st)
-		st.idle.conns, from.idle.conns = append(st.idle.conns, h), from.idle.conns[:last]
-	}
 }
 
 // stand puts what is new into a transient and a system scope.

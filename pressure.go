@@ -177,8 +177,7 @@ func (p *pressure) state() (s ProcessMemory) {
 
 // refuseForMemory refuses a connection that has no scope yet. Where memory is only
 // observed, it counts that, and refuses nothing.
-func (m *Manager) refuseForMemory(h *holder) error {
-	st := m.anyStripe()
+func (st *stripe) refuseForMemory(h *holder) error {
 	st.lock(false)
 	defer st.unlock(false)
 	if st.closed {

@@ -18,7 +18,7 @@ import (
 // root is where a tree of holders is attached: to its stripe and its chain.
 type root struct {
 	// at is the stripe that the tree lies in. It is written under the locks of
-	// both stripes, when a connection or an idle holder moves: load, lock, compare.
+	// both stripes, when a connection moves: load, lock, compare.
 	at    atomic.Pointer[stripe]
 	chain chain
 	conn  *conn // nil if it is not the tree of a connection
@@ -656,7 +656,6 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	c.peer, place.at[slotPeer] = ps, &ps.account
 	place.at[slotTransient], place.at[slotSystem] = nil, &system.account
 	h.tree.at.Store(to)
-	from.getIdle(to)
 	c.countNear(1)
 	to.m.fair.adopt(ps, of.near)
 	return admitted, nil
@@ -748,8 +747,9 @@ func (c *connScope) Done() {
 	c.h.finish(st)
 	far, gate, near := of.far, of.gate, of.near
 	of.gate, of.near = nil, nil
-	st.recycle(c.h)
+	tree.chain.clear()
 	st.mu.Unlock()
+	st.m.idleConns.Put(c.h)
 	st.m.fair.leave(near)
 	if gate != nil {
 		gate.leave(far)
@@ -955,7 +955,10 @@ func (s *streamScope) Done() {
 			countStream(&h.tree.chain, h.dir, -1)
 		}
 		h.finish(st)
-		st.recycle(h)
+		h.tree.chain.clear()
+		if len(st.idle) < maxIdle {
+			st.idle = append(st.idle, h)
+		}
 	}
 	st.mu.Unlock()
 }

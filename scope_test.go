@@ -257,7 +257,7 @@ func brokenStripe(st *stripe, lowered bool) error {
 			return err
 		}
 	}
-	for _, h := range append(slices.Clone(st.idle.conns), st.idle.streams...) {
+	for _, h := range st.idle {
 		if h.tree.at.Load() != st || !h.done || h.use != 0 || h.own != 0 {
 			return fmt.Errorf("a holder that waits for the next lies elsewhere, or holds %d bytes", h.use)
 		}

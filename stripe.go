@@ -45,9 +45,8 @@ type stripe struct {
 
 	// On the next cache line is what each connection and stream takes as well.
 
-	// idle has holders of connections and streams that are done, for those who come
-	// next.
-	idle          struct{ conns, streams []*holder }
+	// idle has holders of streams that are done, for those who come next.
+	idle          []*holder
 	nextID, endID int64 // numbers for connections and streams, taken in blocks
 
 	trace *tracer // nil: nobody listens
@@ -77,7 +76,7 @@ type stripe struct {
 	returns                uint64            // credit returned to pools
 	settled                uint64            // decisions under all stripe locks
 
-	_ [64]byte // the next stripe's lock is on a cache line of its own; see TestAccountsLieOnCacheLines
+	_ [88]byte // the next stripe's lock is on a cache line of its own; see TestAccountsLieOnCacheLines
 }
 
 func (st *stripe) named(k Kind) map[string]*share {
@@ -114,7 +113,7 @@ func (m *Manager) stripeOf(p peer.ID) *stripe {
 	return &m.stripes[m.secret.of(end)>>32&uint64(len(m.stripes)-1)]
 }
 
-// anyStripe gives a stripe for what has no peer yet.
+// anyStripe gives a stripe for what has no peer, or none yet.
 func (m *Manager) anyStripe() *stripe {
 	return &m.stripes[rand.Uint64()&uint64(len(m.stripes)-1)]
 }

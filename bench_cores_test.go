@@ -139,36 +139,32 @@ func BenchmarkCores(b *testing.B) {
 }
 
 // Below half of the limits, pools are asked at most once in a thousand rounds, and
-// never under all stripe locks, by many peers in turn as by one. The more stripes share the
-// credit of a limit, the less of it each draws at a time: here there are as many as on two
-// processors.
+// never under all stripe locks. The more stripes share the credit of a limit, the less
+// of it each draws at a time: here there are as many as on two processors.
 func TestPoolsAreSeldomAskedBelowHalf(t *testing.T) {
 	for _, l := range benchLimits[:2] {
 		for _, w := range workloads {
 			if l.name == "4GiB" && w.name == "connection" {
 				continue // transient's connections are too few for credit
 			}
-			for _, peers := range []int{512, 1} {
-				what := fmt.Sprintf("%s/%s/peers=%d", l.name, w.name, peers)
-				m := oursWithStripes(t, w.limits.Build(l.build()), 8)
-				m.secret = subnetHash{6, 7} // as many peers in each stripe as usual: chance may be worse
-				round := w.prepare(t, m, 0)
-				const rounds = 100_000
-				for i := range 1024 {
-					require.NoError(t, round(i%peers))
-				}
-				before := m.read().counts
-				for i := range rounds {
-					require.NoError(t, round(i%peers))
-				}
-				after := m.read().counts
-				if w.name != "refusal" { // whose limit is reached
-					require.LessOrEqual(t, after.draws-before.draws, uint64(rounds/1000), what)
-				}
-				require.LessOrEqual(t, after.returns-before.returns, uint64(rounds/1000), what)
-				require.Equal(t, before.settled, after.settled, what)
-				require.NoError(t, m.Close())
+			m := oursWithStripes(t, w.limits.Build(l.build()), 8)
+			m.secret = subnetHash{6, 7} // as many peers in each stripe as usual: chance may be worse
+			round := w.prepare(t, m, 0)
+			const rounds = 100_000
+			for i := range 1024 {
+				require.NoError(t, round(i))
 			}
+			before := m.read().counts
+			for i := range rounds {
+				require.NoError(t, round(i))
+			}
+			after := m.read().counts
+			if w.name != "refusal" { // whose limit is reached
+				require.LessOrEqual(t, after.draws-before.draws, uint64(rounds/1000), "%s/%s", l.name, w.name)
+			}
+			require.LessOrEqual(t, after.returns-before.returns, uint64(rounds/1000), "%s/%s", l.name, w.name)
+			require.Equal(t, before.settled, after.settled, "%s/%s", l.name, w.name)
+			require.NoError(t, m.Close())
 		}
 	}
 }

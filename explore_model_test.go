@@ -602,7 +602,7 @@ func (x *creditModel) charge(t int) {
 		}
 	case moveVerb:
 		leaves, th.gave = c.in&^o.pools, c.held
-		leaves |= x.carry(c.in&o.pools, int(th.from), o.to, n)
+		x.carry(c.in&o.pools, int(th.from), o.to, n)
 		c.in, c.at = o.pools, int8(o.to)
 	}
 	th.decided, th.drawn, th.todo = false, 0, 0
@@ -620,28 +620,21 @@ func (x *creditModel) charge(t int) {
 	}
 }
 
-// carry moves use from stripe to stripe. Where no credit for it lies idle, it takes its own
-// along; of the other pools, which it gives, the old place is still to be left.
-func (x *creditModel) carry(pools poolSet, from, to int, n int64) (leaves poolSet) {
+// carry moves use, with the credit for it, from stripe to stripe.
+func (x *creditModel) carry(pools poolSet, from, to int, n int64) {
 	for p := range x.limits {
-		if !pools.has(p) {
-			continue
-		}
-		here, there := &x.share[p][from], &x.share[p][to]
-		there.use += n
-		if there.use <= there.credit {
-			leaves |= 1 << p
-			continue
-		}
-		here.use -= n
-		if !x.leaveCredit {
-			here.credit -= n
-			here.floor -= n
-			there.credit += n
-			there.floor += n
+		if pools.has(p) {
+			here, there := &x.share[p][from], &x.share[p][to]
+			here.use -= n
+			there.use += n
+			if !x.leaveCredit {
+				here.credit -= n
+				here.floor -= n
+				there.credit += n
+				there.floor += n
+			}
 		}
 	}
-	return leaves
 }
 
 // trim returns idle credit to one pool: under the drawing lock, if it becomes loose.

@@ -80,12 +80,12 @@ func (g *gate) suspicious(addr net.Addr) bool {
 // passGates asks the gates in order: is there any room at all, has the subnet
 // room, is it slow enough. Who is refused by the first leaves no trace in the
 // others.
-func (st *stripe) passGates(h *holder, far endpoint, p *gatePass) error {
-	m := st.m
+func (m *Manager) passGates(h *holder, far endpoint, p *gatePass) error {
 	if m.fixed[KindTransient].seemsFullFor(h.unit) || m.fixed[KindSystem].seemsFullFor(h.unit) {
-		st.mu.Lock()
+		idle, st := m.lockIdle()
 		err := st.glance(h)
 		st.mu.Unlock()
+		m.idleConns.Put(idle)
 		if err != nil {
 			return err
 		}

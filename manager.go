@@ -32,7 +32,7 @@ type Manager struct {
 	seed      maphash.Seed
 	secret    subnetHash // chooses the stripes of peers
 	stripes   []stripe
-	idleConns sync.Pool // of *holder: of connections that are done, for those who come next
+	idleConns sync.Pool // of *holder: they wait for the next connections; see lockIdle
 	dir       directory
 	drawing   drawingLock
 	fixed     [KindAllowlistedTransient + 1]*pool

@@ -16,11 +16,7 @@ import (
 func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint multiaddr.Multiaddr) (network.ConnManagementScope, error) {
 	far := endpointOf(endpoint)
 	usefd = usefd && !far.relayed // the descriptor is that of the connection to the relay
-	in := m.idleConn()
-	c, err := m.openConnection(in, dir, usefd, far)
-	if err != nil {
-		m.idleConns.Put(in)
-	}
+	c, err := m.openConnection(dir, usefd, far)
 	if m.reporter != nil {
 		m.reportConn(dir, usefd, err)
 	}
@@ -31,10 +27,7 @@ func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint mul
 	return c, nil
 }
 
-// openConnection opens the connection in a holder that waits for it, and in the stripe in
-// which that lies. Who is refused has not touched it.
-func (m *Manager) openConnection(in *holder, dir network.Direction, usefd bool, far endpoint) (*connScope, error) {
-	st := in.tree.at.Load()
+func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint) (*connScope, error) {
 	limits := m.limits.Load()
 	var h holder // field by field: a literal would be made elsewhere, and copied
 	h.kind, h.unit, h.limit, h.use = KindConn, unitOf(KindConn, dir, usefd), &limits.classes.conn, limits.connCost
@@ -42,7 +35,7 @@ func (m *Manager) openConnection(in *holder, dir network.Direction, usefd bool, 
 	var pass gatePass
 	var err error
 	if m.pressure.refuses(h.dir) && !open && !named {
-		if err = st.refuseForMemory(&h); err != nil {
+		if err = m.refuseForMemory(&h); err != nil {
 			return nil, err
 		}
 	}
@@ -54,7 +47,7 @@ func (m *Manager) openConnection(in *holder, dir network.Direction, usefd bool, 
 		h.marks |= onTrial
 	}
 	if gated && !named {
-		if err = st.passGates(&h, far, &pass); err != nil {
+		if err = m.passGates(&h, far, &pass); err != nil {
 			return nil, err
 		}
 	}
@@ -63,12 +56,13 @@ func (m *Manager) openConnection(in *holder, dir network.Direction, usefd bool, 
 		near = m.fair.enter(far.addr, h.dir)
 	}
 	var c chain
-	st.mu.Lock()
+	in, st := m.lockIdle()
 	for all := false; ; all = true {
 		v, err := st.open(&h, &c, near, open || named, all)
 		switch v {
 		case refused:
 			st.unlock(all)
+			m.idleConns.Put(in)
 			pass.undo()
 			m.fair.leave(near)
 			return nil, err
@@ -191,7 +185,7 @@ func (st *stripe) begin(as *holder, c *chain, all bool) userScope {
 	return userScope{h, as.num}
 }
 
-// start makes t a holder for connections or streams, in a stripe. It stays what it is:
+// start makes t a holder for connections or streams, in a stripe. Its kind never changes:
 // whoever knew it before can still be told a name.
 func (t *top) start(k Kind, st *stripe) *holder {
 	t.kind, t.role, t.tree = k, leaf, &t.root
@@ -199,16 +193,29 @@ func (t *top) start(k Kind, st *stripe) *holder {
 	return &t.holder
 }
 
-// idleConn gives the holder of a connection that is done, mostly the last one on this
-// processor, or makes one in any stripe. It stays in the stripe where it was done: what that
-// processor has touched last of all that connections need.
-func (m *Manager) idleConn() *holder {
-	if h, ok := m.idleConns.Get().(*holder); ok {
-		return h
+// lockIdle gives a holder that waits for a connection, and the stripe in which it lies,
+// locked. Mostly it is that of the connection that was done last on this processor, whose
+// stripe is what this processor has touched last. Where somebody else is in there, he would
+// be met again and again: then it is a new one in the next stripe, and the other is garbage.
+// Who is refused puts it back.
+func (m *Manager) lockIdle() (*holder, *stripe) {
+	h, ok := m.idleConns.Get().(*holder)
+	if !ok {
+		h = newConnHolder(m.anyStripe())
 	}
+	st := h.tree.at.Load() // where it stays: in nobody's hands, it does not move
+	if st.mu.TryLock() {
+		return h, st
+	}
+	st = &m.stripes[(st.index+1)&(len(m.stripes)-1)]
+	st.mu.Lock()
+	return newConnHolder(st), st
+}
+
+func newConnHolder(st *stripe) *holder {
 	c := &topConn{}
 	c.conn = &c.of
-	return c.start(KindConn, m.anyStripe())
+	return c.start(KindConn, st)
 }
 
 // become makes h what was admitted. Field by field: a copy of the whole would go through

@@ -177,8 +177,9 @@ func (p *pressure) state() (s ProcessMemory) {
 
 // refuseForMemory refuses a connection that has no scope yet. Where memory is only
 // observed, it counts that, and refuses nothing.
-func (st *stripe) refuseForMemory(h *holder) error {
-	st.lock(false)
+func (m *Manager) refuseForMemory(h *holder) error {
+	idle, st := m.lockIdle()
+	defer m.idleConns.Put(idle)
 	defer st.unlock(false)
 	if st.closed {
 		return errClosed

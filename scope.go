@@ -630,7 +630,7 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	}
 	system := to.fixed[KindSystem]
 	if stays {
-		system = c.carry(from, to)
+		system = c.carry(to)
 	} else {
 		from.giveBack(place.at[slotSystem].share, u, h.use)
 	}
@@ -709,24 +709,14 @@ func (st *stripe) takeStranger(place *chain, r *request, all bool) verdict {
 	}
 }
 
-// carry moves the connection's use of its system scope to the scope's share in another
-// stripe: to credit that lies idle there, or else together with its own.
-func (c *connScope) carry(from, to *stripe) *share {
+// carry moves the connection's use of its system scope, together with the
+// credit for it, to the scope's share in another stripe.
+func (c *connScope) carry(to *stripe) *share {
 	h := c.h
 	here := h.tree.chain.at[slotSystem].share
 	there := to.fixed[here.kind]
-	switch {
-	case here == there:
-	case h.use == 0 && there.hasUnit(h.unit):
-		there.use.addUnit(h.unit)
-		here.use.subUnit(h.unit)
-		if here.idlesUnit(h.unit) {
-			from.trimUnit(here, h.unit)
-		}
-	default:
-		here.carry(h.unit, -1, -h.use)
-		there.carry(h.unit, 1, h.use)
-	}
+	here.carry(h.unit, -1, -h.use)
+	there.carry(h.unit, 1, h.use)
 	return there
 }
 

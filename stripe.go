@@ -113,7 +113,7 @@ func (m *Manager) stripeOf(p peer.ID) *stripe {
 	return &m.stripes[m.secret.of(end)>>32&uint64(len(m.stripes)-1)]
 }
 
-// anyStripe gives a stripe for what has no peer, or none yet.
+// anyStripe gives a stripe for what has no peer, or has none yet.
 func (m *Manager) anyStripe() *stripe {
 	return &m.stripes[rand.Uint64()&uint64(len(m.stripes)-1)]
 }

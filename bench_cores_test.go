@@ -139,32 +139,41 @@ func BenchmarkCores(b *testing.B) {
 }
 
 // Below half of the limits, pools are asked at most once in a thousand rounds, and
-// never under all stripe locks. The more stripes share the credit of a limit, the less
-// of it each draws at a time: here there are as many as on two processors.
+// never under all stripe locks, by many peers in turn as by one, also if no connection
+// finds a holder that waits for it, and opens in any stripe. The more stripes share the credit
+// of a limit, the less of it each draws at a time: here there are as many as on two processors.
 func TestPoolsAreSeldomAskedBelowHalf(t *testing.T) {
 	for _, l := range benchLimits[:2] {
 		for _, w := range workloads {
 			if l.name == "4GiB" && w.name == "connection" {
 				continue // transient's connections are too few for credit
 			}
-			m := oursWithStripes(t, w.limits.Build(l.build()), 8)
-			m.secret = subnetHash{6, 7} // as many peers in each stripe as usual: chance may be worse
-			round := w.prepare(t, m, 0)
-			const rounds = 100_000
-			for i := range 1024 {
-				require.NoError(t, round(i))
+			for _, peers := range []int{512, 1} {
+				for _, anywhere := range []bool{false, true} {
+					what := fmt.Sprintf("%s/%s/peers=%d/anywhere=%v", l.name, w.name, peers, anywhere)
+					m := oursWithStripes(t, w.limits.Build(l.build()), 8)
+					m.secret = subnetHash{6, 7} // as many peers in each stripe as usual: chance may be worse
+					round := w.prepare(t, m, 0)
+					run := func(rounds int) counts {
+						for i := range rounds {
+							require.NoError(t, round(i%peers))
+							if anywhere {
+								m.idleConns.Get()
+							}
+						}
+						return m.read().counts
+					}
+					const rounds = 50_000
+					before := run(1024)
+					after := run(rounds)
+					if w.name != "refusal" { // whose limit is reached
+						require.LessOrEqual(t, after.draws-before.draws, uint64(rounds/1000), what)
+					}
+					require.LessOrEqual(t, after.returns-before.returns, uint64(rounds/1000), what)
+					require.Equal(t, before.settled, after.settled, what)
+					require.NoError(t, m.Close())
+				}
 			}
-			before := m.read().counts
-			for i := range rounds {
-				require.NoError(t, round(i))
-			}
-			after := m.read().counts
-			if w.name != "refusal" { // whose limit is reached
-				require.LessOrEqual(t, after.draws-before.draws, uint64(rounds/1000), "%s/%s", l.name, w.name)
-			}
-			require.LessOrEqual(t, after.returns-before.returns, uint64(rounds/1000), "%s/%s", l.name, w.name)
-			require.Equal(t, before.settled, after.settled, "%s/%s", l.name, w.name)
-			require.NoError(t, m.Close())
 		}
 	}
 }

@@ -116,8 +116,8 @@ func doReserve(conn int, n, weight int64) modelOp {
 func doRelease(conn int, n int64) modelOp { return modelOp{do: releaseVerb, conn: conn, n: n} }
 
 // doMove takes a connection to another stripe and into other pools: it has to
-// fit the new ones, takes along its credit in those where it stays, and leaves
-// the others.
+// fit the new ones, stands on idle credit or takes along its own in those where it
+// stays, and leaves the others.
 func doMove(conn, to int, pools poolSet) modelOp {
 	return modelOp{do: moveVerb, conn: conn, weight: whole, to: to, pools: pools}
 }
@@ -602,7 +602,7 @@ func (x *creditModel) charge(t int) {
 		}
 	case moveVerb:
 		leaves, th.gave = c.in&^o.pools, c.held
-		x.carry(c.in&o.pools, int(th.from), o.to, n)
+		leaves |= x.carry(c.in&o.pools, int(th.from), o.to, n)
 		c.in, c.at = o.pools, int8(o.to)
 	}
 	th.decided, th.drawn, th.todo = false, 0, 0
@@ -620,21 +620,29 @@ func (x *creditModel) charge(t int) {
 	}
 }
 
-// carry moves use, with the credit for it, from stripe to stripe.
-func (x *creditModel) carry(pools poolSet, from, to int, n int64) {
+// carry moves use from stripe to stripe: to credit that lies idle there, or with its own. It
+// gives the pools of the first kind, whose old share is still to be left. (The engine does so
+// for connections without memory, and for all that they count in, or nothing.)
+func (x *creditModel) carry(pools poolSet, from, to int, n int64) (leaves poolSet) {
 	for p := range x.limits {
-		if pools.has(p) {
-			here, there := &x.share[p][from], &x.share[p][to]
-			here.use -= n
-			there.use += n
-			if !x.leaveCredit {
-				here.credit -= n
-				here.floor -= n
-				there.credit += n
-				there.floor += n
-			}
+		if !pools.has(p) {
+			continue
+		}
+		here, there := &x.share[p][from], &x.share[p][to]
+		there.use += n
+		if there.use <= there.credit {
+			leaves |= 1 << p
+			continue
+		}
+		here.use -= n
+		if !x.leaveCredit {
+			here.credit -= n
+			here.floor -= n
+			there.credit += n
+			there.floor += n
 		}
 	}
+	return leaves
 }
 
 // trim returns idle credit to one pool: under the drawing lock, if it becomes loose.

@@ -630,7 +630,7 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	}
 	system := to.fixed[KindSystem]
 	if stays {
-		system = c.carry(to)
+		system = c.carry(from, to)
 	} else {
 		from.giveBack(place.at[slotSystem].share, u, h.use)
 	}
@@ -709,14 +709,26 @@ func (st *stripe) takeStranger(place *chain, r *request, all bool) verdict {
 	}
 }
 
-// carry moves the connection's use of its system scope, together with the
-// credit for it, to the scope's share in another stripe.
-func (c *connScope) carry(to *stripe) *share {
+// carry moves the connection's use of its system scope to the scope's share in another
+// stripe. If it holds no memory, and there lies idle credit for all that it counts in, it
+// stands on that; else it takes its own along. If all did, the credit would gather in the
+// stripes of those who come and go the most, and be drawn anew where they open.
+func (c *connScope) carry(from, to *stripe) *share {
 	h := c.h
 	here := h.tree.chain.at[slotSystem].share
 	there := to.fixed[here.kind]
-	here.carry(h.unit, -1, -h.use)
-	there.carry(h.unit, 1, h.use)
+	switch {
+	case here == there:
+	case h.use == 0 && there.hasUnit(h.unit):
+		there.use.addUnit(h.unit)
+		here.use.subUnit(h.unit)
+		if here.idlesUnit(h.unit) {
+			from.trimUnit(here, h.unit)
+		}
+	default:
+		here.carry(h.unit, -1, -h.use)
+		there.carry(h.unit, 1, h.use)
+	}
 	return there
 }
 

@@ -479,11 +479,12 @@ proctype worker(byte c) {
 	od
 }
 
-/* mover takes a connection to its peer's stripe, with its credit, and out of
- * pool 0. */
+/* mover takes a connection to its peer's stripe, to credit that lies idle there (as the
+ * engine does with one that holds no memory) or with its own, and out of pool 0. */
 proctype mover(byte c, goal) {
 	LOCALS;
 	short giving;
+	bool along;
 	s = conn[c].at;
 	if
 	:: s == goal -> skip
@@ -500,16 +501,26 @@ proctype mover(byte c, goal) {
 			giving = conn[c].held;
 			share[1].use[s] = share[1].use[s] - giving;
 			share[1].use[goal] = share[1].use[goal] + giving;
+			along = share[1].use[goal] > share[1].credit[goal];
+			if
+			:: along ->
 #ifndef BREAK_CARRY
-			share[1].credit[s] = share[1].credit[s] - giving;
-			share[1].floor[s] = share[1].floor[s] - giving;
-			share[1].credit[goal] = share[1].credit[goal] + giving;
-			share[1].floor[goal] = share[1].floor[goal] + giving;
+				share[1].credit[s] = share[1].credit[s] - giving;
+				share[1].floor[s] = share[1].floor[s] - giving;
+				share[1].credit[goal] = share[1].credit[goal] + giving;
+				share[1].floor[goal] = share[1].floor[goal] + giving;
 #endif
+				skip
+			:: else -> skip
+			fi;
 			conn[c].in[0] = false;
 			conn[c].at = goal;
 			promise(1)
 		}
+		if
+		:: !along -> giveUp(1, s, 0)
+		:: else -> skip
+		fi;
 		giveUp(0, s, giving);
 		unlockStripe(goal);
 		unlockStripe(s)

@@ -196,8 +196,8 @@ func (t *top) start(k Kind, st *stripe) *holder {
 // lockIdle gives a holder that waits for a connection, and the stripe in which it lies,
 // locked. Mostly it is that of the connection that was done last on this processor, whose
 // stripe is what this processor has touched last. Where somebody else is in there, he would
-// be met again and again: then it is a new one in the next stripe, and the other is garbage.
-// Who is refused puts it back.
+// be met again and again: then it is a new one in the next stripe, if there is one, and the
+// other is garbage. Who is refused puts it back.
 func (m *Manager) lockIdle() (*holder, *stripe) {
 	h, ok := m.idleConns.Get().(*holder)
 	if !ok {
@@ -207,9 +207,11 @@ func (m *Manager) lockIdle() (*holder, *stripe) {
 	if st.mu.TryLock() {
 		return h, st
 	}
-	st = &m.stripes[(st.index+1)&(len(m.stripes)-1)]
+	if next := &m.stripes[(st.index+1)&(len(m.stripes)-1)]; next != st {
+		h, st = newConnHolder(next), next
+	}
 	st.mu.Lock()
-	return newConnHolder(st), st
+	return h, st
 }
 
 func newConnHolder(st *stripe) *holder {

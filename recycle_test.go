@@ -215,6 +215,33 @@ func TestAConnectionOpensWhereNobodyElseIs(t *testing.T) {
 	assertEmpty(t, m)
 }
 
+// Where there is one stripe alone, as of a manager that is traced, a holder is not given up
+// for who is at work there.
+func TestOneStripeKeepsItsHolders(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // each processor has holders of its own
+	m := newManager(t, unlimitedConf(), WithStripes(1))
+	again := 0
+	for range 20 {
+		before := mustOpenConn(t, m, network.DirInbound).(*connScope)
+		before.Done()
+		m.stripes[0].mu.Lock()
+		opened := make(chan network.ConnManagementScope)
+		go func() {
+			c, _ := m.OpenConnection(network.DirInbound, true, testFars[0].addr)
+			opened <- c
+		}()
+		waitForLockIn(t, "(*Manager).lockIdle")
+		m.stripes[0].mu.Unlock()
+		c := (<-opened).(*connScope)
+		if c.h == before.h {
+			again++
+		}
+		c.Done()
+	}
+	require.Greater(t, again, 0) // the race detector makes a pool forget some
+	assertEmpty(t, m)
+}
+
 // hauntedMost is the most bytes that one worker holds at a time.
 const hauntedMost = 3000
 

@@ -1,8 +1,9 @@
 package rcmgr
 
 // The limits that scopes start with, as the engine reads them from a Limiter. A
-// book is what one Limiter says; it does not change, but another one may come into
-// force in its place (setlimits.go).
+// book is what one Limiter says; another one may come into force in its place
+// (setlimits.go). Which is in force changes under all stripe locks: what belongs together
+// is read under one of them, or in one cut.
 
 import (
 	"cmp"
@@ -12,54 +13,88 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 )
 
-// limitBook reads a Limiter. A Limiter is other people's code, and must not be
-// asked under any lock; one of our own has all that it says in maps.
+// limitBook is what one Limiter says, and does not change. A Limiter is other people's
+// code, and must not be asked under any lock; what one of our own says is all in here.
 type limitBook struct {
 	limiter Limiter
 	own     *fixedLimiter // the limiter, if it is of this package
-	// fixed has the limits of the four scopes that are always there, by kind.
-	fixed [KindAllowlistedTransient + 1]amounts
-	// classes has what is said to all of a kind. Scopes point into it, so that all
-	// of them have new limits at once. It goes from one book to the next, is
-	// written under all stripe locks, and read under any one of them.
-	classes *classLimits
-	// peers has the limits of the peers that a limiter of our own names.
-	peers map[peer.ID]*amounts
+	// kinds has the limits of all scopes, by kind. Of a Limiter that is not of this
+	// package, those of named scopes are missing, and unnamed is what it says of the
+	// empty name.
+	kinds [numKinds]kindLimits
 	// connCost and streamCost are what opening one costs, in bytes.
 	connCost, streamCost int64
 }
 
-// classLimits are the limits of what is not named. A Limiter that is not of this
-// package may say something else to each stream and peer; then only those that a
-// limiter of our own gave their limits point here.
-type classLimits struct{ conn, stream, peer amounts }
+// kindLimits are the limits of scopes of one kind.
+type kindLimits struct {
+	unnamed amounts
+	named   map[string]*amounts
+}
 
-// newLimitBook reads what a Limiter says to all, and everything that one of our
+// of returns the limit of one scope.
+func (l *kindLimits) of(name string) *amounts {
+	if a := l.named[name]; a != nil {
+		return a
+	}
+	return &l.unnamed
+}
+
+// classLimits are the limits in force of connections, streams and peers that are not
+// named, and what opening one costs. The scopes point into it, so that all of them have new
+// limits at once. It is written under all stripe locks, and read under any one of them.
+// While a Limiter that is not of this package is in force, which may give each stream and
+// peer another limit, only those point here that an earlier one of our own gave theirs.
+type classLimits struct {
+	conn, stream, peer   amounts
+	connCost, streamCost int64
+}
+
+// putInForce takes in the limits of a book. All stripe locks are held, or nobody else has
+// the manager yet.
+func (c *classLimits) putInForce(b *limitBook) {
+	c.conn, c.connCost, c.streamCost = b.kinds[KindConn].unnamed, b.connCost, b.streamCost
+	if b.own != nil {
+		c.stream, c.peer = b.kinds[KindStream].unnamed, b.kinds[KindPeer].unnamed
+	}
+}
+
+// kindLimit is what a Limiter says of a kind.
+type kindLimit struct {
+	kind  Kind
+	limit Limit
+}
+
+// newLimitBook reads what a Limiter says of all scopes, and everything that one of our
 // own says.
 func newLimitBook(l Limiter) (*limitBook, error) {
-	b := &limitBook{limiter: l, classes: new(classLimits)}
+	b := &limitBook{limiter: l}
 	b.own, _ = l.(*fixedLimiter)
-	for _, one := range []struct {
-		where string
-		limit Limit
-		to    *amounts
-	}{
-		{KindSystem.String(), l.GetSystemLimits(), &b.fixed[KindSystem]},
-		{KindTransient.String(), l.GetTransientLimits(), &b.fixed[KindTransient]},
-		{KindAllowlistedSystem.String(), l.GetAllowlistedSystemLimits(), &b.fixed[KindAllowlistedSystem]},
-		{KindAllowlistedTransient.String(), l.GetAllowlistedTransientLimits(), &b.fixed[KindAllowlistedTransient]},
-		{KindConn.String(), l.GetConnLimits(), &b.classes.conn},
+	for _, one := range []kindLimit{
+		{KindSystem, l.GetSystemLimits()}, {KindTransient, l.GetTransientLimits()},
+		{KindAllowlistedSystem, l.GetAllowlistedSystemLimits()}, {KindAllowlistedTransient, l.GetAllowlistedTransientLimits()},
+		{KindConn, l.GetConnLimits()},
 	} {
-		a, err := readLimit(one.where, one.limit)
+		a, err := readLimit(one.kind.String(), one.limit)
 		if err != nil {
 			return nil, err
 		}
-		*one.to = *a
+		b.kinds[one.kind].unnamed = *a
 	}
-	if b.own == nil {
-		return b, nil
+	if b.own != nil {
+		return b, b.readOwn()
 	}
-	return b, b.readOwn()
+	for _, one := range []kindLimit{
+		{KindService, l.GetServiceLimits("")}, {KindServicePeer, l.GetServicePeerLimits("")},
+		{KindProtocol, l.GetProtocolLimits("")}, {KindProtocolPeer, l.GetProtocolPeerLimits("")},
+		{KindPeer, l.GetPeerLimits("")}, {KindStream, l.GetStreamLimits("")},
+	} {
+		// What it does not know admits nothing: to open such a scope is an error.
+		if a, err := readLimit("", one.limit); err == nil {
+			b.kinds[one.kind].unnamed = *a
+		}
+	}
+	return b, nil
 }
 
 func (b *limitBook) readOwn() (err error) {
@@ -72,14 +107,23 @@ func (b *limitBook) readOwn() (err error) {
 	if err != nil {
 		return err
 	}
-	b.classes.stream, b.classes.peer = limitsOf(limits.Stream), limitsOf(limits.PeerDefault)
-	b.peers = make(map[peer.ID]*amounts, len(limits.Peer))
-	for p, l := range limits.Peer {
-		a := limitsOf(l)
-		b.peers[p] = &a
-	}
+	b.kinds[KindService] = kindLimitsOf(limits.ServiceDefault, limits.Service)
+	b.kinds[KindServicePeer] = kindLimitsOf(limits.ServicePeerDefault, limits.ServicePeer)
+	b.kinds[KindProtocol] = kindLimitsOf(limits.ProtocolDefault, limits.Protocol)
+	b.kinds[KindProtocolPeer] = kindLimitsOf(limits.ProtocolPeerDefault, limits.ProtocolPeer)
+	b.kinds[KindPeer] = kindLimitsOf(limits.PeerDefault, limits.Peer)
+	b.kinds[KindStream].unnamed = limitsOf(limits.Stream)
 	b.connCost, b.streamCost, err = limits.Costs.perOpening(limits.Conn.Memory, limits.Stream.Memory)
 	return err
+}
+
+func kindLimitsOf[K ~string](unnamed BaseLimit, named map[K]BaseLimit) kindLimits {
+	l := kindLimits{limitsOf(unnamed), make(map[string]*amounts, len(named))}
+	for name, limit := range named {
+		a := limitsOf(limit)
+		l.named[string(name)] = &a
+	}
+	return l
 }
 
 func readLimit(where string, l Limit) (*amounts, error) {
@@ -90,58 +134,82 @@ func readLimit(where string, l Limit) (*amounts, error) {
 	return &a, nil
 }
 
-// stream gives the limit of a stream of a peer.
-func (b *limitBook) stream(p peer.ID) (*amounts, error) {
-	if b.own != nil {
-		return &b.classes.stream, nil
-	}
-	return readLimit(KindStream.String(), b.limiter.GetStreamLimits(p))
+// fetched are limits that the Limiter of a book was asked for, one that is not of this
+// package; the zero value where there was nothing to ask. Once another book is in force,
+// they have to be asked for again.
+type fetched[T any] struct {
+	by     *limitBook
+	limits T
 }
 
-// peerLimit is the limit of a peer as it was said by a book. Once another book is
-// in force, it has to be asked for again.
-type peerLimit struct {
-	by    *limitBook
-	limit *amounts
+// sharedLimits are those of a service or protocol, and of one peer in it.
+type sharedLimits struct{ own, pair *amounts }
+
+// decide calls try until it comes to a verdict. try takes the lock of a stripe, or with all
+// every stripe's, and releases it again. It looks limits up by the book in force; what that
+// cannot tell by itself try has to be given, as fetched from the same book, and is unknown
+// otherwise. Then the Limiter is asked, without a lock. Where try is undecided, it is called
+// under all locks from then on.
+func decide[T any](m *Manager, fetch func(*limitBook) (fetched[T], error), try func(all bool, f fetched[T]) (verdict, error)) error {
+	var f fetched[T]
+	for all := false; ; {
+		v, err := try(all, f)
+		switch v {
+		case undecided:
+			all = true
+		case unknown:
+			if f, err = fetch(m.limits.Load()); err != nil {
+				return err
+			}
+		default:
+			return err
+		}
+	}
 }
 
-// askPeer asks for the limit of a peer. No lock may be held.
-func (b *limitBook) askPeer(p peer.ID) (peerLimit, error) {
+// fetchPeer is decide's fetch for the limit of a peer.
+func fetchPeer(p peer.ID) func(*limitBook) (fetched[*amounts], error) {
+	return func(b *limitBook) (fetched[*amounts], error) { return b.fetchPeer(p) }
+}
+
+// fetchPeer asks for the limit of a peer. No lock may be held, as for all fetches.
+func (b *limitBook) fetchPeer(p peer.ID) (fetched[*amounts], error) {
 	if b.own != nil {
-		return peerLimit{}, nil // peerNow knows it
+		return fetched[*amounts]{}, nil
 	}
+	a, err := b.readPeer(p)
+	return fetched[*amounts]{b, a}, err
+}
+
+func (b *limitBook) readPeer(p peer.ID) (*amounts, error) {
 	l := b.limiter.GetPeerLimits(p)
 	where := ""
 	if checkLimit("", l) != nil {
-		where = "peer:" + p.String() // the name only if it is to be told
+		where = "peer:" + p.String() // its text takes long to make, and is seldom read
 	}
-	a, err := readLimit(where, l)
-	return peerLimit{b, a}, err
+	return readLimit(where, l)
 }
 
-// peerNow gives the limit of a peer by the book in force, or nil if its Limiter has
-// to be asked. A stripe's lock is held.
-func (b *limitBook) peerNow(p peer.ID, said peerLimit) *amounts {
-	switch {
-	case b.own == nil && said.by == b:
-		return said.limit
-	case b.own == nil:
-		return nil
-	case b.peers[p] != nil:
-		return b.peers[p]
+// openingLimits are those of a stream, and of its peer.
+type openingLimits struct{ stream, peer *amounts }
+
+// fetchOpening asks for the limit of a peer's stream, and for a new peer's own.
+func (b *limitBook) fetchOpening(p peer.ID, newPeer bool) (f fetched[openingLimits], err error) {
+	if b.own != nil {
+		return f, nil
 	}
-	return &b.classes.peer
+	f.by = b
+	if f.limits.stream, err = readLimit(KindStream.String(), b.limiter.GetStreamLimits(p)); err == nil && newPeer {
+		f.limits.peer, err = b.readPeer(p)
+	}
+	return f, err
 }
 
-// sharedLimits are those of a service or protocol, and of one peer in it, as they
-// were said by a book.
-type sharedLimits struct {
-	by        *limitBook
-	own, pair *amounts
-}
-
-// askShared asks for the limits of a service or protocol. No lock may be held.
-func (b *limitBook) askShared(k Kind, name string) (sharedLimits, error) {
+// fetchShared asks for the limits of a service or protocol.
+func (b *limitBook) fetchShared(k Kind, name string) (fetched[sharedLimits], error) {
+	if b.own != nil {
+		return fetched[sharedLimits]{}, nil
+	}
 	l, pl := b.limiter.GetServiceLimits, b.limiter.GetServicePeerLimits
 	if k == KindProtocol {
 		l = func(s string) Limit { return b.limiter.GetProtocolLimits(protocol.ID(s)) }
@@ -150,20 +218,46 @@ func (b *limitBook) askShared(k Kind, name string) (sharedLimits, error) {
 	where := k.String() + ":" + name
 	own, err := readLimit(where, l(name))
 	if err != nil {
-		return sharedLimits{}, err
+		return fetched[sharedLimits]{}, err
 	}
 	pair, err := readLimit(where+".peer", pl(name))
-	return sharedLimits{b, own, pair}, err
+	return fetched[sharedLimits]{b, sharedLimits{own, pair}}, err
 }
 
-// sharedNow gives the limits of a service or protocol by the book in force, unless
-// its Limiter has to be asked. A stripe's lock is held.
-func (b *limitBook) sharedNow(k Kind, name string, said sharedLimits) (now sharedLimits, ok bool) {
-	if b.own != nil {
-		now, err := b.askShared(k, name) // looks into maps, whose limits have been checked
-		return now, err == nil
+// peerLimit returns the limit of a peer by the book in force, or nil if its Limiter has to
+// be asked. A stripe's lock is held.
+func (m *Manager) peerLimit(p peer.ID, f fetched[*amounts]) *amounts {
+	b := m.limits.Load()
+	switch {
+	case b.own == nil && f.by == b:
+		return f.limits
+	case b.own == nil:
+		return nil
 	}
-	return said, said.by == b
+	if l := b.kinds[KindPeer].named[string(p)]; l != nil {
+		return l
+	}
+	return &m.classes.peer
+}
+
+// streamLimit is peerLimit for a stream.
+func (m *Manager) streamLimit(f fetched[openingLimits]) *amounts {
+	switch b := m.limits.Load(); {
+	case b.own != nil:
+		return &m.classes.stream
+	case f.by == b:
+		return f.limits.stream
+	}
+	return nil
+}
+
+// sharedLimits returns the limits of a service or protocol, unless the Limiter has to be
+// asked.
+func (b *limitBook) sharedLimits(k Kind, name string, f fetched[sharedLimits]) (l sharedLimits, known bool) {
+	if b.own != nil {
+		return sharedLimits{b.kinds[k].of(name), b.kinds[k.ofPeer()].of(name)}, true
+	}
+	return f.limits, f.by == b
 }
 
 // sizing is what the limits were computed for.
@@ -176,7 +270,7 @@ func (b *limitBook) sizing() Sizing {
 
 // peerPlace gives the place of a peer's limits in the configuration.
 func (b *limitBook) peerPlace(p peer.ID) string {
-	if b.peers[p] != nil {
+	if b.kinds[KindPeer].named[string(p)] != nil {
 		return fmt.Sprintf("Peer[%q]", p)
 	}
 	return "PeerDefault"
@@ -197,7 +291,7 @@ func (b *limitBook) startAttrs() []any {
 			attrs = append(attrs, "cgroup_error", m.CgroupError)
 		}
 	}
-	system, transient := &b.fixed[KindSystem], &b.fixed[KindTransient]
+	system, transient := &b.kinds[KindSystem].unnamed, &b.kinds[KindTransient].unnamed
 	return append(attrs, "system_memory", limitText(system[dimMemory]), "system_descriptors", limitText(system[dimFD]),
 		"system_conns_inbound", limitText(system[dimConnsIn]), "transient_conns_inbound", limitText(transient[dimConnsIn]))
 }

@@ -67,6 +67,14 @@ func (c *chain) first() *account {
 	return nil
 }
 
+// onlyPair returns the slot of a service or protocol and that of the peer's part of it as a
+// chain.
+func (c *chain) onlyPair(slot int) *chain {
+	pair := c.only(slot)
+	pair.at[slot-pairsBefore] = c.at[slot-pairsBefore]
+	return pair
+}
+
 // only gives one slot of a chain as a chain.
 func (c *chain) only(slot int) *chain {
 	one := &chain{}
@@ -183,6 +191,18 @@ func (r *request) list() (list [maxItems]item, n int) {
 	return list, n
 }
 
+// askThrough notes on whose behalf a chain is asked: for its peer, if it has one.
+func (r *request) askThrough(c *chain) {
+	ps := c.peer()
+	if ps == nil {
+		return
+	}
+	r.asker = ps
+	if r.both == dimStreams { // a connection is of its own subnet
+		r.near = ps.near
+	}
+}
+
 // bound gives the most that an account may hold after it got an item of this request.
 func (r *request) bound(m *Manager, a *account, it item) int64 {
 	most := r.threshold(m, a, it.d)
@@ -192,7 +212,7 @@ func (r *request) bound(m *Manager, a *account, it item) int64 {
 	return most
 }
 
-// threshold gives how much of a limit requests like this one may fill, whoever asks.
+// threshold returns how much of a limit requests like this one may fill, whoever asks.
 func (r *request) threshold(m *Manager, a *account, d dim) int64 {
 	if r.observed.has(a.kind) {
 		return math.MaxInt64
@@ -200,7 +220,7 @@ func (r *request) threshold(m *Manager, a *account, d dim) int64 {
 	if d == dimMemory && r.weight != whole {
 		return m.admission.threshold(a.limit()[d], r.weight)
 	}
-	return a.limit()[d]
+	return m.most(a.kind, a.limit(), d)
 }
 
 // exact tells whether a request has to be decided on the sum even where the
@@ -255,10 +275,13 @@ func (st *stripe) refuse(r *request, a *account, it item, current int64) verdict
 	return refused
 }
 
-// causeOf tells which rule an item does not fit that an account refuses.
+// causeOf returns the rule by which an account refuses an item.
 func (r *request) causeOf(m *Manager, a *account, it item, current int64) Cause {
-	if it.n <= r.threshold(m, a, it.d)-current {
+	switch {
+	case it.n <= r.threshold(m, a, it.d)-current:
 		return m.rationedBy(a.kind)
+	case it.n <= a.limit()[it.d]-current && it.d != dimMemory:
+		return CauseCrowding // of inbound streams, by outbound ones
 	}
 	return CauseLimit
 }
@@ -296,12 +319,7 @@ func (st *stripe) takeOnce(c *chain, r *request, all bool) verdict {
 // undecided. A refusal is noted in st.why, and leaves every account as it was
 // (I3).
 func (st *stripe) check(c *chain, r *request, all bool) verdict {
-	if ps := c.peer(); ps != nil {
-		r.asker = ps
-		if r.both == dimStreams { // a connection is of its own subnet
-			r.near = ps.near
-		}
-	}
+	r.askThrough(c)
 	if st.checkPrivate(c, r) == admitted {
 		return st.checkShared(c, r, all, true)
 	}
@@ -401,11 +419,11 @@ func (st *stripe) judge(c *chain, r *request, draw bool) verdict {
 			grant, v := l.draw(it.n, sh.short(it), bound)
 			switch {
 			case v == refused:
-				return st.refuse(r, &sh.account, it, l.leastUse())
+				return st.refuse(r, &sh.account, it, l.handed)
 			case v == undecided:
 				return v
 			case draw && grant > 0:
-				sh.drawLocked(it.d, grant)
+				sh.drawLocked(it, grant)
 				st.draws++
 			}
 		}

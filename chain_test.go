@@ -30,7 +30,7 @@ func (ps *peerScope) allPairs() (all []*pair) {
 	for pr := ps.pairs; pr != nil; pr = pr.next {
 		all = append(all, pr)
 	}
-	return slices.AppendSeq(all, maps.Values(ps.byShare))
+	return slices.AppendSeq(all, maps.Values(ps.byShare()))
 }
 
 // books is what every account holds in one cut, by name. How much credit lies

@@ -216,15 +216,15 @@ func TestAPeerOfManyProtocolsHasEachOnce(t *testing.T) {
 	}
 	ps := m.stripes[0].peers[testPeer]
 	require.Nil(t, ps.pairs)
-	require.Len(t, ps.byShare, 4*manyPairs)
+	require.Len(t, ps.byShare(), 4*manyPairs)
 	for i, s := range streams {
 		if i%3 != 0 {
 			s.Done()
 		}
 	}
 	m.reap()
-	require.Len(t, ps.byShare, 43, "two of three still have streams")
-	for sh, pr := range ps.byShare {
+	require.Len(t, ps.byShare(), 43, "two of three still have streams")
+	for sh, pr := range ps.byShare() {
 		require.Same(t, sh, pr.share)
 		require.Nil(t, pr.next, "it would keep others from being collected")
 		require.Same(t, pr, ps.pair(sh))

@@ -15,6 +15,7 @@ import (
 	"io"
 	"math"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -61,7 +62,10 @@ type Check struct {
 	// Observed tells that the limit is only observed: it refuses nothing.
 	Observed bool
 	Cause    string `json:",omitempty"` // of the refusal, if it does not fit
-	Raise    string `json:",omitempty"` // the place in the configuration that would admit more
+	// Holder names the peer or subnet that holds too much of the limit, where that is the
+	// cause.
+	Holder string `json:",omitempty"`
+	Raise  string `json:",omitempty"` // the place in the configuration that would admit more
 }
 
 // Explanation is what Explain answers.
@@ -118,73 +122,105 @@ func (q *Question) check() error {
 
 // explainer answers one question.
 type explainer struct {
-	m        *Manager
-	q        *Question
-	far      endpoint
-	observed kindSet
-	out      Explanation
+	m   *Manager
+	q   *Question
+	far endpoint
+	out Explanation
 
-	// Copies of accounts; nil is not concerned.
+	// What follows is of one cut. Accounts are copies; nil is not concerned.
+	book                      *limitBook
+	observed                  kindSet
 	fixed                     [KindAllowlistedTransient + 1]*account
-	peer, protocol, service   *account
-	protocolPeer, servicePeer *account
-	self                      *account  // of the new connection or stream
-	asker                     peerScope // what else counts of the peer
-	cost                      int64     // of opening, in bytes
+	peer                      *peerScope
+	protocol, service         *account
+	protocolPart, servicePart *account // the peer's parts of the two
+	self                      *account // of the new connection or stream
+	cost                      int64    // of opening, in bytes
 }
 
-// copyAccounts copies what the question concerns, in one cut. A Limiter of the
-// caller's is asked before.
-func (e *explainer) copyAccounts() error {
-	q, m := e.q, e.m
-	book := m.limits.Load()
-	said, err := book.askPeer(q.Peer)
-	if err != nil {
-		return err
-	}
-	protocolSaid, err := book.askShared(KindProtocol, string(q.Protocol))
-	if err != nil {
-		return err
-	}
-	serviceSaid, err := book.askShared(KindService, q.Service)
-	if err != nil {
-		return err
-	}
-	stream, err := book.stream(q.Peer)
-	if err != nil {
-		return err
-	}
-	m.inOneCut(func() {
-		for k, p := range m.fixed {
-			e.fixed[k] = copyOf(p.scope(), p.limit, heldOf(p.used()))
+// questionLimits are those of everything that a question names.
+type questionLimits struct {
+	opening           openingLimits
+	protocol, service sharedLimits
+}
+
+// fetch asks a Limiter that is not of this package for what the question names.
+func (e *explainer) fetch(b *limitBook) (f fetched[questionLimits], err error) {
+	f.by = b
+	if e.q.Peer != "" {
+		var opening fetched[openingLimits]
+		if opening, err = b.fetchOpening(e.q.Peer, true); err != nil {
+			return f, err
 		}
-		switch q.Kind {
-		case KindConn:
-			e.self, e.cost = copyOf(scopeName{kind: KindConn, num: spanOf, text: "conn"}, book.classes.conn, held{}), book.connCost
-		case KindStream:
-			e.self, e.cost = copyOf(scopeName{kind: KindStream, num: spanOf, text: "stream"}, *stream, held{}), book.streamCost
-		}
-		ps := m.stripeOf(q.Peer).peers[q.Peer]
-		switch {
-		case q.Peer == "":
-		case ps != nil:
-			e.peer = copyOf(ps.name(), *ps.limit(), ps.use)
-			e.asker = peerScope{account: *e.peer, id: q.Peer, transientIn: ps.transientIn, systemIn: ps.systemIn, trusted: ps.trusted, near: ps.near}
-		default:
-			limit := m.limits.Load().peerNow(q.Peer, said)
-			if limit == nil {
-				limit = said.limit // it changes at this moment
+		f.limits.opening = opening.limits
+	}
+	for k, one := range map[Kind]struct {
+		name string
+		to   *sharedLimits
+	}{
+		KindProtocol: {string(e.q.Protocol), &f.limits.protocol},
+		KindService:  {e.q.Service, &f.limits.service},
+	} {
+		if one.name != "" {
+			var shared fetched[sharedLimits]
+			if shared, err = b.fetchShared(k, one.name); err != nil {
+				return f, err
 			}
-			e.peer = copyOf(scopeName{kind: KindPeer, peer: q.Peer}, *limit, held{})
+			*one.to = shared.limits
 		}
-		if q.Protocol != "" {
-			e.protocol, e.protocolPeer = e.copyShared(KindProtocol, KindProtocolPeer, string(q.Protocol), protocolSaid, ps)
-		}
-		if q.Service != "" {
-			e.service, e.servicePeer = e.copyShared(KindService, KindServicePeer, q.Service, serviceSaid, ps)
-		}
+	}
+	return f, nil
+}
+
+// copyAccounts copies what the question concerns, in one cut.
+func (e *explainer) copyAccounts() error {
+	return decide(e.m, e.fetch, func(_ bool, f fetched[questionLimits]) (v verdict, err error) {
+		e.m.inOneCut(func() { v = e.copyLocked(f) })
+		return v, nil
 	})
-	return nil
+}
+
+func (e *explainer) copyLocked(f fetched[questionLimits]) verdict {
+	q, m := e.q, e.m
+	e.book, e.observed = m.limits.Load(), m.observed.load()
+	if e.book.own == nil && f.by != e.book {
+		return unknown
+	}
+	for k, p := range m.fixed {
+		e.fixed[k] = copyOf(p.scope(), p.limit, heldOf(p.used()))
+	}
+	switch q.Kind {
+	case KindConn:
+		e.self, e.cost = copyOf(scopeName{kind: KindConn, num: spanOf, text: "conn"}, m.classes.conn, held{}), m.classes.connCost
+	case KindStream:
+		limit := m.streamLimit(fetched[openingLimits]{f.by, f.limits.opening})
+		e.self, e.cost = copyOf(scopeName{kind: KindStream, num: spanOf, text: "stream"}, *limit, held{}), m.classes.streamCost
+	}
+	var ps *peerScope
+	if q.Peer != "" {
+		ps = m.stripeOf(q.Peer).peers[q.Peer]
+		e.copyPeer(ps, m.peerLimit(q.Peer, fetched[*amounts]{f.by, f.limits.opening.peer}))
+	}
+	if q.Protocol != "" {
+		e.protocol, e.protocolPart = e.copyShared(KindProtocol, string(q.Protocol), fetched[sharedLimits]{f.by, f.limits.protocol}, ps)
+	}
+	if q.Service != "" {
+		e.service, e.servicePart = e.copyShared(KindService, q.Service, fetched[sharedLimits]{f.by, f.limits.service}, ps)
+	}
+	return admitted
+}
+
+// copyPeer copies a peer, or makes what would be made where there is none. All stripe locks
+// are held.
+func (e *explainer) copyPeer(ps *peerScope, unnamed *amounts) {
+	limit, use := *unnamed, held{}
+	e.peer = &peerScope{id: e.q.Peer}
+	if ps != nil {
+		limit, use = *ps.limit(), ps.use
+		e.peer.transientStreams, e.peer.systemIn, e.peer.trusted, e.peer.near = ps.transientStreams, ps.systemIn, ps.trusted, ps.near
+	}
+	e.peer.account = *copyOf(scopeName{kind: KindPeer, peer: e.q.Peer}, limit, use)
+	e.peer.account.ps = e.peer
 }
 
 // copyOf makes an account that lies nowhere: its name is in what it has refused.
@@ -194,18 +230,19 @@ func copyOf(name scopeName, limit amounts, use held) *account {
 
 // copyShared copies a service or protocol and a peer's part of it. All stripe locks
 // are held.
-func (e *explainer) copyShared(k, pairKind Kind, name string, said sharedLimits, ps *peerScope) (shared, part *account) {
-	limit, pairLimit, use, pairUse := *said.own, *said.pair, held{}, held{}
+func (e *explainer) copyShared(k Kind, name string, f fetched[sharedLimits], ps *peerScope) (shared, part *account) {
+	limits, _ := e.book.sharedLimits(k, name, f)
+	limit, partLimit, use, partUse := *limits.own, *limits.pair, held{}, held{}
 	if p := e.m.dir.find(k, name); p != nil {
-		limit, pairLimit, use = p.limit, p.pairLimit, heldOf(p.used())
+		limit, partLimit, use = p.limit, p.pairLimit, heldOf(p.used())
 		if ps != nil {
 			if pr := ps.pair(ps.st.named(k)[name]); pr != nil {
-				pairUse = pr.use
+				partUse = pr.use
 			}
 		}
 	}
 	return copyOf(scopeName{kind: k, text: name}, limit, use),
-		copyOf(scopeName{kind: pairKind, text: name, peer: e.q.Peer}, pairLimit, pairUse)
+		copyOf(scopeName{kind: k.ofPeer(), text: name, peer: e.q.Peer}, partLimit, partUse)
 }
 
 // answer goes through the steps.
@@ -221,9 +258,10 @@ func (e *explainer) answer() {
 	}
 }
 
-// step asks all accounts of a step, and then charges them.
-func (e *explainer) step(name string, r *request, accounts ...*account) {
-	e.take(e.ask(name, r, accounts...), r, accounts...)
+// step asks a step's chain, below it self unless that is nil, and then charges them.
+func (e *explainer) step(name string, r *request, self *account, c *chain) {
+	e.take(e.ask(name, r, self, c))
+	e.charge(r, self, c)
 }
 
 // checked is what a step came to: by all limits, and by those that are not only
@@ -234,21 +272,27 @@ type checked struct {
 	all    bool   // every limit is fit, also those that are only observed
 }
 
-func (e *explainer) ask(step string, r *request, accounts ...*account) checked {
-	c := checked{all: true}
-	list, n := r.list()
+// ask asks self and the accounts of a chain in the order in which the engine does.
+func (e *explainer) ask(step string, r *request, self *account, c *chain) checked {
+	r.askThrough(c)
+	accounts := append([]*account{self}, c.at[:]...)
+	if r.sharedFirst {
+		accounts = slices.Concat(c.at[firstShared:], c.at[:firstShared])
+	}
+	var out checked
+	items, n := r.list()
 	for _, a := range accounts {
-		for _, it := range list[:n] {
+		for _, it := range items[:n] {
 			if a != nil {
-				c.checks = append(c.checks, e.checkOf(step, r, a, it))
+				out.checks = append(out.checks, e.checkOf(step, r, a, it, a.use.of(it.d)))
 			}
 		}
 	}
-	c.decide()
-	return c
+	return out.decided()
 }
 
-func (c *checked) decide() {
+func (c checked) decided() checked {
+	c.all = true
 	for i := range c.checks {
 		if k := &c.checks[i]; !k.Fits {
 			c.all = false
@@ -257,36 +301,53 @@ func (c *checked) decide() {
 			}
 		}
 	}
+	return c
 }
 
-func (e *explainer) checkOf(step string, r *request, a *account, it item) Check {
-	bound, use := r.bound(e.m, a, it), a.use.of(it.d)
-	name := a.name()
+// checkOf checks an item against an account that holds use before.
+func (e *explainer) checkOf(step string, r *request, a *account, it item, use int64) Check {
+	bound, name := r.bound(e.m, a, it), a.name()
 	k := Check{Step: step, Scope: name.String(), Kind: a.kind, Name: limitNames[it.d], Use: use, Asked: it.n,
 		Limit: a.limit()[it.d], Threshold: bound, Room: bound - use, Fits: it.n <= bound-use}
 	// What no number can hold is refused by all.
 	k.Observed = e.observed.has(a.kind) && it.n <= math.MaxInt64-use
 	if !k.Fits {
-		k.Cause = r.causeOf(e.m, a, it, use).String()
-		k.Raise = e.m.limitKey(a.kind, it.d, &name)
+		k.Cause, k.Raise = r.causeOf(e.m, a, it, use).String(), e.m.limitKey(a.kind, it.d, &name)
 	}
 	return k
 }
 
-// take takes in what a step came to, unless one before has refused, and charges it.
-func (e *explainer) take(c checked, r *request, accounts ...*account) {
+// take takes in what a step came to, unless one before has refused.
+func (e *explainer) take(c checked) {
 	e.out.Checks = append(e.out.Checks, c.checks...)
 	if c.by != nil && e.out.By == nil {
 		e.out.Admitted, e.out.By = false, c.by
 	}
-	for _, a := range accounts {
+}
+
+func (e *explainer) charge(r *request, self *account, c *chain) {
+	if self != nil {
+		self.use.charge(r)
+	}
+	for _, a := range c.at {
 		if a != nil {
 			a.use.charge(r)
 		}
 	}
-	if e.peer != nil {
-		e.asker.use = e.peer.use
+}
+
+// standing is the chain of what stands in a transient and a system scope, of these kinds,
+// and below the peer if that is known. No transient scope is KindSystem.
+func (e *explainer) standing(ofPeer bool, transient, system Kind) *chain {
+	c := &chain{}
+	if ofPeer {
+		c.at[slotPeer] = &e.peer.account
 	}
+	if transient != KindSystem {
+		c.at[slotTransient] = e.fixed[transient]
+	}
+	c.at[slotSystem] = e.fixed[system]
+	return c
 }
 
 func (e *explainer) conn() {
@@ -301,7 +362,7 @@ func (e *explainer) conn() {
 	if !open && !named {
 		e.process(u.dir)
 	}
-	system := e.open(&r, open || named)
+	c := e.open(&r, open || named, false)
 	if gated && !named {
 		e.gate(u.dir)
 	}
@@ -311,116 +372,118 @@ func (e *explainer) conn() {
 			e.process(u.dir)
 			e.gate(u.dir)
 		}
-		if system.kind == KindAllowlistedSystem && !trusted {
-			system = e.fixed[KindSystem]
-			e.step("peer", &r, system, e.fixed[KindTransient])
-		}
-		if system.kind == KindSystem && !trusted {
-			e.peersShare(&r, system)
-		}
-		e.step("peer", &r, e.peer)
-		if trusted {
-			e.asker.trusted++
-		}
-		e.memory(e.self, e.peer, system)
-		return
+		c = e.move(&r, c, trusted)
 	}
-	transient := e.fixed[KindTransient]
-	if system.kind == KindAllowlistedSystem {
-		transient = e.fixed[KindAllowlistedTransient]
+	e.memory(c)
+}
+
+// move moves a connection from a chain without a peer to its peer, as takeNewPlace does, and
+// returns the chain in which it stands then.
+func (e *explainer) move(opened *request, from *chain, trusted bool) *chain {
+	r := *opened
+	place := &chain{}
+	place.at[slotPeer] = &e.peer.account
+	system := from.at[slotSystem].kind
+	switch {
+	case !trusted && system == KindAllowlistedSystem:
+		system = KindSystem
+		r.sharedFirst = true
+		standard := e.standing(false, KindTransient, KindSystem)
+		e.take(e.ask("peer", &r, nil, standard.only(slotSystem)))
+		e.take(e.ask("peer", &r, nil, standard.only(slotTransient)))
+		place.at[slotSystem] = e.fixed[KindSystem]
+	case !trusted:
+		e.peersShare(&r)
+		r.near = nil
+	default:
+		r.near = nil
 	}
-	e.memory(e.self, transient, system)
+	e.step("peer", &r, nil, place)
+	if trusted {
+		e.peer.trusted++
+	}
+	return e.standing(true, KindSystem, system)
 }
 
 // open asks the standard scopes, and if they refuse and the allowlist means it, the
-// allowlisted ones. It gives the system scope in which the new one would stand.
-func (e *explainer) open(r *request, fallBack bool) *account {
-	standard := []*account{e.self, e.peerOfStream(), e.fixed[KindTransient], e.fixed[KindSystem]}
-	first := e.ask("open", r, standard...)
-	if first.all || !fallBack {
-		e.take(first, r, standard...)
-		return e.fixed[KindSystem]
+// allowlisted ones. It returns the chain in which the new one stands.
+func (e *explainer) open(r *request, fallBack, ofPeer bool) *chain {
+	standard := e.standing(ofPeer, KindTransient, KindSystem)
+	first := e.ask("open", r, e.self, standard)
+	if !first.all && fallBack {
+		other := e.standing(ofPeer, KindAllowlistedTransient, KindAllowlistedSystem)
+		if second := e.ask("allowlist", r, e.self, other); second.all || first.by != nil {
+			e.out.Checks = append(e.out.Checks, first.checks...)
+			e.take(second)
+			e.charge(r, e.self, other)
+			return other
+		}
 	}
-	other := []*account{e.self, e.peerOfStream(), e.fixed[KindAllowlistedTransient], e.fixed[KindAllowlistedSystem]}
-	second := e.ask("allowlist", r, other...)
-	if !second.all && first.by == nil {
-		e.take(first, r, standard...)
-		return e.fixed[KindSystem]
-	}
-	e.out.Checks = append(e.out.Checks, first.checks...)
-	e.take(second, r, other...)
-	return e.fixed[KindAllowlistedSystem]
-}
-
-// peerOfStream gives the peer's account where it is asked at opening.
-func (e *explainer) peerOfStream() *account {
-	if e.q.Kind == KindStream {
-		return e.peer
-	}
-	return nil
+	e.take(first)
+	e.charge(r, e.self, standard)
+	return standard
 }
 
 func (e *explainer) stream() {
 	u := unitOf(KindStream, e.q.Direction, false)
 	r := u.whole(e.cost)
-	r.asker, r.near = &e.asker, e.asker.near
-	trusted := e.asker.trusted > 0 || e.m.allowlist.allowsPeer(e.q.Peer)
+	trusted := e.peer.trusted > 0 || e.m.allowlist.allowsPeer(e.q.Peer)
 	if !trusted {
 		e.process(u.dir)
 	}
-	system := e.open(&r, trusted)
-	transient := e.fixed[KindTransient]
-	if system.kind == KindAllowlistedSystem {
-		transient = e.fixed[KindAllowlistedTransient]
-	}
+	c := e.open(&r, trusted, true)
+	r = u.whole(e.cost)
+	r.sharedFirst = true
 	if e.protocol != nil {
-		e.step("protocol", &r, e.protocol, e.protocolPeer)
-		transient = nil
+		c.at[slotProtocolPeer], c.at[slotProtocol] = e.protocolPart, e.protocol
+		e.step("protocol", &r, nil, c.onlyPair(slotProtocol))
 	}
 	if e.service != nil {
-		e.step("service", &r, e.service, e.servicePeer)
+		c.at[slotServicePeer], c.at[slotService] = e.servicePart, e.service
+		e.step("service", &r, nil, c.onlyPair(slotService))
 	}
-	e.memory(e.self, e.peer, e.protocolPeer, e.servicePeer, e.protocol, e.service, transient, system)
+	e.memory(c)
 }
 
-// memory asks for the memory in the end.
-func (e *explainer) memory(accounts ...*account) {
+// memory asks for the memory in the end, in the chain where it is reserved.
+func (e *explainer) memory(c *chain) {
 	if e.q.Memory > 0 {
 		r := memoryRequest(e.m.admission, e.q.Memory, e.q.Priority)
-		r.asker = &e.asker
-		e.step("memory", &r, accounts...)
+		e.step("memory", &r, e.self, c)
 	}
 }
 
 // reservation asks for memory right at a scope that others stand on.
 func (e *explainer) reservation() {
-	at := map[Kind]*account{KindTransient: e.fixed[KindTransient], KindPeer: e.peer,
-		KindProtocol: e.protocol, KindService: e.service}[e.q.Kind]
-	r := memoryRequest(e.m.admission, e.q.Memory, e.q.Priority)
-	r.asker = &e.asker
-	e.step("memory", &r, at, e.fixed[KindSystem])
+	c := e.standing(e.q.Kind == KindPeer, KindSystem, KindSystem)
+	switch e.q.Kind {
+	case KindTransient:
+		c.at[slotTransient] = e.fixed[KindTransient]
+	case KindProtocol:
+		c.at[slotProtocol] = e.protocol
+	case KindService:
+		c.at[slotService] = e.service
+	}
+	e.memory(c)
 }
 
 // peersShare asks for the peer's share of the system scope, in which the connection
-// stands by now. Its subnet's was asked for before.
-func (e *explainer) peersShare(opened *request, system *account) {
-	r := *opened
-	r.asker, r.near = &e.asker, nil
+// stands by now, as checkPeersShare does. Its subnet's was asked for before.
+func (e *explainer) peersShare(opened *request) {
+	r, system := *opened, e.fixed[KindSystem]
+	r.asker, r.near = e.peer, nil
 	if !e.m.fair.on(KindSystem) || !e.m.rations(&r) {
 		return
 	}
 	var c checked
 	items, n := r.list()
 	for _, it := range items[:n] {
-		// Whoever may have all of a limit was asked for that when it was opened.
+		// A connection that may have all of a limit was asked for that when it was opened.
 		if it.d != dimMemory && e.m.ration(&r, system, it) < system.limit()[it.d] {
-			before := *system
-			before.use.counts[it.d] -= int32(it.n)
-			c.checks = append(c.checks, e.checkOf("peer", &r, &before, it))
+			c.checks = append(c.checks, e.checkOf("peer", &r, system, it, system.use.of(it.d)-it.n))
 		}
 	}
-	c.decide()
-	e.take(c, &request{})
+	e.take(c.decided())
 }
 
 // process asks whether the process has memory for strangers.
@@ -438,9 +501,7 @@ func (e *explainer) process(d dim) {
 	if !k.Fits {
 		k.Cause, k.Raise = CauseMemoryPressure.String(), e.m.limitKey(KindProcess, d, &scopeName{})
 	}
-	c := checked{checks: []Check{k}}
-	c.decide()
-	e.take(c, &request{})
+	e.take(checked{checks: []Check{k}}.decided())
 }
 
 // gate asks the gates for the far end.
@@ -461,8 +522,7 @@ func (e *explainer) gate(d dim) {
 	if g.caller.limits() {
 		e.out.Unknown = "the caller's own rate limiter is not asked: it would take a token"
 	}
-	c.decide()
-	e.take(c, &request{})
+	e.take(c.decided())
 }
 
 // gateLook is what a gate has left for one address: connections, or tokens of a
@@ -519,7 +579,7 @@ func (s *subnets) look(addr netip.Addr) (conns []gateLook) {
 	return append(conns, tokens...)
 }
 
-// taken gives how many tokens a bucket lacks, of how many.
+// taken returns how many tokens a bucket lacks, of how many.
 func (b bucketLimit) taken(fullAt, at int64) (tokens, burst int64) {
 	return (max(0, fullAt-at) + b.interval - 1) / b.interval, b.capacity / b.interval
 }

@@ -163,7 +163,7 @@ func (f *fairShare) adopt(ps *peerScope, n *neighbours) {
 func (f *fairShare) join(ps *peerScope, n *neighbours) {
 	ps.near = n
 	n.held[KindSystem].streams.Add(int64(ps.systemIn))
-	n.held[KindTransient].streams.Add(int64(ps.transientIn))
+	n.held[KindTransient].streams.Add(int64(ps.transientStreams[0]))
 	s := f.shard(n.key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -201,6 +201,9 @@ func (n *neighbours) holds(k Kind, d dim) int64 {
 	}
 	switch resourceOf[d] {
 	case ResourceStream:
+		if d == dimStreamsOut {
+			return 0 // those that this host opened
+		}
 		return n.held[k].streams.Load()
 	case ResourceConnection:
 		return n.held[k].conns.Load()
@@ -216,8 +219,10 @@ func (ps *peerScope) holds(k Kind, d dim) int64 {
 	switch {
 	case ps == nil:
 		return 0
+	case k == KindTransient && d == dimStreamsOut:
+		return int64(ps.transientStreams[1])
 	case k == KindTransient && resourceOf[d] == ResourceStream:
-		return int64(ps.transientIn)
+		return int64(ps.transientStreams[0])
 	case k == KindTransient:
 		return 0 // neither a connection nor what it holds has a peer there
 	case resourceOf[d] == ResourceStream:
@@ -248,41 +253,75 @@ func (st *stripe) checkPeersShare(ps *peerScope, r *request) verdict {
 	return admitted
 }
 
-// rations tells whether somebody may not get all of a limit. Outbound requests are
-// this host's own.
+// most returns the most that a scope of a kind with these limits may hold of d, whoever asks.
+// It is the limit but for transient's outbound streams: they leave inbound ones a quarter of
+// the total, or their limit if that is less. A part of the total that is never taken needs no
+// sum over both directions.
+func (m *Manager) most(k Kind, limit *amounts, d dim) int64 {
+	if k != KindTransient || d != dimStreamsOut || !m.newcomers {
+		return limit[d]
+	}
+	total := limit[dimStreams]
+	return min(limit[d], total-min(total/4, limit[dimStreamsIn]))
+}
+
+// rations reports whether a request may not get all of a limit. Connections and memory that
+// this host asks for itself are its own; of streams it opens, no peer has too many that wait
+// in transient.
 func (m *Manager) rations(r *request) bool {
 	switch r.dir {
-	case dimConnsOut, dimStreamsOut:
+	case dimConnsOut:
 		return false
 	case dimStreamsIn:
-		return m.fair != nil || m.newcomers && r.asker != nil && r.asker.transientIn > 0
+		return m.fair != nil || m.newcomers && r.asker.holds(KindTransient, dimStreamsIn) > 0
+	case dimStreamsOut:
+		return (m.newcomers || m.fair.on(KindTransient)) && r.asker.holds(KindTransient, dimStreamsOut) > 0
 	case dimConnsIn:
 		return m.fair != nil
 	}
 	return m.fair.on(KindSystem) // memory
 }
 
-// ration gives the most that a standard scope may hold after it got an item of a
+// ration returns the most that a standard scope may hold after it got an item of a
 // request that may not get all.
 func (m *Manager) ration(r *request, a *account, it item) int64 {
-	limit := a.limit()[it.d]
-	held := r.asker.holds(a.kind, it.d)
-	crowds := held > 0 && it.n > max(0, limit/4-held)
+	most := m.most(a.kind, a.limit(), it.d)
 	switch {
+	case !a.kind.rationed(r, it.d):
 	case !m.fair.on(a.kind):
-		if crowds && a.kind == KindTransient && it.d == dimStreamsIn && m.newcomers {
-			return limit - limit/4
+		if m.newcomers && a.kind.hasLastQuarter(it.d) && r.crowds(a.kind, it, most) {
+			return most - most/4
 		}
 	case r.asker != nil && r.asker.trusted > 0:
-	case crowds:
-		return limit / 2
+	case r.crowds(a.kind, it, most):
+		return most / 2
 	default:
-		return max(limit/2, limit-r.near.holds(a.kind, it.d))
+		return max(most/2, most-r.near.holds(a.kind, it.d))
 	}
-	return limit
+	return most
 }
 
-// rationedBy gives the rule that bounds what is within a scope's limit.
+// crowds reports whether the peer that asks for an item holds something of a limit, and would
+// hold more than a quarter of it.
+func (r *request) crowds(k Kind, it item, limit int64) bool {
+	held := r.asker.holds(k, it.d)
+	return held > 0 && it.n > max(0, limit/4-held)
+}
+
+// rationed reports whether a limit on d in a scope of this kind is shared out among those who
+// make requests like r. Of what a host opens itself, only the streams that wait in transient
+// for their protocol are.
+func (k Kind) rationed(r *request, d dim) bool {
+	return r.dir != dimStreamsOut || k.hasLastQuarter(d) && d == dimStreamsOut
+}
+
+// hasLastQuarter reports whether the last quarter of a limit on d is kept for peers that hold
+// less than a quarter of it.
+func (k Kind) hasLastQuarter(d dim) bool {
+	return k == KindTransient && (d == dimStreamsIn || d == dimStreamsOut)
+}
+
+// rationedBy returns the rule that bounds what is within a scope's limit.
 func (m *Manager) rationedBy(k Kind) Cause {
 	if m.fair.on(k) {
 		return CauseFairShare
@@ -290,27 +329,30 @@ func (m *Manager) rationedBy(k Kind) Cause {
 	return CauseCrowding
 }
 
-// hasShares tells whether a limit of d is shared out: not what a host opens itself.
-func (d dim) hasShares() bool { return d != dimStreamsOut && d != dimConnsOut }
+// hasShares reports whether a limit on d in a scope of this kind is shared out where fair
+// share is on.
+func (k Kind) hasShares(d dim) bool {
+	return d != dimConnsOut && (d != dimStreamsOut || k.hasLastQuarter(d))
+}
 
 // rationCounts counts, among refusals, those of requests that the limit itself had room
 // for.
 type rationCounts struct {
-	crowded uint64 // CauseCrowding: inbound streams, by transient
+	crowded dimCounts // CauseCrowding: streams, by transient
 	fair    [KindTransient + 1]dimCounts
 }
 
 func (c *rationCounts) count(why *refusal) {
 	switch why.cause {
 	case CauseCrowding:
-		c.crowded++
+		c.crowded[why.d]++
 	case CauseFairShare:
 		c.fair[why.scope.kind][why.d]++
 	}
 }
 
 func (c *rationCounts) add(o *rationCounts) {
-	c.crowded += o.crowded
+	c.crowded.add(&o.crowded)
 	for k := range c.fair {
 		c.fair[k].add(&o.fair[k])
 	}

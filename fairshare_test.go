@@ -594,7 +594,7 @@ func (p *fairPlay) stream(id peer.ID) {
 	want := true
 	for k, l := range map[Kind]*BaseLimit{KindSystem: &p.conf.System, KindTransient: &p.conf.Transient} {
 		if dir == network.DirOutbound {
-			want = want && count(k, all)+1 <= l.StreamsOutbound
+			want = want && count(k, all)+1 <= p.mostOutbound(k, l, count(k, own))
 		} else {
 			want = want && p.fits(k, l.StreamsInbound, count(k, all), count(k, own), count(k, near))
 		}
@@ -606,6 +606,22 @@ func (p *fairPlay) stream(id peer.ID) {
 		}
 		return err
 	})
+}
+
+// mostOutbound is how many outbound streams there may be, if the peer that gets another one has
+// so many of them.
+func (p *fairPlay) mostOutbound(k Kind, l *BaseLimit, own int) int {
+	if k == KindSystem {
+		return l.StreamsOutbound
+	}
+	most := min(l.StreamsOutbound, l.Streams-min(l.Streams/4, l.StreamsInbound))
+	switch crowds := own > 0 && own >= most/4; {
+	case crowds && p.fair.has(k):
+		return most / 2
+	case crowds:
+		return most - most/4
+	}
+	return most
 }
 
 // setPeer predicts whether a peer may have a connection that is there.

@@ -253,7 +253,7 @@ var metricsFamilies = [...]metricsFamily{
 	},
 	{
 		name: "scope_peak", series: (*reading).scopePeak,
-		help:   "The most that a scope that all peers share has held since it was made. Below half of a limit it may read up to an eighth of the limit too high; without a limit it is the most that a scrape or another look has seen.",
+		help:   "The most that a scope that all peers share has held since it was made. Below half of a limit it is the most that was seen, by a look once a second and by each scrape.",
 		labels: []string{"scope", "name", "resource"},
 	},
 	{
@@ -435,11 +435,12 @@ func (s series) refusals(counts *[numKinds]dimCounts, rationed *rationCounts, ki
 				continue
 			}
 			n := counts[k][d]
-			if k == KindTransient && dim(d) == dimStreamsIn {
-				s.counter(rationed.crowded, k.String(), l.resource, l.dir, CauseCrowding.String())
-				n -= rationed.crowded
+			if k.hasLastQuarter(dim(d)) {
+				crowded := rationed.crowded[d]
+				s.counter(crowded, k.String(), l.resource, l.dir, CauseCrowding.String())
+				n -= crowded
 			}
-			if fair.has(k) && dim(d).hasShares() {
+			if fair.has(k) && k.hasShares(dim(d)) {
 				shares := rationed.fair[k][d]
 				s.counter(shares, k.String(), l.resource, l.dir, CauseFairShare.String())
 				n -= shares

@@ -109,7 +109,7 @@ func TestMetricsCountEveryRefusalByItsCause(t *testing.T) {
 	require.NoError(t, err)
 	for _, f := range got {
 		if f.GetName() == familyPrefix+"refusals_total" {
-			require.Len(t, f.GetMetric(), 4*8+1+4*4+8+5+4+2*2+2, "the four that are always there, crowding, services and protocols, peer, conn, stream, gates")
+			require.Len(t, f.GetMetric(), 4*8+2+4*4+8+5+4+2*2+2, "the four that are always there, crowding in both directions, services and protocols, peer, conn, stream, gates")
 			return
 		}
 	}
@@ -284,7 +284,7 @@ func TestCountsOfClosedManagersStayInTheSum(t *testing.T) {
 	var l liveManagers
 	one := &fakeManager{says: systemOnly(amounts{})}
 	c := &one.says.counts
-	c.refusals[KindPeer][dimFD], c.refusals[KindTransient][dimStreamsIn], c.rationed.crowded = 1, 5, 2
+	c.refusals[KindPeer][dimFD], c.refusals[KindTransient][dimStreamsIn], c.rationed.crowded[dimStreamsIn] = 1, 5, 2
 	c.callerBugs, c.lateReleases, c.draws, c.returns, c.settled = 3, 4, 5, 6, 7
 	one.says.peers, one.says.stripes = 8, 9
 	l.add(one)

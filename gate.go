@@ -140,15 +140,11 @@ func (m *Manager) VerifySourceAddress(addr net.Addr) bool {
 	return m.halfConnected() || m.gate().suspicious(addr)
 }
 
-// halfConnected tells whether transient holds more than half of the inbound
-// connections that it may. A loose pool never does.
+// halfConnected reports whether transient holds more than half of the inbound
+// connections that it may. A loose pool never does, and the word of a tight one says what is
+// used. It is asked for each packet that begins a connection, and takes no lock.
 func (m *Manager) halfConnected() bool {
 	p := m.fixed[KindTransient]
-	if !p.tight(dimConnsIn) {
-		return false
-	}
-	p.home.lock(false)
-	defer p.home.unlock(false)
-	l := p.tally(dimConnsIn)
-	return l.leastUse() > l.limit/2
+	w := p.word[dimConnsIn].Load()
+	return w&tightMark != 0 && int64(w>>1) > p.told.Load()[dimConnsIn]/2
 }

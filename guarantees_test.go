@@ -60,7 +60,7 @@ func TestARequestThatIsRefusedTakesNothingFromOthers(t *testing.T) {
 			before := books(m)
 			require.Error(t, greedy.ReserveMemory(600, 255))
 			require.Equal(t, before, books(m))
-			require.EqualValues(t, 0, m.dir.find(KindProtocol, string(testProto)).tally(dimMemory).leastUse())
+			require.EqualValues(t, 0, m.dir.find(KindProtocol, string(testProto)).tally(dimMemory).handed)
 			// At the same time: 600 pass the peer and the protocol, and never
 			// the system; 500 always fit.
 			var wg sync.WaitGroup
@@ -942,9 +942,6 @@ func TestTheLastQuarterOfTransientIsForNewcomers(t *testing.T) {
 		require.EqualValues(t, 96, e.Current())
 		require.EqualValues(t, 128, e.Limit())
 		require.Equal(t, before, books(m))
-		for range 8 { // outbound streams are our own
-			mustOpenStream(t, m, testPeer, network.DirOutbound)
-		}
 		// What has a protocol makes room, and does not count against the peer.
 		require.NoError(t, first.SetProtocol(testProto))
 		require.NoError(t, open(testPeer))
@@ -1292,4 +1289,87 @@ func TestIdleScopesGoWithinTwoMinutes(t *testing.T) {
 		require.NoError(t, m.Close())
 		// The bubble ends only when every goroutine in it has.
 	})
+}
+
+// A peer that hangs keeps the streams that this host opens to it in transient. They leave room
+// for those to other peers, and for inbound ones.
+func TestAPeerThatHangsDoesNotTakeAllOfTransientsOutboundStreams(t *testing.T) {
+	limits := DefaultLimits.Scale(1<<30, 4096).ToPartialLimitConfig()
+	transient := limits.Transient
+	require.Equal(t, []LimitVal{512, 256, 512}, []LimitVal{transient.Streams, transient.StreamsInbound, transient.StreamsOutbound})
+	const most = 512 - 512/4 // inbound streams keep a quarter of the total
+	openTo := func(m *Manager, p peer.ID, dir network.Direction) (opened int, refusal *LimitError) {
+		for range 600 {
+			_, err := m.OpenStream(p, dir)
+			if err != nil {
+				require.ErrorAs(t, err, &refusal)
+				return opened, refusal
+			}
+			opened++
+		}
+		return opened, nil
+	}
+	for _, stripes := range []int{1, 8} {
+		m := newFrom(t, limits.Build(InfiniteLimits), WithStripes(stripes))
+		opened, refusal := openTo(m, testPeer, network.DirOutbound)
+		require.Equal(t, most*3/4, opened)
+		require.Equal(t, []any{KindTransient, CauseCrowding, int64(opened), int64(512)},
+			[]any{refusal.Kind(), refusal.Cause(), refusal.Current(), refusal.Limit()})
+		e, err := m.Explain(Question{Kind: KindStream, Direction: network.DirOutbound, Peer: testPeer})
+		require.NoError(t, err)
+		require.Equal(t, []any{"transient", "StreamsOutbound", "crowding", int64(512), int64(opened)},
+			[]any{e.By.Scope, e.By.Name, e.By.Cause, e.By.Limit, e.By.Threshold})
+
+		opened = 0
+		for _, p := range manyPeers(most) {
+			n, why := openTo(m, p, network.DirOutbound)
+			if opened += n; n == 0 {
+				refusal = why
+				break
+			}
+		}
+		require.Equal(t, most/4, opened, "others have a quarter at least")
+		require.Equal(t, []any{CauseCrowding, int64(most), int64(512)}, []any{refusal.Cause(), refusal.Current(), refusal.Limit()})
+		for i := range 512 / 4 {
+			mustOpenStream(t, m, peerNamed(fmt.Sprint(i)), network.DirInbound)
+		}
+
+		off := newFrom(t, limits.Build(InfiniteLimits), WithStripes(stripes), WithNewcomersQuarter(false))
+		opened, refusal = openTo(off, testPeer, network.DirOutbound)
+		require.Equal(t, 512, opened)
+		require.Equal(t, CauseLimit, refusal.Cause())
+
+		fair := newFrom(t, limits.Build(InfiniteLimits), WithStripes(stripes), WithFairShare(KindTransient))
+		for _, p := range manyPeers(most / 2) {
+			mustOpenStream(t, fair, p, network.DirOutbound)
+		}
+		opened, refusal = openTo(fair, testPeer, network.DirOutbound)
+		require.Equal(t, most/4, opened)
+		require.Equal(t, CauseFairShare, refusal.Cause())
+	}
+}
+
+// Where outbound streams have no limit of their own, they leave inbound ones a quarter of the
+// total as well.
+func TestInboundStreamsKeepTheirPartOfTransientsTotal(t *testing.T) {
+	for _, c := range []struct{ in, out, total, outboundGets int }{
+		{in: 100, out: math.MaxInt, total: 100, outboundGets: 75},
+		{in: 10, out: math.MaxInt, total: 100, outboundGets: 90},
+		{in: 0, out: math.MaxInt, total: 100, outboundGets: 100},
+		{in: 100, out: 60, total: 100, outboundGets: 60},
+		{in: math.MaxInt, out: 80, total: math.MaxInt, outboundGets: 80},
+	} {
+		m := newManager(t, limitedConf(func(l *perScope[BaseLimit]) {
+			l.Transient.StreamsInbound, l.Transient.StreamsOutbound, l.Transient.Streams = c.in, c.out, c.total
+		}))
+		opened := 0
+		for _, p := range manyPeers(120) {
+			if _, err := m.OpenStream(p, network.DirOutbound); err == nil {
+				opened++
+			}
+		}
+		require.Equal(t, c.outboundGets, opened, "%+v", c)
+		got := viewTransient(t, m).(ResourceScopeLimiter).Limit().GetStreamLimit(network.DirOutbound)
+		require.Equal(t, c.out, got, "the limit reads as it was set")
+	}
 }

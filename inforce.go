@@ -21,6 +21,8 @@ import (
 // are not in it; nor is WithConnRateLimiters, which has no such form. It is safe
 // for concurrent use.
 func (m *Manager) Limits() ConcreteLimitConfig {
+	m.changing.Lock() // what is read one after another is of one set of limits
+	defer m.changing.Unlock()
 	book := m.limits.Load()
 	out := book.config()
 	cfg, from := &out.limits, &out.origins
@@ -116,8 +118,8 @@ func setNamed[K comparable](named *map[K]BaseLimit, origins *map[K]scopeOrigins,
 	}
 }
 
-// config gives what the limiter says, in maps of its own. Of one that is not of
-// this package, it has what it says of names that it cannot know.
+// config returns what the limiter says, in maps of its own. Of one that is not of
+// this package, it has what that says of the empty name.
 func (b *limitBook) config() ConcreteLimitConfig {
 	if b.own != nil {
 		return ConcreteLimitConfig{
@@ -126,21 +128,11 @@ func (b *limitBook) config() ConcreteLimitConfig {
 			sizing:  b.own.sizing,
 		}
 	}
-	said := func(l Limit) BaseLimit {
-		if checkLimit("", l) != nil {
-			return BaseLimit{} // it admits nothing: to open such a scope is an error
-		}
-		a := limitsOf(l)
-		return a.baseLimit()
-	}
+	unnamed := func(k Kind) BaseLimit { return b.kinds[k].unnamed.baseLimit() }
 	limits := perScope[BaseLimit]{
-		ServiceDefault:      said(b.limiter.GetServiceLimits("")),
-		ServicePeerDefault:  said(b.limiter.GetServicePeerLimits("")),
-		ProtocolDefault:     said(b.limiter.GetProtocolLimits("")),
-		ProtocolPeerDefault: said(b.limiter.GetProtocolPeerLimits("")),
-		PeerDefault:         said(b.limiter.GetPeerLimits("")),
-		Conn:                said(b.limiter.GetConnLimits()),
-		Stream:              said(b.limiter.GetStreamLimits("")),
+		ServiceDefault: unnamed(KindService), ServicePeerDefault: unnamed(KindServicePeer),
+		ProtocolDefault: unnamed(KindProtocol), ProtocolPeerDefault: unnamed(KindProtocolPeer),
+		PeerDefault: unnamed(KindPeer), Conn: unnamed(KindConn), Stream: unnamed(KindStream),
 	}
 	return ConcreteLimitConfig{
 		limits:  limits,
@@ -148,16 +140,11 @@ func (b *limitBook) config() ConcreteLimitConfig {
 	}
 }
 
-// byKind gives the limits of what is not named, by kind. The four scopes that
+// byKind returns the limits of what is not named, by kind. The four scopes that
 // are always there have none.
 func (b *limitBook) byKind() (limits [numKinds]amounts) {
-	c := b.config().limits
-	for k, l := range map[Kind]BaseLimit{
-		KindService: c.ServiceDefault, KindServicePeer: c.ServicePeerDefault,
-		KindProtocol: c.ProtocolDefault, KindProtocolPeer: c.ProtocolPeerDefault,
-		KindPeer: c.PeerDefault, KindConn: c.Conn, KindStream: c.Stream,
-	} {
-		limits[k] = limitsOf(&l)
+	for k := KindService; k < numKinds; k++ {
+		limits[k] = b.kinds[k].unnamed
 	}
 	return limits
 }

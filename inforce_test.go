@@ -40,9 +40,9 @@ func asJSON(t *testing.T, cfg any) string {
 }
 
 // newFrom makes a manager with limits that were read back.
-func newFrom(t *testing.T, cfg ConcreteLimitConfig) *Manager {
+func newFrom(t *testing.T, cfg ConcreteLimitConfig, opts ...Option) *Manager {
 	t.Helper()
-	m, err := New(NewFixedLimiter(cfg))
+	m, err := New(NewFixedLimiter(cfg), opts...)
 	require.NoError(t, err)
 	t.Cleanup(func() { m.Close() })
 	return m

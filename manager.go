@@ -37,6 +37,7 @@ type Manager struct {
 	drawing   drawingLock
 	fixed     [KindAllowlistedTransient + 1]*pool
 	limits    atomic.Pointer[limitBook] // in force; see setlimits.go
+	classes   classLimits               // in force
 	admission Admission
 	newcomers bool
 	fair      *fairShare // nil: nobody has a share
@@ -126,6 +127,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	m.pressure = newPressure(cfg.pressure)
 	m.leaks = newLeakFinder(m, cfg.leaks)
 	m.limits.Store(book)
+	m.classes.putInForce(book)
 	m.build()
 	if cfg.measured() {
 		live.add(m)
@@ -187,7 +189,7 @@ func (m *Manager) build() {
 		st.peers = make(map[peer.ID]*peerScope)
 	}
 	for k := range m.fixed {
-		m.fixed[k] = m.makePool(Kind(k), "", m.limits.Load().fixed[k], amounts{})
+		m.fixed[k] = m.makePool(Kind(k), "", m.limits.Load().kinds[k].unnamed, amounts{})
 		for i := range m.stripes {
 			m.stripes[i].addShare(m.fixed[k])
 		}
@@ -205,12 +207,14 @@ func (m *Manager) makePool(kind Kind, name string, limit, pairLimit amounts) *po
 // newPool makes the scope of a service or protocol; nobody knows of it yet.
 // The limiter is asked, so no lock may be held.
 func (m *Manager) newPool(kind Kind, name string) (*pool, error) {
-	said, err := m.limits.Load().askShared(kind, name)
+	book := m.limits.Load()
+	f, err := book.fetchShared(kind, name)
 	if err != nil {
 		return nil, err
 	}
-	p := m.makePool(kind, name, *said.own, *said.pair)
-	p.by = said.by
+	limits, _ := book.sharedLimits(kind, name, f)
+	p := m.makePool(kind, name, *limits.own, *limits.pair)
+	p.by = book
 	return p, nil
 }
 
@@ -277,19 +281,19 @@ func (m *Manager) view(kind Kind, name string, f func(*pool) error) error {
 // f is not called then.
 func (m *Manager) ViewPeer(p peer.ID, f func(network.PeerScope) error) error {
 	st := m.stripeOf(p)
-	st.lock(false)
-	ps := st.peer(p, peerLimit{})
-	for ps == nil {
-		st.unlock(false)
-		said, err := m.limits.Load().askPeer(p)
-		if err != nil {
-			return err
-		}
+	var ps *peerScope
+	err := decide(m, fetchPeer(p), func(_ bool, limit fetched[*amounts]) (verdict, error) {
 		st.lock(false)
-		ps = st.peer(p, said)
+		defer st.unlock(false)
+		if ps = st.peer(p, limit); ps == nil {
+			return unknown, nil
+		}
+		ps.refs++
+		return admitted, nil
+	})
+	if err != nil {
+		return err
 	}
-	ps.refs++
-	st.unlock(false)
 	defer func() {
 		st.lock(false)
 		defer st.unlock(false)

@@ -59,7 +59,7 @@ func TestWhatIsDrawnIsStillThereUnderTheLock(t *testing.T) {
 			}()
 			waitForLockIn(t, "(*stripe).drawMemory", "(*stripe).drawUnit", "(*stripe).checkShared") // it has looked
 			for d := range numDims {
-				other.fixed[KindSystem].drawLocked(d, m.fixed[KindSystem].limit[d])
+				other.fixed[KindSystem].drawLocked(item{d, m.fixed[KindSystem].limit[d]}, m.fixed[KindSystem].limit[d])
 			}
 			m.drawing.Unlock()
 			other.mu.Unlock()

@@ -63,10 +63,10 @@ type modelScope struct {
 	use     amounts
 	own     int64 // bytes reserved at this very scope
 	done    bool
-	refs    int  // connections, streams and spans that stand here
-	sticky  bool // its limit was set by hand
-	inTrans int  // of a peer: its inbound streams in transient
-	friends int  // of a peer: its connections that the allowlist means
+	refs    int          // connections, streams and spans that stand here
+	sticky  bool         // its limit was set by hand
+	inTrans [numDims]int // of a peer: its streams in transient, by direction
+	friends int          // of a peer: its connections that the allowlist means
 	far     modelFar
 	trusted bool
 }
@@ -213,10 +213,28 @@ func (m *model) bound(r *modelRequest, s *modelScope, d dim) (bound int64, cause
 		return fraction(limit, 1+uint64(r.priority)), CauseLimit
 	case d == dimMemory:
 		return fraction(limit, min(256, 128+uint64(r.priority))), CauseLimit
-	case d == dimStreamsIn && r.crowding && s.name == "transient" && s.use[d] < limit:
-		return limit - limit/4, CauseCrowding
+	case s.name == "transient" && (d == dimStreamsIn || d == dimStreamsOut):
+		most := m.mostInTransient(d)
+		switch {
+		case s.use[d] >= limit:
+			return limit, CauseLimit
+		case r.crowding && most-most/4 < limit:
+			return most - most/4, CauseCrowding
+		case most < limit:
+			return most, CauseCrowding
+		}
 	}
 	return limit, CauseLimit
+}
+
+// mostInTransient is how many streams in one direction transient may hold: outbound ones
+// leave a quarter of all to inbound ones, unless those may not be so many.
+func (m *model) mostInTransient(d dim) int64 {
+	limit := m.transient().limit
+	if d == dimStreamsIn || !m.newcomers {
+		return limit[d]
+	}
+	return min(limit[d], max(limit[dimStreams]-limit[dimStreams]/4, limit[dimStreams]-limit[dimStreamsIn]))
 }
 
 // fraction is limit × of256 / 256.
@@ -342,7 +360,8 @@ func (m *model) OpenStream(p peer.ID, dir network.Direction) (*modelScope, answe
 func (m *model) open(s, ps *modelScope, fallBack bool) (*modelScope, answer) {
 	r := &modelRequest{by: s, items: s.self, priority: 255}
 	if ps != nil {
-		r.crowding = m.newcomers && int64(ps.inTrans) >= m.transient().limit[dimStreamsIn]/4
+		dir := s.self[0].d
+		r.crowding = m.newcomers && ps.inTrans[dir] > 0 && int64(ps.inTrans[dir]) >= m.mostInTransient(dir)/4
 	}
 	standard := [numPlaces]*modelScope{atPeer: ps, atTransient: m.transient(), atSystem: m.system()}
 	places := [][numPlaces]*modelScope{standard}
@@ -371,8 +390,8 @@ func (s *modelScope) stand(n int) {
 		}
 	}
 	ps, tr := s.above[atPeer], s.above[atTransient]
-	if ps != nil && tr != nil && tr.name == "transient" && s.self[0].d == dimStreamsIn {
-		ps.inTrans += n
+	if ps != nil && tr != nil && tr.name == "transient" {
+		ps.inTrans[s.self[0].d] += n
 	}
 	if s.trusted {
 		ps.friends += n

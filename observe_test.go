@@ -91,13 +91,13 @@ func (m *Manager) wouldRefuseNow() map[modelWould]int {
 	}
 	for k := range numKinds {
 		for d, n := range r.counts.would[k] {
-			if k == KindTransient && dim(d) == dimStreamsIn {
-				n -= r.counts.wouldRationed.crowded
+			if crowded := r.counts.wouldRationed.crowded[d]; k == KindTransient {
+				put(k, dim(d), CauseCrowding, crowded)
+				n -= crowded
 			}
 			put(k, dim(d), CauseLimit, n)
 		}
 	}
-	put(KindTransient, dimStreamsIn, CauseCrowding, r.counts.wouldRationed.crowded)
 	return all
 }
 

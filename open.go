@@ -28,9 +28,8 @@ func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint mul
 }
 
 func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint) (*connScope, error) {
-	limits := m.limits.Load()
 	var h holder // field by field: a literal would be made elsewhere, and copied
-	h.kind, h.unit, h.limit, h.use = KindConn, unitOf(KindConn, dir, usefd), &limits.classes.conn, limits.connCost
+	h.kind, h.unit, h.limit = KindConn, unitOf(KindConn, dir, usefd), &m.classes.conn
 	open, named := m.allowlist.allowsAddr(far)
 	var pass gatePass
 	var err error
@@ -58,6 +57,7 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 	var c chain
 	in, st := m.lockIdle()
 	for all := false; ; all = true {
+		h.use = m.classes.connCost
 		v, err := st.open(&h, &c, near, open || named, all)
 		switch v {
 		case refused:
@@ -105,60 +105,55 @@ func (m *Manager) OpenStream(p peer.ID, dir network.Direction) (network.StreamMa
 	return s, nil
 }
 
-func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, error) {
-	limits := m.limits.Load()
-	limit, err := limits.stream(p)
-	if err != nil {
-		return nil, err
-	}
+func (m *Manager) openStream(p peer.ID, dir network.Direction) (scope *streamScope, err error) {
 	st := m.stripeOf(p)
 	var h holder // as in openConnection
-	h.kind, h.unit, h.limit, h.use = KindStream, unitOf(KindStream, dir, false), limit, limits.streamCost
+	h.kind, h.unit = KindStream, unitOf(KindStream, dir, false)
 	var c chain
-	var said peerLimit
-	st.mu.Lock()
-	for all := false; ; {
-		if st.closed { // before a scope is made that nobody collects any more
-			st.unlock(all)
-			return nil, errClosed
-		}
-		ps := st.peer(p, said)
-		if ps == nil {
-			st.unlock(all)
-			if said, err = m.limits.Load().askPeer(p); err != nil {
-				return nil, err
-			}
+	newPeer := false
+	err = decide(m, func(b *limitBook) (fetched[openingLimits], error) { return b.fetchOpening(p, newPeer) },
+		func(all bool, f fetched[openingLimits]) (verdict, error) {
 			st.lock(all)
-			continue
-		}
-		if !all && m.pressure.refuses(h.dir) && ps.trusted == 0 && !m.allowlist.allowsPeer(p) {
-			if err := st.refuseOpeningForMemory(&h, ps); err != nil {
+			if st.closed { // before a scope is made that nobody collects any more
+				st.unlock(all)
+				return refused, errClosed
+			}
+			h.limit, h.use = m.streamLimit(f), m.classes.streamCost
+			ps := st.peer(p, fetched[*amounts]{f.by, f.limits.peer})
+			if ps == nil {
+				newPeer = true
+				st.unlock(all)
+				return unknown, nil
+			}
+			v, err := unknown, error(nil)
+			if h.limit != nil {
+				c.at[slotPeer] = &ps.account
+				v, err = st.openStreamOf(ps, &h, &c, all)
+			}
+			if v != admitted {
 				st.enqueue(&ps.account) // it may have been made for this
 				st.unlock(all)
-				return nil, err
+				return v, err
 			}
-		}
-		c.at[slotPeer] = &ps.account
-		v, err := st.open(&h, &c, nil, ps.trusted > 0, all)
-		if v != admitted {
-			st.enqueue(&ps.account)
-		}
-		switch v {
-		case refused:
-			st.unlock(all)
-			return nil, err
-		case undecided:
-			st.unlock(all)
-			all = true
-			m.lockAll()
-			continue
-		}
-		scope := &streamScope{st.begin(&h, &c, all), ps}
-		if m.leaks != nil {
-			m.leaks.opened(&scope.userScope, p)
-		}
-		return scope, nil
+			scope = &streamScope{st.begin(&h, &c, all), ps}
+			return v, nil
+		})
+	if scope != nil && m.leaks != nil {
+		m.leaks.opened(&scope.userScope, p)
 	}
+	return scope, err
+}
+
+// openStreamOf admits a stream of a peer, unless the memory of the process or a limit
+// refuses it.
+func (st *stripe) openStreamOf(ps *peerScope, h *holder, c *chain, all bool) (verdict, error) {
+	m := st.m
+	if !all && m.pressure.refuses(h.dir) && ps.trusted == 0 && !m.allowlist.allowsPeer(ps.id) {
+		if err := st.refuseOpeningForMemory(h, ps); err != nil {
+			return refused, err
+		}
+	}
+	return st.open(h, c, nil, ps.trusted > 0, all)
 }
 
 // maxIdle bounds the holders that a stripe keeps for streams that come next.

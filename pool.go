@@ -36,9 +36,6 @@ import (
 // most two of them idle, so at most an eighth of a limit lies idle.
 const batches = 16
 
-// idlePart is the inverse of the part of a limit that may lie idle.
-const idlePart = batches / 2
-
 // batchOf gives the credit that a stripe draws ahead; 0 where the limit is too
 // small for that, which makes the pool tight for ever.
 func batchOf(limit int64, stripes int) int64 {
@@ -52,6 +49,7 @@ const (
 	admitted  verdict = iota
 	refused           // it does not fit: a fact about one instant
 	undecided         // only the exact sum under all stripe locks can tell
+	unknown           // a Limiter that is not of this package has to be asked first; see decide
 )
 
 // tally is the state of one dimension of a pool.
@@ -59,7 +57,7 @@ const (
 // I1: for every share, use ≤ credit; the credit of all shares is handed;
 // handed ≤ limit, unless the limit was lowered below use, or is only observed.
 type tally struct {
-	limit  int64
+	limit  int64 // the most that may be handed out
 	batch  int64
 	handed int64 // credit handed out to all stripes
 	tight  bool  // no share holds idle credit: handed is the exact use
@@ -70,10 +68,10 @@ type tally struct {
 // It returns the credit to hand out, at least short, and is to be called under
 // the drawing lock if that is to be done.
 func (l tally) draw(n, short, bound int64) (grant int64, v verdict) {
-	if l.refuses(n, bound) {
-		return 0, refused
-	}
 	if l.tight {
+		if n > bound-l.handed {
+			return 0, refused
+		}
 		return short, admitted
 	}
 	// What is handed out is an upper bound of use. While it stays within both
@@ -88,23 +86,9 @@ func (l tally) draw(n, short, bound int64) (grant int64, v verdict) {
 	return short, admitted
 }
 
-// refuses tells whether a request for n certainly does not fit below bound.
-// In a loose pool, what is handed out less what may lie idle is a lower bound
-// of use.
-func (l tally) refuses(n, bound int64) bool {
-	return n > bound-l.leastUse()
-}
-
 // has tells whether a tight pool has n to give to a request that may fill all of the
 // limit: for certain, if the drawing lock is held.
 func (l tally) has(n int64) bool { return l.tight && n <= l.limit-l.handed }
-
-func (l tally) leastUse() int64 {
-	if l.tight {
-		return l.handed
-	}
-	return max(0, l.handed-l.limit/idlePart)
-}
 
 // giveBack takes credit back from a share.
 func (l tally) giveBack(n int64) tally {
@@ -147,7 +131,8 @@ func (l tally) keep() int64 {
 type drawingLock struct {
 	_ [64]byte
 	sync.Mutex
-	_ [64]byte
+	grown []*pool // services and protocols that have drawn while loose; see followPeaks
+	_     [64]byte
 }
 
 // pool is a scope that all peers share. It is also the handle through which
@@ -160,8 +145,9 @@ type pool struct {
 
 	// These are written under all stripe locks, or under the drawing lock while there are
 	// no shares, and read under the lock of any stripe that has one.
-	limit, batch, looseBelow amounts
-	pairLimit                amounts // of one peer in this service or protocol
+	limit                   amounts
+	most, batch, looseBelow amounts // what may be held of the limit, see Manager.most; and what follows
+	pairLimit               amounts // of one peer in this service or protocol
 	// told is a copy of limit for who has no lock, and does not change.
 	told atomic.Pointer[amounts]
 
@@ -174,13 +160,13 @@ type pool struct {
 	// lock.
 	word [numDims]atomic.Uint64
 
-	// peak is the most that was handed out of each dimension, which is never
-	// less than the most that was used. It is exact where that was more than
-	// half of the limit, for the pool is tight then, and otherwise at most an
-	// eighth of the limit too high. Where there is no limit, an eighth of it says
-	// nothing, and peak is the most that used has seen. Guarded by the drawing lock, or
-	// by all stripe locks.
+	// peak is the most that is known to have been used of each dimension at one instant: by
+	// the word of a tight pool, by used, and by the stripe that draws. So it is exact above
+	// half of the limit, and below that as close as followPeaks and others have looked.
+	// Guarded by the drawing lock, or by all stripe locks.
 	peak amounts
+	// grown: it is in the list of followPeaks. It is guarded as peak is.
+	grown bool
 	// low is the least that was handed out of each dimension before some was drawn,
 	// since limitWatch looked last. It is guarded as peak is.
 	low    amounts
@@ -201,7 +187,7 @@ const tightMark = 1
 // tally loads one dimension. Only what is loaded at once belongs together.
 func (p *pool) tally(d dim) tally {
 	w := p.word[d].Load()
-	return tally{limit: p.limit[d], batch: p.batch[d], handed: int64(w >> 1), tight: w&tightMark != 0}
+	return tally{limit: p.most[d], batch: p.batch[d], handed: int64(w >> 1), tight: w&tightMark != 0}
 }
 
 // word is the inverse of pool.tally.
@@ -243,19 +229,18 @@ func (p *pool) seemsFullFor(u unit) bool {
 	return full
 }
 
-// handOut notes that a share gets more credit. The drawing lock is held, or all stripe
-// locks are.
+// handOut notes that a share gets more credit: in a tight pool for what is used at once. The
+// drawing lock is held, or all stripe locks are.
 func (p *pool) handOut(d dim, n int64) {
-	handed := int64(p.word[d&dimMask].Add(uint64(n)<<1) >> 1)
+	w := p.word[d&dimMask].Add(uint64(n) << 1)
+	handed := int64(w >> 1)
 	p.low[d] = min(p.low[d], handed-n)
-	p.raisePeak(d, handed)
-}
-
-func (p *pool) raisePeak(d dim, handed int64) {
-	if handed > p.peak[d] && !isUnlimited(d, p.limit[d]) {
-		p.peak[d] = handed
+	if w&tightMark != 0 {
+		p.raisePeak(d, handed)
 	}
 }
+
+func (p *pool) raisePeak(d dim, used int64) { p.peak[d&dimMask] = max(p.peak[d&dimMask], used) }
 
 // takeBack notes that a share returns credit, under the lock of its stripe. It takes
 // the drawing lock only where the pool becomes loose by that, so that it does not while
@@ -291,8 +276,9 @@ func (p *pool) setLimit(limit amounts) {
 	p.limit = limit
 	p.told.Store(&limit)
 	for d := range numDims {
-		p.batch[d] = batchOf(limit[d], len(p.shares))
-		p.looseBelow[d] = looseBelow(limit[d], p.batch[d])
+		p.most[d] = p.m.most(p.kind, &limit, d)
+		p.batch[d] = batchOf(p.most[d], len(p.shares))
+		p.looseBelow[d] = looseBelow(p.most[d], p.batch[d])
 		p.recall(d, 0)
 	}
 }
@@ -300,18 +286,18 @@ func (p *pool) setLimit(limit amounts) {
 // renewLocked puts limits in force that a book says, but for one that was set by
 // hand. The directory's lock is held, and all stripe locks are, or the drawing lock is
 // and there are no shares.
-func (p *pool) renewLocked(now sharedLimits) {
-	p.by = now.by
-	if now.own == nil {
+func (p *pool) renewLocked(by *limitBook, limits sharedLimits) {
+	p.by = by
+	if limits.own == nil {
 		return // they could not be asked for
 	}
-	p.pairLimit = *now.pair
+	p.pairLimit = *limits.pair
 	if !p.sticky {
-		p.setLimit(*now.own)
+		p.setLimit(*limits.own)
 	}
 }
 
-// used gives the exact use. All stripe locks are held.
+// used returns the exact use, and takes note of it as a peak. All stripe locks are held.
 func (p *pool) used() (sum amounts) {
 	for _, sh := range p.shares {
 		if sh != nil {
@@ -319,9 +305,7 @@ func (p *pool) used() (sum amounts) {
 		}
 	}
 	for d, n := range sum {
-		if isUnlimited(dim(d), p.limit[d]) {
-			p.peak[d] = max(p.peak[d], n)
-		}
+		p.raisePeak(dim(d), n)
 	}
 	return sum
 }
@@ -402,7 +386,7 @@ func (sh *share) mayDrawOne(d dim) bool {
 	if !sh.lacksOne(d) {
 		return true
 	}
-	w, limit := sh.pool.word[d&dimMask].Load(), sh.pool.limit[d&dimMask]
+	w, limit := sh.pool.word[d&dimMask].Load(), sh.pool.most[d&dimMask]
 	if w&tightMark == 0 {
 		limit /= 2
 	}
@@ -433,13 +417,20 @@ func (st *stripe) drawOneLocked(sh *share, d dim) {
 	}
 	l := sh.pool.tally(d)
 	grant, _ := l.draw(1, 1, l.limit)
-	sh.drawLocked(d, grant)
+	sh.drawLocked(item{d, 1}, grant)
 }
 
-// drawLocked hands out credit. The drawing lock is held, or all stripe locks are.
-func (sh *share) drawLocked(d dim, grant int64) {
-	sh.pool.handOut(d, grant)
-	sh.setCredit(d, sh.credit[d]+grant, sh.pool.tally(d))
+// drawLocked hands out credit for an item, to be used at once, and more of it. The drawing
+// lock is held, or all stripe locks are.
+func (sh *share) drawLocked(it item, grant int64) {
+	p, d := sh.pool, it.d
+	p.handOut(d, grant)
+	sh.setCredit(d, sh.credit[d]+grant, p.tally(d))
+	p.raisePeak(d, sh.use.of(d)+it.n)
+	if !p.grown && p.kind > KindAllowlistedTransient {
+		p.grown = true
+		p.m.drawing.grown = append(p.m.drawing.grown, p)
+	}
 }
 
 // drawSettled hands out what is short, and calls in what lies idle where that
@@ -447,7 +438,7 @@ func (sh *share) drawLocked(d dim, grant int64) {
 func (sh *share) drawSettled(it item, short int64) {
 	l := sh.pool.tally(it.d)
 	if !l.tight && short <= l.limit/2-l.handed {
-		sh.drawLocked(it.d, short)
+		sh.drawLocked(it, short)
 		return
 	}
 	sh.pool.recall(it.d, it.n)

@@ -457,15 +457,11 @@ func (s *userScope) SetLimit(limit Limit) {
 	name := s.name()
 	st.unlock(false)
 	if a, ok := st.m.readLimit(&name, limit); ok {
-		s.putLimit(a)
-	}
-}
-
-func (s *userScope) putLimit(a *amounts) {
-	st := s.h.tree.lock()
-	defer st.unlock(false)
-	if s.live() {
-		s.h.limit = a
+		st := s.h.tree.lock()
+		defer st.unlock(false)
+		if s.live() {
+			s.h.limit = a
+		}
 	}
 }
 
@@ -577,45 +573,49 @@ func (c *connScope) mayMove(st *stripe) error {
 type move struct {
 	to      *stripe
 	trusted bool     // the allowlist means this peer at this address
-	gated   bool     // the gates have been asked, because it does not
+	gates   gating   // whether the gates have to be asked, because it does not
 	pass    gatePass // what they gave
 }
 
+// gating is how far a connection that moves has got with the gates.
+type gating uint8
+
+const (
+	notDue gating = iota // as far as is known
+	due
+	passed
+)
+
 func (c *connScope) moveTo(p peer.ID, mv *move) error {
-	var said peerLimit
-	for all := false; ; {
+	m := mv.to.m
+	return decide(m, func(b *limitBook) (fetched[*amounts], error) {
+		if mv.gates == due {
+			if err := c.enterGates(m, &mv.pass); err != nil {
+				return fetched[*amounts]{}, err
+			}
+			mv.gates = passed
+		}
+		return b.fetchPeer(p)
+	}, func(all bool, limit fetched[*amounts]) (verdict, error) {
 		from := c.h.tree.lockWith(mv.to, all)
-		err := c.mayMove(from)
-		if err != nil {
-			unlockBoth(from, mv.to, all)
-			return err
+		defer unlockBoth(from, mv.to, all)
+		if err := c.mayMove(from); err != nil {
+			return refused, err
 		}
-		if c.h.marks.has(onTrial) && !mv.trusted && !mv.gated {
-			unlockBoth(from, mv.to, all)
-			if err := c.enterGates(from.m, &mv.pass); err != nil {
-				return err
-			}
-			mv.gated = true
-			continue
+		if c.h.marks.has(onTrial) && !mv.trusted && mv.gates != passed {
+			mv.gates = due
+			return unknown, nil
 		}
-		ps := mv.to.peer(p, said)
+		ps := mv.to.peer(p, limit)
 		if ps == nil {
-			unlockBoth(from, mv.to, all)
-			if said, err = from.m.limits.Load().askPeer(p); err != nil {
-				return err
-			}
-			continue
+			return unknown, nil
 		}
 		v, err := c.moveLocked(from, ps, mv, all)
 		if v != admitted {
 			mv.to.enqueue(&ps.account) // it may have been made for this
 		}
-		unlockBoth(from, mv.to, all)
-		if v != undecided {
-			return err
-		}
-		all = true
-	}
+		return v, err
+	})
 }
 
 // moveLocked charges the new place first and then leaves the old one.
@@ -839,38 +839,24 @@ func (s *streamScope) attach(kind Kind, name string) error {
 		slot = slotService
 	}
 	st := s.peer.st // in which the stream stays
-	st.mu.Lock()
-	if s.attachReady(st, kind, slot, name) {
-		st.mu.Unlock()
-		return nil
-	}
 	var fresh *pool
-	for all := false; ; {
-		c := &s.h.tree.chain
-		err := s.openIn(st)
-		switch {
-		case err != nil:
-		case c.at[slot] != nil && c.at[slot].kind == kind:
-			err = &scopeError{s.name(), errAttached}
-		case kind == KindService && c.at[slotProtocol].kind != KindProtocol:
-			err = &scopeError{s.name(), errNoProtocol}
-		case name == "":
-			err = &scopeError{s.name(), errNoName}
+	return decide(st.m, func(*limitBook) (f fetched[sharedLimits], err error) {
+		fresh, err = st.m.newPool(kind, name)
+		return f, err
+	}, func(all bool, _ fetched[sharedLimits]) (verdict, error) {
+		st.lock(all)
+		defer st.unlock(all)
+		if s.attachReady(st, kind, slot, name) {
+			return admitted, nil
 		}
-		if err != nil {
-			st.unlock(all)
-			return err
+		if err := s.mayAttach(st, kind, slot, name); err != nil {
+			return refused, err
 		}
 		pr := s.peer.pairNamed(kind, name)
 		if pr == nil {
 			sh := st.shareNamed(kind, name, fresh)
 			if sh == nil {
-				st.unlock(all)
-				if fresh, err = st.m.newPool(kind, name); err != nil {
-					return err
-				}
-				st.lock(all)
-				continue
+				return unknown, nil
 			}
 			pr = st.pair(s.peer, sh)
 		}
@@ -878,13 +864,29 @@ func (s *streamScope) attach(kind Kind, name string) error {
 		if v != admitted {
 			st.enqueue(&pr.account) // it may have been made for this
 		}
-		st.unlock(all)
-		if v != undecided {
-			return err
-		}
-		all = true
-		st.lock(all)
+		return v, err
+	})
+}
+
+// mayAttach reports, by a nil error, whether the stream can still be given a protocol or
+// service of this name.
+func (s *streamScope) mayAttach(st *stripe, kind Kind, slot int, name string) error {
+	if err := s.openIn(st); err != nil {
+		return err
 	}
+	c := &s.h.tree.chain
+	var err error
+	switch {
+	case c.at[slot] != nil && c.at[slot].kind == kind:
+		err = errAttached
+	case kind == KindService && c.at[slotProtocol].kind != KindProtocol:
+		err = errNoProtocol
+	case name == "":
+		err = errNoName
+	default:
+		return nil
+	}
+	return &scopeError{s.name(), err}
 }
 
 // attachReady attaches a stream that holds nothing but itself to a service or protocol
@@ -934,13 +936,13 @@ func (st *stripe) attached(h *holder, pr *pair, slot int) {
 	c.at[slot-pairsBefore], c.at[slot] = &pr.account, &pr.share.account
 }
 
-// countTransient keeps the number of inbound streams that a peer has in the
-// standard transient scope.
+// countTransient keeps the number of streams that a peer has in the standard
+// transient scope.
 func countTransient(c *chain, d dim, n int32) {
-	if a := c.at[slotTransient]; a != nil && a.kind == KindTransient && d == dimStreamsIn {
+	if a := c.at[slotTransient]; a != nil && a.kind == KindTransient && d <= dimStreamsOut {
 		ps := c.peer()
-		ps.transientIn += n
-		if near := ps.near; near != nil {
+		ps.transientStreams[(d-dimStreamsIn)&1] += n
+		if near := ps.near; near != nil && d == dimStreamsIn {
 			near.held[KindTransient].streams.Add(int64(n))
 		}
 	}

@@ -30,108 +30,121 @@ func (m *Manager) SetLimits(limits Limiter) error {
 	if limits == nil {
 		limits = defaultLimiter()
 	}
+	_, err := m.changeLimits(limits, nil)
+	return err
+}
+
+// changeLimits is SetLimits, if the book in force is still last, or last is nil: it
+// reports whether.
+func (m *Manager) changeLimits(limits Limiter, last *limitBook) (changed bool, err error) {
 	next, err := newLimitBook(limits)
 	if err != nil {
-		return fmt.Errorf("rcmgr: limits not changed: %w", err)
+		return false, fmt.Errorf("rcmgr: limits not changed: %w", err)
 	}
-	said, err := m.askLiving(next)
+	known, err := m.fetchLiving(next)
 	if err != nil {
-		return fmt.Errorf("rcmgr: limits not changed: %w", err)
+		return false, fmt.Errorf("rcmgr: limits not changed: %w", err)
 	}
-	late, err := m.putInForce(next, said)
-	if err != nil {
-		return err
+	late, changed, err := m.putInForce(next, last, known)
+	if !changed || err != nil {
+		return false, err
 	}
 	m.catchUp(next, late)
 	log.Info("limits changed", next.startAttrs()...)
-	return nil
+	return true, nil
 }
 
 // Refresh asks the Limiter for all limits again, as SetLimits with the same one
 // does, errors included. A Limiter of this package says what it said before. It is
 // safe for concurrent use.
 func (m *Manager) Refresh() error {
-	return m.SetLimits(m.limits.Load().limiter)
+	for {
+		book := m.limits.Load()
+		// While this Limiter is asked, another one may come into force. It stays then.
+		changed, err := m.changeLimits(book.limiter, book)
+		if changed || err != nil {
+			return err
+		}
+	}
 }
 
 // living are scopes whose limits have to be asked for one by one.
 type living struct {
-	peers  map[peer.ID]peerLimit
-	shared map[*pool]sharedLimits
+	peers  map[peer.ID]fetched[*amounts]
+	shared map[*pool]fetched[sharedLimits]
 }
 
-// askLiving asks a Limiter that is not of this package for the limits of all that
+func noneLiving() living {
+	return living{make(map[peer.ID]fetched[*amounts]), make(map[*pool]fetched[sharedLimits])}
+}
+
+// fetchLiving asks a Limiter that is not of this package for the limits of all that
 // has a scope.
-func (m *Manager) askLiving(b *limitBook) (living, error) {
-	l := living{make(map[peer.ID]peerLimit), make(map[*pool]sharedLimits)}
+func (m *Manager) fetchLiving(b *limitBook) (l living, err error) {
+	l = noneLiving()
 	if b.own != nil {
 		return l, nil
 	}
 	for _, p := range m.dir.list() {
-		said, err := b.askShared(p.kind, p.name)
-		if err != nil {
+		if l.shared[p], err = b.fetchShared(p.kind, p.name); err != nil {
 			return living{}, err
 		}
-		l.shared[p] = said
 	}
 	for _, p := range m.ListPeers() {
-		said, err := b.askPeer(p)
-		if err != nil {
+		if l.peers[p], err = b.fetchPeer(p); err != nil {
 			return living{}, err
 		}
-		l.peers[p] = said
 	}
 	return l, nil
 }
 
-// putInForce puts the next book in the place of the last one, and with it the gates
-// that its Limiter asks for. It gives back the scopes that came to be after the
-// Limiter was asked for all that were there.
-func (m *Manager) putInForce(next *limitBook, said living) (late living, err error) {
+// putInForce puts the next book in the place of the last one, if that is still in force
+// or last is nil, and with it the gates that its Limiter asks for. It returns the scopes
+// that came to be after the Limiter was asked for all that were there.
+func (m *Manager) putInForce(next, last *limitBook, known living) (late living, changed bool, err error) {
 	m.changing.Lock()
 	defer m.changing.Unlock()
+	if last != nil && m.limits.Load() != last {
+		return living{}, false, nil
+	}
 	gates, err := m.makeGates(next.limiter)
 	if err != nil {
-		return living{}, fmt.Errorf("rcmgr: limits not changed: %w", err)
+		return living{}, false, fmt.Errorf("rcmgr: limits not changed: %w", err)
 	}
 	select {
 	case <-m.stop:
-		return living{}, errClosed
+		return living{}, false, errClosed
 	default:
 	}
-	late = living{make(map[peer.ID]peerLimit), make(map[*pool]sharedLimits)}
+	late = noneLiving()
 	m.inOneCut(func() {
 		last := m.limits.Load()
-		if next.own == nil { // it says nothing of those that are open
-			next.classes.stream, next.classes.peer = last.classes.stream, last.classes.peer
-		}
-		*last.classes = *next.classes
-		next.classes = last.classes
 		m.limits.Store(next)
+		m.classes.putInForce(next)
 		for k, p := range m.fixed {
 			if !m.dir.sticks(p) {
-				p.setLimit(next.fixed[k])
+				p.setLimit(next.kinds[k].unnamed)
 			}
 		}
 		for _, p := range m.dir.list() {
-			if now, ok := next.sharedNow(p.kind, p.name, said.shared[p]); ok {
-				m.dir.renew(p, now)
+			if limits, ok := next.sharedLimits(p.kind, p.name, known.shared[p]); ok {
+				m.dir.renew(p, next, limits)
 			} else {
-				late.shared[p] = sharedLimits{}
+				late.shared[p] = fetched[sharedLimits]{}
 			}
 		}
 		m.eachToRenew(last, next, func(ps *peerScope) {
-			switch limit := next.peerNow(ps.id, said.peers[ps.id]); {
+			switch limit := m.peerLimit(ps.id, known.peers[ps.id]); {
 			case ps.sticky:
 			case limit != nil:
 				ps.ready = limit
 			default:
-				late.peers[ps.id] = peerLimit{}
+				late.peers[ps.id] = fetched[*amounts]{}
 			}
 		})
 	})
 	m.swapGates(gates)
-	return late, nil
+	return late, true, nil
 }
 
 // eachToRenew calls f with the peers that do not have new limits by what they
@@ -146,7 +159,8 @@ func (m *Manager) eachToRenew(last, next *limitBook, f func(*peerScope)) {
 		return
 	}
 	for _, b := range []*limitBook{last, next} {
-		for p := range b.peers {
+		for name := range b.kinds[KindPeer].named {
+			p := peer.ID(name)
 			if ps := m.stripeOf(p).peers[p]; ps != nil {
 				f(ps)
 			}
@@ -158,27 +172,28 @@ func (m *Manager) eachToRenew(last, next *limitBook, f func(*peerScope)) {
 // its limit.
 func (m *Manager) catchUp(b *limitBook, late living) {
 	for p := range late.shared {
-		said, err := b.askShared(p.kind, p.name)
+		f, err := b.fetchShared(p.kind, p.name)
 		if err != nil {
 			log.Warn("a limit stays as it was", "err", err)
 			continue
 		}
 		m.inOneCut(func() {
 			if m.limits.Load() == b {
-				m.dir.renew(p, said)
+				m.dir.renew(p, b, f.limits)
 			}
 		})
 	}
 	for id := range late.peers {
-		said, err := b.askPeer(id)
+		f, err := b.fetchPeer(id)
 		if err != nil {
 			log.Warn("a limit stays as it was", "err", err)
 			continue
 		}
 		st := m.stripeOf(id)
 		st.lock(false)
-		if ps, limit := st.peers[id], m.limits.Load().peerNow(id, said); ps != nil && !ps.sticky && limit != nil {
-			ps.ready = limit
+		// By another book that is in force by now it has been, or is being, renewed.
+		if ps := st.peers[id]; ps != nil && !ps.sticky && m.limits.Load() == b {
+			ps.ready = f.limits
 		}
 		st.unlock(false)
 	}
@@ -198,76 +213,78 @@ type LimitResetter interface {
 // ResetLimit takes back what SetLimit has set.
 func (s *userScope) ResetLimit() {
 	h := s.h
-	st := h.tree.lock()
-	m, owner, live := st.m, h.tree.chain.peer(), s.live()
-	st.unlock(false)
-	if !live {
-		return
-	}
-	var limit *amounts // a span follows its owner
-	if h.role == leaf {
-		book := m.limits.Load()
-		limit = &book.classes.conn
-		if h.kind == KindStream {
-			var err error
-			if limit, err = book.stream(owner.id); err != nil {
-				m.reportBug("a limit cannot be taken back", "err", err)
-				return
+	m := h.tree.at.Load().m
+	m.reportUnreset(decide(m, func(b *limitBook) (f fetched[openingLimits], err error) {
+		st := h.tree.lock()
+		owner, live := h.tree.chain.peer(), s.live()
+		st.unlock(false)
+		if live {
+			f, err = b.fetchOpening(owner.id, false)
+		}
+		return f, err
+	}, func(_ bool, f fetched[openingLimits]) (verdict, error) {
+		st := h.tree.lock()
+		defer st.unlock(false)
+		var limit *amounts
+		switch {
+		case !s.live():
+			return refused, nil
+		case h.role != leaf: // a span follows its owner
+		case h.kind == KindConn:
+			limit = &m.classes.conn
+		default:
+			if limit = m.streamLimit(f); limit == nil {
+				return unknown, nil
 			}
 		}
+		h.limit = limit
+		return admitted, nil
+	}))
+}
+
+// reportUnreset reports that a Limiter gave no limit to go back to, if err says so.
+func (m *Manager) reportUnreset(err error) {
+	if err != nil {
+		m.reportBug("a limit cannot be taken back", "err", err)
 	}
-	s.putLimit(limit)
 }
 
 // ResetLimit takes back what SetLimit has set.
 func (ps *peerScope) ResetLimit() {
 	m := ps.st.m
-	for {
-		said, err := m.limits.Load().askPeer(ps.id)
-		if err != nil {
-			m.reportBug("a limit cannot be taken back", "err", err)
-			return
+	m.reportUnreset(decide(m, fetchPeer(ps.id), func(_ bool, f fetched[*amounts]) (verdict, error) {
+		st, a, _ := ps.enter(true, false)
+		defer st.unlock(false)
+		limit := m.peerLimit(ps.id, f)
+		if limit == nil {
+			return unknown, nil
 		}
-		_, a, _ := ps.enter(true, false)
-		limit := m.limits.Load().peerNow(ps.id, said)
-		if limit != nil {
-			a.ready = limit
-			a.sticky = false
-			ps.st.enqueue(a)
-		}
-		ps.st.unlock(false)
-		if limit != nil {
-			return
-		}
-	}
+		a.ready, a.sticky = limit, false
+		st.enqueue(a)
+		return admitted, nil
+	}))
 }
 
 // ResetLimit takes back what SetLimit has set.
 func (p *pool) ResetLimit() {
-	for {
-		book := p.m.limits.Load()
-		var said sharedLimits
-		if p.kind > KindAllowlistedTransient {
-			var err error
-			if said, err = book.askShared(p.kind, p.name); err != nil {
-				p.m.reportBug("a limit cannot be taken back", "err", err)
-				return
-			}
-		}
+	m := p.m
+	m.reportUnreset(decide(m, func(b *limitBook) (fetched[sharedLimits], error) {
+		return b.fetchShared(p.kind, p.name)
+	}, func(_ bool, f fetched[sharedLimits]) (verdict, error) {
 		st, a, _ := p.enter(true, true)
-		current := p.m.limits.Load() == book
-		if current {
-			now := a.share.pool
-			p.m.dir.stick(now, false)
-			if now.kind <= KindAllowlistedTransient {
-				now.setLimit(book.fixed[now.kind])
-			} else {
-				p.m.dir.renew(now, said)
-			}
+		defer st.unlock(true)
+		now, book := a.share.pool, m.limits.Load()
+		if now.kind <= KindAllowlistedTransient {
+			m.dir.stick(now, false)
+			now.setLimit(book.kinds[now.kind].unnamed)
+			return admitted, nil
 		}
-		st.unlock(true)
-		if current {
-			return
+		limits, known := book.sharedLimits(now.kind, now.name, f)
+		if !known {
+			return unknown, nil
 		}
-	}
+		m.dir.stick(now, false)
+		m.dir.renew(now, book, limits)
+		return admitted, nil
+	}))
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -12,6 +14,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -613,4 +616,152 @@ func TestTwoChangesAtATimeAreNotMixed(t *testing.T) {
 	got := m.Limits().ToPartialLimitConfig()
 	require.Equal(t, got.System.Conns, got.PeerDefault.Conns)
 	require.Equal(t, got.System.Conns, got.Gates.Subnets.IPv4[32])
+}
+
+// uniform has n, or many times that of memory, for every limit of every scope and gate, and
+// costs as high as they may be.
+func uniform(n int) ConcreteLimitConfig {
+	var c PartialLimitConfig
+	for _, l := range (*perScope[ResourceLimits])(&c).single() {
+		for _, count := range l.counts() {
+			*count = LimitVal(n)
+		}
+		l.Memory = LimitVal64(n) << 20
+	}
+	c.Costs = &Costs{Conn: Cost(n) << 20, Stream: Cost(n) << 20}
+	c.Gates = &GateLimits{Subnets: SubnetLimits{IPv4: map[int]LimitVal{32: LimitVal(n)}}}
+	for _, l := range []*ResourceLimits{&c.System, &c.Transient, &c.PeerDefault} {
+		l.Memory = Unlimited64
+	}
+	return c.Build(InfiniteLimits)
+}
+
+// changingBetween calls f while the limits change all the time between two sets, each by a
+// Limiter of this package or another.
+func changingBetween(t *testing.T, m *Manager, sets [2]ConcreteLimitConfig, f func()) {
+	t.Helper()
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			l := NewFixedLimiter(sets[i%2])
+			if i/2%2 == 1 {
+				l = otherLimiter{l}
+			}
+			if err := m.SetLimits(l); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	defer wg.Wait()
+	defer close(stop)
+	f()
+}
+
+// What is read of the limits in force is of one set of them, whatever comes into force
+// meanwhile.
+func TestAnswersAreOfOneSetOfLimits(t *testing.T) {
+	sets := [2]ConcreteLimitConfig{uniform(100), uniform(200)}
+	steps := stressSteps()
+
+	t.Run("Explain", func(t *testing.T) {
+		m := newFrom(t, sets[0])
+		changingBetween(t, m, sets, func() {
+			for range steps {
+				e, err := m.Explain(Question{Kind: KindStream, Peer: testPeer, Protocol: "/a", Service: "a", Memory: 1, Priority: 255})
+				if !assert.NoError(t, err) {
+					return
+				}
+				n := e.Checks[1].Limit
+				for _, c := range e.Checks {
+					if c.Name != "Memory" && !assert.Equal(t, n, c.Limit, "%+v", e.Checks) {
+						return
+					}
+				}
+			}
+		})
+	})
+	t.Run("Limits", func(t *testing.T) {
+		m := newFrom(t, sets[0])
+		for i := range 64 {
+			require.NoError(t, m.ViewPeer(peerNamed(fmt.Sprint(i)), func(s network.PeerScope) error { return s.ReserveMemory(1, 255) }))
+		}
+		require.NoError(t, mustOpenStream(t, m, testPeer, network.DirInbound).SetProtocol("/a"))
+		changingBetween(t, m, sets, func() {
+			for range steps {
+				got := m.Limits().ToPartialLimitConfig()
+				n := got.System.Conns
+				for place, l := range map[string]ResourceLimits{"Transient": got.Transient, "PeerDefault": got.PeerDefault,
+					"ProtocolDefault": got.ProtocolDefault, "Conn": got.Conn, "Stream": got.Stream} {
+					if !assert.Equal(t, n, l.Conns, place) {
+						return
+					}
+				}
+				if !assert.Empty(t, got.Peer) || !assert.Empty(t, got.Protocol) {
+					return
+				}
+				if subnets := got.Gates.Subnets.IPv4[32]; subnets != connsPerHost && !assert.Equal(t, n, subnets) {
+					return
+				}
+			}
+		})
+	})
+	t.Run("opening", func(t *testing.T) {
+		m := newFrom(t, sets[0])
+		changingBetween(t, m, sets, func() {
+			for range steps {
+				c, err := m.OpenConnection(network.DirInbound, true, nil)
+				if !assert.NoError(t, err, "it fits before and after") {
+					return
+				}
+				assert.NoError(t, c.SetPeer(testPeer))
+				s, err := m.OpenStream(testPeer, network.DirInbound)
+				if !assert.NoError(t, err, "it fits before and after") {
+					return
+				}
+				s.Done()
+				c.Done()
+			}
+		})
+		m.reap()
+		assertEmpty(t, m)
+	})
+	t.Run("scrapes and snapshots", func(t *testing.T) {
+		m := newFrom(t, sets[0])
+		changingBetween(t, m, sets, func() {
+			for range steps {
+				r := m.read()
+				system := r.scopes[slices.IndexFunc(r.scopes, func(s scopeReading) bool { return s.kind == KindSystem })]
+				for k := KindService; k <= KindStream; k++ {
+					if !assert.Equal(t, system.limit[dimConns], r.classes[k][dimConns], k) {
+						return
+					}
+				}
+			}
+		})
+	})
+}
+
+// A set of limits that comes into force while Refresh asks the Limiter of the last one stays.
+func TestRefreshDoesNotTakeBackOtherLimits(t *testing.T) {
+	l := &movingLimiter{Limiter: fixedOf(unlimitedConf())}
+	l.streams.Store(100)
+	m, err := New(l)
+	require.NoError(t, err)
+	defer m.Close()
+	viewPeer(t, m, testPeer)
+	m.stripeOf(testPeer).peers[testPeer].refs++ // it stays
+	l.asked = func(p peer.ID) {
+		l.asked = nil
+		require.NoError(t, m.SetLimits(fixedOf(distinctConf(200, false))))
+	}
+	require.NoError(t, m.Refresh())
+	require.Nil(t, l.asked)
+	require.Equal(t, 201, m.fixed[KindSystem].Limit().GetStreamTotalLimit())
+	m.stripeOf(testPeer).peers[testPeer].refs--
 }

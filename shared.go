@@ -113,15 +113,14 @@ type peerScope struct {
 	account
 	id peer.ID
 	st *stripe
-	// pairs has the peer's parts of services and protocols in a list, and byShare by
-	// what they are a part of, once there are many: then the list is empty.
-	pairs   *pair
-	byShare map[*share]*pair
-	spans   uint32 // begun so far
+	// pairs has the peer's parts of services and protocols in a list. Once there are many,
+	// it is empty, and they are in rare.
+	pairs *pair
+	rare  *rarePeer // nil for most peers
 	// systemIn counts the peer's inbound streams in the system scope, if that has shares.
 	systemIn int32
-	// transientIn counts the peer's inbound streams in the transient scope.
-	transientIn int32
+	// transientStreams counts the peer's streams in the transient scope: inbound, outbound.
+	transientStreams [2]int32
 	// trusted counts the peer's connections that the allowlist means.
 	trusted int32
 	// peak is the most that the peer has held of each dimension.
@@ -134,6 +133,28 @@ var (
 	_ network.PeerScope    = (*peerScope)(nil)
 	_ ResourceScopeLimiter = (*peerScope)(nil)
 )
+
+// rarePeer is what is kept of few peers: of those with many pairs, or with spans.
+type rarePeer struct {
+	byShare map[*share]*pair // by what they are a part of; nil if they are in the list
+	spans   uint32           // begun so far
+}
+
+// makeRare returns rare, and makes it where there is none.
+func (ps *peerScope) makeRare() *rarePeer {
+	if ps.rare == nil {
+		ps.rare = &rarePeer{}
+	}
+	return ps.rare
+}
+
+// byShare returns the pairs if they are in a map, else nil.
+func (ps *peerScope) byShare() map[*share]*pair {
+	if ps.rare == nil {
+		return nil
+	}
+	return ps.rare.byShare
+}
 
 // pair is a peer's part of a service or protocol.
 type pair struct {
@@ -161,8 +182,8 @@ const manyPairs = 16
 
 // pair finds the peer's part of a service or protocol, if it has one.
 func (ps *peerScope) pair(sh *share) *pair {
-	if ps.byShare != nil {
-		return ps.byShare[sh]
+	if all := ps.byShare(); all != nil {
+		return all[sh]
 	}
 	for pr := ps.pairs; pr != nil; pr = pr.next {
 		if pr.share == sh {
@@ -189,23 +210,23 @@ func (ps *peerScope) addPair(pr *pair) {
 		few++
 	}
 	if few == manyPairs {
-		ps.byShare = make(map[*share]*pair)
+		ps.makeRare().byShare = make(map[*share]*pair)
 		for ps.pairs != nil {
 			first := ps.pairs
-			ps.byShare[first.share] = first
+			ps.rare.byShare[first.share] = first
 			ps.pairs, first.next = first.next, nil
 		}
 	}
-	if ps.byShare != nil {
-		ps.byShare[pr.share] = pr
+	if all := ps.byShare(); all != nil {
+		all[pr.share] = pr
 		return
 	}
 	pr.next, ps.pairs = ps.pairs, pr
 }
 
 func (ps *peerScope) dropPair(pr *pair) {
-	if ps.byShare != nil {
-		delete(ps.byShare, pr.share)
+	if all := ps.byShare(); all != nil {
+		delete(all, pr.share)
 		return
 	}
 	at := &ps.pairs
@@ -216,21 +237,27 @@ func (ps *peerScope) dropPair(pr *pair) {
 }
 
 func (ps *peerScope) enter(_, all bool) (*stripe, *account, chain) {
-	ps.st.lock(all)
-	now := ps.st.current(ps, peerLimit{})
-	for now == nil {
-		last, book := ps.limit(), ps.st.m.limits.Load()
-		ps.st.unlock(all)
-		said, err := book.askPeer(ps.id)
+	st := ps.st
+	var now *peerScope
+	var last *amounts
+	_ = decide(st.m, func(b *limitBook) (fetched[*amounts], error) {
+		limit, err := b.fetchPeer(ps.id)
 		if err != nil {
-			said = peerLimit{book, last} // as it was when it was last heard of
+			limit = fetched[*amounts]{b, last} // as it was when it was last heard of
 		}
-		ps.st.lock(all)
-		now = ps.st.current(ps, said)
-	}
+		return limit, nil
+	}, func(_ bool, limit fetched[*amounts]) (verdict, error) {
+		st.lock(all)
+		if now = st.current(ps, limit); now == nil {
+			last = ps.limit()
+			st.unlock(all)
+			return unknown, nil
+		}
+		return admitted, nil // and locked
+	})
 	var c chain
-	c.at[slotPeer], c.at[slotSystem] = &now.account, &ps.st.fixed[KindSystem].account
-	return ps.st, &now.account, c
+	c.at[slotPeer], c.at[slotSystem] = &now.account, &st.fixed[KindSystem].account
+	return st, &now.account, c
 }
 
 func (ps *peerScope) scope() scopeName  { return scopeName{kind: KindPeer, peer: ps.id} }
@@ -250,9 +277,9 @@ func (ps *peerScope) ReleaseMemory(size int) { releaseAt(ps, size) }
 // BeginSpan opens a span below the peer.
 func (ps *peerScope) BeginSpan() (network.ResourceScopeSpan, error) {
 	return beginSpanAt(ps, func(_ *account, c *chain) uint32 {
-		ps := c.peer()
-		ps.spans++
-		return ps.spans
+		rare := c.peer().makeRare()
+		rare.spans++
+		return rare.spans
 	})
 }
 
@@ -290,18 +317,21 @@ func (p *pool) enter(home, all bool) (*stripe, *account, chain) {
 	if !home {
 		st = p.m.anyStripe()
 	}
-	st.lock(all)
-	sh := st.shareOf(p, sharedLimits{})
-	for sh == nil {
-		st.unlock(all)
-		book := p.m.limits.Load()
-		said, err := book.askShared(p.kind, p.name)
+	var sh *share
+	_ = decide(p.m, func(b *limitBook) (fetched[sharedLimits], error) {
+		limits, err := b.fetchShared(p.kind, p.name)
 		if err != nil {
-			said = sharedLimits{by: book} // as they were when they were last heard of
+			limits = fetched[sharedLimits]{by: b} // as they were when they were last heard of
 		}
+		return limits, nil
+	}, func(_ bool, limits fetched[sharedLimits]) (verdict, error) {
 		st.lock(all)
-		sh = st.shareOf(p, said)
-	}
+		if sh = st.shareOf(p, limits); sh == nil {
+			st.unlock(all)
+			return unknown, nil
+		}
+		return admitted, nil // and locked
+	})
 	system := st.fixed[KindSystem]
 	var c chain
 	switch p.kind {

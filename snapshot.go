@@ -90,11 +90,10 @@ type ScopeState struct {
 	ID    string
 	Use   network.ScopeStat
 	Limit BaseLimit
-	// Peak is the most that the scope has held of each since it was made. It is
-	// exact for peers. For all other scopes it is exact where it is above half
-	// of the limit, below that at most an eighth of the limit too high; where
-	// there is no limit, it is the most that a look has seen (Snapshot, Stat,
-	// a scrape of the metrics, the log of refusals).
+	// Peak is the most that the scope has held of each, at one instant since it was
+	// made. For peers, and above half of a limit, nothing is missed. Below, it is the
+	// most that was seen when somebody looked: the manager does once a second, and so do
+	// Snapshot, Stat and each scrape of the metrics.
 	Peak Usage
 	// Refusals counts what this very scope has refused since it was made, and
 	// WouldRefuse what it admitted because its limit is only observed.
@@ -239,12 +238,12 @@ func (c *cut) addPeer(ps *peerScope) {
 }
 
 func (m *Manager) snapshot(subnets int, addPeers func(*cut)) Snapshot {
-	s := Snapshot{Started: m.started, Recent: m.history.all(), Sizing: m.limits.Load().sizing(),
+	s := Snapshot{Started: m.started, Recent: m.history.all(),
 		Engine: EngineState{Stripes: len(m.stripes)}}
 	var c cut
 	var refused, would [numKinds]dimCounts
 	m.inOneCut(func() {
-		s.Taken, s.Observed = time.Now(), m.Observed()
+		s.Taken, s.Observed, s.Sizing = time.Now(), m.Observed(), m.limits.Load().sizing()
 		for _, p := range append(m.fixed[:], m.dir.list()...) {
 			c.addPool(p)
 		}

@@ -123,8 +123,9 @@ func (m *Manager) Stat() ResourceManagerStat {
 // read gives what metrics show. It visits the shared scopes and the stripes,
 // never the peers or subnets: their distributions are kept as they change.
 func (m *Manager) read() reading {
-	r := reading{managers: 1, classes: m.limits.Load().byKind(), stripes: len(m.stripes)}
+	r := reading{managers: 1, stripes: len(m.stripes)}
 	m.inOneCut(func() {
+		r.classes = m.limits.Load().byKind()
 		for _, p := range append(m.fixed[:], m.dir.list()...) {
 			use := p.used() // before peak, which it may raise
 			s := scopeReading{kind: p.kind, name: p.name, use: use, limit: p.limit, peak: p.peak}

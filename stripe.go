@@ -76,7 +76,7 @@ type stripe struct {
 	returns                uint64            // credit returned to pools
 	settled                uint64            // decisions under all stripe locks
 
-	_ [88]byte // the next stripe's lock is on a cache line of its own; see TestAccountsLieOnCacheLines
+	_ [32]byte // the next stripe's lock is on a cache line of its own; see TestAccountsLieOnCacheLines
 }
 
 func (st *stripe) named(k Kind) map[string]*share {
@@ -198,12 +198,12 @@ func (st *stripe) refusal(asked askedScope, r *request) error {
 
 // peer gives the scope of a peer, or nil if it has none and the Limiter has to be
 // asked for its limit first. Who does not use it after all is to enqueue it.
-func (st *stripe) peer(p peer.ID, said peerLimit) *peerScope {
+func (st *stripe) peer(p peer.ID, f fetched[*amounts]) *peerScope {
 	ps := st.peers[p]
 	if ps != nil {
 		return ps
 	}
-	if limit := st.m.limits.Load().peerNow(p, said); limit != nil {
+	if limit := st.m.peerLimit(p, f); limit != nil {
 		ps = &peerScope{id: p, st: st}
 		ps.account = account{kind: KindPeer, ps: ps, ready: limit}
 		st.peers[p] = ps
@@ -216,14 +216,14 @@ func (st *stripe) peer(p peer.ID, said peerLimit) *peerScope {
 // current gives the account that stands for a peer now: ps itself, another if
 // ps was collected and the peer came back, or ps brought back (I7), unless the
 // Limiter has to be asked for its limit first.
-func (st *stripe) current(ps *peerScope, said peerLimit) *peerScope {
+func (st *stripe) current(ps *peerScope, f fetched[*amounts]) *peerScope {
 	if !ps.gone {
 		return ps
 	}
 	if other := st.peers[ps.id]; other != nil {
 		return other
 	}
-	limit := st.m.limits.Load().peerNow(ps.id, said)
+	limit := st.m.peerLimit(ps.id, f)
 	if limit == nil {
 		return nil
 	}
@@ -239,14 +239,14 @@ func (st *stripe) current(ps *peerScope, said peerLimit) *peerScope {
 // it where there is none. If p was collected, its name may belong to another
 // pool by now, or p comes back (I7), unless the Limiter has to be asked for its
 // limits first.
-func (st *stripe) shareOf(p *pool, said sharedLimits) *share {
+func (st *stripe) shareOf(p *pool, f fetched[sharedLimits]) *share {
 	if sh := p.shares[st.index]; sh != nil {
 		return sh
 	}
 	if sh := st.named(p.kind)[p.name]; sh != nil {
 		return sh
 	}
-	if p = st.m.dir.join(p, said); p == nil {
+	if p = st.m.dir.join(p, f); p == nil {
 		return nil
 	}
 	return st.addShare(p)
@@ -275,7 +275,7 @@ func (st *stripe) shareNamed(k Kind, name string, fresh *pool) *share {
 		fresh = st.m.dir.find(k, name)
 	}
 	if sh == nil && fresh != nil {
-		sh = st.shareOf(fresh, sharedLimits{})
+		sh = st.shareOf(fresh, fetched[sharedLimits]{})
 	}
 	return sh
 }
@@ -305,19 +305,19 @@ func (dir *directory) find(k Kind, name string) *pool {
 // join adds a member to the pool that bears p's name: p itself if there is none
 // yet, with limits that are in force. It gives nil if the Limiter has to be asked
 // for these first.
-func (dir *directory) join(p *pool, said sharedLimits) *pool {
+func (dir *directory) join(p *pool, f fetched[sharedLimits]) *pool {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
 	pools := dir.namedLocked(p.kind)
 	if other := pools[p.name]; other != nil {
 		p = other
 	} else if book := p.m.limits.Load(); p.by != book {
-		now, ok := book.sharedNow(p.kind, p.name, said)
-		if !ok {
+		limits, known := book.sharedLimits(p.kind, p.name, f)
+		if !known {
 			return nil
 		}
 		p.m.drawing.Lock() // it has no shares, but limitWatch may have it in its list
-		p.renewLocked(now)
+		p.renewLocked(book, limits)
 		p.m.drawing.Unlock()
 	}
 	pools[p.name] = p
@@ -351,11 +351,11 @@ func (dir *directory) sticks(p *pool) bool {
 	return p.sticky
 }
 
-// renew gives a pool other limits. All stripe locks are held.
-func (dir *directory) renew(p *pool, now sharedLimits) {
+// renew puts the limits of a book in force for a pool. All stripe locks are held.
+func (dir *directory) renew(p *pool, by *limitBook, limits sharedLimits) {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
-	p.renewLocked(now)
+	p.renewLocked(by, limits)
 }
 
 func (dir *directory) list() (pools []*pool) {

@@ -91,9 +91,10 @@ type ledger struct {
 }
 
 type peerLedger struct {
-	peak                 held
-	transientIn, trusted int32
-	spans                uint32
+	peak             held
+	transientStreams [2]int32
+	trusted          int32
+	spans            uint32
 }
 
 type poolLedger struct {
@@ -116,7 +117,11 @@ func ledgerOf(m *Manager) ledger {
 		for i := range m.stripes {
 			st := &m.stripes[i]
 			for p, ps := range st.peers {
-				l.peers[p] = peerLedger{ps.peak, ps.transientIn, ps.trusted, ps.spans}
+				spans := uint32(0)
+				if ps.rare != nil {
+					spans = ps.rare.spans
+				}
+				l.peers[p] = peerLedger{ps.peak, ps.transientStreams, ps.trusted, spans}
 			}
 			for d := range st.peerCounts {
 				addTo(&l.counts[d], &st.peerCounts[d])

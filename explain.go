@@ -106,7 +106,7 @@ func (q *Question) check() error {
 	switch {
 	case q.Memory < 0:
 		return negativeSize(q.Memory)
-	case q.Kind == KindConn || q.Kind == KindSystem || q.Kind == KindTransient:
+	case q.Kind == KindConn:
 		return nil
 	case q.Kind == KindStream && q.Peer == "":
 		return errors.New("a stream needs a Peer")
@@ -114,7 +114,11 @@ func (q *Question) check() error {
 		return errNoProtocol
 	case q.Kind == KindPeer && q.Peer == "", q.Kind == KindProtocol && q.Protocol == "", q.Kind == KindService && q.Service == "":
 		return errNoName
-	case q.Kind == KindStream || q.Kind == KindPeer || q.Kind == KindProtocol || q.Kind == KindService:
+	case q.Kind == KindStream:
+		return nil
+	case q.Memory == 0 && slices.Contains([]Kind{KindSystem, KindTransient, KindPeer, KindProtocol, KindService}, q.Kind):
+		return fmt.Errorf("Kind is %v and Memory is 0: nothing is asked for; expected a number of bytes, or conn or stream as Kind", q.Kind)
+	case q.Kind <= KindTransient || q.Kind == KindPeer || q.Kind == KindProtocol || q.Kind == KindService:
 		return nil
 	}
 	return fmt.Errorf("Kind is %v, expected conn, stream, system, transient, peer, protocol or service", q.Kind)
@@ -147,12 +151,17 @@ type questionLimits struct {
 // fetch asks a Limiter that is not of this package for what the question names.
 func (e *explainer) fetch(b *limitBook) (f fetched[questionLimits], err error) {
 	f.by = b
-	if e.q.Peer != "" {
-		var opening fetched[openingLimits]
-		if opening, err = b.fetchOpening(e.q.Peer, true); err != nil {
+	switch {
+	case e.q.Kind == KindStream:
+		opening, err := b.fetchOpening(e.q.Peer, true)
+		if f.limits.opening = opening.limits; err != nil {
 			return f, err
 		}
-		f.limits.opening = opening.limits
+	case e.q.Peer != "":
+		peer, err := b.fetchPeer(e.q.Peer)
+		if f.limits.opening.peer = peer.limits; err != nil {
+			return f, err
+		}
 	}
 	for k, one := range map[Kind]struct {
 		name string

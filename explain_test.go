@@ -17,6 +17,7 @@ import (
 	"testing/synctest"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	xrate "github.com/libp2p/go-libp2p/x/rate"
 	"github.com/multiformats/go-multiaddr"
@@ -35,7 +36,8 @@ func TestExplainSaysWhatWillBe(t *testing.T) {
 	}
 	seed := testSeed(t)
 	outcomes := make(map[string]int)
-	kinds := []string{"admitted", "system", "transient", "peer", "protocol", "service", "protocol-peer", "conn", "stream", "subnet", "rate"}
+	kinds := []string{"admitted", "system", "transient", "peer", "protocol", "service", "protocol-peer", "conn", "stream", "subnet", "rate", "process",
+		"transient crowding", "transient fair-share", "system fair-share"}
 	unseen := func(kind string) bool { return outcomes[kind] == 0 }
 	// What few cells leave to chance is not given up at once.
 	for cell := uint64(0); cell < 60 || cell < 1000 && slices.ContainsFunc(kinds, unseen); cell++ {
@@ -49,24 +51,40 @@ func TestExplainSaysWhatWillBe(t *testing.T) {
 			if r.IntN(2) == 0 {
 				conf.Gates = &GateLimits{Rate: RateLimits{IPv4: map[int]ConnRate{32: {PerSecond: 1e-6, Burst: 3}}}}
 			}
+			var inUse atomic.Int64
 			opts := []Option{WithStripes(stripes), WithAdmission(Admission(r.IntN(2))), WithNewcomersQuarter(r.IntN(2) == 0),
-				WithAllowlistedMultiaddrs(testAllowlist)}
+				WithAllowlistedMultiaddrs(testAllowlist), WithMemoryPressure(MemoryPressure{Limit: 100, InUse: inUse.Load})}
 			if r.IntN(4) == 0 {
 				opts = append(opts, openGates()...)
+			}
+			if r.IntN(4) == 0 {
+				opts = append(opts, WithOutboundGates(true))
+			}
+			if r.IntN(2) == 0 {
+				opts = append(opts, WithFairShare(pick(r, [][]Kind{{KindTransient}, {KindSystem}, {KindTransient, KindSystem}})...))
 			}
 			if r.IntN(2) == 0 {
 				opts = append(opts, WithObserveOnly(pick(r, allKinds.list()), pick(r, allKinds.list())))
 			}
+			if r.IntN(2) == 0 {
+				conf.Costs = &Costs{Conn: costWithin(r, conf.Conn.Memory), Stream: costWithin(r, conf.Stream.Memory)}
+			}
 			m := newManager(t, conf, opts...)
 			var held []interface{ Done() }
 			for range steps {
+				if r.IntN(16) == 0 {
+					inUse.Store(pick(r, []int64{1, 1, 1, 99}))
+					m.pressure.look()
+				}
 				q := randomQuestion(r, m)
 				before := stateJSON(t, m)
 				e, err := m.Explain(q)
 				require.NoError(t, err)
 				require.Equal(t, before, stateJSON(t, m), "to ask changes nothing")
 				scope, err := do(m, q)
-				outcomes[compareExplanation(t, q, e, err)]++
+				outcome, cause := compareExplanation(t, q, e, err)
+				outcomes[outcome]++
+				outcomes[outcome+" "+cause]++
 				if scope != nil && r.IntN(4) == 0 {
 					scope.Done()
 				} else if scope != nil {
@@ -85,6 +103,11 @@ func TestExplainSaysWhatWillBe(t *testing.T) {
 	for _, k := range kinds {
 		require.NotZero(t, outcomes[k], "%s was among what refused", k)
 	}
+}
+
+// costWithin returns a cost that a limit of memory admits, a small one mostly.
+func costWithin(r *rand.Rand, limit int64) Cost {
+	return Cost(min(limit, 1+r.Int64N(1<<uint(r.IntN(30)))))
 }
 
 func randomQuestion(r *rand.Rand, m *Manager) Question {
@@ -164,13 +187,25 @@ func do(m *Manager, q Question) (scope interface{ Done() }, err error) {
 	return nil, m.ViewSystem(direct)
 }
 
-// compareExplanation tells what kind of scope refused.
-func compareExplanation(t *testing.T, q Question, e *Explanation, err error) string {
+// compareExplanation returns what kind of scope refused, and its cause.
+func compareExplanation(t *testing.T, q Question, e *Explanation, err error) (kind, cause string) {
 	t.Helper()
+	asked := make(map[string]int)
+	for _, c := range e.Checks {
+		asked[c.Step+" "+c.Scope+" "+c.Name]++
+	}
+	for check, times := range asked {
+		// A stranger whom the allowlist let in has to fit the system by itself, and for its peer.
+		most := 1
+		if strings.HasPrefix(check, "peer system ") {
+			most = 2
+		}
+		require.LessOrEqual(t, times, most, "%s\n%+v", check, q)
+	}
 	if e.Admitted {
 		require.NoError(t, err, "%+v\n%+v", q, e)
 		require.Nil(t, e.By)
-		return "admitted"
+		return "admitted", ""
 	}
 	var refusal *LimitError
 	require.True(t, errors.As(err, &refusal), "%+v\n%v\n%v", q, e, err)
@@ -179,7 +214,7 @@ func compareExplanation(t *testing.T, q Question, e *Explanation, err error) str
 		require.True(t, slices.ContainsFunc(e.Checks, func(c Check) bool {
 			return c.Scope == refusal.Scope() && !c.Fits && c.Cause == refusal.Cause().String()
 		}), "%+v\n%v\n%v", q, e, err)
-		return k.String()
+		return k.String(), refusal.Cause().String()
 	}
 	want := strings.Join([]string{numbers.ReplaceAllString(refusal.Scope(), "$1"), limitNames[refusal.why.d], refusal.Cause().String()}, " ")
 	require.Equal(t, want, strings.Join([]string{e.By.Scope, e.By.Name, e.By.Cause}, " "), "%+v\n%v\n%v", q, e, err)
@@ -187,7 +222,7 @@ func compareExplanation(t *testing.T, q Question, e *Explanation, err error) str
 	if refusal.Cause() != CauseRate {
 		require.Equal(t, refusal.Limit(), e.By.Limit)
 	}
-	return refusal.Kind().String()
+	return refusal.Kind().String(), refusal.Cause().String()
 }
 
 func stateJSON(t *testing.T, m *Manager) string {
@@ -207,8 +242,10 @@ func TestQuestionsThatLackSomethingAreErrors(t *testing.T) {
 		"a stream needs a Peer": {Kind: KindStream},
 		errNoProtocol.Error():   {Kind: KindStream, Peer: testPeer, Service: "x"},
 		errNoName.Error():       {Kind: KindService},
-		"cannot reserve -1 bytes: the size must not be negative":                              {Kind: KindConn, Memory: -1},
-		"Kind is subnet, expected conn, stream, system, transient, peer, protocol or service": {Kind: KindSubnet},
+		"Kind is system and Memory is 0: nothing is asked for; expected a number of bytes, or conn or stream as Kind": {},
+		"Kind is peer and Memory is 0: nothing is asked for; expected a number of bytes, or conn or stream as Kind":   {Kind: KindPeer, Peer: testPeer},
+		"cannot reserve -1 bytes: the size must not be negative":                                                      {Kind: KindConn, Memory: -1},
+		"Kind is subnet, expected conn, stream, system, transient, peer, protocol or service":                         {Kind: KindSubnet},
 	} {
 		_, err := m.Explain(q)
 		require.EqualError(t, err, "rcmgr: Explain: "+want)
@@ -334,4 +371,54 @@ func TestAnExplanationKnowsOfMemoryPressure(t *testing.T) {
 		require.NoError(t, err)
 		require.True(t, e.Admitted, name)
 	}
+}
+
+// onlyNamed is a Limiter of a program's own that knows one service, one protocol, and the
+// streams of one peer.
+type onlyNamed struct{ Limiter }
+
+func (onlyNamed) known(name, want string, limit Limit) Limit {
+	if name != want {
+		return nil
+	}
+	return limit
+}
+
+func (l onlyNamed) GetServiceLimits(svc string) Limit {
+	return l.known(svc, "a", l.Limiter.GetServiceLimits(svc))
+}
+func (l onlyNamed) GetServicePeerLimits(svc string) Limit {
+	return l.known(svc, "a", l.Limiter.GetServicePeerLimits(svc))
+}
+func (l onlyNamed) GetProtocolLimits(p protocol.ID) Limit {
+	return l.known(string(p), "/a", l.Limiter.GetProtocolLimits(p))
+}
+func (l onlyNamed) GetProtocolPeerLimits(p protocol.ID) Limit {
+	return l.known(string(p), "/a", l.Limiter.GetProtocolPeerLimits(p))
+}
+func (l onlyNamed) GetStreamLimits(p peer.ID) Limit {
+	return l.known(string(p), string(testPeer), l.Limiter.GetStreamLimits(p))
+}
+
+// A program's own Limiter need not know what a question does not name.
+func TestExplainAsksALimiterOnlyForWhatIsNamed(t *testing.T) {
+	m, err := New(onlyNamed{fixedOf(unlimitedConf())})
+	require.NoError(t, err)
+	defer m.Close()
+	for _, q := range []Question{
+		{Kind: KindConn, Direction: network.DirInbound},
+		{Kind: KindConn, Direction: network.DirInbound, Peer: "other"},
+		{Kind: KindStream, Peer: testPeer, Protocol: "/a", Service: "a"},
+		{Kind: KindProtocol, Protocol: "/a", Memory: 1},
+		{Kind: KindService, Service: "a", Memory: 1},
+		{Kind: KindSystem, Memory: 1},
+	} {
+		e, err := m.Explain(q)
+		require.NoError(t, err, "%+v", q)
+		require.True(t, e.Admitted)
+	}
+	_, err = m.Explain(Question{Kind: KindStream, Peer: testPeer, Protocol: "/b"})
+	require.EqualError(t, err, "protocol:/b: no limit given, the Limit is nil")
+	require.Empty(t, m.Limits().ToPartialLimitConfig().Protocol)
+	require.Zero(t, m.read().classes[KindProtocol], "what it does not know admits nothing")
 }

@@ -122,14 +122,33 @@ func (st *stripe) glance(h *holder) error {
 			continue
 		}
 		st.number(h) // its own limit may refuse it, and is named by it
+		h.use = st.m.classes.connCost
 		r := h.total()
 		r.observed = observed
-		if st.checkOpening(h, &r) == admitted {
+		v := st.checkOpening(h, &r)
+		if v == admitted {
+			v = st.checkCost(&r)
+		}
+		switch v {
+		case undecided:
+			return nil // it may be refused for its cost first
+		case admitted:
 			st.refuse(&r, &st.fixed[k].account, item{d, 1}, handed)
 		}
 		return st.refuseOpening(h, &r)
 	}
 	return nil
+}
+
+// checkCost decides about what a connection costs in memory, which is asked before its
+// number, by the standard scopes.
+func (st *stripe) checkCost(r *request) verdict {
+	if r.memory == 0 {
+		return admitted
+	}
+	var c chain
+	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
+	return st.checkShared(&c, r, false, false)
 }
 
 // VerifySourceAddress tells a transport whether to make sure of a source

@@ -3,9 +3,10 @@ package rcmgr
 // Peaks of shared scopes: the most that was held at one instant. Above half of a limit, where
 // a pool is tight, its word says what is used, and nothing is missed. Below, stripes spend
 // credit on their own, and the sum is known only to those who hold all stripe locks: once a
-// second it is looked at, of the scopes that are always there, and of services and
-// protocols that have drawn credit since. What comes and goes in between is not seen, but for
-// what a stripe holds when it draws.
+// second it is looked at, of the scopes that are always there, and of services and protocols
+// that have drawn credit since: what others use more by then lay idle, an eighth of the limit
+// at most. What comes and goes in between is not seen, but for what a stripe holds when it
+// draws.
 
 import "time"
 

@@ -83,6 +83,17 @@ var damages = []damage{
 	{"scope.go", "near != nil && d == dimStreamsIn {", "near != nil {"},
 	{"chain.go", "case it.n <= a.limit()[it.d]-current && it.d != dimMemory:", "case false:"},
 
+	// Explain.
+	{"explain.go", "trusted := e.peer.trusted > 0 || e.m.allowlist", "trusted := e.m.allowlist"},
+	{"explain.go", "\t\te.peersShare(&r)\n", "\t\te.peersShare(&r)\n\t\te.peersShare(&r)\n"},
+	{"explain.go", "\t\te.peersShare(&r)\n", ""},
+	{"explain.go", "second.all || first.by != nil {", "second.all {"},
+	{"explain.go", "\tr.askThrough(c)\n", "\tr.asker = e.peer\n"},
+	{"explain.go", "\tr.askThrough(c)\n", ""},
+	{"explain.go", "place.at[slotSystem] = e.fixed[KindSystem]\n", ""},
+	{"explain.go", "\t\tself.use.charge(r)\n", ""},
+	{"gate.go", "\t\tcase undecided:\n\t\t\treturn nil // it may be refused for its cost first\n", ""},
+
 	// One set of limits at a time.
 	{"book.go", "case b.own == nil && f.by == b:\n\t\treturn f.limits\n", "case b.own == nil && f.by != nil:\n\t\treturn f.limits\n"},
 	{"book.go", "return f.limits, f.by == b", "return f.limits, f.by != nil"},

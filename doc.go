@@ -55,9 +55,8 @@
 //   - I2: No overshoot: at no instant does a scope hold more than its limit,
 //     unless that was lowered, or is or was only observed. No
 //     false refusal: a request is refused only if at that instant it did not
-//     fit the limits, or the last quarter of the transient scope's inbound
-//     streams is kept for others, or, where that is on, whoever asked had its
-//     fair share.
+//     fit the limits, or the part of the transient scope's streams that is kept
+//     for others (WithNewcomersQuarter), or, where that is on, its fair share.
 //   - I3: All or nothing: a refused operation leaves every account as it was,
 //     and a failed move leaves the scope where it was.
 //   - I4: Conservation: what a scope uses is the sum over the connections,

@@ -38,8 +38,9 @@ const (
 	// CauseLimit: the scope would have held more than its limit, or than the
 	// part of it that the priority may fill.
 	CauseLimit Cause = iota
-	// CauseCrowding: the last quarter of the transient scope's inbound streams
-	// is kept for peers that hold less than a quarter of them.
+	// CauseCrowding: what is left of the transient scope's streams in this direction is
+	// kept for peers that hold less than a quarter of them, or for inbound streams; see
+	// WithNewcomersQuarter.
 	CauseCrowding
 	// CauseSubnet: too many connections from one IP prefix.
 	CauseSubnet
@@ -154,9 +155,7 @@ func (e *LimitError) Resource() Resource { return resourceOf[e.why.d] }
 // for a limit on both directions together, on memory or on descriptors.
 func (e *LimitError) Direction() network.Direction { return directionOf[e.why.d] }
 
-// Current is what the scope held, in bytes or as a number. A request that is
-// too large by far is refused at a glance; the number is then the least that
-// the scope held. A gate on subnets is full when it refuses: Current is its
+// Current is what the scope held, in bytes or as a number. A gate on subnets is full when it refuses: Current is its
 // limit. For a rate, Current and Limit are 0. For CauseMemoryPressure they are the
 // bytes that the process had in use, and those above which it refuses.
 func (e *LimitError) Current() int64 { return e.why.current }

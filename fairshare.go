@@ -38,12 +38,13 @@ const fairShards = 64
 
 // WithFairShare keeps single peers and single subnets from taking all of the
 // transient scope, or of the scopes that are named: KindTransient and KindSystem. It
-// is for what comes from outside. While a scope, with a request, holds more than half
+// is for what comes from outside, and for the outbound streams of a peer that wait in
+// transient. While a scope, with a request, holds more than half
 // of a limit on inbound streams, inbound connections, all streams, all connections or
 // descriptors,
 //
 //   - a peer is refused what would give it more than a quarter of the limit, unless
-//     it holds nothing; of memory, too;
+//     it holds nothing; of memory, too, and of transient's outbound streams;
 //   - a subnet is refused what would leave less than it holds: all inbound connections
 //     from one IPv4 /24 or one IPv6 /56, and all inbound streams of peers whose first
 //     inbound connection with an address came from there.

@@ -810,3 +810,27 @@ func TestSnapshotsWithSharesAreReadAsWritten(t *testing.T) {
 	require.Len(t, got.FairShare.Largest, 1)
 	require.Equal(t, s.FairShare, got.FairShare)
 }
+
+// What the limit itself has no room for is refused by the limit, with what is held, also where
+// much of the credit that was handed out lies idle.
+func TestWhatExceedsTheLimitIsNotToldAsAShare(t *testing.T) {
+	const kib = 1 << 10
+	conf := unlimitedConf()
+	conf.System.Memory = 1024 * kib
+	m := newManager(t, conf, WithStripes(8), WithFairShare(KindSystem))
+	s := servedStream(t, m, testPeer)
+	require.NoError(t, s.ReserveMemory(300*kib, 255))
+	require.False(t, m.fixed[KindSystem].tight(dimMemory))
+	for _, c := range []struct {
+		asked int
+		cause Cause
+	}{{800 * kib, CauseLimit}, {724*kib + 1, CauseLimit}, {724 * kib, CauseFairShare}} {
+		var refusal *LimitError
+		require.ErrorAs(t, s.ReserveMemory(c.asked, 255), &refusal)
+		require.Equal(t, []any{c.cause, int64(300 * kib), int64(1024 * kib)}, []any{refusal.Cause(), refusal.Current(), refusal.Limit()}, c.asked)
+	}
+	shares := m.Snapshot().Refusals[KindSystem]
+	require.EqualValues(t, 3, shares.Memory)
+	require.EqualValues(t, 1, m.read().counts.rationed.fair[KindSystem][dimMemory])
+	s.Done()
+}

@@ -20,7 +20,7 @@ type config struct {
 	admission   Admission
 	refusalLog  time.Duration // 0: off
 	observed    kindSet       // WithObserveOnly
-	newcomers   bool          // the last quarter of transient's inbound streams is theirs
+	newcomers   bool          // WithNewcomersQuarter
 	fair        kindSet       // WithFairShare
 	allowlisted []allowlistEntry
 	subnets     subnetConfig    // nil lists: what the limit configuration says
@@ -82,10 +82,15 @@ func WithAdmission(a Admission) Option {
 	}
 }
 
-// WithNewcomersQuarter says whether the last quarter of the transient scope's
-// inbound streams is kept for peers that hold less than a quarter of them. It
-// is on by default: no single peer can then keep a newcomer's first stream
-// out, and a lone peer still gets three quarters.
+// WithNewcomersQuarter says whether parts of the transient scope's streams are kept free:
+//
+//   - of the streams in each direction, the last quarter, for peers that hold less than a
+//     quarter of them. No single peer can then keep a newcomer's first stream out, and none
+//     that hangs those that this host opens to others; a lone peer still gets three quarters.
+//   - of the total, a quarter for inbound streams, or their own limit if that is less:
+//     outbound ones that wait for their protocol do not take it.
+//
+// It is on by default. What is refused for the sake of others has CauseCrowding.
 func WithNewcomersQuarter(on bool) Option {
 	return func(c *config) error {
 		c.newcomers = on

@@ -15,7 +15,8 @@ package rcmgr
 //   - A request that would need more is decided on the exact sum: under all
 //     stripe locks the idle credit is called in, and the request is decided
 //     and charged there and then. (To call in, let go and try again has no
-//     bound: others would draw in between.)
+//     bound: others would draw in between.) That goes for refusals, too: by
+//     what a loose pool has handed out, nobody could say what was held.
 //   - Tight: if more than a quarter is in use then, stripes draw exactly what
 //     they need and return at once what they release. Credit handed out
 //     equals use, and every decision is taken on the exact sum under a short

@@ -82,10 +82,11 @@ short inUse[POOLS];
 #endif
 #define lack(p, s, n) atLeast(0, (n) - (share[p].credit[s] - share[p].use[s]))
 
+/* A pool refuses by its word only where it is tight: handed out is used then. */
 #ifdef BREAK_HANDED_IS_USE
-#define leastUse(p, mark) (handed[p])
+#define refuses(mark) (true)
 #else
-#define leastUse(p, mark) ((mark) -> handed[p] : atLeast(0, handed[p] - limit[p] / 8))
+#define refuses(mark) (mark)
 #endif
 
 /* promise holds the state of one pool against what must be so in every state. */
@@ -138,7 +139,7 @@ inline decide(p, s, n, quarters, mark) {
 	short_ = lack(p, s, n);
 	room = atMost(limit[p] / 2, bound(p, quarters)) - handed[p];
 	if
-	:: n > bound(p, quarters) - leastUse(p, mark) -> verdict = REFUSED
+	:: refuses(mark) && n > bound(p, quarters) - handed[p] -> verdict = REFUSED
 	:: else ->
 		if
 		:: mark -> verdict = ADMITTED; grant = short_

@@ -765,3 +765,77 @@ func TestRefreshDoesNotTakeBackOtherLimits(t *testing.T) {
 	require.Equal(t, 201, m.fixed[KindSystem].Limit().GetStreamTotalLimit())
 	m.stripeOf(testPeer).peers[testPeer].refs--
 }
+
+// yieldingLimiter puts other limits in force once, in the middle of answering.
+type yieldingLimiter struct {
+	Limiter
+	yield *func()
+}
+
+func (l yieldingLimiter) once() {
+	if f := *l.yield; f != nil {
+		*l.yield = nil
+		f()
+	}
+}
+
+func (l yieldingLimiter) GetServiceLimits(svc string) Limit {
+	l.once()
+	return l.Limiter.GetServiceLimits(svc)
+}
+
+func (l yieldingLimiter) GetProtocolLimits(p protocol.ID) Limit {
+	l.once()
+	return l.Limiter.GetProtocolLimits(p)
+}
+
+func (l yieldingLimiter) GetPeerLimits(p peer.ID) Limit {
+	l.once()
+	return l.Limiter.GetPeerLimits(p)
+}
+
+func (l yieldingLimiter) GetStreamLimits(p peer.ID) Limit {
+	l.once()
+	return l.Limiter.GetStreamLimits(p)
+}
+
+// A Limiter whose place another one takes while it answers is not what the scope gets its
+// limits from.
+func TestAnswersOfALimiterThatIsNoLongerInForceAreNotTaken(t *testing.T) {
+	streams := func(s network.ResourceScope) int { return s.(ResourceScopeLimiter).Limit().GetStreamTotalLimit() }
+	for name, use := range map[string]func(m *Manager) network.ResourceScope{
+		"peer":     func(m *Manager) network.ResourceScope { return viewPeer(t, m, testPeer) },
+		"protocol": func(m *Manager) network.ResourceScope { return viewProtocol(t, m, "/a") },
+		"service":  func(m *Manager) network.ResourceScope { return viewService(t, m, "a") },
+		"stream":   func(m *Manager) network.ResourceScope { return mustOpenStream(t, m, testPeer, network.DirInbound) },
+		"peer of a stream": func(m *Manager) network.ResourceScope {
+			return mustOpenStream(t, m, testPeer, network.DirInbound).PeerScope()
+		},
+		"peer of a connection": func(m *Manager) network.ResourceScope {
+			c := mustOpenConn(t, m, network.DirInbound)
+			require.NoError(t, c.SetPeer(testPeer))
+			return c.PeerScope()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var yield func()
+			m, err := New(yieldingLimiter{fixedOf(distinctConf(100, false)), &yield})
+			require.NoError(t, err)
+			defer m.Close()
+			next := otherLimiter{fixedOf(distinctConf(200, false))}
+			yield = func() { require.NoError(t, m.SetLimits(next)) }
+			s := use(m)
+			require.Nil(t, yield)
+			require.Greater(t, streams(s), 200)
+
+			// Nor is it what ResetLimit goes back to.
+			require.NoError(t, m.SetLimits(yieldingLimiter{fixedOf(distinctConf(300, false)), &yield}))
+			s.(ResourceScopeLimiter).SetLimit(&unlimitedBase)
+			yield = func() { require.NoError(t, m.SetLimits(next)) }
+			s.(LimitResetter).ResetLimit()
+			require.Nil(t, yield)
+			require.Greater(t, streams(s), 200)
+			require.Less(t, streams(s), 300)
+		})
+	}
+}

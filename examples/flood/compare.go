@@ -49,7 +49,7 @@ func (c *comparing) group(title string) { c.title = title }
 func (c *comparing) row(what string, cell func(i int) string) {
 	line := []string{c.title, what}
 	for i := range c.all {
-		line = append(line, cmp.Or(cell(i), "–"))
+		line = append(line, cmp.Or(cell(i), nothing))
 	}
 	c.title = ""
 	c.table = append(c.table, line)
@@ -95,16 +95,11 @@ func (o outcome) atGate(k rcmgr.Kind) (n uint64) {
 
 // highest has a line for each limit that is known of any of them.
 func (c *comparing) highest() {
-	type limit struct {
-		row   rowKey
-		value int64
-	}
-	limitOf := func(r *row) limit { return limit{rowKey{r.scope, r.resource}, r.limit} }
-	rows := map[limit][]*row{} // one of each outcome, or nil
+	rows := map[rowKey][]*row{} // one of each outcome, or nil
 	var order []*row
 	for i, o := range c.all {
 		for _, r := range o.rows {
-			l := limitOf(r)
+			l := r.key()
 			if rows[l] == nil {
 				rows[l] = make([]*row, len(c.all))
 				order = append(order, r)
@@ -114,9 +109,9 @@ func (c *comparing) highest() {
 	}
 	c.group("highest use")
 	for _, r := range sortRows(order) {
-		of := rows[limitOf(r)]
+		of := rows[r.key()]
 		c.row(fmt.Sprintf("%s %s, of %s", r.scope, resources[r.resource].name, amount(r.resource, r.limit)), func(i int) string {
-			if of[i] == nil {
+			if of[i] == nil || of[i].onlyKept() {
 				return ""
 			}
 			return amount(r.resource, of[i].highest)

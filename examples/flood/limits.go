@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"os"
 
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/weir-p2p/rcmgr"
@@ -15,18 +16,24 @@ const (
 	mib = 1 << 20
 )
 
-// loadLimits gives the limits of the show, overridden by a file if one is
-// named.
-func loadLimits(file string, attackers int) (rcmgr.ConcreteLimitConfig, error) {
-	limits := showLimits(attackers)
+// loadLimits returns the limits of the show, overridden by a file if one is named,
+// and the text of that file.
+func loadLimits(file string, attackers int) (limits rcmgr.ConcreteLimitConfig, text string, err error) {
+	limits = showLimits(attackers)
 	if file == "" {
-		return limits, nil
+		return limits, "", nil
+	}
+	// Before the limits are read: if the file changes in between, it will differ from
+	// this text and be read again.
+	read, err := os.ReadFile(file)
+	if err != nil {
+		return limits, "", fmt.Errorf("expected a file of limits: %w", err)
 	}
 	partial, err := rcmgr.ReadLimitsFile(file)
 	if err != nil {
-		return limits, err
+		return limits, "", err
 	}
-	return partial.Build(limits), nil
+	return partial.Build(limits), string(read), nil
 }
 
 // gateLimits says what the gates of named networks let in, by their scopes.

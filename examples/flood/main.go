@@ -16,17 +16,17 @@
 //
 // With -serve 127.0.0.1:8080, the live page of our manager is on that address
 // while the attack lasts, and its metrics are under /metrics. With -watch, the
-// limits follow their file meanwhile.
+// limits follow their file meanwhile, and a slip in it is told when it is read.
 package main
 
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"runtime"
@@ -38,6 +38,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/gologshim"
 	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/internal/cmdline"
 )
 
 // settings are what the command line decides.
@@ -45,30 +46,21 @@ type settings struct {
 	duration   time.Duration
 	attackers  int
 	limitsFile string
+	limits     rcmgr.ConcreteLimitConfig // what limitsFile says, on top of those of the show
+	limitsText string                    // of limitsFile
 	manager    string
-	relay      bool   // the friend comes through one
-	serve      string // address for the live page, "" for none
-	watch      bool   // limits follow limitsFile
+	relay      bool         // the friend comes through one
+	page       net.Listener // for the live page, nil for none
+	watch      bool         // limits follow limitsFile
 }
 
 func main() {
-	var s settings
-	flag.DurationVar(&s.duration, "duration", 10*time.Second, "how long the attack lasts")
-	flag.IntVar(&s.attackers, "attackers", 8, "number of attackers, each a host at an address of its own")
-	flag.StringVar(&s.limitsFile, "limits", "", "JSON `file` with limits that override those of the show")
-	flag.StringVar(&s.manager, "manager", "ours", "`which` manager the victim runs on: ours, upstream (go-libp2p's own), or both by turns")
-	flag.BoolVar(&s.relay, "friend-behind-relay", false, "the friend comes through a relay of its own, before the attack, and stays")
-	flag.StringVar(&s.serve, "serve", "", "`address`, such as 127.0.0.1:8080, for the live page and /metrics while the attack lasts")
-	flag.BoolVar(&s.watch, "watch", false, "read the file of -limits again whenever it changes, on our manager")
-	flag.Parse()
-	if err := s.check(flag.Args()); err != nil {
-		fmt.Fprintln(os.Stderr, "flood:", err)
-		os.Exit(2)
-	}
+	s, err := settingsFrom(os.Args[1:])
+	cmdline.ExitOn("flood", err)
 	quiet()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C kills
-	code, err := flood(ctx, s, choosePlaces(s.attackers), os.Stdout)
+	code, err := flood(ctx, s, choosePlaces(s.attackers, s.relay), os.Stdout)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "flood:", err)
 		os.Exit(1)
@@ -76,20 +68,41 @@ func main() {
 	os.Exit(code)
 }
 
-func (s settings) check(rest []string) error {
-	switch {
-	case len(rest) > 0:
-		return fmt.Errorf("unexpected argument %q", rest[0])
-	case s.duration <= 0:
-		return fmt.Errorf("-duration must be positive, not %v", s.duration)
-	case s.attackers < 1 || s.attackers > mostAttackers:
-		return fmt.Errorf("-attackers must be from 1 to %d, not %d", mostAttackers, s.attackers)
-	case s.watch && s.limitsFile == "":
-		return errors.New("-watch needs a file to watch, see -limits")
-	case chosen(s.manager) == nil:
-		return fmt.Errorf("-manager must be ours, upstream or both, not %q", s.manager)
+// settingsFrom reads the command line, the file of limits, and takes the address of
+// the live page.
+func settingsFrom(args []string) (settings, error) {
+	s := settings{duration: 10 * time.Second, attackers: 8, manager: "ours"}
+	var serve string
+	l := cmdline.New("flood")
+	l.Duration(&s.duration, "duration", "how `long` the attack lasts")
+	l.Int(&s.attackers, "attackers", 1, mostAttackers, "`number` of attackers, each a host at an address of its own")
+	l.File(&s.limitsFile, "limits", "JSON `file` with limits that override those of the show")
+	l.Choice(&s.manager, "manager", "`which` manager the victim runs on: ours, upstream (go-libp2p's own), or both by turns", "ours", "upstream", "both")
+	l.Bool(&s.relay, "friend-behind-relay", "the friend comes through a relay of its own, before the attack, and stays")
+	l.Address(&serve, "serve", "`address`, such as 127.0.0.1:8080, for the live page and /metrics while our manager is attacked")
+	l.Bool(&s.watch, "watch", "read the file of -limits again whenever it changes, on our manager")
+	if err := l.Parse(args); err != nil {
+		return s, err
 	}
-	return nil
+	notOurs := errors.New("expected with -manager ours or both: go-libp2p's manager has nothing of the kind")
+	switch {
+	case s.manager == "upstream" && serve != "":
+		return s, cmdline.Wrong("serve", serve, notOurs)
+	case s.manager == "upstream" && s.watch:
+		return s, cmdline.Wrong("watch", "true", notOurs)
+	case s.watch && s.limitsFile == "":
+		return s, cmdline.Wrong("watch", "true", errors.New("expected with -limits, the file to watch"))
+	}
+	var err error
+	if s.limits, s.limitsText, err = loadLimits(s.limitsFile, s.attackers); err != nil {
+		return s, cmdline.Wrong("limits", s.limitsFile, err)
+	}
+	if serve != "" {
+		if s.page, err = net.Listen("tcp", serve); err != nil {
+			return s, cmdline.Wrong("serve", serve, err)
+		}
+	}
+	return s, nil
 }
 
 // quiet keeps libp2p, which reports every refusal of the other side, and
@@ -101,11 +114,8 @@ func quiet() {
 
 // flood runs the whole show, on one manager after the other, writes its report
 // to out, and gives the exit code.
-func flood(ctx context.Context, s settings, where places, out io.Writer) (int, error) {
-	limits, err := loadLimits(s.limitsFile, s.attackers)
-	if err != nil {
-		return 0, err
-	}
+func flood(ctx context.Context, s settings, where places, to io.Writer) (int, error) {
+	out := &screen{to: to, terminal: isTerminal(to)}
 	fmt.Fprintln(out, where.describe())
 	var results []outcome
 	for _, by := range chosen(s.manager) {
@@ -116,7 +126,7 @@ func flood(ctx context.Context, s settings, where places, out io.Writer) (int, e
 			fmt.Fprintf(out, "\non %s\n", by.title)
 		}
 		runtime.GC() // what the one before left must not burden the next
-		result, err := stand(ctx, s, by, limits, where, out)
+		result, err := stand(ctx, s, by, where, out)
 		if err != nil {
 			return 0, fmt.Errorf("on %s: %w", by.title, err)
 		}
@@ -127,9 +137,9 @@ func flood(ctx context.Context, s settings, where places, out io.Writer) (int, e
 }
 
 // stand has a victim on one manager stand the attack.
-func stand(ctx context.Context, s settings, by contender, limits rcmgr.ConcreteLimitConfig, where places, out io.Writer) (outcome, error) {
+func stand(ctx context.Context, s settings, by contender, where places, out *screen) (outcome, error) {
 	cpu := cpuTime()
-	f, err := newFriend(where.friend)
+	f, err := newFriend(where.home)
 	if err != nil {
 		return outcome{}, err
 	}
@@ -142,7 +152,7 @@ func stand(ctx context.Context, s settings, by contender, limits rcmgr.ConcreteL
 		defer relay.Close()
 		relayID = relay.ID()
 	}
-	v, err := newVictim(by, limits, where, f.id, relayID)
+	v, err := newVictim(by, s.limits, where, f.id, relayID)
 	if err != nil {
 		return outcome{}, err
 	}
@@ -157,8 +167,8 @@ func stand(ctx context.Context, s settings, by contender, limits rcmgr.ConcreteL
 		v.close()
 		return outcome{}, err
 	}
-	if ours, ok := v.manager.(*rcmgr.Manager); ok && s.serve != "" {
-		show, err := serve(s.serve, ours)
+	if ours, ok := v.manager.(*rcmgr.Manager); ok && s.page != nil {
+		show, err := serve(s.page, ours)
 		if err != nil {
 			v.close()
 			return outcome{}, fmt.Errorf("-serve: %w", err)
@@ -191,7 +201,7 @@ func stand(ctx context.Context, s settings, by contender, limits rcmgr.ConcreteL
 		friendUntracked: where.shared,
 		calls:           v.observer.counts(),
 		gates:           v.observer.gateRefusals(),
-		gateLimits:      gateLimits(limits),
+		gateLimits:      gateLimits(s.limits),
 		held:            held,
 		forgotten:       forgotten,
 		last:            v.manager.Snapshot(),
@@ -201,10 +211,10 @@ func stand(ctx context.Context, s settings, by contender, limits rcmgr.ConcreteL
 
 // followUntil follows the file of limits until stop is called, which tells what came
 // of it.
-func followUntil(ctx context.Context, s settings, m *rcmgr.Manager, seen *watch, out io.Writer) (stop func()) {
+func followUntil(ctx context.Context, s settings, m *rcmgr.Manager, seen *watch, out *screen) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	tick := time.NewTicker(250 * time.Millisecond)
-	f := newFollower(s, m, seen)
+	f := newFollower(s, m, seen, out.tell)
 	var wg sync.WaitGroup
 	wg.Go(func() { f.run(ctx, tick.C) })
 	return func() {
@@ -217,7 +227,7 @@ func followUntil(ctx context.Context, s settings, m *rcmgr.Manager, seen *watch,
 
 // attack returns when the time is up, or ctx has ended, and all hosts but the
 // victim are closed.
-func attack(ctx context.Context, d time.Duration, v *victim, f *friend, attackers []*attacker, seen *watch, out io.Writer) {
+func attack(ctx context.Context, d time.Duration, v *victim, f *friend, attackers []*attacker, seen *watch, out *screen) {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
 	turn := min(max(d/10, 250*time.Millisecond), time.Second)

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
@@ -51,9 +52,18 @@ var (
 	neverServed = regexp.MustCompile(`(?m)^FAIL  friend refused by our manager: never served at all( \(.*)?$`)
 )
 
-// floodFor gives the attack of a show, at any length.
-func floodFor(t *testing.T, s settings, where places) func(time.Duration, io.Writer) (int, error) {
+// set returns the settings of a command line.
+func set(t *testing.T, args ...string) settings {
+	t.Helper()
+	s, err := settingsFrom(args)
+	require.NoError(t, err)
+	return s
+}
+
+// floodFor returns the attack of a show, at any length.
+func floodFor(t *testing.T, where places, args ...string) func(time.Duration, io.Writer) (int, error) {
 	return func(d time.Duration, out io.Writer) (int, error) {
+		s := set(t, args...)
 		s.duration = d
 		return flood(t.Context(), s, where, out)
 	}
@@ -63,11 +73,11 @@ func TestTheVictimHoldsAndTheFriendIsServed(t *testing.T) {
 	if testing.Short() {
 		t.Skip("attacks a real host for two seconds")
 	}
-	shared := choosePlaces(3)
+	shared := choosePlaces(3, false)
 	shared.shareOne()
-	for name, where := range map[string]places{"an address each": choosePlaces(3), "one address for all": shared} {
+	for name, where := range map[string]places{"an address each": choosePlaces(3, false), "one address for all": shared} {
 		t.Run(name, func(t *testing.T) {
-			report := attackUntil(t, 2*time.Second, floodFor(t, settings{attackers: 3, manager: "ours"}, where), anyLine)
+			report := attackUntil(t, 2*time.Second, floodFor(t, where, "-attackers", "3"), anyLine)
 			require.Contains(t, report, "ok    limits passed: none")
 			require.Regexp(t, `(?m)^  rate:127.3.0.0/16    16 at once, then 4 a second +\d+$`, report)
 			require.Regexp(t, `(?m)^  subnet:127.2.0.0/16  8 at a time +\d+$`, report)
@@ -102,8 +112,6 @@ func TestLimitsChangeUnderAttackAndTheFriendIsServed(t *testing.T) {
 			}
 		}
 	}
-	s := settings{duration: 1, attackers: 8, manager: "ours", limitsFile: file, watch: true}
-	require.NoError(t, s.check(nil))
 	report := attackUntil(t, 3*time.Second, func(d time.Duration, out io.Writer) (int, error) {
 		require.NoError(t, os.WriteFile(file, []byte("{}"), 0o600))
 		ctx, cancel := context.WithCancel(t.Context())
@@ -118,9 +126,10 @@ func TestLimitsChangeUnderAttackAndTheFriendIsServed(t *testing.T) {
 		})
 		defer changes.Wait()
 		defer cancel()
-		return floodFor(t, s, choosePlaces(8))(d, io.MultiWriter(said, out))
+		return floodFor(t, choosePlaces(8, false), "-limits", file, "-watch")(d, io.MultiWriter(said, out))
 	}, regexp.MustCompile(`(?m)^limits changed [1-9]`))
 	require.Contains(t, report, "ok    limits passed: none")
+	require.Contains(t, report, "the limits of "+file+" are in force\n")
 }
 
 // something tells that something was written.
@@ -135,26 +144,44 @@ func (s something) Write(b []byte) (int, error) {
 }
 
 func TestLimitsFollowTheirFile(t *testing.T) {
+	const typo, gone = `{"System": {"Conn": 6}}`, ""
 	file := filepath.Join(t.TempDir(), "limits.json")
 	require.NoError(t, os.WriteFile(file, []byte("{}"), 0o600))
 	m, err := rcmgr.New(rcmgr.NewFixedLimiter(showLimits(8)))
 	require.NoError(t, err)
 	defer m.Close()
-	f := newFollower(settings{limitsFile: file, attackers: 8}, m, newWatch())
+	var told []string
+	f := newFollower(set(t, "-limits", file, "-watch"), m, newWatch(), func(line string) { told = append(told, line) })
+	inForce, slip := "the limits of "+file+" are in force", "limits stay as they are: "
 	for _, step := range []struct {
 		text    string
 		applied int
 		conns   int
 		slip    string
+		told    string
 	}{
-		{`{}`, 0, math.MaxInt, ""},
-		{`{"System": {"Conns": 5}}`, 1, 5, ""},
-		{`{"System": {"Conn": 6}}`, 1, 5, file + ": line 1, column 13: System.Conn: unknown name, did you mean Conns?"},
-		{`{"System": {"Conns": 7}}`, 2, 7, ""},
+		{`{}`, 0, math.MaxInt, "", ""},
+		{`{"System": {"Conns": 5}}`, 1, 5, "", inForce},
+		{typo, 1, 5, "limits: " + file + ": line 1, column 13: System.Conn: unknown name, did you mean Conns?", slip},
+		{`{"System": {"Conns": 5}}`, 1, 5, "", inForce}, // nothing but the slip has changed
+		{gone, 1, 5, "open " + file, slip},
+		{`{"System": {"Conns": 5}}`, 1, 5, "", inForce},
+		{`{"System": {"Conns": 7}}`, 2, 7, "", inForce},
 	} {
-		require.NoError(t, os.WriteFile(file, []byte(step.text), 0o600))
+		if step.text == gone {
+			require.NoError(t, os.Remove(file))
+		} else {
+			require.NoError(t, os.WriteFile(file, []byte(step.text), 0o600))
+		}
+		told = nil
 		for range 2 {
 			f.look()
+			if step.told == "" {
+				require.Empty(t, told)
+			} else {
+				require.Len(t, told, 1, "at once, and once")
+				require.Contains(t, told[0], step.told+step.slip)
+			}
 			require.Equal(t, step.conns, m.GetConnLimit())
 			require.Equal(t, step.applied, f.applied)
 			if step.slip == "" {
@@ -166,7 +193,6 @@ func TestLimitsFollowTheirFile(t *testing.T) {
 		}
 	}
 	require.Equal(t, "limits changed 2 times", f.String())
-	require.Error(t, settings{duration: 1, attackers: 1, manager: "ours", watch: true}.check(nil))
 }
 
 func TestAScopeAboveALoweredLimitMayKeepWhatItHolds(t *testing.T) {
@@ -230,7 +256,7 @@ func TestAnInterruptEndsTheAttackEarlyWithTheReport(t *testing.T) {
 	report := attackUntil(t, time.Second, func(d time.Duration, out io.Writer) (int, error) {
 		ctx, cancel := context.WithTimeout(t.Context(), d)
 		defer cancel()
-		return flood(ctx, settings{duration: time.Hour, attackers: 2, manager: "both"}, choosePlaces(2), out)
+		return flood(ctx, set(t, "-duration", "1h", "-attackers", "2", "-manager", "both"), choosePlaces(2, false), out)
 	}, anyLine)
 	require.NotContains(t, report, "upstream")
 }
@@ -253,9 +279,7 @@ func TestBothManagersStandTheSameAttack(t *testing.T) {
 		},
 	} {
 		t.Run(manager, func(t *testing.T) {
-			s := settings{duration: 1, attackers: 3, manager: manager}
-			require.NoError(t, s.check(nil))
-			report := attackUntil(t, time.Second, floodFor(t, s, choosePlaces(3)), anyLine)
+			report := attackUntil(t, time.Second, floodFor(t, choosePlaces(3, false), "-attackers", "3", "-manager", manager), anyLine)
 			for _, text := range want {
 				require.Contains(t, report, text)
 			}
@@ -268,7 +292,7 @@ func TestAFriendBehindARelayIsServed(t *testing.T) {
 	if testing.Short() {
 		t.Skip("attacks a real host for two seconds")
 	}
-	report := attackUntil(t, 2*time.Second, floodFor(t, settings{attackers: 8, manager: "ours", relay: true}, choosePlaces(8)), anyLine)
+	report := attackUntil(t, 2*time.Second, floodFor(t, choosePlaces(8, true), "-friend-behind-relay"), anyLine)
 	require.Regexp(t, `(?m)^  connect +1  100.00 %`, report, "the friend came once and stayed")
 }
 
@@ -365,7 +389,7 @@ func TestUpstreamGetsTheLimitsOfOurs(t *testing.T) {
 // TestEachOfTheAttackersNetworksMeetsItsGate: as many connections as may be from
 // each, on either manager, and the friend in the midst of them on ours.
 func TestEachOfTheAttackersNetworksMeetsItsGate(t *testing.T) {
-	where := choosePlaces(8)
+	where := choosePlaces(8, false)
 	if where.shared {
 		t.Skip("this machine has one loopback address only")
 	}
@@ -421,15 +445,89 @@ func TestEachOfTheAttackersNetworksMeetsItsGate(t *testing.T) {
 	}
 }
 
-func TestAMisspeltManagerIsAnError(t *testing.T) {
-	s := settings{duration: 1, attackers: 1, manager: "our"}
-	require.EqualError(t, s.check(nil), `-manager must be ours, upstream or both, not "our"`)
+func TestWrongCommandLinesAreErrors(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "limits.json")
+	require.NoError(t, os.WriteFile(file, []byte(`{"System": {"Conn": 6}}`), 0o600))
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer taken.Close()
+	const notOurs = ": expected with -manager ours or both: go-libp2p's manager has nothing of the kind"
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"10s"}, `unexpected argument "10s": expected nothing but flags`},
+		{[]string{"-duration", "0"}, `invalid value "0" for flag -duration: expected a duration of more than 0, `},
+		{[]string{"-attackers", "0"}, `invalid value "0" for flag -attackers: expected a number from 1 to 1000`},
+		{[]string{"-attackers", "1001"}, `invalid value "1001" for flag -attackers: expected a number from 1 to 1000`},
+		{[]string{"-manager", "our"}, `invalid value "our" for flag -manager: expected ours, upstream or both`},
+		{[]string{"-manager", "upstream", "-serve", "127.0.0.1:0"}, `invalid value "127.0.0.1:0" for flag -serve` + notOurs},
+		{[]string{"-manager", "upstream", "-limits", file, "-watch"}, `invalid value "true" for flag -watch` + notOurs},
+		{[]string{"-watch"}, `invalid value "true" for flag -watch: expected with -limits, the file to watch`},
+		{[]string{"-limits", file + "s"}, fmt.Sprintf("invalid value %q for flag -limits: expected a file of limits: open ", file+"s")},
+		{[]string{"-limits", filepath.Dir(file)}, fmt.Sprintf("invalid value %q for flag -limits: expected a file of limits: read ", filepath.Dir(file))},
+		{[]string{"-limits", file, "-watch"}, fmt.Sprintf("invalid value %q for flag -limits: limits: %s: line 1, column 13: System.Conn: unknown name, did you mean Conns?", file, file)},
+		{[]string{"-serve", "127.0.0.1"}, `invalid value "127.0.0.1" for flag -serve: expected an address with a port, `},
+		{[]string{"-serve", taken.Addr().String()}, fmt.Sprintf("invalid value %q for flag -serve: listen tcp ", taken.Addr())},
+	} {
+		_, err := settingsFrom(c.args)
+		require.ErrorContains(t, err, c.want, "%q", c.args)
+		require.True(t, strings.HasPrefix(err.Error(), c.want), "%v", err)
+	}
+	require.NotNil(t, set(t, "-manager", "both", "-serve", "127.0.0.1:0").page)
+}
+
+func TestTheFriendIsWhereTheShowSaysThatItIs(t *testing.T) {
+	for _, relay := range []bool{false, true} {
+		where := choosePlaces(1, relay)
+		if where.shared {
+			t.Skip("this machine has one loopback address only")
+		}
+		says := where.describe()
+		requireNarrow(t, says)
+		require.Contains(t, says, "friend at "+where.home.String()+",")
+		f, err := newFriend(where.home)
+		require.NoError(t, err)
+		var relayID peer.ID
+		var at host.Host
+		if relay {
+			at, err = newRelay(t.Context(), where.friend)
+			require.NoError(t, err)
+			defer at.Close()
+			relayID = at.ID()
+			require.Contains(t, says, "behind a relay at "+where.friend.String()+",")
+		}
+		v, err := newVictim(contenders[0], set(t).limits, where, f.id, relayID)
+		require.NoError(t, err)
+		defer v.close()
+		if relay {
+			require.NoError(t, v.reserve(t.Context(), at))
+		} else {
+			at = v.host
+		}
+		ctx, leave := context.WithCancel(t.Context())
+		var stay sync.WaitGroup
+		arrived := make(chan struct{})
+		stay.Go(func() { f.visit(ctx, v, byTCP, func() { close(arrived) }) })
+		<-arrived
+		seenBy := func(h host.Host) string {
+			conns := h.Network().ConnsToPeer(f.id)
+			require.Len(t, conns, 1)
+			ip, err := manet.ToIP(conns[0].RemoteMultiaddr())
+			require.NoError(t, err)
+			return ip.String()
+		}
+		require.Equal(t, where.home.String(), seenBy(at))
+		require.Equal(t, where.friend.String(), seenBy(v.host))
+		require.Equal(t, relay, where.home.String() != where.friend.String())
+		leave()
+		stay.Wait()
+	}
 }
 
 func TestHostsDialFromTheirOwnAddressByEitherRoad(t *testing.T) {
-	where := choosePlaces(1)
-	limits, err := loadLimits("", 1)
-	require.NoError(t, err)
+	where := choosePlaces(1, false)
+	limits := set(t).limits
 	f, err := newFriend(where.friend)
 	require.NoError(t, err)
 	v, err := newVictim(contenders[0], limits, where, f.id, "")
@@ -540,13 +638,13 @@ func TestTheObserverClosesWhatTheHostForgot(t *testing.T) {
 func TestAFileOverridesTheLimitsOfTheShow(t *testing.T) {
 	file := t.TempDir() + "/limits.json"
 	require.NoError(t, os.WriteFile(file, []byte(`{"System": {"ConnsInbound": 10}}`), 0o600))
-	limits, err := loadLimits(file, 8)
+	limits, _, err := loadLimits(file, 8)
 	require.NoError(t, err)
 	limiter := rcmgr.NewFixedLimiter(limits)
 	require.Equal(t, 10, limiter.GetSystemLimits().GetConnLimit(network.DirInbound))
 	require.Equal(t, showLimits(8).ToPartialLimitConfig().System.FD.Build(0), limiter.GetSystemLimits().GetFDLimit())
 
 	require.NoError(t, os.WriteFile(file, []byte(`{"System": [`), 0o600))
-	_, err = loadLimits(file, 8)
+	_, _, err = loadLimits(file, 8)
 	require.ErrorContains(t, err, file)
 }

@@ -32,6 +32,9 @@ const (
 	slowNetwork = "127.3.0.0/16" // new connections slowly
 )
 
+// friendNetwork is where a friend behind a relay lives, in which nobody else does.
+const friendNetwork = "127.4.0.0/16"
+
 // networkOf gives the network of an attacker: half of them live in the first.
 func networkOf(attacker int) string {
 	return [...]string{freeNetwork, fewNetwork, slowNetwork, freeNetwork}[attacker%4]
@@ -40,19 +43,23 @@ func networkOf(attacker int) string {
 // places are the addresses of the show.
 type places struct {
 	victim    net.IP
-	friend    net.IP
+	friend    net.IP // where the victim sees the friend
+	home      net.IP // where the friend is: elsewhere, if it comes through a relay
 	attackers []net.IP
 	shared    bool // this machine has 127.0.0.1 only, so all share it
 }
 
 // choosePlaces gives everybody an address of their own. All of 127.0.0.0/8 is
 // there on Linux; elsewhere, macOS for one, there may be 127.0.0.1 only.
-func choosePlaces(attackers int) places {
-	p := places{victim: net.IPv4(127, 0, 0, 1), friend: at(fewNetwork, 255, 1)}
+func choosePlaces(attackers int, relay bool) places {
+	p := places{victim: net.IPv4(127, 0, 0, 1), friend: at(fewNetwork, 255, 1), home: at(fewNetwork, 255, 1)}
+	if relay {
+		p.home = at(friendNetwork, 0, 1)
+	}
 	for i := range attackers {
 		p.attackers = append(p.attackers, at(networkOf(i), byte(i/250), byte(i%250+1)))
 	}
-	for _, ip := range append([]net.IP{p.friend}, p.attackers...) {
+	for _, ip := range append([]net.IP{p.friend, p.home}, p.attackers...) {
 		if !bindable(ip) {
 			p.shareOne()
 			break
@@ -69,7 +76,7 @@ func at(network string, c, d byte) net.IP {
 
 func (p *places) shareOne() {
 	p.shared = true
-	p.friend = p.victim
+	p.friend, p.home = p.victim, p.victim
 	for i := range p.attackers {
 		p.attackers[i] = p.victim
 	}
@@ -94,8 +101,12 @@ func (p places) describe() string {
 	for i := range p.attackers {
 		in[networkOf(i)]++
 	}
-	return fmt.Sprintf("victim at %v, attackers: %d in %s, %d in %s, %d in %s,\nfriend at %v, among those of the second network",
-		p.victim, in[freeNetwork], freeNetwork, in[fewNetwork], fewNetwork, in[slowNetwork], slowNetwork, p.friend)
+	friend := fmt.Sprintf("friend at %v,", p.friend)
+	if !p.home.Equal(p.friend) {
+		friend = fmt.Sprintf("friend at %v, behind a relay at %v,", p.home, p.friend)
+	}
+	return fmt.Sprintf("victim at %v, attackers: %d in %s, %d in %s, %d in %s,\n%s among those of the second network",
+		p.victim, in[freeNetwork], freeNetwork, in[fewNetwork], fewNetwork, in[slowNetwork], slowNetwork, friend)
 }
 
 // A road is the transport by which a host reaches the victim.

@@ -8,14 +8,40 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"time"
 )
 
+// screen is where the show is told, line by line. It is safe for concurrent use.
+type screen struct {
+	mu       sync.Mutex
+	to       io.Writer
+	terminal bool
+}
+
+func (s *screen) Write(text []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.to.Write(text)
+}
+
+// tell writes a line while a bar may be there: it takes the place of the bar, which
+// comes again below it.
+func (s *screen) tell(line string) {
+	if s.terminal {
+		line = clearLine + line
+	}
+	fmt.Fprintln(s, line)
+}
+
+// clearLine makes that a terminal writes over the line where it is.
+const clearLine = "\r\x1b[K"
+
 // showProgress tells how the attack goes until ctx ends: a bar on a terminal,
 // a plain line a second elsewhere.
-func showProgress(ctx context.Context, out io.Writer, start time.Time, d time.Duration, line func() string) {
+func showProgress(ctx context.Context, out *screen, start time.Time, d time.Duration, line func() string) {
 	every, show := time.Second, plainLine
-	if isTerminal(out) {
+	if out.terminal {
 		every, show = 100*time.Millisecond, bar
 		defer fmt.Fprintln(out)
 	}
@@ -31,7 +57,7 @@ func plainLine(done, of time.Duration, line string) string {
 func bar(done, of time.Duration, line string) string {
 	const width = 20
 	full := min(int(width*done/of), width)
-	return fmt.Sprintf("\r\x1b[K[%s%s] %.1f s · %s", strings.Repeat("#", full), strings.Repeat("-", width-full), done.Seconds(), line)
+	return fmt.Sprintf("%s[%s%s] %.1f s · %s", clearLine, strings.Repeat("#", full), strings.Repeat("-", width-full), done.Seconds(), line)
 }
 
 func isTerminal(out io.Writer) bool {

@@ -71,8 +71,12 @@ func (o outcome) verdicts() []string {
 	if o.friendUntracked {
 		remark = " (but for connections refused before it says who it is)"
 	}
+	looks := fmt.Sprintf(" (%d looks)", o.samples)
+	if n := len(keptRows(o.rows)); n > 0 {
+		looks = fmt.Sprintf(" (%d looks; limits lowered below what was held: %d)", o.samples, n)
+	}
 	return []string{
-		o.verdict("limits passed", passed, "none") + fmt.Sprintf(" (%d looks)", o.samples),
+		o.verdict("limits passed", passed, "none") + looks,
 		o.verdict("friend refused by "+o.by.title, refusals, "never") + remark,
 		o.verdict("held when all hosts are closed", o.held, "nothing"),
 	}
@@ -101,6 +105,9 @@ func report(out io.Writer, all []outcome) {
 		all[0].report(out)
 	} else {
 		fmt.Fprintf(out, "\nthe same attack, one after the other\n%s", comparison(all))
+		for _, o := range all {
+			o.reportKept(out)
+		}
 	}
 	for _, o := range all {
 		fmt.Fprintln(out)
@@ -113,6 +120,7 @@ func report(out io.Writer, all []outcome) {
 
 func (o outcome) report(out io.Writer) {
 	fmt.Fprintf(out, "\nlimits of the victim\n%s", limitTable(o.rows, o.last.Refusals))
+	o.reportKept(out)
 	if o.last.Refusals != nil {
 		fmt.Fprintf(out, "\nrefused, by kind of scope\n%s", refusalTable(o.last.Refusals))
 	} else {
@@ -132,8 +140,31 @@ func (o outcome) report(out io.Writer) {
 	}
 }
 
-// limitTable has a line for each limit: what is used at the end of the attack
-// and what was at its highest. Refusals are counted by kind of scope; where
+// reportKept shows what was held above limits when they were lowered, if anything was.
+func (o outcome) reportKept(out io.Writer) {
+	if kept := keptRows(o.rows); len(kept) > 0 {
+		fmt.Fprintf(out, "\nheld already when the limit was lowered, which nobody has to give back\n%s", keptTable(kept))
+	}
+}
+
+func keptRows(rows []*row) []*row {
+	return slices.DeleteFunc(slices.Clone(rows), func(r *row) bool { return r.kept == 0 })
+}
+
+// keptTable has a line for each limit that was lowered below what was held.
+func keptTable(rows []*row) string {
+	t := table{{"scope", "resource", "held", "limit"}}
+	for _, r := range sortRows(rows) {
+		t = append(t, []string{r.scope, resources[r.resource].name, amount(r.resource, r.kept), amount(r.resource, r.limit)})
+	}
+	return t.format(2)
+}
+
+// nothing is shown where there is nothing to show.
+const nothing = "–"
+
+// limitTable has a line for each limit: what is used at the end of the attack, if the
+// limit is in force then, and what was at its highest. Refusals are counted by kind of scope; where
 // several scopes share a kind, the tables of refusals alone have them. Refusals
 // are nil if the manager does not tell.
 func limitTable(rows []*row, refusals map[rcmgr.Kind]rcmgr.Refusals) string {
@@ -143,18 +174,28 @@ func limitTable(rows []*row, refusals map[rcmgr.Kind]rcmgr.Refusals) string {
 	}
 	t := table{head}
 	above := ""
+	lastSeen := map[scopeResource]int{}
+	for _, r := range rows {
+		lastSeen[r.of()] = max(lastSeen[r.of()], r.seen)
+	}
 	for _, r := range sortRows(rows) {
 		name := r.scope
 		if name == above {
 			name = ""
 		}
 		above = r.scope
-		refused := ""
-		if refusals != nil && r.kind != rcmgr.KindProtocol && r.kind != rcmgr.KindService && r.kind != rcmgr.KindSubnet {
+		now, highest, used, refused := amount(r.resource, r.now), amount(r.resource, r.highest), fmt.Sprintf("%.0f %%", 100*r.share()), ""
+		inForce := r.seen == lastSeen[r.of()]
+		if !inForce {
+			now = nothing
+		}
+		if r.onlyKept() {
+			highest, used = nothing, nothing
+		}
+		if refusals != nil && inForce && r.kind != rcmgr.KindProtocol && r.kind != rcmgr.KindService && r.kind != rcmgr.KindSubnet {
 			refused = fmt.Sprint(resources[r.resource].refused(refusals[r.kind]))
 		}
-		line := []string{name, resources[r.resource].name, amount(r.resource, r.now), amount(r.resource, r.highest),
-			amount(r.resource, r.limit), fmt.Sprintf("%.0f %%", 100*r.share()), refused}
+		line := []string{name, resources[r.resource].name, now, highest, amount(r.resource, r.limit), used, refused}
 		t = append(t, line[:len(head)])
 	}
 	return t.format(2)

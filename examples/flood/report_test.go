@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"math"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -29,6 +31,7 @@ func TestEveryFaultFailsTheShow(t *testing.T) {
 		"limits never looked at": {func(o *outcome) { o.samples = 0 }, 1, "FAIL  limits passed: never looked (0 looks)"},
 		"many faults":            {func(o *outcome) { o.held = []string{"a", "b", "c", "d", "e"} }, 1, "FAIL  held when all hosts are closed: a; b; c; and 2 more"},
 		"a fault of another":     {func(o *outcome) { o.by, o.held = contenders[1], []string{"system memory 7 B"} }, 0, "      held when all hosts are closed: 1"},
+		"a lowered limit":        {func(o *outcome) { o.rows = []*row{{scope: "system", limit: 20, kept: 52}} }, 0, "ok    limits passed: none (900 looks; limits lowered below what was held: 1)"},
 		"a friend hard to tell":  {func(o *outcome) { o.friendUntracked = true }, 0, "ok    friend refused by our manager: never (but for connections refused before it says who it is)"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -107,11 +110,51 @@ func TestARowKeepsTheHighestUseAndTheWorstPeer(t *testing.T) {
 	w := newWatch()
 	w.look(rcmgr.Snapshot{Scopes: []rcmgr.ScopeState{peer("peer:a", 5, 100), peer("peer:b", 3, 4)}})
 	w.look(rcmgr.Snapshot{Scopes: []rcmgr.ScopeState{peer("peer:a", 2, 100)}})
-	require.Len(t, w.order, 1)
-	r := w.order[0]
-	require.Equal(t, []int64{2, 3, 4}, []int64{r.now, r.highest, r.limit})
+	w.look(rcmgr.Snapshot{Scopes: []rcmgr.ScopeState{peer("peer:a", 1, 100), peer("peer:b", 2, 100)}})
+	require.Len(t, w.order, 2, "one for each limit")
+	require.Equal(t, []int64{2, 5, 100}, []int64{w.order[0].now, w.order[0].highest, w.order[0].limit})
+	require.Equal(t, []int64{0, 3, 4}, []int64{w.order[1].now, w.order[1].highest, w.order[1].limit})
 	w.look(rcmgr.Snapshot{})
-	require.Zero(t, r.now, "a scope that has gone holds nothing")
+	require.Zero(t, w.order[0].now, "a scope that has gone holds nothing")
+}
+
+// What the tables say of a limit that was lowered is what the verdict says: it was not
+// passed.
+func TestWhatWasHeldWhenALimitWasLoweredIsNoUseOfIt(t *testing.T) {
+	w := newWatch()
+	for _, step := range []struct{ use, limit int }{{64, 64}, {52, 20}, {30, 20}} {
+		w.lookNow(&heldUnder{use: step.use, limit: step.limit})
+	}
+	o := outcome{by: contenders[0], samples: w.samples, rows: w.order, passed: w.passed}
+	table := func() string {
+		var out bytes.Buffer
+		o.rows = w.order
+		o.report(&out)
+		text, _, _ := strings.Cut(out.String(), "\nrefused")
+		return text
+	}
+	head := "\nlimits of the victim\n" +
+		"  scope   resource  now  highest  limit   used\n" +
+		"  system  conns in    –       64     64  100 %\n"
+	kept := "\nheld already when the limit was lowered, which nobody has to give back\n" +
+		"  scope   resource  held  limit\n" +
+		"  system  conns in    52     20\n"
+	require.Equal(t, head+"          conns in   30        –     20      –\n"+kept, table(), "there was no room under the limit yet")
+	require.Equal(t, "30 connections", w.line())
+	w.lookNow(&heldUnder{use: 18, limit: 20})
+	require.Equal(t, head+"          conns in   18       18     20   90 %\n"+kept, table())
+	require.Contains(t, o.verdicts(), "ok    limits passed: none (3 looks; limits lowered below what was held: 1)")
+
+	w.lookNow(&heldUnder{use: 21, limit: 20})
+	require.Equal(t, []string{"system conns in 21 of 20"}, w.passed)
+	require.Equal(t, head+"          conns in   21       21     20  105 %\n"+kept, table(), "this was not held before")
+	w.lookNow(&heldUnder{use: 60, limit: 100})
+	require.Contains(t, table(), "          conns in    –       21     20  105 %\n          conns in   60       60    100   60 %\n")
+	require.Equal(t, "60 connections", w.line())
+
+	var out bytes.Buffer
+	report(&out, []outcome{o, {by: contenders[1]}})
+	require.Contains(t, out.String(), kept, "beside another, too")
 }
 
 func TestWhatIsHeldIsListed(t *testing.T) {
@@ -240,6 +283,14 @@ func TestAQuantileIsOneOfTheValues(t *testing.T) {
 		require.Equal(t, want, quantile(hundred, q))
 	}
 	require.Equal(t, time.Duration(7), quantile([]time.Duration{7}, 0.5))
+}
+
+func TestALineTakesThePlaceOfTheBar(t *testing.T) {
+	for terminal, want := range map[bool]string{false: "news\n", true: "\r\x1b[Knews\n"} {
+		var out bytes.Buffer
+		(&screen{to: &out, terminal: terminal}).tell("news")
+		require.Equal(t, want, out.String())
+	}
 }
 
 func TestProgressSaysHowFar(t *testing.T) {

@@ -11,15 +11,11 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// serve shows a manager on an address until the server is closed. The server's
-// Addr is where it really listens.
-func serve(addr string, m *rcmgr.Manager) (*http.Server, error) {
+// serve shows a manager to those who connect to l until the server is closed, which
+// closes l. The server's Addr is where it listens.
+func serve(l net.Listener, m *rcmgr.Manager) (*http.Server, error) {
 	reg := prometheus.NewRegistry()
 	if err := m.RegisterWith(reg); err != nil {
-		return nil, err
-	}
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
 		return nil, err
 	}
 	mux := http.NewServeMux()

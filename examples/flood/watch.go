@@ -64,15 +64,18 @@ const (
 
 func unlimited(limit int64) bool { return limit == math.MaxInt64 || limit == math.MaxInt }
 
-// A row is what was seen of one resource of one scope. All peers share one
-// row, in which the worst of them stands.
+// A row is what was seen of one limit of one resource of one scope. A limit that
+// changes has a row for each of its values. All peers share one row, in which the
+// worst of them stands.
 type row struct {
 	scope    string
 	kind     rcmgr.Kind
 	resource int
-	now      int64 // at the last look
-	highest  int64 // ever seen, under limit
 	limit    int64
+	now      int64 // at the last look
+	highest  int64 // ever seen, but for what was kept
+	kept     int64 // the most that was held above the limit since it was lowered
+	seen     int   // the number of the last look that found the limit
 }
 
 // share is the part of the limit that the highest use was.
@@ -83,9 +86,23 @@ func (r *row) share() float64 {
 	return float64(r.highest) / float64(r.limit)
 }
 
-type rowKey struct {
+// onlyKept reports whether more than the limit was held whenever anything was.
+func (r *row) onlyKept() bool { return r.kept > 0 && r.highest == 0 }
+
+// of is what the row is about, whatever the limit.
+func (r *row) of() scopeResource { return scopeResource{r.scope, r.resource} }
+
+func (r *row) key() rowKey { return rowKey{r.of(), r.limit} }
+
+// scopeResource is one resource of one scope.
+type scopeResource struct {
 	scope    string
 	resource int
+}
+
+type rowKey struct {
+	scopeResource
+	limit int64
 }
 
 // watch gathers rows from snapshots.
@@ -94,10 +111,10 @@ type watch struct {
 	rows   map[rowKey]*row
 	order  []*row // as first seen
 	passed []string
-	told   map[rowKey]bool // which limits passed has already
+	told   map[scopeResource]bool // which of them passed has already
 	// may is what each may hold: its limit, or what it held when that was lowered,
 	// for it keeps that and gets nothing more.
-	may     map[rowKey]int64
+	may     map[scopeResource]int64
 	samples int
 
 	// Changes of limits: those that have begun and ended, those that had ended before
@@ -106,7 +123,7 @@ type watch struct {
 }
 
 func newWatch() *watch {
-	return &watch{rows: map[rowKey]*row{}, told: map[rowKey]bool{}, may: map[rowKey]int64{}}
+	return &watch{rows: map[rowKey]*row{}, told: map[scopeResource]bool{}, may: map[scopeResource]int64{}}
 }
 
 // run looks a hundred times a second, and a last time when ctx ends.
@@ -169,31 +186,33 @@ func (w *watch) lookAtLocked(scope rcmgr.ScopeState, i int) {
 		return
 	}
 	use := resources[i].use(scope.Use)
-	w.checkLocked(scope.Name, i, use, limit)
-
 	r := w.rowLocked(scope, i, limit)
+	r.seen = w.samples
 	r.now = max(r.now, use)
-	if float64(use)*float64(r.limit) > float64(r.highest)*float64(limit) {
-		r.highest, r.limit = use, limit
+	if within := w.checkLocked(scope.Name, i, use, limit); within && use > limit {
+		r.kept = max(r.kept, use)
+	} else {
+		r.highest = max(r.highest, use)
 	}
 }
 
-// checkLocked notes a passed limit, each once. What a scope holds may be from under a
+// checkLocked reports whether a scope holds no more than it may, and notes a limit that
+// it has passed, each once. What a scope holds may be from under a
 // limit that nobody has seen: of one that is new, if limits have changed since the
 // last look, and of any, if they have changed twice.
-func (w *watch) checkLocked(scope string, i int, use, limit int64) {
-	key := rowKey{scope, i}
+func (w *watch) checkLocked(scope string, i int, use, limit int64) (within bool) {
+	key := scopeResource{scope, i}
 	may, old := w.may[key]
 	may = max(limit, may)
 	if w.between > 1 || w.between == 1 && !old {
 		may = max(may, use)
 	}
 	w.may[key] = max(limit, min(may, use))
-	if use <= may || w.told[key] {
-		return
+	if use > may && !w.told[key] {
+		w.told[key] = true
+		w.passed = append(w.passed, fmt.Sprintf("%s %s %s of %s", scope, resources[i].name, amount(i, use), amount(i, limit)))
 	}
-	w.told[key] = true
-	w.passed = append(w.passed, fmt.Sprintf("%s %s %s of %s", scope, resources[i].name, amount(i, use), amount(i, limit)))
+	return use <= may
 }
 
 func (w *watch) rowLocked(scope rcmgr.ScopeState, i int, limit int64) *row {
@@ -201,7 +220,7 @@ func (w *watch) rowLocked(scope rcmgr.ScopeState, i int, limit int64) *row {
 	if scope.Kind == rcmgr.KindPeer {
 		name = "peer (worst of all)"
 	}
-	key := rowKey{name, i}
+	key := rowKey{scopeResource{name, i}, limit}
 	r := w.rows[key]
 	if r == nil {
 		r = &row{scope: name, kind: scope.Kind, resource: i, limit: limit}
@@ -216,8 +235,10 @@ func (w *watch) line() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	conns := int64(0)
-	if r := w.rows[rowKey{"system", connsInResource}]; r != nil {
-		conns = r.now
+	for _, r := range w.order {
+		if r.of() == (scopeResource{"system", connsInResource}) {
+			conns = max(conns, r.now) // 0 under a limit that is no more
+		}
 	}
 	return fmt.Sprintf("%d connections", conns)
 }

@@ -1,0 +1,257 @@
+// Package cmdline reads the command lines of the programs in this repository, all in
+// one way. Whatever is wrong with a command line is found before any work begins, and
+// ends the program with code 2 and one message that names the flag, its value and what
+// was expected.
+//
+// A program has one function that makes a Line, names its flags, calls Parse, and then
+// checks what no flag can check by itself: files, and flags that go together. It
+// returns an error for ExitOn, and so can be tested without running the program.
+package cmdline
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+)
+
+// Line is a command line to be read. Its methods name the flags of a program; what
+// their variables hold before Parse is the default. It is not safe for concurrent use.
+type Line struct {
+	flags     *flag.FlagSet
+	arguments []argument
+}
+
+// argument is one that is expected after the flags.
+type argument struct {
+	name string
+	to   *string
+}
+
+// New returns the command line of a program that has neither flags nor arguments yet.
+func New(program string) *Line {
+	flags := flag.NewFlagSet(program, flag.ContinueOnError)
+	flags.SetOutput(io.Discard) // Parse returns what is wrong
+	return &Line{flags: flags}
+}
+
+// Int names a flag that is a whole number from least to most.
+func (l *Line) Int(to *int, name string, least, most int, usage string) {
+	expected := fmt.Sprintf("a number from %d to %d", least, most)
+	if most == math.MaxInt {
+		expected = fmt.Sprintf("a number of %d or more", least)
+	}
+	read(l, to, name, usage, expected, func(text string) (int, bool) {
+		n, err := strconv.Atoi(text)
+		return n, err == nil && n >= least && n <= most
+	})
+}
+
+// Seed names a flag that is any number of 64 bits.
+func (l *Line) Seed(to *uint64, name, usage string) {
+	read(l, to, name, usage, fmt.Sprintf("a number from 0 to %d", uint64(math.MaxUint64)), func(text string) (uint64, bool) {
+		n, err := strconv.ParseUint(text, 10, 64)
+		return n, err == nil
+	})
+}
+
+// Duration names a flag that is a duration of more than 0.
+func (l *Line) Duration(to *time.Duration, name, usage string) {
+	read(l, to, name, usage, "a duration of more than 0, such as 10s or 1m30s", func(text string) (time.Duration, bool) {
+		d, err := time.ParseDuration(text)
+		return d, err == nil && d > 0
+	})
+}
+
+// Size names a flag that is a number of bytes, more than 0, with or without a unit.
+func (l *Line) Size(to *int64, name, usage string) {
+	read(l, to, name, usage, "a size of more than 0, such as 512MiB or 2GiB", func(text string) (int64, bool) {
+		n, err := humanize.ParseBytes(text)
+		return int64(n), err == nil && n > 0 && n <= math.MaxInt64
+	})
+}
+
+// Choice names a flag that is one of some words.
+func (l *Line) Choice(to *string, name, usage string, words ...string) {
+	last := len(words) - 1
+	read(l, to, name, usage, strings.Join(words[:last], ", ")+" or "+words[last], func(text string) (string, bool) {
+		for _, w := range words {
+			if text == w {
+				return text, true
+			}
+		}
+		return "", false
+	})
+}
+
+// Text names a flag that is any text but an empty one. An empty one, such as a shell
+// makes of a variable that is not set, is never what was meant.
+func (l *Line) Text(to *string, name, usage, expected string) {
+	read(l, to, name, usage, expected, func(text string) (string, bool) { return text, text != "" })
+}
+
+// File names a flag that is the name of a file.
+func (l *Line) File(to *string, name, usage string) {
+	l.Text(to, name, usage, "the name of a file")
+}
+
+// Files names a flag that is the name of a file, and may be given more than once.
+func (l *Line) Files(to *[]string, name, usage string) {
+	var file string
+	read(l, &file, name, usage, "the name of a file", func(text string) (string, bool) {
+		*to = append(*to, text)
+		return text, text != ""
+	})
+}
+
+// Address names a flag that is an address to listen on: a host, which may be left out,
+// and a port.
+func (l *Line) Address(to *string, name, usage string) {
+	read(l, to, name, usage, "an address with a port, such as 127.0.0.1:8080", func(text string) (string, bool) {
+		_, port, err := net.SplitHostPort(text)
+		_, wrong := strconv.ParseUint(port, 10, 16)
+		return text, err == nil && wrong == nil
+	})
+}
+
+// Bool names a flag that is there or not.
+func (l *Line) Bool(to *bool, name, usage string) {
+	l.flags.BoolFunc(name, usage, func(text string) (err error) {
+		if *to, err = strconv.ParseBool(text); err != nil {
+			return errors.New("expected true or false")
+		}
+		return nil
+	})
+}
+
+// read names a flag that parse reads, which also reports whether it is as expected.
+func read[T comparable](l *Line, to *T, name, usage, expected string, parse func(string) (T, bool)) {
+	var zero T
+	if *to != zero {
+		usage += fmt.Sprintf(" (default %v)", *to)
+	}
+	l.flags.Func(name, usage, func(text string) error {
+		v, ok := parse(text)
+		if !ok {
+			return errors.New("expected " + expected)
+		}
+		*to = v
+		return nil
+	})
+}
+
+// Argument names an argument that has to follow the flags.
+func (l *Line) Argument(to *string, name string) {
+	l.arguments = append(l.arguments, argument{name, to})
+}
+
+// Parse reads the flags and arguments, args, which do not include the program. Its
+// error is one for ExitOn.
+func (l *Line) Parse(args []string) error {
+	if err := l.flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return help(l.usage())
+	} else if err != nil {
+		return err
+	}
+	rest := l.flags.Args()
+	for _, a := range l.arguments {
+		if len(rest) == 0 {
+			return fmt.Errorf("missing argument: expected %s", a.name)
+		}
+		*a.to, rest = rest[0], rest[1:]
+	}
+	if len(rest) == 0 {
+		return nil
+	}
+	if len(l.arguments) > 0 {
+		return fmt.Errorf("unexpected argument %q: expected flags, then nothing but %s", rest[0], l.names())
+	}
+	return fmt.Errorf("unexpected argument %q: expected nothing but flags", rest[0])
+}
+
+// Given reports whether a flag was on the command line that Parse has read.
+func (l *Line) Given(name string) (given bool) {
+	l.flags.Visit(func(f *flag.Flag) { given = given || f.Name == name })
+	return given
+}
+
+func (l *Line) names() string {
+	var names []string
+	for _, a := range l.arguments {
+		names = append(names, a.name)
+	}
+	return strings.Join(names, " ")
+}
+
+// usage returns what -h shows.
+func (l *Line) usage() string {
+	var text strings.Builder
+	fmt.Fprintln(&text, strings.TrimSpace("usage: "+l.flags.Name()+" [flags] "+l.names()))
+	l.flags.SetOutput(&text)
+	l.flags.PrintDefaults()
+	return text.String()
+}
+
+// Wrong returns the error of a flag that was read, in the words of those that Parse
+// returns. It wraps why.
+func Wrong(flag, value string, why error) error {
+	return fmt.Errorf("invalid value %q for flag -%s: %w", value, flag, why)
+}
+
+// CheckOutput returns an error unless the file that a flag names, if it names one, can
+// be written. A file that is there is not changed, and none is left that was not.
+func CheckOutput(flag, file string) error {
+	if file == "" {
+		return nil
+	}
+	info, err := os.Stat(file)
+	if err == nil && !info.Mode().IsRegular() && !info.IsDir() {
+		return nil // a pipe or a device, for which being opened means something
+	}
+	_, err = os.Lstat(file) // a link to nothing is there
+	isNew := errors.Is(err, fs.ErrNotExist)
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE, 0o644)
+	if err == nil {
+		err = f.Close()
+	}
+	if err == nil && isNew {
+		err = os.Remove(file)
+	}
+	if err != nil {
+		return Wrong(flag, file, fmt.Errorf("expected a file that can be written: %w", err))
+	}
+	return nil
+}
+
+// help is the error of a command line that asks for help.
+type help string
+
+func (h help) Error() string { return string(h) }
+
+// ExitOn ends the program if err is not nil: with code 0 and the help that was asked
+// for, or with code 2 and what is wrong with the command line.
+func ExitOn(program string, err error) {
+	if err != nil {
+		os.Exit(tell(program, err, os.Stdout, os.Stderr))
+	}
+}
+
+// tell writes an error and returns the code that the program ends with.
+func tell(program string, err error, out, errOut io.Writer) int {
+	var asked help
+	if errors.As(err, &asked) {
+		fmt.Fprint(out, string(asked))
+		return 0
+	}
+	fmt.Fprintf(errOut, "%s: %v\n", program, err)
+	return 2
+}

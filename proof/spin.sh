@@ -4,6 +4,10 @@
 # compiler (Debian: apt-get install spin gcc), about 1 GiB of memory and a few
 # minutes; with "deep", larger explorations with up to 12 GiB each.
 set -euo pipefail
+if [ $# -gt 1 ] || [[ ${1:-deep} != deep ]]; then
+	echo "proof/spin.sh: unexpected argument: \"${!#}\"; expected deep, or nothing" >&2
+	exit 2
+fi
 model=$(cd "$(dirname "$0")" && pwd)/credit.pml
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -20,18 +20,19 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/libp2p/go-libp2p/gologshim"
+	"github.com/weir-p2p/rcmgr/internal/cmdline"
 )
 
 // settings are what the command line decides.
@@ -39,7 +40,8 @@ type settings struct {
 	which     string // attack, or all
 	duration  time.Duration
 	attackers int
-	memory    int64 // MiB
+	memory    int    // MiB
+	results   string // the file for them, "" for none
 }
 
 // A smaller crowd does not fill what is to be filled, a larger one has no addresses.
@@ -47,6 +49,9 @@ const (
 	fewestAttackers = 20
 	mostAttackers   = 250 * crowdNetworks
 )
+
+// A host alone takes tens of MiB; a TiB nobody fills within seconds.
+const leastMemory, mostMemory = 64, 1 << 20
 
 func main() {
 	quiet()
@@ -57,18 +62,12 @@ func main() {
 		}
 		return
 	}
-	var s settings
-	flag.StringVar(&s.which, "attack", "all", "`which`: all, "+strings.Join(attackNames(), ", "))
-	flag.DurationVar(&s.duration, "duration", 10*time.Second, "how long guests come, of each attack on each manager")
-	flag.IntVar(&s.attackers, "attackers", 24, "how many the crowd is, each a host at an address of its own")
-	flag.Int64Var(&s.memory, "memory", 256, "`MiB` that the victim's process may use in the attack on its memory")
-	file := flag.String("json", "", "also write the results to this `file`")
-	flag.Parse()
+	s, err := settingsFrom(os.Args[1:])
+	cmdline.ExitOn("attacks", err)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C kills
-	err := s.check(flag.Args())
-	if err == nil {
-		err = run(ctx, s, *file)
+	if err = checkLoopback(); err == nil {
+		err = run(ctx, s)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "attacks:", err)
@@ -80,20 +79,23 @@ func main() {
 // terminal.
 func quiet() { gologshim.SetDefaultHandler(slog.DiscardHandler) }
 
-func (s settings) check(rest []string) error {
-	switch {
-	case len(rest) > 0:
-		return fmt.Errorf("unexpected argument %q", rest[0])
-	case len(s.chosen()) == 0:
-		return fmt.Errorf("-attack must be all or one of %s, not %q", strings.Join(attackNames(), ", "), s.which)
-	case s.duration <= 0:
-		return fmt.Errorf("-duration must be positive, not %v", s.duration)
-	case s.attackers < fewestAttackers || s.attackers > mostAttackers:
-		return fmt.Errorf("-attackers must be from %d to %d, not %d", fewestAttackers, mostAttackers, s.attackers)
-	case s.memory < 64:
-		return fmt.Errorf("-memory must be at least 64, not %d: a host alone takes tens of MiB", s.memory)
+// settingsFrom reads the command line.
+func settingsFrom(args []string) (settings, error) {
+	s := settings{which: "all", duration: 10 * time.Second, attackers: 24, memory: 256}
+	names := append([]string{s.which}, attackNames()...)
+	l := cmdline.New("attacks")
+	l.Choice(&s.which, "attack", "`which`: "+strings.Join(names, ", "), names...)
+	l.Duration(&s.duration, "duration", "how `long` guests come, of each attack on each manager")
+	l.Int(&s.attackers, "attackers", fewestAttackers, mostAttackers, "how `many` the crowd is, each a host at an address of its own")
+	l.Int(&s.memory, "memory", leastMemory, mostMemory, "`MiB` that the victim's process may use in the attack on its memory")
+	l.File(&s.results, "json", "also write the results to this `file`")
+	if err := l.Parse(args); err != nil {
+		return s, err
 	}
-	return checkLoopback()
+	if l.Given("memory") && !slices.Contains(s.chosen(), &memoryPressure) {
+		return s, cmdline.Wrong("memory", fmt.Sprint(s.memory), fmt.Errorf("expected with -attack %s or all, not %s", memoryPressure.name, s.which))
+	}
+	return s, cmdline.CheckOutput("json", s.results)
 }
 
 func attackNames() (names []string) {
@@ -115,7 +117,7 @@ func (s settings) chosen() []*attack {
 }
 
 // run writes progress to the standard error, and tables to the standard output.
-func run(ctx context.Context, s settings, file string) error {
+func run(ctx context.Context, s settings) error {
 	var results []result
 	for _, a := range s.chosen() {
 		r, err := a.onAll(ctx, s, os.Stderr)
@@ -129,14 +131,14 @@ func run(ctx context.Context, s settings, file string) error {
 	for _, r := range results {
 		r.print(os.Stdout)
 	}
-	if file == "" {
+	if s.results == "" {
 		return nil
 	}
 	text, err := json.MarshalIndent(results, "", "\t")
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(file, append(text, '\n'), 0o644)
+	return os.WriteFile(s.results, append(text, '\n'), 0o644)
 }
 
 // onAll runs an attack on one manager after the other.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -37,8 +38,7 @@ func onAllShortly(t *testing.T, a *attack) (onUpstream, ours, withOption outcome
 	if err := checkLoopback(); err != nil {
 		t.Skip(err)
 	}
-	s := settings{which: a.name, duration: time.Second / 2, attackers: fewestAttackers, memory: 64}
-	require.NoError(t, s.check(nil))
+	s := settings{which: a.name, duration: time.Second / 2, attackers: fewestAttackers, memory: leastMemory}
 	var progress, table bytes.Buffer
 	r, err := a.onAll(t.Context(), s, &progress)
 	require.NoError(t, err, progress.String())
@@ -201,19 +201,29 @@ this: that.
 `, out.String())
 }
 
-func TestWrongSettingsAreErrors(t *testing.T) {
-	good := settings{which: "all", duration: 1, attackers: fewestAttackers, memory: 64}
-	for want, change := range map[string]func(*settings) []string{
-		`unexpected argument "x"`: func(*settings) []string { return []string{"x"} },
-		`-attack must be all or one of fairshare, memory, trim, not "flood"`:  func(s *settings) []string { s.which = "flood"; return nil },
-		"-duration must be positive, not 0s":                                  func(s *settings) []string { s.duration = 0; return nil },
-		"-attackers must be from 20 to 750, not 19":                           func(s *settings) []string { s.attackers = 19; return nil },
-		"-memory must be at least 64, not 63: a host alone takes tens of MiB": func(s *settings) []string { s.memory = 63; return nil },
+func TestWrongCommandLinesAreErrors(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "no", "results.json")
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"trim"}, `unexpected argument "trim": expected nothing but flags`},
+		{[]string{"-attack", "flood"}, `invalid value "flood" for flag -attack: expected all, fairshare, memory or trim`},
+		{[]string{"-duration", "0"}, `invalid value "0" for flag -duration: expected a duration of more than 0, `},
+		{[]string{"-attackers", "19"}, `invalid value "19" for flag -attackers: expected a number from 20 to 750`},
+		{[]string{"-attackers", "751"}, `invalid value "751" for flag -attackers: expected a number from 20 to 750`},
+		{[]string{"-memory", "63"}, `invalid value "63" for flag -memory: expected a number from 64 to 1048576`},
+		{[]string{"-memory", "9000000000000"}, `invalid value "9000000000000" for flag -memory: expected a number from 64 to 1048576`},
+		{[]string{"-memory", "256", "-attack", "trim"}, `invalid value "256" for flag -memory: expected with -attack memory or all, not trim`},
+		{[]string{"-json", missing}, fmt.Sprintf("invalid value %q for flag -json: expected a file that can be written: ", missing)},
 	} {
-		s := good
-		rest := change(&s)
-		require.EqualError(t, s.check(rest), want)
+		_, err := settingsFrom(c.args)
+		require.ErrorContains(t, err, c.want, "%q", c.args)
 	}
+	s, err := settingsFrom([]string{"-attack", "memory", "-memory", "64", "-json", filepath.Join(t.TempDir(), "results.json")})
+	require.NoError(t, err)
+	require.Equal(t, []*attack{&memoryPressure}, s.chosen())
+	require.Equal(t, 64, s.memory)
 }
 
 // A victim that cannot be says why, and so does whoever asks it.

@@ -97,7 +97,7 @@ func comeEarly(ctx context.Context, sh *show) error {
 
 // sendToKeep sends one of the crowd's part.
 func sendToKeep(ctx context.Context, sh *show, a attacker) {
-	for left := messages(sh.memory<<20, sh.attackers); left > 0 && pause(ctx, again); {
+	for left := messages(int64(sh.memory)<<20, sh.attackers); left > 0 && pause(ctx, again); {
 		if connect(ctx, a, sh.to) == nil && sendOne(ctx, a, sh.to.ID) == nil {
 			left--
 		}

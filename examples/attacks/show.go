@@ -123,7 +123,7 @@ func play(ctx context.Context, s settings, a *attack, column int, progress io.Wr
 // order says what the victim is to be, and whom it is to ask.
 func (sh *show) order(column int, asks host.Host) (order, error) {
 	o := order{Attack: sh.attack.name, Column: column, Attackers: sh.attackers,
-		Memory: sh.memory << 20, Asks: *host.InfoFromHost(asks)}
+		Memory: int64(sh.memory) << 20, Asks: *host.InfoFromHost(asks)}
 	for range numFriends {
 		f, err := newFriend()
 		if err != nil {

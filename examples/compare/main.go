@@ -7,7 +7,7 @@
 //
 // With -cpu, it compares the time of processors, all that is spent on collecting
 // garbage included, instead of the time that passes: that is what a round costs, and
-// hardly disturbed by what else the machine does.
+// hardly disturbed by what else the machine does. Unix tells it.
 //
 // It needs the source of the package, and a few minutes.
 package main
@@ -17,9 +17,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,25 +30,85 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/weir-p2p/rcmgr/internal/cmdline"
 )
 
+// settings are what the command line decides.
+type settings struct {
+	bench   string
+	rounds  int
+	length  time.Duration
+	measure string // the unit of go test that is compared
+	results string // the file for them, "" for none
+}
+
 func main() {
-	bench := flag.String("bench", "HotPath|Gates", "which benchmarks, as a regular expression")
-	rounds := flag.Int("rounds", 5, "how often each is run")
-	length := flag.Duration("time", 100*time.Millisecond, "how long each is measured")
-	cpu := flag.Bool("cpu", false, "compare the time of processors, not the time that passes")
-	file := flag.String("json", "", "also write the results to this file")
-	flag.Parse()
-	if err := run(*bench, *rounds, *length, *cpu, *file); err != nil {
+	s, err := settingsFrom(os.Args[1:])
+	cmdline.ExitOn("compare", err)
+	if err := run(s); err != nil {
 		fmt.Fprintln(os.Stderr, "compare:", err)
 		os.Exit(1)
 	}
 }
 
-func run(bench string, rounds int, length time.Duration, cpu bool, file string) error {
-	if rounds < 1 {
-		return fmt.Errorf("-rounds is %d, expected 1 or more", rounds)
+// settingsFrom reads the command line.
+func settingsFrom(args []string) (settings, error) {
+	s := settings{bench: "HotPath|Gates", rounds: 5, length: 100 * time.Millisecond, measure: "ns/op"}
+	var cpu bool
+	l := cmdline.New("compare")
+	l.Text(&s.bench, "bench", "which benchmarks, as a regular `expression`", "a regular expression")
+	l.Int(&s.rounds, "rounds", 1, math.MaxInt, "how `often` each is run")
+	l.Duration(&s.length, "time", "how `long` each is measured")
+	l.Bool(&cpu, "cpu", "compare the time of processors, not the time that passes")
+	l.File(&s.results, "json", "also write the results to this `file`")
+	if err := l.Parse(args); err != nil {
+		return s, err
 	}
+	if err := checkPattern(s.bench); err != nil {
+		return s, cmdline.Wrong("bench", s.bench, err)
+	}
+	if cpu {
+		s.measure = "cpu-ns/op"
+	}
+	if cpu && runtime.GOOS == "windows" {
+		return s, cmdline.Wrong("cpu", "true", errors.New("expected on Unix, whose benchmarks measure it"))
+	}
+	return s, cmdline.CheckOutput("json", s.results)
+}
+
+// checkPattern returns an error unless go test takes a pattern: what stands between
+// slashes, but for those in brackets and parentheses, is an expression of its own.
+func checkPattern(pattern string) error {
+	var parts []string
+	from, brackets, parentheses := 0, 0, 0
+	for i := 0; i < len(pattern); i++ {
+		switch c := pattern[i]; {
+		case c == '\\':
+			i++
+		case c == '[':
+			brackets++
+		case c == ']':
+			brackets = max(brackets-1, 0) // one alone stands for itself
+		case brackets > 0:
+		case c == '(':
+			parentheses++
+		case c == ')':
+			parentheses--
+		case c == '/' && parentheses == 0:
+			parts = append(parts, pattern[from:i])
+			from = i + 1
+		}
+	}
+	for _, part := range append(parts, pattern[from:]) {
+		if _, err := regexp.Compile(part); err != nil {
+			return fmt.Errorf("expected regular expressions between slashes: %w", err)
+		}
+	}
+	return nil
+}
+
+func run(s settings) error {
 	dir, err := os.MkdirTemp("", "compare")
 	if err != nil {
 		return err
@@ -63,20 +123,20 @@ func run(bench string, rounds int, length time.Duration, cpu bool, file string) 
 	}
 	r := report{
 		Go: runtime.Version(), Arch: runtime.GOOS + "/" + runtime.GOARCH, Processors: runtime.NumCPU(),
-		Rounds: rounds, Time: length.String(), Measure: "ns/op",
+		Rounds: s.rounds, Time: s.length.String(), Measure: s.measure,
 	}
-	if cpu {
-		r.Measure = "cpu-ns/op"
+	once, err := measure(binary, s.bench, "1x", r.Measure)
+	if errors.Is(err, errNoBenchmark) {
+		return cmdline.Wrong("bench", s.bench, err)
 	}
-	once, err := measure(binary, bench, "1x", r.Measure)
 	if err != nil {
 		return err
 	}
 	r.Processor = once.processor
-	for round := range rounds {
+	for round := range s.rounds {
 		for i, name := range once.names() {
-			fmt.Fprintf(os.Stderr, "\rround %d of %d: %3d of %d  %-70s", round+1, rounds, i+1, len(once.names()), name)
-			m, err := measure(binary, exactly("Benchmark"+name), length.String(), r.Measure)
+			fmt.Fprintf(os.Stderr, "\rround %d of %d: %3d of %d  %-70s", round+1, s.rounds, i+1, len(once.names()), name)
+			m, err := measure(binary, exactly("Benchmark"+name), s.length.String(), r.Measure)
 			if err != nil {
 				return err
 			}
@@ -86,14 +146,14 @@ func run(bench string, rounds int, length time.Duration, cpu bool, file string) 
 	fmt.Fprintln(os.Stderr)
 	r.total()
 	r.print(os.Stdout)
-	if file == "" {
+	if s.results == "" {
 		return nil
 	}
 	text, err := json.MarshalIndent(&r, "", "\t")
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(file, append(text, '\n'), 0o644)
+	return os.WriteFile(s.results, append(text, '\n'), 0o644)
 }
 
 // exactly gives the pattern that matches all implementations of one benchmark.
@@ -144,6 +204,8 @@ func measure(binary, pattern, length, unit string) (*measurement, error) {
 	return parse(&out, unit)
 }
 
+var errNoBenchmark = errors.New("expected to match a benchmark that names an implementation")
+
 // parse reads what go test prints of benchmarks, with the nanoseconds of a unit. Those
 // without an implementation in their name are left out.
 func parse(text io.Reader, unit string) (*measurement, error) {
@@ -177,7 +239,7 @@ func parse(text io.Reader, unit string) (*measurement, error) {
 		m.lines = append(m.lines, l)
 	}
 	if len(m.lines) == 0 && lines.Err() == nil {
-		return nil, errors.New("no benchmark has an implementation in its name")
+		return nil, errNoBenchmark
 	}
 	return &m, lines.Err()
 }

@@ -9,37 +9,51 @@ package main
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"io"
 	"os"
+
+	"github.com/weir-p2p/rcmgr/internal/cmdline"
 )
 
+// settings are what the command line decides.
+type settings struct {
+	seed uint64
+	svg  string // the file for the plot, "" for none
+}
+
 func main() {
-	seed := flag.Uint64("seed", 1, "`number` that decides all that chance does")
-	svg := flag.String("svg", "", "also draw a plot into this `file`")
-	flag.Parse()
-	if flag.NArg() > 0 {
-		fmt.Fprintf(os.Stderr, "fairness: unexpected argument %q\n", flag.Arg(0))
-		os.Exit(2)
-	}
-	if err := run(os.Stdout, os.Stderr, *seed, *svg); err != nil {
+	s, err := settingsFrom(os.Args[1:])
+	cmdline.ExitOn("fairness", err)
+	if err := run(os.Stdout, os.Stderr, s); err != nil {
 		fmt.Fprintln(os.Stderr, "fairness:", err)
 		os.Exit(1)
 	}
 }
 
-func run(out, progress io.Writer, seed uint64, svg string) error {
+// settingsFrom reads the command line.
+func settingsFrom(args []string) (settings, error) {
+	s := settings{seed: 1}
+	l := cmdline.New("fairness")
+	l.Seed(&s.seed, "seed", "`number` that decides all that chance does")
+	l.File(&s.svg, "svg", "also draw a plot into this `file`")
+	if err := l.Parse(args); err != nil {
+		return s, err
+	}
+	return s, cmdline.CheckOutput("svg", s.svg)
+}
+
+func run(out, progress io.Writer, s settings) error {
 	p := newPlan()
-	if err := play(p.stories(), variants, usual, seed, progress); err != nil {
+	if err := play(p.stories(), variants, usual, s.seed, progress); err != nil {
 		return err
 	}
-	if err := p.write(out, variants, seed); err != nil || svg == "" {
+	if err := p.write(out, variants, s.seed); err != nil || s.svg == "" {
 		return err
 	}
 	var plot bytes.Buffer
 	if err := draw(&plot, p.sweeps[:len(attacks)], variants); err != nil {
 		return err
 	}
-	return os.WriteFile(svg, plot.Bytes(), 0o644)
+	return os.WriteFile(s.svg, plot.Bytes(), 0o644)
 }

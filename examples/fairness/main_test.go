@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -171,4 +172,25 @@ func TestThePlotIsXMLWithAPanelForEachAttackAndALineForEachManager(t *testing.T)
 		}
 	}
 	require.Equal(t, len(attacks)*len(variants), curves)
+}
+
+func TestWrongCommandLinesAreErrors(t *testing.T) {
+	dir := t.TempDir()
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"1"}, `unexpected argument "1": expected nothing but flags`},
+		{[]string{"-seed", "-1"}, `invalid value "-1" for flag -seed: expected a number from 0 to `},
+		{[]string{"-seed", "NaN"}, `invalid value "NaN" for flag -seed: expected a number from 0 to `},
+		{[]string{"-svg", ""}, `invalid value "" for flag -svg: expected the name of a file`},
+		{[]string{"-svg", dir}, fmt.Sprintf("invalid value %q for flag -svg: expected a file that can be written: ", dir)},
+	} {
+		_, err := settingsFrom(c.args)
+		require.ErrorContains(t, err, c.want, "%q", c.args)
+	}
+	file := filepath.Join(dir, "plot.svg")
+	s, err := settingsFrom([]string{"-seed", "2", "-svg", file})
+	require.NoError(t, err)
+	require.Equal(t, settings{2, file}, s)
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/multiformats/go-multiaddr"
 	"github.com/prometheus/client_golang/prometheus"
 	rcmgr "github.com/weir-p2p/rcmgr" // (1) was "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/weir-p2p/rcmgr/internal/cmdline"
 )
 
 const echo = "/echo/1.0.0"
@@ -63,6 +64,7 @@ func newNode(registry *prometheus.Registry, trace string) (host.Host, network.Re
 }
 
 func main() {
+	cmdline.ExitOn("migrated", cmdline.New("migrated").Parse(os.Args[1:]))
 	dir, err := os.MkdirTemp("", "migrated")
 	if err == nil {
 		err = run(os.Stdout, filepath.Join(dir, "trace.json.gz"))

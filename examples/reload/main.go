@@ -10,52 +10,64 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"io/fs"
 	"maps"
-	"math"
 	"os"
 	"os/signal"
 	"slices"
 	"syscall"
 	"time"
 
-	"github.com/dustin/go-humanize"
 	"github.com/libp2p/go-libp2p"
 	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/internal/cmdline"
 )
 
+// settings are what the command line decides.
+type settings struct {
+	watcher
+	limits rcmgr.ConcreteLimitConfig // as they are at first
+	every  time.Duration
+}
+
 func main() {
-	file := flag.String("limits", "limits.json", "JSON `file` of overrides; it may come later")
-	memory := flag.String("memory", "", "`size` of what libp2p may use, such as 2GiB; by default half of what the process may use")
-	every := flag.Duration("every", 2*time.Second, "how often the file is looked at")
-	flag.Parse()
+	s, err := settingsFrom(os.Args[1:])
+	cmdline.ExitOn("reload", err)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
-	tick := time.NewTicker(*every)
+	tick := time.NewTicker(s.every)
 	defer tick.Stop()
-	if err := run(ctx, *file, *memory, tick.C, hangup, os.Stdout); err != nil {
+	if err := run(ctx, s, tick.C, hangup, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "reload:", err)
 		os.Exit(1)
 	}
 }
 
+// settingsFrom reads the command line, and the file of overrides if there is one.
+func settingsFrom(args []string) (settings, error) {
+	s := settings{every: 2 * time.Second}
+	s.file = "limits.json"
+	l := cmdline.New("reload")
+	l.File(&s.file, "limits", "JSON `file` of overrides; it may come later")
+	l.Size(&s.node.MaxMemory, "memory", "`size` of what libp2p may use, such as 2GiB; by default half of what the process may use")
+	l.Duration(&s.every, "every", "how `often` the file is looked at")
+	if err := l.Parse(args); err != nil {
+		return s, err
+	}
+	var err error
+	if s.limits, err = s.read(); err != nil {
+		return s, cmdline.Wrong("limits", s.file, err)
+	}
+	return s, nil
+}
+
 // run has a host until ctx ends.
-func run(ctx context.Context, file, memory string, look <-chan time.Time, hangup <-chan os.Signal, out io.Writer) error {
-	node, err := nodeOf(memory)
-	if err != nil {
-		return err
-	}
-	w := watcher{file: file, node: node}
-	limits, err := w.read()
-	if err != nil {
-		return err
-	}
-	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits))
+func run(ctx context.Context, s settings, look <-chan time.Time, hangup <-chan os.Signal, out io.Writer) error {
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(s.limits))
 	if err != nil {
 		return err
 	}
@@ -64,6 +76,9 @@ func run(ctx context.Context, file, memory string, look <-chan time.Time, hangup
 		return err
 	}
 	defer h.Close() // and with it, the manager
+	if s.was == nil {
+		fmt.Fprintf(out, "there is no %s yet\n", s.file)
+	}
 	fmt.Fprintf(out, "%s at %v\n", h.ID(), h.Addrs())
 	for {
 		select {
@@ -71,23 +86,12 @@ func run(ctx context.Context, file, memory string, look <-chan time.Time, hangup
 			return nil
 		case <-hangup:
 		case <-look:
-			if !w.changed() {
+			if !s.changed() {
 				continue
 			}
 		}
-		w.reload(rm, out)
+		s.reload(rm, out)
 	}
-}
-
-func nodeOf(memory string) (rcmgr.NodeLimits, error) {
-	if memory == "" {
-		return rcmgr.NodeLimits{}, nil
-	}
-	size, err := humanize.ParseBytes(memory)
-	if err != nil || size > math.MaxInt64 {
-		return rcmgr.NodeLimits{}, fmt.Errorf("-memory: no size: %q", memory)
-	}
-	return rcmgr.NodeLimits{MaxMemory: int64(size)}, nil
 }
 
 // watcher knows the file as it was when it was last read.

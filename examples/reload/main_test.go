@@ -3,7 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
-	"io"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -65,7 +65,10 @@ func TestAHostReadsItsLimitsAgainOnHangup(t *testing.T) {
 	look, hangup, out := make(chan time.Time), make(chan os.Signal), make(lineOut)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- run(ctx, file, "1GiB", look, hangup, out) }()
+	s, err := settingsFrom([]string{"-limits", file, "-memory", "1GiB"})
+	require.NoError(t, err)
+	go func() { ended <- run(ctx, s, look, hangup, out) }()
+	require.Equal(t, "there is no "+file+" yet\n", <-out)
 	require.Contains(t, <-out, "/ip4/127.0.0.1/tcp/")
 	hangup <- syscall.SIGHUP
 	require.Equal(t, "limits are as they were\n", <-out)
@@ -77,9 +80,28 @@ func TestAHostReadsItsLimitsAgainOnHangup(t *testing.T) {
 	require.NoError(t, <-ended)
 }
 
-func TestWhatIsWrongAtTheStartEndsTheProgram(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "limits.json")
-	require.ErrorContains(t, run(t.Context(), file, "a lot", nil, nil, io.Discard), `-memory: no size: "a lot"`)
+func TestWrongCommandLinesAreErrors(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "limits.json")
 	require.NoError(t, os.WriteFile(file, []byte(`{"System": {"Memory": "64MiBs"}}`), 0o600))
-	require.ErrorContains(t, run(t.Context(), file, "", nil, nil, io.Discard), "line 1, column 23")
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{file}, fmt.Sprintf("unexpected argument %q: expected nothing but flags", file)},
+		{[]string{"-every", "0"}, `invalid value "0" for flag -every: expected a duration of more than 0, `},
+		{[]string{"-every", "-1s"}, `invalid value "-1s" for flag -every: expected a duration of more than 0, `},
+		{[]string{"-memory", "a lot"}, `invalid value "a lot" for flag -memory: expected a size of more than 0, `},
+		{[]string{"-memory", "0"}, `invalid value "0" for flag -memory: expected a size of more than 0, `},
+		{[]string{"-limits", ""}, `invalid value "" for flag -limits: expected the name of a file`},
+		{[]string{"-limits", dir}, fmt.Sprintf("invalid value %q for flag -limits: ", dir)},
+		{[]string{"-limits", file}, fmt.Sprintf("invalid value %q for flag -limits: limits: %s: line 1, column 23: ", file, file)},
+	} {
+		_, err := settingsFrom(c.args)
+		require.ErrorContains(t, err, c.want, "%q", c.args)
+	}
+	s, err := settingsFrom([]string{"-limits", filepath.Join(dir, "later.json"), "-every", "3s", "-memory", "1GiB"})
+	require.NoError(t, err)
+	require.Equal(t, 3*time.Second, s.every)
+	require.EqualValues(t, 1<<30, s.node.MaxMemory)
 }

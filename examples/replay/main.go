@@ -19,70 +19,74 @@
 package main
 
 import (
-	"flag"
 	"fmt"
 	"io"
 	"math"
 	"os"
 
-	"github.com/dustin/go-humanize"
 	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/internal/cmdline"
 )
 
-// settings are what the limits are made from.
+// settings are what the command line decides.
 type settings struct {
-	files     []string // of overrides; none is the computed limits alone
-	memory    string
-	fds       int
+	trace     *os.File
+	plans     []plan // one for each file of overrides, or for the computed limits alone
 	admission rcmgr.Admission
 	top       int
 }
 
 func main() {
-	s := settings{}
-	flag.Func("limits", "JSON `file` of overrides; may be given more than once", func(name string) error {
-		s.files = append(s.files, name)
-		return nil
-	})
-	flag.StringVar(&s.memory, "memory", "", "`size` of what libp2p may use, such as 2GiB; by default half of what this process may use")
-	flag.IntVar(&s.fds, "fds", 0, "file `descriptors` that libp2p may use; by default half of those of this process")
-	flag.BoolFunc("linear", "read priorities as go-libp2p's manager does (AdmissionLinear)", func(string) error {
-		s.admission = rcmgr.AdmissionLinear
-		return nil
-	})
-	flag.IntVar(&s.top, "top", 10, "`lines` of each list")
-	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "usage: replay [flags] trace")
-		flag.PrintDefaults()
-	}
-	flag.Parse()
-	if flag.NArg() != 1 {
-		flag.Usage()
-		os.Exit(2)
-	}
-	if err := run(os.Stdout, flag.Arg(0), s); err != nil {
+	s, err := settingsFrom(os.Args[1:])
+	cmdline.ExitOn("replay", err)
+	if err := run(os.Stdout, s); err != nil {
 		fmt.Fprintln(os.Stderr, "replay:", err)
 		os.Exit(1)
 	}
 }
 
-func run(out io.Writer, trace string, s settings) error {
-	plans, err := s.plans()
-	if err != nil {
-		return err
+// settingsFrom reads the command line and the files of overrides, and opens the trace.
+func settingsFrom(args []string) (settings, error) {
+	s := settings{top: 10}
+	var (
+		node   rcmgr.NodeLimits
+		files  []string
+		linear bool
+		trace  string
+	)
+	l := cmdline.New("replay")
+	l.Files(&files, "limits", "JSON `file` of overrides; may be given more than once")
+	l.Size(&node.MaxMemory, "memory", "`size` of what libp2p may use, such as 2GiB; by default half of what this process may use")
+	l.Int(&node.MaxFileDescriptors, "fds", 1, math.MaxInt, "file `descriptors` that libp2p may use; by default half of those of this process")
+	l.Bool(&linear, "linear", "read priorities as go-libp2p's manager does (AdmissionLinear)")
+	l.Int(&s.top, "top", 1, math.MaxInt, "`lines` of each list")
+	l.Argument(&trace, "trace")
+	if err := l.Parse(args); err != nil {
+		return s, err
 	}
-	file, err := os.Open(trace)
-	if err != nil {
-		return err
+	if linear {
+		s.admission = rcmgr.AdmissionLinear
 	}
-	defer file.Close()
-	story, err := readStory(file)
+	var err error
+	if s.plans, err = plansOf(node, files); err != nil {
+		return s, err
+	}
+	if s.trace, err = os.Open(trace); err != nil {
+		return s, fmt.Errorf("invalid argument %q: expected the file of a trace: %w", trace, err)
+	}
+	return s, nil
+}
+
+// run closes the trace.
+func run(out io.Writer, s settings) error {
+	defer s.trace.Close()
+	story, err := readStory(s.trace)
 	if err != nil {
-		return fmt.Errorf("%s: %w", trace, err)
+		return fmt.Errorf("%s: %w", s.trace.Name(), err)
 	}
 	story.describe(out)
-	for _, p := range plans {
-		a, err := replay(story, p)
+	for _, p := range s.plans {
+		a, err := replay(story, p, s.admission)
 		if err != nil {
 			return err
 		}
@@ -95,35 +99,26 @@ func run(out io.Writer, trace string, s settings) error {
 
 // plan is limits to try.
 type plan struct {
-	name      string
-	limits    rcmgr.ConcreteLimitConfig
-	admission rcmgr.Admission
+	name   string
+	limits rcmgr.ConcreteLimitConfig
 }
 
-func (s *settings) plans() (all []plan, err error) {
-	node := rcmgr.NodeLimits{MaxFileDescriptors: s.fds}
-	if s.memory != "" {
-		size, err := humanize.ParseBytes(s.memory)
-		if err != nil || size > math.MaxInt64 {
-			return nil, fmt.Errorf("-memory: no size: %q", s.memory)
-		}
-		node.MaxMemory = int64(size)
-	}
-	add := func(name string) error {
+// plansOf returns the limits of a node with the overrides of each file, or without if
+// there are no files.
+func plansOf(node rcmgr.NodeLimits, files []string) (all []plan, err error) {
+	if len(files) == 0 {
 		limits, err := node.Build()
-		all = append(all, plan{name, limits, s.admission})
-		return err
+		return []plan{{"computed limits", limits}}, err
 	}
-	if len(s.files) == 0 {
-		return all, add("computed limits")
-	}
-	for _, file := range s.files {
+	for _, file := range files {
+		p := plan{name: file}
 		if node.Overrides, err = rcmgr.ReadLimitsFile(file); err == nil {
-			err = add(file)
+			p.limits, err = node.Build()
 		}
 		if err != nil {
-			return nil, err
+			return nil, cmdline.Wrong("limits", file, err)
 		}
+		all = append(all, p)
 	}
 	return all, nil
 }

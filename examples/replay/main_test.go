@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"compress/gzip"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -58,7 +57,7 @@ func traced(t *testing.T, writer string, limits rcmgr.PartialLimitConfig, f func
 }
 
 func tried(t *testing.T, s *story, limits rcmgr.PartialLimitConfig) *answers {
-	a, err := replay(s, plan{"these", limits.Build(rcmgr.InfiniteLimits), rcmgr.AdmissionLinear})
+	a, err := replay(s, plan{"these", limits.Build(rcmgr.InfiniteLimits)}, rcmgr.AdmissionLinear)
 	require.NoError(t, err)
 	return a
 }
@@ -410,7 +409,12 @@ func TestTheReportSaysWhatEachFileWouldDo(t *testing.T) {
 	strict := file("strict.json", `{"Transient": {"ConnsOutbound": 1}}`)
 	lax := file("lax.json", `{}`)
 	var out bytes.Buffer
-	require.NoError(t, run(&out, trace, settings{files: []string{strict, lax}, memory: "1GiB", fds: 100, top: 1}))
+	answer := func(args ...string) error {
+		s, err := settingsFrom(args)
+		require.NoError(t, err)
+		return run(&out, s)
+	}
+	require.NoError(t, answer("-limits", strict, "-limits", lax, "-memory", "1GiB", "-fds", "100", "-top", "1", trace))
 	_, text, _ := strings.Cut(out.String(), "\n") // without how long it took
 	require.Equal(t, `
 `+strict+`
@@ -434,8 +438,37 @@ What                 still admitted  now refused  now admitted  still refused  n
 outbound connection  3               0            1             0              0
 `, text)
 
-	require.ErrorContains(t, run(&out, trace, settings{memory: "a lot"}), `-memory: no size: "a lot"`)
-	require.ErrorContains(t, run(&out, trace, settings{files: []string{file("slip.json", `{"Sytem": {}}`)}}), "did you mean System?")
-	require.ErrorContains(t, run(&out, strict, settings{memory: "1GiB", fds: 100}), strict+": line 1: expected an event")
-	require.True(t, errors.Is(run(&out, trace+"x", settings{}), os.ErrNotExist))
+	require.ErrorContains(t, answer("-memory", "1GiB", "-fds", "100", strict), strict+": line 1: expected an event")
+}
+
+func TestWrongCommandLinesAreErrors(t *testing.T) {
+	dir := t.TempDir()
+	trace, slip := filepath.Join(dir, "trace.json"), filepath.Join(dir, "slip.json")
+	require.NoError(t, os.WriteFile(trace, nil, 0o600))
+	require.NoError(t, os.WriteFile(slip, []byte(`{"Sytem": {}}`), 0o600))
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{nil, `missing argument: expected trace`},
+		{[]string{trace, "-top", "3"}, `unexpected argument "-top": expected flags, then nothing but trace`},
+		{[]string{trace, trace}, fmt.Sprintf("unexpected argument %q: expected flags, then nothing but trace", trace)},
+		{[]string{trace + "x"}, fmt.Sprintf("invalid argument %q: expected the file of a trace: ", trace+"x")},
+		{[]string{"-top", "-1", trace}, `invalid value "-1" for flag -top: expected a number of 1 or more`},
+		{[]string{"-top", "0", trace}, `invalid value "0" for flag -top: expected a number of 1 or more`},
+		{[]string{"-fds", "0", trace}, `invalid value "0" for flag -fds: expected a number of 1 or more`},
+		{[]string{"-memory", "a lot", trace}, `invalid value "a lot" for flag -memory: expected a size of more than 0, `},
+		{[]string{"-linear=maybe", trace}, `invalid boolean value "maybe" for -linear: expected true or false`},
+		{[]string{"-limits", trace + "x", trace}, fmt.Sprintf("invalid value %q for flag -limits: limits: open ", trace+"x")},
+		{[]string{"-limits", slip, trace}, "did you mean System?"},
+	} {
+		_, err := settingsFrom(c.args)
+		require.ErrorContains(t, err, c.want, "%q", c.args)
+	}
+	for value, want := range map[string]rcmgr.Admission{"true": rcmgr.AdmissionLinear, "false": 0} {
+		s, err := settingsFrom([]string{"-linear=" + value, trace})
+		require.NoError(t, err)
+		require.Equal(t, want, s.admission)
+		require.NoError(t, s.trace.Close())
+	}
 }

@@ -63,8 +63,8 @@ type teller struct {
 // allowlisted is an address that the allowlist names; no other is ever told.
 const allowlisted = "/ip4/127.0.0.1/tcp/1"
 
-func replay(s *story, p plan) (*answers, error) {
-	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(p.limits), rcmgr.WithAdmission(p.admission), rcmgr.WithStripes(1),
+func replay(s *story, p plan, admission rcmgr.Admission) (*answers, error) {
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(p.limits), rcmgr.WithAdmission(admission), rcmgr.WithStripes(1),
 		rcmgr.WithRefusalLog(0), rcmgr.WithMetricsDisabled(), rcmgr.WithAllowlistStrings([]string{"/ip4/127.0.0.1"}, false))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", p.name, err)

@@ -15,7 +15,6 @@ package main
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -25,6 +24,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/gologshim"
+	"github.com/weir-p2p/rcmgr/internal/cmdline"
 )
 
 // settings are what the command line decides.
@@ -34,18 +34,14 @@ type settings struct {
 	seed     uint64
 }
 
-const fewestHosts = 6 // two relays, two hosts behind them, two others
+const (
+	fewestHosts = 6    // two relays, two hosts behind them, two others
+	mostHosts   = 1000 // all are in one process
+)
 
 func main() {
-	var s settings
-	flag.DurationVar(&s.duration, "duration", time.Minute, "how long it goes on")
-	flag.IntVar(&s.hosts, "hosts", 24, "number of hosts")
-	flag.Uint64Var(&s.seed, "seed", uint64(time.Now().UnixNano()), "seed of what the hosts choose to do")
-	flag.Parse()
-	if err := s.check(flag.Args()); err != nil {
-		fmt.Fprintln(os.Stderr, "soak:", err)
-		os.Exit(2)
-	}
+	s, err := settingsFrom(os.Args[1:])
+	cmdline.ExitOn("soak", err)
 	// Refusals and hosts that vanish are what this is about.
 	gologshim.SetDefaultHandler(slog.DiscardHandler)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -59,16 +55,18 @@ func main() {
 	}
 }
 
-func (s *settings) check(args []string) error {
-	switch {
-	case len(args) > 0:
-		return fmt.Errorf("unexpected argument %q", args[0])
-	case s.duration <= 0:
-		return fmt.Errorf("-duration %v: want more than 0", s.duration)
-	case s.hosts < fewestHosts:
-		return fmt.Errorf("-hosts %d: want at least %d", s.hosts, fewestHosts)
+// settingsFrom reads the command line.
+func settingsFrom(args []string) (settings, error) {
+	s := settings{duration: time.Minute, hosts: 24}
+	l := cmdline.New("soak")
+	l.Duration(&s.duration, "duration", "how `long` it goes on")
+	l.Int(&s.hosts, "hosts", fewestHosts, mostHosts, "`number` of hosts")
+	l.Seed(&s.seed, "seed", "`number` that decides what the hosts choose to do; by default another one each time")
+	err := l.Parse(args)
+	if !l.Given("seed") {
+		s.seed = uint64(time.Now().UnixNano())
 	}
-	return nil
+	return s, err
 }
 
 const (

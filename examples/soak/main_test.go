@@ -30,12 +30,26 @@ func TestASoakFindsNothingWrong(t *testing.T) {
 	}
 }
 
-func TestSettingsThatMakeNoSoakAreErrors(t *testing.T) {
-	good := settings{duration: time.Second, hosts: fewestHosts}
-	require.NoError(t, good.check(nil))
-	require.ErrorContains(t, good.check([]string{"5m"}), `"5m"`)
-	require.ErrorContains(t, (&settings{hosts: fewestHosts}).check(nil), "-duration 0s")
-	require.ErrorContains(t, (&settings{duration: 1, hosts: 5}).check(nil), "-hosts 5")
+func TestWrongCommandLinesAreErrors(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"5m"}, `unexpected argument "5m": expected nothing but flags`},
+		{[]string{"-duration", "0s"}, `invalid value "0s" for flag -duration: expected a duration of more than 0, `},
+		{[]string{"-hosts", "5"}, `invalid value "5" for flag -hosts: expected a number from 6 to 1000`},
+		{[]string{"-hosts", "1001"}, `invalid value "1001" for flag -hosts: expected a number from 6 to 1000`},
+		{[]string{"-seed", "-1"}, `invalid value "-1" for flag -seed: expected a number from 0 to `},
+	} {
+		_, err := settingsFrom(c.args)
+		require.ErrorContains(t, err, c.want, "%q", c.args)
+	}
+	s, err := settingsFrom([]string{"-duration", "5m", "-seed", "0"})
+	require.NoError(t, err)
+	require.Equal(t, settings{duration: 5 * time.Minute, hosts: 24}, s)
+	s, err = settingsFrom(nil)
+	require.NoError(t, err)
+	require.NotZero(t, s.seed)
 }
 
 // A check that finds nothing wrong with what is wrong would be none.

@@ -9,14 +9,16 @@ package main
 import (
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/weir-p2p/rcmgr/internal/cmdline"
 )
 
 // damage replaces one piece of a file by another.
@@ -24,21 +26,33 @@ type damage struct {
 	file, was, now string
 }
 
+// chosen reads the command line, and returns the damages that it chooses.
+func chosen(args []string) ([]damage, error) {
+	var only string
+	l := cmdline.New("damage")
+	l.File(&only, "only", "damage this `file` alone")
+	if err := l.Parse(args); err != nil || only == "" {
+		return damages, err
+	}
+	all := slices.DeleteFunc(slices.Clone(damages), func(d damage) bool { return d.file != only })
+	if len(all) == 0 {
+		return nil, cmdline.Wrong("only", only, errors.New("expected a file that a damage is for, such as "+damages[0].file))
+	}
+	return all, nil
+}
+
 func main() {
-	only := flag.String("only", "", "damage this `file` alone")
-	flag.Parse()
+	all, err := chosen(os.Args[1:])
+	cmdline.ExitOn("damage", err)
 	dir, err := os.MkdirTemp("", "damage")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "damage:", err)
-		os.Exit(2)
+		os.Exit(1)
 	}
 	defer os.RemoveAll(dir)
 	caught, wrong, began := 0, 0, time.Now()
-	for i, d := range damages {
-		if *only != "" && d.file != *only {
-			continue
-		}
-		fmt.Printf("%2d of %d  %-14s %-60s ", i+1, len(damages), d.file, oneLine(d.was))
+	for i, d := range all {
+		fmt.Printf("%2d of %d  %-14s %-60s ", i+1, len(all), d.file, oneLine(d.was))
 		by, err := d.try(dir)
 		if err != nil {
 			wrong++

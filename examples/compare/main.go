@@ -46,7 +46,10 @@ type settings struct {
 func main() {
 	s, err := settingsFrom(os.Args[1:])
 	cmdline.ExitOn("compare", err)
-	if err := run(s); err != nil {
+	if err = run(s); errors.Is(err, errNoBenchmark) {
+		cmdline.ExitOn("compare", err) // which only the benchmarks themselves could say
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "compare:", err)
 		os.Exit(1)
 	}

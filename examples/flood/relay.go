@@ -68,8 +68,8 @@ func isRelayed(to peer.AddrInfo) bool {
 	})
 }
 
-// guests are the entries of the allowlist: the friend where the
-// victim sees it, and behind a relay also the relay, and the friend wherever it is.
+// guests are the entries of the allowlist: the friend where the victim sees it, and
+// behind a relay also the relay, and the friend wherever it is.
 func guests(ip net.IP, friend, relay peer.ID) []multiaddr.Multiaddr {
 	entries := []multiaddr.Multiaddr{multiaddr.StringCast(fmt.Sprintf("/ip4/%v/p2p/%v", ip, friend))}
 	if relay != "" {

@@ -164,9 +164,9 @@ func keptTable(rows []*row) string {
 const nothing = "–"
 
 // limitTable has a line for each limit: what is used at the end of the attack, if the
-// limit is in force then, and what was at its highest. Refusals are counted by kind of scope; where
-// several scopes share a kind, the tables of refusals alone have them. Refusals
-// are nil if the manager does not tell.
+// limit is in force then, and what was at its highest. Refusals are counted by kind of
+// scope; where several scopes share a kind, the tables of refusals alone have them.
+// Refusals are nil if the manager does not tell.
 func limitTable(rows []*row, refusals map[rcmgr.Kind]rcmgr.Refusals) string {
 	head := []string{"scope", "resource", "now", "highest", "limit", "used", "refused"}
 	if refusals == nil {

@@ -197,9 +197,9 @@ func (w *watch) lookAtLocked(scope rcmgr.ScopeState, i int) {
 }
 
 // checkLocked reports whether a scope holds no more than it may, and notes a limit that
-// it has passed, each once. What a scope holds may be from under a
-// limit that nobody has seen: of one that is new, if limits have changed since the
-// last look, and of any, if they have changed twice.
+// it has passed, each once. What a scope holds may be from under a limit that nobody has
+// seen: of one that is new, if limits have changed since the last look, and of any, if
+// they have changed twice.
 func (w *watch) checkLocked(scope string, i int, use, limit int64) (within bool) {
 	key := scopeResource{scope, i}
 	may, old := w.may[key]

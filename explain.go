@@ -2,12 +2,14 @@ package rcmgr
 
 // Explain: would this connection, stream or reservation be admitted now, and what
 // stands in the way. The accounts that it would touch are copied in one cut, and
-// the question is asked of the copies with the thresholds of the engine itself
-// (request.bound); nothing is made, charged or counted.
+// the question is asked of chains of copies, on whose behalf and by the thresholds
+// that the engine takes (request.askThrough, request.bound); nothing is made, charged
+// or counted.
 //
 // A question goes the way of the real thing, in steps: open, then peer, protocol
 // and service, whichever are named, then memory. What one step would be charged is
-// charged to the copies before the next one is asked.
+// charged to the copies before the next one is asked. TestExplainSaysWhatWillBe does
+// what it asked about, and holds both against each other.
 
 import (
 	"errors"
@@ -80,13 +82,13 @@ type Explanation struct {
 	Unknown string `json:",omitempty"`
 }
 
-// Explain tells whether a connection, stream or reservation would be admitted now,
-// and which limits it has to fit, with what they have left. The scopes are seen at
-// one instant, the gates and what subnets hold of the scopes at another. It changes nothing and reserves nothing:
-// somebody else may take the room. A connection that is refused by the limits of
-// connections is told so even where a gate would refuse it, too, as is the real one
-// where the host is seen to be full at a glance. An error tells what the question lacks, or that the manager is
-// closed. It takes all stripe locks for a moment. It is safe for concurrent use.
+// Explain reports whether a connection, stream or reservation would be admitted now,
+// and which limits it has to fit, with what they have left. The scopes and their limits
+// are seen at one instant, the gates and what subnets hold of the scopes at another. It
+// changes nothing and reserves nothing: somebody else may take the room. If both the limits
+// on connections and a gate refuse a connection, the former are named. An error says what
+// the question lacks, that a Limiter gives no limit for what it names, or that the manager
+// is closed. It takes all stripe locks for a moment. It is safe for concurrent use.
 func (m *Manager) Explain(q Question) (*Explanation, error) {
 	if err := q.check(); err != nil {
 		return nil, fmt.Errorf("rcmgr: Explain: %w", err)

@@ -105,15 +105,36 @@ func (m *Manager) OpenStream(p peer.ID, dir network.Direction) (network.StreamMa
 	return s, nil
 }
 
-func (m *Manager) openStream(p peer.ID, dir network.Direction) (scope *streamScope, err error) {
+func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, error) {
 	st := m.stripeOf(p)
 	var h holder // as in openConnection
 	h.kind, h.unit = KindStream, unitOf(KindStream, dir, false)
 	var c chain
-	newPeer := false
+	st.mu.Lock()
+	ps := st.peers[p]
+	if ps == nil || !st.openStreamReady(ps, &h, &c) {
+		return m.openStreamSlowly(st, p, &h, &c)
+	}
+	return m.newStream(st.begin(&h, &c, false), ps), nil
+}
+
+// openStreamReady opens a stream of a peer that is known where all that it takes is at hand;
+// if not, it changes nothing.
+func (st *stripe) openStreamReady(ps *peerScope, h *holder, c *chain) bool {
+	h.limit, h.use = st.m.streamLimit(fetched[openingLimits]{}), st.m.classes.streamCost
+	c.at[slotPeer] = &ps.account
+	return h.limit != nil && !st.m.pressure.refuses(h.dir) && st.openReady(h, c)
+}
+
+// openStreamSlowly is openStream where not everything is at hand. The stripe is locked.
+func (m *Manager) openStreamSlowly(st *stripe, p peer.ID, h *holder, c *chain) (scope *streamScope, err error) {
+	locked, newPeer := true, false
 	err = decide(m, func(b *limitBook) (fetched[openingLimits], error) { return b.fetchOpening(p, newPeer) },
 		func(all bool, f fetched[openingLimits]) (verdict, error) {
-			st.lock(all)
+			if !locked {
+				st.lock(all)
+			}
+			locked = false
 			if st.closed { // before a scope is made that nobody collects any more
 				st.unlock(all)
 				return refused, errClosed
@@ -128,20 +149,25 @@ func (m *Manager) openStream(p peer.ID, dir network.Direction) (scope *streamSco
 			v, err := unknown, error(nil)
 			if h.limit != nil {
 				c.at[slotPeer] = &ps.account
-				v, err = st.openStreamOf(ps, &h, &c, all)
+				v, err = st.openStreamOf(ps, h, c, all)
 			}
 			if v != admitted {
 				st.enqueue(&ps.account) // it may have been made for this
 				st.unlock(all)
 				return v, err
 			}
-			scope = &streamScope{st.begin(&h, &c, all), ps}
+			scope = m.newStream(st.begin(h, c, all), ps)
 			return v, nil
 		})
-	if scope != nil && m.leaks != nil {
-		m.leaks.opened(&scope.userScope, p)
-	}
 	return scope, err
+}
+
+func (m *Manager) newStream(s userScope, ps *peerScope) *streamScope {
+	scope := &streamScope{s, ps}
+	if m.leaks != nil {
+		m.leaks.opened(&scope.userScope, ps.id)
+	}
+	return scope
 }
 
 // openStreamOf admits a stream of a peer, unless the memory of the process or a limit

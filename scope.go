@@ -839,16 +839,22 @@ func (s *streamScope) attach(kind Kind, name string) error {
 		slot = slotService
 	}
 	st := s.peer.st // in which the stream stays
+	st.mu.Lock()
+	if s.attachReady(st, kind, slot, name) {
+		st.mu.Unlock()
+		return nil
+	}
+	locked := true
 	var fresh *pool
 	return decide(st.m, func(*limitBook) (f fetched[sharedLimits], err error) {
 		fresh, err = st.m.newPool(kind, name)
 		return f, err
 	}, func(all bool, _ fetched[sharedLimits]) (verdict, error) {
-		st.lock(all)
-		defer st.unlock(all)
-		if s.attachReady(st, kind, slot, name) {
-			return admitted, nil
+		if !locked {
+			st.lock(all)
 		}
+		locked = false
+		defer st.unlock(all)
 		if err := s.mayAttach(st, kind, slot, name); err != nil {
 			return refused, err
 		}

@@ -137,8 +137,8 @@ type metricsView struct {
 	mu   struct {
 		sync.Mutex
 		reading *reading
-		served  uint      // the families that have had this reading, as bits
-		taken   time.Time // when it was taken
+		served  map[int]bool // the families that have had this reading
+		taken   time.Time    // when it was taken
 	}
 }
 
@@ -146,17 +146,16 @@ type metricsView struct {
 // each other, or ask for a part of the families, ever leave one behind.
 const staleAfter = time.Second
 
-// reading gives a family what it shows. A family that asks again begins a new
+// reading returns what a family shows. A family that asks again begins a new
 // scrape, and with it a new reading.
 func (v *metricsView) reading(family int) *reading {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	bit := uint(1) << family
-	if v.mu.reading == nil || v.mu.served&bit != 0 || time.Since(v.mu.taken) >= staleAfter {
+	if v.mu.reading == nil || v.mu.served[family] || time.Since(v.mu.taken) >= staleAfter {
 		v.mu.taken = time.Now() // before the cut, so that its age is not understated
-		v.mu.reading, v.mu.served = v.live.read(v.only), 0
+		v.mu.reading, v.mu.served = v.live.read(v.only), make(map[int]bool, len(metricsFamilies))
 	}
-	v.mu.served |= bit
+	v.mu.served[family] = true
 	return v.mu.reading
 }
 

@@ -580,6 +580,27 @@ func TestOneScrapeIsOneReading(t *testing.T) {
 	})
 }
 
+// However many families there are: more than a word has bits, too.
+func TestEachFamilyThatAsksAgainBeginsANewScrape(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // in no time
+		m := &fakeManager{says: systemOnly(amounts{})}
+		var l liveManagers
+		l.add(m)
+		v := &metricsView{live: &l}
+		const families = 3 * 64
+		for family := range families {
+			v.reading(family)
+		}
+		require.Equal(t, 1, m.reads, "one scrape")
+		for family := range families {
+			before := m.reads
+			v.reading(family)
+			v.reading(family)
+			require.Greater(t, m.reads, before, "family %d", family)
+		}
+	})
+}
+
 func TestReadingLeftOverByPartOfAScrapeIsNotShownLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l liveManagers

@@ -336,4 +336,7 @@ var damages = []damage{
 	{"limits.go", "int64(Unlimited):     `\"unlimited\"`", "int64(Unlimited):     `\"infinite\"`"},
 	{"defaults.go", "return math.MaxInt\n", "return 0\n"},
 	{"limitsjson.go", "return cmp.Or(built.checkTransient(cfg), costs, gates)", "_ = gates\n\treturn cmp.Or(built.checkTransient(cfg), costs)"},
+
+	// Metrics and the page.
+	{"metrics.go", "v.mu.served[family] = true", "v.mu.served[family%32] = true"},
 }

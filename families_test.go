@@ -3,6 +3,7 @@ package rcmgr
 import (
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -278,6 +279,51 @@ func TestNamesInMetricsAreBounded(t *testing.T) {
 		}
 	}
 	require.EqualValues(t, n, sum)
+}
+
+// What stands for many scopes has no limit of its own: a sum of limits is none that
+// anything is refused by.
+func TestTheOthersHaveNoLimit(t *testing.T) {
+	conf := unlimitedConf()
+	conf.ProtocolDefault.Streams, conf.ProtocolDefault.Memory = 5, 1<<20
+	conf.ServiceDefault.StreamsInbound = 6
+	m := newManager(t, conf)
+	for i := range mostNamed + 2 {
+		s := mustOpenStream(t, m, testPeer, network.DirInbound)
+		defer s.Done()
+		require.NoError(t, s.SetProtocol(protocol.ID(fmt.Sprint("/", i))))
+		require.NoError(t, s.SetService(fmt.Sprint(i)))
+	}
+	reg := registryOf(t, m)
+	use, limits := seriesOf(t, reg, "scope_use"), seriesOf(t, reg, "scope_limit")
+	require.Equal(t, 2.0, use[othersName+" streams protocol"])
+	require.Equal(t, 2.0, use[othersName+" streams service"])
+	require.Len(t, limits, mostNamed*(2+1))
+	for labels := range limits {
+		require.NotContains(t, labels, othersName)
+	}
+}
+
+// Totals of several managers stop at what a number holds, as their limits do.
+func TestSumsOverManagersDoNotWrap(t *testing.T) {
+	const most = math.MaxInt64
+	var l liveManagers
+	for range 3 {
+		r := systemOnly(amounts{dimMemory: most - 1})
+		r.scopes[0].limit, r.scopes[0].peak = amounts{dimMemory: most}, amounts{dimMemory: most - 1}
+		r.peerMemory.moveMemory(0, most-1)
+		r.connMemory.moveMemory(0, most-1)
+		r.peerStreams[1].moveCount(0, most-1)
+		r.counts.blocked[KindPeer][dimMemory] = most - 1
+		l.add(&fakeManager{says: r})
+	}
+	sum := l.read(nil)
+	require.Equal(t, []int64{most, most, most}, []int64{
+		sum.scopes[0].use[dimMemory], sum.scopes[0].limit[dimMemory], sum.scopes[0].peak[dimMemory]})
+	require.EqualValues(t, most, sum.counts.blocked[KindPeer][dimMemory])
+	for name, s := range map[string]*spread{"peer memory": &sum.peerMemory, "conn memory": &sum.connMemory, "peer streams": &sum.peerStreams[1]} {
+		require.EqualValues(t, most, s.sum, name)
+	}
 }
 
 func TestCountsOfClosedManagersStayInTheSum(t *testing.T) {

@@ -339,4 +339,10 @@ var damages = []damage{
 
 	// Metrics and the page.
 	{"metrics.go", "v.mu.served[family] = true", "v.mu.served[family%32] = true"},
+	{"families.go", "s.limit[d] = math.MaxInt64", "_, _ = d, math.MaxInt64"},
+	{"spread.go", "s.sum = addCapped(s.sum, o.sum)", "s.sum += o.sum"},
+	{"families.go", "a[d] = addCapped(a[d], b[d])", "a[d] += b[d]"},
+	{"page.go", "; frame-ancestors 'none'", ""},
+	{"page.go", "default-src 'none'; ", ""},
+	{"page.go", "\t\th.Set(\"Vary\", \"Accept\")\n", ""},
 }

@@ -294,10 +294,10 @@ func TestThePageExplains(t *testing.T) {
 	const goodPeer = "12D3KooWRpAPnRgC4qHPPkFkrwbCrjMJGHvRRJVMKGmvXaUEMMPL"
 	conf := unlimitedConf()
 	conf.PeerDefault.StreamsInbound = 0
-	h := Handler(newManager(t, conf))
+	m := newManager(t, conf)
 	get := func(query url.Values) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
-		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/?"+query.Encode(), nil))
+		Handler(m).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/?"+query.Encode(), nil))
 		return w
 	}
 	query := url.Values{"explain": {"stream"}, "peer": {goodPeer}, "direction": {"inbound"}, "protocol": {"/a<b"}, "memory": {"5"}, "priority": {"128"}, "service": {"x"}}

@@ -25,6 +25,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 var (
@@ -42,6 +44,9 @@ const (
 	// pageFor is how long one look serves everybody who asks: it takes all
 	// stripe locks, and many may watch.
 	pageFor = time.Second
+	// questionsASecond is how many questions are answered, whoever asks, and how
+	// many at once: each takes all stripe locks, and may ask a Limiter of the caller's.
+	questionsASecond = 5
 )
 
 // Handler serves what m holds, what it may hold and what it has refused:
@@ -55,10 +60,14 @@ const (
 // Explain does, in all three; the other keys are endpoint, fd, protocol, service,
 // memory and priority, and explain is a Question's Kind. It answers GET and HEAD only,
 // under whatever path it is mounted. The page shows peer IDs and subnets: serve it
-// where only operators can see it. It is safe for concurrent use; however many look,
-// the manager is asked once a second at most.
+// where only operators can see it.
+//
+// However many look, the manager is asked for one snapshot a second at most, and to
+// explain five times a second, with as many more at once after a pause; a question
+// beyond that is answered with the status 429 and Retry-After. HEAD asks it nothing.
+// The handler is safe for concurrent use.
 func Handler(m *Manager) http.Handler {
-	p := &page{m: m}
+	p := &page{m: m, questions: rate.NewLimiter(questionsASecond, questionsASecond)}
 	p.template = template.Must(template.New("page").Funcs(template.FuncMap{
 		"amount":  amountText,
 		"percent": func(u LimitUse) string { return u.percentText() },
@@ -83,9 +92,10 @@ func Handler(m *Manager) http.Handler {
 }
 
 type page struct {
-	m        *Manager
-	template *template.Template
-	policy   string // Content-Security-Policy
+	m         *Manager
+	template  *template.Template
+	policy    string        // Content-Security-Policy
+	questions *rate.Limiter // a token for each that the manager is asked
 
 	mu   sync.Mutex
 	last Snapshot
@@ -116,41 +126,63 @@ func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		format = preferredFormat(r.Header.Values("Accept"))
 		h.Set("Vary", "Accept")
 	}
-	query := r.URL.Query()
-	var answer *Explanation
-	if query.Get("explain") != "" {
-		q, err := questionOf(query)
-		if err == nil {
-			answer, err = p.m.Explain(q)
-		}
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-	}
-	var write func(io.Writer, *Snapshot, *Explanation) error
-	switch format {
-	case "html":
-		h.Set("Content-Type", "text/html; charset=utf-8")
-		write = func(w io.Writer, s *Snapshot, answer *Explanation) error { return p.writeHTML(w, s, answer, query) }
-	case "json":
-		h.Set("Content-Type", "application/json")
-		write = writeJSON
-	case "text":
-		h.Set("Content-Type", "text/plain; charset=utf-8")
-		write = writeText
-	default:
+	write := map[string]func(io.Writer, *look) error{"html": p.writeHTML, "json": writeJSON, "text": writeText}[format]
+	if write == nil {
 		http.Error(w, fmt.Sprintf("format is %q, expected html, text or json", format), http.StatusBadRequest)
 		return
 	}
-	s := p.snapshot()
+	h.Set("Content-Type", map[string]string{
+		"html": "text/html; charset=utf-8", "json": "application/json", "text": "text/plain; charset=utf-8",
+	}[format])
+	l := look{asked: r.URL.Query()}
+	status := p.explain(&l, r.Method == http.MethodHead)
+	if status == http.StatusTooManyRequests {
+		h.Set("Retry-After", "1")
+	}
+	if l.err != nil {
+		http.Error(w, l.err.Error(), status)
+		return
+	}
+	if r.Method == http.MethodHead {
+		return
+	}
+	l.snapshot = p.snapshot()
 	var body bytes.Buffer // an error must not follow half a page
-	if err := write(&body, &s, answer); err != nil {
+	if err := write(&body, &l); err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
 	h.Set("Content-Length", strconv.Itoa(body.Len()))
 	body.WriteTo(w)
+}
+
+// look is what one request is answered with: a snapshot, and the answer to a question
+// if there is one.
+type look struct {
+	snapshot Snapshot
+	asked    url.Values // the query
+	answer   *Explanation
+	err      error // why a question has no answer
+}
+
+// explain answers the question that was asked, if there is one, and returns the status
+// of that. It asks the manager only if all of the answer is wanted.
+func (p *page) explain(l *look, onlyHeader bool) (status int) {
+	if l.asked.Get("explain") == "" {
+		return http.StatusOK
+	}
+	var q Question
+	if q, l.err = questionOf(l.asked); l.err == nil && !onlyHeader {
+		if !p.questions.Allow() {
+			l.err = fmt.Errorf("more than %d questions a second were asked: try again in a second", questionsASecond)
+			return http.StatusTooManyRequests
+		}
+		l.answer, l.err = p.m.Explain(q)
+	}
+	if l.err != nil {
+		return http.StatusBadRequest
+	}
+	return http.StatusOK
 }
 
 // preferredFormat reads Accept headers (RFC 9110, section 12.5.1): what the client
@@ -178,21 +210,22 @@ func preferredFormat(accept []string) string {
 }
 
 // writeJSON writes the snapshot, or the answer to a question if there is one.
-func writeJSON(w io.Writer, s *Snapshot, answer *Explanation) error {
+func writeJSON(w io.Writer, l *look) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
-	if answer != nil {
-		return e.Encode(answer)
+	if l.answer != nil {
+		return e.Encode(l.answer)
 	}
-	return e.Encode(s)
+	return e.Encode(&l.snapshot)
 }
 
 // writeText writes the tables: limits of which much is taken, then all; or the
 // answer to a question if there is one.
-func writeText(w io.Writer, s *Snapshot, answer *Explanation) error {
-	if answer != nil {
-		return answer.WriteTable(w)
+func writeText(w io.Writer, l *look) error {
+	if l.answer != nil {
+		return l.answer.WriteTable(w)
 	}
+	s := &l.snapshot
 	fmt.Fprintf(w, "%s, up %s, %d peers, %d refusals, %d bugs of callers\n",
 		s.Taken.UTC().Format(time.RFC3339), s.Uptime().Round(time.Second), s.Peers, s.totalRefusals(), s.CallerBugs)
 	if m := &s.Process; m.Limit > 0 {
@@ -302,11 +335,12 @@ func plotOf(s *Snapshot) *plot {
 	return &p
 }
 
-// writeHTML writes the page. asked is what its form was sent with: it keeps that.
-func (p *page) writeHTML(w io.Writer, s *Snapshot, answer *Explanation, asked url.Values) error {
+// writeHTML writes the page, whose form keeps what it was sent with.
+func (p *page) writeHTML(w io.Writer, l *look) error {
+	s := &l.snapshot
 	var explained strings.Builder
-	if answer != nil {
-		if err := answer.WriteTable(&explained); err != nil {
+	if l.answer != nil {
+		if err := l.answer.WriteTable(&explained); err != nil {
 			return err
 		}
 	}
@@ -324,7 +358,7 @@ func (p *page) writeHTML(w io.Writer, s *Snapshot, answer *Explanation, asked ur
 	return p.template.Execute(w, map[string]any{
 		"S": s, "Plot": plotOf(s), "Up": s.Uptime().Round(time.Second).String(), "Near": len(s.LimitsNear(NearLimit)),
 		"Refused": s.totalRefusals(), "ByKind": s.refusalsByKind(), "Limits": said, "Holders": holders,
-		"Explained": explained.String(), "Asked": asked, "Observing": s.observing(), "Observed": s.observedText(),
+		"Explained": explained.String(), "Asked": l.asked, "Observing": s.observing(), "Observed": s.observedText(),
 		"Style": template.CSS(pageStyle), "Script": template.JS(pageScript),
 	})
 }

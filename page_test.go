@@ -3,6 +3,7 @@ package rcmgr
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -202,6 +203,82 @@ func TestPageAsksTheManagerOnceASecond(t *testing.T) {
 		require.NoError(t, json.Unmarshal([]byte(bodyOf(t, ask(h, "GET", "/?format=json"))), &s))
 		require.False(t, looks[s.Taken.String()])
 	})
+}
+
+// countedLimiter counts what it is asked for peers.
+type countedLimiter struct {
+	Limiter
+	asked *atomic.Int64
+}
+
+func (l countedLimiter) GetPeerLimits(p peer.ID) Limit {
+	l.asked.Add(1)
+	return l.Limiter.GetPeerLimits(p)
+}
+
+const aQuestion = "/?explain=stream&direction=inbound&peer=12D3KooWRpAPnRgC4qHPPkFkrwbCrjMJGHvRRJVMKGmvXaUEMMPL"
+
+// A question takes all stripe locks and asks the Limiter: however many clients ask
+// however much, the manager answers a few of them.
+func TestPageAsksTheManagerFewQuestions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked atomic.Int64
+		m, err := New(countedLimiter{NewFixedLimiter(InfiniteLimits), &asked})
+		require.NoError(t, err)
+		defer m.Close()
+		h := Handler(m)
+		answered, refused := 0, 0
+		asked.Store(0)
+		for range 1001 { // ten seconds and the moment after
+			for i, format := range []string{"text", "json", "html"} {
+				got := ask(h, "GET", aQuestion+fmt.Sprintf("&memory=%d&format=%s", i, format))
+				switch got.StatusCode {
+				case http.StatusOK:
+					answered++
+				case http.StatusTooManyRequests:
+					refused++
+					require.Equal(t, "1", got.Header.Get("Retry-After"))
+					require.Contains(t, bodyOf(t, got), "5 questions a second")
+				default:
+					require.Fail(t, got.Status)
+				}
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		require.EqualValues(t, questionsASecond*(1+10), answered, "as many at once at first")
+		require.Equal(t, 3*1001, answered+refused)
+		require.LessOrEqual(t, asked.Load(), int64(answered), "a question that is not answered asks nobody")
+
+		time.Sleep(time.Second)
+		for range 100 { // neither is one that is wrong
+			require.Equal(t, http.StatusBadRequest, ask(h, "GET", "/?explain=boat").StatusCode)
+			require.Equal(t, http.StatusBadRequest, ask(h, "GET", aQuestion+"&format=xml").StatusCode)
+		}
+		require.Equal(t, http.StatusOK, ask(h, "GET", aQuestion).StatusCode)
+	})
+}
+
+// Only the header is asked for: nobody is to look at the manager for that.
+func TestHeadAsksTheManagerNothing(t *testing.T) {
+	var asked atomic.Int64
+	m, err := New(countedLimiter{NewFixedLimiter(InfiniteLimits), &asked})
+	require.NoError(t, err)
+	defer m.Close()
+	h := Handler(m)
+	asked.Store(0)
+	for range 10 * questionsASecond {
+		for target, status := range map[string]int{
+			"/?format=html": 200, "/?format=json": 200, "/": 200, aQuestion: 200, aQuestion + "&format=html": 200,
+			"/?explain=boat": 400, "/?format=xml": 400,
+		} {
+			got := ask(h, "HEAD", target)
+			require.Equal(t, status, got.StatusCode, target)
+			require.NotEmpty(t, got.Header.Get("Content-Type"))
+		}
+	}
+	require.Zero(t, asked.Load())
+	require.Zero(t, h.(*page).last.Taken)
+	require.Equal(t, 200, ask(h, "GET", aQuestion).StatusCode, "nor has it used up the questions")
 }
 
 func TestAmountText(t *testing.T) {

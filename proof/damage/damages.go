@@ -345,4 +345,9 @@ var damages = []damage{
 	{"page.go", "; frame-ancestors 'none'", ""},
 	{"page.go", "default-src 'none'; ", ""},
 	{"page.go", "\t\th.Set(\"Vary\", \"Accept\")\n", ""},
+	{"page.go", "if !p.questions.Allow() {", "if false {"},
+	{"page.go", "rate.NewLimiter(questionsASecond, questionsASecond)", "rate.NewLimiter(rate.Inf, questionsASecond)"},
+	{"page.go", "l.err == nil && !onlyHeader", "l.err == nil"},
+	{"page.go", "\tif r.Method == http.MethodHead {\n\t\treturn\n\t}\n", ""},
+	{"page.go", "if time.Since(p.last.Taken) >= pageFor {", "if true {"},
 }

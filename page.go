@@ -9,13 +9,16 @@ package rcmgr
 import (
 	"bytes"
 	"cmp"
+	"compress/gzip"
 	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"html/template"
 	"io"
+	"iter"
 	"math"
 	"mime"
 	"net/http"
@@ -124,7 +127,7 @@ func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	format := r.URL.Query().Get("format")
 	if format == "" {
 		format = preferredFormat(r.Header.Values("Accept"))
-		h.Set("Vary", "Accept")
+		h.Add("Vary", "Accept")
 	}
 	write := map[string]func(io.Writer, *look) error{"html": p.writeHTML, "json": writeJSON, "text": writeText}[format]
 	if write == nil {
@@ -139,21 +142,40 @@ func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if status == http.StatusTooManyRequests {
 		h.Set("Retry-After", "1")
 	}
-	if l.err != nil {
+	if l.err != nil && format != "html" {
 		http.Error(w, l.err.Error(), status)
 		return
 	}
+	h.Add("Vary", "Accept-Encoding")
+	zipped := acceptsGzip(r.Header.Values("Accept-Encoding"))
+	if zipped {
+		h.Set("Content-Encoding", "gzip")
+	}
 	if r.Method == http.MethodHead {
+		w.WriteHeader(status)
 		return
 	}
 	l.snapshot = p.snapshot()
-	var body bytes.Buffer // an error must not follow half a page
-	if err := write(&body, &l); err != nil {
+	body, err := render(&l, write, zipped)
+	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	h.Set("Content-Length", strconv.Itoa(body.Len()))
-	body.WriteTo(w)
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	w.Write(body)
+}
+
+// render returns all of an answer: an error must not follow half of it.
+func render(l *look, write func(io.Writer, *look) error, zipped bool) ([]byte, error) {
+	var body bytes.Buffer
+	if !zipped {
+		err := write(&body, l)
+		return body.Bytes(), err
+	}
+	z := gzip.NewWriter(&body)
+	err := errors.Join(write(z, l), z.Close())
+	return body.Bytes(), err
 }
 
 // look is what one request is answered with: a snapshot, and the answer to a question
@@ -185,28 +207,49 @@ func (p *page) explain(l *look, onlyHeader bool) (status int) {
 	return http.StatusOK
 }
 
-// preferredFormat reads Accept headers (RFC 9110, section 12.5.1): what the client
-// likes best, text for one that takes anything.
-func preferredFormat(accept []string) string {
-	best, bestQ := "text", 0.0
-	for _, part := range strings.Split(strings.Join(accept, ","), ",") {
-		media, params, err := mime.ParseMediaType(part)
-		if err != nil {
-			continue
+// preferences returns what headers such as Accept and Accept-Encoding list, with the
+// weight of each (RFC 9110, section 12.4.2), in their order.
+func preferences(headers []string) iter.Seq2[string, float64] {
+	return func(yield func(string, float64) bool) {
+		for _, part := range strings.Split(strings.Join(headers, ","), ",") {
+			name, params, err := mime.ParseMediaType(part)
+			if err != nil {
+				continue
+			}
+			weight := 1.0
+			if given, ok := params["q"]; ok {
+				weight, _ = strconv.ParseFloat(given, 64)
+			}
+			if !yield(name, weight) {
+				return
+			}
 		}
+	}
+}
+
+// preferredFormat returns what the client likes best, text for one that takes anything.
+func preferredFormat(accept []string) string {
+	best, most := "text", 0.0
+	for media, weight := range preferences(accept) {
 		format := map[string]string{
 			"text/html": "html", "application/xhtml+xml": "html", "application/json": "json",
 			"text/plain": "text", "text/*": "text", "*/*": "text",
 		}[media]
-		q := 1.0
-		if given, ok := params["q"]; ok {
-			q, _ = strconv.ParseFloat(given, 64)
-		}
-		if format != "" && q > bestQ {
-			best, bestQ = format, q
+		if format != "" && weight > most {
+			best, most = format, weight
 		}
 	}
 	return best
+}
+
+// acceptsGzip reports whether the client can read what is compressed.
+func acceptsGzip(accept []string) bool {
+	for coding, weight := range preferences(accept) {
+		if coding == "gzip" || coding == "*" {
+			return weight > 0
+		}
+	}
+	return false
 }
 
 // writeJSON writes the snapshot, or the answer to a question if there is one.
@@ -249,7 +292,7 @@ func writeText(w io.Writer, l *look) error {
 	if err := WriteTable(w, s.Limits()); err != nil {
 		return err
 	}
-	fmt.Fprint(w, "\nWho holds what\n\n")
+	fmt.Fprintf(w, "\n%s\n\n", s.holdersTitle())
 	if err := s.WriteHolders(w); err != nil {
 		return err
 	}
@@ -354,10 +397,14 @@ func (p *page) writeHTML(w io.Writer, l *look) error {
 		return cmp.Or(cmp.Compare(b.fullness(), a.fullness()), cmp.Compare(b.Refusals, a.Refusals),
 			cmp.Compare(b.WouldRefuse, a.WouldRefuse))
 	})
-	holders := slices.DeleteFunc(slices.Clone(s.Scopes), func(sc ScopeState) bool { return sc.Kind <= KindAllowlistedTransient })
+	wrong := ""
+	if l.err != nil {
+		wrong = l.err.Error()
+	}
 	return p.template.Execute(w, map[string]any{
 		"S": s, "Plot": plotOf(s), "Up": s.Uptime().Round(time.Second).String(), "Near": len(s.LimitsNear(NearLimit)),
-		"Refused": s.totalRefusals(), "ByKind": s.refusalsByKind(), "Limits": said, "Holders": holders,
+		"Refused": s.totalRefusals(), "ByKind": s.refusalsByKind(), "Limits": said, "Holders": s.holders(),
+		"HoldersTitle": s.holdersTitle(), "Wrong": wrong,
 		"Explained": explained.String(), "Asked": l.asked, "Observing": s.observing(), "Observed": s.observedText(),
 		"Style": template.CSS(pageStyle), "Script": template.JS(pageScript),
 	})

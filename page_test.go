@@ -1,6 +1,7 @@
 package rcmgr
 
 import (
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -281,6 +283,98 @@ func TestHeadAsksTheManagerNothing(t *testing.T) {
 	require.Equal(t, 200, ask(h, "GET", aQuestion).StatusCode, "nor has it used up the questions")
 }
 
+// The form says what is wrong right where it was typed, and keeps it.
+func TestPageKeepsAWrongQuestionInTheForm(t *testing.T) {
+	h := Handler(busy(t))
+	check := func(target string, status int, says ...string) {
+		got := ask(h, "GET", target, "text/html")
+		require.Equal(t, status, got.StatusCode)
+		require.Equal(t, "text/html; charset=utf-8", got.Header.Get("Content-Type"))
+		html := bodyOf(t, got)
+		_, form, found := strings.Cut(html, `<details id="explain" open>`)
+		require.True(t, found, "the form is open")
+		form, after, _ := strings.Cut(form, "</details>")
+		for _, text := range says {
+			require.Contains(t, form, text)
+		}
+		require.Contains(t, after, `id="limits"`, "the page goes on below")
+	}
+	check("/?explain=stream&peer=me&protocol=/a%3Cb&memory=5", 400,
+		`<p class="wrong" role="alert">peer is &#34;me&#34;, expected a peer ID</p>`, `value="me"`, `value="/a&lt;b"`, `value="5"`)
+	check("/?explain=stream&protocol=/a", 400, "a stream needs a Peer", `value="/a"`)
+	check(aQuestion, 200, `<pre>`, "StreamsInbound", `action="#explain"`)
+	for range questionsASecond {
+		ask(h, "GET", aQuestion)
+	}
+	check(aQuestion, 429, "5 questions a second", `value="12D3KooWRpAPnRgC4qHPPkFkrwbCrjMJGHvRRJVMKGmvXaUEMMPL"`)
+	require.Contains(t, bodyOf(t, ask(h, "GET", "/", "text/html")), `<details id="explain">`, "closed where nothing is asked")
+}
+
+func TestPageShowsTheFullestHoldersFirst(t *testing.T) {
+	conf := unlimitedConf()
+	conf.PeerDefault.Streams = 10
+	wide := conf.PeerDefault
+	wide.Streams = 100
+	conf.Peer = map[peer.ID]BaseLimit{testPeers[0]: wide}
+	conf.ProtocolDefault.Streams = 100
+	m := newManager(t, conf)
+	hold := func(p peer.ID, proto protocol.ID, n int) {
+		for range n {
+			s := mustOpenStream(t, m, p, network.DirInbound)
+			t.Cleanup(s.Done)
+			require.NoError(t, s.SetProtocol(proto))
+		}
+	}
+	hold(testPeers[0], "/b", 9) // 9 %
+	hold(testPeers[1], "/a", 2)
+	hold(testPeers[2], "/c", 8)
+	hold(testPeers[3], "/a", 5)
+	want := []string{"protocol:/b", "protocol:/c", "protocol:/a",
+		"peer:" + testPeers[2].String(), "peer:" + testPeers[3].String(), "peer:" + testPeers[1].String(), "peer:" + testPeers[0].String()}
+	for format, heading := range map[string]string{"html": "Who holds what", "text": "Who holds what"} {
+		_, holders, found := strings.Cut(bodyOf(t, ask(Handler(m), "GET", "/?format="+format)), heading)
+		require.True(t, found)
+		last := 0
+		for _, name := range want {
+			at := strings.Index(holders, name)
+			require.Greater(t, at, last, "%s: %s", format, name)
+			last = at
+		}
+	}
+}
+
+// Each refresh is the whole page, which is mostly the same words over and over.
+func TestPageIsCompressedForThoseWhoCanRead(t *testing.T) {
+	h := Handler(busy(t))
+	get := func(accept ...string) *http.Response {
+		r := httptest.NewRequest("GET", "/?format=html", nil)
+		r.Header["Accept-Encoding"] = accept
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		require.Contains(t, w.Result().Header.Values("Vary"), "Accept-Encoding")
+		require.Equal(t, strconv.Itoa(w.Body.Len()), w.Result().Header.Get("Content-Length"))
+		return w.Result()
+	}
+	plain := bodyOf(t, get())
+	for _, accept := range [][]string{nil, {"br"}, {"gzip;q=0"}, {"identity, gzip;q=0.0"}} {
+		got := get(accept...)
+		require.Empty(t, got.Header.Get("Content-Encoding"), "%v", accept)
+		require.Equal(t, plain, bodyOf(t, got))
+	}
+	for _, accept := range [][]string{{"gzip"}, {"gzip, deflate, br, zstd"}, {"br", "GZIP;q=0.5"}, {"*"}} {
+		got := get(accept...)
+		require.Equal(t, "gzip", got.Header.Get("Content-Encoding"), "%v", accept)
+		length, err := strconv.Atoi(got.Header.Get("Content-Length"))
+		require.NoError(t, err)
+		require.Less(t, length, len(plain)/2)
+		z, err := gzip.NewReader(got.Body)
+		require.NoError(t, err)
+		text, err := io.ReadAll(z)
+		require.NoError(t, err)
+		require.Equal(t, plain, string(text))
+	}
+}
+
 func TestAmountText(t *testing.T) {
 	for want, u := range map[string]LimitUse{
 		"1023": {Name: "Memory", Use: 1023}, "1.0 KiB": {Name: "Memory", Use: 1 << 10},
@@ -294,6 +388,37 @@ func TestAmountText(t *testing.T) {
 // The page in a real browser: its script must run under its own policy, and
 // nothing else may.
 func TestPageInABrowser(t *testing.T) {
+	var asked atomic.Int64
+	h := Handler(busy(t))
+	page := inABrowser(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		h.ServeHTTP(w, r)
+	}))
+	require.True(t, strings.Contains(page, "<button>Scope</button>"), "the script has made the table sortable")
+	require.False(t, strings.Contains(page, `class="stale"`))
+	require.GreaterOrEqual(t, asked.Load(), int64(2), "and has come back for more")
+	require.False(t, strings.Contains(page, "<title>stolen"))
+}
+
+// What is selected stays until it has been copied.
+func TestPageLeavesASelectionAlone(t *testing.T) {
+	var looks atomic.Int64
+	m := busy(t)
+	page := inABrowser(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer := httptest.NewRecorder()
+		Handler(m).ServeHTTP(answer, httptest.NewRequest("GET", "/?format=html", nil))
+		text := strings.Replace(answer.Body.String(), "<h1>", fmt.Sprintf("<h1>look %d ", looks.Add(1)), 1)
+		w.Header().Set("Content-Type", "text/html; charset=utf-8") // and no policy: the next script is not of the page
+		io.WriteString(w, strings.Replace(text, "</body>",
+			`<script>getSelection().selectAllChildren(document.querySelector("#limits tbody td"))</script></body>`, 1))
+	}))
+	require.True(t, strings.Contains(page, "look 1 "), "nothing was put in its place")
+	require.True(t, strings.Contains(page, " · waits while text is selected"))
+}
+
+// inABrowser returns the page that a browser makes of a handler's in five seconds of
+// its own time, or skips the test where there is no browser.
+func inABrowser(t *testing.T, h http.Handler) string {
 	browser := ""
 	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
 		if found, err := exec.LookPath(name); err == nil {
@@ -303,12 +428,7 @@ func TestPageInABrowser(t *testing.T) {
 	if browser == "" {
 		t.Skip("no chromium on PATH")
 	}
-	var asked atomic.Int64
-	h := Handler(busy(t))
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		asked.Add(1)
-		h.ServeHTTP(w, r)
-	}))
+	server := httptest.NewServer(h)
 	defer server.Close()
 	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
@@ -316,9 +436,5 @@ func TestPageInABrowser(t *testing.T) {
 		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--user-data-dir="+t.TempDir(),
 		"--virtual-time-budget=5000", "--dump-dom", server.URL+"/?format=html").Output()
 	require.NoError(t, err)
-	page := string(dom)
-	require.True(t, strings.Contains(page, "<button>Scope</button>"), "the script has made the table sortable")
-	require.False(t, strings.Contains(page, `class="stale"`))
-	require.GreaterOrEqual(t, asked.Load(), int64(2), "and has come back for more")
-	require.False(t, strings.Contains(page, "<title>stolen"))
+	return string(dom)
 }

@@ -118,15 +118,60 @@ func WriteTable(w io.Writer, limits []LimitUse) error {
 	return t.Flush()
 }
 
-// WriteHolders writes what services, protocols and peers hold, memory in bytes. An
-// error is that of w.
+// fullness is that of the fullest of the scope's limits.
+func (s *ScopeState) fullness() float64 {
+	most := math.Inf(-1)
+	for _, u := range s.limitUses() {
+		most = max(most, u.fullness())
+	}
+	return most
+}
+
+// holders returns services, protocols and peers, each class with the fullest first;
+// what has no limit is ordered by what it holds.
+func (s *Snapshot) holders() []ScopeState {
+	type ranked struct {
+		*ScopeState
+		fullness float64
+	}
+	var all []ranked
+	for i := range s.Scopes {
+		if sc := &s.Scopes[i]; sc.Kind > KindAllowlistedTransient {
+			all = append(all, ranked{sc, sc.fullness()})
+		}
+	}
+	slices.SortStableFunc(all, func(a, b ranked) int {
+		held := func(r ranked) int64 { return int64(r.Use.NumStreamsInbound) + int64(r.Use.NumStreamsOutbound) }
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(b.fullness, a.fullness),
+			cmp.Compare(held(b), held(a)), cmp.Compare(b.Use.Memory, a.Use.Memory))
+	})
+	sorted := make([]ScopeState, len(all))
+	for i, r := range all {
+		sorted[i] = *r.ScopeState
+	}
+	return sorted
+}
+
+// holdersTitle is a heading for holders, which says how many it leaves out.
+func (s *Snapshot) holdersTitle() string {
+	shown := 0
+	for i := range s.Scopes {
+		if s.Scopes[i].Kind == KindPeer {
+			shown++
+		}
+	}
+	title := "Who holds what, the fullest first"
+	if shown < s.Peers {
+		title += fmt.Sprintf(": %d of %d peers", shown, s.Peers)
+	}
+	return title
+}
+
+// WriteHolders writes what services, protocols and peers hold, memory in bytes, each
+// class with the fullest first. An error is that of w.
 func (s *Snapshot) WriteHolders(w io.Writer) error {
 	t := newTable(w, "Scope", "Conns In", "Conns Out", "FD", "Streams In", "Streams Out", "Memory", "Refused")
-	for i := range s.Scopes {
-		sc := &s.Scopes[i]
-		if sc.Kind <= KindAllowlistedTransient {
-			continue
-		}
+	for _, sc := range s.holders() {
 		t.row(printable(sc.Name), strconv.Itoa(sc.Use.NumConnsInbound), strconv.Itoa(sc.Use.NumConnsOutbound),
 			strconv.Itoa(sc.Use.NumFD), strconv.Itoa(sc.Use.NumStreamsInbound), strconv.Itoa(sc.Use.NumStreamsOutbound),
 			strconv.FormatInt(sc.Use.Memory, 10), strconv.FormatUint(sc.Refusals.Total(), 10))

@@ -1,6 +1,7 @@
 "use strict";
-// Fetches the page again, puts the new main part in the place of the old one,
-// and leaves its tables as the reader had them: sorted, scrolled, with the focus.
+// Fetches the page again, puts its live parts in the place of the old ones, and
+// leaves the tables as the reader had them: sorted, scrolled, with the focus. While
+// something in them is selected, they stay, so that it can be copied.
 const every = 2000; // milliseconds
 const sorts = {}; // table id: {column, descending}
 
@@ -21,8 +22,8 @@ function sortTable(table) {
   });
 }
 
-function dress(main) {
-  for (const table of main.querySelectorAll("table")) {
+function dress() {
+  for (const table of document.querySelectorAll("table")) {
     [...table.tHead.rows[0].cells].forEach((th, column) => {
       if (!th.textContent) return;
       const button = document.createElement("button");
@@ -39,16 +40,15 @@ function dress(main) {
   }
 }
 
-function replaceMain(next) {
-  const old = document.querySelector("main");
+function replaceParts(next) {
   const focused = document.activeElement?.closest("th");
-  const places = [...old.querySelectorAll("table")].map(table => ({
+  const places = [...document.querySelectorAll("table")].map(table => ({
     id: table.id,
     scrolled: table.parentElement.scrollLeft,
     focused: table.contains(focused) ? focused.cellIndex : -1,
   }));
-  old.replaceWith(next);
-  dress(next);
+  for (const part of document.querySelectorAll(".live")) part.replaceWith(next.getElementById(part.id));
+  dress();
   for (const place of places) {
     const table = document.getElementById(place.id);
     if (!table) continue;
@@ -57,19 +57,34 @@ function replaceMain(next) {
   }
 }
 
+function selecting() {
+  const selection = getSelection();
+  return !selection.isCollapsed && [...document.querySelectorAll(".live")].some(part => selection.containsNode(part, true));
+}
+
+// Says why what is shown is not of now.
+function mark(why) {
+  const taken = document.getElementById("taken");
+  taken.classList.add("stale");
+  if (!taken.textContent.endsWith(why)) taken.append(" · " + why);
+}
+
+async function fetchPage() {
+  const answer = await fetch(location.pathname + "?format=html", {cache: "no-store"});
+  if (!answer.ok) throw new Error(answer.status);
+  return new DOMParser().parseFromString(await answer.text(), "text/html");
+}
+
 async function refresh() {
   try {
-    const answer = await fetch(location.pathname + "?format=html", {cache: "no-store"});
-    if (!answer.ok) throw new Error(answer.status);
-    const next = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
-    replaceMain(next);
+    const next = selecting() ? null : await fetchPage();
+    if (next && !selecting()) replaceParts(next);
+    else mark("waits while text is selected");
   } catch (e) {
-    const taken = document.getElementById("taken");
-    taken.classList.add("stale");
-    if (!taken.textContent.endsWith("no answer")) taken.append(" · no answer");
+    mark("no answer");
   }
   setTimeout(refresh, every);
 }
 
-dress(document.querySelector("main"));
+dress();
 setTimeout(refresh, every);

@@ -352,7 +352,7 @@ var damages = []damage{
 	{"page.go", "if time.Since(p.last.Taken) >= pageFor {", "if true {"},
 	{"page.go", "l.err != nil && format != \"html\"", "l.err != nil"},
 	{"page.go", "\th.Add(\"Vary\", \"Accept-Encoding\")\n", ""},
-	{"page.go", "return weight > 0", "return true"},
+	{"page.go", "return weight > 0", "return weight >= 0"},
 	{"page.go", "errors.Join(write(z, l), z.Close())", "errors.Join(write(z, l), z.Flush())"},
 	{"page/page.html", "{{if .Asked.Get \"explain\"}} open{{end}}", ""},
 	{"page/page.html", " action=\"#explain\"", ""},

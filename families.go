@@ -21,7 +21,11 @@ type reading struct {
 	scopes   []scopeReading // all but peers, connections and streams
 	// classes has the limits that each scope of a kind starts with; of several
 	// managers, the greatest. The four scopes that are always there have none.
-	classes     [numKinds]amounts
+	classes [numKinds]amounts
+	// memberPeaks and recentPeaks have the most that any one peer has held, in all, in one
+	// service and in one protocol: see memberpeaks.go. Of several managers, the greatest.
+	memberPeaks, recentPeaks [numKinds]amounts
+
 	peers       int       // that have a scope
 	peerConns   [2]spread // connections for each peer: inbound, outbound
 	peerStreams [2]spread // streams for each peer: inbound, outbound
@@ -94,10 +98,10 @@ func (t *readingSum) add(r reading) {
 	for i := range r.scopes {
 		t.addScope(r.scopes[i])
 	}
-	for k := range t.classes {
-		for d := range t.classes[k] {
-			t.classes[k][d] = max(t.classes[k][d], r.classes[k][d])
-		}
+	for k := range numKinds {
+		t.classes[k].raise(&r.classes[k])
+		t.memberPeaks[k].raise(&r.memberPeaks[k])
+		t.recentPeaks[k].raise(&r.recentPeaks[k])
 	}
 	for dir := range r.peerConns {
 		t.peerConns[dir].add(&r.peerConns[dir])
@@ -147,6 +151,12 @@ func (s *scopeReading) join(o *scopeReading) {
 	s.limit.addCapped(&o.limit)
 	s.peak.addCapped(&o.peak)
 	s.tight += o.tight
+}
+
+func (a *amounts) raise(b *amounts) {
+	for d := range a {
+		a[d] = max(a[d], b[d])
+	}
 }
 
 func (a *amounts) addCapped(b *amounts) {
@@ -259,6 +269,16 @@ var metricsFamilies = [...]metricsFamily{
 	{
 		name: "class_limit", series: (*reading).classLimits,
 		help:   "What each scope of a class may hold unless it was given a limit of its own; without a series where it is unlimited.",
+		labels: []string{"scope", "resource"},
+	},
+	{
+		name: "member_peak", series: func(r *reading, to series) { r.members(&r.memberPeaks, to) },
+		help:   "The most that any one peer has held at once since the manager was made: in all, in one service and in one protocol; numbers, and bytes of memory.",
+		labels: []string{"scope", "resource"},
+	},
+	{
+		name: "member_recent_peak", series: func(r *reading, to series) { r.members(&r.recentPeaks, to) },
+		help:   "As member_peak, of the last one to two minutes.",
 		labels: []string{"scope", "resource"},
 	},
 	{
@@ -507,6 +527,19 @@ func (r *reading) classLimits(to series) {
 		for d, resource := range limitLabels {
 			if limit := r.classes[k][d]; k.limits(dim(d)) && !isUnlimited(dim(d), limit) {
 				to.gauge(limit, k.String(), resource)
+			}
+		}
+	}
+}
+
+func (r *reading) members(peaks *[numKinds]amounts, to series) {
+	if r.managers == 0 {
+		return
+	}
+	for _, k := range memberKinds {
+		for d, resource := range limitLabels {
+			if k.limits(dim(d)) {
+				to.gauge(peaks[k][d], k.String(), resource)
 			}
 		}
 	}

@@ -356,15 +356,18 @@ func TestCountsOfClosedManagersStayInTheSum(t *testing.T) {
 	require.Equal(t, 2.0, seriesOf(t, reg, "refusals_total")["limit  fd peer"])
 }
 
-func TestClassLimitsOfSeveralManagersAreTheGreatest(t *testing.T) {
+func TestLimitsAndPeaksOfClassesInSeveralManagersAreTheGreatest(t *testing.T) {
 	var l liveManagers
 	for _, fd := range []int64{3, 7, 5} {
 		m := &fakeManager{says: systemOnly(amounts{})}
 		m.says.classes[KindPeer][dimFD] = fd
+		m.says.memberPeaks[KindPeer][dimFD], m.says.recentPeaks[KindServicePeer][dimMemory] = fd-1, fd-2
 		l.add(m)
 	}
 	reg := registerInOrder(t, &l, nil, registerOrders["ours first"])
 	require.Equal(t, map[string]float64{"fd peer": 7}, seriesOf(t, reg, "class_limit"))
+	require.Equal(t, map[string]float64{"fd peer": 6}, seriesOf(t, reg, "member_peak"))
+	require.Equal(t, map[string]float64{"memory service-peer": 5}, seriesOf(t, reg, "member_recent_peak"))
 	require.Equal(t, map[string]float64{"": 3}, seriesOf(t, reg, "managers"))
 }
 

@@ -35,6 +35,7 @@ type Manager struct {
 	idleConns sync.Pool // of *holder: they wait for the next connections; see lockIdle
 	dir       directory
 	drawing   drawingLock
+	members   memberHistory // the most that any one has held
 	fixed     [KindAllowlistedTransient + 1]*pool
 	limits    atomic.Pointer[limitBook] // in force; see setlimits.go
 	classes   classLimits               // in force

@@ -42,8 +42,8 @@ func (st *stripe) hold(h *holder, n int64, priority uint8) {
 		a.use.memory += n
 		st.peerGotMemory(a.ps, n)
 	}
-	at[slotProtocolPeer].addMemory(n)
-	at[slotServicePeer].addMemory(n)
+	at[slotProtocolPeer].gotMemory(n, &st.most[slotProtocolPeer])
+	at[slotServicePeer].gotMemory(n, &st.most[slotServicePeer])
 	at[slotProtocol].addMemory(n)
 	at[slotService].addMemory(n)
 	at[slotSystem].addMemory(n)
@@ -103,11 +103,20 @@ func (sh *share) drawMemoryLocked(n int64) (draws uint64) {
 	return 1
 }
 
-// peerGotMemory keeps the distribution of what peers hold, and the peer's peak, after
-// it got n bytes.
+// gotMemory adds n bytes to a peer's part of a service or protocol, if there is one.
+func (a *account) gotMemory(n int64, most *held) {
+	if a != nil {
+		a.use.memory += n
+		most.memory = max(most.memory, a.use.memory)
+	}
+}
+
+// peerGotMemory keeps the distribution of what peers hold, and the peaks, after it got n
+// bytes.
 func (st *stripe) peerGotMemory(ps *peerScope, n int64) {
 	now := ps.use.memory
 	ps.peak.memory = max(ps.peak.memory, now)
+	st.most[slotPeer].memory = max(st.most[slotPeer].memory, now)
 	st.peerMemory.moveMemory(now-n, now)
 }
 

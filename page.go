@@ -296,6 +296,10 @@ func writeText(w io.Writer, l *look) error {
 	if err := s.WriteHolders(w); err != nil {
 		return err
 	}
+	fmt.Fprintf(w, "\nThe most that one peer has held\n\n")
+	if err := s.writeMemberPeaks(w); err != nil {
+		return err
+	}
 	if len(s.FairShare.Largest) > 0 {
 		fmt.Fprintf(w, "\nWhat subnets hold, the largest of %d\n\n", s.FairShare.Subnets)
 		if err := s.FairShare.writeLargest(w); err != nil {
@@ -404,7 +408,7 @@ func (p *page) writeHTML(w io.Writer, l *look) error {
 	return p.template.Execute(w, map[string]any{
 		"S": s, "Plot": plotOf(s), "Up": s.Uptime().Round(time.Second).String(), "Near": len(s.LimitsNear(NearLimit)),
 		"Refused": s.totalRefusals(), "ByKind": s.refusalsByKind(), "Limits": said, "Holders": s.holders(),
-		"HoldersTitle": s.holdersTitle(), "Wrong": wrong,
+		"HoldersTitle": s.holdersTitle(), "Wrong": wrong, "MemberPeaks": s.memberPeakRows(),
 		"Explained": explained.String(), "Asked": l.asked, "Observing": s.observing(), "Observed": s.observedText(),
 		"Style": template.CSS(pageStyle), "Script": template.JS(pageScript),
 	})

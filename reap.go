@@ -47,6 +47,7 @@ func (m *Manager) reap() {
 		}
 	}
 	m.gate().forget()
+	m.beginMemberPeaks()
 }
 
 // waiting gives the length of the queue.

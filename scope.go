@@ -940,6 +940,10 @@ func (st *stripe) attached(h *holder, pr *pair, slot int) {
 		st.giveBack(c.at[slotTransient].share, h.unit, h.use)
 	}
 	c.at[slot-pairsBefore], c.at[slot] = &pr.account, &pr.share.account
+	most := &st.most[slot-pairsBefore]
+	most.raise(&pr.use, h.dir)
+	most.raise(&pr.use, h.both)
+	most.memory = max(most.memory, pr.use.memory)
 }
 
 // countTransient keeps the number of streams that a peer has in the standard

@@ -104,6 +104,11 @@ type ScopeState struct {
 	Tight []string
 }
 
+// MemberPeak is the most that any one member of a class has held of each: Ever since the
+// manager was made, Recent in the last one to two minutes. Each number was held at an
+// instant, by whichever member.
+type MemberPeak struct{ Ever, Recent Usage }
+
 // EngineState tells how the manager works.
 type EngineState struct {
 	Stripes int // locks that the accounts are divided over
@@ -146,6 +151,9 @@ type Snapshot struct {
 	// Peers is how many peers have a scope. Scopes holds all of them, or those
 	// that were asked for.
 	Peers int
+	// MemberPeaks has what a limit on each peer, and on each peer in a service or
+	// protocol, has to leave room for: see MemberPeak.
+	MemberPeaks map[Kind]MemberPeak `json:",omitempty"`
 	// Refusals counts, for each kind of scope and gate, what it refused since
 	// the manager was made.
 	Refusals map[Kind]Refusals
@@ -242,12 +250,14 @@ func (m *Manager) snapshot(subnets int, addPeers func(*cut)) Snapshot {
 		Engine: EngineState{Stripes: len(m.stripes)}}
 	var c cut
 	var refused, would [numKinds]dimCounts
+	var ever, recent memberPeaks
 	m.inOneCut(func() {
 		s.Taken, s.Observed, s.Sizing = time.Now(), m.Observed(), m.limits.Load().sizing()
 		for _, p := range append(m.fixed[:], m.dir.list()...) {
 			c.addPool(p)
 		}
 		addPeers(&c)
+		ever, recent = m.memberPeaks()
 		for i := range m.stripes {
 			st := &m.stripes[i]
 			s.Peers += len(st.peers)
@@ -261,6 +271,11 @@ func (m *Manager) snapshot(subnets int, addPeers func(*cut)) Snapshot {
 			st.addWouldRefuse(&would)
 		}
 	})
+	s.MemberPeaks = make(map[Kind]MemberPeak)
+	for slot, k := range memberKinds {
+		most, lately := ever[slot].amounts(), recent[slot].amounts()
+		s.MemberPeaks[k] = MemberPeak{Usage(most.baseLimit()), Usage(lately.baseLimit())}
+	}
 	s.CallerBugs = m.callerBugs.Load()
 	s.Gates = m.gate().state(subnets)
 	s.Process = m.pressure.state()

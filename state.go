@@ -125,6 +125,8 @@ func (m *Manager) Stat() ResourceManagerStat {
 func (m *Manager) read() reading {
 	r := reading{managers: 1, stripes: len(m.stripes)}
 	m.inOneCut(func() {
+		ever, recent := m.memberPeaks()
+		r.memberPeaks, r.recentPeaks = ever.byKind(), recent.byKind()
 		r.classes = m.limits.Load().byKind()
 		for _, p := range append(m.fixed[:], m.dir.list()...) {
 			use := p.used() // before peak, which it may raise

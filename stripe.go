@@ -68,6 +68,7 @@ type stripe struct {
 	// What metrics read. An addition under a lock that is held anyway.
 	peerCounts             [numDims]spread // of connections and streams, by direction
 	peerMemory, connMemory spread
+	most                   memberPeaks // that one member has held, since the generation began
 	refusals               [numKinds]dimCounts
 	blocked                [numKinds]amounts // what the refused requests asked for
 	rationed               rationCounts      // those of refusals that no limit itself refused
@@ -76,7 +77,7 @@ type stripe struct {
 	returns                uint64            // credit returned to pools
 	settled                uint64            // decisions under all stripe locks
 
-	_ [32]byte // the next stripe's lock is on a cache line of its own; see TestAccountsLieOnCacheLines
+	_ [40]byte // the next stripe's lock is on a cache line of its own; see TestAccountsLieOnCacheLines
 }
 
 func (st *stripe) named(k Kind) map[string]*share {

@@ -195,6 +195,37 @@ func (s *Snapshot) WriteRefusals(w io.Writer) error {
 	return t.Flush()
 }
 
+// writeMemberPeaks writes the most that any one peer has held, in all and in one service
+// or protocol.
+func (s *Snapshot) writeMemberPeaks(w io.Writer) error {
+	t := newTable(w, "Scope", "Limit Name", "Last Two Minutes", "Ever")
+	for _, p := range s.memberPeakRows() {
+		t.row(p.Kind.String(), p.Name, strconv.FormatInt(p.Recent, 10), strconv.FormatInt(p.Ever, 10))
+	}
+	return t.Flush()
+}
+
+// memberPeakRow is what one member of a class has held of one thing at most.
+type memberPeakRow struct {
+	Kind         Kind
+	Name         string // of the limit on it
+	Recent, Ever int64
+}
+
+// memberPeakRows leaves out what nobody has held.
+func (s *Snapshot) memberPeakRows() (rows []memberPeakRow) {
+	for _, k := range memberKinds {
+		p := s.MemberPeaks[k]
+		recent := limitsOf(BaseLimit(p.Recent))
+		for d, ever := range limitsOf(BaseLimit(p.Ever)) {
+			if ever > 0 {
+				rows = append(rows, memberPeakRow{k, limitNames[d], recent[d], ever})
+			}
+		}
+	}
+	return rows
+}
+
 // observing tells whether limits are only observed, or have been.
 func (s *Snapshot) observing() bool { return len(s.Observed) > 0 || len(s.WouldRefuse) > 0 }
 

@@ -181,12 +181,16 @@ func (sh *share) idlesUnit(u unit) bool {
 	return sh.idles(u.dir) || sh.idles(u.both) || sh.idles(dimFD)
 }
 
-// peerGotUnit keeps the distributions of what peers hold, and the peer's peaks, after
-// it got a unit.
+// peerGotUnit keeps the distributions of what peers hold, and the peaks, after it got a
+// unit.
 func (st *stripe) peerGotUnit(ps *peerScope, u unit) {
 	now := int64(ps.use.counts[u.dir&dimMask])
 	st.peerCounts[u.dir&dimMask].moveCount(now-1, now)
 	ps.peak.raise(&ps.use, u.dir)
 	ps.peak.raise(&ps.use, u.both)
 	ps.peak.raise(&ps.use, dimFD)
+	most := &st.most[slotPeer]
+	most.raise(&ps.use, u.dir)
+	most.raise(&ps.use, u.both)
+	most.raise(&ps.use, dimFD)
 }

@@ -73,6 +73,27 @@ func TestAlertsFireUnderAFloodAndAtNoOtherTime(t *testing.T) {
 	}
 }
 
+// What is full now and then is worth a look; but who is refused then finds room a moment
+// later, and nobody is to be woken because everybody was.
+func TestAHostThatIsFullNowAndThenIsNotFullForEverybody(t *testing.T) {
+	r, rules := record(t), rules(t)
+	of := func(name string, at time.Time) (scopes []string) {
+		for _, l := range firing(t, r.store, rules[name], at) {
+			scopes = append(scopes, l.Get("scope")+" "+l.Get("resource"))
+		}
+		slices.Sort(scopes)
+		return scopes
+	}
+	require.Contains(t, of("RcmgrHostRefusesEverybody", r.flooded), "system conns_inbound")
+	for at := r.calmed; !at.After(r.waved); at = at.Add(scrapeInterval) {
+		require.Empty(t, of("RcmgrHostRefusesEverybody", at), "after %v of waves", at.Sub(r.calmed))
+	}
+	require.Contains(t, of("RcmgrLimitNearlyFull", r.waved), "system conns_inbound")
+	refused, err := r.ask(`sum(rate(libp2p_rcmgr_refusals_total{scope="system"}[5m]))`, r.waved)
+	require.NoError(t, err)
+	require.Greater(t, refused[0].F, 1.0, "many were refused")
+}
+
 var annotationLabel = regexp.MustCompile(`\$labels\.(\w+)`)
 
 // requireLabels fails if the text of an alert names a label that none of its

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/grafana/grafana-foundation-sdk/go/bargauge"
 	"github.com/grafana/grafana-foundation-sdk/go/cog"
@@ -121,6 +122,68 @@ func TestTheDashboardShowsEveryFamilyOfOurs(t *testing.T) {
 		}
 	}
 	require.NotZero(t, named)
+}
+
+// inBytes matches the families whose amounts are bytes for some of their series.
+var inBytes = regexp.MustCompile(`libp2p_rcmgr_(scope_(use|limit|peak)|class_limit|member_(recent_)?peak|(peer|conn|process)_memory(_bucket)?)\{`)
+
+// A panel of bytes says so, and one of numbers has no bytes in it.
+func TestBytesAreShownAsBytes(t *testing.T) {
+	d, r := readDashboard(t, dashboardFile), record(t)
+	replace, err := d.variables(r.store, r.flooded)
+	require.NoError(t, err)
+	bytes := 0
+	for _, p := range d.Panels {
+		unit := p.FieldConfig.Defaults.Unit
+		for _, target := range p.Targets {
+			if !inBytes.MatchString(target.Expr) || unit == "percentunit" || strings.HasPrefix(target.Expr, "count(") {
+				continue
+			}
+			memory := regexp.MustCompile(`(peer|conn|process)_memory`).MatchString(target.Expr) || strings.Contains(target.Expr, `resource="memory"`)
+			found, err := r.ask(replace.Replace(target.Expr), r.flooded)
+			require.NoError(t, err)
+			for _, sample := range found {
+				if resource := sample.Metric.Get("resource"); resource != "" {
+					memory = resource == "memory"
+				}
+				require.Equal(t, memory, unit == "bytes", "%s: %s has the unit %q", p.Title, target.Expr, unit)
+			}
+			if memory {
+				bytes++
+			}
+		}
+	}
+	require.Greater(t, bytes, 10)
+}
+
+// What one peer holds is never drawn above what it may hold.
+func TestNothingIsDrawnAboveTheLimitsOfPeers(t *testing.T) {
+	d, r := readDashboard(t, dashboardFile), record(t)
+	checked := 0
+	for _, at := range []time.Time{r.rested, r.flooded.Add(-10 * time.Minute), r.flooded, r.waved} {
+		replace, err := d.variables(r.store, at)
+		require.NoError(t, err)
+		for _, p := range d.Panels {
+			if !strings.HasSuffix(p.Title, " of a peer") && !strings.HasSuffix(p.Title, " of a connection") {
+				continue
+			}
+			drawn := make(map[bool]float64) // the most of limits, and of others
+			for _, target := range p.Targets {
+				found, err := r.ask(replace.Replace(target.Expr), at)
+				require.NoError(t, err)
+				for _, sample := range found {
+					limit := strings.HasPrefix(target.LegendFormat, "limit")
+					drawn[limit] = max(drawn[limit], sample.F)
+				}
+			}
+			require.NotZero(t, drawn[false], p.Title)
+			if limit, ok := drawn[true]; ok {
+				checked++
+				require.LessOrEqual(t, drawn[false], limit, p.Title)
+			}
+		}
+	}
+	require.Equal(t, 4*4, checked)
 }
 
 // Grafana ignores what it does not know, so a misspelt option goes unseen there.

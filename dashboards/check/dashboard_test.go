@@ -24,9 +24,10 @@ type dashboard struct {
 }
 
 type panel struct {
-	Title   string
-	Targets []struct{ Expr, LegendFormat string }
-	Panels  []panel // of a row that is folded
+	Title       string
+	FieldConfig struct{ Defaults struct{ Unit string } }
+	Targets     []struct{ Expr, LegendFormat string }
+	Panels      []panel // of a row that is folded
 }
 
 type variable struct {

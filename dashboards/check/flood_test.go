@@ -1,7 +1,8 @@
 package check
 
-// A day of a host in four acts: rest, a flood that meets every limit and gate
-// there is, rest again, and a manager that is closed. All is done to a real
+// A day of a host in five acts: rest, a flood that meets every limit and gate
+// there is, rest again, waves that come and go while friends are served, and a manager
+// that is closed. All is done to a real
 // manager; only its clock is the test's.
 
 import (
@@ -29,10 +30,10 @@ const scrapeInterval = 15 * time.Second
 // recording is what was scraped, and when the acts ended.
 type recording struct {
 	*store
-	start, rested, flooded, calmed, closed time.Time
+	start, rested, flooded, calmed, waved, closed time.Time
 }
 
-// record plays the four acts.
+// record plays the five acts.
 func record(t *testing.T) *recording {
 	r := &recording{store: newStore()}
 	synctest.Test(t, func(t *testing.T) {
@@ -54,6 +55,7 @@ func record(t *testing.T) *recording {
 		r.flooded = act(20, h.flood)
 		h.endFlood()
 		r.calmed = act(25, rest)
+		r.waved = act(20, h.wave)
 		h.leave()
 		require.NoError(t, h.manager.Close())
 		r.closed = act(10, rest)
@@ -69,6 +71,7 @@ type stage struct {
 	friends []network.ResourceScopeSpan // open all the time
 	floods  []network.ResourceScopeSpan // open during the flood
 	inUse   atomic.Int64                // bytes, of the process
+	waves   int                         // that have come
 }
 
 // look is how often the manager looks at the memory in use.
@@ -149,6 +152,21 @@ func (h *stage) flood() {
 		h.streams(peer.ID(fmt.Sprint("flooder ", i)))
 	}
 	h.mistakes()
+}
+
+// wave is a flood that is over before anybody looks, but for each fourth: what is full then
+// has room again, and a friend is served whenever it asks.
+func (h *stage) wave() {
+	h.endFlood()
+	for i := range 100 {
+		h.hold(h.connect(fmt.Sprintf("/ip4/10.0.%d.1/tcp/4001", i)), peer.ID(fmt.Sprint("flooder ", i)))
+	}
+	if h.waves++; h.waves%4 != 0 {
+		h.endFlood()
+		c := h.connect(friends)
+		require.NotNil(h.t, c)
+		c.Done()
+	}
 }
 
 // fillMemory has the process use nearly all of its memory for a moment.

@@ -7,7 +7,6 @@ package rcmgr
 
 import (
 	"cmp"
-	"math"
 	"slices"
 	"strings"
 
@@ -165,37 +164,35 @@ func (a *amounts) addCapped(b *amounts) {
 	}
 }
 
-const (
-	// longestName bounds the bytes of a name in a label.
-	longestName = 128
-	// mostNamed bounds how many services, and how many protocols, are shown
-	// each by its name.
-	mostNamed = 256
-	// othersName stands for all others together.
-	othersName = "(others)"
-)
+// longestName bounds the bytes of a name in a label.
+const longestName = 128
 
-// bounded gives the sum with the busiest services and protocols, and the rest
-// of each kind as one scope without limits.
+// bounded returns the sum with the busiest services and protocols, and the rest
+// of each kind as one scope.
 func (t *readingSum) bounded() *reading {
 	slices.SortFunc(t.scopes, func(a, b scopeReading) int {
-		return cmp.Or(
-			cmp.Compare(a.kind, b.kind),
-			cmp.Compare(b.use[dimStreams], a.use[dimStreams]),
-			cmp.Compare(b.use[dimMemory], a.use[dimMemory]),
-			cmp.Compare(a.name, b.name))
+		return cmp.Or(cmp.Compare(a.kind, b.kind), compareBusy(&a, &b))
 	})
 	all := t.scopes
 	t.scopes, t.at = nil, nil
-	named := make(map[Kind]int)
-	for _, s := range all {
-		if named[s.kind]++; named[s.kind] > mostNamed {
-			s.name = othersName
-			for d := range s.limit {
-				s.limit[d] = math.MaxInt64
-			}
+	named, others := make(map[Kind]int), make(map[Kind]*scopeReading)
+	for i := range all {
+		s := &all[i]
+		if s.name != othersName && named[s.kind] < mostNamed {
+			named[s.kind]++
+			t.scopes = append(t.scopes, *s)
+			continue
 		}
-		t.addScope(s)
+		if others[s.kind] == nil {
+			rest := othersOf(s.kind)
+			others[s.kind] = &rest
+		}
+		others[s.kind].include(s)
+	}
+	for _, k := range [...]Kind{KindService, KindProtocol} {
+		if rest := others[k]; rest != nil {
+			t.scopes = append(t.scopes, *rest)
+		}
 	}
 	return &t.reading
 }
@@ -503,7 +500,9 @@ func (r *reading) scopeLimit(to series) {
 
 func (r *reading) scopePeak(to series) {
 	r.eachLimit(func(s *scopeReading, d dim, resource string) {
-		to.gauge(s.peak[d], s.kind.String(), s.name, resource)
+		if s.name != othersName {
+			to.gauge(s.peak[d], s.kind.String(), s.name, resource)
+		}
 	})
 }
 

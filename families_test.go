@@ -251,12 +251,12 @@ func TestNamesInMetricsAreBounded(t *testing.T) {
 			require.NoError(t, s.ReserveMemory(i, 255)) // busier than others
 		}
 	}
-	for family, perScope := range map[string]int{"scope_use": 4, "scope_peak": 4} {
+	for family, names := range map[string]int{"scope_use": mostNamed + 1, "scope_peak": mostNamed} {
 		got, err := reg.Gather()
 		require.NoError(t, err)
 		for _, f := range got {
 			if f.GetName() == familyPrefix+family {
-				require.Len(t, f.GetMetric(), 4*8+2*(mostNamed+1)*perScope, family)
+				require.Len(t, f.GetMetric(), 4*8+2*names*4, family)
 			}
 			for _, metric := range f.GetMetric() {
 				for _, l := range metric.GetLabel() {

@@ -148,9 +148,9 @@ type Snapshot struct {
 	// Scopes holds the system, transient and allowlisted scopes, then services,
 	// protocols and peers, each sorted by name.
 	Scopes []ScopeState
-	// Peers is how many peers have a scope. Scopes holds all of them, or those
-	// that were asked for.
-	Peers int
+	// Peers, Services and Protocols are how many have a scope. Scopes holds all of
+	// them, or those that SnapshotTop found.
+	Peers, Services, Protocols int
 	// MemberPeaks has what a limit on each peer, and on each peer in a service or
 	// protocol, has to leave room for: see MemberPeak.
 	MemberPeaks map[Kind]MemberPeak `json:",omitempty"`
@@ -191,6 +191,7 @@ func (s *Snapshot) Uptime() time.Duration { return s.Taken.Sub(s.Started) }
 // concurrent use, as SnapshotTop is.
 func (m *Manager) Snapshot() Snapshot {
 	return m.snapshot(fullestSubnets, func(c *cut) {
+		c.addPools(m.dir.list())
 		for i := range m.stripes {
 			for _, ps := range m.stripes[i].peers {
 				c.addPeer(ps)
@@ -201,14 +202,16 @@ func (m *Manager) Snapshot() Snapshot {
 
 // SnapshotTop gives the state of the manager with its fullest peers: for each
 // limit the given number of peers that hold the most, and as many that were
-// refused the most. Which these are is found out right before the cut. The time
-// under all stripe locks, and the memory, depend on the number that is asked
-// for, not on the number of peers. 0 or less is no peer at all. As many subnets
-// are given.
+// refused the most; and with the 256 services and 256 protocols that hold the most
+// streams, or memory where these are as many. Which these are is found out right before
+// the cut, a few at a time. The time under all stripe locks, and the memory, depend on
+// the number that is asked for, not on how many peers and names there are. 0 or less is
+// no peer at all. As many subnets are given.
 func (m *Manager) SnapshotTop(peers int) Snapshot {
 	peers = max(0, peers)
-	top := m.topPeers(peers)
+	top, names := m.topPeers(peers), m.busiest()
 	return m.snapshot(peers, func(c *cut) {
+		c.addPools(names.present(m))
 		for _, id := range top {
 			if ps := m.stripeOf(id).peers[id]; ps != nil { // it may have gone since
 				c.addPeer(ps)
@@ -230,13 +233,15 @@ type scopeCut struct {
 	tight            [numDims]bool
 }
 
-func (c *cut) addPool(p *pool) {
-	use := p.used() // before peak, which it may raise
-	s := scopeCut{name: p.scope(), use: use, peak: p.peak, limit: p.limit, denied: p.denials()}
-	for d := range numDims {
-		s.tight[d] = p.tight(d)
+func (c *cut) addPools(pools []*pool) {
+	for _, p := range pools {
+		use := p.used() // before peak, which it may raise
+		s := scopeCut{name: p.scope(), use: use, peak: p.peak, limit: p.limit, denied: p.denials()}
+		for d := range numDims {
+			s.tight[d] = p.tight(d)
+		}
+		c.scopes = append(c.scopes, s)
 	}
-	c.scopes = append(c.scopes, s)
 }
 
 func (c *cut) addPeer(ps *peerScope) {
@@ -245,7 +250,8 @@ func (c *cut) addPeer(ps *peerScope) {
 	c.scopes = append(c.scopes, s)
 }
 
-func (m *Manager) snapshot(subnets int, addPeers func(*cut)) Snapshot {
+// snapshot is a Snapshot with the services, protocols and peers that add adds.
+func (m *Manager) snapshot(subnets int, add func(*cut)) Snapshot {
 	s := Snapshot{Started: m.started, Recent: m.history.all(),
 		Engine: EngineState{Stripes: len(m.stripes)}}
 	var c cut
@@ -253,10 +259,9 @@ func (m *Manager) snapshot(subnets int, addPeers func(*cut)) Snapshot {
 	var ever, recent memberPeaks
 	m.inOneCut(func() {
 		s.Taken, s.Observed, s.Sizing = time.Now(), m.Observed(), m.limits.Load().sizing()
-		for _, p := range append(m.fixed[:], m.dir.list()...) {
-			c.addPool(p)
-		}
-		addPeers(&c)
+		c.addPools(m.fixed[:])
+		add(&c)
+		s.Services, s.Protocols = m.dir.sizes()
 		ever, recent = m.memberPeaks()
 		for i := range m.stripes {
 			st := &m.stripes[i]

@@ -38,7 +38,8 @@ func exampleSnapshot() Snapshot {
 	limit := unlimitedBase
 	limit.ConnsInbound, limit.Conns, limit.FD, limit.Memory = 64, 128, 0, 1<<30
 	return Snapshot{
-		Taken: at.Add(time.Hour), Started: at, Peers: 1,
+		Taken: at.Add(time.Hour), Started: at, Peers: 1, Services: 300, Protocols: 1,
+		MemberPeaks: map[Kind]MemberPeak{KindPeer: {Ever: Usage{Conns: 9, Memory: 1 << 20}, Recent: Usage{Conns: 4}}},
 		Scopes: []ScopeState{
 			{Name: "system", Kind: KindSystem,
 				Use:   network.ScopeStat{NumConnsInbound: 60, NumConnsOutbound: 4, NumStreamsInbound: 3, Memory: 1 << 20},

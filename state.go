@@ -120,23 +120,23 @@ func (m *Manager) Stat() ResourceManagerStat {
 	return stat
 }
 
-// read gives what metrics show. It visits the shared scopes and the stripes,
+// read returns what metrics show. It visits the shared scopes and the stripes,
 // never the peers or subnets: their distributions are kept as they change.
-func (m *Manager) read() reading {
+//
+// What it says belongs to one instant, but for three things: the sum of the services and
+// protocols that are too many to be named, which are looked at right before; the bugs of
+// callers; and what gates and the process's memory say, which are asked right after.
+func (m *Manager) read() reading { return m.readWith(m.busiest()) }
+
+// readWith is read, once it is known which services and protocols are named.
+func (m *Manager) readWith(b *busiest) reading {
 	r := reading{managers: 1, stripes: len(m.stripes)}
 	m.inOneCut(func() {
 		ever, recent := m.memberPeaks()
 		r.memberPeaks, r.recentPeaks = ever.byKind(), recent.byKind()
 		r.classes = m.limits.Load().byKind()
-		for _, p := range append(m.fixed[:], m.dir.list()...) {
-			use := p.used() // before peak, which it may raise
-			s := scopeReading{kind: p.kind, name: p.name, use: use, limit: p.limit, peak: p.peak}
-			for d := range numDims {
-				if p.kind.limits(d) && p.tight(d) {
-					s.tight++
-				}
-			}
-			r.scopes = append(r.scopes, s)
+		for _, p := range append(m.fixed[:], b.present(m)...) {
+			r.scopes = append(r.scopes, p.reading())
 		}
 		for i := range m.stripes {
 			st := &m.stripes[i]
@@ -157,6 +157,7 @@ func (m *Manager) read() reading {
 			}
 		}
 	})
+	r.scopes = append(r.scopes, b.others...)
 	r.counts.callerBugs = m.callerBugs.Load()
 	if r.process = m.pressure.state(); r.process.Refusing {
 		r.pressed = 1

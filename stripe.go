@@ -359,9 +359,18 @@ func (dir *directory) renew(p *pool, by *limitBook, limits sharedLimits) {
 	p.renewLocked(by, limits)
 }
 
-func (dir *directory) list() (pools []*pool) {
+// sizes returns how many services and protocols there are.
+func (dir *directory) sizes() (services, protocols int) {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
+	return len(dir.mu.services), len(dir.mu.protocols)
+}
+
+// list returns all services, and then all protocols.
+func (dir *directory) list() []*pool {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
+	pools := make([]*pool, 0, len(dir.mu.services)+len(dir.mu.protocols))
 	for _, p := range dir.mu.services {
 		pools = append(pools, p)
 	}

@@ -154,15 +154,23 @@ func (s *Snapshot) holders() []ScopeState {
 
 // holdersTitle is a heading for holders, which says how many it leaves out.
 func (s *Snapshot) holdersTitle() string {
-	shown := 0
+	var shown [numKinds]int
 	for i := range s.Scopes {
-		if s.Scopes[i].Kind == KindPeer {
-			shown++
+		shown[s.Scopes[i].Kind]++
+	}
+	var parts []string
+	for _, all := range []struct {
+		kind Kind
+		n    int
+		name string
+	}{{KindService, s.Services, "services"}, {KindProtocol, s.Protocols, "protocols"}, {KindPeer, s.Peers, "peers"}} {
+		if shown[all.kind] < all.n {
+			parts = append(parts, fmt.Sprintf("%d of %d %s", shown[all.kind], all.n, all.name))
 		}
 	}
 	title := "Who holds what, the fullest first"
-	if shown < s.Peers {
-		title += fmt.Sprintf(": %d of %d peers", shown, s.Peers)
+	if len(parts) > 0 {
+		title += ": " + strings.Join(parts, ", ")
 	}
 	return title
 }

@@ -339,7 +339,7 @@ var damages = []damage{
 
 	// Metrics and the page.
 	{"metrics.go", "v.mu.served[family] = true", "v.mu.served[family%32] = true"},
-	{"families.go", "s.limit[d] = math.MaxInt64", "_, _ = d, math.MaxInt64"},
+	{"busiest.go", "s.limit[d] = math.MaxInt64", "_, _ = d, math.MaxInt64"},
 	{"spread.go", "s.sum = addCapped(s.sum, o.sum)", "s.sum += o.sum"},
 	{"families.go", "a[d] = addCapped(a[d], b[d])", "a[d] += b[d]"},
 	{"page.go", "; frame-ancestors 'none'", ""},
@@ -374,4 +374,16 @@ var damages = []damage{
 	{"memberpeaks.go", "\trecent = m.members.last\n", ""},
 	{"families.go", "t.recentPeaks[k].raise(&r.recentPeaks[k])", "t.recentPeaks[k] = r.recentPeaks[k]"},
 	{"families.go", "t.memberPeaks[k].raise(&r.memberPeaks[k])", "t.memberPeaks[k].addCapped(&r.memberPeaks[k])"},
+
+	// Which services and protocols are named.
+	{"busiest.go", "others.include(&first[mostNamed].seen)\n", "_ = others\n"},
+	{"busiest.go", "return m.dir.find(p.kind, p.name) != p", "return false"},
+	{"busiest.go", "if b.few {", "if true {"},
+	{"busiest.go", "cmp.Compare(b.use[dimStreams], a.use[dimStreams]),\n", "0,\n"},
+	{"busiest.go", "cmp.Compare(b.use[dimMemory], a.use[dimMemory]),\n", "0,\n"},
+	{"busiest.go", "slices.Chunk(pools, namesAtOnce)", "slices.Chunk(pools[:mostNamed], namesAtOnce)"},
+	{"families.go", "s.name != othersName && named[s.kind] < mostNamed", "named[s.kind] < mostNamed"},
+	{"families.go", "\t\tif s.name != othersName {\n\t\t\tto.gauge(s.peak[d]", "\t\tif true {\n\t\t\tto.gauge(s.peak[d]"},
+	{"state.go", "\tr.scopes = append(r.scopes, b.others...)\n", ""},
+	{"snapshot.go", "c.addPools(names.present(m))", "c.addPools(m.dir.list())\n\t\t_ = names"},
 }

@@ -111,7 +111,9 @@ var directionOf = [numDims]network.Direction{
 // Its text reads "conn-17: system: cannot reserve inbound connection: resource
 // limit exceeded": the scope that was asked, the scope that refused, what it
 // refused. errors.Unwrap gives an error without the first part, whose text is
-// the same for everybody whom that scope refuses for that reason.
+// the same for everybody whom that scope refuses for that reason. What a gate refuses
+// is said in the words of go-libp2p's own manager, too, by which programs know it:
+// "connections per ip limit exceeded" or "rate limit exceeded".
 //
 // It matches network.ErrResourceLimitExceeded, and errors.As finds it also as
 // *ErrMemoryLimitExceeded or *ErrStreamOrConnLimitExceeded. It is immutable
@@ -183,6 +185,7 @@ func (e *LimitError) Error() string {
 // Unwrap gives the refusal without the scope that was asked.
 func (e *LimitError) Unwrap() error { return e.reason() }
 
+// what returns what could not be had, without names: the text is the same for everybody.
 func (e *LimitError) what() string {
 	s := "cannot reserve "
 	switch e.Direction() {
@@ -191,7 +194,14 @@ func (e *LimitError) what() string {
 	case network.DirOutbound:
 		s += "outbound "
 	}
-	return s + e.Resource().String() + ": " + network.ErrResourceLimitExceeded.Error()
+	return s + e.Resource().String() + gateWords[e.Kind()] + ": " + network.ErrResourceLimitExceeded.Error()
+}
+
+// gateWords are how go-libp2p's own manager words what its gates refuse. Programs know
+// the gates' refusals by these words, for there they are errors of no type.
+var gateWords = [numKinds]string{
+	KindSubnet: ": connections per ip limit exceeded",
+	KindRate:   ": rate limit exceeded",
 }
 
 // limitReason is a LimitError seen from inside.

@@ -239,11 +239,12 @@ func TestRefusalsByGatesSayWhichAndAreCounted(t *testing.T) {
 		scope string
 		cause Cause
 		limit int64
+		words string // of go-libp2p's own manager
 	}{
-		{"/ip4/203.0.113.5/tcp/1", true, "subnet:203.0.113.5/32", CauseSubnet, 8},
-		{"/ip6/2001:db8:0:1ff::1/tcp/1", true, "subnet:2001:db8:0:100::/56", CauseSubnet, 8},
-		{"/ip4/203.0.113.6/tcp/1", false, "rate:203.0.113.6/32", CauseRate, 0},
-		{"/ip6/2001:db8:1:1ff::1/tcp/1", false, "rate:2001:db8:1:100::/56", CauseRate, 0},
+		{"/ip4/203.0.113.5/tcp/1", true, "subnet:203.0.113.5/32", CauseSubnet, 8, "connections per ip limit exceeded"},
+		{"/ip6/2001:db8:0:1ff::1/tcp/1", true, "subnet:2001:db8:0:100::/56", CauseSubnet, 8, "connections per ip limit exceeded"},
+		{"/ip4/203.0.113.6/tcp/1", false, "rate:203.0.113.6/32", CauseRate, 0, "rate limit exceeded"},
+		{"/ip6/2001:db8:1:1ff::1/tcp/1", false, "rate:2001:db8:1:100::/56", CauseRate, 0, "rate limit exceeded"},
 	} {
 		var err error
 		for err == nil {
@@ -264,7 +265,12 @@ func TestRefusalsByGatesSayWhichAndAreCounted(t *testing.T) {
 		require.Equal(t, c.limit, le.Limit())
 		require.Equal(t, ResourceConnection, le.Resource())
 		require.Equal(t, network.DirInbound, le.Direction())
-		require.EqualError(t, errors.Unwrap(err), c.scope+": cannot reserve inbound connection: resource limit exceeded")
+		what := "cannot reserve inbound connection: " + c.words + ": resource limit exceeded"
+		require.EqualError(t, err, c.scope+": "+what)
+		require.EqualError(t, errors.Unwrap(err), c.scope+": "+what)
+		var theirs *ErrStreamOrConnLimitExceeded
+		require.ErrorAs(t, err, &theirs)
+		require.EqualError(t, theirs, what)
 	}
 	for _, k := range []Kind{KindSubnet, KindRate} {
 		require.Equal(t, Refusals{ConnsInbound: 2}, m.Snapshot().Refusals[k])

@@ -435,9 +435,9 @@ func TestAWrapperThatCountsUnwrappedTextsGoesOnWorking(t *testing.T) {
 		}
 	}
 	require.Equal(t, map[string]int{
-		"system: cannot reserve outbound connection: resource limit exceeded":             3,
-		"system: cannot reserve memory: resource limit exceeded":                          8,
-		"subnet:192.0.2.7/32: cannot reserve inbound connection: resource limit exceeded": 2,
+		"system: cannot reserve outbound connection: resource limit exceeded":                                                3,
+		"system: cannot reserve memory: resource limit exceeded":                                                             8,
+		"subnet:192.0.2.7/32: cannot reserve inbound connection: connections per ip limit exceeded: resource limit exceeded": 2,
 	}, rm.refusals)
 	require.NotNil(t, rcmgr.GetAllowlist(rm), "found through Unwrap")
 }

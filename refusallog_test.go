@@ -195,8 +195,8 @@ func TestTheLogMissesNoRefusal(t *testing.T) {
 		`2 peer: inbound connection current=1 limit=1 raise=PeerDefault.ConnsInbound`,
 		`2 conn: memory current=0 limit=5 raise=Conn.Memory`,
 		`1 stream: memory current=0 limit=50 worst=peer:` + id + ` worst_times=1 raise=Stream.Memory`,
-		`2 subnet: inbound connection current=0 limit=0 cause=subnet raise=Gates.Subnets`,
-		`1 rate: inbound connection cause=rate worst=rate:198.51.100.7/32 worst_times=1 raise="Gates.Rate.IPv4[\"32\"]"`,
+		`2 subnet: inbound connection: connections per ip limit exceeded current=0 limit=0 cause=subnet raise=Gates.Subnets`,
+		`1 rate: inbound connection: rate limit exceeded cause=rate worst=rate:198.51.100.7/32 worst_times=1 raise="Gates.Rate.IPv4[\"32\"]"`,
 	}
 	var got []string
 	var total uint64

@@ -386,4 +386,7 @@ var damages = []damage{
 	{"families.go", "\t\tif s.name != othersName {\n\t\t\tto.gauge(s.peak[d]", "\t\tif true {\n\t\t\tto.gauge(s.peak[d]"},
 	{"state.go", "\tr.scopes = append(r.scopes, b.others...)\n", ""},
 	{"snapshot.go", "c.addPools(names.present(m))", "c.addPools(m.dir.list())\n\t\t_ = names"},
+	// Refusals, and what is said of them.
+	{"errors.go", "String() + gateWords[e.Kind()] +", "String() +"},
+	{"errors.go", "KindRate:   \": rate limit exceeded\",\n", ""},
 }

@@ -56,16 +56,20 @@ const fairShards = 64
 // peer is known. A refusal is a *LimitError of the scope, with CauseFairShare. It is off by default.
 // Other kinds are an error.
 func WithFairShare(kinds ...Kind) Option {
-	return func(c *config) error {
-		if len(kinds) == 0 {
-			kinds = []Kind{KindTransient}
-		}
-		for _, k := range kinds {
-			if k != KindTransient && k != KindSystem {
+	if len(kinds) == 0 {
+		kinds = []Kind{KindTransient}
+	}
+	var shared kindSet
+	for _, k := range kinds {
+		if k != KindTransient && k != KindSystem {
+			return func(*config) error {
 				return fmt.Errorf("WithFairShare: %v has no shares, expected transient or system", k)
 			}
-			c.fair |= 1 << k
 		}
+		shared |= 1 << k
+	}
+	return func(c *config) error {
+		c.fair |= shared
 		return nil
 	}
 }

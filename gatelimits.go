@@ -140,29 +140,30 @@ func defaultGateConfig() gateConfig {
 	return gateConfig{subnets: defaultSubnetConfig(), rate: defaultRateConfig()}
 }
 
-// gateConfigOf gives what a limiter says about the gates. One that is not of
-// this package has no word for it, and has the default gates.
-func gateConfigOf(l Limiter) (gateConfig, error) {
+// gateConfigOf returns what a limiter says about the gates, on top of the default
+// ones. One that is not of this package has no word for it.
+func gateConfigOf(l Limiter, defaults gateConfig) (gateConfig, error) {
 	own, ok := l.(*fixedLimiter)
 	if !ok {
-		return defaultGateConfig(), nil
+		return defaults, nil
 	}
-	return (*ConcreteLimitConfig)(own).gateConfig()
+	return (*ConcreteLimitConfig)(own).gateConfig(defaults)
 }
 
-func (cfg *ConcreteLimitConfig) gateConfig() (gateConfig, error) {
+func (cfg *ConcreteLimitConfig) gateConfig(defaults gateConfig) (gateConfig, error) {
 	if cfg.ungated {
 		// Loopback keeps its name, for an option that adds limits per subnet.
-		c := defaultGateConfig()
+		c := defaults
 		c.subnets.perSubnet, c.rate.perSubnet = [numFamilies][]ConnLimitPerSubnet{}, [numFamilies][]subnetRate{}
 		return c, nil
 	}
-	return cfg.limits.Gates.config()
+	return cfg.limits.Gates.config(defaults)
 }
 
-// config gives the default gates but for what g says, or a misplaced error.
-func (g *GateLimits) config() (gateConfig, error) {
-	c := defaultGateConfig()
+// config returns the default gates but for what g says, or a misplaced error. The lists
+// of defaults are not written to.
+func (g *GateLimits) config(defaults gateConfig) (gateConfig, error) {
+	c := defaults
 	if g == nil {
 		return c, nil
 	}

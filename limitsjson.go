@@ -105,7 +105,7 @@ func parseLimits(in io.Reader) (cfg PartialLimitConfig, f *limitFile, err error)
 func (cfg *PartialLimitConfig) checkTogether(defaults ConcreteLimitConfig) error {
 	built := cfg.Build(defaults)
 	l := &built.limits
-	_, gates := l.Gates.config()
+	_, gates := l.Gates.config(defaultGateConfig())
 	_, _, costs := l.Costs.perOpening(l.Conn.Memory, l.Stream.Memory)
 	return cmp.Or(built.checkTransient(cfg), costs, gates)
 }

@@ -66,8 +66,8 @@ func (o *observedKinds) load() kindSet { return kindSet(o.bits.Load()) }
 // math.MaxInt64. Manager.Enforce and Manager.ObserveOnly switch at run time. A
 // kind that does not exist is an error.
 func WithObserveOnly(kinds ...Kind) Option {
+	set, err := kindSetOf(kinds)
 	return func(c *config) error {
-		set, err := kindSetOf(kinds)
 		if err != nil {
 			return fmt.Errorf("WithObserveOnly: %w", err)
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/connmgr"
@@ -23,6 +24,7 @@ type config struct {
 	newcomers   bool          // WithNewcomersQuarter
 	fair        kindSet       // WithFairShare
 	allowlisted []allowlistEntry
+	gates       gateConfig      // of a limit configuration that does not say otherwise
 	subnets     subnetConfig    // nil lists: what the limit configuration says
 	callerRates *callerRates    // nil: likewise
 	outbound    *bool           // nil: likewise
@@ -49,11 +51,13 @@ func defaultConfig() config {
 		stripes:    defaultStripes(),
 		newcomers:  true,
 		refusalLog: 10 * time.Second,
+		gates:      defaultGateConfig(),
 	}
 }
 
 // Option sets something about a manager that is being made. What an option cannot
-// mean is an error of New that names the option.
+// mean is an error of New that names the option. It keeps a copy of the lists that it
+// is made from, and may be given to any number of managers, also at the same time.
 type Option func(*config) error
 
 // WithStripes sets the number of stripes, a power of two from 1 to 256. More
@@ -125,14 +129,16 @@ func WithRefusalLog(every time.Duration) Option {
 // WithAllowlistedMultiaddrs adds entries to the allowlist. Given again, it
 // adds more. See Allowlist.Add for what an entry looks like.
 func WithAllowlistedMultiaddrs(mas []multiaddr.Multiaddr) Option {
-	return func(c *config) error {
-		for _, ma := range mas {
-			e, err := readAllowlistEntry(ma)
-			if err != nil {
-				return fmt.Errorf("WithAllowlistedMultiaddrs: %w", err)
-			}
-			c.allowlisted = append(c.allowlisted, e)
+	var entries []allowlistEntry
+	for _, ma := range mas {
+		e, err := readAllowlistEntry(ma)
+		if err != nil {
+			return func(*config) error { return fmt.Errorf("WithAllowlistedMultiaddrs: %w", err) }
 		}
+		entries = append(entries, e)
+	}
+	return func(c *config) error {
+		c.allowlisted = append(c.allowlisted, entries...)
 		return nil
 	}
 }
@@ -142,6 +148,7 @@ func WithAllowlistedMultiaddrs(mas []multiaddr.Multiaddr) Option {
 // quotes it or, with skipBad, is logged and left out: a node then starts
 // despite a slip in its file, and refuses whom the slip was to let in.
 func WithAllowlistStrings(entries []string, skipBad bool) Option {
+	entries = slices.Clone(entries)
 	return func(c *config) error {
 		for i, text := range entries {
 			e, err := parseAllowlistText(text)
@@ -164,6 +171,7 @@ func WithAllowlistStrings(entries []string, skipBad bool) Option {
 // connection has to fit all entries of its family. WithNetworkPrefixLimit goes
 // before it.
 func WithLimitPerSubnet(v4, v6 []ConnLimitPerSubnet) Option {
+	v4, v6 = slices.Clone(v4), slices.Clone(v6)
 	return func(c *config) error {
 		replace(&c.subnets.perSubnet, v4, v6)
 		return nil
@@ -176,6 +184,7 @@ func WithLimitPerSubnet(v4, v6 []ConnLimitPerSubnet) Option {
 // loopback is unlimited. Where several cover an address, the most specific one
 // counts.
 func WithNetworkPrefixLimit(v4, v6 []NetworkPrefixLimit) Option {
+	v4, v6 = slices.Clone(v4), slices.Clone(v6)
 	return func(c *config) error {
 		replace(&c.subnets.networks, v4, v6)
 		return nil
@@ -257,9 +266,9 @@ func WithMetricsDisabled() Option {
 	}
 }
 
-// gateConfig gives what the gates of a manager with these limits are made from.
+// gateConfig returns what the gates of a manager with these limits are made from.
 func (c *config) gateConfig(limits Limiter) (gateConfig, error) {
-	g, err := gateConfigOf(limits)
+	g, err := gateConfigOf(limits, c.gates)
 	if err != nil {
 		return gateConfig{}, err
 	}

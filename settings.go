@@ -82,7 +82,7 @@ func (c *Costs) settings() []Setting {
 // gateSettings gives the gates: those that are said, and otherwise the default
 // ones, unless there are none at all.
 func (cfg *ConcreteLimitConfig) gateSettings() []Setting {
-	gates, err := cfg.gateConfig()
+	gates, err := cfg.gateConfig(defaultGateConfig())
 	if err != nil {
 		return nil // no manager has these limits
 	}
@@ -252,8 +252,8 @@ func (c *Costs) beyond(below *Costs) *Costs {
 // gatesBeyond gives the gates that differ from those that Build gives what lies on
 // the others and says nothing of gates.
 func (cfg *ConcreteLimitConfig) gatesBeyond(others ConcreteLimitConfig) *GateLimits {
-	mine, err := cfg.gateConfig()
-	theirs, err2 := others.limits.Gates.config()
+	mine, err := cfg.gateConfig(defaultGateConfig())
+	theirs, err2 := others.limits.Gates.config(defaultGateConfig())
 	if err != nil || err2 != nil {
 		return cfg.limits.Gates // what is wrong stays so, for whoever makes a manager of it
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 )
 
 // ConnLimitPerSubnet limits the connections of every subnet of one size. An
@@ -56,7 +57,7 @@ type subnetConfig struct {
 	networks  [numFamilies][]NetworkPrefixLimit
 }
 
-// defaultSubnetConfig gives one host's connections to every IPv4 address and
+// defaultSubnetConfig returns one host's connections to every IPv4 address and
 // every IPv6 /56, which is what a household gets, and to eight of those in a
 // /48, which is what a site gets.
 func defaultSubnetConfig() subnetConfig {
@@ -69,8 +70,8 @@ func defaultSubnetConfig() subnetConfig {
 			},
 		},
 		networks: [numFamilies][]NetworkPrefixLimit{
-			ipv4: DefaultNetworkPrefixLimitV4,
-			ipv6: DefaultNetworkPrefixLimitV6,
+			ipv4: slices.Clone(DefaultNetworkPrefixLimitV4),
+			ipv6: slices.Clone(DefaultNetworkPrefixLimitV6),
 		},
 	}
 }

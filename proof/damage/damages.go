@@ -386,6 +386,13 @@ var damages = []damage{
 	{"families.go", "\t\tif s.name != othersName {\n\t\t\tto.gauge(s.peak[d]", "\t\tif true {\n\t\t\tto.gauge(s.peak[d]"},
 	{"state.go", "\tr.scopes = append(r.scopes, b.others...)\n", ""},
 	{"snapshot.go", "c.addPools(names.present(m))", "c.addPools(m.dir.list())\n\t\t_ = names"},
+	// Options, and what callers hand over.
+	{"subnet.go", "slices.Clone(DefaultNetworkPrefixLimitV4)", "DefaultNetworkPrefixLimitV4"},
+	{"options.go", "gateConfigOf(limits, c.gates)", "gateConfigOf(limits, defaultGateConfig())"},
+	{"options.go", "func WithLimitPerSubnet(v4, v6 []ConnLimitPerSubnet) Option {\n\tv4, v6 = slices.Clone(v4), slices.Clone(v6)\n", "func WithLimitPerSubnet(v4, v6 []ConnLimitPerSubnet) Option {\n"},
+	{"options.go", "func WithNetworkPrefixLimit(v4, v6 []NetworkPrefixLimit) Option {\n\tv4, v6 = slices.Clone(v4), slices.Clone(v6)\n", "func WithNetworkPrefixLimit(v4, v6 []NetworkPrefixLimit) Option {\n"},
+	{"options.go", "\tentries = slices.Clone(entries)\n", ""},
+
 	// Refusals, and what is said of them.
 	{"errors.go", "String() + gateWords[e.Kind()] +", "String() +"},
 	{"errors.go", "KindRate:   \": rate limit exceeded\",\n", ""},

@@ -48,8 +48,7 @@ func WithLeakFinder(f LeakFinder) Option {
 		if f.Stacks < 0 || f.Oldest < 0 {
 			return fmt.Errorf("WithLeakFinder: Stacks is %d and Oldest %d, they must not be negative", f.Stacks, f.Oldest)
 		}
-		f.Oldest = cmp.Or(f.Oldest, 10)
-		c.leaks = &f
+		c.leaks = &LeakFinder{Stacks: f.Stacks, Oldest: cmp.Or(f.Oldest, 10)}
 		return nil
 	}
 }

@@ -208,7 +208,8 @@ func WithConnRateLimiters(connRateLimiter *rate.Limiter) Option {
 // not: whom a host dials is its own choice.
 func WithOutboundGates(on bool) Option {
 	return func(c *config) error {
-		c.outbound = &on
+		own := on
+		c.outbound = &own
 		return nil
 	}
 }

@@ -1,12 +1,22 @@
 package rcmgr
 
 import (
+	"log/slog"
 	"math"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
+	"time"
 
+	"github.com/libp2p/go-libp2p/core/connmgr"
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/x/rate"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
 )
@@ -79,4 +89,102 @@ func TestTheDefaultNetworksAreReadWhenAManagerIsMade(t *testing.T) {
 	_, err := newManager(t, unlimitedConf()).OpenConnection(network.DirInbound, false, far)
 	require.ErrorContains(t, err, "subnet:127.0.0.0/8", "a manager that is made now has the networks of now")
 	require.Equal(t, math.MaxInt, was4[0].ConnCount)
+}
+
+// everyOption returns an option of each kind, by the name of the function that makes it.
+func everyOption(t *testing.T) map[string]Option {
+	near := netip.MustParsePrefix("10.0.0.0/8")
+	return map[string]Option{
+		"WithStripes":               WithStripes(4),
+		"WithAdmission":             WithAdmission(AdmissionLinear),
+		"WithNewcomersQuarter":      WithNewcomersQuarter(false),
+		"WithRefusalLog":            WithRefusalLog(time.Second),
+		"WithAllowlistedMultiaddrs": WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{mustMA(t, "/ip4/192.0.2.1")}),
+		"WithAllowlistStrings":      WithAllowlistStrings([]string{"/ip4/192.0.2.2", "none"}, true),
+		"WithLimitPerSubnet":        WithLimitPerSubnet([]ConnLimitPerSubnet{{24, 9}, {32, 5}}, []ConnLimitPerSubnet{{48, 9}, {64, 5}}),
+		"WithNetworkPrefixLimit":    WithNetworkPrefixLimit([]NetworkPrefixLimit{{near, 7}}, []NetworkPrefixLimit{}),
+		"WithConnRateLimiters":      WithConnRateLimiters(&rate.Limiter{}),
+		"WithOutboundGates":         WithOutboundGates(true),
+		"WithTrace":                 WithTrace(filepath.Join(t.TempDir(), "trace")),
+		"WithTraceReporter":         WithTraceReporter(reporterFunc(func(TraceEvt) {})),
+		"WithMetrics":               WithMetrics(&talk{}),
+		"WithMetricsDisabled":       WithMetricsDisabled(),
+		"WithMemoryPressure":        WithMemoryPressure(MemoryPressure{Every: time.Millisecond}),
+		"WithLeakFinder":            WithLeakFinder(LeakFinder{Stacks: 1}),
+		"WithFairShare":             WithFairShare(),
+		"WithObserveOnly":           WithObserveOnly(KindRate, KindSubnet),
+		"WithOnNearLimit":           WithOnNearLimit(func(NearLimitEvent) {}),
+		"WithTrimming":              WithTrimming(connmgr.NullConnMgr{}),
+	}
+}
+
+// One set of options makes any number of managers, also at once. The race detector finds
+// what an option would write for all of them; each is as if it were the first.
+func TestOneSetOfOptionsMakesAnyNumberOfManagers(t *testing.T) {
+	lines := collectLog(t, slog.LevelInfo)
+	byName := everyOption(t)
+	for _, name := range optionFunctions(t) {
+		require.Contains(t, byName, name, "an option that is not tried here")
+	}
+	var opts []Option
+	for _, opt := range byName {
+		opts = append(opts, opt)
+	}
+	var managers [3]*Manager
+	var makers sync.WaitGroup
+	for i := range managers {
+		makers.Go(func() {
+			m, err := New(NewFixedLimiter(InfiniteLimits), opts...)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			managers[i] = m
+		})
+	}
+	makers.Wait()
+	defer func() {
+		for _, m := range managers {
+			m.Close()
+		}
+	}()
+	require.False(t, t.Failed())
+
+	started := slices.DeleteFunc(lines.take(), func(line string) bool { return !strings.Contains(line, "resource manager started") })
+	require.Len(t, started, len(managers))
+	for i, m := range managers[1:] {
+		require.Equal(t, started[0], started[i+1])
+		first := managers[0]
+		of, firstOf := m.pressure.state(), first.pressure.state()
+		require.Equal(t, []int64{firstOf.Limit, firstOf.RefuseAbove, firstOf.AdmitBelow}, []int64{of.Limit, of.RefuseAbove, of.AdmitBelow})
+		require.Equal(t, first.leaks.LeakFinder, m.leaks.LeakFinder)
+		require.Equal(t, gatesInForce(first), gatesInForce(m))
+		a, b := reflect.ValueOf(first.options), reflect.ValueOf(m.options)
+		for f := range a.NumField() {
+			switch name := a.Type().Field(f).Name; a.Field(f).Kind() {
+			case reflect.Pointer:
+				require.NotEqual(t, a.Field(f).Pointer(), b.Field(f).Pointer(), "%s is one for both", name)
+			case reflect.Slice:
+				require.Equal(t, a.Field(f).Len(), b.Field(f).Len(), name)
+			}
+		}
+	}
+}
+
+// optionFunctions returns the names of the functions that return an Option.
+func optionFunctions(t *testing.T) (names []string) {
+	files, err := filepath.Glob("*.go")
+	require.NoError(t, err)
+	made := regexp.MustCompile(`(?m)^func (\w+)\(.*\) Option \{`)
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		if !strings.HasSuffix(file, "_test.go") {
+			for _, found := range made.FindAllSubmatch(text, -1) {
+				names = append(names, string(found[1]))
+			}
+		}
+	}
+	require.NotEmpty(t, names)
+	return names
 }

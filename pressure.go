@@ -53,15 +53,16 @@ type MemoryPressure struct {
 // A refusal is a *LimitError of KindProcess and CauseMemoryPressure.
 func WithMemoryPressure(p MemoryPressure) Option {
 	return func(c *config) error {
-		if err := p.check(); err != nil {
+		own := p // filled in for each manager anew: it reads with buffers of its own
+		if err := own.check(); err != nil {
 			return fmt.Errorf("WithMemoryPressure: %w", err)
 		}
-		c.pressure = &p
+		c.pressure = &own
 		return nil
 	}
 }
 
-// check fills in what is left out.
+// check fills in what is left out. An error says what is wrong with the rest.
 func (p *MemoryPressure) check() error {
 	switch {
 	case p.Limit < 0:

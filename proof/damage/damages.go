@@ -392,6 +392,8 @@ var damages = []damage{
 	{"options.go", "func WithLimitPerSubnet(v4, v6 []ConnLimitPerSubnet) Option {\n\tv4, v6 = slices.Clone(v4), slices.Clone(v6)\n", "func WithLimitPerSubnet(v4, v6 []ConnLimitPerSubnet) Option {\n"},
 	{"options.go", "func WithNetworkPrefixLimit(v4, v6 []NetworkPrefixLimit) Option {\n\tv4, v6 = slices.Clone(v4), slices.Clone(v6)\n", "func WithNetworkPrefixLimit(v4, v6 []NetworkPrefixLimit) Option {\n"},
 	{"options.go", "\tentries = slices.Clone(entries)\n", ""},
+	{"pressure.go", "c.pressure = &own", "p = own\n\t\tc.pressure = &p"},
+	{"leaks.go", "c.leaks = &LeakFinder{Stacks: f.Stacks, Oldest: cmp.Or(f.Oldest, 10)}", "f.Oldest = cmp.Or(f.Oldest, 10)\n\t\tc.leaks = &f"},
 
 	// Refusals, and what is said of them.
 	{"errors.go", "String() + gateWords[e.Kind()] +", "String() +"},

@@ -68,6 +68,7 @@ type kindLimit struct {
 // newLimitBook reads what a Limiter says of all scopes, and everything that one of our
 // own says.
 func newLimitBook(l Limiter) (*limitBook, error) {
+	l = guardLimiter(l)
 	b := &limitBook{limiter: l}
 	b.own, _ = l.(*fixedLimiter)
 	for _, one := range []kindLimit{
@@ -129,6 +130,9 @@ func kindLimitsOf[K ~string](unnamed BaseLimit, named map[K]BaseLimit) kindLimit
 func readLimit(where string, l Limit) (*amounts, error) {
 	if err := checkLimit(where, l); err != nil {
 		return nil, err
+	}
+	if said, ok := l.(*saidLimit); ok {
+		return &said.amounts, nil
 	}
 	a := limitsOf(l)
 	return &a, nil

@@ -37,10 +37,17 @@ func (m *Manager) CheckConnManager(cm connmgr.ConnManager) error {
 		return nil
 	}
 	system := limitsOf(m.fixed[KindSystem].Limit())
-	conflict := highWaterConflict(&system, func(limit int64) bool {
-		return cm.CheckLimit(oneConnLimit(limit-1)) == nil // they may be equal there
+	asking := guard{callback: callbackOf("CheckConnManager", cm), then: "its high water mark is not known"}
+	var conflict string
+	fault := asking.try(func() {
+		conflict = highWaterConflict(&system, func(limit int64) bool {
+			return cm.CheckLimit(oneConnLimit(limit-1)) == nil // they may be equal there
+		})
 	})
-	if conflict == "" {
+	switch {
+	case fault != nil:
+		return fmt.Errorf("limits: the connection manager, a %T, %w", cm, fault)
+	case conflict == "":
 		return nil
 	}
 	return fmt.Errorf("limits: %s not above the connection manager's high water mark, so that connections are refused before any is closed: set at least twice the mark, or lower the mark", conflict)

@@ -48,7 +48,7 @@ type Limit interface {
 // Limiter tells a manager the limits of its scopes. The manager asks when it
 // makes a scope, and when SetLimits or Refresh says so, from many goroutines at
 // once and never under a lock of its own. A limit that is nil or below zero is an
-// error of whatever needed it.
+// error of whatever needed it, and so is a panic; that is logged, too, the first time.
 type Limiter interface {
 	// GetSystemLimits gives the limits of everything together.
 	GetSystemLimits() Limit
@@ -757,11 +757,20 @@ func (l *fixedLimiter) GetPeerLimits(p peer.ID) Limit {
 func (l *fixedLimiter) GetStreamLimits(peer.ID) Limit { return handOut(l.limits.Stream) }
 func (l *fixedLimiter) GetConnLimits() Limit          { return handOut(l.limits.Conn) }
 
-// checkLimit tells what is wrong with a limit that a manager was given for the
+// isNoLimit reports whether a Limit is nil, or a nil pointer.
+func isNoLimit(l Limit) bool {
+	v := reflect.ValueOf(l)
+	return !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil()
+}
+
+// checkLimit returns what is wrong with a limit that a manager was given for the
 // scope where: there is none, or a number in it is negative.
 func checkLimit(where string, l Limit) error {
-	if v := reflect.ValueOf(l); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
+	if isNoLimit(l) {
 		return fmt.Errorf("%s: no limit given, the Limit is nil", where)
+	}
+	if said, ok := l.(*saidLimit); ok && said.err != nil {
+		return fmt.Errorf("%s: the Limiter %w", where, said.err)
 	}
 	a := limitsOf(l)
 	if slices.Min(a[:]) >= 0 {

@@ -139,13 +139,13 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		m.workers.Go(m.refusalLog.writeUntilClosed)
 	}
 	if m.pressure != nil {
-		m.workers.Go(func() { m.pressure.watchUntil(m.stop) })
+		m.goOn(func() { m.pressure.watchUntil(m.stop) })
 	}
 	if m.leaks != nil {
 		m.workers.Go(func() { m.leaks.keepTimeUntil(m.stop) })
 	}
 	if len(cfg.nearLimit)+len(cfg.trimmed) > 0 {
-		m.workers.Go((&limitWatch{m: m, tell: cfg.nearLimit, trim: cfg.trimmed}).untilClosed)
+		m.goOn(newLimitWatch(m, cfg.nearLimit, cfg.trimmed).untilClosed)
 	}
 	m.logStart()
 	return m, nil

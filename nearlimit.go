@@ -50,7 +50,8 @@ type NearLimitEvent struct {
 //
 // f is called by one goroutine at a time and without any lock of the manager, which
 // it may ask anything; looks wait for it. Close waits for it, too, so that f must
-// not call Close. Given again, the option adds another listener. f may not be nil.
+// not call Close. If it panics, that is logged, and it is not called again. Given again,
+// the option adds another listener. f may not be nil.
 func WithOnNearLimit(f func(NearLimitEvent)) Option {
 	return func(c *config) error {
 		if f == nil {
@@ -70,7 +71,8 @@ func WithOnNearLimit(f func(NearLimitEvent)) Option {
 // protects. With that, the high water mark may even lie above the limit.
 //
 // The connection manager is asked by one goroutine, which Close waits for, without any
-// lock of the manager. Given again, the option adds another one. cm may not be nil.
+// lock of the manager. If it panics, that is logged, and it is not asked again. Given
+// again, the option adds another one. cm may not be nil.
 func WithTrimming(cm connmgr.ConnManager) Option {
 	return func(c *config) error {
 		if cm == nil {
@@ -84,9 +86,32 @@ func WithTrimming(cm connmgr.ConnManager) Option {
 // limitWatch is what has been told of each limit.
 type limitWatch struct {
 	m    *Manager
-	tell []func(NearLimitEvent)
-	trim []connmgr.ConnManager
+	tell []nearListener
+	trim []trimmedConnMgr
 	told map[*pool]*[numDims]marksTold // of the scopes that are there, where any is
+}
+
+// nearListener is one that is not called any more once it has failed.
+type nearListener struct {
+	*guard
+	listen func(NearLimitEvent)
+}
+
+// trimmedConnMgr is one that is not asked any more once it has failed.
+type trimmedConnMgr struct {
+	*guard
+	trim func(context.Context)
+}
+
+func newLimitWatch(m *Manager, listeners []func(NearLimitEvent), trimmed []connmgr.ConnManager) *limitWatch {
+	w := &limitWatch{m: m}
+	for _, f := range listeners {
+		w.tell = append(w.tell, nearListener{&guard{callback: "WithOnNearLimit"}, f})
+	}
+	for _, cm := range trimmed {
+		w.trim = append(w.trim, trimmedConnMgr{&guard{callback: callbackOf("WithTrimming", cm)}, cm.TrimOpenConns})
+	}
+	return w
 }
 
 // marksTold is how many of nearMarks have been told, and not been taken back.
@@ -142,7 +167,7 @@ func (w *limitWatch) look() {
 	w.told = told
 	if full {
 		for _, cm := range w.trim {
-			cm.TrimOpenConns(context.Background())
+			cm.call(func() { cm.trim(context.Background()) })
 		}
 	}
 }
@@ -153,7 +178,7 @@ func (w *limitWatch) tellNew(p *pool, d dim, l tally, marks []int) {
 		e := NearLimitEvent{Scope: name.String(), Kind: p.kind, Name: limitNames[d], Resource: resourceOf[d],
 			Direction: directionOf[d], Percent: percent, Use: l.handed, Limit: l.limit}
 		for _, tell := range w.tell {
-			tell(e)
+			tell.call(func() { tell.listen(e) })
 		}
 	}
 }

@@ -40,6 +40,7 @@ type MemoryPressure struct {
 	// objects that the last garbage collection has left alive, stacks, and what the
 	// runtime needs for itself. What has died since is counted only if the runtime
 	// would let it grow past Limit before it collects it, which GOMEMLIMIT prevents.
+	// If InUse panics, that is logged, and the runtime's number counts from then on.
 	InUse func() int64
 }
 
@@ -114,7 +115,9 @@ type ProcessMemory struct {
 type pressure struct {
 	scope           scopeName
 	every           time.Duration
-	read            func() int64
+	read            func() int64 // guarded by reading
+	reading         guard
+	runtime         func() int64 // what is in use once read has failed
 	limit           int64
 	refuse, readmit int64
 	inUse           atomic.Int64
@@ -127,7 +130,11 @@ func newPressure(p *MemoryPressure) *pressure {
 		return nil
 	}
 	of := func(share float64) int64 { return int64(min(share*float64(p.Limit), math.MaxInt64/2)) }
-	w := &pressure{scope: scopeName{kind: KindProcess}, every: p.Every, read: p.InUse, limit: p.Limit, refuse: of(p.RefuseAbove), readmit: of(p.AdmitBelow)}
+	w := &pressure{
+		scope: scopeName{kind: KindProcess}, every: p.Every, limit: p.Limit, refuse: of(p.RefuseAbove), readmit: of(p.AdmitBelow),
+		read: p.InUse, runtime: runtimeMemory(p.Limit),
+		reading: guard{callback: "MemoryPressure.InUse", then: "what the Go runtime has in use counts in its place"},
+	}
 	w.look()
 	return w
 }
@@ -147,7 +154,10 @@ func (p *pressure) watchUntil(stop <-chan struct{}) {
 
 // look reads the memory and decides. Only one goroutine calls it.
 func (p *pressure) look() {
-	n := p.read()
+	var n int64
+	if !p.reading.call(func() { n = p.read() }) {
+		n = p.runtime()
+	}
 	p.inUse.Store(n)
 	switch was := p.refusing.Load(); {
 	case !was && n > p.refuse:

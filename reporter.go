@@ -4,9 +4,6 @@ package rcmgr
 // to hear of what happens.
 
 import (
-	"fmt"
-	"sync/atomic"
-
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
@@ -64,7 +61,7 @@ type MetricsReporter interface {
 // it back.
 type guardedReporter struct {
 	reporter MetricsReporter
-	failed   atomic.Bool
+	guard
 }
 
 // guarded guards a reporter, if there is one.
@@ -72,21 +69,10 @@ func guarded(r MetricsReporter) MetricsReporter {
 	if r == nil {
 		return nil
 	}
-	return &guardedReporter{reporter: r}
+	return &guardedReporter{reporter: r, guard: guard{callback: callbackOf("WithMetrics", r)}}
 }
 
-func (g *guardedReporter) tell(f func(MetricsReporter)) {
-	if g.failed.Load() {
-		return
-	}
-	defer func() {
-		if p := recover(); p != nil && !g.failed.Swap(true) {
-			log.Error("a metrics reporter panicked, and is not called again",
-				"reporter", fmt.Sprintf("%T", g.reporter), "panic", p)
-		}
-	}()
-	f(g.reporter)
-}
+func (g *guardedReporter) tell(f func(MetricsReporter)) { g.call(func() { f(g.reporter) }) }
 
 func (g *guardedReporter) AllowConn(dir network.Direction, usefd bool) {
 	g.tell(func(r MetricsReporter) { r.AllowConn(dir, usefd) })

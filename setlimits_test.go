@@ -141,7 +141,7 @@ func TestSetLimitsReachesEverythingThatLives(t *testing.T) {
 				require.NoError(t, m.SetLimits(next))
 				for name, one := range living {
 					got := one.scope.(ResourceScopeLimiter).Limit()
-					if _, foreign := m.limits.Load().limiter.(otherLimiter); name[:4] == "stre" || name[:4] == "span" && name[8:12] == "stre" {
+					if foreign := m.limits.Load().own == nil; name[:4] == "stre" || name[:4] == "span" && name[8:12] == "stre" {
 						// Streams that a Limiter of ours did not open keep theirs.
 						if _, was := kinds[0](nil).(otherLimiter); was || foreign {
 							continue

@@ -47,7 +47,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"sync"
@@ -291,10 +290,10 @@ const (
 // tracer delivers events. A nil tracer is one to which nobody listens: the
 // engine asks for that before it puts an event together.
 type tracer struct {
-	limits    Limiter         // of the start event
-	reporters []TraceReporter // for run alone
-	file      *traceFile      // for run alone; nil for none, or one that failed
-	max       int             // traceQueue
+	limits    Limiter                 // of the start event
+	reporters []*guardedTraceReporter // for run alone
+	file      *traceFile              // for run alone; nil for none, or one that failed
+	max       int                     // traceQueue
 
 	// The lock comes after all others (I8) and is only ever held for a moment.
 	mu struct {
@@ -330,7 +329,7 @@ func newTracer(path string, reporters []TraceReporter, limits Limiter) (*tracer,
 func startTracer(file *traceFile, reporters []TraceReporter, limits Limiter) *tracer {
 	t := &tracer{
 		limits:    limits,
-		reporters: slices.Clone(reporters),
+		reporters: guardedTraceReporters(reporters),
 		file:      file,
 		max:       traceQueue,
 		wake:      make(chan struct{}, 1),
@@ -443,9 +442,15 @@ func (r *request) amounts() amounts {
 
 // run delivers until Close.
 func (t *tracer) run() {
-	// Deferred, for a reporter may end the goroutine (runtime.Goexit).
+	// Deferred, for a reporter may end the goroutine (runtime.Goexit). Then nobody gets
+	// anything any more, and nothing is kept for them.
 	defer close(t.done)
-	defer func() { t.file.close() }()
+	defer func() {
+		t.mu.Lock()
+		t.mu.closed, t.mu.queue = true, nil
+		t.mu.Unlock()
+		t.file.close()
+	}()
 	flush := time.NewTimer(0)
 	flush.Stop()
 	defer flush.Stop()
@@ -497,7 +502,9 @@ func (t *tracer) deliver(spare []traceEvent) []traceEvent {
 func (t *tracer) deliverOne(e *traceEvent) {
 	if len(t.reporters) > 0 {
 		evt := t.export(e)
-		t.reporters = slices.DeleteFunc(t.reporters, func(r TraceReporter) bool { return !consume(r, evt) })
+		for _, r := range t.reporters {
+			r.call(func() { r.reporter.ConsumeEvent(evt) })
+		}
 	}
 	if t.file != nil {
 		t.keepFile(t.file.write(e))
@@ -520,17 +527,17 @@ func (t *tracer) keepFile(err error) {
 	}
 }
 
-// consume hands an event to a reporter, and tells whether it took it without a
-// panic.
-func consume(r TraceReporter, evt TraceEvt) (ok bool) {
-	defer func() {
-		if p := recover(); p != nil {
-			log.Error("a TraceReporter of the resource manager panicked, it gets no more events",
-				"reporter", fmt.Sprintf("%T", r), "panic", p, "stack", string(debug.Stack()))
-		}
-	}()
-	r.ConsumeEvent(evt)
-	return true
+// guardedTraceReporter is a reporter that gets no more events once it has failed.
+type guardedTraceReporter struct {
+	reporter TraceReporter
+	guard
+}
+
+func guardedTraceReporters(reporters []TraceReporter) (all []*guardedTraceReporter) {
+	for _, r := range reporters {
+		all = append(all, &guardedTraceReporter{reporter: r, guard: guard{callback: callbackOf("WithTraceReporter", r)}})
+	}
+	return all
 }
 
 // flush waits until everything that has been pushed is delivered and written.

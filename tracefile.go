@@ -33,7 +33,12 @@ type traceFile struct {
 func newTraceFile(out io.WriteCloser, limits Limiter) *traceFile {
 	f := &traceFile{out: out, buffer: bufio.NewWriterSize(out, 64<<10)}
 	f.gzip, _ = gzip.NewWriterLevel(f.buffer, gzip.BestSpeed) // a level that there is
-	text, err := json.Marshal(limits)
+	g := guard{callback: callbackOf("Limiter", limits), then: "its limits are not in the trace"}
+	var text []byte
+	var err error
+	if fault := g.try(func() { text, err = json.Marshal(limits) }); fault != nil {
+		err = fault
+	}
 	if err != nil {
 		text = appendJSONText(nil, "cannot be written: "+err.Error())
 	}

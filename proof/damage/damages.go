@@ -395,6 +395,16 @@ var damages = []damage{
 	{"pressure.go", "c.pressure = &own", "p = own\n\t\tc.pressure = &p"},
 	{"leaks.go", "c.leaks = &LeakFinder{Stacks: f.Stacks, Oldest: cmp.Or(f.Oldest, 10)}", "f.Oldest = cmp.Or(f.Oldest, 10)\n\t\tc.leaks = &f"},
 
+	// Callbacks.
+	{"guard.go", "return !g.failed.Load() && g.try(f) == nil", "return g.try(f) == nil"},
+	{"guard.go", "if !g.failed.Swap(true) {", "if g.failed.Store(true); true {"},
+	{"guard.go", "\t\t\tif !returned {\n\t\t\t\tm.goOn(work)\n\t\t\t}\n", "\t\t\t_ = returned\n"},
+	{"guard.go", "said.amounts = limitsOf(l)", "none = true"},
+	{"limits.go", "if said, ok := l.(*saidLimit); ok && said.err != nil {", "if said, ok := l.(*saidLimit); ok && said == nil {"},
+	{"nearlimit.go", "tell.call(func() { tell.listen(e) })", "tell.listen(e)"},
+	{"pressure.go", "\t\tn = p.runtime()\n", "\t\tn = p.inUse.Load()\n"},
+	{"tracefile.go", "\t\terr = fault\n", ""},
+
 	// Refusals, and what is said of them.
 	{"errors.go", "String() + gateWords[e.Kind()] +", "String() +"},
 	{"errors.go", "KindRate:   \": rate limit exceeded\",\n", ""},

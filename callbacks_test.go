@@ -2,6 +2,8 @@ package rcmgr
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -228,10 +230,17 @@ func TestAConnectionManagerThatPanicsIsAnError(t *testing.T) {
 // A Limiter whose JSON cannot be had costs a trace its first line's limits, no more.
 func TestATraceDoesWithoutAPanickingLimitersJSON(t *testing.T) {
 	captureLog(t)
-	m, err := New(&faultyLimiter{noLimits(), numKinds, false}, WithTrace(t.TempDir()+"/trace"))
+	path := filepath.Join(t.TempDir(), "trace")
+	m, err := New(&faultyLimiter{noLimits(), numKinds, false}, WithTrace(path))
 	require.NoError(t, err)
 	mustOpenConn(t, m, network.DirInbound)
 	require.NoError(t, m.Close())
+	file, err := os.Open(path)
+	require.NoError(t, err)
+	defer file.Close()
+	written := lines(t, file, true)
+	require.Equal(t, "cannot be written: panicked: "+errFault.Error(), written[0].Limit)
+	require.Greater(t, len(written), 5)
 }
 
 // Whoever panics in a view has given back what the view held.

@@ -5,6 +5,8 @@ package rcmgr
 
 import (
 	"fmt"
+	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/libp2p/go-libp2p/core/connmgr"
@@ -14,14 +16,14 @@ import (
 // able to reach the high water mark below.
 var watched = [...]dim{dimConns, dimConnsIn, dimStreams, dimStreamsIn}
 
-// CheckHighWater tells, as an error of one sentence, which limits of the system
+// CheckHighWater returns, as an error of one sentence, which limits of the system
 // scope are not above the high water mark of the connection manager: connections
 // would be refused before it closes any, however useless those are. nil is no
 // conflict. Where an allowlist admits whom these limits refuse, they may be so on
 // purpose.
 func (cfg ConcreteLimitConfig) CheckHighWater(highWater int) error {
 	system := limitsOf(cfg.limits.System)
-	conflict := highWaterConflict(&system, func(limit int64) bool { return limit > int64(highWater) })
+	conflict := highWaterConflict(&system, func(_ dim, limit int64) bool { return limit > int64(highWater) })
 	if conflict == "" {
 		return nil
 	}
@@ -30,18 +32,26 @@ func (cfg ConcreteLimitConfig) CheckHighWater(highWater int) error {
 }
 
 // CheckConnManager is CheckHighWater for the limits in force and any connection
-// manager, which it asks by way of connmgr.GetConnLimiter. With an allowlist, all
-// is well.
+// manager, which it asks by way of connmgr.GetConnLimiter; if that panics, it is an error.
+// One that was given to WithTrimming makes room before a limit on connections is reached,
+// wherever its high water mark lies. With an allowlist, all is well.
 func (m *Manager) CheckConnManager(cm connmgr.ConnManager) error {
 	if m.allowlist.hasEntries() {
 		return nil
 	}
 	system := limitsOf(m.fixed[KindSystem].Limit())
+	wouldTrim := false
 	asking := guard{callback: callbackOf("CheckConnManager", cm), then: "its high water mark is not known"}
 	var conflict string
 	fault := asking.try(func() {
-		conflict = highWaterConflict(&system, func(limit int64) bool {
-			return cm.CheckLimit(oneConnLimit(limit-1)) == nil // they may be equal there
+		trims := m.trims(cm)
+		conflict = highWaterConflict(&system, func(d dim, limit int64) bool {
+			helped := madeRoomFor(d, limit)
+			if trims && helped || cm.CheckLimit(oneConnLimit(limit-1)) == nil { // they may be equal there
+				return true
+			}
+			wouldTrim = wouldTrim || helped
+			return false
 		})
 	})
 	switch {
@@ -50,8 +60,22 @@ func (m *Manager) CheckConnManager(cm connmgr.ConnManager) error {
 	case conflict == "":
 		return nil
 	}
-	return fmt.Errorf("limits: %s not above the connection manager's high water mark, so that connections are refused before any is closed: set at least twice the mark, or lower the mark", conflict)
+	advice := "set at least twice the mark, or lower the mark"
+	if wouldTrim {
+		advice = "set at least twice the mark, lower the mark, or give the connection manager to WithTrimming"
+	}
+	return fmt.Errorf("limits: %s not above the connection manager's high water mark, so that connections are refused before any is closed: %s",
+		conflict, advice)
 }
+
+// trims reports whether a connection manager was given to WithTrimming.
+func (m *Manager) trims(cm connmgr.ConnManager) bool {
+	return reflect.ValueOf(cm).Comparable() && slices.Contains(m.options.trimmed, cm)
+}
+
+// madeRoomFor reports whether a connection manager is asked to trim before the system
+// scope's limit of d is reached.
+func madeRoomFor(d dim, limit int64) bool { return resourceOf[d] != ResourceStream && limit > 0 }
 
 // oneConnLimit is a limit as connection managers ask for it.
 type oneConnLimit int
@@ -59,10 +83,10 @@ type oneConnLimit int
 func (l oneConnLimit) GetConnLimit() int { return int(l) }
 
 // highWaterConflict names the watched limits that are not above the mark.
-func highWaterConflict(system *amounts, above func(limit int64) bool) string {
+func highWaterConflict(system *amounts, above func(d dim, limit int64) bool) string {
 	var low []string
 	for _, d := range watched {
-		if limit := system[d]; !isUnlimited(d, limit) && !above(limit) {
+		if limit := system[d]; !isUnlimited(d, limit) && !above(d, limit) {
 			low = append(low, fmt.Sprintf("System.%s (%d)", limitNames[d], limit))
 		}
 	}

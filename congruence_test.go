@@ -57,3 +57,46 @@ func TestLimitsThatAreNotAboveTheHighWaterMarkAreToldWithWhatToSet(t *testing.T)
 	}
 	require.Error(t, PartialLimitConfig{System: ResourceLimits{Conns: 5}}.Build(InfiniteLimits).CheckHighWater(math.MaxInt))
 }
+
+// unlikeConnMgr is a connection manager that Go cannot compare with another one.
+type unlikeConnMgr struct {
+	connmgr.NullConnMgr
+	_ []int
+}
+
+// A connection manager that is asked to trim makes room before a limit on connections is
+// reached, wherever its mark lies. It is not asked for the sake of streams, and cannot
+// make room where nothing is admitted.
+func TestAConnectionManagerThatTrimsMayHaveAMarkAboveTheLimit(t *testing.T) {
+	cm, err := basic.NewConnManager(10, 96)
+	require.NoError(t, err)
+	defer cm.Close()
+	another, err := basic.NewConnManager(10, 96)
+	require.NoError(t, err)
+	defer another.Close()
+	for _, c := range []struct {
+		system ResourceLimits
+		want   string // empty: all is well
+	}{
+		{ResourceLimits{Conns: 90, ConnsInbound: 80}, ""},
+		{ResourceLimits{Conns: 90, Streams: 80}, "System.Streams (80) is not above"},
+		{ResourceLimits{Conns: 90, ConnsInbound: BlockAllLimit}, "System.ConnsInbound (0) is not above"},
+	} {
+		limits := PartialLimitConfig{System: c.system}.Build(InfiniteLimits)
+		m, err := New(NewFixedLimiter(limits), WithTrimming(unlikeConnMgr{}), WithTrimming(cm))
+		require.NoError(t, err)
+		defer m.Close()
+		err = m.CheckConnManager(cm)
+		if c.want == "" {
+			require.NoError(t, err)
+		} else {
+			require.ErrorContains(t, err, c.want)
+			require.NotContains(t, err.Error(), "System.Conns (")
+			require.NotContains(t, err.Error(), "WithTrimming")
+		}
+		err = m.CheckConnManager(another)
+		require.ErrorContains(t, err, "System.Conns (90)")
+		require.ErrorContains(t, err, "set at least twice the mark, lower the mark, or give the connection manager to WithTrimming")
+		require.NoError(t, m.CheckConnManager(unlikeConnMgr{}), "it has no mark")
+	}
+}

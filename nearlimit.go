@@ -157,7 +157,7 @@ func (w *limitWatch) look() {
 				kept := min(before[d], before[d].after(low[d], l.limit))
 				now[d] = kept.after(l.handed, l.limit)
 				w.tellNew(p, dim(d), l, nearMarks[min(kept, now[d]):now[d]])
-				full = full || now[d] > 0 && p.kind == KindSystem && resourceOf[d] != ResourceStream
+				full = full || now[d] > 0 && p.kind == KindSystem && madeRoomFor(dim(d), l.limit)
 			}
 		}
 		if now != ([numDims]marksTold{}) {

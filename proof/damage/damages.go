@@ -404,6 +404,9 @@ var damages = []damage{
 	{"nearlimit.go", "tell.call(func() { tell.listen(e) })", "tell.listen(e)"},
 	{"pressure.go", "\t\tn = p.runtime()\n", "\t\tn = p.inUse.Load()\n"},
 	{"tracefile.go", "\t\terr = fault\n", ""},
+	{"congruence.go", "return resourceOf[d] != ResourceStream && limit > 0", "return limit > 0"},
+	{"congruence.go", "return resourceOf[d] != ResourceStream && limit > 0", "return resourceOf[d] != ResourceStream"},
+	{"congruence.go", "if trims && helped ||", "if !trims && false ||"},
 
 	// Refusals, and what is said of them.
 	{"errors.go", "String() + gateWords[e.Kind()] +", "String() +"},

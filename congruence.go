@@ -99,16 +99,26 @@ func highWaterConflict(system *amounts, above func(d dim, limit int64) bool) str
 	return strings.Join(low, ", ") + " are"
 }
 
-// checkTransient tells which limit said sets for the transient scope to a number
-// above that of the system scope, in which everything transient counts, too. A
-// system that admits nothing leaves all to the allowlist, on purpose.
+// checkTransient returns which limit of the transient scope is above that of the
+// system scope, in which everything transient counts, too, where somebody wrote both
+// and said has one of them. Against a number that is computed, and so another one on
+// each machine, a written one is no error, see Warnings. A system that admits nothing
+// leaves all to the allowlist, on purpose.
 func (cfg *ConcreteLimitConfig) checkTransient(said *PartialLimitConfig) error {
 	transient, system := limitsOf(cfg.limits.Transient), limitsOf(cfg.limits.System)
-	unsaid := limitsOf(said.Transient.Build(BaseLimit{}))
+	fromTransient, fromSystem := byDim(cfg.origins.Transient), byDim(cfg.origins.System)
+	inTransient, inSystem := limitsOf(said.Transient.Build(BaseLimit{})), limitsOf(said.System.Build(BaseLimit{}))
 	for d, limit := range transient {
-		if unsaid[d] > 0 && !isUnlimited(dim(d), limit) && limit > system[d] && system[d] > 0 {
-			return &misplaced{"Transient." + limitNames[d], fmt.Errorf(
-				"is %d, above System.%s, which is %d: what is transient counts there, too", limit, limitNames[d], system[d])}
+		name := limitNames[d]
+		switch {
+		case isUnlimited(dim(d), limit) || limit <= system[d] || system[d] <= 0:
+		case min(fromTransient[d], fromSystem[d]) < OriginOverride:
+		case inTransient[d] > 0:
+			return &misplaced{"Transient." + name, fmt.Errorf(
+				"is %d, above System.%s, which is %d: what is transient counts there, too", limit, name, system[d])}
+		case inSystem[d] > 0:
+			return &misplaced{"System." + name, fmt.Errorf(
+				"is %d, below Transient.%s, which is %d: what is transient counts there, too", system[d], name, limit)}
 		}
 	}
 	return nil

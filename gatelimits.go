@@ -232,7 +232,7 @@ func visit[V comparable](path string, said gateLists[V], begin func(family),
 		}
 		begin(f)
 		for _, bits := range slices.Backward(slices.Sorted(maps.Keys(levels))) {
-			at := fmt.Sprintf("%s.%s[%q]", path, familyNames[f], fmt.Sprint(bits))
+			at := levelPlace(path, f, bits)
 			if bits < 0 || bits > f.bitLen() {
 				return &misplaced{at, fmt.Errorf("expected a prefix length from 0 to %d", f.bitLen())}
 			}
@@ -244,7 +244,7 @@ func visit[V comparable](path string, said gateLists[V], begin func(family),
 	var none V
 	seen := make(map[netip.Prefix]bool)
 	for _, n := range slices.SortedFunc(maps.Keys(said.Networks), netip.Prefix.Compare) {
-		at := fmt.Sprintf("%s.Networks[%q]", path, n)
+		at := networkPlace(path, n)
 		plain := normalPrefix(n)
 		switch {
 		case !n.IsValid():

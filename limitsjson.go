@@ -29,8 +29,8 @@ import (
 
 // ReadLimits reads a PartialLimitConfig from JSON. It takes nothing silently:
 // unknown names, names given twice, negative numbers, peer IDs that do not parse,
-// null, text after the end, and transient limits above those of the system are
-// errors that tell line, column, place and what was expected; and the file, if in
+// null, text after the end, and transient limits above those of the system where both
+// are written are errors that tell line, column, place and what was expected; and the file, if in
 // has a method Name, as an *os.File has. As in all of encoding/json, upper and
 // lower case of the fixed names are the same.
 //

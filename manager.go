@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -148,6 +149,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		m.goOn(newLimitWatch(m, cfg.nearLimit, cfg.trimmed).untilClosed)
 	}
 	m.logStart()
+	m.logUnreachable(book)
 	return m, nil
 }
 
@@ -165,6 +167,23 @@ func (m *Manager) logStart() {
 		"newcomers_quarter", m.newcomers, "fair_share", m.options.fair, "observe_only", m.observed.load(), "connections_per_subnet", gates.subnets.describe(),
 		"connect_rates", rates, "outbound_gates", gates.outbound,
 		"allowlist_entries", len(m.options.allowlisted), "traced", m.trace != nil}, m.limits.Load().startAttrs()...)...)
+}
+
+// maxWarnings bounds what one line of the log tells.
+const maxWarnings = 20
+
+// logUnreachable tells in one line which of the limits that come into force can
+// never be reached, at a level that go-libp2p's loggers show by default.
+func (m *Manager) logUnreachable(b *limitBook) {
+	if b.own == nil {
+		return // who wrote what is not known
+	}
+	all := (*ConcreteLimitConfig)(b.own).unreachable(m.allowlist.hasEntries())
+	if len(all) == 0 {
+		return
+	}
+	told := all[:min(len(all), maxWarnings)]
+	log.Error("limits that can never be reached", "count", len(all), "first", strings.Join(told, "; "))
 }
 
 // NewResourceManager is New as go-libp2p's own package spells it.

@@ -303,7 +303,7 @@ func withLimitsInCode() error {
 	scaling := rcmgr.DefaultLimits
 	rcmgr.SetDefaultServiceLimits(&scaling)
 	limits := rcmgr.PartialLimitConfig{
-		System:      rcmgr.ResourceLimits{Conns: 2000, Memory: 4 << 30},
+		System:      rcmgr.ResourceLimits{Conns: 2000, ConnsInbound: 1500, ConnsOutbound: 500, Memory: 4 << 30},
 		PeerDefault: rcmgr.ResourceLimits{ConnsInbound: 4},
 	}.Build(scaling.AutoScale())
 	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits))

@@ -125,11 +125,13 @@ func TestOverridesGoBeforeWhatIsComputed(t *testing.T) {
 func TestNodeLimitsThatMakeNoSenseAreErrors(t *testing.T) {
 	sized := NodeLimits{MaxMemory: 1 << 30, MaxFileDescriptors: 100}
 	for want, change := range map[string]func(*NodeLimits){
-		"NodeLimits.MaxMemory is -1, it must not be negative":              func(n *NodeLimits) { n.MaxMemory = -1 },
-		"NodeLimits.MaxFileDescriptors is -2, it must not be negative":     func(n *NodeLimits) { n.MaxFileDescriptors = -2 },
-		"NodeLimits.ConnMgrHighWater is -3, it must not be negative":       func(n *NodeLimits) { n.ConnMgrHighWater = -3 },
-		"ConnMgrHighWater 96 and NoConnMgr: set one":                       func(n *NodeLimits) { n.ConnMgrHighWater, n.NoConnMgr = 96, true },
-		"Transient.Memory: is 2147483648, above System.Memory, which is 1": func(n *NodeLimits) { n.Overrides.Transient.Memory = 2 << 30 },
+		"NodeLimits.MaxMemory is -1, it must not be negative":          func(n *NodeLimits) { n.MaxMemory = -1 },
+		"NodeLimits.MaxFileDescriptors is -2, it must not be negative": func(n *NodeLimits) { n.MaxFileDescriptors = -2 },
+		"NodeLimits.ConnMgrHighWater is -3, it must not be negative":   func(n *NodeLimits) { n.ConnMgrHighWater = -3 },
+		"ConnMgrHighWater 96 and NoConnMgr: set one":                   func(n *NodeLimits) { n.ConnMgrHighWater, n.NoConnMgr = 96, true },
+		"Transient.Memory: is 2147483648, above System.Memory, which is 1": func(n *NodeLimits) {
+			n.Overrides.Transient.Memory, n.Overrides.System.Memory = 2<<30, 1<<30
+		},
 		"System.ConnsInbound (96) is not above the connection manager's high water mark of 96": func(n *NodeLimits) {
 			n.ConnMgrHighWater, n.Overrides.System.ConnsInbound = 96, 96
 		},

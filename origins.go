@@ -31,6 +31,15 @@ func (o Origin) String() string {
 // scopeOrigins are the origins of the limits of one scope.
 type scopeOrigins = quantities[Origin, Origin]
 
+// byDim returns the origins in the order of amounts.
+func byDim(o scopeOrigins) (out [numDims]Origin) {
+	for i, from := range o.counts() {
+		out[limitOrder[i]] = *from
+	}
+	out[dimMemory] = o.Memory
+	return out
+}
+
 // originsOver gives the origins of limits that lie on others: what l leaves to
 // the defaults comes from where it comes from below.
 func (l *ResourceLimits) originsOver(under scopeOrigins, from Origin) scopeOrigins {
@@ -54,6 +63,15 @@ func (g *GateLimits) originsOver(under map[string]Origin, from Origin) map[strin
 	over := maps.Clone(under)
 	maps.Copy(over, g.origins(from))
 	return over
+}
+
+// originsOfGates returns the origins of the gates that are not the default, by the
+// place of their settings.
+func (cfg *ConcreteLimitConfig) originsOfGates() map[string]Origin {
+	if cfg.gateOrigins != nil {
+		return cfg.gateOrigins
+	}
+	return cfg.limits.Gates.origins(OriginOverride)
 }
 
 // MarshalText gives String's text, for JSON.

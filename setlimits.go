@@ -51,6 +51,7 @@ func (m *Manager) changeLimits(limits Limiter, last *limitBook) (changed bool, e
 	}
 	m.catchUp(next, late)
 	log.Info("limits changed", next.startAttrs()...)
+	m.logUnreachable(next)
 	return true, nil
 }
 

@@ -33,14 +33,9 @@ func (cfg ConcreteLimitConfig) Settings() []Setting {
 	origins := make(map[string]scopeOrigins)
 	cfg.origins.each(func(place string, o scopeOrigins) { origins[place] = o })
 	cfg.limits.each(func(place string, l BaseLimit) {
-		from, limit := origins[place], limitsOf(l)
-		counts := from.counts()
-		for i, d := range limitOrder {
-			origin := from.Memory
-			if d != dimMemory {
-				origin = *counts[i]
-			}
-			all = append(all, Setting{place + "." + limitNames[d], valueText(d, limit[d]), origin})
+		from, limit := byDim(origins[place]), limitsOf(l)
+		for _, d := range limitOrder {
+			all = append(all, Setting{place + "." + limitNames[d], valueText(d, limit[d]), from[d]})
 		}
 	})
 	all = append(all, cfg.limits.Costs.settings()...)
@@ -86,10 +81,7 @@ func (cfg *ConcreteLimitConfig) gateSettings() []Setting {
 	if err != nil {
 		return nil // no manager has these limits
 	}
-	origins := cfg.gateOrigins
-	if origins == nil {
-		origins = cfg.limits.Gates.origins(OriginOverride)
-	}
+	origins := cfg.originsOfGates()
 	full := gates.limits()
 	all := full.settings()
 	for i := range all {
@@ -134,12 +126,27 @@ func eachGate[V comparable](path string, said *gateLists[V], f func(place string
 	for at := range numFamilies {
 		levels := *said.perSubnet(at)
 		for _, bits := range slices.Sorted(maps.Keys(levels)) {
-			f(fmt.Sprintf("%s.%s[%q]", path, familyNames[at], strconv.Itoa(bits)), levels[bits])
+			f(levelPlace(path, at, bits), levels[bits])
 		}
 	}
-	for _, n := range slices.SortedFunc(maps.Keys(said.Networks), netip.Prefix.Compare) {
-		f(fmt.Sprintf("%s.Networks[%q]", path, n), said.Networks[n])
+	eachNetwork(path, said.Networks, f)
+}
+
+// eachNetwork is eachGate for the networks that are named.
+func eachNetwork[V any](path string, networks map[netip.Prefix]V, f func(place string, v V)) {
+	for _, n := range slices.SortedFunc(maps.Keys(networks), netip.Prefix.Compare) {
+		f(networkPlace(path, n), networks[n])
 	}
+}
+
+// levelPlace returns the place of what is said about all subnets of one size.
+func levelPlace(path string, f family, bits int) string {
+	return fmt.Sprintf("%s.%s[%q]", path, familyNames[f], strconv.Itoa(bits))
+}
+
+// networkPlace returns the place of what is said about one network.
+func networkPlace(path string, n netip.Prefix) string {
+	return fmt.Sprintf("%s.Networks[%q]", path, n)
 }
 
 func (r ConnRate) text() string {

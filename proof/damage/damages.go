@@ -335,6 +335,18 @@ var damages = []damage{
 	{"limits.go", "to.Memory = cmp.Or(to.Memory, from.Memory)", "to.Memory = from.Memory"},
 	{"limits.go", "int64(Unlimited):     `\"unlimited\"`", "int64(Unlimited):     `\"infinite\"`"},
 	{"defaults.go", "return math.MaxInt\n", "return 0\n"},
+	{"congruence.go", "case min(fromTransient[d], fromSystem[d]) < OriginOverride:", "case min(fromTransient[d], fromSystem[d]|OriginCode) < OriginOverride:"},
+	{"congruence.go", "case min(fromTransient[d], fromSystem[d]) < OriginOverride:", "case min(fromTransient[d]|OriginCode, fromSystem[d]) < OriginOverride:"},
+	{"congruence.go", "case inSystem[d] > 0:", "case inSystem[d] < 0:"},
+	{"reach.go", "if !of.written() || of.limit <= 0 ||", "if of.limit <= 0 ||"},
+	{"reach.go", "n < least && !(n == 0", "n < least && !(false"},
+	{"reach.go", "\tif !allowlist {\n\t\tr.system", "\t{\n\t\tr.system"},
+	{"reach.go", "|| s.inherits(d) ||", "||"},
+	{"reach.go", "\tsomewhere.widen(all.Transient) ", "\t"},
+	{"reach.go", "if namedPair[name] == nil {", "if true {"},
+	{"reach.go", "\tcase dimConns:\n\t\ts.offer(in.at(dimConnsIn), in.at(dimConnsOut))\n", ""},
+	{"manager.go", "told := all[:min(len(all), maxWarnings)]", "told := all"},
+	{"setlimits.go", "\tm.logUnreachable(next)\n", ""},
 	{"limitsjson.go", "return cmp.Or(built.checkTransient(cfg), costs, gates)", "_ = gates\n\treturn cmp.Or(built.checkTransient(cfg), costs)"},
 
 	// Metrics and the page.

@@ -1,0 +1,275 @@
+package rcmgr
+
+// Limits that can never be reached, because what counts in their scope counts
+// somewhere else, too, where there is less room. Nothing fails: somebody raised a
+// number, and nothing more is admitted. Only limits that somebody wrote are looked
+// at: a default that another default leaves no room for is nobody's slip.
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Warnings returns a sentence for each limit that somebody wrote and that can never
+// be reached, such as
+//
+//	System.ConnsInbound is 10000 (override), above System.Conns, which is 160 (default): it can never be reached
+//
+// A limit is written if its Origin is OriginOverride or OriginCode. What it is held
+// against may be computed: such limits work, but not as they read. A limit that
+// is "unlimited" is none, and one that is written as "blockAll" is meant so. Compared
+// are the parts of a total with it and it with them, transient with system, peers,
+// services and protocols with system, one peer in a service or protocol with both,
+// the memory of single connections and streams with what they count in, and the
+// limits of subnets with wider ones and with system. An allowlist lets peers and what
+// they use past system, of which the configuration knows nothing.
+//
+// A manager logs them at level error, which is what go-libp2p's loggers show by
+// default, when it is made and when SetLimits puts other limits in force: one line,
+// unless there are none, and without those about system that its allowlist makes
+// untrue. rm.Limits().Warnings() has those of the limits in force.
+func (cfg ConcreteLimitConfig) Warnings() []string { return cfg.unreachable(false) }
+
+// unreachable is Warnings, for a manager that has an allowlist or none.
+func (cfg *ConcreteLimitConfig) unreachable(allowlist bool) []string {
+	r := reach{all: placedScopes(cfg)}
+	all := &r.all
+	if !allowlist {
+		r.system = []*room{roomOf(all.System)}
+	}
+	r.check(KindSystem, all.System)
+	r.check(KindTransient, all.Transient, roomOf(all.System))
+	r.check(KindAllowlistedSystem, all.AllowlistedSystem)
+	r.check(KindAllowlistedTransient, all.AllowlistedTransient, roomOf(all.AllowlistedSystem))
+
+	// The room of the peer that has the most: what fits one peer can be reached.
+	peers := roomOf(all.PeerDefault)
+	for _, p := range slices.Sorted(maps.Keys(all.Peer)) {
+		peers.widen(all.Peer[p])
+	}
+	checkShared(&r, KindService, all.ServiceDefault, all.Service, all.ServicePeerDefault, all.ServicePeer, peers)
+	checkShared(&r, KindProtocol, all.ProtocolDefault, all.Protocol, all.ProtocolPeerDefault, all.ProtocolPeer, peers)
+	r.check(KindPeer, all.PeerDefault, r.system...)
+	for _, p := range slices.Sorted(maps.Keys(all.Peer)) {
+		r.check(KindPeer, all.Peer[p], r.system...)
+	}
+	r.check(KindStream, all.Stream, append(slices.Clip(r.system), peers)...)
+	somewhere := *peers
+	somewhere.widen(all.Transient) // where a connection counts until its peer is known
+	r.check(KindConn, all.Conn, append(slices.Clip(r.system), &somewhere)...)
+	r.checkSubnets(cfg)
+	return r.found
+}
+
+// placedScope is what is said about one scope, with its place in the configuration
+// and the origins of its limits.
+type placedScope struct {
+	place   string
+	limit   amounts
+	origin  [numDims]Origin
+	unnamed *placedScope // of its kind, if this one is named; else nil
+}
+
+func placedScopes(cfg *ConcreteLimitConfig) perScope[*placedScope] {
+	origins := convert(cfg.origins, func(o scopeOrigins) *placedScope { return &placedScope{origin: byDim(o)} })
+	all := overlay(cfg.limits, origins, func(l BaseLimit, from *placedScope) *placedScope {
+		return &placedScope{limit: limitsOf(l), origin: from.origin}
+	})
+	all.each(func(place string, s *placedScope) { s.place = place })
+	lieOn(all.ServiceDefault, all.Service)
+	lieOn(all.ServicePeerDefault, all.ServicePeer)
+	lieOn(all.ProtocolDefault, all.Protocol)
+	lieOn(all.ProtocolPeerDefault, all.ProtocolPeer)
+	lieOn(all.PeerDefault, all.Peer)
+	return all
+}
+
+func lieOn[K comparable](unnamed *placedScope, named map[K]*placedScope) {
+	for _, s := range named {
+		s.unnamed = unnamed
+	}
+}
+
+// inherits reports whether a named scope has what was said about the unnamed ones.
+func (s *placedScope) inherits(d dim) bool {
+	return s.unnamed != nil && s.limit[d] == s.unnamed.limit[d] && s.origin[d] == s.unnamed.origin[d]
+}
+
+// reach collects what can never be reached.
+type reach struct {
+	all    perScope[*placedScope]
+	system []*room // what counts in system has; empty if the allowlist leads past it
+	found  []string
+}
+
+// room is how much there is of each resource, and which scope says so.
+type room [numDims]*placedScope
+
+func roomOf(s *placedScope) *room {
+	var r room
+	for d := range r {
+		r[d] = s
+	}
+	return &r
+}
+
+// widen takes in another scope that the same may count in instead.
+func (r *room) widen(s *placedScope) {
+	for d, most := range r {
+		if s.limit[d] > most.limit[d] {
+			r[d] = s
+		}
+	}
+}
+
+// check compares the limits of a scope with each other, and with those of all rooms
+// that what counts in it needs. The one with the least room is named.
+func (r *reach) check(k Kind, s *placedScope, rooms ...*room) {
+	for d := range numDims {
+		if !k.limits(d) || s.inherits(d) || d != dimMemory && (k == KindConn || k == KindStream) { // which are one connection or stream
+			continue
+		}
+		r.compare(s.at(d), d, append([]*room{roomOf(s)}, rooms...))
+	}
+}
+
+// compare says so if a limit of d that was written is above what one of the rooms
+// has, or above one of others.
+func (r *reach) compare(of placedLimit, d dim, rooms []*room, others ...placedLimit) {
+	if !of.written() || of.limit <= 0 || isUnlimited(d, of.limit) {
+		return
+	}
+	short := shortage{of: of}
+	for _, in := range rooms {
+		short.look(in, d)
+	}
+	for _, l := range others {
+		short.offer(l)
+	}
+	if short.in != nil {
+		r.found = append(r.found, short.String())
+	}
+}
+
+// checkShared compares the limits of services, or of protocols, with those of
+// system, and those of one peer in them with both and with a peer's.
+func checkShared[K ~string](r *reach, k Kind, unnamed *placedScope, named map[K]*placedScope,
+	unnamedPair *placedScope, namedPair map[K]*placedScope, peers *room) {
+	r.check(k, unnamed, r.system...)
+	for _, name := range slices.Sorted(maps.Keys(named)) {
+		r.check(k, named[name], r.system...)
+	}
+	widest := roomOf(unnamed) // of all whose peers have the unnamed limits
+	for _, name := range slices.Sorted(maps.Keys(named)) {
+		if namedPair[name] == nil {
+			widest.widen(named[name])
+		}
+	}
+	around := append(slices.Clip(r.system), peers)
+	r.check(k.ofPeer(), unnamedPair, append(slices.Clip(around), widest)...)
+	for _, name := range slices.Sorted(maps.Keys(namedPair)) {
+		r.check(k.ofPeer(), namedPair[name], append(slices.Clip(around), roomOf(cmp.Or(named[name], unnamed)))...)
+	}
+}
+
+// checkSubnets compares the limits of subnets with those of wider ones and of
+// system, in which everything that passes a gate counts.
+func (r *reach) checkSubnets(cfg *ConcreteLimitConfig) {
+	gates, err := cfg.gateConfig()
+	if err != nil {
+		return // no manager has these limits
+	}
+	origins := cfg.originsOfGates()
+	said := gates.limits()
+	lists := gateLists[LimitVal](said.Subnets)
+	limitAt := func(place string, v LimitVal) placedLimit {
+		return placedLimit{func() string { return place }, int64(v.Build(0)), origins[place]}
+	}
+	system, d := []*room{roomOf(r.all.System)}, dimConnsIn
+	if gates.outbound {
+		d = dimConns
+	}
+	for f := range numFamilies {
+		levels := *lists.perSubnet(f)
+		var wider []placedLimit
+		for _, bits := range slices.Sorted(maps.Keys(levels)) {
+			l := limitAt(levelPlace("Gates.Subnets", f, bits), levels[bits])
+			r.compare(l, d, system, wider...)
+			wider = append(wider, l)
+		}
+	}
+	eachNetwork("Gates.Subnets", lists.Networks, func(place string, v LimitVal) { r.compare(limitAt(place, v), d, system) })
+}
+
+// placedLimit is one number of a configuration.
+type placedLimit struct {
+	place  func() string
+	limit  int64
+	origin Origin
+}
+
+func (s *placedScope) at(d dim) placedLimit {
+	return placedLimit{func() string { return s.place + "." + limitNames[d] }, s.limit[d], s.origin[d]}
+}
+
+func (l *placedLimit) written() bool { return l.origin >= OriginOverride }
+
+// shortage is a limit, and what leaves the least room for it.
+type shortage struct {
+	of placedLimit
+	in []placedLimit // one, or the two parts of a total; nil: there is room
+}
+
+// look looks at the limit of d in a room, and at those of a total and its parts.
+func (s *shortage) look(in *room, d dim) {
+	s.offer(in.at(d))
+	switch d {
+	case dimStreamsIn, dimStreamsOut:
+		s.offer(in.at(dimStreams))
+	case dimConnsIn, dimConnsOut:
+		s.offer(in.at(dimConns))
+	case dimStreams:
+		s.offer(in.at(dimStreamsIn), in.at(dimStreamsOut))
+	case dimConns:
+		s.offer(in.at(dimConnsIn), in.at(dimConnsOut))
+	}
+}
+
+func (r *room) at(d dim) placedLimit { return r[d].at(d) }
+
+// offer takes in what has less room, by itself or together. What was written to have
+// none is meant so.
+func (s *shortage) offer(in ...placedLimit) {
+	least := s.of.limit
+	if s.in != nil {
+		least = roomIn(s.in)
+	}
+	n := roomIn(in)
+	if n < least && !(n == 0 && slices.ContainsFunc(in, func(l placedLimit) bool { return l.written() })) {
+		s.in = in
+	}
+}
+
+func roomIn(all []placedLimit) (sum int64) {
+	for _, l := range all {
+		sum = addCapped(sum, l.limit)
+	}
+	return sum
+}
+
+func (s *shortage) String() string {
+	var places, numbers []string
+	for _, l := range s.in {
+		places = append(places, l.place())
+		numbers = append(numbers, fmt.Sprintf("%d (%s)", l.limit, l.origin))
+	}
+	verb := ", which is "
+	if len(s.in) > 1 {
+		verb = " together, which are "
+	}
+	return fmt.Sprintf("%s is %d (%s), above %s%s%s: it can never be reached", s.of.place(), s.of.limit, s.of.origin,
+		strings.Join(places, " and "), verb, strings.Join(numbers, " and "))
+}

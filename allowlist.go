@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -257,8 +258,11 @@ type allowlistEntry struct {
 	network netip.Prefix
 }
 
-// parseAllowlistText reads an entry from text. An error quotes it.
+// parseAllowlistText reads an entry from a line of text. What an editor leaves around
+// it is passed over: a byte-order mark before the first line, white space, the
+// carriage return of a line from Windows. An error quotes it.
 func parseAllowlistText(text string) (allowlistEntry, error) {
+	text = strings.TrimSpace(strings.TrimPrefix(text, byteOrderMark))
 	ma, err := multiaddr.NewMultiaddr(text)
 	if err != nil {
 		return allowlistEntry{}, fmt.Errorf("allowlist entry %q: %w", text, err)

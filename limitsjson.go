@@ -32,7 +32,8 @@ import (
 // null, text after the end, and transient limits above those of the system where both
 // are written are errors that tell line, column, place and what was expected; and the file, if in
 // has a method Name, as an *os.File has. As in all of encoding/json, upper and
-// lower case of the fixed names are the same.
+// lower case of the fixed names are the same. A byte-order mark is passed over; a
+// text in UTF-16 or UTF-32, or one that is no UTF-8, is an error that says so.
 //
 // Beside what json.Unmarshal takes, numbers may stand in quotes, and sizes of
 // memory may have units: "64MiB" is 64<<20, "64MB" 64 million bytes.
@@ -86,10 +87,9 @@ func parseLimits(in io.Reader) (cfg PartialLimitConfig, f *limitFile, err error)
 	if f.text, err = io.ReadAll(in); err != nil {
 		return cfg, f, fmt.Errorf("limits: %w", err)
 	}
-	var all json.RawMessage
-	var syntax *json.SyntaxError
-	if err := json.Unmarshal(f.text, &all); errors.As(err, &syntax) {
-		return cfg, f, f.errorAt(int(syntax.Offset)-1, "", err)
+	f.text = bytes.TrimPrefix(f.text, []byte(byteOrderMark))
+	if at, err := f.unreadable(); err != nil {
+		return cfg, f, f.errorAt(at, "", err)
 	}
 	f.dec = json.NewDecoder(bytes.NewReader(f.text))
 	if err := f.check(reflect.TypeFor[PartialLimitConfig](), ""); err != nil {
@@ -99,6 +99,59 @@ func parseLimits(in io.Reader) (cfg PartialLimitConfig, f *limitFile, err error)
 		err = fmt.Errorf("limits: %w", err)
 	}
 	return cfg, f, err
+}
+
+// byteOrderMark is what some editors put before a text in UTF-8. It says nothing.
+const byteOrderMark = "\ufeff"
+
+// unreadable returns why the text is no JSON in UTF-8, and the offset of that.
+// encoding/json would put other characters in the place of those that it cannot
+// read, and the limit would be that of another name.
+func (f *limitFile) unreadable() (at int, err error) {
+	if is := wideEncoding(f.text); is != "" {
+		return 0, fmt.Errorf("the text is %s: save it as UTF-8", is)
+	}
+	for rest := f.text; len(rest) > 0; {
+		r, size := utf8.DecodeRune(rest)
+		if r == utf8.RuneError && size == 1 {
+			return len(f.text) - len(rest), fmt.Errorf("expected UTF-8, found the byte %#x", rest[0])
+		}
+		rest = rest[size:]
+	}
+	var all json.RawMessage
+	var syntax *json.SyntaxError
+	if err := json.Unmarshal(f.text, &all); !errors.As(err, &syntax) {
+		return 0, nil
+	}
+	at = int(syntax.Offset) - 1
+	if at >= 0 && utf8.RuneStart(f.text[at]) && f.text[at] >= utf8.RuneSelf { // of which encoding/json names the first byte
+		r, _ := utf8.DecodeRune(f.text[at:])
+		return at, fmt.Errorf("unexpected character %q (%U)", r, r)
+	}
+	for at > 0 && !utf8.RuneStart(f.text[at]) { // the text ends with this character
+		at--
+	}
+	return at, syntax
+}
+
+// wideEncoding returns the name of the encoding of a text whose characters have two
+// or four bytes each, by its byte-order mark, or by its first characters, which in
+// JSON are of one byte in UTF-8; "" for others.
+func wideEncoding(text []byte) string {
+	var start [4]byte
+	copy(start[:], text)
+	zero := func(i int) bool { return start[i] == 0 }
+	switch {
+	case start == [4]byte{0xff, 0xfe, 0, 0}, !zero(0) && zero(1) && zero(2) && zero(3) && len(text) >= 4:
+		return "UTF-32, little endian"
+	case start == [4]byte{0, 0, 0xfe, 0xff}, zero(0) && zero(1) && zero(2) && !zero(3):
+		return "UTF-32, big endian"
+	case start[0] == 0xff && start[1] == 0xfe, !zero(0) && zero(1) && !zero(2) && zero(3) && len(text) >= 4:
+		return "UTF-16, little endian"
+	case start[0] == 0xfe && start[1] == 0xff, zero(0) && !zero(1):
+		return "UTF-16, big endian"
+	}
+	return ""
 }
 
 // checkTogether tells what single values cannot show.

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"math"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
@@ -172,9 +173,10 @@ func TestAManagerLogsOnceWhichLimitsCanNeverBeReached(t *testing.T) {
 
 // A file that raises one number works on every machine, or on none.
 func TestAFileThatRaisesTransientAloneWorksOnEveryMachine(t *testing.T) {
-	const file = `{"Transient": {"Conns": 600, "ConnsInbound": 450, "Streams": 3000, "StreamsInbound": 1500}}`
-	node := NodeLimits{MaxFileDescriptors: 1024}
-	node.Overrides = readText(t, file)
+	text, err := os.ReadFile("testdata/transient-alone.json")
+	require.NoError(t, err)
+	file := string(text)
+	node := NodeLimits{MaxFileDescriptors: 1024, Overrides: readText(t, file)}
 	for _, size := range sizes {
 		defaults := DefaultLimits.Scale(size, 1024)
 		l, err := NewLimiterFromJSON(strings.NewReader(file), defaults)
@@ -195,7 +197,7 @@ func TestAFileThatRaisesTransientAloneWorksOnEveryMachine(t *testing.T) {
 		require.NoError(t, err, "%d bytes", size)
 		require.Empty(t, cfg.Warnings())
 	}
-	_, err := NewDefaultLimiterFromJSON(strings.NewReader(file))
+	_, err = NewDefaultLimiterFromJSON(strings.NewReader(file))
 	require.NoError(t, err)
 
 	node.MaxMemory, node.Overrides = 1<<30, PartialLimitConfig{Transient: ResourceLimits{Memory: 2 << 30}}

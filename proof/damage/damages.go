@@ -347,6 +347,12 @@ var damages = []damage{
 	{"reach.go", "\tcase dimConns:\n\t\ts.offer(in.at(dimConnsIn), in.at(dimConnsOut))\n", ""},
 	{"manager.go", "told := all[:min(len(all), maxWarnings)]", "told := all"},
 	{"setlimits.go", "\tm.logUnreachable(next)\n", ""},
+	{"limitsjson.go", "bytes.TrimPrefix(f.text, []byte(byteOrderMark))", "f.text[0:len(f.text):len(f.text)]"},
+	{"limitsjson.go", "if r == utf8.RuneError && size == 1 {", "if r == utf8.RuneError && size == 0 {"},
+	{"limitsjson.go", "if at >= 0 && utf8.RuneStart(f.text[at]) && f.text[at] >= utf8.RuneSelf {", "if at >= 0 && f.text[at] >= utf8.RuneSelf {"},
+	{"limitsjson.go", "if at >= 0 && utf8.RuneStart(f.text[at]) && f.text[at] >= utf8.RuneSelf {", "if false {"},
+	{"limitsjson.go", "zero(0) && zero(1) && zero(2) && !zero(3):", "false:"},
+	{"allowlist.go", "strings.TrimPrefix(text, byteOrderMark)", "text"},
 	{"limitsjson.go", "return cmp.Or(built.checkTransient(cfg), costs, gates)", "_ = gates\n\treturn cmp.Or(built.checkTransient(cfg), costs)"},
 
 	// Metrics and the page.

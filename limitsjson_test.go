@@ -1,0 +1,124 @@
+package rcmgr
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"unicode/utf16"
+
+	"github.com/stretchr/testify/require"
+)
+
+// readers are all ways to read limits from a text.
+func readers() map[string]func(text string) (PartialLimitConfig, error) {
+	ofLimiter := func(l Limiter, err error) (PartialLimitConfig, error) {
+		if err != nil {
+			return PartialLimitConfig{}, err
+		}
+		return l.(*fixedLimiter).ToPartialLimitConfig(), nil
+	}
+	return map[string]func(string) (PartialLimitConfig, error){
+		"ReadLimits": func(text string) (PartialLimitConfig, error) { return ReadLimits(strings.NewReader(text)) },
+		"NewLimiterFromJSON": func(text string) (PartialLimitConfig, error) {
+			return ofLimiter(NewLimiterFromJSON(strings.NewReader(text), InfiniteLimits))
+		},
+		"NewDefaultLimiterFromJSON": func(text string) (PartialLimitConfig, error) {
+			return ofLimiter(NewDefaultLimiterFromJSON(strings.NewReader(text)))
+		},
+	}
+}
+
+func TestAFileThatAnEditorOnWindowsSavedIsReadAsItIs(t *testing.T) {
+	marked, err := os.ReadFile("testdata/with-a-mark.json")
+	require.NoError(t, err)
+	require.True(t, bytes.HasPrefix(marked, []byte(byteOrderMark)) && bytes.Contains(marked, []byte("\r\n")))
+	want := ResourceLimits{Memory: 1 << 30, ConnsInbound: 900}
+	cfg, err := ReadLimitsFile("testdata/with-a-mark.json")
+	require.NoError(t, err)
+	require.Equal(t, PartialLimitConfig{System: want}, cfg)
+	for name, read := range readers() {
+		cfg, err := read(string(marked))
+		require.NoError(t, err, name)
+		require.Equal(t, want.ConnsInbound, cfg.System.ConnsInbound, name)
+		for text, want := range map[string]string{
+			byteOrderMark + "{\r\n  \"Sytem\": {}\r\n}":    "limits: line 2, column 3: Sytem: unknown name",
+			byteOrderMark + `{"Sytem":{}}`:                 "limits: line 1, column 2: Sytem: unknown name",
+			byteOrderMark + "{\r\n\r\n  \"System\": {}} x": "limits: line 3, column 17: top level: invalid character 'x' after top-level value",
+			byteOrderMark:                        "limits: line 1, column 1: top level: unexpected end of JSON input",
+			byteOrderMark + byteOrderMark + "{}": `limits: line 1, column 1: top level: unexpected character '\ufeff' (U+FEFF)`,
+			"{}" + byteOrderMark:                 `limits: line 1, column 3: top level: unexpected character '\ufeff' (U+FEFF)`,
+			"{\n “System”: {}}":                  "limits: line 2, column 2: top level: unexpected character '“' (U+201C)",
+			`{"System":{}, "é`:                   "limits: line 1, column 16: top level: unexpected end of JSON input",
+			"{}\x00\x00":                         `limits: line 1, column 3: top level: invalid character '\x00' after top-level value`,
+			"\x00\x00\x00\x00":                   `limits: line 1, column 1: top level: invalid character '\x00' looking for beginning of value`,
+			byteOrderMark + "{\"Service\":\r\n{\"caf\xe9\":{}}}":     "limits: line 2, column 6: top level: expected UTF-8, found the byte 0xe9",
+			"{\"Service\":{\"caf\xc3\":{\"Streams\":1}}} \xff\xfe\n": "limits: line 1, column 17: top level: expected UTF-8, found the byte 0xc3",
+		} {
+			_, err := read(text)
+			require.ErrorContains(t, err, want, "%s: %q", name, text)
+		}
+	}
+}
+
+// wide writes a text in units of two or four bytes.
+func wide(text string, bytes int, bigEndian bool) string {
+	var out []byte
+	units := []rune(text)
+	if bytes == 2 {
+		units = units[:0]
+		for _, u := range utf16.Encode([]rune(text)) {
+			units = append(units, rune(u))
+		}
+	}
+	for _, u := range units {
+		for i := range bytes {
+			if bigEndian {
+				i = bytes - 1 - i
+			}
+			out = append(out, byte(u>>(8*i)))
+		}
+	}
+	return string(out)
+}
+
+func TestAFileThatIsNotUTF8IsToldWithWhatToDo(t *testing.T) {
+	const text = "{\n\"Service\": {\"\u00e9\U0001f600\": {}}}"
+	for name, read := range readers() {
+		for _, mark := range []string{"", "\ufeff"} {
+			for _, blank := range []string{"", " ", "\r\n"} {
+				for _, c := range []struct {
+					bytes int
+					big   bool
+					want  string
+				}{
+					{2, false, "UTF-16, little endian"}, {2, true, "UTF-16, big endian"},
+					{4, false, "UTF-32, little endian"}, {4, true, "UTF-32, big endian"},
+				} {
+					_, err := read(wide(mark+blank+text, c.bytes, c.big))
+					require.ErrorContains(t, err, "limits: line 1, column 1: top level: the text is "+c.want+": save it as UTF-8", "%s %q", name, mark+blank)
+				}
+			}
+		}
+	}
+	_, err := ReadLimitsFile(filepath.Join("testdata", "utf-16.json"))
+	require.ErrorContains(t, err, "utf-16.json: line 1, column 1: top level: the text is UTF-16, little endian: save it as UTF-8")
+}
+
+func TestAllowlistTextMayHaveWhatEditorsLeaveAroundIt(t *testing.T) {
+	for _, text := range []string{
+		"/ip4/192.0.2.0/ipcidr/24\r", byteOrderMark + "/ip4/192.0.2.0/ipcidr/24", " /ip4/192.0.2.0/ipcidr/24\t", byteOrderMark + "\t/ip4/192.0.2.0/ipcidr/24\r\n",
+		"/ip4/192.0.2.7/ipcidr/24", "/ip6/::ffff:192.0.2.7/ipcidr/120",
+	} {
+		e, err := parseAllowlistText(text)
+		require.NoError(t, err, "%q", text)
+		require.Equal(t, "192.0.2.0/24", e.network.String())
+	}
+	_, err := New(nil, WithAllowlistStrings([]string{byteOrderMark + "/ip4/192.0.2.1\r", "192.0.2.2\r"}, false))
+	require.ErrorContains(t, err, `WithAllowlistStrings: line 2: allowlist entry "192.0.2.2": `)
+	for _, bad := range []string{"", "\r", byteOrderMark, "/ip4/192.0.2.1\n/ip4/192.0.2.2", wide("/ip4/192.0.2.1", 2, false)} {
+		_, err := parseAllowlistText(bad)
+		require.Error(t, err, "%q", bad)
+	}
+}

@@ -38,7 +38,9 @@ type SubnetLimits struct {
 	IPv6 map[int]LimitVal `json:",omitzero"`
 	// Networks has the limits of single networks, in place of those above. The
 	// most specific network of an address counts. Those that are not named
-	// here, or have DefaultLimit, are as by default: loopback is unlimited.
+	// here, or have DefaultLimit, are as by default: loopback is unlimited. A network
+	// may be named by any of its addresses, and an IPv4 one also as IPv4-mapped or
+	// NAT64; readers of files take it by its first address alone.
 	Networks map[netip.Prefix]LimitVal `json:",omitempty"`
 }
 
@@ -116,7 +118,25 @@ func overLists[V comparable](upper, lower gateLists[V], join func(V, V) V) (out 
 		*out.perSubnet(f) = levels
 	}
 	var unnamed V
-	out.Networks = overlayMap(upper.Networks, lower.Networks, unnamed, join)
+	out.Networks = overlayMap(normalNetworks(upper.Networks), normalNetworks(lower.Networks), unnamed, join)
+	return out
+}
+
+// normalNetworks returns the map with each network under the one name by which the
+// gates know it, see normalPrefix. What is none, and the second of two names for one
+// network, stays as it is, to be an error of whatever is made of it.
+func normalNetworks[V any](networks map[netip.Prefix]V) map[netip.Prefix]V {
+	if networks == nil {
+		return nil
+	}
+	out := make(map[netip.Prefix]V, len(networks))
+	for _, n := range slices.SortedFunc(maps.Keys(networks), netip.Prefix.Compare) {
+		plain := normalPrefix(n)
+		if _, taken := out[plain]; taken || !n.IsValid() {
+			plain = n
+		}
+		out[plain] = networks[n]
+	}
 	return out
 }
 

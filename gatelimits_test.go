@@ -110,6 +110,7 @@ func TestGateLimitsGoAllTheWay(t *testing.T) {
 			// Applied, built, and read back from what is in force.
 			var applied PartialLimitConfig
 			applied.Apply(cfg)
+			cfg.Gates = cfg.Gates.over(nil) // networks by the names that the gates know
 			require.Equal(t, cfg, applied)
 			l := NewFixedLimiter(applied.Build(InfiniteLimits))
 			again, err := NewLimiterFromJSON(strings.NewReader(toJSON(t, l)), ConcreteLimitConfig{})
@@ -118,6 +119,78 @@ func TestGateLimitsGoAllTheWay(t *testing.T) {
 			require.Equal(t, want.admits, passing(t, gated(t, again), network.DirInbound, want.addr, want.atATime))
 		})
 	}
+}
+
+func TestANetworkWithHostBitsIsRefusedByReadersWithWhatWasMeant(t *testing.T) {
+	for network, meant := range map[string]string{
+		"10.0.0.1/8":            "10.0.0.0/8 or 10.0.0.1/32",
+		"192.0.2.255/31":        "192.0.2.254/31 or 192.0.2.255/32",
+		"0.0.0.1/0":             "0.0.0.0/0 or 0.0.0.1/32",
+		"2001:DB8::1/32":        "2001:db8::/32 or 2001:db8::1/128",
+		"::ffff:10.0.0.1/104":   "10.0.0.0/8 or 10.0.0.1/32",
+		"::ffff:10.0.0.0/90":    "::ffc0:0:0/90 or 10.0.0.0/32",
+		"64:ff9b::a00:1/104":    "10.0.0.0/8 or 10.0.0.1/32",
+		"::ffff:10.0.0.128/120": "10.0.0.0/24 or 10.0.0.128/32",
+	} {
+		for _, at := range []string{`{"Subnets":{"Networks":{"` + network + `":1}}}`, `{"Rate":{"Networks":{"` + network + `":{"Burst":1,"PerSecond":1}}}}`} {
+			_, err := ReadLimits(strings.NewReader(`{"Gates":` + at + `}`))
+			require.ErrorContains(t, err, `Networks["`+network+`"]: has host bits, did you mean `+meant+"?")
+		}
+	}
+	for _, network := range []string{"10.0.0.0/8", "10.0.0.1/32", "::/0", "::ffff:10.0.0.0/104", "64:ff9b::/96", "::ffff:10.0.0.1/128"} {
+		readGates(t, `{"Subnets":{"Networks":{"`+network+`":1}}}`)
+	}
+}
+
+func TestANetworkOfAProgramWithHostBitsIsThatNetworkAndKeepsItsOrigin(t *testing.T) {
+	inForce := newFrom(t, DefaultLimits.Scale(1<<30, 1024)).Limits()
+	counts := func(networks map[string]LimitVal) *GateLimits {
+		g := &GateLimits{Subnets: SubnetLimits{Networks: make(map[netip.Prefix]LimitVal)}}
+		for n, v := range networks {
+			g.Subnets.Networks[netip.MustParsePrefix(n)] = v
+		}
+		return g
+	}
+	for spelt, place := range map[string]string{
+		"10.0.0.1/8": "10.0.0.0/8", "10.0.0.0/8": "10.0.0.0/8", "::ffff:10.1.1.1/104": "10.0.0.0/8", "64:ff9b::a00:1/104": "10.0.0.0/8",
+		"2001:db8::1/32": "2001:db8::/32",
+	} {
+		lower := PartialLimitConfig{Gates: counts(map[string]LimitVal{place: 9})}.Build(DefaultLimits.Scale(1<<30, 1024))
+		partial := PartialLimitConfig{Gates: counts(map[string]LimitVal{spelt: 5})}
+		partial.Gates.Rate.Networks = map[netip.Prefix]ConnRate{netip.MustParsePrefix(spelt): {PerSecond: 2, Burst: 3}}
+		cfg := partial.Build(lower)
+		m := newFrom(t, cfg)
+		for _, in := range []ConcreteLimitConfig{cfg, m.Limits(), partial.Build(inForce)} {
+			all := settingsOf(t, in)
+			place := `Gates.Subnets.Networks["` + place + `"]`
+			require.Equal(t, Setting{place, "5", OriginOverride}, all[place], spelt)
+			place = strings.Replace(place, "Subnets", "Rate", 1)
+			require.Equal(t, Setting{place, "2/s, burst 3", OriginOverride}, all[place], spelt)
+		}
+		read, err := NewLimiterFromJSON(strings.NewReader(toJSON(t, cfg)), InfiniteLimits)
+		require.NoError(t, err, "what is written can be read")
+		require.Equal(t, toJSON(t, cfg.ToPartialLimitConfig().Gates), toJSON(t, read.(*fixedLimiter).ToPartialLimitConfig().Gates))
+		require.Equal(t, LimitVal(5), cfg.Beyond(lower).Gates.Subnets.Networks[netip.MustParsePrefix(place)])
+
+		var applied PartialLimitConfig
+		applied.Apply(partial)
+		applied.Apply(lower.ToPartialLimitConfig())
+		require.Equal(t, 5, int(applied.Build(InfiniteLimits).limits.Gates.Subnets.Networks[netip.MustParsePrefix(place)]))
+		require.Len(t, applied.Gates.Subnets.Networks, 1)
+
+		network := NetworkPrefixLimit{netip.MustParsePrefix(spelt), 4}
+		lists := [numFamilies][]NetworkPrefixLimit{}
+		lists[familyOf(netip.MustParsePrefix(place).Addr())] = []NetworkPrefixLimit{network}
+		opted, err := New(nil, WithNetworkPrefixLimit(lists[ipv4], lists[ipv6]))
+		require.NoError(t, err)
+		t.Cleanup(func() { opted.Close() })
+		at := `Gates.Subnets.Networks["` + place + `"]`
+		require.Equal(t, Setting{at, "4", OriginCode}, settingsOf(t, opted.Limits())[at], spelt)
+	}
+	_, err := New(NewFixedLimiter(PartialLimitConfig{Gates: counts(map[string]LimitVal{"10.0.0.1/8": 1, "10.0.0.0/8": 2})}.Build(InfiniteLimits)))
+	require.ErrorContains(t, err, `Gates.Subnets.Networks["10.0.0.1/8"]: the network 10.0.0.0/8 is given twice`)
+	m := newFrom(t, PartialLimitConfig{Gates: counts(map[string]LimitVal{"203.0.113.9/24": 2})}.Build(InfiniteLimits))
+	require.Equal(t, 2, passing(t, m, network.DirInbound, "203.0.113.77", 100))
 }
 
 func TestUpstreamReadsAConfigurationWithGates(t *testing.T) {
@@ -272,16 +345,19 @@ func TestReaderTellsWhereAndWhatInGates(t *testing.T) {
 		`{"Subnets":[]}`:        `line 1, column 21: Gates.Subnets: expected an object in braces, found a list`,
 		`{"Rate":{},"rate":{}}`: `line 1, column 21: Gates.Rate: is given twice`,
 
-		"{\n \"Subnets\": {\n  \"IPv4\": {\"33\": 1}}}":            `line 3, column 18: Gates.Subnets.IPv4["33"]: expected a prefix length from 0 to 32`,
-		`{"Subnets":{"IPv6":{"129":1}}}`:                           `line 1, column 36: Gates.Subnets.IPv6["129"]: expected a prefix length from 0 to 128`,
-		`{"Subnets":{"IPv4":{"/8":1}}}`:                            `line 1, column 30: Gates.Subnets.IPv4["/8"]: expected a prefix length: `,
-		`{"Subnets":{"IPv4":{"8":1,"+8":1}}}`:                      `line 1, column 36: Gates.Subnets.IPv4["+8"]: is given twice`,
-		`{"Subnets":{"IPv4":{"8":-1}}}`:                            `line 1, column 34: Gates.Subnets.IPv4["8"]: -1 is negative`,
-		`{"Subnets":{"IPv4":{"8":"x"}}}`:                           `line 1, column 34: Gates.Subnets.IPv4["8"]: expected a whole number from 0 to `,
-		`{"Subnets":{"IPv4":{"8":"default"}}}`:                     `line 1, column 34: Gates.Subnets.IPv4["8"]: there is no default here: `,
-		`{"Subnets":{"Networks":{"10.0.0.0":1}}}`:                  `line 1, column 34: Gates.Subnets.Networks["10.0.0.0"]: expected a network such as 192.0.2.0/24: `,
-		`{"Subnets":{"Networks":{"":1}}}`:                          `line 1, column 33: Gates.Subnets.Networks`,
-		`{"Subnets":{"Networks":{"10.0.0.0/8":1,"10.1.0.0/8":1}}}`: `line 1, column 62: Gates.Subnets.Networks["10.1.0.0/8"]: the network 10.0.0.0/8 is given twice`,
+		"{\n \"Subnets\": {\n  \"IPv4\": {\"33\": 1}}}":                            `line 3, column 18: Gates.Subnets.IPv4["33"]: expected a prefix length from 0 to 32`,
+		`{"Subnets":{"IPv6":{"129":1}}}`:                                           `line 1, column 36: Gates.Subnets.IPv6["129"]: expected a prefix length from 0 to 128`,
+		`{"Subnets":{"IPv4":{"/8":1}}}`:                                            `line 1, column 30: Gates.Subnets.IPv4["/8"]: expected a prefix length: `,
+		`{"Subnets":{"IPv4":{"8":1,"+8":1}}}`:                                      `line 1, column 36: Gates.Subnets.IPv4["+8"]: is given twice`,
+		`{"Subnets":{"IPv4":{"8":-1}}}`:                                            `line 1, column 34: Gates.Subnets.IPv4["8"]: -1 is negative`,
+		`{"Subnets":{"IPv4":{"8":"x"}}}`:                                           `line 1, column 34: Gates.Subnets.IPv4["8"]: expected a whole number from 0 to `,
+		`{"Subnets":{"IPv4":{"8":"default"}}}`:                                     `line 1, column 34: Gates.Subnets.IPv4["8"]: there is no default here: `,
+		`{"Subnets":{"Networks":{"10.0.0.0":1}}}`:                                  `line 1, column 34: Gates.Subnets.Networks["10.0.0.0"]: expected a network such as 192.0.2.0/24: `,
+		`{"Subnets":{"Networks":{"":1}}}`:                                          `line 1, column 34: Gates.Subnets.Networks[""]: expected a network such as 192.0.2.0/24: it is empty`,
+		`{"Subnets":{"Networks":{"10.0.0.0/8":1,"::ffff:10.0.0.0/104":1}}}`:        `line 1, column 49: Gates.Subnets.Networks["::ffff:10.0.0.0/104"]: is given twice`,
+		`{"Subnets":{"Networks":{"2001:DB8::/32":1,"2001:db8:0::/32":1}}}`:         `line 1, column 52: Gates.Subnets.Networks["2001:db8:0::/32"]: is given twice`,
+		`{"Rate":{"Networks":{"2001:DB8::/32":{"Burst":5,"PerSecond":0.0}}}}`:      `line 1, column 70: Gates.Rate.Networks["2001:db8::/32"].PerSecond: there is no default here`,
+		`{"Rate":{"Networks":{"::ffff:10.0.0.0/104":{"Burst":5,"PerSecond":-1}}}}`: `line 1, column 76: Gates.Rate.Networks["10.0.0.0/8"].PerSecond: is -1`,
 
 		`{"Rate":{"IPv4":{"8":5}}}`:                    `line 1, column 31: Gates.Rate.IPv4["8"]: expected an object in braces, found 5`,
 		`{"Rate":{"IPv4":{"8":{"Burst":5}}}}`:          `line 1, column 31: Gates.Rate.IPv4["8"].PerSecond: there is no default here: `,

@@ -545,6 +545,9 @@ func TestReaderTellsWhereAndWhat(t *testing.T) {
 		`{"System":{"Conns":1,"conns":2}}`: "line 1, column 22: System.Conns: is given twice",
 		`{"System":{},"System":{}}`:        "line 1, column 14: System: is given twice",
 		`{"Protocol":{"/a":{},"\/a":{}}}`:  `line 1, column 22: Protocol["/a"]: is given twice`,
+		`{"Service":{"":{}}}`:              `line 1, column 13: Service[""]: expected a name: it is empty`,
+		`{"ProtocolPeer":{"":{}}}`:         `line 1, column 18: ProtocolPeer[""]: expected a name: it is empty`,
+		`{"Peer":{"":{}}}`:                 `line 1, column 10: Peer[""]: expected a peer ID: `,
 		`{"Peer":{"Qm":{}}}`:               `line 1, column 10: Peer["Qm"]: expected a peer ID: `,
 
 		`{"System":{"Conns":-1}}`:                   "line 1, column 20: System.Conns: -1" + negative,

@@ -211,13 +211,13 @@ func (f *limitFile) check(t reflect.Type, path string) error {
 		token, _ := f.dec.Token()
 		name := token.(string)
 		m, err := memberOf(t, path, name)
-		if err == nil && seen[m.key] {
+		if err == nil && seen[m.path] {
 			err = errors.New("is given twice")
 		}
 		if err != nil {
-			return f.errorAt(start, m.path, err)
+			return f.errorAt(start, m.spelt, err)
 		}
-		seen[m.key] = true
+		seen[m.path] = true
 		if err := f.check(m.elem, m.path); err != nil {
 			return err
 		}
@@ -234,42 +234,71 @@ var plainValues = map[reflect.Kind]string{
 
 // member is what a name in an object stands for.
 type member struct {
-	key  string // one for all spellings of the name
-	path string
-	elem reflect.Type
+	spelt string // the path with the name as it stands in the text
+	path  string // one for all spellings of the name, as limits that are built have it
+	elem  reflect.Type
 }
 
 // memberOf looks up a name among the fields of a struct, or takes it as a key
-// of a map. The path is there on an error, too.
+// of a map. On an error, only spelt is there.
 func memberOf(t reflect.Type, path, name string) (member, error) {
 	if t.Kind() == reflect.Map {
-		m := member{key: name, path: fmt.Sprintf("%s[%q]", path, name), elem: t.Elem()}
-		key := reflect.New(t.Key()).Interface()
-		var err error
-		switch key := key.(type) {
-		case *int:
-			*key, err = strconv.Atoi(name)
-		case encoding.TextUnmarshaler:
-			err = key.UnmarshalText([]byte(name))
-		default:
-			return m, nil
-		}
+		m := member{spelt: fmt.Sprintf("%s[%q]", path, name), elem: t.Elem()}
+		key, err := keyOfMap(t, name)
 		if err != nil {
-			return m, fmt.Errorf("expected %s: %w", keyNouns[t.Key()], err)
+			return m, err
 		}
-		m.key = fmt.Sprint(reflect.ValueOf(key).Elem())
+		m.path = fmt.Sprintf("%s[%q]", path, key)
 		return m, nil
 	}
-
 	var known []string
-	for field := range t.Fields() {
+	for i := range t.NumField() {
+		field := t.Field(i)
 		if strings.EqualFold(field.Name, name) {
-			return member{field.Name, dotted(path, field.Name), field.Type}, nil
+			in := dotted(path, field.Name)
+			return member{in, in, field.Type}, nil
 		}
 		known = append(known, field.Name)
 	}
-	return member{path: dotted(path, name)}, fmt.Errorf("unknown name, did you mean %s? Known here are %s",
+	return member{spelt: dotted(path, name)}, fmt.Errorf("unknown name, did you mean %s? Known here are %s",
 		nearest(name, known), strings.Join(known, ", "))
+}
+
+// keyOfMap returns the one spelling of a key of the map t.
+func keyOfMap(t reflect.Type, name string) (string, error) {
+	key := reflect.New(t.Key()).Interface()
+	var err error
+	switch key := key.(type) {
+	case *int:
+		*key, err = strconv.Atoi(name)
+	case encoding.TextUnmarshaler:
+		err = key.UnmarshalText([]byte(name))
+	default:
+		reflect.ValueOf(key).Elem().SetString(name)
+	}
+	if name == "" { // which nothing has
+		err = cmp.Or(err, errors.New("it is empty"))
+	}
+	if err != nil {
+		return "", fmt.Errorf("expected %s: %w", cmp.Or(keyNouns[t.Key()], "a name"), err)
+	}
+	if network, ok := key.(*netip.Prefix); ok {
+		err := checkHostBits(*network)
+		*network = normalPrefix(*network)
+		return network.String(), err
+	}
+	return fmt.Sprint(reflect.ValueOf(key).Elem()), nil
+}
+
+// checkHostBits returns an error for a network that is not written by its first
+// address: it may be meant as the network or as the address.
+func checkHostBits(network netip.Prefix) error {
+	if !network.IsValid() || network == network.Masked() {
+		return nil
+	}
+	addr := network.Addr()
+	return fmt.Errorf("has host bits, did you mean %s or %s?",
+		normalPrefix(network), normalPrefix(netip.PrefixFrom(addr, addr.BitLen())))
 }
 
 // keyNouns tell what stands in a map for a name that is no plain text.

@@ -135,7 +135,7 @@ func eachGate[V comparable](path string, said *gateLists[V], f func(place string
 // eachNetwork is eachGate for the networks that are named.
 func eachNetwork[V any](path string, networks map[netip.Prefix]V, f func(place string, v V)) {
 	for _, n := range slices.SortedFunc(maps.Keys(networks), netip.Prefix.Compare) {
-		f(networkPlace(path, n), networks[n])
+		f(networkPlace(path, normalPrefix(n)), networks[n])
 	}
 }
 

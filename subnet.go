@@ -28,7 +28,8 @@ type ConnLimitPerSubnet struct {
 // ConnLimitPerSubnet. Where networks contain each other, an address counts in
 // the most specific one only.
 type NetworkPrefixLimit struct {
-	// Network is the network. An IPv4-mapped one is taken as IPv4.
+	// Network is the network, named by any of its addresses. An IPv4-mapped one, or
+	// one of NAT64, is taken as IPv4.
 	Network netip.Prefix
 	// ConnCount is how many connections all of the network may hold at a time.
 	// 0 admits none, math.MaxInt does not limit it.

@@ -353,6 +353,11 @@ var damages = []damage{
 	{"limitsjson.go", "if at >= 0 && utf8.RuneStart(f.text[at]) && f.text[at] >= utf8.RuneSelf {", "if false {"},
 	{"limitsjson.go", "zero(0) && zero(1) && zero(2) && !zero(3):", "false:"},
 	{"allowlist.go", "strings.TrimPrefix(text, byteOrderMark)", "text"},
+	{"limitsjson.go", "err := checkHostBits(*network)", "err := error(nil)"},
+	{"limitsjson.go", "\t\t*network = normalPrefix(*network)\n", ""},
+	{"gatelimits.go", "overlayMap(normalNetworks(upper.Networks), normalNetworks(lower.Networks), unnamed, join)", "overlayMap(upper.Networks, lower.Networks, unnamed, join)"},
+	{"gatelimits.go", "if _, taken := out[plain]; taken || !n.IsValid() {", "if !n.IsValid() {"},
+	{"settings.go", "f(networkPlace(path, normalPrefix(n)), networks[n])", "f(networkPlace(path, n), networks[n])"},
 	{"limitsjson.go", "return cmp.Or(built.checkTransient(cfg), costs, gates)", "_ = gates\n\treturn cmp.Or(built.checkTransient(cfg), costs)"},
 
 	// Metrics and the page.

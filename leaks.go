@@ -149,47 +149,52 @@ func (l *leakFinder) keepTimeUntil(stop <-chan struct{}) {
 
 func (l *leakFinder) shard(num int64) *leakShard { return &l.at[num%leakShards] }
 
-// opened takes note of a connection or stream that nobody else knows of yet.
+// opened takes note of a connection or stream that nobody else knows of yet. All that
+// happens to its record afterwards, opened, moved and closed do while the scope is alive:
+// drop comes later than all of it, and what it finds, nobody can end any more.
 func (l *leakFinder) opened(scope *userScope, p peer.ID) {
 	h := scope.h
-	r := &openRecord{scope: weak.Make(scope), kind: h.kind, dir: h.dir, num: h.num, opened: l.now.Load(), peer: p}
-	if l.Stacks > 0 && h.num%int64(l.Stacks) == 0 {
+	r := &openRecord{scope: weak.Make(scope), kind: h.kind, dir: h.dir, num: scope.num, opened: l.now.Load(), peer: p}
+	if l.Stacks > 0 && scope.num%int64(l.Stacks) == 0 {
 		var pcs [32]uintptr
 		n := runtime.Callers(3, pcs[:]) // without Callers, opened, and the engine's part of opening
 		r.stack = slices.Clone(pcs[:n])
 	}
-	s := l.shard(h.num)
+	s := l.shard(scope.num)
 	s.mu.Lock()
-	s.mu.open[h.num] = r
+	s.mu.open[scope.num] = r
 	s.mu.Unlock()
 	runtime.AddCleanup(scope, l.drop, r)
 }
 
 // moved takes note of whose an open scope is now.
-func (l *leakFinder) moved(num int64, note func(*openRecord)) {
-	s := l.shard(num)
+func (l *leakFinder) moved(scope *userScope, note func(*openRecord)) {
+	s := l.shard(scope.num)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := s.mu.open[num]; r != nil { // else it was closed since
+	if r := s.mu.open[scope.num]; r != nil { // else it was closed since
 		note(r)
 	}
+	runtime.KeepAlive(scope) // see opened
 }
 
 // closed forgets a connection or stream. The lock of its stripe is held.
-func (l *leakFinder) closed(h *holder) {
-	s := l.shard(h.num)
+func (l *leakFinder) closed(scope *userScope) {
+	s := l.shard(scope.num)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.mu.open, h.num)
+	delete(s.mu.open, scope.num)
+	runtime.KeepAlive(scope) // see opened
 }
 
-// drop is called when a scope is garbage, in a goroutine of the runtime's.
+// drop is called when a scope is garbage, in a goroutine of the runtime's. A scope that
+// was ended has no record any more.
 func (l *leakFinder) drop(r *openRecord) {
 	s := l.shard(r.num)
 	s.mu.Lock()
 	if s.mu.open[r.num] != r {
 		s.mu.Unlock()
-		return // it was done
+		return
 	}
 	r.dropped = true
 	s.mu.dropped++

@@ -139,6 +139,69 @@ func TestAScopeThatIsDroppedWithoutDoneIsFound(t *testing.T) {
 	require.Equal(t, 1, m.Snapshot().Leaks.Dropped, "what was done is no leak")
 }
 
+// collectGarbage collects what nobody has any more, until it has seen several times that
+// the runtime has run the cleanups of what went at the same time.
+func collectGarbage() {
+	for range 10 {
+		gone := make(chan struct{})
+		runtime.AddCleanup(new([64]byte), func(gone chan struct{}) { close(gone) }, gone)
+		for waiting := true; waiting; {
+			runtime.GC()
+			select {
+			case <-gone:
+				waiting = false
+			default:
+				runtime.Gosched()
+			}
+		}
+	}
+}
+
+// Whoever ends a scope need not have it any more by the time that its record is closed: the
+// collection may come in between.
+func TestAScopeThatIsEndedWhileItIsCollectedIsNotDropped(t *testing.T) {
+	// The callers hand over the only reference that there is.
+	for name, end := range map[string]func(m *Manager) (func(), error){
+		"conn": func(m *Manager) (func(), error) {
+			c, err := m.OpenConnection(network.DirInbound, true, nil)
+			return func() { c.Done() }, err
+		},
+		"conn of a peer": func(m *Manager) (func(), error) {
+			c, err := m.OpenConnection(network.DirInbound, true, nil)
+			if err == nil {
+				err = c.SetPeer(testPeers[0])
+			}
+			return func() { c.Done() }, err
+		},
+		"stream": func(m *Manager) (func(), error) {
+			s, err := m.OpenStream(testPeers[0], network.DirInbound)
+			return func() { s.Done() }, err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinder{}),
+				WithTraceReporter(reporterFunc(func(TraceEvt) {})))
+			done, err := end(m)
+			require.NoError(t, err)
+			m.trace.mu.Lock() // in which Done tells of it, before it closes the record
+			ended := make(chan struct{})
+			go func(done func()) {
+				defer close(ended)
+				done()
+			}(done)
+			done = nil
+			waitForLockIn(t, "(*tracer).push")
+			collectGarbage()
+			m.trace.mu.Unlock()
+			<-ended
+			collectGarbage()
+			s := m.Snapshot()
+			require.Equal(t, LeakState{}, s.Leaks)
+			require.Zero(t, s.CallerBugs)
+		})
+	}
+}
+
 // Numbers are of connections and streams; a span of a peer has numbers of its own.
 func TestASpanOfAPeerIsNoStream(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinder{}), WithStripes(1))

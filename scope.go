@@ -430,9 +430,6 @@ func (h *holder) finish(st *stripe) {
 			total := h.whole(held)
 			st.traceChain(c, &total, (*tracer).returned)
 		}
-		if st.m.leaks != nil && h.role == leaf {
-			st.m.leaks.closed(h)
-		}
 	case h.owner.is(h.num):
 		st.drop(c, h.owner, h.num, held)
 	}
@@ -498,7 +495,7 @@ func (c *connScope) SetPeer(p peer.ID) error {
 	if err != nil {
 		tellRefusal(err)
 	} else if m.leaks != nil {
-		m.leaks.moved(c.num, func(r *openRecord) { r.peer = p })
+		m.leaks.moved(&c.userScope, func(r *openRecord) { r.peer = p })
 	}
 	if m.reporter != nil {
 		m.reportPeer(p, err)
@@ -747,6 +744,9 @@ func (c *connScope) Done() {
 	}
 	c.countNear(-1)
 	c.h.finish(st)
+	if st.m.leaks != nil {
+		st.m.leaks.closed(&c.userScope)
+	}
 	far, gate, near := of.far, of.gate, of.near
 	of.gate, of.near = nil, nil
 	tree.chain.clear()
@@ -810,7 +810,7 @@ func (s *streamScope) SetProtocol(proto protocol.ID) error {
 	if err != nil {
 		tellRefusal(err)
 	} else if m.leaks != nil {
-		m.leaks.moved(s.num, func(r *openRecord) { r.protocol = string(proto) })
+		m.leaks.moved(&s.userScope, func(r *openRecord) { r.protocol = string(proto) })
 	}
 	if m.reporter != nil {
 		m.reportProtocol(proto, s.peer.id, err)
@@ -825,7 +825,7 @@ func (s *streamScope) SetService(svc string) error {
 	if err != nil {
 		tellRefusal(err)
 	} else if m.leaks != nil {
-		m.leaks.moved(s.num, func(r *openRecord) { r.service = svc })
+		m.leaks.moved(&s.userScope, func(r *openRecord) { r.service = svc })
 	}
 	if m.reporter != nil {
 		m.reportService(svc, s.peer.id, err)
@@ -969,6 +969,9 @@ func (s *streamScope) Done() {
 			countStream(&h.tree.chain, h.dir, -1)
 		}
 		h.finish(st)
+		if st.m.leaks != nil {
+			st.m.leaks.closed(&s.userScope)
+		}
 		h.tree.chain.clear()
 		if len(st.idle) < maxIdle {
 			st.idle = append(st.idle, h)

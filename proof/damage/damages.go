@@ -434,4 +434,7 @@ var damages = []damage{
 	// Refusals, and what is said of them.
 	{"errors.go", "String() + gateWords[e.Kind()] +", "String() +"},
 	{"errors.go", "KindRate:   \": rate limit exceeded\",\n", ""},
+	// Records of what is open.
+	{"scope.go", "st.m.leaks.closed(&s.userScope)", "st.m.leaks.closed(&userScope{h, h.num})"},
+	{"leaks.go", "if s.mu.open[r.num] != r {", "if false {"},
 }

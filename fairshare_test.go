@@ -232,6 +232,27 @@ func TestConnectionsOfOnePeerHaveAShare(t *testing.T) {
 	checkInvariants(t, m, true)
 }
 
+// A peer's share is of what comes from outside, also where the limit is on both directions.
+func TestOurOwnDialsAreNoPartOfAPeersShare(t *testing.T) {
+	conf := unlimitedConf()
+	conf.System.Conns, conf.System.Streams = 16, 16
+	m := fairManager(t, conf, KindSystem)
+	for range 9 { // more than half, and than a quarter
+		require.NoError(t, mustOpenConn(t, m, network.DirOutbound).SetPeer("friend"))
+		mustOpenStream(t, m, "friend", network.DirOutbound)
+	}
+	for i := range 4 { // a quarter
+		comesFrom(t, m, "friend", fmt.Sprintf("/ip4/192.0.%d.1/tcp/1", i))
+		mustOpenStream(t, m, "friend", network.DirInbound)
+	}
+	c, err := m.OpenConnection(network.DirInbound, true, multiaddr.StringCast("/ip4/192.0.4.1/tcp/1"))
+	require.NoError(t, err)
+	why := c.SetPeer("friend")
+	require.True(t, refusedByShare(why), why)
+	_, why = m.OpenStream("friend", network.DirInbound)
+	require.True(t, refusedByShare(why), why)
+}
+
 func TestATrustedConnectionHasNoShareToKeepTo(t *testing.T) {
 	conf := unlimitedConf()
 	conf.System.ConnsInbound = 16

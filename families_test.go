@@ -46,6 +46,43 @@ func seriesOf(t *testing.T, from prometheus.Gatherer, name string) map[string]fl
 	return found
 }
 
+// What moves brings its memory along: unless it is memory that the new place lacks, that
+// was not asked for.
+func TestARefusedMoveBlocksNoMemoryButWhatIsLacking(t *testing.T) {
+	conf := unlimitedConf()
+	conf.PeerDefault.ConnsOutbound, conf.PeerDefault.Memory = 1, 250
+	conf.ProtocolDefault.StreamsOutbound, conf.ProtocolDefault.Memory = 1, 250
+	m := newManager(t, conf)
+	holding := func(s network.ResourceScope, size int) { require.NoError(t, s.ReserveMemory(size, 255)) }
+	refuse := func(err error) { require.ErrorIs(t, err, network.ErrResourceLimitExceeded) }
+
+	in, out := network.DirInbound, network.DirOutbound
+	var conns []network.ConnManagementScope
+	for i, dir := range []network.Direction{out, out, in} {
+		c := mustOpenConn(t, m, dir)
+		holding(c, 100+i)
+		conns = append(conns, c)
+	}
+	require.NoError(t, conns[0].SetPeer(testPeers[0]))
+	refuse(conns[1].SetPeer(testPeers[0]))
+	holding(conns[2], 100)
+	refuse(conns[2].SetPeer(testPeers[0])) // for its memory
+	var streams []network.StreamManagementScope
+	for i, dir := range []network.Direction{out, out, in} {
+		s := mustOpenStream(t, m, testPeers[i+1], dir)
+		holding(s, 100+i)
+		streams = append(streams, s)
+	}
+	require.NoError(t, streams[0].SetProtocol(testProto))
+	refuse(streams[1].SetProtocol(testProto))
+	holding(streams[2], 100)
+	refuse(streams[2].SetProtocol(testProto)) // for its memory
+	require.Equal(t, map[string]float64{
+		"inbound connection peer": 1, "outbound connection peer": 1, " memory peer": 202,
+		"inbound stream protocol": 1, "outbound stream protocol": 1, " memory protocol": 202,
+	}, seriesOf(t, registryOf(t, m), "blocked_resources"))
+}
+
 func TestMetricsCountEveryRefusalByItsCause(t *testing.T) {
 	conf := unlimitedConf()
 	conf.System.FD = 1
@@ -148,7 +185,7 @@ func TestMetricsShowUseLimitAndPeakOfSharedScopes(t *testing.T) {
 		" conns_inbound system": 3, " conns system": 3,
 		" conns_inbound transient": 3, " conns transient": 3,
 		"svc memory service": 1000, "svc streams_inbound service": 1, "svc streams service": 1,
-		p + " memory protocol": 1000, p + " streams_inbound protocol": 1, p + " streams protocol": 1,
+		p + " memory protocol": 2020, p + " streams_inbound protocol": 1, p + " streams protocol": 1,
 	}, seriesOf(t, reg, "scope_use"))
 	require.Equal(t, map[string]float64{
 		" conns_inbound system": 4, " memory system": 1 << 20, " conns_inbound allowlistedSystem": 9,

@@ -290,6 +290,12 @@ func TestAGateTellsEachDirectionItsOwnRefusal(t *testing.T) {
 	require.Equal(t, Refusals{ConnsInbound: 2, ConnsOutbound: 1}, m.Snapshot().Refusals[KindSubnet])
 }
 
+// asText is an address of which only the text is known.
+type asText string
+
+func (asText) Network() string  { return "udp" }
+func (a asText) String() string { return string(a) }
+
 func TestSourcesMustBeVerifiedUnderLoad(t *testing.T) {
 	// No time passes here, so that no bucket gets another token.
 	synctest.Test(t, func(t *testing.T) {
@@ -318,6 +324,12 @@ func TestSourcesMustBeVerifiedUnderLoad(t *testing.T) {
 
 		for range connsPerHost / 2 {
 			require.False(t, m.VerifySourceAddress(from(4)))
+		}
+		require.True(t, m.VerifySourceAddress(asText("[::ffff:203.0.113.4]:4001")), "the same address in other clothes")
+		require.True(t, m.VerifySourceAddress(asText("[64:ff9b::203.0.113.4]:4001")))
+		for i := range 2 * connsPerHost {
+			other := fmt.Sprintf("[::ffff:198.51.%d.1]:4001", i)
+			require.False(t, m.VerifySourceAddress(asText(other)), "all of IPv4 is no subnet of IPv6")
 		}
 		require.True(t, m.VerifySourceAddress(from(4)), "half of what the subnet may have is begun")
 		require.False(t, m.VerifySourceAddress(from(5)), "another subnet's bucket")

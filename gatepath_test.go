@@ -115,6 +115,7 @@ func TestATraceTellsTheEndOfWhomAGateRefuses(t *testing.T) {
 	for _, system := range []int{5, unlimitedBase.Conns} { // one small enough to be looked at first
 		for _, far := range []multiaddr.Multiaddr{testFars[1].addr, testFars[3].addr} { // refused at once, or on trial
 			open := map[string]bool{}
+			var twice []string
 			refusals := 0
 			m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
 				c.System.Conns = system
@@ -125,7 +126,10 @@ func TestATraceTellsTheEndOfWhomAGateRefuses(t *testing.T) {
 					refusals++
 				case e.Type == TraceCreateScopeEvt && strings.HasPrefix(e.Name, "conn-"):
 					open[e.Name] = true
-				case e.Type == TraceDestroyScopeEvt:
+				case e.Type == TraceDestroyScopeEvt && strings.HasPrefix(e.Name, "conn-"):
+					if !open[e.Name] {
+						twice = append(twice, e.Name)
+					}
 					delete(open, e.Name)
 				}
 			})))
@@ -141,6 +145,7 @@ func TestATraceTellsTheEndOfWhomAGateRefuses(t *testing.T) {
 			}
 			require.NoError(t, m.Close())
 			require.Equal(t, map[string]bool{"conn-1": true}, open, "the one that is still open")
+			require.Empty(t, twice, "one that could not move is still there, and ends once")
 			require.Equal(t, 2, refusals)
 		}
 	}

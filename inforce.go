@@ -113,7 +113,7 @@ func setNamed[K comparable](named *map[K]BaseLimit, origins *map[K]scopeOrigins,
 		return
 	}
 	put(named, name, l)
-	if byHand || was != l {
+	if byHand || !ok || was != l {
 		put(origins, name, allFromCode)
 	}
 }

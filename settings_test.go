@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/stretchr/testify/require"
 )
 
@@ -95,6 +96,36 @@ func TestEverySettingOfAnotherLimiterComesFromCode(t *testing.T) {
 		default:
 			require.Equal(t, OriginCode, s.Origin, s.Place)
 		}
+	}
+}
+
+// Also those that differ from the unnamed ones, which are found when their scopes are made,
+// and those that admit nothing at all.
+func TestNamedSettingsOfAnotherLimiterComeFromCode(t *testing.T) {
+	conf := unlimitedConf()
+	conf.Service = map[string]BaseLimit{"a": {Streams: 5}, "none": {}}
+	conf.ServicePeer = map[string]BaseLimit{"a": {Streams: 2}}
+	conf.Protocol = map[protocol.ID]BaseLimit{"/a": {Streams: 6}, "/none": {}}
+	conf.ProtocolPeer = map[protocol.ID]BaseLimit{"/a": {Streams: 3}}
+	conf.Peer = map[peer.ID]BaseLimit{testPeers[0]: {Conns: 9}, testPeers[1]: {}}
+	m, err := New(otherLimiter{NewFixedLimiter(ConcreteLimitConfig{limits: conf})})
+	require.NoError(t, err)
+	defer m.Close()
+	for _, name := range []string{"a", "none"} {
+		viewService(t, m, name)
+		viewProtocol(t, m, protocol.ID("/"+name))
+	}
+	viewPeer(t, m, testPeers[0])
+	viewPeer(t, m, testPeers[1])
+	all := settingsOf(t, m.Limits())
+	for _, want := range []Setting{
+		{`Service["a"].Streams`, "5", OriginCode}, {`ServicePeer["a"].Streams`, "2", OriginCode},
+		{`Protocol["/a"].Streams`, "6", OriginCode}, {`ProtocolPeer["/a"].Streams`, "3", OriginCode},
+		{`Service["none"].Streams`, "blockAll", OriginCode}, {`Protocol["/none"].Streams`, "blockAll", OriginCode},
+		{`Peer["` + testPeers[0].String() + `"].Conns`, "9", OriginCode},
+		{`Peer["` + testPeers[1].String() + `"].Conns`, "blockAll", OriginCode},
+	} {
+		require.Equal(t, want, all[want.Place])
 	}
 }
 

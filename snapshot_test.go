@@ -390,6 +390,36 @@ func TestPeersComeAndGoWhileTheyAreVisited(t *testing.T) {
 	churn.Wait()
 }
 
+// A lock that is let go and taken again at once is had by who waits only if that has been
+// in vain for a millisecond.
+func TestOthersGetTheLockWhilePeersAreVisited(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithStripes(1))
+	for i := range 4 * peersAtOnce {
+		mustOpenStream(t, m, peer.ID(fmt.Sprint(i)), network.DirInbound)
+	}
+	st := &m.stripes[0]
+	visited, when := 0, -1
+	var waits sync.WaitGroup
+	st.eachPeer(func(*peerScope) {
+		switch {
+		case visited == 0:
+			waits.Go(func() {
+				st.lock(false)
+				defer st.unlock(false)
+				when = visited
+			})
+			waitForLockIn(t, "(*stripe).lock")
+			time.Sleep(2 * time.Millisecond) // so that it counts as waiting for long
+		case visited%peersAtOnce == 0 && when < 0:
+			waitForLockIn(t, "(*stripe).lock") // it has found out
+		}
+		visited++
+	})
+	waits.Wait()
+	require.Equal(t, 4*peersAtOnce, visited)
+	require.Less(t, when, visited, "not before the last peer")
+}
+
 func TestASnapshotTellsWhatTheGatesKeep(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithLimitPerSubnet(
 		[]ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: 2}, {PrefixLength: 8, ConnCount: 100}},

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"math"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -25,7 +26,7 @@ func TestLinesOfATraceFileAreTheJSONOfItsEvents(t *testing.T) {
 		TraceReleaseMemoryEvt, TraceAddStreamEvt, TraceBlockAddStreamEvt, TraceRemoveStreamEvt, TraceAddConnEvt,
 		TraceBlockAddConnEvt, TraceRemoveConnEvt, TraceDroppedEvt,
 	}
-	for range 3 * cachedTexts {
+	for range 2000 {
 		e := traceEvent{
 			typ: pick(r, types), at: pick(r, []int64{0, 1_700_000_000_000_000_000, r.Int64N(2 * time.Now().UnixNano())}),
 			priority: uint8(r.IntN(256)), delta: number(), deltaIn: number(), deltaOut: number(), memory: number(),
@@ -46,6 +47,16 @@ func TestLinesOfATraceFileAreTheJSONOfItsEvents(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, string(want), string(f.append(nil, &e)))
 	}
-	require.LessOrEqual(t, len(f.names), cachedTexts)
-	require.LessOrEqual(t, len(f.limits), cachedTexts)
+}
+
+// Names are what strangers choose.
+func TestATraceFileKeepsABoundedNumberOfTexts(t *testing.T) {
+	f := newTraceFile(new(disk), noLimits())
+	for i := range 2*cachedTexts + 1 {
+		e := traceEvent{typ: TraceCreateScopeEvt, limit: &amounts{int64(i)},
+			name: traceName{scopeName: scopeName{kind: KindProtocol, text: strconv.Itoa(i)}}}
+		require.Contains(t, string(f.append(nil, &e)), `"Name":"protocol:`+strconv.Itoa(i)+`"`)
+		require.LessOrEqual(t, max(len(f.names), len(f.limits)), cachedTexts)
+	}
+	require.Positive(t, min(len(f.names), len(f.limits)))
 }

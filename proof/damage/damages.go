@@ -437,4 +437,19 @@ var damages = []damage{
 	// Records of what is open.
 	{"scope.go", "st.m.leaks.closed(&s.userScope)", "st.m.leaks.closed(&userScope{h, h.num})"},
 	{"leaks.go", "if s.mu.open[r.num] != r {", "if false {"},
+
+	// What is kept, traced and seen.
+	{"reap.go", "\t\tst.leaveCrowd()\n", ""},
+	{"tracefile.go", "len(*c) >= cachedTexts", "false"},
+	{"traced.go", "if h.tree == nil { // it is no scope yet", "{"},
+	{"snapshot.go", "\t\t\tst.unlock(false)\n\t\t\tst.lock(false)\n", ""},
+	{"stripe.go", "if why.d == dimMemory {", "{"},
+	{"inforce.go", "if byHand || !ok || was != l {", "if _ = was; byHand {"},
+	{"inforce.go", "if byHand || !ok || was != l {", "if byHand || was != l {"},
+
+	// Shares, sources, and what stands above.
+	{"shared.go", "\t\tsystem = st.fixed[KindAllowlistedSystem]\n", ""},
+	{"gate.go", "normalAddr(ap.Addr())", "ap.Addr()"},
+	{"fairshare.go", "return ps.use.of(dimConnsIn)", "return ps.use.of(d)"},
+	{"fairshare.go", "return int64(ps.systemIn)", "return ps.use.of(d)"},
 }

@@ -239,7 +239,8 @@ func (m *Manager) newPool(kind Kind, name string) (*pool, error) {
 }
 
 // ViewSystem calls f with the scope of everything, and returns what f does. f runs
-// under no lock, and may keep the scope; so it is with all views.
+// under no lock, and may keep the scope; so it is with all views. After Close, scopes can
+// still be looked at, and refuse everything; what a view makes then goes when f returns.
 func (m *Manager) ViewSystem(f func(network.ResourceScope) error) error {
 	return f(m.fixed[KindSystem])
 }
@@ -290,7 +291,7 @@ func (m *Manager) view(kind Kind, name string, f func(*pool) error) error {
 	st.unlock(false)
 	defer func() {
 		st.lock(false)
-		defer st.unlock(false)
+		defer st.exit(false)
 		st.unref(a)
 	}()
 	return f(a.share.pool)
@@ -316,7 +317,7 @@ func (m *Manager) ViewPeer(p peer.ID, f func(network.PeerScope) error) error {
 	}
 	defer func() {
 		st.lock(false)
-		defer st.unlock(false)
+		defer st.exit(false)
 		st.unref(&ps.account)
 	}()
 	return f(ps)
@@ -350,8 +351,9 @@ func GetAllowlist(rm network.ResourceManager) *Allowlist {
 }
 
 // Close ends the manager: nothing more is admitted, and the error then matches
-// network.ErrResourceScopeClosed. What is open can still be released. A trace is
-// written to its end. Again, it does nothing. It always returns nil.
+// network.ErrResourceScopeClosed. What is open can still be released; scopes go with the
+// last that they hold, but for those whose limit was set by hand. A trace is written to its
+// end. Again, it does nothing. It always returns nil.
 func (m *Manager) Close() error {
 	m.closeOnce.Do(func() {
 		m.ended.Store(true)
@@ -367,6 +369,7 @@ func (m *Manager) Close() error {
 		}
 		live.remove(m)
 		m.trace.close()
+		m.reap() // for the last time; see stripe.sweep
 	})
 	return nil
 }

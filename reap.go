@@ -3,7 +3,8 @@ package rcmgr
 // Idle scopes go. An account that loses its last reference stands in its
 // stripe's queue, and once a minute the queues are emptied: what is still
 // unused goes, a few accounts at a time under the lock. Nothing that is used,
-// or that holds anything, memory included, is collected (I7).
+// or that holds anything, memory included, is collected (I7). Close collects for the last
+// time; from then on, whoever leaves a scope takes it along.
 
 import (
 	"maps"
@@ -57,11 +58,33 @@ func (st *stripe) waiting() int {
 	return len(st.queue)
 }
 
-// reapSome looks at the head of the queue, at no more than most accounts, and
-// tells at how many.
+// reapSome is reapLocked for who has no lock.
 func (st *stripe) reapSome(most int) int {
 	st.lock(false)
 	defer st.unlock(false)
+	return st.reapLocked(most)
+}
+
+// sweep collects what has become unused in a stripe of a manager that is closed, for no
+// worker comes to do it. Its lock is held. Each operation makes but a few accounts unused,
+// and one round may make others so, as in reap.
+func (st *stripe) sweep() {
+	for range 2 {
+		st.reapLocked(reapChunk)
+	}
+}
+
+// exit ends what place.enter, or a view, has begun in the stripe.
+func (st *stripe) exit(all bool) {
+	if st.closed {
+		st.sweep()
+	}
+	st.unlock(all)
+}
+
+// reapLocked looks at the head of the queue, at no more than most accounts, and returns at
+// how many. The stripe's lock is held.
+func (st *stripe) reapLocked(most int) int {
 	n := min(most, reapChunk, len(st.queue))
 	for _, a := range st.queue[:n] {
 		a.queued = false

@@ -411,6 +411,9 @@ func (s *userScope) Done() {
 	st := tree.follow(tree.at.Load().lockNow())
 	if s.live() {
 		s.h.finish(st)
+		if st.closed {
+			st.sweep()
+		}
 	}
 	st.mu.Unlock()
 }
@@ -749,6 +752,9 @@ func (c *connScope) Done() {
 	}
 	far, gate, near := of.far, of.gate, of.near
 	of.gate, of.near = nil, nil
+	if st.closed {
+		st.sweep()
+	}
 	tree.chain.clear()
 	st.mu.Unlock()
 	st.m.idleConns.Put(c.h)
@@ -971,6 +977,9 @@ func (s *streamScope) Done() {
 		h.finish(st)
 		if st.m.leaks != nil {
 			st.m.leaks.closed(&s.userScope)
+		}
+		if st.closed {
+			st.sweep()
 		}
 		h.tree.chain.clear()
 		if len(st.idle) < maxIdle {

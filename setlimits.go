@@ -255,7 +255,7 @@ func (ps *peerScope) ResetLimit() {
 	m := ps.st.m
 	m.reportUnreset(decide(m, fetchPeer(ps.id), func(_ bool, f fetched[*amounts]) (verdict, error) {
 		st, a, _ := ps.enter(true, false)
-		defer st.unlock(false)
+		defer st.exit(false)
 		limit := m.peerLimit(ps.id, f)
 		if limit == nil {
 			return unknown, nil
@@ -273,7 +273,7 @@ func (p *pool) ResetLimit() {
 		return b.fetchShared(p.kind, p.name)
 	}, func(_ bool, f fetched[sharedLimits]) (verdict, error) {
 		st, a, _ := p.enter(true, true)
-		defer st.unlock(true)
+		defer st.exit(true)
 		now, book := a.share.pool, m.limits.Load()
 		if now.kind <= KindAllowlistedTransient {
 			m.dir.stick(now, false)

@@ -13,9 +13,9 @@ import (
 // place is a scope on which memory can be reserved directly, and from which
 // spans begin.
 type place interface {
-	// enter takes the lock of a stripe in which the scope stands, and gives
-	// its account and chain there. With home, it is the stripe where direct
-	// reservations are kept.
+	// enter takes the lock of a stripe in which the scope stands, and returns the stripe
+	// with its account and chain there; stripe.exit ends that. With home, it is the stripe
+	// where direct reservations are kept.
 	enter(home, all bool) (*stripe, *account, chain)
 	scope() scopeName
 	manager() *Manager
@@ -32,7 +32,7 @@ func reserveAt(pl place, size int, priority uint8) error {
 	for all := false; ; all = true {
 		st, a, c := pl.enter(true, all)
 		v, err := st.takeDirect(a, &c, &r, all)
-		st.unlock(all)
+		st.exit(all)
 		if v == undecided {
 			continue
 		}
@@ -73,7 +73,7 @@ func releaseAt(pl place, size int) {
 		st.enqueue(a)
 	}
 	excess := int64(size) - n
-	st.unlock(false)
+	st.exit(false)
 	if excess != 0 {
 		st.m.reportRelease(pl.scope(), excess)
 	}
@@ -84,7 +84,7 @@ func beginSpanAt(pl place, number func(*account, *chain) uint32) (network.Resour
 	span := &rootSpan{}
 	span.h, span.tree = &span.holder, &span.root
 	st, a, c := pl.enter(false, false)
-	defer st.unlock(false)
+	defer st.exit(false)
 	if st.closed {
 		return nil, errClosed
 	}
@@ -286,7 +286,7 @@ func (ps *peerScope) BeginSpan() (network.ResourceScopeSpan, error) {
 // Stat gives what the peer holds.
 func (ps *peerScope) Stat() network.ScopeStat {
 	_, a, _ := ps.enter(true, false)
-	defer ps.st.unlock(false)
+	defer ps.st.exit(false)
 	use := a.use.amounts()
 	return use.stat()
 }
@@ -294,7 +294,7 @@ func (ps *peerScope) Stat() network.ScopeStat {
 // Limit gives a copy of the limit in force.
 func (ps *peerScope) Limit() Limit {
 	_, a, _ := ps.enter(true, false)
-	defer ps.st.unlock(false)
+	defer ps.st.exit(false)
 	l := a.limit().baseLimit()
 	return &l
 }
@@ -307,7 +307,7 @@ func (ps *peerScope) SetLimit(limit Limit) {
 		return
 	}
 	_, a, _ := ps.enter(true, false)
-	defer ps.st.unlock(false)
+	defer ps.st.exit(false)
 	a.ready = l
 	a.sticky = true
 }
@@ -370,7 +370,7 @@ func (p *pool) BeginSpan() (network.ResourceScopeSpan, error) {
 // Stat gives what the scope holds, over all stripes at one instant.
 func (p *pool) Stat() network.ScopeStat {
 	st, a, _ := p.enter(true, true)
-	defer st.unlock(true)
+	defer st.exit(true)
 	used := a.share.pool.used()
 	return used.stat()
 }
@@ -378,7 +378,7 @@ func (p *pool) Stat() network.ScopeStat {
 // Limit gives a copy of the limit in force.
 func (p *pool) Limit() Limit {
 	st, a, _ := p.enter(true, false)
-	defer st.unlock(false)
+	defer st.exit(false)
 	l := a.limit().baseLimit()
 	return &l
 }
@@ -391,7 +391,7 @@ func (p *pool) SetLimit(limit Limit) {
 		return
 	}
 	st, a, _ := p.enter(true, true)
-	defer st.unlock(true)
+	defer st.exit(true)
 	a.share.pool.setLimit(*l)
 	p.m.dir.stick(a.share.pool, true)
 }

@@ -452,4 +452,14 @@ var damages = []damage{
 	{"gate.go", "normalAddr(ap.Addr())", "ap.Addr()"},
 	{"fairshare.go", "return ps.use.of(dimConnsIn)", "return ps.use.of(d)"},
 	{"fairshare.go", "return int64(ps.systemIn)", "return ps.use.of(d)"},
+
+	// What a closed manager holds.
+	{"reap.go", "\tif st.closed {\n\t\tst.sweep()\n\t}\n\tst.unlock(all)", "\tst.unlock(all)"},
+	{"reap.go", "\tfor range 2 {\n\t\tst.reapLocked(reapChunk)\n\t}", "\tst.reapLocked(reapChunk)"},
+	{"scope.go", "\t\ts.h.finish(st)\n\t\tif st.closed {\n\t\t\tst.sweep()\n\t\t}\n", "\t\ts.h.finish(st)\n"},
+	{"scope.go", "\tif st.closed {\n\t\tst.sweep()\n\t}\n\ttree.chain", "\ttree.chain"},
+	{"scope.go", "\t\tif st.closed {\n\t\t\tst.sweep()\n\t\t}\n\t\th.tree", "\t\th.tree"},
+	{"manager.go", "\t\tm.reap() // for the last time", "\t\t// for the last time"},
+	{"manager.go", "\t\tdefer st.exit(false)\n\t\tst.unref(&ps.account)", "\t\tdefer st.unlock(false)\n\t\tst.unref(&ps.account)"},
+	{"manager.go", "\t\tdefer st.exit(false)\n\t\tst.unref(a)", "\t\tdefer st.unlock(false)\n\t\tst.unref(a)"},
 }

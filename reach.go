@@ -178,7 +178,7 @@ func checkShared[K ~string](r *reach, k Kind, unnamed *placedScope, named map[K]
 // checkSubnets compares the limits of subnets with those of wider ones and of
 // system, in which everything that passes a gate counts.
 func (r *reach) checkSubnets(cfg *ConcreteLimitConfig) {
-	gates, err := cfg.gateConfig()
+	gates, err := cfg.gateConfig(defaultGateConfig())
 	if err != nil {
 		return // no manager has these limits
 	}

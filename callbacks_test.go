@@ -74,10 +74,11 @@ func TestMemoryThatNobodyMeasuresAnyMoreIsTheRuntimes(t *testing.T) {
 					limit, used int64
 					refuses     bool
 				}{{plenty, plenty, false}, {1 << 10, 1, true}} {
-					looks, dead := 0, false
+					var looks atomic.Int64
+					var dead atomic.Bool
 					m := newManager(t, unlimitedConf(), WithMemoryPressure(MemoryPressure{Limit: c.limit, Every: time.Second, InUse: func() int64 {
-						looks++
-						if dead {
+						looks.Add(1)
+						if dead.Load() {
 							end()
 						}
 						return c.used
@@ -91,10 +92,11 @@ func TestMemoryThatNobodyMeasuresAnyMoreIsTheRuntimes(t *testing.T) {
 					} else {
 						require.ErrorIs(t, open(), network.ErrResourceLimitExceeded)
 					}
-					dead, looks = true, 0
+					dead.Store(true)
+					looks.Store(0)
 					time.Sleep(5 * time.Second)
 					synctest.Wait()
-					require.Equal(t, 1, looks)
+					require.EqualValues(t, 1, looks.Load())
 					require.Equal(t, c.refuses, open() != nil)
 					require.NotEqual(t, c.used, m.Snapshot().Process.InUse)
 					m.Close()

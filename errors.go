@@ -4,8 +4,10 @@ package rcmgr
 // somebody reads it, because under a flood most are never read.
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strconv"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -64,28 +66,69 @@ func (c Cause) String() string {
 	return "unknown"
 }
 
-// scopeName says which scope is meant. Its text is made when it is read.
+// scopeName says which scope is meant, by what is at hand where somebody is refused. Its
+// text is made when it is read, which needs no lock: a name points to nothing that changes.
+// Without more than a kind, it is the name of the kind.
 type scopeName struct {
 	kind Kind
-	num  int64   // of a connection or stream
-	text string  // of a service, protocol or prefix; the whole name of a span
-	peer peer.ID // of a peer, or of a peer's part of a service or protocol
+	bits uint8     // of a subnet, and one more: 0 is none
+	span uint32    // the number of a span of the scope that is meant, 0 for the scope itself
+	num  int64     // of a connection or stream
+	text string    // of a service or protocol
+	peer peer.ID   // of a peer, or of a peer's part of a service or protocol
+	net  subnetKey // of a subnet
+	// around has the numbers of the spans around the span, spanBytes each, its owner's first.
+	around string
 }
 
-// spanOf is the number of a name whose text is complete.
-const spanOf = -1
+// subnetName returns the name of a subnet at a gate.
+func subnetName(k Kind, key subnetKey, bits int) scopeName {
+	return scopeName{kind: k, net: key, bits: uint8(bits) + 1}
+}
+
+// prefix returns the subnet that is named, an invalid one if there is none.
+func (n *scopeName) prefix() netip.Prefix {
+	if n.bits == 0 {
+		return netip.Prefix{}
+	}
+	return n.net.prefix(int(n.bits) - 1)
+}
+
+// own returns what tells a service, protocol or subnet from others of its kind.
+func (n *scopeName) own() string {
+	if n.bits != 0 {
+		return n.prefix().String()
+	}
+	return n.text
+}
+
+// spanBytes is the room that a span's number takes in scopeName.around.
+const spanBytes = 4
 
 func (n *scopeName) String() string {
-	if n.num == spanOf {
-		return n.text
+	text := n.ofScope()
+	if n.span == 0 {
+		return text
 	}
+	for at := len(n.around) - spanBytes; at >= 0; at -= spanBytes {
+		text += spanText(binary.BigEndian.Uint32([]byte(n.around[at:])))
+	}
+	return text + spanText(n.span)
+}
+
+func spanText(seq uint32) string { return ".span-" + strconv.FormatUint(uint64(seq), 10) }
+
+// ofScope returns the text of the scope, without its spans.
+func (n *scopeName) ofScope() string {
 	switch n.kind {
 	case KindConn, KindStream:
-		return n.kind.String() + "-" + strconv.FormatInt(n.num, 10)
+		if n.num != 0 {
+			return n.kind.String() + "-" + strconv.FormatInt(n.num, 10)
+		}
 	case KindPeer:
 		return "peer:" + n.peer.String()
 	case KindService, KindProtocol, KindSubnet, KindRate:
-		return n.kind.String() + ":" + n.text
+		return n.kind.String() + ":" + n.own()
 	case KindServicePeer:
 		return "service:" + n.text + ".peer:" + n.peer.String()
 	case KindProtocolPeer:
@@ -124,19 +167,20 @@ type LimitError struct {
 }
 
 // askedScope is the scope to which a request was made: a connection or stream by its
-// number, or anything else by name. That is short, for who refuses makes little else
-// than a LimitError.
+// number, a span of it by its own, too, or anything else by name. That is short, for who
+// refuses makes little else than a LimitError.
 type askedScope struct {
 	name *scopeName // is not written to any more
 	num  int64
 	kind Kind
+	span uint32
 }
 
 func (a *askedScope) String() string {
 	if a.name != nil {
 		return a.name.String()
 	}
-	return (&scopeName{kind: a.kind, num: a.num}).String()
+	return (&scopeName{kind: a.kind, num: a.num, span: a.span}).String()
 }
 
 // Asked names the scope to which the request was made, such as "conn-17" or

@@ -202,10 +202,10 @@ func (e *explainer) copyLocked(f fetched[questionLimits]) verdict {
 	}
 	switch q.Kind {
 	case KindConn:
-		e.self, e.cost = copyOf(scopeName{kind: KindConn, num: spanOf, text: "conn"}, m.classes.conn, held{}), m.classes.connCost
+		e.self, e.cost = copyOf(scopeName{kind: KindConn}, m.classes.conn, held{}), m.classes.connCost
 	case KindStream:
 		limit := m.streamLimit(fetched[openingLimits]{f.by, f.limits.opening})
-		e.self, e.cost = copyOf(scopeName{kind: KindStream, num: spanOf, text: "stream"}, *limit, held{}), m.classes.streamCost
+		e.self, e.cost = copyOf(scopeName{kind: KindStream}, *limit, held{}), m.classes.streamCost
 	}
 	var ps *peerScope
 	if q.Peer != "" {
@@ -556,13 +556,12 @@ func (s *subnets) look(addr netip.Addr) (conns []gateLook) {
 		if st.named == nil {
 			rec, _ = st.mu.table.find(sub.key, sub.level.id)
 		}
-		name := sub.prefix().String()
 		if counts && sub.level.conns != noConnLimit {
-			conns = append(conns, gateLook{scopeName{kind: KindSubnet, text: name}, int64(rec.conns), sub.level.conns})
+			conns = append(conns, gateLook{subnetName(KindSubnet, sub.key, sub.level.bits), int64(rec.conns), sub.level.conns})
 		}
 		if takes && !sub.level.tokens.unlimited() {
 			use, limit := sub.level.tokens.taken(rec.fullAt, max(s.now(), st.mu.latest))
-			tokens = append(tokens, gateLook{scopeName{kind: KindRate, text: name}, use, limit})
+			tokens = append(tokens, gateLook{subnetName(KindRate, sub.key, sub.level.bits), use, limit})
 		}
 	}
 	look := func(st *subnetStripe, f func()) {

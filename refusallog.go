@@ -67,15 +67,17 @@ func (r *remark) add(o *remark) {
 
 // concerned names whom the log may have to name: who asked, or its subnet where that
 // may be what has too much, if the refusing scope is everybody's or a single
-// connection or stream, and that scope itself otherwise.
+// connection or stream, and that scope itself otherwise, not a span of it.
 func (why *noted) concerned() scopeName {
 	if why.cause == CauseFairShare && why.near != nil {
-		return scopeName{kind: KindSubnet, text: why.near.prefix().String()}
+		return subnetName(KindSubnet, why.near.key, why.near.bits)
 	}
 	if k := why.scope.kind; k <= KindAllowlistedTransient || k == KindConn || k == KindStream || k == KindProcess {
 		return scopeName{kind: KindPeer, peer: why.asker}
 	}
-	return *why.scope
+	name := *why.scope
+	name.span, name.around = 0, ""
+	return name
 }
 
 // remarks has what the log says of one kind, by what ran out.
@@ -226,12 +228,12 @@ func (m *Manager) limitKey(k Kind, d dim, which *scopeName) string {
 	case KindPeer:
 		return m.limits.Load().peerPlace(which.peer) + "." + limitNames[d]
 	case KindSubnet:
-		return gateKey("Gates.Subnets", which.text, m.gate().limits.Subnets.Networks)
+		return gateKey("Gates.Subnets", which.prefix(), m.gate().limits.Subnets.Networks)
 	case KindRate:
 		if m.gate().caller != nil {
 			return "WithConnRateLimiters"
 		}
-		return gateKey("Gates.Rate", which.text, m.gate().limits.Rate.Networks)
+		return gateKey("Gates.Rate", which.prefix(), m.gate().limits.Rate.Networks)
 	case KindProcess:
 		return "WithMemoryPressure"
 	}
@@ -244,13 +246,12 @@ func (m *Manager) limitKey(k Kind, d dim, which *scopeName) string {
 
 // gateKey gives the place of a prefix in what a configuration says about a gate:
 // that of a network of its own, or that of all of its length.
-func gateKey[V any](path, prefix string, networks map[netip.Prefix]V) string {
-	p, err := netip.ParsePrefix(prefix)
-	if err != nil {
+func gateKey[V any](path string, p netip.Prefix, networks map[netip.Prefix]V) string {
+	if !p.IsValid() {
 		return path // nobody in particular
 	}
 	if _, ok := networks[p]; ok {
-		return fmt.Sprintf("%s.Networks[%q]", path, prefix)
+		return fmt.Sprintf("%s.Networks[%q]", path, p)
 	}
 	return fmt.Sprintf("%s.%s[%q]", path, familyNames[familyOf(p.Addr())], strconv.Itoa(p.Bits()))
 }

@@ -215,6 +215,12 @@ func TestTheLogMissesNoRefusal(t *testing.T) {
 	require.Zero(t, total, "refusals that the log has missed")
 }
 
+// nameOfSubnet is subnetName of a prefix as text.
+func nameOfSubnet(k Kind, prefix string) scopeName {
+	p := netip.MustParsePrefix(prefix)
+	return subnetName(k, keyOf(p.Addr()), p.Bits())
+}
+
 func TestPlacesInTheConfigurationToRaise(t *testing.T) {
 	conf := unlimitedConf()
 	conf.Peer = map[peer.ID]BaseLimit{testPeer: unlimitedBase}
@@ -236,9 +242,9 @@ func TestPlacesInTheConfigurationToRaise(t *testing.T) {
 		{scopeName{kind: KindPeer, peer: "other"}, "PeerDefault.FD"},
 		{scopeName{kind: KindPeer, peer: testPeer}, `Peer["` + testPeer.String() + `"].FD`},
 		{scopeName{kind: KindSubnet}, "Gates.Subnets"},
-		{scopeName{kind: KindSubnet, text: "10.0.0.0/8"}, `Gates.Subnets.Networks["10.0.0.0/8"]`},
-		{scopeName{kind: KindSubnet, text: "2001:db8::/56"}, `Gates.Subnets.IPv6["56"]`},
-		{scopeName{kind: KindRate, text: "10.0.0.0/8"}, `Gates.Rate.Networks["10.0.0.0/8"]`},
+		{nameOfSubnet(KindSubnet, "10.0.0.0/8"), `Gates.Subnets.Networks["10.0.0.0/8"]`},
+		{nameOfSubnet(KindSubnet, "2001:db8::/56"), `Gates.Subnets.IPv6["56"]`},
+		{nameOfSubnet(KindRate, "10.0.0.0/8"), `Gates.Rate.Networks["10.0.0.0/8"]`},
 	} {
 		got := m.limitKey(c.scope.kind, dimFD, &c.scope)
 		require.Equal(t, c.want, got)
@@ -248,7 +254,8 @@ func TestPlacesInTheConfigurationToRaise(t *testing.T) {
 		require.True(t, ok, "there is no %s in a configuration", field)
 	}
 	m = newManager(t, conf, WithConnRateLimiters(&rate.Limiter{}))
-	require.Equal(t, "WithConnRateLimiters", m.limitKey(KindRate, dimConnsIn, &scopeName{kind: KindRate, text: "192.0.2.1/32"}))
+	client := nameOfSubnet(KindRate, "192.0.2.1/32")
+	require.Equal(t, "WithConnRateLimiters", m.limitKey(KindRate, dimConnsIn, &client))
 }
 
 // The gates tell one refusal again and again, and say what it was when they are asked:

@@ -5,9 +5,9 @@ package rcmgr
 // tree of spans. The whole tree lies in one stripe.
 
 import (
+	"encoding/binary"
 	"math"
 	"net/netip"
-	"strconv"
 	"sync/atomic"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -99,7 +99,7 @@ type holder struct {
 	// num is the number of the connection or stream that the tree belongs to; 0 if it
 	// belongs to none.
 	num   int64
-	seq   uint32 // of a span, in its name
+	seq   uint32 // of a span, in its name; 0 for what is none
 	spans uint32 // begun so far
 	unit         // of a leaf
 	kind  Kind
@@ -154,31 +154,31 @@ const (
 // stream with this number. Once that is done, another one may have taken its place.
 func (h *holder) is(num int64) bool { return h.num == num && !h.done }
 
-// name gives the name of the scope that has, or had, this number. The lock of its
+// name returns the name of the scope that has, or had, this number. The lock of its
 // stripe is held.
 func (h *holder) name(num int64) scopeName {
-	switch h.role {
-	case leaf:
-		return scopeName{kind: h.kind, num: num}
-	case firstSpan:
-		return spanName(h.tree.chain.first().name(), h.seq)
+	var room [8 * spanBytes]byte
+	top, around := h, room[:0]
+	for top.owner != nil {
+		if top = top.owner; top.role != leaf {
+			around = binary.BigEndian.AppendUint32(around, top.seq)
+		}
 	}
-	return spanName(h.owner.name(num), h.seq)
+	name := scopeName{kind: top.kind, num: num}
+	if top.role == firstSpan {
+		name = top.tree.chain.first().name()
+	}
+	name.span, name.around = h.seq, string(around)
+	return name
 }
 
 // asked names the scope for who is refused. The lock of its stripe is held.
 func (h *holder) asked(num int64) askedScope {
-	if h.role == leaf {
-		return askedScope{num: num, kind: h.kind}
+	if h.role == leaf || h.owner != nil && h.owner.role == leaf {
+		return askedScope{num: num, kind: h.kind, span: h.seq}
 	}
 	name := h.name(num)
 	return askedScope{name: &name}
-}
-
-func spanName(owner scopeName, seq uint32) scopeName {
-	owner.text = owner.String() + ".span-" + strconv.FormatUint(uint64(seq), 10)
-	owner.num = spanOf
-	return owner
 }
 
 // limits gives the limit in force: a span follows its owner's unless it has

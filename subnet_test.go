@@ -35,7 +35,7 @@ func (s *subnets) try(addr netip.Addr, at time.Duration) (p gatePass, blocked ne
 func (s *subnets) tryNow(addr netip.Addr) (p gatePass, blocked netip.Prefix, limit int, ok bool) {
 	why, ok := s.enter(addr, dimConnsIn, &p)
 	if !ok {
-		blocked, limit = netip.MustParsePrefix(why.why.scope.text), int(why.Limit())
+		blocked, limit = why.why.scope.prefix(), int(why.Limit())
 	}
 	return p, blocked, limit, ok
 }

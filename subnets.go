@@ -472,15 +472,22 @@ func (s *subnets) refuseLocked(by bar, d dim) *LimitError {
 	return e
 }
 
-// tellLocked gives a refusal as an error. What was last told of the subnet is told
+// gateError is a refusal with the name that it is about, which is made at once.
+type gateError struct {
+	LimitError
+	name scopeName
+}
+
+// tellLocked returns a refusal as an error. What was last told of the subnet is told
 // again: it has not changed, and a flood makes nothing new.
 func (b *bar) tellLocked(d dim, noting bool) *LimitError {
 	mu := &b.st.mu
 	if e := mu.told; e == nil || mu.at != b.subnet || e.why.scope.kind != b.kind || e.why.d != d {
 		b.st.remarkLocked(noting)
-		name := &scopeName{kind: b.kind, text: b.prefix().String()}
-		e = &LimitError{asked: askedScope{name: name}}
-		e.why = refusal{scope: name, d: d, cause: CauseRate, priority: network.ReservationPriorityAlways, asked: 1}
+		g := &gateError{name: subnetName(b.kind, b.key, b.level.bits)}
+		e = &g.LimitError
+		e.asked = askedScope{name: &g.name}
+		e.why = refusal{scope: &g.name, d: d, cause: CauseRate, priority: network.ReservationPriorityAlways, asked: 1}
 		if b.kind == KindSubnet {
 			e.why.cause, e.why.current, e.why.limit = CauseSubnet, b.level.conns, b.level.conns
 		}

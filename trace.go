@@ -220,9 +220,8 @@ func (n *traceName) texts() (name, span string) {
 	}
 	name = n.scopeName.String()
 	for i, num := range slices.Backward(nums) {
-		text := strconv.FormatUint(uint64(num), 10)
-		name += ".span-" + text
-		span += text
+		name += spanText(num)
+		span += strconv.FormatUint(uint64(num), 10)
 		if i > 0 {
 			span += "."
 		}
@@ -231,7 +230,7 @@ func (n *traceName) texts() (name, span string) {
 }
 
 func (n *traceName) class(span string) *scopeClass {
-	c := &scopeClass{Kind: n.kind, Name: n.text, Span: span}
+	c := &scopeClass{Kind: n.kind, Name: n.own(), Span: span}
 	switch n.kind {
 	case KindConn, KindStream:
 		c.Name = strconv.FormatInt(n.num, 10)

@@ -489,9 +489,9 @@ func TestClassesAreMadeOfKinds(t *testing.T) {
 			scopeName: scopeName{kind: KindServicePeer, text: `a"b<`, peer: id}},
 		`{"Class":"peer","Peer":""}`: scopeOf(KindPeer),
 		`{"Class":"subnet","Subnet":"192.0.2.0/24"}`: {
-			scopeName: scopeName{kind: KindSubnet, text: "192.0.2.0/24"}},
+			scopeName: nameOfSubnet(KindSubnet, "192.0.2.0/24")},
 		`{"Class":"rate","Subnet":"192.0.2.0/24"}`: {
-			scopeName: scopeName{kind: KindRate, text: "192.0.2.0/24"}},
+			scopeName: nameOfSubnet(KindRate, "192.0.2.0/24")},
 	} {
 		e := (&tracer{}).export(&traceEvent{typ: TraceDestroyScopeEvt, name: n})
 		got, err := json.Marshal(e.Scope)

@@ -214,7 +214,7 @@ var damages = []damage{
 	{"stripe.go", "\tp.denied.addOf(&sh.account)\n", ""},
 	{"stripe.go", "\t\tp.m.drawing.Lock() // it has no shares, but limitWatch may have it in its list\n\t\tp.renewLocked(book, limits)\n\t\tp.m.drawing.Unlock()\n", "\t\tp.renewLocked(book, limits)\n"},
 	{"reap.go", "\t\tsh.surrender()\n", ""},
-	{"scope.go", "return askedScope{num: num, kind: h.kind}", "return askedScope{kind: h.kind}"},
+	{"scope.go", "return askedScope{num: num, kind: h.kind, span: h.seq}", "return askedScope{kind: h.kind, span: h.seq}"},
 	{"spread.go", "return fineSlots - 5 + uint64", "return fineSlots - 6 + uint64"},
 	{"spread.go", "\ts.slots[memorySlot(old)]--\n", ""},
 
@@ -304,7 +304,7 @@ var damages = []damage{
 	{"subnets.go", "st.forgetLocked(looksForRecord)", ""},
 	{"subnets.go", "(*of)[e.why.d].note(&noted{refusal: e.why}, times)", "(*of)[e.why.d].note(&noted{refusal: e.why}, 1)"},
 	{"subnets.go", "\tmu.times = 0\n", ""},
-	{"subnets.go", "\t\tb.st.remarkLocked(noting)\n\t\tname := ", "\t\tname := "},
+	{"subnets.go", "\t\tb.st.remarkLocked(noting)\n\t\tg := ", "\t\tg := "},
 	{"subnets.go", "\t\tst.remarkLocked(s.noting)\n\t\tst.mu.refused.give", "\t\tst.mu.refused.give"},
 	{"subnets.go", "g.remarks[i] = nil", ""},
 	{"subnets.go", "e == nil || mu.at != b.subnet ||", "e == nil ||"},
@@ -433,6 +433,9 @@ var damages = []damage{
 
 	// Refusals, and what is said of them.
 	{"errors.go", "String() + gateWords[e.Kind()] +", "String() +"},
+	{"errors.go", "at := len(n.around) - spanBytes; at >= 0; at -= spanBytes", "at := len(n.around) - spanBytes; at > 0; at -= spanBytes"},
+	{"scope.go", "if h.role == leaf || h.owner != nil && h.owner.role == leaf {", "if h.role == leaf {"},
+	{"refusallog.go", "\tname.span, name.around = 0, \"\"\n", ""},
 	{"errors.go", "KindRate:   \": rate limit exceeded\",\n", ""},
 	// Records of what is open.
 	{"scope.go", "st.m.leaks.closed(&s.userScope)", "st.m.leaks.closed(&userScope{h, h.num})"},

@@ -185,7 +185,7 @@ func TestMetricsShowUseLimitAndPeakOfSharedScopes(t *testing.T) {
 		" conns_inbound system": 3, " conns system": 3,
 		" conns_inbound transient": 3, " conns transient": 3,
 		"svc memory service": 1000, "svc streams_inbound service": 1, "svc streams service": 1,
-		p + " memory protocol": 2020, p + " streams_inbound protocol": 1, p + " streams protocol": 1,
+		p + " memory protocol": 1000, p + " streams_inbound protocol": 1, p + " streams protocol": 1,
 	}, seriesOf(t, reg, "scope_use"))
 	require.Equal(t, map[string]float64{
 		" conns_inbound system": 4, " memory system": 1 << 20, " conns_inbound allowlistedSystem": 9,

@@ -157,7 +157,7 @@ func (l *leakFinder) opened(scope *userScope, p peer.ID) {
 	r := &openRecord{scope: weak.Make(scope), kind: h.kind, dir: h.dir, num: scope.num, opened: l.now.Load(), peer: p}
 	if l.Stacks > 0 && scope.num%int64(l.Stacks) == 0 {
 		var pcs [32]uintptr
-		n := runtime.Callers(3, pcs[:]) // without Callers, opened, and the engine's part of opening
+		n := runtime.Callers(2, pcs[:])
 		r.stack = slices.Clone(pcs[:n])
 	}
 	s := l.shard(scope.num)
@@ -228,6 +228,9 @@ func (r *openRecord) state(memory int64) OpenScope {
 		for more := true; more; {
 			var f runtime.Frame
 			f, more = frames.Next()
+			if len(s.Stack) == 0 && !strings.Contains(f.Function, ").Open") {
+				continue // the engine's part of opening
+			}
 			s.Stack = append(s.Stack, fmt.Sprintf("%s %s:%d", f.Function, filepath.Base(f.File), f.Line))
 		}
 	}

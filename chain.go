@@ -252,7 +252,8 @@ type noted struct {
 	refusal
 	by    *account // that refused, if it was one
 	asker peer.ID  // who asked, where that is known
-	near  *neighbours
+	// holder is the name of the peer or subnet that holds too much, where that is the cause.
+	holder *scopeName
 }
 
 // note notes a refusal.
@@ -263,7 +264,6 @@ func (why *noted) askedBy(r *request) {
 	if r.asker != nil {
 		why.asker = r.asker.id
 	}
-	why.near = r.near
 }
 
 // refuse notes that an account refuses an item.
@@ -272,7 +272,21 @@ func (st *stripe) refuse(r *request, a *account, it item, current int64) verdict
 	st.refusedBy(traceName{scopeName: *name}, &a.use)
 	st.note(refusal{name, it.d, r.causeOf(st.m, a, it, current), r.priority, current, it.n, a.limit()[it.d]}, a)
 	st.why.askedBy(r)
+	st.why.holder = r.holderOf(st.m, a, it, st.why.cause)
 	return refused
+}
+
+// holderOf returns the name of the peer or subnet that holds too much of a limit, nil if
+// that is not the cause, or if it is outbound streams that have left their part of transient.
+func (r *request) holderOf(m *Manager, a *account, it item, cause Cause) *scopeName {
+	switch {
+	case cause != CauseCrowding && cause != CauseFairShare:
+	case r.crowds(a.kind, it, m.most(a.kind, a.limit(), it.d)):
+		return &r.asker.deny().name
+	case cause == CauseFairShare && r.near != nil:
+		return &r.near.name
+	}
+	return nil
 }
 
 // causeOf returns the rule by which an account refuses an item.

@@ -170,17 +170,33 @@ type LimitError struct {
 // number, a span of it by its own, too, or anything else by name. That is short, for who
 // refuses makes little else than a LimitError.
 type askedScope struct {
-	name *scopeName // is not written to any more
+	// name is that of the scope, if it has no number. Otherwise it is that of the peer or
+	// subnet that holds too much, if one does. It is not written to any more.
+	name *scopeName
 	num  int64
 	kind Kind
 	span uint32
 }
 
 func (a *askedScope) String() string {
-	if a.name != nil {
+	if a.num == 0 {
 		return a.name.String()
 	}
 	return (&scopeName{kind: a.kind, num: a.num, span: a.span}).String()
+}
+
+// Holder names the peer or subnet that holds too much of the limit, such as
+// "peer:12D3Koo…", where that is the cause of the refusal: CauseFairShare, or CauseCrowding
+// by a peer. Otherwise it is empty.
+func (e *LimitError) Holder() string {
+	name := e.asked.name
+	switch {
+	case name == nil || e.why.cause != CauseCrowding && e.why.cause != CauseFairShare:
+		return ""
+	case e.asked.num == 0: // it was asked at a peer's scope, or at a span of it
+		return (&scopeName{kind: KindPeer, peer: name.peer}).String()
+	}
+	return name.String()
 }
 
 // Asked names the scope to which the request was made, such as "conn-17" or
@@ -201,9 +217,10 @@ func (e *LimitError) Resource() Resource { return resourceOf[e.why.d] }
 // for a limit on both directions together, on memory or on descriptors.
 func (e *LimitError) Direction() network.Direction { return directionOf[e.why.d] }
 
-// Current is what the scope held, in bytes or as a number. A gate on subnets is full when it refuses: Current is its
-// limit. For a rate, Current and Limit are 0. For CauseMemoryPressure they are the
-// bytes that the process had in use, and those above which it refuses.
+// Current is what the scope held, in bytes or as a number. A gate on subnets is full
+// when it refuses: Current is its limit. For a rate, Current and Limit are 0. For
+// CauseMemoryPressure they are the bytes that the process had in use, and those above
+// which it refuses.
 func (e *LimitError) Current() int64 { return e.why.current }
 
 // Attempted is what was asked for, in bytes or as a number.

@@ -323,7 +323,11 @@ func (e *explainer) checkOf(step string, r *request, a *account, it item, use in
 	// What no number can hold is refused by all.
 	k.Observed = e.observed.has(a.kind) && it.n <= math.MaxInt64-use
 	if !k.Fits {
-		k.Cause, k.Raise = r.causeOf(e.m, a, it, use).String(), e.m.limitKey(a.kind, it.d, &name)
+		cause := r.causeOf(e.m, a, it, use)
+		k.Cause, k.Raise = cause.String(), e.m.limitKey(a.kind, it.d, &name)
+		if holder := r.holderOf(e.m, a, it, cause); holder != nil {
+			k.Holder = holder.String()
+		}
 	}
 	return k
 }
@@ -600,8 +604,12 @@ func (e *Explanation) String() string {
 		return "it would be admitted"
 	}
 	k := e.By
+	why := k.Cause
+	if k.Holder != "" {
+		why += " by " + printable(k.Holder)
+	}
 	return fmt.Sprintf("it would be refused by %s: %s holds %d of %d, %d more must not pass %d (%s); raise %s",
-		printable(k.Scope), k.Name, k.Use, k.Limit, k.Asked, k.Threshold, k.Cause, k.Raise)
+		printable(k.Scope), k.Name, k.Use, k.Limit, k.Asked, k.Threshold, why, k.Raise)
 }
 
 // WriteTable writes the answer, and a row for each limit that was asked.

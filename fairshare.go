@@ -94,7 +94,8 @@ type fairShard struct {
 type neighbours struct {
 	key  subnetKey
 	bits int
-	refs int // connections from there, and peers that came from there; under the shard's lock
+	name scopeName // does not change
+	refs int       // connections from there, and peers that came from there; under the shard's lock
 	held [KindTransient + 1]struct{ streams, conns, fds atomic.Int64 }
 }
 
@@ -132,7 +133,7 @@ func (f *fairShare) enter(addr netip.Addr, d dim) *neighbours {
 	defer s.mu.Unlock()
 	n := s.mu.subnets[key]
 	if n == nil {
-		n = &neighbours{key: key, bits: bits}
+		n = &neighbours{key: key, bits: bits, name: subnetName(KindSubnet, key, bits)}
 		s.mu.subnets[key] = n
 	}
 	n.refs++

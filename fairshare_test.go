@@ -855,3 +855,29 @@ func TestWhatExceedsTheLimitIsNotToldAsAShare(t *testing.T) {
 	require.EqualValues(t, 1, m.read().counts.rationed.fair[KindSystem][dimMemory])
 	s.Done()
 }
+
+// A refusal for the sake of others names who holds too much: a peer, or a subnet.
+func TestARefusalNamesTheHolder(t *testing.T) {
+	conf := unlimitedConf()
+	conf.Transient.ConnsInbound, conf.System.Memory = 8, 1<<20
+	m := newManager(t, conf, append(openGates(), WithFairShare(KindTransient, KindSystem), WithStripes(8))...)
+	far := multiaddr.StringCast("/ip4/192.0.2.7/tcp/1")
+	for range 4 {
+		_, err := m.OpenConnection(network.DirInbound, true, far)
+		require.NoError(t, err)
+	}
+	_, err := m.OpenConnection(network.DirInbound, true, far)
+	var refusal *LimitError
+	require.ErrorAs(t, err, &refusal)
+	require.Equal(t, []any{CauseFairShare, "subnet:192.0.2.0/24"}, []any{refusal.Cause(), refusal.Holder()})
+	require.Contains(t, refusal.Asked(), "conn-")
+
+	s := mustOpenStream(t, m, testPeer, network.DirInbound)
+	require.NoError(t, s.ReserveMemory(400<<10, 255))
+	for name, scope := range map[string]network.ResourceScope{"stream": s, "peer": viewPeer(t, m, testPeer)} {
+		require.ErrorAs(t, scope.ReserveMemory(300<<10, 255), &refusal, name)
+		require.Equal(t, []any{CauseFairShare, "peer:" + testPeer.String()}, []any{refusal.Cause(), refusal.Holder()}, name)
+	}
+	require.ErrorAs(t, s.ReserveMemory(1<<20, 255), &refusal)
+	require.Equal(t, []any{CauseLimit, ""}, []any{refusal.Cause(), refusal.Holder()})
+}

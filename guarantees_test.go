@@ -1319,6 +1319,9 @@ func TestAPeerThatHangsDoesNotTakeAllOfTransientsOutboundStreams(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, []any{"transient", "StreamsOutbound", "crowding", int64(512), int64(opened)},
 			[]any{e.By.Scope, e.By.Name, e.By.Cause, e.By.Limit, e.By.Threshold})
+		hanging := "peer:" + testPeer.String()
+		require.Equal(t, []string{hanging, hanging}, []string{refusal.Holder(), e.By.Holder})
+		require.Contains(t, e.String(), "(crowding by "+hanging+")")
 
 		opened = 0
 		for _, p := range manyPeers(most) {
@@ -1330,6 +1333,7 @@ func TestAPeerThatHangsDoesNotTakeAllOfTransientsOutboundStreams(t *testing.T) {
 		}
 		require.Equal(t, most/4, opened, "others have a quarter at least")
 		require.Equal(t, []any{CauseCrowding, int64(most), int64(512)}, []any{refusal.Cause(), refusal.Current(), refusal.Limit()})
+		require.Empty(t, refusal.Holder(), "it is all outbound streams that have their part")
 		for i := range 512 / 4 {
 			mustOpenStream(t, m, peerNamed(fmt.Sprint(i)), network.DirInbound)
 		}

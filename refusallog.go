@@ -65,12 +65,13 @@ func (r *remark) add(o *remark) {
 	r.worst.vote(o.worst.name, o.worst.votes)
 }
 
-// concerned names whom the log may have to name: who asked, or its subnet where that
-// may be what has too much, if the refusing scope is everybody's or a single
-// connection or stream, and that scope itself otherwise, not a span of it.
+// concerned returns the name that the log may have to name: that of the peer or subnet which
+// holds too much, if one does; else, if the refusing scope is everybody's or a single
+// connection or stream, that of the peer which asked; and otherwise that of the scope itself,
+// not of a span of it.
 func (why *noted) concerned() scopeName {
-	if why.cause == CauseFairShare && why.near != nil {
-		return subnetName(KindSubnet, why.near.key, why.near.bits)
+	if why.holder != nil {
+		return *why.holder
 	}
 	if k := why.scope.kind; k <= KindAllowlistedTransient || k == KindConn || k == KindStream || k == KindProcess {
 		return scopeName{kind: KindPeer, peer: why.asker}

@@ -194,6 +194,9 @@ func (st *stripe) refusal(asked askedScope, r *request) error {
 	if st.trace != nil {
 		st.trace.blocked(st.refuser.name, r, why.d, &st.refuser.use)
 	}
+	if asked.num != 0 {
+		asked.name = why.holder
+	}
 	return &LimitError{why.refusal, asked}
 }
 

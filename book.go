@@ -70,7 +70,11 @@ type kindLimit struct {
 func newLimitBook(l Limiter) (*limitBook, error) {
 	l = guardLimiter(l)
 	b := &limitBook{limiter: l}
-	b.own, _ = l.(*fixedLimiter)
+	if b.own, _ = l.(*fixedLimiter); b.own != nil {
+		if err := (*ConcreteLimitConfig)(b.own).check().err(); err != nil {
+			return nil, err
+		}
+	}
 	for _, one := range []kindLimit{
 		{KindSystem, l.GetSystemLimits()}, {KindTransient, l.GetTransientLimits()},
 		{KindAllowlistedSystem, l.GetAllowlistedSystemLimits()}, {KindAllowlistedTransient, l.GetAllowlistedTransientLimits()},
@@ -83,7 +87,8 @@ func newLimitBook(l Limiter) (*limitBook, error) {
 		b.kinds[one.kind].unnamed = *a
 	}
 	if b.own != nil {
-		return b, b.readOwn()
+		b.readOwn()
+		return b, nil
 	}
 	for _, one := range []kindLimit{
 		{KindService, l.GetServiceLimits("")}, {KindServicePeer, l.GetServicePeerLimits("")},
@@ -98,24 +103,16 @@ func newLimitBook(l Limiter) (*limitBook, error) {
 	return b, nil
 }
 
-func (b *limitBook) readOwn() (err error) {
+// readOwn reads what else a limiter of our own says, which has been checked.
+func (b *limitBook) readOwn() {
 	limits := &b.own.limits
-	limits.each(func(place string, l BaseLimit) {
-		if err == nil {
-			err = checkLimit(place, l)
-		}
-	})
-	if err != nil {
-		return err
-	}
 	b.kinds[KindService] = kindLimitsOf(limits.ServiceDefault, limits.Service)
 	b.kinds[KindServicePeer] = kindLimitsOf(limits.ServicePeerDefault, limits.ServicePeer)
 	b.kinds[KindProtocol] = kindLimitsOf(limits.ProtocolDefault, limits.Protocol)
 	b.kinds[KindProtocolPeer] = kindLimitsOf(limits.ProtocolPeerDefault, limits.ProtocolPeer)
 	b.kinds[KindPeer] = kindLimitsOf(limits.PeerDefault, limits.Peer)
 	b.kinds[KindStream].unnamed = limitsOf(limits.Stream)
-	b.connCost, b.streamCost, err = limits.Costs.perOpening(limits.Conn.Memory, limits.Stream.Memory)
-	return err
+	b.connCost, b.streamCost = limits.Costs.perOpening()
 }
 
 func kindLimitsOf[K ~string](unnamed BaseLimit, named map[K]BaseLimit) kindLimits {

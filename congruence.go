@@ -22,13 +22,20 @@ var watched = [...]dim{dimConns, dimConnsIn, dimStreams, dimStreamsIn}
 // conflict. Where an allowlist admits whom these limits refuse, they may be so on
 // purpose.
 func (cfg ConcreteLimitConfig) CheckHighWater(highWater int) error {
+	if conflict := cfg.highWaterConflict(highWater); conflict != nil {
+		return conflict
+	}
+	return nil
+}
+
+func (cfg *ConcreteLimitConfig) highWaterConflict(highWater int) *ConfigError {
 	system := limitsOf(cfg.limits.System)
-	conflict := highWaterConflict(&system, func(_ dim, limit int64) bool { return limit > int64(highWater) })
+	conflict, places := belowMark(&system, func(_ dim, limit int64) bool { return limit > int64(highWater) })
 	if conflict == "" {
 		return nil
 	}
-	return fmt.Errorf("limits: %s not above the connection manager's high water mark of %d, so that connections are refused before any is closed: set at least %d, twice the mark, or lower the mark",
-		conflict, highWater, 2*int64(highWater))
+	return &ConfigError{also: places, Err: fmt.Errorf("%s not above the connection manager's high water mark of %d, so that connections are refused before any is closed: set at least %d, twice the mark, or lower the mark",
+		conflict, highWater, 2*int64(highWater))}
 }
 
 // CheckConnManager is CheckHighWater for the limits in force and any connection
@@ -45,7 +52,7 @@ func (m *Manager) CheckConnManager(cm connmgr.ConnManager) error {
 	var conflict string
 	fault := asking.try(func() {
 		trims := m.trims(cm)
-		conflict = highWaterConflict(&system, func(d dim, limit int64) bool {
+		conflict, _ = belowMark(&system, func(d dim, limit int64) bool {
 			helped := madeRoomFor(d, limit)
 			if trims && helped || cm.CheckLimit(oneConnLimit(limit-1)) == nil { // they may be equal there
 				return true
@@ -82,44 +89,44 @@ type oneConnLimit int
 
 func (l oneConnLimit) GetConnLimit() int { return int(l) }
 
-// highWaterConflict names the watched limits that are not above the mark.
-func highWaterConflict(system *amounts, above func(d dim, limit int64) bool) string {
+// belowMark names the watched limits that are not above the mark, and returns their
+// places.
+func belowMark(system *amounts, above func(d dim, limit int64) bool) (conflict string, places []string) {
 	var low []string
 	for _, d := range watched {
 		if limit := system[d]; !isUnlimited(d, limit) && !above(d, limit) {
-			low = append(low, fmt.Sprintf("System.%s (%d)", limitNames[d], limit))
+			place := "System." + limitNames[d]
+			low, places = append(low, fmt.Sprintf("%s (%d)", place, limit)), append(places, place)
 		}
 	}
 	switch len(low) {
 	case 0:
-		return ""
+		return "", nil
 	case 1:
-		return low[0] + " is"
+		return low[0] + " is", places
 	}
-	return strings.Join(low, ", ") + " are"
+	return strings.Join(low, ", ") + " are", places
 }
 
-// checkTransient returns which limit of the transient scope is above that of the
+// checkTransient adds the limits of the transient scope that are above those of the
 // system scope, in which everything transient counts, too, where somebody wrote both
 // and said has one of them. Against a number that is computed, and so another one on
 // each machine, a written one is no error, see Warnings. A system that admits nothing
 // leaves all to the allowlist, on purpose.
-func (cfg *ConcreteLimitConfig) checkTransient(said *PartialLimitConfig) error {
+func (cfg *ConcreteLimitConfig) checkTransient(errs *configErrors, said *PartialLimitConfig) {
 	transient, system := limitsOf(cfg.limits.Transient), limitsOf(cfg.limits.System)
 	fromTransient, fromSystem := byDim(cfg.origins.Transient), byDim(cfg.origins.System)
 	inTransient, inSystem := limitsOf(said.Transient.Build(BaseLimit{})), limitsOf(said.System.Build(BaseLimit{}))
-	for d, limit := range transient {
-		name := limitNames[d]
+	for _, d := range limitOrder {
+		inner, outer := "Transient."+limitNames[d], "System."+limitNames[d]
 		switch {
-		case isUnlimited(dim(d), limit) || limit <= system[d] || system[d] <= 0:
+		case isUnlimited(d, transient[d]) || transient[d] <= system[d] || system[d] <= 0:
 		case min(fromTransient[d], fromSystem[d]) < OriginOverride:
 		case inTransient[d] > 0:
-			return &misplaced{"Transient." + name, fmt.Errorf(
-				"is %d, above System.%s, which is %d: what is transient counts there, too", limit, name, system[d])}
+			errs.add(&ConfigError{Path: inner, also: []string{outer}, Err: fmt.Errorf(
+				"is %d, above %s, which is %d: what is transient counts there, too", transient[d], outer, system[d])})
 		case inSystem[d] > 0:
-			return &misplaced{"System." + name, fmt.Errorf(
-				"is %d, below Transient.%s, which is %d: what is transient counts there, too", system[d], name, limit)}
+			errs.addf(outer, "is %d, below %s, which is %d: what is transient counts there, too", system[d], inner, transient[d])
 		}
 	}
-	return nil
 }

@@ -75,11 +75,11 @@ func (upper *Costs) over(lower *Costs) *Costs {
 	return &out
 }
 
-// perOpening gives what opening one costs, in bytes. What is above the limit of
-// memory of a single connection or stream could never be opened: an error.
-func (c *Costs) perOpening(connLimit, streamLimit int64) (conn, stream int64, err error) {
+// check adds what is wrong. What is above the limit of memory of a single connection
+// or stream could never be opened.
+func (c *Costs) check(errs *configErrors, connLimit, streamLimit int64) {
 	if c == nil {
-		return 0, 0, nil
+		return
 	}
 	for _, one := range []struct {
 		name  string
@@ -88,11 +88,18 @@ func (c *Costs) perOpening(connLimit, streamLimit int64) (conn, stream int64, er
 	}{{"Conn", c.Conn, connLimit}, {"Stream", c.Stream, streamLimit}} {
 		switch {
 		case one.cost < NoCost:
-			return 0, 0, &misplaced{"Costs." + one.name, fmt.Errorf("is %d, it must not be negative", one.cost)}
+			errs.addf("Costs."+one.name, "is %d, it must not be negative", one.cost)
 		case one.cost.bytes() > one.limit:
-			return 0, 0, &misplaced{"Costs." + one.name, fmt.Errorf("is %d, above %s.Memory, which is %d: none could be opened",
-				one.cost, one.name, one.limit)}
+			errs.add(&ConfigError{Path: "Costs." + one.name, also: []string{one.name + ".Memory"},
+				Err: fmt.Errorf("is %d, above %s.Memory, which is %d: none could be opened", one.cost, one.name, one.limit)})
 		}
 	}
-	return c.Conn.bytes(), c.Stream.bytes(), nil
+}
+
+// perOpening returns what opening one costs, in bytes.
+func (c *Costs) perOpening() (conn, stream int64) {
+	if c == nil {
+		return 0, 0
+	}
+	return c.Conn.bytes(), c.Stream.bytes()
 }

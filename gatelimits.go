@@ -140,15 +140,6 @@ func normalNetworks[V any](networks map[netip.Prefix]V) map[netip.Prefix]V {
 	return out
 }
 
-// misplaced is an error in a configuration, with the path to where it is.
-type misplaced struct {
-	path string
-	err  error
-}
-
-func (e *misplaced) Error() string { return "limits: " + e.path + ": " + e.err.Error() }
-func (e *misplaced) Unwrap() error { return e.err }
-
 // gateConfig is what the gates of a manager are made from.
 type gateConfig struct {
 	subnets  subnetConfig
@@ -180,8 +171,8 @@ func (cfg *ConcreteLimitConfig) gateConfig(defaults gateConfig) (gateConfig, err
 	return cfg.limits.Gates.config(defaults)
 }
 
-// config returns the default gates but for what g says, or a misplaced error. The lists
-// of defaults are not written to.
+// config returns the default gates but for what g says, or everything that is wrong
+// with that. The lists of defaults are not written to.
 func (g *GateLimits) config(defaults gateConfig) (gateConfig, error) {
 	c := defaults
 	if g == nil {
@@ -190,8 +181,9 @@ func (g *GateLimits) config(defaults gateConfig) (gateConfig, error) {
 	if g.Outbound != nil {
 		c.outbound = *g.Outbound
 	}
+	var errs configErrors
 	perSubnet, networks := c.subnets.perSubnet, [numFamilies][]NetworkPrefixLimit{}
-	err := visit("Gates.Subnets", gateLists[LimitVal](g.Subnets),
+	visit(&errs, "Gates.Subnets", gateLists[LimitVal](g.Subnets),
 		func(f family) { c.subnets.perSubnet[f] = nil },
 		func(f family, bits int, v LimitVal) (string, error) {
 			var under LimitVal
@@ -207,15 +199,12 @@ func (g *GateLimits) config(defaults gateConfig) (gateConfig, error) {
 			networks[f] = append(networks[f], NetworkPrefixLimit{network, n})
 			return "", err
 		})
-	if err != nil {
-		return gateConfig{}, err
-	}
 	for f := range numFamilies { // of two entries for one network the first holds
 		c.subnets.networks[f] = slices.Concat(networks[f], c.subnets.networks[f])
 	}
 
 	rates, rateNetworks := c.rate.perSubnet, [numFamilies][]networkRate{}
-	err = visit("Gates.Rate", gateLists[ConnRate](g.Rate),
+	visit(&errs, "Gates.Rate", gateLists[ConnRate](g.Rate),
 		func(f family) { c.rate.perSubnet[f] = nil },
 		func(f family, bits int, v ConnRate) (string, error) {
 			if i := slices.IndexFunc(rates[f], func(l subnetRate) bool { return l.prefixLength == bits }); i >= 0 {
@@ -230,7 +219,7 @@ func (g *GateLimits) config(defaults gateConfig) (gateConfig, error) {
 			rateNetworks[f] = append(rateNetworks[f], networkRate{network, l})
 			return field, err
 		})
-	if err != nil {
+	if err := errs.err(); err != nil {
 		return gateConfig{}, err
 	}
 	for f := range numFamilies {
@@ -243,8 +232,8 @@ func (g *GateLimits) config(defaults gateConfig) (gateConfig, error) {
 // that is given, begin first and then the smallest subnets first, and over the
 // networks that are not left to the defaults. An error of the callbacks is
 // about the field that they name.
-func visit[V comparable](path string, said gateLists[V], begin func(family),
-	level func(family, int, V) (string, error), network func(family, netip.Prefix, V) (string, error)) error {
+func visit[V comparable](errs *configErrors, path string, said gateLists[V], begin func(family),
+	level func(family, int, V) (string, error), network func(family, netip.Prefix, V) (string, error)) {
 	for f := range numFamilies {
 		levels := *said.perSubnet(f)
 		if levels == nil {
@@ -254,10 +243,9 @@ func visit[V comparable](path string, said gateLists[V], begin func(family),
 		for _, bits := range slices.Backward(slices.Sorted(maps.Keys(levels))) {
 			at := levelPlace(path, f, bits)
 			if bits < 0 || bits > f.bitLen() {
-				return &misplaced{at, fmt.Errorf("expected a prefix length from 0 to %d", f.bitLen())}
-			}
-			if field, err := level(f, bits, levels[bits]); err != nil {
-				return &misplaced{at + field, err}
+				errs.addf(at, "expected a prefix length from 0 to %d", f.bitLen())
+			} else if field, err := level(f, bits, levels[bits]); err != nil {
+				errs.add(&ConfigError{Path: at + field, Err: err})
 			}
 		}
 	}
@@ -268,19 +256,16 @@ func visit[V comparable](path string, said gateLists[V], begin func(family),
 		plain := normalPrefix(n)
 		switch {
 		case !n.IsValid():
-			return &misplaced{at, errors.New("expected a network such as 192.0.2.0/24")}
+			errs.addf(at, "expected a network such as 192.0.2.0/24")
 		case seen[plain]:
-			return &misplaced{at, fmt.Errorf("the network %s is given twice", plain)}
+			errs.addf(at, "the network %s is given twice", plain)
+		case said.Networks[n] != none:
+			if field, err := network(familyOf(plain.Addr()), n, said.Networks[n]); err != nil {
+				errs.add(&ConfigError{Path: at + field, Err: err})
+			}
 		}
 		seen[plain] = true
-		if said.Networks[n] == none {
-			continue
-		}
-		if field, err := network(familyOf(plain.Addr()), n, said.Networks[n]); err != nil {
-			return &misplaced{at + field, err}
-		}
 	}
-	return nil
 }
 
 // countOf gives the number that a limit stands for.

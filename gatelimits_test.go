@@ -2,7 +2,6 @@ package rcmgr
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -385,7 +384,9 @@ func TestBadGatesOfAProgramAreErrorsOfNew(t *testing.T) {
 	} {
 		_, err := New(NewFixedLimiter(PartialLimitConfig{Gates: &g}.Build(InfiniteLimits)))
 		require.EqualError(t, err, "rcmgr: limits: "+want)
-		require.Error(t, errors.Unwrap(errors.Unwrap(err)))
+		var bad *ConfigError
+		require.ErrorAs(t, err, &bad)
+		require.Equal(t, bad.Path+": "+bad.Err.Error(), want)
 	}
 }
 

@@ -706,7 +706,10 @@ func (l *fixedLimiter) MarshalJSON() ([]byte, error) {
 // NewLimiterFromJSON makes a Limiter from a PartialLimitConfig in JSON, on top
 // of the given defaults. It is as strict as ReadLimits.
 func NewLimiterFromJSON(in io.Reader, defaults ConcreteLimitConfig) (Limiter, error) {
-	cfg, err := readLimits(in, defaults)
+	cfg, f, err := parseLimits(in)
+	if err == nil {
+		cfg, err = f.fitting(cfg, defaults)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -773,13 +776,9 @@ func checkLimit(where string, l Limit) error {
 		return fmt.Errorf("%s: the Limiter %w", where, said.err)
 	}
 	a := limitsOf(l)
-	if slices.Min(a[:]) >= 0 {
-		return nil
-	}
-	numbers := reflect.ValueOf(a.baseLimit())
-	for field, n := range numbers.Fields() {
-		if n.Int() < 0 {
-			return fmt.Errorf("%s: the limit %s is %d, it must not be negative", where, field.Name, n.Int())
+	for _, d := range limitOrder {
+		if a[d] < 0 {
+			return fmt.Errorf("%s: the limit %s is %d, it must not be negative", where, limitNames[d], a[d])
 		}
 	}
 	return nil

@@ -4,7 +4,7 @@ package rcmgr
 // know, which in a limit file means that a limit is not in force and nobody
 // hears of it. So the text is first walked token by token beside the Go type
 // that it is to fill, and everything that does not belong there is an error
-// that tells where it stands.
+// that tells where it stands. Only then is it read, and looked at as a whole.
 
 import (
 	"bytes"
@@ -29,28 +29,35 @@ import (
 
 // ReadLimits reads a PartialLimitConfig from JSON. It takes nothing silently:
 // unknown names, names given twice, negative numbers, peer IDs that do not parse,
-// null, text after the end, and transient limits above those of the system where both
-// are written are errors that tell line, column, place and what was expected; and the file, if in
-// has a method Name, as an *os.File has. As in all of encoding/json, upper and
-// lower case of the fixed names are the same. A byte-order mark is passed over; a
-// text in UTF-16 or UTF-32, or one that is no UTF-8, is an error that says so.
+// null, text after the end, networks with host bits, and transient limits above those
+// of the system where both are written. Each is a ConfigError that names line, column,
+// place and what was expected, and the file, if in has a method Name, as an *os.File
+// has; all are told at once. As in all of encoding/json, upper and lower case of the
+// fixed names are the same. A byte-order mark is passed over; a text in UTF-16 or
+// UTF-32, or one that is no UTF-8, is an error that says so.
+//
+// What does not fit the defaults that the limits are to lie on shows when they are
+// built: NewLimiterFromJSON and NodeLimits.OverridesFile name the line of that, too.
 //
 // Beside what json.Unmarshal takes, numbers may stand in quotes, and sizes of
 // memory may have units: "64MiB" is 64<<20, "64MB" 64 million bytes.
 func ReadLimits(in io.Reader) (PartialLimitConfig, error) {
-	return readLimits(in, InfiniteLimits)
+	cfg, f, err := parseLimits(in)
+	if err != nil {
+		return PartialLimitConfig{}, err
+	}
+	return f.fitting(cfg, InfiniteLimits)
 }
 
 // ReadLimitsFile is ReadLimits for a file. It reads Kubo's
 // libp2p-resource-limit-overrides.json as it is. Where there is no such file, the
 // error matches fs.ErrNotExist.
 func ReadLimitsFile(name string) (PartialLimitConfig, error) {
-	file, err := os.Open(name)
+	cfg, f, err := parseLimitsFile(name)
 	if err != nil {
-		return PartialLimitConfig{}, fmt.Errorf("limits: %w", err)
+		return PartialLimitConfig{}, err
 	}
-	defer file.Close()
-	return ReadLimits(file)
+	return f.fitting(cfg, InfiniteLimits)
 }
 
 // limitFile is a text and how far it has been read.
@@ -64,18 +71,29 @@ type limitFile struct {
 	// offset done of the text.
 	plain []byte
 	done  int
+	errs  configErrors
 }
 
-// readLimits reads what is to lie on some defaults.
-func readLimits(in io.Reader, defaults ConcreteLimitConfig) (PartialLimitConfig, error) {
-	cfg, f, err := parseLimits(in)
-	if err != nil {
+// fitting returns what was read, unless something in it does not fit the rest, or
+// the defaults on which it is to lie.
+func (f *limitFile) fitting(cfg PartialLimitConfig, defaults ConcreteLimitConfig) (PartialLimitConfig, error) {
+	built := cfg.Build(defaults)
+	errs := built.check()
+	built.checkTransient(errs, &cfg)
+	if err := f.placed(errs); err != nil {
 		return PartialLimitConfig{}, err
 	}
-	if err := cfg.checkTogether(defaults); err != nil {
-		return PartialLimitConfig{}, f.placed(err)
-	}
 	return cfg, nil
+}
+
+// parseLimitsFile is parseLimits for a file by its name.
+func parseLimitsFile(name string) (PartialLimitConfig, *limitFile, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return PartialLimitConfig{}, nil, fmt.Errorf("limits: %w", err)
+	}
+	defer file.Close()
+	return parseLimits(file)
 }
 
 // parseLimits reads limits each of which may be as it is.
@@ -89,10 +107,12 @@ func parseLimits(in io.Reader) (cfg PartialLimitConfig, f *limitFile, err error)
 	}
 	f.text = bytes.TrimPrefix(f.text, []byte(byteOrderMark))
 	if at, err := f.unreadable(); err != nil {
-		return cfg, f, f.errorAt(at, "", err)
+		f.report(at, "", err)
+		return cfg, f, f.errs.err()
 	}
 	f.dec = json.NewDecoder(bytes.NewReader(f.text))
-	if err := f.check(reflect.TypeFor[PartialLimitConfig](), ""); err != nil {
+	f.check(reflect.TypeFor[PartialLimitConfig](), "")
+	if err := f.errs.err(); err != nil {
 		return cfg, f, err
 	}
 	if err = json.Unmarshal(append(f.plain, f.text[f.done:]...), &cfg); err != nil {
@@ -154,31 +174,56 @@ func wideEncoding(text []byte) string {
 	return ""
 }
 
-// checkTogether tells what single values cannot show.
-func (cfg *PartialLimitConfig) checkTogether(defaults ConcreteLimitConfig) error {
-	built := cfg.Build(defaults)
-	l := &built.limits
-	_, gates := l.Gates.config(defaultGateConfig())
-	_, _, costs := l.Costs.perOpening(l.Conn.Memory, l.Stream.Memory)
-	return cmp.Or(built.checkTransient(cfg), costs, gates)
+// placed returns errors with the places in the text that they are about, as far as it
+// has any, or nil if there are none. f may be nil: there is no text.
+func (f *limitFile) placed(errs *configErrors) error {
+	if f != nil {
+		for _, e := range errs.all {
+			f.place(e)
+		}
+	}
+	return errs.err()
 }
 
-// placed adds the place to an error that has a path.
-func (f *limitFile) placed(err error) error {
-	var bad *misplaced
-	if !errors.As(err, &bad) {
-		return err
+func (f *limitFile) place(e *ConfigError) {
+	for _, path := range append([]string{e.Path}, e.also...) {
+		if at, ok := f.values[path]; ok && path != "" {
+			e.Path = cmp.Or(e.Path, path)
+			f.locate(e, at)
+			return
+		}
 	}
-	at, ok := f.values[bad.path]
-	for path := bad.path; !ok; at, ok = f.values[path] {
-		path = path[:max(0, strings.LastIndexAny(path, ".["))] // what is missing is not there to point at
+	path := e.Path
+	for path != "" { // what is missing is not there to point at, but what it is missing in
+		path = path[:max(0, strings.LastIndexAny(path, ".["))]
+		if at, ok := f.values[path]; ok && path != "" {
+			f.locate(e, at)
+			return
+		}
 	}
-	return f.errorAt(at, bad.path, bad.err)
 }
 
-// check walks over the next value, which is to fill a t at this path. The
-// text being valid JSON, the decoder has no errors of its own to tell.
-func (f *limitFile) check(t reflect.Type, path string) error {
+// locate says where in the text an error is. Lines and columns count from 1, columns
+// in characters.
+func (f *limitFile) locate(e *ConfigError, offset int) {
+	before := f.text[:max(offset, 0)]
+	e.File = f.name
+	e.Line = 1 + bytes.Count(before, []byte("\n"))
+	e.Column = 1 + utf8.RuneCount(before[bytes.LastIndexByte(before, '\n')+1:])
+}
+
+// report adds an error at a place in the text.
+func (f *limitFile) report(offset int, path string, err error) {
+	e := &ConfigError{Path: path, Err: err}
+	if f.errs.add(e) {
+		f.locate(e, offset)
+	}
+}
+
+// check walks over the next value, which is to fill a t at this path, and reports
+// what does not belong there. The text being valid JSON, the decoder has no errors of
+// its own to tell.
+func (f *limitFile) check(t reflect.Type, path string) {
 	start := f.next()
 	f.values[path] = start
 	if t.Kind() == reflect.Pointer {
@@ -186,44 +231,54 @@ func (f *limitFile) check(t reflect.Type, path string) error {
 	}
 	val, isVal := reflect.New(t).Interface().(json.Unmarshaler)
 	plain, isPlain := plainValues[t.Kind()]
-	isPlain = isPlain && !isVal
-	if isVal || isPlain || f.text[start] != '{' {
-		var raw json.RawMessage
-		_ = f.dec.Decode(&raw)
-		switch {
-		case isVal:
-			plain, err := plainVal(val, raw)
-			f.plain = append(append(f.plain, f.text[f.done:start]...), plain...)
-			f.done = start + len(raw)
-			return f.errorAt(start, path, err)
-		case !isPlain:
-			plain = "an object in braces"
-		case string(raw) != "null" && json.Unmarshal(raw, reflect.New(t).Interface()) == nil:
-			return nil
+	switch {
+	case isVal:
+		raw := f.skip()
+		plain, err := plainVal(val, raw)
+		if err != nil {
+			f.report(start, path, err)
 		}
-		return f.errorAt(start, path, fmt.Errorf("expected %s, found %s", plain, describe(raw)))
+		f.plain = append(append(f.plain, f.text[f.done:start]...), plain...)
+		f.done = start + len(raw)
+	case isPlain:
+		raw := f.skip()
+		if string(raw) == "null" || json.Unmarshal(raw, reflect.New(t).Interface()) != nil {
+			f.report(start, path, fmt.Errorf("expected %s, found %s", plain, describe(raw)))
+		}
+	case f.text[start] != '{':
+		f.report(start, path, fmt.Errorf("expected an object in braces, found %s", describe(f.skip())))
+	default:
+		f.checkMembers(t, path)
 	}
+}
 
+// checkMembers is check for what has names.
+func (f *limitFile) checkMembers(t reflect.Type, path string) {
 	_, _ = f.dec.Token() // the opening brace
 	seen := make(map[string]bool)
 	for f.dec.More() {
 		start := f.next()
 		token, _ := f.dec.Token()
-		name := token.(string)
-		m, err := memberOf(t, path, name)
+		m, err := memberOf(t, path, token.(string))
 		if err == nil && seen[m.path] {
 			err = errors.New("is given twice")
 		}
 		if err != nil {
-			return f.errorAt(start, m.spelt, err)
+			f.report(start, m.spelt, err)
+			f.skip()
+			continue
 		}
 		seen[m.path] = true
-		if err := f.check(m.elem, m.path); err != nil {
-			return err
-		}
+		f.check(m.elem, m.path)
 	}
 	_, _ = f.dec.Token() // the closing brace
-	return nil
+}
+
+// skip reads the next value as it stands.
+func (f *limitFile) skip() json.RawMessage {
+	var raw json.RawMessage
+	_ = f.dec.Decode(&raw)
+	return raw
 }
 
 // plainValues are the values that encoding/json reads by itself.
@@ -260,8 +315,17 @@ func memberOf(t reflect.Type, path, name string) (member, error) {
 		}
 		known = append(known, field.Name)
 	}
-	return member{spelt: dotted(path, name)}, fmt.Errorf("unknown name, did you mean %s? Known here are %s",
-		nearest(name, known), strings.Join(known, ", "))
+	return member{spelt: dotted(path, name)}, &unknownName{name, known}
+}
+
+// unknownName is an error whose text is made when it is read: of many, few are.
+type unknownName struct {
+	name  string
+	known []string
+}
+
+func (e *unknownName) Error() string {
+	return fmt.Sprintf("unknown name, did you mean %s? Known here are %s", nearest(e.name, e.known), strings.Join(e.known, ", "))
 }
 
 // keyOfMap returns the one spelling of a key of the map t.
@@ -380,22 +444,6 @@ func describe(raw []byte) string {
 func (f *limitFile) next() int {
 	rest := bytes.TrimLeft(f.text[f.dec.InputOffset():], " \t\r\n,:")
 	return len(f.text) - len(rest)
-}
-
-// errorAt adds the place to an error, if it is one. Lines and columns count
-// from 1, columns in characters.
-func (f *limitFile) errorAt(offset int, path string, err error) error {
-	if err == nil {
-		return nil
-	}
-	before := f.text[:max(offset, 0)]
-	line := 1 + bytes.Count(before, []byte("\n"))
-	column := 1 + utf8.RuneCount(before[bytes.LastIndexByte(before, '\n')+1:])
-	in := ""
-	if f.name != "" {
-		in = f.name + ": "
-	}
-	return fmt.Errorf("limits: %sline %d, column %d: %s: %w", in, line, column, cmp.Or(path, "top level"), err)
 }
 
 // nearest gives the known name that takes the fewest edits to get to.

@@ -47,6 +47,11 @@ type NodeLimits struct {
 	// Overrides go before everything that is computed. ReadLimitsFile reads them
 	// from a file.
 	Overrides PartialLimitConfig
+	// OverridesFile is the name of a file that goes before Overrides, read by Build as
+	// ReadLimitsFile reads it. Its advantage over that is that errors which show only
+	// when limits are built name the line, too. Empty is no file; if there is none of
+	// the name, the error matches fs.ErrNotExist.
+	OverridesFile string
 }
 
 // minConnsInbound is how many inbound connections a node should be able to take
@@ -65,7 +70,8 @@ func NewForNode(n NodeLimits, opts ...Option) (*Manager, error) {
 }
 
 // Build computes the limits. An error names the field of n, or the limits that
-// contradict each other, and what was expected.
+// contradict each other, and what was expected; errors of the latter kind are a
+// ConfigError each.
 func (n NodeLimits) Build() (ConcreteLimitConfig, error) {
 	return n.build(ThisMachine)
 }
@@ -87,14 +93,26 @@ func (n NodeLimits) build(look func() Machine) (ConcreteLimitConfig, error) {
 	SetDefaultServiceLimits(&defaults)
 	cfg := n.computed(memory, descriptors).build(defaults.Scale(memory, descriptors), OriginKnob)
 	cfg = n.Overrides.Build(cfg)
-	cfg.sizing = sizing
-	if err := cfg.checkTransient(&n.Overrides); err != nil {
-		return ConcreteLimitConfig{}, err
-	}
-	if n.ConnMgrHighWater > 0 && len(n.Allowlist) == 0 {
-		if err := cfg.CheckHighWater(n.ConnMgrHighWater); err != nil {
+	var said PartialLimitConfig
+	var file *limitFile
+	if n.OverridesFile != "" {
+		var err error
+		if said, file, err = parseLimitsFile(n.OverridesFile); err != nil {
 			return ConcreteLimitConfig{}, err
 		}
+		cfg = said.Build(cfg)
+	}
+	cfg.sizing = sizing
+	said.Apply(n.Overrides)
+	errs := cfg.check()
+	cfg.checkTransient(errs, &said)
+	if n.ConnMgrHighWater > 0 && len(n.Allowlist) == 0 {
+		if conflict := cfg.highWaterConflict(n.ConnMgrHighWater); conflict != nil {
+			errs.add(conflict)
+		}
+	}
+	if err := file.placed(errs); err != nil {
+		return ConcreteLimitConfig{}, err
 	}
 	return cfg, nil
 }

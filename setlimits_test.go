@@ -183,14 +183,14 @@ func TestSetLimitsChangesAllOrNothing(t *testing.T) {
 	viewProtocol(t, m, "/a")
 	want := asJSON(t, m.Limits())
 	for text, l := range map[string]Limiter{
-		`Service["a"]: the limit Streams is -5`: bad(func(p *PartialLimitConfig) { p.Service["a"] = ResourceLimits{Streams: -5} }),
-		`Stream: the limit FD is -3`:            bad(func(p *PartialLimitConfig) { p.Stream.FD = -3 }),
-		`Gates.Subnets.IPv4["33"]`:              bad(func(p *PartialLimitConfig) { p.Gates.Subnets.IPv4[33] = 1 }),
-		`Costs.Stream: is 78, above`:            bad(func(p *PartialLimitConfig) { p.Costs = &Costs{Stream: 78} }),
-		"peer:" + testPeer.String():             brokenFor{fixedOf(unlimitedConf()), "peer"},
-		"protocol:/a":                           brokenFor{fixedOf(unlimitedConf()), "protocol"},
-		"protocol:/a.peer":                      brokenFor{fixedOf(unlimitedConf()), "protocol-peer"},
-		"system":                                brokenFor{fixedOf(unlimitedConf()), "system"},
+		`Service["a"].Streams: is -5`: bad(func(p *PartialLimitConfig) { p.Service["a"] = ResourceLimits{Streams: -5} }),
+		`Stream.FD: is -3`:            bad(func(p *PartialLimitConfig) { p.Stream.FD = -3 }),
+		`Gates.Subnets.IPv4["33"]`:    bad(func(p *PartialLimitConfig) { p.Gates.Subnets.IPv4[33] = 1 }),
+		`Costs.Stream: is 78, above`:  bad(func(p *PartialLimitConfig) { p.Costs = &Costs{Stream: 78} }),
+		"peer:" + testPeer.String():   brokenFor{fixedOf(unlimitedConf()), "peer"},
+		"protocol:/a":                 brokenFor{fixedOf(unlimitedConf()), "protocol"},
+		"protocol:/a.peer":            brokenFor{fixedOf(unlimitedConf()), "protocol-peer"},
+		"system":                      brokenFor{fixedOf(unlimitedConf()), "system"},
 	} {
 		err := m.SetLimits(l)
 		require.ErrorContains(t, err, "limits not changed: ")

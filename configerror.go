@@ -1,0 +1,135 @@
+package rcmgr
+
+// What is wrong with a configuration of limits, and where: all of it at once, so
+// that nobody has to mend one slip to hear of the next.
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// ConfigError is one thing that is wrong with a configuration of limits. What reads
+// a configuration, or makes something of it, returns an error from which errors.As
+// takes the first one; where there are several, a method Unwrap() []error of that
+// error returns them, at most 20, in the order of the text or of the fields of
+// PartialLimitConfig.
+type ConfigError struct {
+	// File is the name of the file, or empty if it is not known.
+	File string
+	// Line and Column are where it stands in the text, from 1, columns in characters;
+	// 0 if it was not read from a text.
+	Line, Column int
+	// Path is the place in the configuration: "System.Conns",
+	// `Gates.Subnets.IPv4["32"]`. It is empty for all of it.
+	Path string
+	// Err says what is wrong, and what was expected.
+	Err error
+
+	also []string // other places that it is about
+}
+
+// Error returns all of it in one line, such as
+//
+//	limits: limits.json: line 2, column 14: System.ConnInbound: unknown name, did you mean ConnsInbound?
+func (e *ConfigError) Error() string {
+	var b strings.Builder
+	b.WriteString("limits: ")
+	if e.File != "" {
+		b.WriteString(e.File + ": ")
+	}
+	if e.Line > 0 {
+		fmt.Fprintf(&b, "line %d, column %d: ", e.Line, e.Column)
+	}
+	if e.Path != "" || e.Line > 0 {
+		b.WriteString(cmp.Or(e.Path, "top level") + ": ")
+	}
+	b.WriteString(e.Err.Error())
+	return b.String()
+}
+
+// Unwrap returns Err.
+func (e *ConfigError) Unwrap() error { return e.Err }
+
+// maxConfigErrors bounds how many errors are told.
+const maxConfigErrors = 20
+
+// configErrors is everything that is wrong with a configuration. Its zero value is
+// nothing.
+type configErrors struct {
+	all  []*ConfigError
+	more int // that are not in all
+}
+
+// Error returns one line for each.
+func (e *configErrors) Error() string {
+	var lines []string
+	for _, one := range e.all {
+		lines = append(lines, one.Error())
+	}
+	if e.more > 0 {
+		lines = append(lines, fmt.Sprintf("limits: and %d more", e.more))
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Unwrap returns the errors, each a *ConfigError.
+func (e *configErrors) Unwrap() []error {
+	all := make([]error, len(e.all))
+	for i, one := range e.all {
+		all[i] = one
+	}
+	return all
+}
+
+// err returns e as an error, or nil if nothing is wrong.
+func (e *configErrors) err() error {
+	if len(e.all) == 0 {
+		return nil
+	}
+	return e
+}
+
+// add adds an error, and reports whether it is among those that are told.
+func (e *configErrors) add(one *ConfigError) bool {
+	if len(e.all) == maxConfigErrors {
+		e.more++
+		return false
+	}
+	e.all = append(e.all, one)
+	return true
+}
+
+// addf adds an error at a place in the configuration.
+func (e *configErrors) addf(path, format string, args ...any) {
+	e.add(&ConfigError{Path: path, Err: fmt.Errorf(format, args...)})
+}
+
+// join adds what is wrong by an error that err has returned.
+func (e *configErrors) join(err error) {
+	var from *configErrors
+	if errors.As(err, &from) {
+		for _, one := range from.all {
+			e.add(one)
+		}
+		e.more += from.more
+	}
+}
+
+// check returns what is wrong with the limits, whatever they were made from.
+func (cfg *ConcreteLimitConfig) check() *configErrors {
+	errs := new(configErrors)
+	cfg.limits.each(func(place string, l BaseLimit) {
+		limit := limitsOf(l)
+		for _, d := range limitOrder {
+			if limit[d] < 0 {
+				errs.addf(place+"."+limitNames[d], "is %d, it must not be negative", limit[d])
+			}
+		}
+	})
+	cfg.limits.Costs.check(errs, cfg.limits.Conn.Memory, cfg.limits.Stream.Memory)
+	_, err := cfg.gateConfig(defaultGateConfig())
+	errs.join(err)
+	return errs
+}

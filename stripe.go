@@ -77,7 +77,7 @@ type stripe struct {
 	returns                uint64            // credit returned to pools
 	settled                uint64            // decisions under all stripe locks
 
-	_ [40]byte // the next stripe's lock is on a cache line of its own; see TestAccountsLieOnCacheLines
+	_ [8]byte // the next stripe's lock is on a cache line of its own; see TestAccountsLieOnCacheLines
 }
 
 func (st *stripe) named(k Kind) map[string]*share {

@@ -82,10 +82,12 @@ func (g *gate) suspicious(addr net.Addr) bool {
 // others.
 func (m *Manager) passGates(h *holder, far endpoint, p *gatePass) error {
 	if m.fixed[KindTransient].seemsFullFor(h.unit) || m.fixed[KindSystem].seemsFullFor(h.unit) {
+		near := m.fair.enter(far.addr, h.dir)
 		idle, st := m.lockIdle()
-		err := st.glance(h)
+		err := st.glance(h, near)
 		st.mu.Unlock()
 		m.idleConns.Put(idle)
+		m.fair.leave(near)
 		if err != nil {
 			return err
 		}
@@ -108,9 +110,9 @@ func (m *Manager) refusedAtGate(h *holder, why *LimitError) error {
 	return why
 }
 
-// glance refuses a connection that certainly does not fit now. The stripe's lock is
-// held.
-func (st *stripe) glance(h *holder) error {
+// glance refuses a connection that certainly does not fit now, of a subnet if it is near
+// one. The stripe's lock is held.
+func (st *stripe) glance(h *holder, near *neighbours) error {
 	if st.closed {
 		return errClosed
 	}
@@ -124,14 +126,14 @@ func (st *stripe) glance(h *holder) error {
 		st.number(h) // its own limit may refuse it, and is named by it
 		h.use = st.m.classes.connCost
 		r := h.total()
-		r.observed = observed
+		r.observed, r.near = observed, near
 		v := st.checkOpening(h, &r)
 		if v == admitted {
-			v = st.checkCost(&r)
+			v = st.checkFirst(&r)
 		}
 		switch v {
 		case undecided:
-			return nil // it may be refused for its cost first
+			return nil // it may be refused for its cost
 		case admitted:
 			st.refuse(&r, &st.fixed[k].account, item{d, 1}, handed)
 		}
@@ -140,10 +142,10 @@ func (st *stripe) glance(h *holder) error {
 	return nil
 }
 
-// checkCost decides about what a connection costs in memory, which is asked before its
-// number, by the standard scopes.
-func (st *stripe) checkCost(r *request) verdict {
-	if r.memory == 0 {
+// checkFirst decides by the standard scopes about a connection that one of them is full for,
+// as far as something else may come first: what it costs in memory, or a share.
+func (st *stripe) checkFirst(r *request) verdict {
+	if r.memory == 0 && !st.m.rations(r) {
 		return admitted
 	}
 	var c chain

@@ -59,7 +59,8 @@ var damages = []damage{
 	{"pool.go", "sh.mayDrawOne(u.both) && (u.fds == 0 || sh.mayDrawOne(dimFD))", "sh.mayDrawOne(u.both)"},
 	{"gate.go", "if !full || observed.has(k) {", "if !full {"},
 	{"gate.go", "if !full || observed.has(k) {", "if _ = full; observed.has(k) {"},
-	{"gate.go", "r.observed = observed\n", ""},
+	{"gate.go", "r.observed, r.near = observed, near\n", "r.near = near\n"},
+	{"gate.go", "r.observed, r.near = observed, near\n", "r.observed = observed\n"},
 	{"pool.go", "excess = idle - keep/2", "excess = idle - keep"},
 	{"pool.go", "sh.setCredit(d, sh.credit[d]-excess, l)", "sh.credit[d] -= excess + 0*l.batch"},
 	{"pool.go", "int64(now>>1) >= p.looseBelow[d&dimMask] && p.word", "p.word"},
@@ -92,7 +93,7 @@ var damages = []damage{
 	{"explain.go", "\tr.askThrough(c)\n", ""},
 	{"explain.go", "place.at[slotSystem] = e.fixed[KindSystem]\n", ""},
 	{"explain.go", "\t\tself.use.charge(r)\n", ""},
-	{"gate.go", "\t\tcase undecided:\n\t\t\treturn nil // it may be refused for its cost first\n", ""},
+	{"gate.go", "\t\tcase undecided:\n\t\t\treturn nil // it may be refused for its cost\n", ""},
 
 	// One set of limits at a time.
 	{"book.go", "case b.own == nil && f.by == b:\n\t\treturn f.limits\n", "case b.own == nil && f.by != nil:\n\t\treturn f.limits\n"},

@@ -287,14 +287,14 @@ func (r ConnRate) rateLimit() (l rateLimit, field string, err error) {
 	if err != nil {
 		return rateLimit{}, ".Burst", err
 	}
+	if r.PerSecond != 0 && !(r.PerSecond > 0) || math.IsInf(r.PerSecond, 1) {
+		return rateLimit{}, ".PerSecond", fmt.Errorf("is %v, expected a finite number, more than 0", r.PerSecond)
+	}
 	if r.Burst == Unlimited || r.Burst == BlockAllLimit {
 		return rateLimit{perSecond: 1, burst: burst}, "", nil // at whatever rate
 	}
 	if r.PerSecond == 0 {
 		return rateLimit{}, ".PerSecond", errors.New("there is no default here: expected a number of connections per second, more than 0")
-	}
-	if !(r.PerSecond > 0) || math.IsInf(r.PerSecond, 1) {
-		return rateLimit{}, ".PerSecond", fmt.Errorf("is %v, expected a finite number, more than 0", r.PerSecond)
 	}
 	return rateLimit{r.PerSecond, burst}, "", nil
 }

@@ -358,15 +358,16 @@ func TestReaderTellsWhereAndWhatInGates(t *testing.T) {
 		`{"Rate":{"Networks":{"2001:DB8::/32":{"Burst":5,"PerSecond":0.0}}}}`:      `line 1, column 70: Gates.Rate.Networks["2001:db8::/32"].PerSecond: there is no default here`,
 		`{"Rate":{"Networks":{"::ffff:10.0.0.0/104":{"Burst":5,"PerSecond":-1}}}}`: `line 1, column 76: Gates.Rate.Networks["10.0.0.0/8"].PerSecond: is -1`,
 
-		`{"Rate":{"IPv4":{"8":5}}}`:                    `line 1, column 31: Gates.Rate.IPv4["8"]: expected an object in braces, found 5`,
-		`{"Rate":{"IPv4":{"8":{"Burst":5}}}}`:          `line 1, column 31: Gates.Rate.IPv4["8"].PerSecond: there is no default here: `,
-		`{"Rate":{"IPv4":{"8":{"PerSecond":5}}}}`:      `line 1, column 31: Gates.Rate.IPv4["8"].Burst: there is no default here: `,
-		`{"Rate":{"IPv4":{"32":{"PerSecond":-1}}}}`:    `line 1, column 45: Gates.Rate.IPv4["32"].PerSecond: is -1, expected a finite number, more than 0`,
-		`{"Rate":{"IPv4":{"32":{"PerSecond":"1"}}}}`:   `line 1, column 45: Gates.Rate.IPv4["32"].PerSecond: expected a number, found "1"`,
-		`{"Rate":{"IPv4":{"32":{"PerSecond":null}}}}`:  `line 1, column 45: Gates.Rate.IPv4["32"].PerSecond: expected a number, found null`,
-		`{"Rate":{"IPv4":{"32":{"PerSecond":1e999}}}}`: `line 1, column 45: Gates.Rate.IPv4["32"].PerSecond: expected a number, found 1e999`,
-		`{"Rate":{"IPv4":{"32":{"Every":1}}}}`:         `line 1, column 33: Gates.Rate.IPv4["32"].Every: unknown name, did you mean`,
-		`{"Rate":{"Networks":{"::/0":{"Burst":5}}}}`:   `line 1, column 38: Gates.Rate.Networks["::/0"].PerSecond: there is no default here: `,
+		`{"Rate":{"IPv4":{"8":5}}}`:                                     `line 1, column 31: Gates.Rate.IPv4["8"]: expected an object in braces, found 5`,
+		`{"Rate":{"IPv4":{"8":{"Burst":5}}}}`:                           `line 1, column 31: Gates.Rate.IPv4["8"].PerSecond: there is no default here: `,
+		`{"Rate":{"IPv4":{"8":{"PerSecond":5}}}}`:                       `line 1, column 31: Gates.Rate.IPv4["8"].Burst: there is no default here: `,
+		`{"Rate":{"IPv4":{"32":{"PerSecond":-1}}}}`:                     `line 1, column 45: Gates.Rate.IPv4["32"].PerSecond: is -1, expected a finite number, more than 0`,
+		`{"Rate":{"IPv4":{"32":{"PerSecond":"1"}}}}`:                    `line 1, column 45: Gates.Rate.IPv4["32"].PerSecond: expected a number, found "1"`,
+		`{"Rate":{"IPv4":{"32":{"PerSecond":null}}}}`:                   `line 1, column 45: Gates.Rate.IPv4["32"].PerSecond: expected a number, found null`,
+		`{"Rate":{"IPv4":{"32":{"PerSecond":1e999}}}}`:                  `line 1, column 45: Gates.Rate.IPv4["32"].PerSecond: expected a number, found 1e999`,
+		`{"Rate":{"IPv4":{"32":{"PerSecond":-1,"Burst":"unlimited"}}}}`: `line 1, column 45: Gates.Rate.IPv4["32"].PerSecond: is -1, expected a finite number, more than 0`,
+		`{"Rate":{"IPv4":{"32":{"Every":1}}}}`:                          `line 1, column 33: Gates.Rate.IPv4["32"].Every: unknown name, did you mean`,
+		`{"Rate":{"Networks":{"::/0":{"Burst":5}}}}`:                    `line 1, column 38: Gates.Rate.Networks["::/0"].PerSecond: there is no default here: `,
 	} {
 		_, err := NewLimiterFromJSON(strings.NewReader(`{"Gates":`+gates+`}`), InfiniteLimits)
 		require.ErrorContains(t, err, "limits: "+want, "%s", gates)
@@ -380,6 +381,8 @@ func TestBadGatesOfAProgramAreErrorsOfNew(t *testing.T) {
 		`Gates.Subnets.Networks["invalid Prefix"]: expected a network such as 192.0.2.0/24`: {Subnets: SubnetLimits{Networks: map[netip.Prefix]LimitVal{{}: 5}}},
 		`Gates.Rate.IPv4["32"].PerSecond: is NaN, expected a finite number, more than 0`:    {Rate: RateLimits{IPv4: map[int]ConnRate{32: {PerSecond: math.NaN()}}}},
 		`Gates.Rate.IPv4["32"].PerSecond: is +Inf, expected a finite number, more than 0`:   {Rate: RateLimits{IPv4: map[int]ConnRate{32: {PerSecond: math.Inf(1)}}}},
+		`Gates.Rate.IPv4["24"].PerSecond: is NaN, expected a finite number, more than 0`:    {Rate: RateLimits{IPv4: map[int]ConnRate{24: {math.NaN(), Unlimited}}}},
+		`Gates.Rate.IPv4["24"].PerSecond: is -Inf, expected a finite number, more than 0`:   {Rate: RateLimits{IPv4: map[int]ConnRate{24: {math.Inf(-1), BlockAllLimit}}}},
 		`Gates.Rate.Networks["::/0"].Burst: is -9, it must not be negative`:                 {Rate: RateLimits{Networks: map[netip.Prefix]ConnRate{netip.MustParsePrefix("::/0"): {1, -9}}}},
 	} {
 		_, err := New(NewFixedLimiter(PartialLimitConfig{Gates: &g}.Build(InfiniteLimits)))

@@ -75,7 +75,8 @@ var allFromCode = scopeOrigins{
 func (m *Manager) gateOrigins(b *limitBook) map[string]Origin {
 	origins := make(map[string]Origin)
 	if b.own != nil {
-		origins = b.own.limits.Gates.origins(OriginOverride)
+		origins = maps.Clone((*ConcreteLimitConfig)(b.own).originsOfGates())
+		delete(origins, allRates) // of the manager that those limits were read from
 	}
 	by := &m.options
 	said := GateLimits{Outbound: by.outbound, Subnets: SubnetLimits{Networks: make(map[netip.Prefix]LimitVal)}}

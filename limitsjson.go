@@ -40,7 +40,8 @@ import (
 // built: NewLimiterFromJSON and NodeLimits.OverridesFile name the line of that, too.
 //
 // Beside what json.Unmarshal takes, numbers may stand in quotes, and sizes of
-// memory may have units: "64MiB" is 64<<20, "64MB" 64 million bytes.
+// memory may have units: "64MiB" is 64<<20, "64MB" 64 million bytes, "1.5GiB" 3<<29. A
+// comma in them is an error, for it is read in two ways.
 func ReadLimits(in io.Reader) (PartialLimitConfig, error) {
 	cfg, f, err := parseLimits(in)
 	if err != nil {
@@ -417,13 +418,14 @@ func plainVal(val json.Unmarshaler, raw []byte) ([]byte, error) {
 	return nil, fmt.Errorf(`expected %s from 0 to %d, %s, found %s`, what, most, words, describe(raw))
 }
 
-// parseSize reads a size with a unit: "64MiB", "1.5 GB".
+// parseSize reads a size with a unit: "64MiB", "1.5 GB". A comma is a point to some
+// people and nothing to others. Less than one byte would be read as none at all.
 func parseSize(text string) (int64, error) {
-	if !strings.ContainsFunc(text, unicode.IsLetter) {
-		return 0, errors.New("no unit")
+	if !strings.ContainsFunc(text, unicode.IsLetter) || strings.Contains(text, ",") {
+		return 0, errors.New("no size")
 	}
 	n, err := humanize.ParseBytes(text)
-	if err == nil && n > math.MaxInt64 {
+	if err == nil && (n > math.MaxInt64 || n == 0 && strings.ContainsAny(text, "123456789")) {
 		err = strconv.ErrRange
 	}
 	return int64(n), err

@@ -23,8 +23,8 @@ import (
 // is "unlimited" is none, and one that is written as "blockAll" is meant so. Compared
 // are the parts of a total with it and it with them, transient with system, peers,
 // services and protocols with system, one peer in a service or protocol with both,
-// the memory of single connections and streams with what they count in, and the
-// limits of subnets with wider ones and with system. An allowlist lets peers and what
+// the memory and the costs of single connections and streams with what they count in,
+// and the limits of subnets with wider ones and with system. An allowlist lets peers and what
 // they use past system, of which the configuration knows nothing.
 //
 // A manager logs them at level error, which is what go-libp2p's loggers show by
@@ -60,6 +60,7 @@ func (cfg *ConcreteLimitConfig) unreachable(allowlist bool) []string {
 	somewhere := *peers
 	somewhere.widen(all.Transient) // where a connection counts until its peer is known
 	r.check(KindConn, all.Conn, append(slices.Clip(r.system), &somewhere)...)
+	r.checkCosts(cfg.limits.Costs, peers)
 	r.checkSubnets(cfg)
 	return r.found
 }
@@ -132,13 +133,15 @@ func (r *reach) check(k Kind, s *placedScope, rooms ...*room) {
 		if !k.limits(d) || s.inherits(d) || d != dimMemory && (k == KindConn || k == KindStream) { // which are one connection or stream
 			continue
 		}
-		r.compare(s.at(d), d, append([]*room{roomOf(s)}, rooms...))
+		r.compare(s.at(d), neverReached, d, append([]*room{roomOf(s)}, rooms...))
 	}
 }
 
-// compare says so if a limit of d that was written is above what one of the rooms
-// has, or above one of others.
-func (r *reach) compare(of placedLimit, d dim, rooms []*room, others ...placedLimit) {
+const neverReached = "it can never be reached"
+
+// compare says what follows if a limit of d that was written is above what one of the
+// rooms has, or above one of others.
+func (r *reach) compare(of placedLimit, follows string, d dim, rooms []*room, others ...placedLimit) {
 	if !of.written() || of.limit <= 0 || isUnlimited(d, of.limit) {
 		return
 	}
@@ -150,7 +153,7 @@ func (r *reach) compare(of placedLimit, d dim, rooms []*room, others ...placedLi
 		short.offer(l)
 	}
 	if short.in != nil {
-		r.found = append(r.found, short.String())
+		r.found = append(r.found, short.String()+": "+follows)
 	}
 }
 
@@ -172,6 +175,22 @@ func checkShared[K ~string](r *reach, k Kind, unnamed *placedScope, named map[K]
 	r.check(k.ofPeer(), unnamedPair, append(slices.Clip(around), widest)...)
 	for _, name := range slices.Sorted(maps.Keys(namedPair)) {
 		r.check(k.ofPeer(), namedPair[name], append(slices.Clip(around), roomOf(cmp.Or(named[name], unnamed)))...)
+	}
+}
+
+// checkCosts compares what opening one costs with all in which it is counted.
+func (r *reach) checkCosts(costs *Costs, peers *room) {
+	rooms := append(slices.Clip(r.system), peers)
+	if len(r.system) > 0 { // past which the allowlist leads to another transient scope
+		rooms = append(rooms, roomOf(r.all.Transient))
+	}
+	conn, stream := costs.perOpening()
+	for _, one := range []struct {
+		name  string
+		bytes int64
+	}{{"Conn", conn}, {"Stream", stream}} {
+		place := func() string { return "Costs." + one.name }
+		r.compare(placedLimit{place, one.bytes, OriginOverride}, "none could be kept", dimMemory, rooms)
 	}
 }
 
@@ -197,11 +216,11 @@ func (r *reach) checkSubnets(cfg *ConcreteLimitConfig) {
 		var wider []placedLimit
 		for _, bits := range slices.Sorted(maps.Keys(levels)) {
 			l := limitAt(levelPlace("Gates.Subnets", f, bits), levels[bits])
-			r.compare(l, d, system, wider...)
+			r.compare(l, neverReached, d, system, wider...)
 			wider = append(wider, l)
 		}
 	}
-	eachNetwork("Gates.Subnets", lists.Networks, func(place string, v LimitVal) { r.compare(limitAt(place, v), d, system) })
+	eachNetwork("Gates.Subnets", lists.Networks, func(place string, v LimitVal) { r.compare(limitAt(place, v), neverReached, d, system) })
 }
 
 // placedLimit is one number of a configuration.
@@ -270,6 +289,6 @@ func (s *shortage) String() string {
 	if len(s.in) > 1 {
 		verb = " together, which are "
 	}
-	return fmt.Sprintf("%s is %d (%s), above %s%s%s: it can never be reached", s.of.place(), s.of.limit, s.of.origin,
+	return fmt.Sprintf("%s is %d (%s), above %s%s%s", s.of.place(), s.of.limit, s.of.origin,
 		strings.Join(places, " and "), verb, strings.Join(numbers, " and "))
 }

@@ -343,7 +343,7 @@ func TestTheOthersHaveNoLimit(t *testing.T) {
 
 // Totals of several managers stop at what a number holds, as their limits do.
 func TestSumsOverManagersDoNotWrap(t *testing.T) {
-	const most = math.MaxInt64
+	const most = int64(math.MaxInt64)
 	var l liveManagers
 	for range 3 {
 		r := systemOnly(amounts{dimMemory: most - 1})

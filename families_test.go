@@ -336,8 +336,11 @@ func TestTheOthersHaveNoLimit(t *testing.T) {
 	require.Equal(t, 2.0, use[othersName+" streams protocol"])
 	require.Equal(t, 2.0, use[othersName+" streams service"])
 	require.Len(t, limits, mostNamed*(2+1))
-	for labels := range limits {
-		require.NotContains(t, labels, othersName)
+	for _, scope := range []string{"protocol", "service"} {
+		for _, resource := range limitLabels {
+			limit, found := shownValue(t, reg, "scope_limit", othersName, resource, scope)
+			require.False(t, found, "%s of %s: %v", resource, scope, limit)
+		}
 	}
 }
 

@@ -28,6 +28,9 @@ const (
 // dimMask changes no dim, and tells the compiler that it is within bounds.
 const dimMask = numDims - 1
 
+// oneWay numbers the dimensions of one direction, of streams or of connections, from 0 to 3.
+func (d dim) oneWay() uint8 { return uint8(d-d>>2-1) & 3 }
+
 // amounts holds one number for each dimension: what is used, or what is
 // allowed. A used total is the sum of its two directions.
 type amounts [numDims]int64

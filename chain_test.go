@@ -52,6 +52,9 @@ func books(m *Manager) map[string]holding {
 	m.inOneCut(func() {
 		for i := range m.stripes {
 			st := &m.stripes[i]
+			if !st.woken.Load() {
+				continue
+			}
 			for _, sh := range st.fixed {
 				note(&sh.account, 0)
 			}

@@ -85,8 +85,9 @@ type fairShard struct {
 	mu struct {
 		sync.Mutex
 		subnets map[subnetKey]*neighbours // as long as connections or peers point there
+		crowd   int                       // see withoutCrowd
 	}
-	_ [48]byte // the next shard's lock is on a cache line of its own
+	_ [40]byte // the next shard's lock is on a cache line of its own
 }
 
 // neighbours is what all of one subnet hold of the standard system and transient
@@ -103,11 +104,7 @@ func newFairShare(scopes kindSet) *fairShare {
 	if scopes == 0 {
 		return nil
 	}
-	f := &fairShare{scopes: scopes, seed: maphash.MakeSeed()}
-	for i := range f.shards {
-		f.shards[i].mu.subnets = make(map[subnetKey]*neighbours)
-	}
-	return f
+	return &fairShare{scopes: scopes, seed: maphash.MakeSeed()}
 }
 
 func (f *fairShare) shard(k subnetKey) *fairShard {
@@ -134,7 +131,11 @@ func (f *fairShare) enter(addr netip.Addr, d dim) *neighbours {
 	n := s.mu.subnets[key]
 	if n == nil {
 		n = &neighbours{key: key, bits: bits, name: subnetName(KindSubnet, key, bits)}
+		if s.mu.subnets == nil {
+			s.mu.subnets = make(map[subnetKey]*neighbours)
+		}
 		s.mu.subnets[key] = n
+		s.mu.crowd = max(s.mu.crowd, len(s.mu.subnets))
 	}
 	n.refs++
 	return n
@@ -155,6 +156,7 @@ func (f *fairShare) drop(n *neighbours) {
 	defer s.mu.Unlock()
 	if n.refs--; n.refs == 0 {
 		delete(s.mu.subnets, n.key)
+		s.mu.subnets = withoutCrowd(s.mu.subnets, &s.mu.crowd)
 	}
 }
 

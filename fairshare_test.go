@@ -139,7 +139,7 @@ func TestMemoryOfTheSystemHasShares(t *testing.T) {
 // same: the request is charged.
 func TestWhatHasBeenDecidedIsDrawn(t *testing.T) {
 	m := fairManager(t, sharedTransient(1<<20, 8)) // too few connections for batches
-	st := &m.stripes[0]
+	st := m.stripes[0].awake()
 	sh := st.fixed[KindTransient]
 	near := m.fair.enter(netip.MustParseAddr("192.0.2.1"), dimConnsIn)
 	defer m.fair.leave(near)

@@ -53,33 +53,21 @@ type scopeReading struct {
 
 // counts is what only grows while a manager lives.
 type counts struct {
-	// blocked is what was asked for and refused, by the kind of the scope or
-	// gate that refused: numbers of streams, connections and file descriptors,
-	// bytes of memory. The dimensions for both directions together say nothing.
-	blocked  [numKinds]amounts
-	refusals [numKinds]dimCounts
-	rationed rationCounts
+	engineCounts
 	// The same for what would have been refused by limits that are only observed.
 	would         [numKinds]dimCounts
 	wouldRationed rationCounts
 
-	callerBugs, lateReleases uint64
-	draws, returns, settled  uint64 // see EngineState
+	callerBugs uint64
 }
 
 func (c *counts) add(o *counts) {
+	c.engineCounts.add(&o.engineCounts)
 	for k := range numKinds {
-		c.blocked[k].addCapped(&o.blocked[k])
-		c.refusals[k].add(&o.refusals[k])
 		c.would[k].add(&o.would[k])
 	}
-	c.rationed.add(&o.rationed)
 	c.wouldRationed.add(&o.wouldRationed)
 	c.callerBugs += o.callerBugs
-	c.lateReleases += o.lateReleases
-	c.draws += o.draws
-	c.returns += o.returns
-	c.settled += o.settled
 }
 
 // readingSum adds up readings.

@@ -259,9 +259,10 @@ func TestAScrapeVisitsNoPeer(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(4))
 	want := testing.AllocsPerRun(10, func() { m.read() })
 	for i := range m.stripes {
+		st := m.stripes[i].awake()
 		m.inOneCut(func() {
 			for n := range 5000 {
-				m.stripes[i].peers[peerNamed(fmt.Sprint(i, n))] = nil
+				st.peers[peerNamed(fmt.Sprint(i, n))] = nil
 			}
 		})
 	}

@@ -76,8 +76,9 @@ func (s *subnets) inLockOrder() (all []*subnetStripe) {
 			}
 		}
 	}
-	for i := range s.stripes {
-		all = append(all, &s.stripes[i])
+	levels := s.all() // nobody can make others any more, that would not be locked
+	for i := range levels {
+		all = append(all, &levels[i])
 	}
 	return all
 }
@@ -100,10 +101,12 @@ func (s *subnets) takeOver(last *subnets) {
 		for _, one := range st.countedLocked() {
 			s.countInherited(one.prefix(), one.conns)
 		}
-		to := &s.stripes[0].mu
-		st.remarkLocked(last.noting)
-		to.refused.takeOver(&st.mu.refused)
-		to.would.takeOver(&st.mu.would)
+		if n := st.mu.gateNotes; n != nil {
+			n.remark(last.noting)
+			to := s.all()[0].notesLocked()
+			to.refused.takeOver(&n.refused)
+			to.would.takeOver(&n.would)
+		}
 	})
 }
 

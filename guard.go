@@ -65,21 +65,6 @@ func (e faultError) Error() string { return string(e) }
 // callbackOf names a callback by the option, or interface, and the type that it has.
 func callbackOf(what string, of any) string { return fmt.Sprintf("%s: %T", what, of) }
 
-// goOn runs work in a goroutine that Close waits for, and again in another one if a
-// callback ends that.
-func (m *Manager) goOn(work func()) {
-	m.workers.Go(func() {
-		returned := false
-		defer func() {
-			if !returned {
-				m.goOn(work)
-			}
-		}()
-		work()
-		returned = true
-	})
-}
-
 // guardedLimiter keeps the faults of a Limiter that is not of this package, and of the
 // Limits that it gives. It is asked again after one, for no scope can be made without:
 // whoever needs the limit gets an error each time (checkLimit).

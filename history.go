@@ -45,39 +45,22 @@ func (h *refusalHistory) all() []RefusalsAt {
 	return slices.Clone(h.mu.kept)
 }
 
-func (m *Manager) keepHistoryUntilClosed() {
-	tick := time.NewTicker(historyInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			m.history.keep(m.refusedByNow())
-		case <-m.stop:
-			return
-		}
-	}
-}
-
 // refusedByNow adds up what was refused, one stripe after the other.
 func (m *Manager) refusedByNow() RefusalsAt {
-	var refused, would [numKinds]dimCounts
+	var counted engineCounts
+	var would [numKinds]dimCounts
 	for i := range m.stripes {
-		m.stripes[i].addRefusals(&refused)
+		st := &m.stripes[i]
+		st.lock(false)
+		st.addCounts(&counted)
+		st.unlock(false)
 	}
-	m.gate().subnets.addRefusals(&refused, &would)
+	m.gate().subnets.addRefusals(&counted.refusals, &would)
 	now := RefusalsAt{At: time.Now()}
-	for k := range refused {
-		now.Refusals += refused[k].refusals().Total()
+	for k := range counted.refusals {
+		now.Refusals += counted.refusals[k].refusals().Total()
 	}
 	return now
-}
-
-func (st *stripe) addRefusals(to *[numKinds]dimCounts) {
-	st.lock(false)
-	defer st.unlock(false)
-	for k := range to {
-		to[k].add(&st.refusals[k])
-	}
 }
 
 // refusalRate is how many requests were refused each second until At, since the

@@ -99,6 +99,7 @@ type leakShard struct {
 	mu struct {
 		sync.Mutex
 		open    map[int64]*openRecord // by number
+		crowd   int                   // see withoutCrowd
 		dropped int
 	}
 	_ [64]byte // the next shard's lock is on a cache line of its own
@@ -124,28 +125,14 @@ func newLeakFinder(m *Manager, f *LeakFinder) *leakFinder {
 		return nil
 	}
 	l := &leakFinder{LeakFinder: *f, m: m}
-	l.now.Store(time.Now().UnixNano())
-	for i := range l.at {
-		l.at[i].mu.open = make(map[int64]*openRecord)
-	}
+	l.lookAtClock()
 	return l
 }
 
 // leakTick is the time between two looks at the clock.
 const leakTick = time.Second
 
-func (l *leakFinder) keepTimeUntil(stop <-chan struct{}) {
-	tick := time.NewTicker(leakTick)
-	defer tick.Stop()
-	for {
-		select {
-		case now := <-tick.C:
-			l.now.Store(now.UnixNano())
-		case <-stop:
-			return
-		}
-	}
-}
+func (l *leakFinder) lookAtClock() { l.now.Store(time.Now().UnixNano()) }
 
 func (l *leakFinder) shard(num int64) *leakShard { return &l.at[num%leakShards] }
 
@@ -162,7 +149,11 @@ func (l *leakFinder) opened(scope *userScope, p peer.ID) {
 	}
 	s := l.shard(scope.num)
 	s.mu.Lock()
+	if s.mu.open == nil {
+		s.mu.open = make(map[int64]*openRecord)
+	}
 	s.mu.open[scope.num] = r
+	s.mu.crowd = max(s.mu.crowd, len(s.mu.open))
 	s.mu.Unlock()
 	runtime.AddCleanup(scope, l.drop, r)
 }
@@ -184,6 +175,7 @@ func (l *leakFinder) closed(scope *userScope) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.mu.open, scope.num)
+	s.mu.open = withoutCrowd(s.mu.open, &s.mu.crowd)
 	runtime.KeepAlive(scope) // see opened
 }
 

@@ -134,20 +134,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	if cfg.measured() {
 		live.add(m)
 	}
-	m.workers.Go(m.reapUntilClosed)
-	m.workers.Go(m.keepHistoryUntilClosed)
-	if m.refusalLog != nil {
-		m.workers.Go(m.refusalLog.writeUntilClosed)
-	}
-	if m.pressure != nil {
-		m.goOn(func() { m.pressure.watchUntil(m.stop) })
-	}
-	if m.leaks != nil {
-		m.workers.Go(func() { m.leaks.keepTimeUntil(m.stop) })
-	}
-	if len(cfg.nearLimit)+len(cfg.trimmed) > 0 {
-		m.goOn(newLimitWatch(m, cfg.nearLimit, cfg.trimmed).untilClosed)
-	}
+	m.workers.Go(func() { m.workUntilClosed(m.jobs()) })
 	m.logStart()
 	m.logUnreachable(book)
 	return m, nil
@@ -195,7 +182,8 @@ func NewResourceManager(limits Limiter, opts ...Option) (network.ResourceManager
 	return m, nil
 }
 
-// build makes the stripes and the four scopes that are always there.
+// build makes the stripes and the four scopes that are always there. A trace begins with
+// these.
 func (m *Manager) build() {
 	m.dir.mu.services = make(map[string]*pool)
 	m.dir.mu.protocols = make(map[string]*pool)
@@ -204,15 +192,12 @@ func (m *Manager) build() {
 		st.m, st.index, st.trace = m, i, m.trace
 		st.wholeFrom = m.admission.wholeFrom()
 		st.plain = m.trace == nil && m.fair == nil
-		st.services = make(map[string]*share)
-		st.protocols = make(map[string]*share)
-		st.peers = make(map[peer.ID]*peerScope)
 	}
 	for k := range m.fixed {
 		m.fixed[k] = m.makePool(Kind(k), "", m.limits.Load().kinds[k].unnamed, amounts{})
-		for i := range m.stripes {
-			m.stripes[i].addShare(m.fixed[k])
-		}
+	}
+	if m.trace != nil {
+		m.stripes[0].wake()
 	}
 }
 
@@ -301,7 +286,7 @@ func (m *Manager) view(kind Kind, name string, f func(*pool) error) error {
 // returns what f does. A Limiter that gives no valid limit for the peer is an error:
 // f is not called then.
 func (m *Manager) ViewPeer(p peer.ID, f func(network.PeerScope) error) error {
-	st := m.stripeOf(p)
+	st := m.stripeOf(p).awake()
 	var ps *peerScope
 	err := decide(m, fetchPeer(p), func(_ bool, limit fetched[*amounts]) (verdict, error) {
 		st.lock(false)

@@ -58,7 +58,9 @@ type memberHistory struct {
 func (m *Manager) memberPeaks() (ever, recent memberPeaks) {
 	recent = m.members.last
 	for i := range m.stripes {
-		recent.add(&m.stripes[i].most)
+		if n := m.stripes[i].notes; n != nil {
+			recent.add(&n.most)
+		}
 	}
 	ever = m.members.ever
 	ever.add(&recent)
@@ -72,8 +74,10 @@ func (m *Manager) beginMemberPeaks() {
 		over := &m.members
 		over.last = memberPeaks{}
 		for i := range m.stripes {
-			over.last.add(&m.stripes[i].most)
-			m.stripes[i].most = memberPeaks{}
+			if n := m.stripes[i].notes; n != nil {
+				over.last.add(&n.most)
+				n.most = memberPeaks{}
+			}
 		}
 		over.ever.add(&over.last)
 	})

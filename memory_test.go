@@ -45,7 +45,7 @@ func TestWhatIsDrawnIsStillThereUnderTheLock(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			few := BaseLimit{Memory: 3, StreamsInbound: 3, Streams: 3} // tight for ever
 			m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.Transient, c.System = few, few }), WithStripes(2))
-			st, other := &m.stripes[0], &m.stripes[1]
+			st, other := m.stripes[0].awake(), m.stripes[1].awake()
 			var c chain
 			c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
 

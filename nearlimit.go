@@ -70,9 +70,9 @@ func WithOnNearLimit(f func(NearLimitEvent)) Option {
 // which must lie below 75 percent of the limit for this to make room, and none that it
 // protects. With that, the high water mark may even lie above the limit.
 //
-// The connection manager is asked by one goroutine, which Close waits for, without any
-// lock of the manager. If it panics, that is logged, and it is not asked again. Given
-// again, the option adds another one. cm may not be nil.
+// The connection manager is asked by one goroutine at a time, which Close waits for,
+// without any lock of the manager. If it panics, that is logged, and it is not asked
+// again. Given again, the option adds another one. cm may not be nil.
 func WithTrimming(cm connmgr.ConnManager) Option {
 	return func(c *config) error {
 		if cm == nil {
@@ -127,19 +127,6 @@ func (n marksTold) after(use, limit int64) marksTold {
 		n++
 	}
 	return n
-}
-
-func (w *limitWatch) untilClosed() {
-	tick := time.NewTicker(nearInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			w.look()
-		case <-w.m.stop:
-			return
-		}
-	}
 }
 
 // look looks at all shared scopes, and tells what is to be told.

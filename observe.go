@@ -168,7 +168,7 @@ func (st *stripe) exceeded() {
 // addWouldRefuse adds what would have been refused to counts by kind. The stripe's
 // lock is held.
 func (st *stripe) addWouldRefuse(to *[numKinds]dimCounts) {
-	if st.observed != nil {
+	if st.notes != nil && st.observed != nil {
 		for k := range to {
 			to[k].add(&st.observed.counts[k])
 		}
@@ -198,7 +198,7 @@ func (s *subnets) lets(addr netip.Addr, k Kind, d dim) bool {
 	if !s.onlyObserved().has(k) {
 		return false
 	}
-	st := &s.stripes[0]
+	st := &s.all()[0]
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	s.letLocked(bar{st, single(addr), k}, d)

@@ -106,7 +106,7 @@ func (m *Manager) OpenStream(p peer.ID, dir network.Direction) (network.StreamMa
 }
 
 func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, error) {
-	st := m.stripeOf(p)
+	st := m.stripeOf(p).awake()
 	var h holder // as in openConnection
 	h.kind, h.unit = KindStream, unitOf(KindStream, dir, false)
 	var c chain
@@ -229,7 +229,7 @@ func (m *Manager) lockIdle() (*holder, *stripe) {
 		return h, st
 	}
 	if next := &m.stripes[(st.index+1)&(len(m.stripes)-1)]; next != st {
-		h, st = newConnHolder(next), next
+		h, st = newConnHolder(next.awake()), next
 	}
 	st.mu.Lock()
 	return h, st

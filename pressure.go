@@ -36,7 +36,7 @@ type MemoryPressure struct {
 	Every time.Duration
 	// InUse gives the bytes in use, in place of what the Go runtime says: memory
 	// that is not the runtime's, of C libraries or mapped files, is for the host
-	// to know. It is called by one goroutine, without locks. nil is the runtime's:
+	// to know. It is called by one goroutine at a time, without locks. nil is the runtime's:
 	// objects that the last garbage collection has left alive, stacks, and what the
 	// runtime needs for itself. What has died since is counted only if the runtime
 	// would let it grow past Limit before it collects it, which GOMEMLIMIT prevents.
@@ -139,20 +139,7 @@ func newPressure(p *MemoryPressure) *pressure {
 	return w
 }
 
-func (p *pressure) watchUntil(stop <-chan struct{}) {
-	tick := time.NewTicker(p.every)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			p.look()
-		case <-stop:
-			return
-		}
-	}
-}
-
-// look reads the memory and decides. Only one goroutine calls it.
+// look reads the memory and decides. One goroutine at a time calls it.
 func (p *pressure) look() {
 	var n int64
 	if !p.reading.call(func() { n = p.read() }) {

@@ -9,8 +9,6 @@ package rcmgr
 import (
 	"maps"
 	"time"
-
-	"github.com/libp2p/go-libp2p/core/peer"
 )
 
 const (
@@ -20,19 +18,6 @@ const (
 	// reapChunk bounds the accounts that are looked at under one lock.
 	reapChunk = 64
 )
-
-func (m *Manager) reapUntilClosed() {
-	tick := time.NewTicker(reapInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			m.reap()
-		case <-m.stop:
-			return
-		}
-	}
-}
 
 // reap collects everything that is unused now.
 func (m *Manager) reap() {
@@ -108,7 +93,7 @@ func (st *stripe) collect(a *account) {
 		delete(st.peers, a.ps.id)
 		st.m.fair.leave(a.ps.near)
 		a.ps.near = nil // it may come back
-		st.leaveCrowd()
+		st.peers = withoutCrowd(st.peers, &st.crowd)
 	case KindServicePeer, KindProtocolPeer:
 		a.ps.dropPair(a.ps.pair(a.share))
 		st.unref(&a.ps.account)
@@ -122,12 +107,16 @@ func (st *stripe) collect(a *account) {
 	}
 }
 
-// leaveCrowd makes the map of peers anew when a crowd has gone: a map keeps the room
-// of its best days. It waits until there is little to move, under the lock.
-func (st *stripe) leaveCrowd() {
-	if few := len(st.peers); few <= reapChunk && st.crowd > 16*reapChunk {
-		left := make(map[peer.ID]*peerScope, few)
-		maps.Copy(left, st.peers)
-		st.peers, st.crowd = left, few
+// withoutCrowd returns the map, made anew if a crowd has gone: a map keeps the room of its
+// best days. crowd is the most that it held. It waits until there is little to move, under a
+// lock.
+func withoutCrowd[K comparable, V any](m map[K]V, crowd *int) map[K]V {
+	few := len(m)
+	if few > reapChunk || *crowd < 2*reapChunk || *crowd <= 16*few {
+		return m
 	}
+	left := make(map[K]V, few)
+	maps.Copy(left, m)
+	*crowd = few
+	return left
 }

@@ -2,6 +2,8 @@ package rcmgr
 
 import (
 	"fmt"
+	"net/netip"
+	"runtime"
 	"sync"
 	"testing"
 
@@ -26,6 +28,39 @@ func TestACrowdOfPeersLeavesNoMemoryBehind(t *testing.T) {
 	m.reap()
 	require.Empty(t, m.ListPeers())
 	require.Less(t, heapNow()-before, int64(200<<10), "the room of 50 000 peers in a map is 2 MB")
+}
+
+func TestACrowdOfSubnetsLeavesNoMemoryBehind(t *testing.T) {
+	f := newFairShare(1 << KindSystem)
+	before := heapNow()
+	var crowd []*neighbours
+	for i := range uint32(50_000) {
+		addr := netip.AddrFrom4([4]byte{11, byte(i >> 8), byte(i), 1})
+		crowd = append(crowd, f.enter(addr, dimConnsIn))
+	}
+	require.Equal(t, 50_000, f.state(0).Subnets)
+	for _, n := range crowd {
+		f.leave(n)
+	}
+	crowd = nil
+	require.Zero(t, f.state(0).Subnets)
+	require.Less(t, heapNow()-before, int64(200<<10))
+	runtime.KeepAlive(f)
+}
+
+func TestACrowdOfOpenScopesLeavesNoRecordsBehind(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinder{}), WithStripes(1))
+	before := heapNow()
+	var crowd []network.StreamManagementScope
+	for range 50_000 {
+		crowd = append(crowd, mustOpenStream(t, m, "one", network.DirInbound))
+	}
+	for _, s := range crowd {
+		s.Done()
+	}
+	crowd = nil
+	require.Less(t, heapNow()-before, int64(200<<10))
+	require.Equal(t, LeakState{}, m.Snapshot().Leaks)
 }
 
 // requireNoScopes fails unless there are the four scopes that are always there, and no other.

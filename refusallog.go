@@ -125,19 +125,6 @@ func (s *saidRefusals) take(counts *[numKinds]dimCounts, said *[numKinds]*remark
 	}
 }
 
-func (l *refusalLog) writeUntilClosed() {
-	tick := time.NewTicker(l.every)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			l.write()
-		case <-l.m.stop:
-			return
-		}
-	}
-}
-
 // write writes what was refused since the last time.
 func (l *refusalLog) write() {
 	var refused, would saidRefusals
@@ -165,6 +152,9 @@ func (l *refusalLog) writeLines(begin string, now *saidRefusals, logged *[numKin
 func (st *stripe) giveRemarks(refused, would *saidRefusals) {
 	st.lock(false)
 	defer st.unlock(false)
+	if st.notes == nil {
+		return
+	}
 	refused.take(&st.refusals, &st.remarks)
 	if o := st.observed; o != nil {
 		would.take(&o.counts, &o.remarks)

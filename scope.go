@@ -507,7 +507,7 @@ func (c *connScope) SetPeer(p peer.ID) error {
 }
 
 func (c *connScope) setPeer(m *Manager, p peer.ID) error {
-	mv := move{to: m.stripeOf(p)}
+	mv := move{to: m.stripeOf(p).awake()}
 	if m.allowlist.hasEntries() {
 		_, far, err := c.copied()
 		if err != nil {

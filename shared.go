@@ -317,6 +317,7 @@ func (p *pool) enter(home, all bool) (*stripe, *account, chain) {
 	if !home {
 		st = p.m.anyStripe()
 	}
+	st.awake()
 	var sh *share
 	_ = decide(p.m, func(b *limitBook) (fetched[sharedLimits], error) {
 		limits, err := b.fetchShared(p.kind, p.name)

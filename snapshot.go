@@ -255,7 +255,8 @@ func (m *Manager) snapshot(subnets int, add func(*cut)) Snapshot {
 	s := Snapshot{Started: m.started, Recent: m.history.all(),
 		Engine: EngineState{Stripes: len(m.stripes)}}
 	var c cut
-	var refused, would [numKinds]dimCounts
+	var counted engineCounts
+	var would [numKinds]dimCounts
 	var ever, recent memberPeaks
 	m.inOneCut(func() {
 		s.Taken, s.Observed, s.Sizing = time.Now(), m.Observed(), m.limits.Load().sizing()
@@ -266,13 +267,7 @@ func (m *Manager) snapshot(subnets int, add func(*cut)) Snapshot {
 		for i := range m.stripes {
 			st := &m.stripes[i]
 			s.Peers += len(st.peers)
-			s.LateReleases += st.lateReleases
-			s.Engine.Draws += st.draws
-			s.Engine.Returns += st.returns
-			s.Engine.Settled += st.settled
-			for k := range refused {
-				refused[k].add(&st.refusals[k])
-			}
+			st.addCounts(&counted)
 			st.addWouldRefuse(&would)
 		}
 	})
@@ -281,18 +276,19 @@ func (m *Manager) snapshot(subnets int, add func(*cut)) Snapshot {
 		most, lately := ever[slot].amounts(), recent[slot].amounts()
 		s.MemberPeaks[k] = MemberPeak{Usage(most.baseLimit()), Usage(lately.baseLimit())}
 	}
-	s.CallerBugs = m.callerBugs.Load()
+	s.CallerBugs, s.LateReleases = m.callerBugs.Load(), counted.lateReleases
+	s.Engine.Draws, s.Engine.Returns, s.Engine.Settled = counted.draws, counted.returns, counted.settled
 	s.Gates = m.gate().state(subnets)
 	s.Process = m.pressure.state()
 	s.FairShare = m.fair.state(subnets)
 	s.Leaks = m.leaks.state()
-	m.gate().subnets.addRefusals(&refused, &would)
+	m.gate().subnets.addRefusals(&counted.refusals, &would)
 	s.Scopes = make([]ScopeState, len(c.scopes))
 	for i := range c.scopes {
 		s.Scopes[i] = c.scopes[i].state()
 	}
 	slices.SortFunc(s.Scopes, compareScopes)
-	s.Refusals = countsByKind(&refused)
+	s.Refusals = countsByKind(&counted.refusals)
 	if would != ([numKinds]dimCounts{}) {
 		s.WouldRefuse = countsByKind(&would)
 	}

@@ -120,6 +120,26 @@ func (m *Manager) Stat() ResourceManagerStat {
 	return stat
 }
 
+// addTo adds what the stripe has to say to a reading. Its lock is held.
+func (st *stripe) addTo(r *reading) {
+	n := st.notes
+	if n == nil {
+		return
+	}
+	for dir := range dim(2) {
+		r.peerConns[dir].add(&n.peerCounts[(dimConnsIn + dir).oneWay()])
+		r.peerStreams[dir].add(&n.peerCounts[(dimStreamsIn + dir).oneWay()])
+	}
+	r.peerMemory.add(&n.peerMemory)
+	r.connMemory.add(&n.connMemory)
+	r.peers += len(st.peers)
+	st.addCounts(&r.counts.engineCounts)
+	st.addWouldRefuse(&r.counts.would)
+	if n.observed != nil {
+		r.counts.wouldRationed.add(&n.observed.rationed)
+	}
+}
+
 // read returns what metrics show. It visits the shared scopes and the stripes,
 // never the peers or subnets: their distributions are kept as they change.
 //
@@ -139,22 +159,7 @@ func (m *Manager) readWith(b *busiest) reading {
 			r.scopes = append(r.scopes, p.reading())
 		}
 		for i := range m.stripes {
-			st := &m.stripes[i]
-			for dir := range dim(2) {
-				r.peerConns[dir].add(&st.peerCounts[dimConnsIn+dir])
-				r.peerStreams[dir].add(&st.peerCounts[dimStreamsIn+dir])
-			}
-			r.peerMemory.add(&st.peerMemory)
-			r.connMemory.add(&st.connMemory)
-			r.peers += len(st.peers)
-			r.counts.add(&counts{
-				blocked: st.blocked, refusals: st.refusals, rationed: st.rationed, lateReleases: st.lateReleases,
-				draws: st.draws, returns: st.returns, settled: st.settled,
-			})
-			st.addWouldRefuse(&r.counts.would)
-			if st.observed != nil {
-				r.counts.wouldRationed.add(&st.observed.rationed)
-			}
+			m.stripes[i].addTo(&r)
 		}
 	})
 	r.scopes = append(r.scopes, b.others...)

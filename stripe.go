@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 )
@@ -29,6 +30,9 @@ func defaultStripes() int {
 	return n
 }
 
+// stripe is one of many, and a host that does nothing uses none of them. What is only for
+// use is made by awake, once and for all; until then, fixed is empty, the maps and the notes
+// are nil, and only those look who read every stripe.
 type stripe struct {
 	mu    sync.Mutex
 	m     *Manager
@@ -39,6 +43,7 @@ type stripe struct {
 	// plain: nobody listens, nobody has a share, and the manager is not closed. Then
 	// accounts alone decide, and are all that has to know.
 	plain bool
+	woken atomic.Bool // awake has made what is for use; read without the lock
 
 	// fixed holds the shares of the four scopes that are always there, by kind.
 	fixed [KindAllowlistedTransient + 1]*share
@@ -50,14 +55,20 @@ type stripe struct {
 	nextID, endID int64 // numbers for connections and streams, taken in blocks
 
 	trace *tracer // nil: nobody listens
+	*notes
+	peers map[peer.ID]*peerScope
+
 	// The shares of services and protocols, by name.
 	services, protocols map[string]*share
-	peers               map[peer.ID]*peerScope
-	crowd               int // the most peers since the map was made
-
 	// queue holds the accounts that may have become unused, for reap.
 	queue []*account
+	crowd int // the most peers since the map was made
 
+	_ [16]byte // the next stripe's lock is on a cache line of its own; see TestAccountsLieOnCacheLines
+}
+
+// notes is what a stripe notes and counts besides its accounts.
+type notes struct {
 	// why says what the last refusal was, until it has been told.
 	why     noted
 	remarks [numKinds]*remarks // what the log will say
@@ -66,18 +77,67 @@ type stripe struct {
 	refuser  refuser // who refused last, if somebody listens
 
 	// What metrics read. An addition under a lock that is held anyway.
-	peerCounts             [numDims]spread // of connections and streams, by direction
+	engineCounts
+	peerCounts             [4]spread // of connections and streams, by dim.oneWay
 	peerMemory, connMemory spread
 	most                   memberPeaks // that one member has held, since the generation began
-	refusals               [numKinds]dimCounts
-	blocked                [numKinds]amounts // what the refused requests asked for
-	rationed               rationCounts      // those of refusals that no limit itself refused
-	lateReleases           uint64            // at scopes that are done
-	draws                  uint64            // credit drawn from pools
-	returns                uint64            // credit returned to pools
-	settled                uint64            // decisions under all stripe locks
+}
 
-	_ [8]byte // the next stripe's lock is on a cache line of its own; see TestAccountsLieOnCacheLines
+// engineCounts is what stripes count, and only grows.
+type engineCounts struct {
+	refusals [numKinds]dimCounts
+	// blocked is what was asked for and refused, by the kind of the scope or
+	// gate that refused: numbers of streams, connections and file descriptors,
+	// bytes of memory. The dimensions for both directions together say nothing.
+	blocked      [numKinds]amounts
+	rationed     rationCounts // those of refusals that no limit itself refused
+	lateReleases uint64       // at scopes that are done
+	draws        uint64       // credit drawn from pools
+	returns      uint64       // credit returned to pools
+	settled      uint64       // decisions under all stripe locks
+}
+
+func (c *engineCounts) add(o *engineCounts) {
+	for k := range numKinds {
+		c.refusals[k].add(&o.refusals[k])
+		c.blocked[k].addCapped(&o.blocked[k])
+	}
+	c.rationed.add(&o.rationed)
+	c.lateReleases += o.lateReleases
+	c.draws += o.draws
+	c.returns += o.returns
+	c.settled += o.settled
+}
+
+// awake returns the stripe ready for use. No lock of a stripe is held.
+func (st *stripe) awake() *stripe {
+	if !st.woken.Load() {
+		st.wake()
+	}
+	return st
+}
+
+func (st *stripe) wake() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.notes != nil {
+		return
+	}
+	st.notes = new(notes)
+	st.services = make(map[string]*share)
+	st.protocols = make(map[string]*share)
+	st.peers = make(map[peer.ID]*peerScope)
+	for _, p := range st.m.fixed {
+		st.addShare(p)
+	}
+	st.woken.Store(true)
+}
+
+// addCounts adds what the stripe has counted. Its lock is held.
+func (st *stripe) addCounts(to *engineCounts) {
+	if st.notes != nil {
+		to.add(&st.engineCounts)
+	}
 }
 
 func (st *stripe) named(k Kind) map[string]*share {
@@ -100,8 +160,8 @@ func (st *stripe) newID() int64 {
 	return st.nextID
 }
 
-// stripeOf gives the stripe that a peer belongs to. What an ID ends with is a key, or a
-// hash of one: that is enough to tell peers apart.
+// stripeOf returns the stripe that a peer belongs to; who puts something into it has to wake
+// it. What an ID ends with is a key, or a hash of one: that is enough to tell peers apart.
 func (m *Manager) stripeOf(p peer.ID) *stripe {
 	const enough = 16
 	var end subnetKey
@@ -114,9 +174,9 @@ func (m *Manager) stripeOf(p peer.ID) *stripe {
 	return &m.stripes[m.secret.of(end)>>32&uint64(len(m.stripes)-1)]
 }
 
-// anyStripe gives a stripe for what has no peer, or has none yet.
+// anyStripe returns a stripe, ready for use, for what has no peer, or has none yet.
 func (m *Manager) anyStripe() *stripe {
-	return &m.stripes[rand.Uint64()&uint64(len(m.stripes)-1)]
+	return m.stripes[rand.Uint64()&uint64(len(m.stripes)-1)].awake()
 }
 
 // lock takes the stripe's lock, or with all every stripe's, in order (I8).

@@ -32,7 +32,7 @@ func TestAccountsLieOnCacheLines(t *testing.T) {
 	require.Zero(t, unsafe.Sizeof(st)%line, "so each stripe begins with a line")
 	require.EqualValues(t, 0, (unsafe.Offsetof(st.fixed)+unsafe.Sizeof(st.fixed)-1)/line, "all that decides")
 	require.EqualValues(t, line, unsafe.Offsetof(st.idle), "what each connection and stream takes")
-	require.EqualValues(t, 1, unsafe.Offsetof(st.endID)/line)
+	require.EqualValues(t, 1, (unsafe.Offsetof(st.peers)+unsafe.Sizeof(st.peers)-1)/line)
 }
 
 // Peers whose IDs are alike but for a few bits of their keys are in different stripes,

@@ -51,8 +51,8 @@ func (s *subnets) add(addr netip.Addr) (blocked netip.Prefix, limit int, ok bool
 func countEntries(t testing.TB, s *subnets) (n int) {
 	t.Helper()
 	checkRecords(t, s)
-	for i := range s.stripes {
-		for _, rec := range s.stripes[i].mu.table.slots {
+	for i := range s.all() {
+		for _, rec := range s.all()[i].mu.table.slots {
 			if rec.conns > 0 {
 				n++
 			}
@@ -70,8 +70,8 @@ func countEntries(t testing.TB, s *subnets) (n int) {
 func bucketEntries(t testing.TB, s *subnets) (n int) {
 	t.Helper()
 	checkRecords(t, s)
-	for i := range s.stripes {
-		n += s.stripes[i].mu.owing
+	for i := range s.all() {
+		n += s.all()[i].mu.owing
 	}
 	return n
 }
@@ -80,8 +80,8 @@ func bucketEntries(t testing.TB, s *subnets) (n int) {
 // its limits; and that the counts are right.
 func checkRecords(t testing.TB, s *subnets) {
 	t.Helper()
-	for i := range s.stripes {
-		st := &s.stripes[i]
+	for i := range s.all() {
+		st := &s.all()[i]
 		table := &st.mu.table
 		n, busy, owing := 0, 0, 0
 		for i := range table.slots {
@@ -372,9 +372,9 @@ func TestRefusedAndClosedAddressesLeaveNothing(t *testing.T) {
 // requireNoRecords checks that nothing is kept of any subnet, nor much room for it.
 func requireNoRecords(t testing.TB, s *subnets) {
 	t.Helper()
-	for i := range s.stripes {
-		require.Zero(t, s.stripes[i].mu.table.n)
-		require.LessOrEqual(t, len(s.stripes[i].mu.table.slots), leastSlots)
+	for i := range s.all() {
+		require.Zero(t, s.all()[i].mu.table.n)
+		require.LessOrEqual(t, len(s.all()[i].mu.table.slots), leastSlots)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -40,17 +41,30 @@ type subnetStripe struct {
 		latest int64
 
 		busy, owing int // records with connections; with a bucket that may not be full
-		// What was refused, and what would have been, by gateKinds.
-		refused, would gateRefusals
-		// told is what was refused last, and at is where: it is told again to the next
-		// that is refused there. times is how many of these are in no remark yet.
-		told  *LimitError
-		at    subnet
-		times uint64
+		*gateNotes
 		// heir has taken over, see gateswap.go; nil while these are in force.
 		heir *subnets
 	}
 	_ [40]byte
+}
+
+// gateNotes is what a stripe has refused. It is nil until something is.
+type gateNotes struct {
+	// What was refused, and what would have been, by gateKinds.
+	refused, would gateRefusals
+	// told is what was refused last, and at is where: it is told again to the next
+	// that is refused there. times is how many of these are in no remark yet.
+	told  *LimitError
+	at    subnet
+	times uint64
+}
+
+// notesLocked returns the stripe's notes, and makes them where there are none.
+func (st *subnetStripe) notesLocked() *gateNotes {
+	if st.mu.gateNotes == nil {
+		st.mu.gateNotes = new(gateNotes)
+	}
+	return st.mu.gateNotes
 }
 
 // gateRefusals counts refusals by gateKinds, and has what the log will say of them.
@@ -71,8 +85,8 @@ type subnets struct {
 	// now gives the time as the buckets know it: in nanoseconds since they were
 	// made. It is read only where there are tokens.
 	now     func() int64
-	secret  subnetHash // chooses the stripe
-	stripes [gateStripes]subnetStripe
+	secret  subnetHash                   // chooses the stripe
+	stripes atomic.Pointer[levelStripes] // nil until somebody comes; see all
 	named   []*subnetStripe
 	// noting: what is refused is noted for the log. quiet: it is not even told.
 	noting, quiet bool
@@ -87,10 +101,6 @@ func newSubnets(conns subnetConfig, rates rateConfig) (*subnets, error) {
 	start := time.Now()
 	s := &subnets{partition: *p, secret: subnetHash{rand.Uint64(), rand.Uint64()},
 		now: func() int64 { return int64(time.Since(start)) }} // by the monotonic clock
-	for i := range s.stripes {
-		s.stripes[i].partition = &s.partition
-		s.stripes[i].mu.table = newSubnetTable(s.secret)
-	}
 	seen := make(map[*subnetStripe]bool)
 	for _, n := range p.networks.All() {
 		for _, st := range []*subnetStripe{n.conns, n.tokens} {
@@ -103,10 +113,32 @@ func newSubnets(conns subnetConfig, rates rateConfig) (*subnets, error) {
 	return s, nil
 }
 
-// each calls f with every stripe.
+// levelStripes are the stripes of the levels.
+type levelStripes [gateStripes]subnetStripe
+
+// all returns the stripes of the levels, and makes them if there are none.
+func (s *subnets) all() *levelStripes {
+	if all := s.stripes.Load(); all != nil {
+		return all
+	}
+	return s.makeStripes()
+}
+
+func (s *subnets) makeStripes() *levelStripes {
+	fresh, empty := new(levelStripes), newSubnetTable(s.secret)
+	for i := range fresh {
+		fresh[i].partition, fresh[i].mu.table = &s.partition, empty
+	}
+	s.stripes.CompareAndSwap(nil, fresh)
+	return s.stripes.Load()
+}
+
+// each calls f with every stripe that there is.
 func (s *subnets) each(f func(*subnetStripe)) {
-	for i := range s.stripes {
-		f(&s.stripes[i])
+	if all := s.stripes.Load(); all != nil {
+		for i := range all {
+			f(&all[i])
+		}
 	}
 	for _, st := range s.named {
 		f(st)
@@ -117,7 +149,7 @@ func (s *subnets) each(f func(*subnetStripe)) {
 // widest level. The secret keeps strangers from choosing addresses that all meet in
 // one.
 func (s *subnets) stripeOf(widest subnetKey) *subnetStripe {
-	return &s.stripes[s.secret.of(widest)>>32%gateStripes]
+	return &s.all()[s.secret.of(widest)>>32%gateStripes]
 }
 
 // gatePass is what an address was given. The zero value is nothing.
@@ -451,7 +483,7 @@ func (s *subnets) forget(at int64) {
 
 // refuse counts and tells a refusal by something else, of one address.
 func (s *subnets) refuse(addr netip.Addr, k Kind, d dim) *LimitError {
-	st := &s.stripes[0]
+	st := &s.all()[0]
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	return s.refuseLocked(bar{st, single(addr), k}, d)
@@ -465,10 +497,10 @@ func (s *subnets) refuseLocked(by bar, d dim) *LimitError {
 	if s.quiet {
 		return nil
 	}
-	mu := &by.st.mu
-	mu.refused.counts[by.kind-KindSubnet][d]++
+	notes := by.st.notesLocked()
+	notes.refused.counts[by.kind-KindSubnet][d]++
 	e := by.tellLocked(d, s.noting)
-	mu.times++
+	notes.times++
 	return e
 }
 
@@ -481,9 +513,9 @@ type gateError struct {
 // tellLocked returns a refusal as an error. What was last told of the subnet is told
 // again: it has not changed, and a flood makes nothing new.
 func (b *bar) tellLocked(d dim, noting bool) *LimitError {
-	mu := &b.st.mu
-	if e := mu.told; e == nil || mu.at != b.subnet || e.why.scope.kind != b.kind || e.why.d != d {
-		b.st.remarkLocked(noting)
+	notes := b.st.notesLocked()
+	if e := notes.told; e == nil || notes.at != b.subnet || e.why.scope.kind != b.kind || e.why.d != d {
+		notes.remark(noting)
 		g := &gateError{name: subnetName(b.kind, b.key, b.level.bits)}
 		e = &g.LimitError
 		e.asked = askedScope{name: &g.name}
@@ -491,18 +523,17 @@ func (b *bar) tellLocked(d dim, noting bool) *LimitError {
 		if b.kind == KindSubnet {
 			e.why.cause, e.why.current, e.why.limit = CauseSubnet, b.level.conns, b.level.conns
 		}
-		mu.told, mu.at = e, b.subnet
+		notes.told, notes.at = e, b.subnet
 	}
-	return mu.told
+	return notes.told
 }
 
-// remarkLocked keeps what the log will say about what has been told, if it is noting.
-func (st *subnetStripe) remarkLocked(noting bool) {
-	mu := &st.mu
-	if noting && mu.times > 0 {
-		mu.refused.note(mu.told, mu.times)
+// remark keeps what the log will say about what has been told, if it is noting.
+func (n *gateNotes) remark(noting bool) {
+	if noting && n.times > 0 {
+		n.refused.note(n.told, n.times)
 	}
-	mu.times = 0
+	n.times = 0
 }
 
 // note notes for the log what was told so many times.
@@ -541,9 +572,11 @@ func (s *subnets) giveRemarks(refused, would *saidRefusals) {
 	s.each(func(st *subnetStripe) {
 		st.mu.Lock()
 		defer st.mu.Unlock()
-		st.remarkLocked(s.noting)
-		st.mu.refused.give(refused)
-		st.mu.would.give(would)
+		if n := st.mu.gateNotes; n != nil {
+			n.remark(s.noting)
+			n.refused.give(refused)
+			n.would.give(would)
+		}
 	})
 }
 
@@ -552,9 +585,13 @@ func (s *subnets) addRefusals(refused, would *[numKinds]dimCounts) {
 	s.each(func(st *subnetStripe) {
 		st.mu.Lock()
 		defer st.mu.Unlock()
+		n := st.mu.gateNotes
+		if n == nil {
+			return
+		}
 		for i, k := range gateKinds {
-			refused[k].add(&st.mu.refused.counts[i])
-			would[k].add(&st.mu.would.counts[i])
+			refused[k].add(&n.refused.counts[i])
+			would[k].add(&n.would.counts[i])
 		}
 	})
 }

@@ -45,7 +45,8 @@ const leastSlots = 8
 
 // subnetTable is an open hash table with linear probing: a record lies in its home,
 // or in the next place that is free. It is between an eighth and three quarters
-// full, or of the smallest size.
+// full, or of the smallest size; until the first record is added, it has one place, which
+// stays empty, and which a copy of it may have as well.
 type subnetTable struct {
 	hash  subnetHash
 	slots []subnetRecord // a power of two
@@ -54,7 +55,7 @@ type subnetTable struct {
 }
 
 func newSubnetTable(hash subnetHash) subnetTable {
-	return subnetTable{hash: hash, slots: make([]subnetRecord, leastSlots)}
+	return subnetTable{hash: hash, slots: make([]subnetRecord, 1)}
 }
 
 func (t *subnetTable) home(k subnetKey) int { return int(t.hash.of(k)) & (len(t.slots) - 1) }
@@ -75,7 +76,7 @@ func (t *subnetTable) find(k subnetKey, id uint16) (rec *subnetRecord, at int) {
 // in another one if the table grows.
 func (t *subnetTable) add(free *subnetRecord, k subnetKey, id uint16) *subnetRecord {
 	if 4*(t.n+1) > 3*len(t.slots) {
-		t.resize(2 * len(t.slots))
+		t.resize(max(leastSlots, 2*len(t.slots)))
 		free, _ = t.find(k, id)
 	}
 	t.n++

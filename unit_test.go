@@ -79,7 +79,7 @@ func TestRoomAtHandIsNotGivenOutOfTurn(t *testing.T) {
 type ledger struct {
 	books            map[string]holding
 	peers            map[peer.ID]peerLedger
-	counts           [numDims]spread
+	counts           [4]spread
 	peerMem, connMem spread
 	refusals         [numKinds]dimCounts
 	rationed         rationCounts
@@ -116,6 +116,9 @@ func ledgerOf(m *Manager) ledger {
 	m.inOneCut(func() {
 		for i := range m.stripes {
 			st := &m.stripes[i]
+			if !st.woken.Load() {
+				continue
+			}
 			for p, ps := range st.peers {
 				spans := uint32(0)
 				if ps.rare != nil {
@@ -134,10 +137,10 @@ func ledgerOf(m *Manager) ledger {
 			l.rationed.add(&st.rationed)
 			l.late += st.lateReleases
 		}
-		if len(m.stripes) > 1 {
+		st := &m.stripes[0]
+		if len(m.stripes) > 1 || !st.woken.Load() {
 			return
 		}
-		st := &m.stripes[0]
 		l.draws, l.returns, l.settled = st.draws, st.returns, st.settled
 		for _, sh := range slices.Concat(st.fixed[:], slices.Collect(maps.Values(st.protocols)), slices.Collect(maps.Values(st.services))) {
 			var all []poolLedger

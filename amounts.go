@@ -167,13 +167,17 @@ const (
 	AdmissionLinear
 )
 
-// String gives the rule's name: "half" or "linear".
-func (a Admission) String() string {
-	names := [...]string{"half", "linear"}
-	if int(a) < len(names) {
-		return names[a]
-	}
-	return "unknown"
+var admissionNames = [...]string{"half", "linear"}
+
+// String returns the rule's name: "half" or "linear".
+func (a Admission) String() string { return nameOf(a, admissionNames[:]) }
+
+// MarshalText returns String's text, for JSON and logs.
+func (a Admission) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// UnmarshalText reads what MarshalText writes. An error says what was expected.
+func (a *Admission) UnmarshalText(text []byte) error {
+	return unmarshalName(a, text, admissionNames[:], "rule of admission")
 }
 
 // whole is the weight that may fill all of a limit.

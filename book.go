@@ -7,7 +7,6 @@ package rcmgr
 
 import (
 	"cmp"
-	"fmt"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
@@ -269,30 +268,24 @@ func (b *limitBook) sizing() Sizing {
 	return b.own.sizing
 }
 
-// peerPlace gives the place of a peer's limits in the configuration.
-func (b *limitBook) peerPlace(p peer.ID) string {
-	if b.kinds[KindPeer].named[string(p)] != nil {
-		return fmt.Sprintf("Peer[%q]", p)
-	}
-	return "PeerDefault"
-}
-
 // startAttrs tell a log what the limits were computed for, on what grounds, and
 // what of it matters first.
 func (b *limitBook) startAttrs() []any {
 	s := b.sizing()
 	attrs := []any{"limits_by", cmp.Or(s.Rules, "the program")}
 	if s.Rules != "" {
-		attrs = append(attrs, "limits_for_memory", s.Memory, "limits_for_descriptors", limitText(int64(s.FileDescriptors.Build(0))))
+		attrs = append(attrs, "limits_for_memory", loggedAmount{dimMemory, s.Memory},
+			"limits_for_descriptors", loggedAmount{dimFD, int64(s.FileDescriptors.Build(0))})
 	}
 	if m := s.Machine; m != (Machine{}) {
-		attrs = append(attrs, "memory_found", m.Memory, "memory_from", m.MemoryFrom,
-			"descriptors_found", limitText(int64(m.descriptors())))
+		attrs = append(attrs, "memory_found", loggedAmount{dimMemory, m.Memory}, "memory_from", m.MemoryFrom,
+			"descriptors_found", loggedAmount{dimFD, int64(m.descriptors())})
 		if m.CgroupError != "" {
 			attrs = append(attrs, "cgroup_error", m.CgroupError)
 		}
 	}
 	system, transient := &b.kinds[KindSystem].unnamed, &b.kinds[KindTransient].unnamed
-	return append(attrs, "system_memory", limitText(system[dimMemory]), "system_descriptors", limitText(system[dimFD]),
-		"system_conns_inbound", limitText(system[dimConnsIn]), "transient_conns_inbound", limitText(transient[dimConnsIn]))
+	return append(attrs, "system_memory", loggedAmount{dimMemory, system[dimMemory]},
+		"system_descriptors", loggedAmount{dimFD, system[dimFD]}, "system_conns_inbound", loggedAmount{dimConnsIn, system[dimConnsIn]},
+		"transient_conns_inbound", loggedAmount{dimConnsIn, transient[dimConnsIn]})
 }

@@ -5,8 +5,10 @@ package rcmgr
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"strconv"
 
@@ -24,16 +26,20 @@ const (
 	ResourceFD                         // file descriptors
 )
 
-// String gives "memory", "stream", "connection" or "file descriptor".
-func (r Resource) String() string {
-	names := [...]string{"memory", "stream", "connection", "file descriptor"}
-	if int(r) < len(names) {
-		return names[r]
-	}
-	return "unknown"
+var resourceNames = [...]string{"memory", "stream", "connection", "file descriptor"}
+
+// String returns "memory", "stream", "connection" or "file descriptor".
+func (r Resource) String() string { return nameOf(r, resourceNames[:]) }
+
+// MarshalText returns String's text, for JSON and logs.
+func (r Resource) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText reads what MarshalText writes. An error says what was expected.
+func (r *Resource) UnmarshalText(text []byte) error {
+	return unmarshalName(r, text, resourceNames[:], "resource")
 }
 
-// Cause tells which rule refused a request.
+// Cause says which rule refused a request.
 type Cause uint8
 
 const (
@@ -56,14 +62,18 @@ const (
 	CauseFairShare
 )
 
-// String gives "limit", "crowding", "subnet", "rate", "memory-pressure" or
+var causeNames = [...]string{"limit", "crowding", "subnet", "rate", "memory-pressure", "fair-share"}
+
+// String returns "limit", "crowding", "subnet", "rate", "memory-pressure" or
 // "fair-share".
-func (c Cause) String() string {
-	names := [...]string{"limit", "crowding", "subnet", "rate", "memory-pressure", "fair-share"}
-	if int(c) < len(names) {
-		return names[c]
-	}
-	return "unknown"
+func (c Cause) String() string { return nameOf(c, causeNames[:]) }
+
+// MarshalText returns String's text, for JSON and logs.
+func (c Cause) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText reads what MarshalText writes. An error says what was expected.
+func (c *Cause) UnmarshalText(text []byte) error {
+	return unmarshalName(c, text, causeNames[:], "cause of a refusal")
 }
 
 // scopeName says which scope is meant, by what is at hand where somebody is refused. Its
@@ -175,7 +185,9 @@ type askedScope struct {
 	name *scopeName
 	num  int64
 	kind Kind
-	span uint32
+	// place is that of the limit that refused. It stands where there is room for it.
+	place limitPlace
+	span  uint32
 }
 
 func (a *askedScope) String() string {
@@ -229,11 +241,60 @@ func (e *LimitError) Attempted() int64 { return e.why.asked }
 // Limit is the limit of the scope that refused, in bytes or as a number.
 func (e *LimitError) Limit() int64 { return e.why.limit }
 
+// ConfigKey returns the place of the limit in the configuration of limits, such as
+// "System.ConnsInbound" or `Gates.Subnets.IPv4["32"]`, or the option that set it. It is
+// what the log of refusals calls raise. Where the limits name the peer or network that
+// refused, it is the place of that name; otherwise that of all that are not named.
+func (e *LimitError) ConfigKey() string {
+	return configKey(e.Kind(), e.why.d, e.why.scope, e.asked.place)
+}
+
 // Priority is that of a memory reservation; 255 for everything else.
 func (e *LimitError) Priority() uint8 { return e.why.priority }
 
 // Cause tells which rule refused.
 func (e *LimitError) Cause() Cause { return e.why.cause }
+
+// LogValue returns the text and all that it is made of by name, for log/slog. It is made
+// when a log is written.
+func (e *LimitError) LogValue() slog.Value {
+	return slog.GroupValue(append([]slog.Attr{slog.String("error", printable(e.Error()))}, e.attrs()...)...)
+}
+
+// attrs says all numbers by name, for a log.
+func (e *LimitError) attrs() []slog.Attr {
+	held := func(key string, n int64) slog.Attr { return slog.Any(key, amountFor(e.Kind(), e.why.d, n)) }
+	attrs := []slog.Attr{
+		slog.String("asked", printable(e.Asked())), slog.String("scope", printable(e.Scope())),
+		slog.String("kind", e.Kind().String()), slog.String("resource", e.Resource().String()),
+	}
+	if dir := e.Direction(); dir != network.DirUnknown {
+		attrs = append(attrs, slog.String("direction", dir.String()))
+	}
+	return append(attrs,
+		held("current", e.Current()), slog.Any("attempted", loggedAmount{e.why.d, e.Attempted()}), held("limit", e.Limit()),
+		slog.Int("priority", int(e.Priority())), slog.String("cause", e.Cause().String()), slog.String("raise", e.ConfigKey()))
+}
+
+// MarshalJSON writes what the methods return, by their names: amounts in bytes or as
+// numbers, everything else in words. Direction is left out where it is unknown.
+func (e *LimitError) MarshalJSON() ([]byte, error) {
+	said := struct {
+		Error, Asked, Scope       string
+		Kind                      Kind
+		Resource                  Resource
+		Direction                 string `json:",omitempty"`
+		Cause                     Cause
+		Current, Attempted, Limit int64
+		Priority                  uint8
+		ConfigKey                 string
+	}{e.Error(), e.Asked(), e.Scope(), e.Kind(), e.Resource(), "", e.Cause(),
+		e.Current(), e.Attempted(), e.Limit(), e.Priority(), e.ConfigKey()}
+	if dir := e.Direction(); dir != network.DirUnknown {
+		said.Direction = dir.String()
+	}
+	return json.Marshal(said)
+}
 
 func (e *LimitError) Error() string {
 	// A scope that refuses by itself is not named twice.

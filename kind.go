@@ -5,6 +5,7 @@ package rcmgr
 import (
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // Kind says which kind of scope a name belongs to. Kinds are told apart by
@@ -35,23 +36,20 @@ var kindNames = [numKinds]string{
 	"conn", "stream", "subnet", "rate", "process",
 }
 
-// String gives the kind's name as it stands in logs and metrics: "system",
+// String returns the kind's name as it stands in logs and metrics: "system",
 // "transient", "allowlistedSystem", "allowlistedTransient", "service",
 // "service-peer", "protocol", "protocol-peer", "peer", "conn", "stream",
 // "subnet", "rate" or "process".
 func (k Kind) String() string {
-	if k < numKinds {
-		return kindNames[k]
-	}
-	return "unknown"
+	return nameOf(k, kindNames[:])
 }
 
-// inSnapshots tells whether scopes of this kind stand in a Snapshot.
+// inSnapshots reports whether scopes of this kind stand in a Snapshot.
 func (k Kind) inSnapshots() bool {
 	return k <= KindService || k == KindProtocol || k == KindPeer
 }
 
-// ofPeer gives the kind of one peer's part of a service or protocol.
+// ofPeer returns the kind of one peer's part of a service or protocol.
 func (k Kind) ofPeer() Kind {
 	if k == KindService {
 		return KindServicePeer
@@ -59,15 +57,28 @@ func (k Kind) ofPeer() Kind {
 	return KindProtocolPeer
 }
 
-// MarshalText gives String's text, for JSON.
+// MarshalText returns String's text, for JSON and logs.
 func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
-// UnmarshalText reads what MarshalText writes.
+// UnmarshalText reads what MarshalText writes. An error says what was expected.
 func (k *Kind) UnmarshalText(text []byte) error {
-	i := slices.Index(kindNames[:], string(text))
-	if i < 0 {
-		return fmt.Errorf("no kind of scope: %q", text)
+	return unmarshalName(k, text, kindNames[:], "kind of scope")
+}
+
+// nameOf returns the name of a value, by a list of the names of all.
+func nameOf[T ~uint8](v T, names []string) string {
+	if int(v) < len(names) {
+		return names[v]
 	}
-	*k = Kind(i)
+	return "unknown"
+}
+
+// unmarshalName is the inverse of nameOf. what says in an error what has these names.
+func unmarshalName[T ~uint8](to *T, text []byte, names []string, what string) error {
+	i := slices.Index(names, string(text))
+	if i < 0 {
+		return fmt.Errorf("no %s: %q, expected one of %s", what, text, strings.Join(names, ", "))
+	}
+	*to = T(i)
 	return nil
 }

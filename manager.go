@@ -372,7 +372,7 @@ func (m *Manager) readLimit(scope *scopeName, limit Limit) (*amounts, bool) {
 // reportRelease says that a scope was asked to release what it did not hold.
 func (m *Manager) reportRelease(scope scopeName, excess int64) {
 	m.reportBug("memory was released that had not been reserved at the scope",
-		"scope", scope.String(), "excess", excess)
+		"scope", scope.String(), "excess", loggedAmount{dimMemory, excess})
 }
 
 // reportBug counts a caller's bug, and logs it unless another one was logged

@@ -173,8 +173,8 @@ func TestAManagerTellsWhatItsLimitsWereComputedFor(t *testing.T) {
 	require.NoError(t, err)
 	m.Close()
 	lines := strings.Join(logged.take(), "\n")
-	for _, want := range []string{"limits_by=NodeLimits", "limits_for_memory=536870912", "limits_for_descriptors=1024",
-		"system_memory=536870912", "system_descriptors=1024", "system_conns_inbound=800", "transient_conns_inbound=128"} {
+	for _, want := range []string{"limits_by=NodeLimits", `limits_for_memory="512.0 MiB"`, "limits_for_descriptors=1024",
+		`system_memory="512.0 MiB"`, "system_descriptors=1024", "system_conns_inbound=800", "transient_conns_inbound=128"} {
 		require.Contains(t, lines, want)
 	}
 	require.NotContains(t, lines, "memory_found")

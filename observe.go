@@ -13,6 +13,7 @@ package rcmgr
 
 import (
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"sync/atomic"
 )
@@ -34,8 +35,14 @@ func (s kindSet) list() (kinds []Kind) {
 	return kinds
 }
 
-// String gives the kinds as text, for the log.
-func (s kindSet) String() string { return fmt.Sprint(s.list()) }
+// LogValue returns the kinds as a list of words, for logs of every form.
+func (s kindSet) LogValue() slog.Value {
+	words := []string{} // in JSON, nil is null
+	for _, k := range s.list() {
+		words = append(words, k.String())
+	}
+	return slog.AnyValue(words)
+}
 
 // kindSetOf reads kinds; none are all.
 func kindSetOf(kinds []Kind) (s kindSet, err error) {

@@ -109,7 +109,8 @@ func WithNewcomersQuarter(on bool) Option {
 //
 //	Protected from exceeding resource limits 2 times: "system: cannot reserve inbound connection: resource limit exceeded"
 //
-// Its attributes are current and limit as they were at the last refusal, cause
+// Its attributes are current and limit as they were at the last refusal (of bytes with
+// their unit, which a log in JSON has as a number), cause
 // if that was not the limit itself, raise with the place in the configuration
 // that would admit more, and, if one peer, subnet, service or protocol had at
 // least a tenth of all, worst with its name and worst_times with how often it

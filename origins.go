@@ -2,11 +2,7 @@ package rcmgr
 
 // Where each value of a configuration comes from.
 
-import (
-	"fmt"
-	"maps"
-	"slices"
-)
+import "maps"
 
 // Origin tells where a value of a configuration comes from.
 type Origin uint8
@@ -20,13 +16,8 @@ const (
 
 var originNames = [...]string{"default", "knob", "override", "code"}
 
-// String gives the origin's name: "default", "knob", "override" or "code".
-func (o Origin) String() string {
-	if int(o) < len(originNames) {
-		return originNames[o]
-	}
-	return "unknown"
-}
+// String returns the origin's name: "default", "knob", "override" or "code".
+func (o Origin) String() string { return nameOf(o, originNames[:]) }
 
 // scopeOrigins are the origins of the limits of one scope.
 type scopeOrigins = quantities[Origin, Origin]
@@ -74,15 +65,10 @@ func (cfg *ConcreteLimitConfig) originsOfGates() map[string]Origin {
 	return cfg.limits.Gates.origins(OriginOverride)
 }
 
-// MarshalText gives String's text, for JSON.
+// MarshalText returns String's text, for JSON and logs.
 func (o Origin) MarshalText() ([]byte, error) { return []byte(o.String()), nil }
 
-// UnmarshalText reads what MarshalText writes.
+// UnmarshalText reads what MarshalText writes. An error says what was expected.
 func (o *Origin) UnmarshalText(text []byte) error {
-	i := slices.Index(originNames[:], string(text))
-	if i < 0 {
-		return fmt.Errorf("no origin of a value: %q", text)
-	}
-	*o = Origin(i)
-	return nil
+	return unmarshalName(o, text, originNames[:], "origin of a value")
 }

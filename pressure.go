@@ -146,16 +146,17 @@ func (p *pressure) look() {
 		n = p.runtime()
 	}
 	p.inUse.Store(n)
+	bytes := func(n int64) loggedAmount { return loggedAmount{dimMemory, n} }
 	switch was := p.refusing.Load(); {
 	case !was && n > p.refuse:
 		p.times.Add(1)
 		p.refusing.Store(true)
 		log.Warn("too much memory is in use: inbound connections and streams of strangers are refused",
-			"in_use", n, "refuse_above", p.refuse, "admit_below", p.readmit, "limit", p.limit)
+			"in_use", bytes(n), "refuse_above", bytes(p.refuse), "admit_below", bytes(p.readmit), "limit", bytes(p.limit))
 	case was && n < p.readmit:
 		p.refusing.Store(false)
 		log.Info("enough memory is free again: inbound connections and streams are admitted",
-			"in_use", n, "admit_below", p.readmit)
+			"in_use", bytes(n), "admit_below", bytes(p.readmit))
 	}
 }
 

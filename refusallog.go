@@ -19,7 +19,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 )
 
 // majority finds the name that has more than half of all votes, if there is
@@ -174,7 +174,7 @@ func (l *refusalLog) writeLine(begin string, k Kind, d dim, times uint64, r *rem
 	e := LimitError{why: refusal{scope: &refuser, d: d}}
 	var attrs []slog.Attr
 	if k != KindRate {
-		attrs = append(attrs, slog.Int64("current", r.current), slog.Int64("limit", r.limit))
+		attrs = append(attrs, slog.Any("current", amountFor(k, d, r.current)), slog.Any("limit", amountFor(k, d, r.limit)))
 	}
 	if r.cause != CauseLimit {
 		attrs = append(attrs, slog.String("cause", r.cause.String()))
@@ -197,10 +197,67 @@ func classOf(n *scopeName) string {
 	return n.String()
 }
 
-// limitKey gives the place in the configuration of limits that says how much of d
+// limitPlace says of a scope or gate which place of the configuration has its limit, as far
+// as its name does not tell.
+type limitPlace uint8
+
+const (
+	placeOfAll    limitPlace = iota // that of all peers, or subnets of one size, that are not named
+	placeOfName                     // that of the peer or network by its name
+	placeOfCaller                   // the program's own limiter of rates
+)
+
+// placeOf returns the place of the limit that refused, by the limits in force. Most peers
+// that refuse have no name there, which a look at the limit tells. The stripe's lock is
+// held.
+func (st *stripe) placeOf(why *noted) limitPlace {
+	if why.scope.kind != KindPeer || why.by != nil && why.by.ready == &st.m.classes.peer {
+		return placeOfAll
+	}
+	return st.m.limits.Load().placeOfPeer(why.scope.peer)
+}
+
+func (b *limitBook) placeOfPeer(p peer.ID) limitPlace {
+	if b.kinds[KindPeer].named[string(p)] != nil {
+		return placeOfName
+	}
+	return placeOfAll
+}
+
+// placeOfSubnet is placeOfPeer for a subnet at a gate.
+func (g *gate) placeOfSubnet(name *scopeName) limitPlace {
+	named := false
+	switch {
+	case name.kind == KindSubnet:
+		_, named = g.limits.Subnets.Networks[name.prefix()]
+	case g.caller != nil:
+		return placeOfCaller
+	default:
+		_, named = g.limits.Rate.Networks[name.prefix()]
+	}
+	if named {
+		return placeOfName
+	}
+	return placeOfAll
+}
+
+// limitKey returns the place in the configuration of limits that says how much of d
+// a scope may hold, by the limits in force; see configKey.
+func (m *Manager) limitKey(k Kind, d dim, which *scopeName) string {
+	place := placeOfAll
+	switch k {
+	case KindPeer:
+		place = m.limits.Load().placeOfPeer(which.peer)
+	case KindSubnet, KindRate:
+		place = m.gate().placeOfSubnet(which)
+	}
+	return configKey(k, d, which, place)
+}
+
+// configKey returns the place in the configuration of limits that says how much of d
 // a scope may hold: "System.ConnsInbound", "PeerDefault.Streams". Without more
 // than a kind, it is the place for those that are not named.
-func (m *Manager) limitKey(k Kind, d dim, which *scopeName) string {
+func configKey(k Kind, d dim, which *scopeName, place limitPlace) string {
 	named := func(scopes string) string {
 		if which.text == "" {
 			return scopes + "Default." + limitNames[d]
@@ -217,14 +274,17 @@ func (m *Manager) limitKey(k Kind, d dim, which *scopeName) string {
 	case KindProtocolPeer:
 		return named("ProtocolPeer")
 	case KindPeer:
-		return m.limits.Load().peerPlace(which.peer) + "." + limitNames[d]
+		if place == placeOfName {
+			return fmt.Sprintf("Peer[%q].%s", which.peer, limitNames[d])
+		}
+		return "PeerDefault." + limitNames[d]
 	case KindSubnet:
-		return gateKey("Gates.Subnets", which.prefix(), m.gate().limits.Subnets.Networks)
+		return gateKey("Gates.Subnets", which.prefix(), place)
 	case KindRate:
-		if m.gate().caller != nil {
+		if place == placeOfCaller {
 			return "WithConnRateLimiters"
 		}
-		return gateKey("Gates.Rate", which.prefix(), m.gate().limits.Rate.Networks)
+		return gateKey("Gates.Rate", which.prefix(), place)
 	case KindProcess:
 		return "WithMemoryPressure"
 	}
@@ -235,13 +295,13 @@ func (m *Manager) limitKey(k Kind, d dim, which *scopeName) string {
 	}[k] + "." + limitNames[d]
 }
 
-// gateKey gives the place of a prefix in what a configuration says about a gate:
+// gateKey returns the place of a prefix in what a configuration says about a gate:
 // that of a network of its own, or that of all of its length.
-func gateKey[V any](path string, p netip.Prefix, networks map[netip.Prefix]V) string {
-	if !p.IsValid() {
+func gateKey(path string, p netip.Prefix, place limitPlace) string {
+	switch {
+	case !p.IsValid():
 		return path // nobody in particular
-	}
-	if _, ok := networks[p]; ok {
+	case place == placeOfName:
 		return fmt.Sprintf("%s.Networks[%q]", path, p)
 	}
 	return fmt.Sprintf("%s.%s[%q]", path, familyNames[familyOf(p.Addr())], strconv.Itoa(p.Bits()))
@@ -258,15 +318,5 @@ func tellRefusal(err error) {
 	if !errors.As(err, &e) {
 		return
 	}
-	attrs := []slog.Attr{
-		slog.String("asked", printable(e.Asked())), slog.String("scope", printable(e.Scope())),
-		slog.String("resource", e.Resource().String()),
-	}
-	if dir := e.Direction(); dir != network.DirUnknown {
-		attrs = append(attrs, slog.String("direction", dir.String()))
-	}
-	attrs = append(attrs,
-		slog.Int64("current", e.Current()), slog.Int64("attempted", e.Attempted()), slog.Int64("limit", e.Limit()),
-		slog.Int("priority", int(e.Priority())), slog.String("cause", e.Cause().String()))
-	log.LogAttrs(ctx, slog.LevelDebug, "refused", attrs...)
+	log.LogAttrs(ctx, slog.LevelDebug, "refused", e.attrs()...)
 }

@@ -459,12 +459,12 @@ func TestEachRefusalIsLoggedForWhoDebugs(t *testing.T) {
 		got[i] = regexp.MustCompile(`asked=(conn|stream)-\d+`).ReplaceAllString(got[i], "asked=$1")
 	}
 	require.Equal(t, []string{
-		`DEBUG msg=refused asked=stream scope=system resource=memory current=0 attempted=90 limit=100 priority=101 cause=limit`,
-		`DEBUG msg=refused asked=system scope=system resource=memory current=0 attempted=101 limit=100 priority=255 cause=limit`,
-		`DEBUG msg=refused asked=stream scope=` + peerName + ` resource=stream direction=Inbound current=1 attempted=1 limit=1 priority=255 cause=limit`,
-		`DEBUG msg=refused asked=conn scope=transient resource=connection direction=Outbound current=0 attempted=1 limit=0 priority=255 cause=limit`,
-		`DEBUG msg=refused asked=conn scope=` + peerName + ` resource=connection direction=Inbound current=0 attempted=1 limit=0 priority=255 cause=limit`,
-		`DEBUG msg=refused asked=stream scope=protocol:/x resource=stream current=0 attempted=1 limit=0 priority=255 cause=limit`,
+		`DEBUG msg=refused asked=stream scope=system kind=system resource=memory current=0 attempted=90 limit=100 priority=101 cause=limit raise=System.Memory`,
+		`DEBUG msg=refused asked=system scope=system kind=system resource=memory current=0 attempted=101 limit=100 priority=255 cause=limit raise=System.Memory`,
+		`DEBUG msg=refused asked=stream scope=` + peerName + ` kind=peer resource=stream direction=Inbound current=1 attempted=1 limit=1 priority=255 cause=limit raise=PeerDefault.StreamsInbound`,
+		`DEBUG msg=refused asked=conn scope=transient kind=transient resource=connection direction=Outbound current=0 attempted=1 limit=0 priority=255 cause=limit raise=Transient.ConnsOutbound`,
+		`DEBUG msg=refused asked=conn scope=` + peerName + ` kind=peer resource=connection direction=Inbound current=0 attempted=1 limit=0 priority=255 cause=limit raise=PeerDefault.ConnsInbound`,
+		`DEBUG msg=refused asked=stream scope=protocol:/x kind=protocol resource=stream current=0 attempted=1 limit=0 priority=255 cause=limit raise="Protocol[\"/x\"].Streams"`,
 	}, got)
 	h.m = nil
 }

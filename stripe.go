@@ -233,6 +233,7 @@ func (st *stripe) enqueue(a *account) {
 func (st *stripe) refusal(asked askedScope, r *request) error {
 	why := &st.why
 	k := why.scope.kind
+	asked.place = st.placeOf(why)
 	st.refusals[k][why.d]++
 	st.rationed.count(&why.refusal)
 	if why.by != nil {

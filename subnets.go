@@ -504,6 +504,18 @@ func (s *subnets) refuseLocked(by bar, d dim) *LimitError {
 	return e
 }
 
+// place returns the place of the limit in the configuration. A level without tokens has
+// refused none: a program's own limiter did, see gate.askCaller.
+func (b *bar) place() limitPlace {
+	switch {
+	case b.st.named != nil:
+		return placeOfName
+	case b.kind == KindRate && b.level.tokens.unlimited():
+		return placeOfCaller
+	}
+	return placeOfAll
+}
+
 // gateError is a refusal with the name that it is about, which is made at once.
 type gateError struct {
 	LimitError
@@ -518,7 +530,7 @@ func (b *bar) tellLocked(d dim, noting bool) *LimitError {
 		notes.remark(noting)
 		g := &gateError{name: subnetName(b.kind, b.key, b.level.bits)}
 		e = &g.LimitError
-		e.asked = askedScope{name: &g.name}
+		e.asked = askedScope{name: &g.name, place: b.place()}
 		e.why = refusal{scope: &g.name, d: d, cause: CauseRate, priority: network.ReservationPriorityAlways, asked: 1}
 		if b.kind == KindSubnet {
 			e.why.cause, e.why.current, e.why.limit = CauseSubnet, b.level.conns, b.level.conns

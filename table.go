@@ -61,6 +61,35 @@ func limitText(limit int64) string {
 	return strconv.FormatInt(limit, 10)
 }
 
+// loggedAmount is an amount as logs have it: as text, bytes with their unit, and in JSON
+// always a number, in which no limit is math.MaxInt64, as in snapshots.
+type loggedAmount struct {
+	d dim
+	n int64
+}
+
+// amountFor is the amount that a scope or gate compares with its limit of d: what the
+// process gate refuses are connections and streams, and what it compares are bytes.
+func amountFor(k Kind, d dim, n int64) loggedAmount {
+	if k == KindProcess {
+		d = dimMemory
+	}
+	return loggedAmount{d, n}
+}
+
+func (a loggedAmount) number() int64 {
+	if isUnlimited(a.d, a.n) {
+		return math.MaxInt64
+	}
+	return a.n
+}
+
+func (a loggedAmount) String() string { return amountText(limitNames[a.d], a.number()) }
+
+func (a loggedAmount) MarshalJSON() ([]byte, error) {
+	return strconv.AppendInt(nil, a.number(), 10), nil
+}
+
 func (u *LimitUse) percentText() string {
 	if percent, ok := u.Percent(); ok {
 		return fmt.Sprintf("%.1f%%", percent)

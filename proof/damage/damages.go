@@ -451,6 +451,13 @@ var damages = []damage{
 
 	// Refusals, and what is said of them.
 	{"errors.go", "String() + gateWords[e.Kind()] +", "String() +"},
+	{"kind.go", "*to = T(i)\n", ""},
+	{"table.go", "func (a loggedAmount) MarshalJSON() (", "func (a loggedAmount) inJSON() ("},
+	{"table.go", "\tif k == KindProcess {\n\t\td = dimMemory\n\t}\n", ""},
+	{"observe.go", "words := []string{} // in JSON, nil is null", "var words []string"},
+	{"refusallog.go", "if why.scope.kind != KindPeer || why.by != nil && why.by.ready == &st.m.classes.peer {", "if why.by == nil || why.by.ready == &st.m.classes.peer {"},
+	{"subnets.go", "case b.kind == KindRate && b.level.tokens.unlimited():", "case b.kind == KindRate && false:"},
+	{"subnets.go", "case b.st.named != nil:\n\t\treturn placeOfName", "case false:\n\t\treturn placeOfName"},
 	{"errors.go", "at := len(n.around) - spanBytes; at >= 0; at -= spanBytes", "at := len(n.around) - spanBytes; at > 0; at -= spanBytes"},
 	{"scope.go", "if h.role == leaf || h.owner != nil && h.owner.role == leaf {", "if h.role == leaf {"},
 	{"refusallog.go", "\tname.span, name.around = 0, \"\"\n", ""},

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -59,7 +60,8 @@ func TestACrowdOfOpenScopesLeavesNoRecordsBehind(t *testing.T) {
 		s.Done()
 	}
 	crowd = nil
-	require.Less(t, heapNow()-before, int64(200<<10))
+	// The runtime lets go of a record with the cleanup of its scope, some time after a collection.
+	require.Eventually(t, func() bool { return heapNow()-before < 200<<10 }, 20*time.Second, time.Millisecond)
 	require.Equal(t, LeakState{}, m.Snapshot().Leaks)
 }
 

@@ -271,13 +271,16 @@ func (e *LimitError) attrs() []slog.Attr {
 	if dir := e.Direction(); dir != network.DirUnknown {
 		attrs = append(attrs, slog.String("direction", dir.String()))
 	}
+	if holder := e.Holder(); holder != "" {
+		attrs = append(attrs, slog.String("holder", holder))
+	}
 	return append(attrs,
 		held("current", e.Current()), slog.Any("attempted", loggedAmount{e.why.d, e.Attempted()}), held("limit", e.Limit()),
 		slog.Int("priority", int(e.Priority())), slog.String("cause", e.Cause().String()), slog.String("raise", e.ConfigKey()))
 }
 
 // MarshalJSON writes what the methods return, by their names: amounts in bytes or as
-// numbers, everything else in words. Direction is left out where it is unknown.
+// numbers, everything else in words. Direction and Holder are left out where there is none.
 func (e *LimitError) MarshalJSON() ([]byte, error) {
 	said := struct {
 		Error, Asked, Scope       string
@@ -285,10 +288,11 @@ func (e *LimitError) MarshalJSON() ([]byte, error) {
 		Resource                  Resource
 		Direction                 string `json:",omitempty"`
 		Cause                     Cause
+		Holder                    string `json:",omitempty"`
 		Current, Attempted, Limit int64
 		Priority                  uint8
 		ConfigKey                 string
-	}{e.Error(), e.Asked(), e.Scope(), e.Kind(), e.Resource(), "", e.Cause(),
+	}{e.Error(), e.Asked(), e.Scope(), e.Kind(), e.Resource(), "", e.Cause(), e.Holder(),
 		e.Current(), e.Attempted(), e.Limit(), e.Priority(), e.ConfigKey()}
 	if dir := e.Direction(); dir != network.DirUnknown {
 		said.Direction = dir.String()

@@ -324,7 +324,7 @@ func (e *explainer) checkOf(step string, r *request, a *account, it item, use in
 	k.Observed = e.observed.has(a.kind) && it.n <= math.MaxInt64-use
 	if !k.Fits {
 		cause := r.causeOf(e.m, a, it, use)
-		k.Cause, k.Raise = cause.String(), e.m.limitKey(a.kind, it.d, &name)
+		k.Cause, k.Raise = cause.String(), limitKey(e.book, e.m.gate(), a.kind, it.d, &name)
 		if holder := r.holderOf(e.m, a, it, cause); holder != nil {
 			k.Holder = holder.String()
 		}
@@ -514,7 +514,7 @@ func (e *explainer) process(d dim) {
 	k := Check{Step: "gate", Scope: KindProcess.String(), Kind: KindProcess, Name: limitNames[d], Use: p.InUse, Asked: 1,
 		Limit: p.RefuseAbove, Threshold: most, Room: most - p.InUse, Fits: !p.Refusing, Observed: e.observed.has(KindProcess)}
 	if !k.Fits {
-		k.Cause, k.Raise = CauseMemoryPressure.String(), e.m.limitKey(KindProcess, d, &scopeName{})
+		k.Cause, k.Raise = CauseMemoryPressure.String(), limitKey(e.book, e.m.gate(), KindProcess, d, &scopeName{})
 	}
 	e.take(checked{checks: []Check{k}}.decided())
 }
@@ -527,7 +527,7 @@ func (e *explainer) gate(d dim) {
 		k := Check{Step: "gate", Scope: s.scope.String(), Kind: s.scope.kind, Name: limitNames[d], Use: s.use, Asked: 1,
 			Limit: s.limit, Threshold: s.limit, Room: s.limit - s.use, Fits: s.use < s.limit, Observed: e.observed.has(s.scope.kind)}
 		if !k.Fits {
-			k.Cause, k.Raise = CauseSubnet.String(), e.m.limitKey(s.scope.kind, d, &s.scope)
+			k.Cause, k.Raise = CauseSubnet.String(), limitKey(e.book, g, s.scope.kind, d, &s.scope)
 			if s.scope.kind == KindRate {
 				k.Cause = CauseRate.String()
 			}

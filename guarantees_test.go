@@ -4,6 +4,7 @@ package rcmgr
 // test each, named by what must be true.
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -1322,6 +1323,10 @@ func TestAPeerThatHangsDoesNotTakeAllOfTransientsOutboundStreams(t *testing.T) {
 		hanging := "peer:" + testPeer.String()
 		require.Equal(t, []string{hanging, hanging}, []string{refusal.Holder(), e.By.Holder})
 		require.Contains(t, e.String(), "(crowding by "+hanging+")")
+		asJSON, err := json.Marshal(refusal)
+		require.NoError(t, err)
+		require.Contains(t, string(asJSON), fmt.Sprintf(`"Holder":%q`, hanging))
+		require.Contains(t, refusal.LogValue().String(), "holder="+hanging)
 
 		opened = 0
 		for _, p := range manyPeers(most) {

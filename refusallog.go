@@ -184,7 +184,7 @@ func (l *refusalLog) writeLine(begin string, k Kind, d dim, times uint64, r *rem
 	} else {
 		worst = scopeName{kind: k}
 	}
-	attrs = append(attrs, slog.String("raise", l.m.limitKey(k, d, &worst)))
+	attrs = append(attrs, slog.String("raise", limitKey(l.m.limits.Load(), l.m.gate(), k, d, &worst)))
 	msg := fmt.Sprintf("%s from exceeding resource limits %d times: %q", begin, times, classOf(&refuser)+": "+e.what())
 	log.LogAttrs(context.Background(), slog.LevelError, msg, attrs...)
 }
@@ -242,14 +242,14 @@ func (g *gate) placeOfSubnet(name *scopeName) limitPlace {
 }
 
 // limitKey returns the place in the configuration of limits that says how much of d
-// a scope may hold, by the limits in force; see configKey.
-func (m *Manager) limitKey(k Kind, d dim, which *scopeName) string {
+// a scope may hold, by a book and gates; see configKey.
+func limitKey(b *limitBook, g *gate, k Kind, d dim, which *scopeName) string {
 	place := placeOfAll
 	switch k {
 	case KindPeer:
-		place = m.limits.Load().placeOfPeer(which.peer)
+		place = b.placeOfPeer(which.peer)
 	case KindSubnet, KindRate:
-		place = m.gate().placeOfSubnet(which)
+		place = g.placeOfSubnet(which)
 	}
 	return configKey(k, d, which, place)
 }

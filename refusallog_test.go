@@ -246,7 +246,7 @@ func TestPlacesInTheConfigurationToRaise(t *testing.T) {
 		{nameOfSubnet(KindSubnet, "2001:db8::/56"), `Gates.Subnets.IPv6["56"]`},
 		{nameOfSubnet(KindRate, "10.0.0.0/8"), `Gates.Rate.Networks["10.0.0.0/8"]`},
 	} {
-		got := m.limitKey(c.scope.kind, dimFD, &c.scope)
+		got := limitKey(m.limits.Load(), m.gate(), c.scope.kind, dimFD, &c.scope)
 		require.Equal(t, c.want, got)
 		field, _, _ := strings.Cut(got, ".")
 		field, _, _ = strings.Cut(field, "[")
@@ -255,7 +255,7 @@ func TestPlacesInTheConfigurationToRaise(t *testing.T) {
 	}
 	m = newManager(t, conf, WithConnRateLimiters(&rate.Limiter{}))
 	client := nameOfSubnet(KindRate, "192.0.2.1/32")
-	require.Equal(t, "WithConnRateLimiters", m.limitKey(KindRate, dimConnsIn, &client))
+	require.Equal(t, "WithConnRateLimiters", limitKey(m.limits.Load(), m.gate(), KindRate, dimConnsIn, &client))
 }
 
 // The gates tell one refusal again and again, and say what it was when they are asked:

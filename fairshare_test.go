@@ -881,3 +881,45 @@ func TestARefusalNamesTheHolder(t *testing.T) {
 	require.ErrorAs(t, s.ReserveMemory(1<<20, 255), &refusal)
 	require.Equal(t, []any{CauseLimit, ""}, []any{refusal.Cause(), refusal.Holder()})
 }
+
+// Explain asks for a peer's share of connections once, when the connection gets its peer.
+func TestExplainAsksForAPeersShareOfConnectionsOnce(t *testing.T) {
+	conf := unlimitedConf()
+	conf.System.ConnsInbound = 16
+	m := newManager(t, conf, append(openGates(), WithFairShare(KindSystem))...)
+	for i := range 10 {
+		p := testPeer // who has a quarter of them
+		if i >= 4 {
+			p = peerNamed(fmt.Sprint(i))
+		}
+		require.NoError(t, mustOpenConn(t, m, network.DirInbound).SetPeer(p))
+	}
+	q := Question{Kind: KindConn, Direction: network.DirInbound, Peer: testPeer}
+	e, err := m.Explain(q)
+	require.NoError(t, err)
+	require.False(t, e.Admitted)
+	require.Equal(t, Check{Step: "peer", Scope: "system", Kind: KindSystem, Name: "ConnsInbound", Use: 10, Asked: 1, Limit: 16,
+		Threshold: 8, Room: -2, Cause: "fair-share", Holder: "peer:" + testPeer.String(), Raise: "System.ConnsInbound"}, *e.By)
+	require.Equal(t, 1, howMany(e.Checks, func(c Check) bool { return c.Step == "peer" && c.Scope == "system" }))
+	_, err = do(m, q)
+	require.True(t, refusedByShare(err), err)
+}
+
+// Where a host is seen to be full at a glance, a share that stands before the limit is named.
+func TestAGlanceAtAFullHostKnowsOfShares(t *testing.T) {
+	conf := unlimitedConf()
+	conf.Transient.ConnsInbound, conf.Transient.Conns = 6, 4
+	m := newManager(t, conf, append(openGates(), WithFairShare(KindTransient))...)
+	open := func(addr string) error {
+		_, err := m.OpenConnection(network.DirInbound, true, multiaddr.StringCast(addr))
+		return err
+	}
+	for _, addr := range []string{"/ip4/192.0.2.1/tcp/1", "/ip4/192.0.2.2/tcp/1", "/ip4/198.51.100.1/tcp/1", "/ip4/203.0.113.1/tcp/1"} {
+		require.NoError(t, open(addr))
+	}
+	var refusal *LimitError
+	require.ErrorAs(t, open("/ip4/192.0.2.4/tcp/1"), &refusal)
+	require.Equal(t, []any{CauseFairShare, network.DirInbound, "subnet:192.0.2.0/24"}, []any{refusal.Cause(), refusal.Direction(), refusal.Holder()})
+	require.ErrorAs(t, open("/ip4/198.18.0.1/tcp/1"), &refusal)
+	require.Equal(t, []any{CauseLimit, network.DirUnknown}, []any{refusal.Cause(), refusal.Direction()})
+}

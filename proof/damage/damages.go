@@ -91,7 +91,6 @@ var damages = []damage{
 	{"explain.go", "second.all || first.by != nil {", "second.all {"},
 	{"explain.go", "\tr.askThrough(c)\n", "\tr.asker = e.peer\n"},
 	{"explain.go", "\tr.askThrough(c)\n", ""},
-	{"explain.go", "place.at[slotSystem] = e.fixed[KindSystem]\n", ""},
 	{"explain.go", "\t\tself.use.charge(r)\n", ""},
 	{"gate.go", "\t\tcase undecided:\n\t\t\treturn nil // it may be refused for its cost\n", ""},
 

@@ -230,8 +230,9 @@ func WithTrace(path string) Option {
 	}
 }
 
-// WithTraceReporter hands all events to a reporter, see TraceReporter. Given
-// again, it adds another one. It makes the manager a traced one, see WithTrace,
+// WithTraceReporter hands all events to a reporter, soon after they have happened: from a
+// queue, which Manager.FlushTrace and Close empty, see TraceReporter. Given again, it adds
+// another one. It makes the manager a traced one, see WithTrace,
 // but for a StatsTraceReporter, which only says that metrics are wanted.
 func WithTraceReporter(reporter TraceReporter) Option {
 	return func(c *config) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -50,20 +51,21 @@ func TestJobsAreDoneWhenTheyAreDue(t *testing.T) {
 // What is apart holds up nobody, and is done by one goroutine at a time.
 func TestAJobThatIsApartHoldsUpNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		begun, ended, others := 0, 0, 0
+		var begun, ended, others atomic.Int32
+		counts := func() []int32 { return []int32{begun.Load(), ended.Load(), others.Load()} }
 		schedules(t,
-			&job{every: time.Second, do: func() { others++ }},
+			&job{every: time.Second, do: func() { others.Add(1) }},
 			&job{every: time.Second, apart: true, do: func() {
-				begun++
+				begun.Add(1)
 				time.Sleep(2500 * time.Millisecond)
-				ended++
+				ended.Add(1)
 			}})
 		time.Sleep(3200 * time.Millisecond)
 		synctest.Wait()
-		require.Equal(t, []int{1, 0, 3}, []int{begun, ended, others})
+		require.Equal(t, []int32{1, 0, 3}, counts())
 		time.Sleep(time.Second) // it ended at 3.5, and began again at 4
 		synctest.Wait()
-		require.Equal(t, []int{2, 1, 4}, []int{begun, ended, others})
+		require.Equal(t, []int32{2, 1, 4}, counts())
 	})
 }
 

@@ -44,7 +44,9 @@ package rcmgr
 // refused is created before and destroyed after it.
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -56,11 +58,13 @@ import (
 // TraceReporter is handed all events of a manager, if it is given to
 // WithTraceReporter.
 type TraceReporter interface {
-	// ConsumeEvent is called for each event in order, by one goroutine at a
-	// time and without any lock of the manager: it may call the manager, except
-	// for Close, which waits for it. While it is at work, up to 65 536 events
-	// wait; more are dropped, and an event of type TraceDroppedEvt says how
-	// many. A reporter that panics is logged and not called again.
+	// ConsumeEvent is called for each event in order, after it has happened and
+	// from a queue: whoever has called the manager may be back before. FlushTrace
+	// waits for it. It is called by one goroutine at a time and without any lock
+	// of the manager: it may call the manager, except for Close, which waits for
+	// it. While it is at work, up to 65 536 events wait; more are dropped, and an
+	// event of type TraceDroppedEvt says how many. A reporter that panics is
+	// logged and not called again.
 	ConsumeEvent(TraceEvt)
 }
 
@@ -300,11 +304,18 @@ type tracer struct {
 		queue   []traceEvent
 		dropped int64 // since the queue was last taken
 		closed  bool
+
+		pushed  int64 // events so far, with those that were dropped
+		flushed int64 // of these, how many have been delivered and written, as flush knows
+		// asked is closed when flushed has been brought up to date. It is nil if nobody
+		// waits for that.
+		asked chan struct{}
 	}
-	wake     chan struct{}      // the queue is no longer empty
-	barriers chan chan struct{} // of flush
-	stop     chan struct{}
-	done     chan struct{} // run has ended
+	wake chan struct{} // the queue is no longer empty, or somebody asks
+	stop chan struct{}
+	done chan struct{} // run has ended
+
+	delivered int64 // how many of pushed the batch ends with; for run alone
 }
 
 // newTracer starts a tracer for a manager with these limits, or gives nil if
@@ -332,7 +343,6 @@ func startTracer(file *traceFile, reporters []TraceReporter, limits Limiter) *tr
 		file:      file,
 		max:       traceQueue,
 		wake:      make(chan struct{}, 1),
-		barriers:  make(chan chan struct{}),
 		stop:      make(chan struct{}),
 		done:      make(chan struct{}),
 	}
@@ -348,23 +358,30 @@ func (t *tracer) push(e traceEvent) {
 	e.at = time.Now().UnixNano()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	switch n := len(t.mu.queue); {
-	case t.mu.closed:
+	if t.mu.closed {
 		return
+	}
+	t.mu.pushed++
+	switch n := len(t.mu.queue); {
 	case n >= t.max:
 		t.mu.dropped++
 		return
 	case n == 0:
-		select {
-		case t.wake <- struct{}{}:
-		default:
-		}
+		t.wakeUp()
 	}
 	if n := len(t.mu.queue); n == cap(t.mu.queue) {
 		// By doubling: append alone adds a quarter at a time, and copies often.
 		t.mu.queue = slices.Grow(t.mu.queue, max(64, n))
 	}
 	t.mu.queue = append(t.mu.queue, e)
+}
+
+// wakeUp lets run look at the queue, now or when it comes back to it.
+func (t *tracer) wakeUp() {
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
 }
 
 // created pushes that a scope was made with a limit.
@@ -455,7 +472,6 @@ func (t *tracer) run() {
 	defer flush.Stop()
 	var spare []traceEvent
 	for waiting := false; ; {
-		var flushed chan struct{}
 		stopped := false
 		select {
 		case <-t.wake:
@@ -463,22 +479,37 @@ func (t *tracer) run() {
 			waiting = false
 			t.flushFile()
 			continue
-		case flushed = <-t.barriers:
 		case <-t.stop:
 			stopped = true
 		}
 		spare = t.deliver(spare)
-		if stopped {
+		if flushed := t.answer(stopped); stopped {
 			return
-		}
-		if flushed != nil {
-			t.flushFile()
-			close(flushed)
-		} else if !waiting && t.file != nil {
+		} else if !flushed && !waiting && t.file != nil {
 			waiting = true
 			flush.Reset(traceFlush)
 		}
 	}
+}
+
+// answer writes the file for whoever waits in flush, and lets them go on. At the end,
+// nobody need ask. It reports whether the file was written.
+func (t *tracer) answer(end bool) bool {
+	t.mu.Lock()
+	asked := t.mu.asked
+	t.mu.Unlock()
+	if asked == nil && !end {
+		return false
+	}
+	t.flushFile()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.mu.flushed = t.delivered
+	if asked != nil {
+		close(asked)
+		t.mu.asked = nil
+	}
+	return true
 }
 
 // deliver delivers what is in the queue, and puts spare in its place.
@@ -486,6 +517,7 @@ func (t *tracer) deliver(spare []traceEvent) []traceEvent {
 	t.mu.Lock()
 	batch, dropped := t.mu.queue, t.mu.dropped
 	t.mu.queue, t.mu.dropped = spare, 0
+	t.delivered = t.mu.pushed
 	t.mu.Unlock()
 	for i := range batch {
 		t.deliverOne(&batch[i])
@@ -539,23 +571,49 @@ func guardedTraceReporters(reporters []TraceReporter) (all []*guardedTraceReport
 	return all
 }
 
-// flush waits until everything that has been pushed is delivered and written.
-// A reporter must not call it.
-func (t *tracer) flush() {
+// FlushTrace waits until the events of all that happened before the call have been handed to
+// every TraceReporter, and written to the file of WithTrace, where others can read them. It
+// returns an error if ctx ends before that, which wraps ctx's, or if a reporter has ended the
+// goroutine that delivers. Events for which the queue had no room, a reporter that has
+// failed and a file that could not be written are not waited for. If the manager is not
+// traced, and after Close, which waits for all of this itself, it returns nil at once.
+//
+// It is safe for concurrent use. Within ConsumeEvent it waits for that very call, and so
+// until ctx ends.
+func (m *Manager) FlushTrace(ctx context.Context) error { return m.trace.flush(ctx) }
+
+func (t *tracer) flush(ctx context.Context) error {
 	if t == nil {
-		return
+		return nil
 	}
-	flushed := make(chan struct{})
-	select {
-	case t.barriers <- flushed:
-	case <-t.done:
-		return
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for all := t.mu.pushed; t.mu.flushed < all; {
+		if t.mu.asked == nil {
+			t.mu.asked = make(chan struct{})
+		}
+		asked, ended := t.mu.asked, false
+		t.wakeUp()
+		t.mu.Unlock()
+		select {
+		case <-asked:
+		case <-t.done:
+			ended = true
+		case <-ctx.Done():
+		}
+		t.mu.Lock()
+		switch {
+		case t.mu.flushed >= all:
+		case ended:
+			return errTraceEnded
+		case ctx.Err() != nil:
+			return fmt.Errorf("rcmgr: the trace is not flushed: %w", ctx.Err())
+		}
 	}
-	select {
-	case <-flushed:
-	case <-t.done:
-	}
+	return nil
 }
+
+var errTraceEnded = errors.New("rcmgr: the trace is not flushed: a TraceReporter has ended the goroutine that delivers events")
 
 // close delivers everything that has been pushed, and ends the tracer. What is
 // pushed later is lost. Again, it waits for the first.

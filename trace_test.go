@@ -3,6 +3,7 @@ package rcmgr
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -64,6 +65,14 @@ func (t *tracer) pushMemory(n int64) {
 	t.push(traceEvent{typ: TraceReserveMemoryEvt, name: scopeOf(KindSystem), delta: n})
 }
 
+// flushed waits until everything has been delivered.
+func flushed(t *testing.T, tr *tracer) {
+	t.Helper()
+	if err := tr.flush(context.Background()); err != nil {
+		t.Error(err)
+	}
+}
+
 // lines reads a trace file as far as it goes. Only one that was closed has an end.
 func lines(t *testing.T, compressed io.Reader, closed bool) (evts []TraceEvt) {
 	t.Helper()
@@ -105,7 +114,7 @@ func TestNobodyListensToANilTracer(t *testing.T) {
 	tr, err := newTracer("", nil, noLimits())
 	require.NoError(t, err)
 	require.Nil(t, tr)
-	tr.flush()
+	flushed(t, tr)
 	tr.close()
 }
 
@@ -116,12 +125,13 @@ func TestReportersGetAllEventsInOrder(t *testing.T) {
 	for n := int64(1); n <= 5000; n++ {
 		tr.pushMemory(n)
 		want = append(want, fmt.Sprint(n))
-		if n%777 == 0 {
-			tr.flush()
+		if n%777 < 2 { // many, or one
+			flushed(t, tr)
 			require.Equal(t, want, deltas(a.evts))
 		}
 	}
 	tr.close()
+	flushed(t, tr)
 	require.Equal(t, want, deltas(a.evts))
 	require.Equal(t, want, deltas(b.evts))
 }
@@ -153,7 +163,7 @@ func TestAFullQueueDropsAndSaysHowMany(t *testing.T) {
 		tr.pushMemory(10 + n)
 	}
 	close(gate)
-	tr.flush()
+	flushed(t, tr)
 	tr.pushMemory(20)
 	tr.close()
 	require.Equal(t, []string{"start", "0", "1", "2", "dropped 7", "10", "11", "12", "dropped 1", "20"}, deltas(got.evts))
@@ -196,8 +206,8 @@ func TestAReporterMayCallWhatPushesUnderALock(t *testing.T) {
 		tr.pushMemory(1)
 		engine.Unlock()
 	}
-	tr.flush() // all of the 1
-	tr.close() // and what they led to
+	flushed(t, tr) // all of the 1
+	tr.close()     // and what they led to
 	require.Equal(t, int64(100), total)
 	require.Len(t, got.evts, 1+200)
 }
@@ -211,7 +221,7 @@ func TestAPanickingReporterIsNotCalledAgain(t *testing.T) {
 		panic("oh no")
 	}), &after)
 	tr.pushMemory(1)
-	tr.flush()
+	flushed(t, tr)
 	tr.pushMemory(2)
 	tr.close()
 	require.Equal(t, 1, calls)
@@ -224,8 +234,9 @@ func TestAPanickingReporterIsNotCalledAgain(t *testing.T) {
 func TestAReporterThatEndsItsGoroutineHangsNobody(t *testing.T) {
 	tr := listen(t, reporterFunc(func(TraceEvt) { runtime.Goexit() }))
 	tr.pushMemory(1)
-	tr.flush()
+	require.ErrorIs(t, tr.flush(context.Background()), errTraceEnded)
 	tr.close()
+	require.ErrorIs(t, tr.flush(context.Background()), errTraceEnded, "it never will be")
 }
 
 func TestTheFileHasAllLinesAfterClose(t *testing.T) {
@@ -317,7 +328,7 @@ func TestLinesReachTheFileWithinASecond(t *testing.T) {
 		require.Equal(t, quiet, d.written().Len(), "nothing happened, nothing is written")
 
 		tr.pushMemory(4)
-		tr.flush()
+		flushed(t, tr)
 		require.Equal(t, []string{"start", "1", "2", "3", "4"}, deltas(lines(t, d.written(), false)))
 		tr.close()
 		require.Len(t, lines(t, d.written(), true), 5)
@@ -338,7 +349,7 @@ func TestAFailingDiskStopsOnlyTheFile(t *testing.T) {
 				name: traceName{scopeName: scopeName{kind: KindPeer, peer: peer.ID(fmt.Sprint(n * n * 7919 % 1_000_003))}}})
 			want = append(want, fmt.Sprint(n))
 		}
-		tr.flush()
+		flushed(t, tr)
 		require.Equal(t, 1, d.mu.closed)
 		tr.pushMemory(7)
 		tr.close()
@@ -369,7 +380,7 @@ func TestTheKernelsFullDisk(t *testing.T) {
 	var got heard
 	tr, err := newTracer(fullDisk, []TraceReporter{&got}, noLimits())
 	require.NoError(t, err)
-	tr.flush()
+	flushed(t, tr)
 	tr.pushMemory(1)
 	tr.close()
 	require.Equal(t, []string{"start", "1"}, deltas(got.evts))
@@ -436,7 +447,7 @@ func TestManyGoroutinesPushFlushAndClose(t *testing.T) {
 			for n := range int64(2000) {
 				tr.pushMemory(n)
 				if n%500 == 0 {
-					tr.flush()
+					flushed(t, tr)
 				}
 			}
 		})
@@ -444,10 +455,142 @@ func TestManyGoroutinesPushFlushAndClose(t *testing.T) {
 	wg.Wait()
 	for range 3 {
 		wg.Go(tr.close)
-		wg.Go(tr.flush)
+		wg.Go(func() { flushed(t, tr) })
 	}
 	wg.Wait()
 	require.Len(t, got.evts, 1+4*2000)
+}
+
+func TestFlushTraceWaitsForWhatHasHappened(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var names []string
+		path := filepath.Join(t.TempDir(), "trace")
+		m, err := New(NewFixedLimiter(InfiniteLimits), WithTrace(path), WithTraceReporter(reporterFunc(func(e TraceEvt) {
+			time.Sleep(time.Second)
+			names = append(names, e.Name)
+		})))
+		require.NoError(t, err)
+		defer m.Close()
+		open := func(p peer.ID) {
+			s, err := m.OpenStream(p, network.DirInbound)
+			require.NoError(t, err)
+			t.Cleanup(s.Done)
+		}
+		have := func(p peer.ID) []bool { // the reporter, the file
+			text, err := os.ReadFile(path)
+			require.NoError(t, err)
+			name := "peer:" + p.String()
+			inFile := slices.ContainsFunc(lines(t, bytes.NewReader(text), false), func(e TraceEvt) bool { return e.Name == name })
+			return []bool{slices.Contains(names, name), inFile}
+		}
+		ctx := context.Background()
+		require.NoError(t, m.FlushTrace(ctx))
+		open(testPeers[0])
+		require.NotContains(t, names, "peer:"+testPeers[0].String(), "it is told later")
+		require.NoError(t, m.FlushTrace(ctx))
+		require.Equal(t, []bool{true, true}, have(testPeers[0]))
+
+		before := time.Now()
+		require.NoError(t, m.FlushTrace(ctx))
+		require.Zero(t, time.Since(before), "nothing is left")
+
+		// In the middle of a batch, for many who wait.
+		open(testPeers[1])
+		time.Sleep(1500 * time.Millisecond)
+		open(testPeers[2])
+		var waiters sync.WaitGroup
+		for range 3 {
+			waiters.Go(func() {
+				if err := m.FlushTrace(ctx); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		waiters.Wait()
+		require.Equal(t, []bool{true, true}, have(testPeers[1]))
+		require.Equal(t, []bool{true, true}, have(testPeers[2]))
+	})
+}
+
+// What has been delivered waits for more on its way to the file.
+func TestFlushTraceWritesTheFile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "trace")
+		m, err := New(NewFixedLimiter(InfiniteLimits), WithTrace(path))
+		require.NoError(t, err)
+		defer m.Close()
+		written := func() int {
+			text, err := os.ReadFile(path)
+			require.NoError(t, err)
+			return len(text)
+		}
+		require.NoError(t, m.FlushTrace(context.Background()))
+		last := written()
+		require.Positive(t, last)
+		viewPeer(t, m, testPeers[0])
+		synctest.Wait()
+		require.Equal(t, last, written())
+		before := time.Now()
+		require.NoError(t, m.FlushTrace(context.Background()))
+		require.Zero(t, time.Since(before))
+		require.Greater(t, written(), last)
+	})
+}
+
+func TestFlushTraceGivesUpWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m *Manager
+		asked := false
+		got := 0
+		inTime := func() error {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			return m.FlushTrace(ctx)
+		}
+		hang := make(chan struct{})
+		var within error
+		made := make(chan struct{})
+		var err error
+		m, err = New(NewFixedLimiter(InfiniteLimits), WithTraceReporter(reporterFunc(func(e TraceEvt) {
+			<-made
+			switch got++; {
+			case e.Type == TraceAddStreamEvt && !asked:
+				asked = true
+				within = inTime() // it waits for itself
+			case e.Type == TraceRemoveStreamEvt:
+				<-hang
+			}
+		})))
+		require.NoError(t, err)
+		close(made)
+		s, err := m.OpenStream(testPeers[0], network.DirInbound)
+		require.NoError(t, err)
+		require.NoError(t, m.FlushTrace(context.Background()))
+		require.True(t, asked)
+		require.ErrorIs(t, within, context.DeadlineExceeded)
+		require.ErrorContains(t, within, "rcmgr: the trace is not flushed")
+		before := got
+		s.Done()
+		require.ErrorIs(t, inTime(), context.DeadlineExceeded)
+		require.Equal(t, before+1, got)
+
+		// Whoever waits when Close begins has waited enough when it ends.
+		waited := make(chan error)
+		go func() { waited <- m.FlushTrace(context.Background()) }()
+		closed := make(chan error)
+		go func() { closed <- m.Close() }()
+		synctest.Wait()
+		close(hang)
+		require.NoError(t, <-waited)
+		require.NoError(t, <-closed)
+		ended, cancel := context.WithCancel(context.Background())
+		cancel()
+		require.NoError(t, m.FlushTrace(ended), "there is nothing to wait for")
+		off, err := New(nil)
+		require.NoError(t, err)
+		require.NoError(t, off.FlushTrace(ended))
+		require.NoError(t, off.Close())
+	})
 }
 
 func TestATracedManagerDeliversToItsEnd(t *testing.T) {

@@ -483,7 +483,8 @@ func TestFlushTraceWaitsForWhatHasHappened(t *testing.T) {
 			inFile := slices.ContainsFunc(lines(t, bytes.NewReader(text), false), func(e TraceEvt) bool { return e.Name == name })
 			return []bool{slices.Contains(names, name), inFile}
 		}
-		ctx := context.Background()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
 		require.NoError(t, m.FlushTrace(ctx))
 		open(testPeers[0])
 		require.NotContains(t, names, "peer:"+testPeers[0].String(), "it is told later")
@@ -524,14 +525,16 @@ func TestFlushTraceWritesTheFile(t *testing.T) {
 			require.NoError(t, err)
 			return len(text)
 		}
-		require.NoError(t, m.FlushTrace(context.Background()))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		require.NoError(t, m.FlushTrace(ctx))
 		last := written()
 		require.Positive(t, last)
 		viewPeer(t, m, testPeers[0])
 		synctest.Wait()
 		require.Equal(t, last, written())
 		before := time.Now()
-		require.NoError(t, m.FlushTrace(context.Background()))
+		require.NoError(t, m.FlushTrace(ctx))
 		require.Zero(t, time.Since(before))
 		require.Greater(t, written(), last)
 	})
@@ -541,7 +544,7 @@ func TestFlushTraceGivesUpWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m *Manager
 		asked := false
-		got := 0
+		var got atomic.Int32
 		inTime := func() error {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 			defer cancel()
@@ -553,7 +556,8 @@ func TestFlushTraceGivesUpWithItsContext(t *testing.T) {
 		var err error
 		m, err = New(NewFixedLimiter(InfiniteLimits), WithTraceReporter(reporterFunc(func(e TraceEvt) {
 			<-made
-			switch got++; {
+			got.Add(1)
+			switch {
 			case e.Type == TraceAddStreamEvt && !asked:
 				asked = true
 				within = inTime() // it waits for itself
@@ -569,10 +573,10 @@ func TestFlushTraceGivesUpWithItsContext(t *testing.T) {
 		require.True(t, asked)
 		require.ErrorIs(t, within, context.DeadlineExceeded)
 		require.ErrorContains(t, within, "rcmgr: the trace is not flushed")
-		before := got
+		before := got.Load()
 		s.Done()
 		require.ErrorIs(t, inTime(), context.DeadlineExceeded)
-		require.Equal(t, before+1, got)
+		require.Equal(t, before+1, got.Load())
 
 		// Whoever waits when Close begins has waited enough when it ends.
 		waited := make(chan error)

@@ -68,7 +68,9 @@ func (t *tracer) pushMemory(n int64) {
 // flushed waits until everything has been delivered.
 func flushed(t *testing.T, tr *tracer) {
 	t.Helper()
-	if err := tr.flush(context.Background()); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := tr.flush(ctx); err != nil {
 		t.Error(err)
 	}
 }

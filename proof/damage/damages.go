@@ -501,4 +501,12 @@ var damages = []damage{
 	{"schedule.go", "do: m.refusalLog.write, apart: true", "do: m.refusalLog.write"},
 	{"manager.go", "\tif m.trace != nil {\n\t\tm.stripes[0].wake()\n\t}\n", "\tfor i := range m.stripes {\n\t\tm.stripes[i].wake()\n\t}\n"},
 	{"subnets.go", "\tif all := s.stripes.Load(); all != nil {\n\t\tfor", "\tif all := s.all(); all != nil {\n\t\tfor"},
+
+	// Waiting for a trace.
+	{"trace.go", "for all := t.mu.pushed; t.mu.flushed < all; {", "for all := t.mu.pushed; t.mu.flushed < min(all, 0); {"},
+	{"trace.go", "\tt.flushFile()\n\tt.mu.Lock()\n\tdefer", "\tt.mu.Lock()\n\tdefer"},
+	{"trace.go", "\t\tt.wakeUp()\n\t\tt.mu.Unlock()", "\t\tt.mu.Unlock()"},
+	{"trace.go", "t.delivered = t.mu.pushed", "t.delivered = t.mu.pushed + 1"},
+	{"trace.go", "if asked == nil && !end {", "if asked == nil {"},
+	{"trace.go", "return errTraceEnded", "return nil"},
 }

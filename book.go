@@ -150,7 +150,7 @@ type sharedLimits struct{ own, pair *amounts }
 // cannot tell by itself try has to be given, as fetched from the same book, and is unknown
 // otherwise. Then the Limiter is asked, without a lock. Where try is undecided, it is called
 // under all locks from then on.
-func decide[T any](m *Manager, fetch func(*limitBook) (fetched[T], error), try func(all bool, f fetched[T]) (verdict, error)) error {
+func decide[T any](e *engine, fetch func(*limitBook) (fetched[T], error), try func(all bool, f fetched[T]) (verdict, error)) error {
 	var f fetched[T]
 	for all := false; ; {
 		v, err := try(all, f)
@@ -158,7 +158,7 @@ func decide[T any](m *Manager, fetch func(*limitBook) (fetched[T], error), try f
 		case undecided:
 			all = true
 		case unknown:
-			if f, err = fetch(m.limits.Load()); err != nil {
+			if f, err = fetch(e.limits.Load()); err != nil {
 				return err
 			}
 		default:
@@ -226,8 +226,8 @@ func (b *limitBook) fetchShared(k Kind, name string) (fetched[sharedLimits], err
 
 // peerLimit returns the limit of a peer by the book in force, or nil if its Limiter has to
 // be asked. A stripe's lock is held.
-func (m *Manager) peerLimit(p peer.ID, f fetched[*amounts]) *amounts {
-	b := m.limits.Load()
+func (e *engine) peerLimit(p peer.ID, f fetched[*amounts]) *amounts {
+	b := e.limits.Load()
 	switch {
 	case b.own == nil && f.by == b:
 		return f.limits
@@ -237,14 +237,14 @@ func (m *Manager) peerLimit(p peer.ID, f fetched[*amounts]) *amounts {
 	if l := b.kinds[KindPeer].named[string(p)]; l != nil {
 		return l
 	}
-	return &m.classes.peer
+	return &e.classes.peer
 }
 
 // streamLimit is peerLimit for a stream.
-func (m *Manager) streamLimit(f fetched[openingLimits]) *amounts {
-	switch b := m.limits.Load(); {
+func (e *engine) streamLimit(f fetched[openingLimits]) *amounts {
+	switch b := e.limits.Load(); {
 	case b.own != nil:
-		return &m.classes.stream
+		return &e.classes.stream
 	case f.by == b:
 		return f.limits.stream
 	}

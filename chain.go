@@ -204,23 +204,23 @@ func (r *request) askThrough(c *chain) {
 }
 
 // bound gives the most that an account may hold after it got an item of this request.
-func (r *request) bound(m *Manager, a *account, it item) int64 {
-	most := r.threshold(m, a, it.d)
-	if a.kind <= KindTransient && !r.observed.has(a.kind) && m.rations(r) {
-		most = min(most, m.ration(r, a, it))
+func (r *request) bound(e *engine, a *account, it item) int64 {
+	most := r.threshold(e, a, it.d)
+	if a.kind <= KindTransient && !r.observed.has(a.kind) && e.rations(r) {
+		most = min(most, e.ration(r, a, it))
 	}
 	return most
 }
 
 // threshold returns how much of a limit requests like this one may fill, whoever asks.
-func (r *request) threshold(m *Manager, a *account, d dim) int64 {
+func (r *request) threshold(e *engine, a *account, d dim) int64 {
 	if r.observed.has(a.kind) {
 		return math.MaxInt64
 	}
 	if d == dimMemory && r.weight != whole {
-		return m.admission.threshold(a.limit()[d], r.weight)
+		return e.admission.threshold(a.limit()[d], r.weight)
 	}
-	return m.most(a.kind, a.limit(), d)
+	return e.most(a.kind, a.limit(), d)
 }
 
 // exact tells whether a request has to be decided on the sum even where the
@@ -270,18 +270,18 @@ func (why *noted) askedBy(r *request) {
 func (st *stripe) refuse(r *request, a *account, it item, current int64) verdict {
 	name := &a.deny().name
 	st.refusedBy(traceName{scopeName: *name}, &a.use)
-	st.note(refusal{name, it.d, r.causeOf(st.m, a, it, current), r.priority, current, it.n, a.limit()[it.d]}, a)
+	st.note(refusal{name, it.d, r.causeOf(st.engine, a, it, current), r.priority, current, it.n, a.limit()[it.d]}, a)
 	st.why.askedBy(r)
-	st.why.holder = r.holderOf(st.m, a, it, st.why.cause)
+	st.why.holder = r.holderOf(st.engine, a, it, st.why.cause)
 	return refused
 }
 
 // holderOf returns the name of the peer or subnet that holds too much of a limit, nil if
 // that is not the cause, or if it is outbound streams that have left their part of transient.
-func (r *request) holderOf(m *Manager, a *account, it item, cause Cause) *scopeName {
+func (r *request) holderOf(e *engine, a *account, it item, cause Cause) *scopeName {
 	switch {
 	case cause != CauseCrowding && cause != CauseFairShare:
-	case r.crowds(a.kind, it, m.most(a.kind, a.limit(), it.d)):
+	case r.crowds(a.kind, it, e.most(a.kind, a.limit(), it.d)):
 		return &r.asker.deny().name
 	case cause == CauseFairShare && r.near != nil:
 		return &r.near.name
@@ -290,10 +290,10 @@ func (r *request) holderOf(m *Manager, a *account, it item, cause Cause) *scopeN
 }
 
 // causeOf returns the rule by which an account refuses an item.
-func (r *request) causeOf(m *Manager, a *account, it item, current int64) Cause {
+func (r *request) causeOf(e *engine, a *account, it item, current int64) Cause {
 	switch {
-	case it.n <= r.threshold(m, a, it.d)-current:
-		return m.rationedBy(a.kind)
+	case it.n <= r.threshold(e, a, it.d)-current:
+		return e.rationedBy(a.kind)
 	case it.n <= a.limit()[it.d]-current && it.d != dimMemory:
 		return CauseCrowding // of inbound streams, by outbound ones
 	}
@@ -356,7 +356,7 @@ func (st *stripe) checkPrivate(c *chain, r *request) verdict {
 			continue
 		}
 		for _, it := range items[:n] {
-			if use := a.use.of(it.d); it.n > r.bound(st.m, a, it)-use {
+			if use := a.use.of(it.d); it.n > r.bound(st.engine, a, it)-use {
 				return st.refuse(r, a, it, use)
 			}
 		}
@@ -399,12 +399,12 @@ func (st *stripe) checkShared(c *chain, r *request, all, draw bool) verdict {
 	case all:
 		return st.settle(&list, r, draw)
 	}
-	st.m.drawing.Lock()
+	st.engine.drawing.Lock()
 	v := st.judge(c, r, false)
 	if v == admitted {
 		st.judge(c, r, true)
 	}
-	st.m.drawing.Unlock()
+	st.engine.drawing.Unlock()
 	return v
 }
 
@@ -425,9 +425,9 @@ func (st *stripe) judge(c *chain, r *request, draw bool) verdict {
 			}
 			var bound int64
 			if draw {
-				bound = r.threshold(st.m, &sh.account, it.d)
+				bound = r.threshold(st.engine, &sh.account, it.d)
 			} else {
-				bound = r.bound(st.m, &sh.account, it)
+				bound = r.bound(st.engine, &sh.account, it)
 			}
 			l := sh.pool.tally(it.d)
 			grant, v := l.draw(it.n, sh.short(it), bound)
@@ -459,7 +459,7 @@ func (st *stripe) settle(list *shares, r *request, draw bool) verdict {
 				continue
 			}
 			used := sh.pool.usedOf(it.d)
-			if it.n <= r.bound(st.m, &sh.account, it)-used {
+			if it.n <= r.bound(st.engine, &sh.account, it)-used {
 				continue
 			}
 			if !r.exact(it) {

@@ -185,7 +185,7 @@ func (e *explainer) fetch(b *limitBook) (f fetched[questionLimits], err error) {
 
 // copyAccounts copies what the question concerns, in one cut.
 func (e *explainer) copyAccounts() error {
-	return decide(e.m, e.fetch, func(_ bool, f fetched[questionLimits]) (v verdict, err error) {
+	return decide(&e.m.engine, e.fetch, func(_ bool, f fetched[questionLimits]) (v verdict, err error) {
 		e.m.inOneCut(func() { v = e.copyLocked(f) })
 		return v, nil
 	})
@@ -317,15 +317,15 @@ func (c checked) decided() checked {
 
 // checkOf checks an item against an account that holds use before.
 func (e *explainer) checkOf(step string, r *request, a *account, it item, use int64) Check {
-	bound, name := r.bound(e.m, a, it), a.name()
+	bound, name := r.bound(&e.m.engine, a, it), a.name()
 	k := Check{Step: step, Scope: name.String(), Kind: a.kind, Name: limitNames[it.d], Use: use, Asked: it.n,
 		Limit: a.limit()[it.d], Threshold: bound, Room: bound - use, Fits: it.n <= bound-use}
 	// What no number can hold is refused by all.
 	k.Observed = e.observed.has(a.kind) && it.n <= math.MaxInt64-use
 	if !k.Fits {
-		cause := r.causeOf(e.m, a, it, use)
+		cause := r.causeOf(&e.m.engine, a, it, use)
 		k.Cause, k.Raise = cause.String(), limitKey(e.book, e.m.gate(), a.kind, it.d, &name)
-		if holder := r.holderOf(e.m, a, it, cause); holder != nil {
+		if holder := r.holderOf(&e.m.engine, a, it, cause); holder != nil {
 			k.Holder = holder.String()
 		}
 	}

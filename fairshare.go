@@ -244,7 +244,7 @@ func (ps *peerScope) holds(k Kind, d dim) int64 {
 // checkPeersShare decides whether a peer may have another of the inbound connections
 // that stand in the system scope already, without a peer.
 func (st *stripe) checkPeersShare(ps *peerScope, r *request) verdict {
-	if r.asker = ps; !st.m.fair.on(KindSystem) || !st.m.rations(r) {
+	if r.asker = ps; !st.engine.fair.on(KindSystem) || !st.engine.rations(r) {
 		return admitted
 	}
 	system := st.fixed[KindSystem]
@@ -253,7 +253,7 @@ func (st *stripe) checkPeersShare(ps *peerScope, r *request) verdict {
 		// Above half, what has been handed out is in use, this connection included.
 		// Whoever may have all of a limit has been let in, and stays if it has been
 		// lowered since.
-		used, most := system.pool.tally(it.d).handed, st.m.ration(r, &system.account, it)
+		used, most := system.pool.tally(it.d).handed, st.engine.ration(r, &system.account, it)
 		if it.d != dimMemory && used > most && most < system.limit()[it.d] {
 			return st.refuse(r, &system.account, it, used-it.n)
 		}
@@ -265,8 +265,8 @@ func (st *stripe) checkPeersShare(ps *peerScope, r *request) verdict {
 // It is the limit but for transient's outbound streams: they leave inbound ones a quarter of
 // the total, or their limit if that is less. A part of the total that is never taken needs no
 // sum over both directions.
-func (m *Manager) most(k Kind, limit *amounts, d dim) int64 {
-	if k != KindTransient || d != dimStreamsOut || !m.newcomers {
+func (e *engine) most(k Kind, limit *amounts, d dim) int64 {
+	if k != KindTransient || d != dimStreamsOut || !e.newcomers {
 		return limit[d]
 	}
 	total := limit[dimStreams]
@@ -276,28 +276,28 @@ func (m *Manager) most(k Kind, limit *amounts, d dim) int64 {
 // rations reports whether a request may not get all of a limit. Connections and memory that
 // this host asks for itself are its own; of streams it opens, no peer has too many that wait
 // in transient.
-func (m *Manager) rations(r *request) bool {
+func (e *engine) rations(r *request) bool {
 	switch r.dir {
 	case dimConnsOut:
 		return false
 	case dimStreamsIn:
-		return m.fair != nil || m.newcomers && r.asker.holds(KindTransient, dimStreamsIn) > 0
+		return e.fair != nil || e.newcomers && r.asker.holds(KindTransient, dimStreamsIn) > 0
 	case dimStreamsOut:
-		return (m.newcomers || m.fair.on(KindTransient)) && r.asker.holds(KindTransient, dimStreamsOut) > 0
+		return (e.newcomers || e.fair.on(KindTransient)) && r.asker.holds(KindTransient, dimStreamsOut) > 0
 	case dimConnsIn:
-		return m.fair != nil
+		return e.fair != nil
 	}
-	return m.fair.on(KindSystem) // memory
+	return e.fair.on(KindSystem) // memory
 }
 
 // ration returns the most that a standard scope may hold after it got an item of a
 // request that may not get all.
-func (m *Manager) ration(r *request, a *account, it item) int64 {
-	most := m.most(a.kind, a.limit(), it.d)
+func (e *engine) ration(r *request, a *account, it item) int64 {
+	most := e.most(a.kind, a.limit(), it.d)
 	switch {
 	case !a.kind.rationed(r, it.d):
-	case !m.fair.on(a.kind):
-		if m.newcomers && a.kind.hasLastQuarter(it.d) && r.crowds(a.kind, it, most) {
+	case !e.fair.on(a.kind):
+		if e.newcomers && a.kind.hasLastQuarter(it.d) && r.crowds(a.kind, it, most) {
 			return most - most/4
 		}
 	case r.asker != nil && r.asker.trusted > 0:
@@ -330,8 +330,8 @@ func (k Kind) hasLastQuarter(d dim) bool {
 }
 
 // rationedBy returns the rule that bounds what is within a scope's limit.
-func (m *Manager) rationedBy(k Kind) Cause {
-	if m.fair.on(k) {
+func (e *engine) rationedBy(k Kind) Cause {
+	if e.fair.on(k) {
 		return CauseFairShare
 	}
 	return CauseCrowding

@@ -80,32 +80,32 @@ func (g *gate) suspicious(addr net.Addr) bool {
 // passGates asks the gates in order: is there any room at all, has the subnet
 // room, is it slow enough. Who is refused by the first leaves no trace in the
 // others.
-func (m *Manager) passGates(h *holder, far endpoint, p *gatePass) error {
-	if m.fixed[KindTransient].seemsFullFor(h.unit) || m.fixed[KindSystem].seemsFullFor(h.unit) {
-		near := m.fair.enter(far.addr, h.dir)
-		idle, st := m.lockIdle()
+func (e *engine) passGates(h *holder, far endpoint, p *gatePass) error {
+	if e.fixed[KindTransient].seemsFullFor(h.unit) || e.fixed[KindSystem].seemsFullFor(h.unit) {
+		near := e.fair.enter(far.addr, h.dir)
+		idle, st := e.lockIdle()
 		err := st.glance(h, near)
 		st.mu.Unlock()
-		m.idleConns.Put(idle)
-		m.fair.leave(near)
+		e.idleConns.Put(idle)
+		e.fair.leave(near)
 		if err != nil {
 			return err
 		}
 	}
-	if why := m.enterGates(far.addr, h.dir, p); why != nil {
-		return m.refusedAtGate(h, why)
+	if why := e.enterGates(far.addr, h.dir, p); why != nil {
+		return e.refusedAtGate(h, why)
 	}
 	return nil
 }
 
 // refusedAtGate tells that a gate refused a connection, which has been counted
 // there.
-func (m *Manager) refusedAtGate(h *holder, why *LimitError) error {
-	if m.ended.Load() {
+func (e *engine) refusedAtGate(h *holder, why *LimitError) error {
+	if e.ended.Load() {
 		return errClosed
 	}
-	if m.trace != nil {
-		m.stripes[0].traceGate(h, why)
+	if e.trace != nil {
+		e.stripes[0].traceGate(h, why)
 	}
 	return why
 }
@@ -116,15 +116,15 @@ func (st *stripe) glance(h *holder, near *neighbours) error {
 	if st.closed {
 		return errClosed
 	}
-	observed := st.m.observed.load() // these refuse nothing, now or later
+	observed := st.engine.observed.load() // these refuse nothing, now or later
 	for _, k := range [...]Kind{KindTransient, KindSystem} {
-		p := st.m.fixed[k]
+		p := st.engine.fixed[k]
 		d, handed, full := p.fullFor(h.unit, &p.limit)
 		if !full || observed.has(k) {
 			continue
 		}
 		st.number(h) // its own limit may refuse it, and is named by it
-		h.use = st.m.classes.connCost
+		h.use = st.engine.classes.connCost
 		r := h.total()
 		r.observed, r.near = observed, near
 		v := st.checkOpening(h, &r)
@@ -145,7 +145,7 @@ func (st *stripe) glance(h *holder, near *neighbours) error {
 // checkFirst decides by the standard scopes about a connection that one of them is full for,
 // as far as something else may come first: what it costs in memory, or a share.
 func (st *stripe) checkFirst(r *request) verdict {
-	if r.memory == 0 && !st.m.rations(r) {
+	if r.memory == 0 && !st.engine.rations(r) {
 		return admitted
 	}
 	var c chain
@@ -164,8 +164,8 @@ func (m *Manager) VerifySourceAddress(addr net.Addr) bool {
 // halfConnected reports whether transient holds more than half of the inbound
 // connections that it may. A loose pool never does, and the word of a tight one says what is
 // used. It is asked for each packet that begins a connection, and takes no lock.
-func (m *Manager) halfConnected() bool {
-	p := m.fixed[KindTransient]
+func (e *engine) halfConnected() bool {
+	p := e.fixed[KindTransient]
 	w := p.word[dimConnsIn].Load()
 	return w&tightMark != 0 && int64(w>>1) > p.told.Load()[dimConnsIn]/2
 }

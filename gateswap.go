@@ -12,14 +12,14 @@ import (
 )
 
 // gate gives the gates in force.
-func (m *Manager) gate() *gate { return m.gates.Load() }
+func (e *engine) gate() *gate { return e.gates.Load() }
 
 // enterGates asks the gates in force for a connection from addr, or tells why not.
 // Without an address there is nothing to ask. d is inbound connections, or outbound
 // ones. What was given is written to p.
-func (m *Manager) enterGates(addr netip.Addr, d dim, p *gatePass) *LimitError {
+func (e *engine) enterGates(addr netip.Addr, d dim, p *gatePass) *LimitError {
 	for {
-		g := m.gate()
+		g := e.gate()
 		why, ok := g.subnets.enter(addr, d, p)
 		if ok && g.caller.limits() {
 			why, ok = g.askCaller(d, p)
@@ -52,8 +52,8 @@ func (m *Manager) makeGates(limits Limiter) (*gate, error) {
 // swapGates puts the next gates in the place of the last ones. m.changing is held.
 // All locks of the last gates are taken, and under them those of the next, which
 // nobody else knows yet.
-func (m *Manager) swapGates(next *gate) {
-	last := m.gate()
+func (e *engine) swapGates(next *gate) {
+	last := e.gate()
 	if last == next {
 		return
 	}
@@ -63,7 +63,7 @@ func (m *Manager) swapGates(next *gate) {
 	}
 	next.subnets.takeOver(last.subnets)
 	last.subnets.each(func(st *subnetStripe) { st.mu.heir = next.subnets })
-	m.gates.Store(next)
+	e.gates.Store(next)
 }
 
 // inLockOrder gives all stripes in the order in which enter locks those of one

@@ -90,9 +90,9 @@ const leakShards = 64
 
 type leakFinder struct {
 	LeakFinder
-	m   *Manager
-	now atomic.Int64 // Unix time in nanoseconds, as of the last second
-	at  [leakShards]leakShard
+	engine *engine
+	now    atomic.Int64 // Unix time in nanoseconds, as of the last second
+	at     [leakShards]leakShard
 }
 
 type leakShard struct {
@@ -120,11 +120,11 @@ type openRecord struct {
 	dropped           bool
 }
 
-func newLeakFinder(m *Manager, f *LeakFinder) *leakFinder {
+func newLeakFinder(e *engine, f *LeakFinder) *leakFinder {
 	if f == nil {
 		return nil
 	}
-	l := &leakFinder{LeakFinder: *f, m: m}
+	l := &leakFinder{LeakFinder: *f, engine: e}
 	l.lookAtClock()
 	return l
 }
@@ -196,7 +196,7 @@ func (l *leakFinder) drop(r *openRecord) {
 	if len(told.Stack) > 0 {
 		args = append(args, "stack", told.Stack)
 	}
-	l.m.reportBug("a scope was dropped without Done", args...)
+	l.engine.reportBug("a scope was dropped without Done", args...)
 }
 
 // transient tells whether the scope has not been placed yet.

@@ -30,39 +30,15 @@ var log = logging.Logger("rcmgr")
 // methods are safe for concurrent use. The scopes that it hands out also
 // implement ResourceScopeLimiter.
 type Manager struct {
-	seed      maphash.Seed
-	secret    subnetHash // chooses the stripes of peers
-	stripes   []stripe
-	idleConns sync.Pool // of *holder: they wait for the next connections; see lockIdle
-	dir       directory
-	drawing   drawingLock
-	members   memberHistory // the most that any one has held
-	fixed     [KindAllowlistedTransient + 1]*pool
-	limits    atomic.Pointer[limitBook] // in force; see setlimits.go
-	classes   classLimits               // in force
-	admission Admission
-	newcomers bool
-	fair      *fairShare // nil: nobody has a share
-	allowlist *Allowlist
-	observed  observedKinds        // whose limits refuse nothing; see observe.go
-	gates     atomic.Pointer[gate] // in force; see gateswap.go
-	options   config               // what the options said
-	changing  sync.Mutex           // held while limits are put in force, before all other locks
-	trace     *tracer              // nil: nobody listens
-	reporter  MetricsReporter      // nil: nobody is told of decisions
-	leaks     *leakFinder          // nil: no records of what is open
-	pressure  *pressure            // nil: the process's memory is not looked at
-
+	engine
+	options    config      // what the options said
+	changing   sync.Mutex  // held while limits are put in force, before all other locks
 	refusalLog *refusalLog // nil: refusals are not logged
 	history    refusalHistory
 	started    time.Time
-	lastID     atomic.Int64
-	callerBugs atomic.Uint64
-	bugLog     rate.Sometimes // I6: one line for a burst of bugs
 
 	handles   atomic.Int64 // of Share, that are open
 	closeOnce sync.Once
-	ended     atomic.Bool // Close has begun
 	stop      chan struct{}
 	workers   sync.WaitGroup
 }
@@ -101,18 +77,21 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		cfg.stripes = 1 // one order of events, with exact totals
 	}
 	m := &Manager{
-		seed:      maphash.MakeSeed(),
-		secret:    subnetHash{rand.Uint64(), rand.Uint64()},
-		stripes:   make([]stripe, cfg.stripes),
-		admission: cfg.admission,
-		newcomers: cfg.newcomers,
-		fair:      newFairShare(cfg.fair),
-		options:   cfg,
-		allowlist: newAllowlist(cfg.allowlisted),
-		reporter:  guarded(cfg.reporter),
-		started:   time.Now(),
-		bugLog:    rate.Sometimes{Interval: 10 * time.Second},
-		stop:      make(chan struct{}),
+		engine: engine{
+			seed:      maphash.MakeSeed(),
+			secret:    subnetHash{rand.Uint64(), rand.Uint64()},
+			stripes:   make([]stripe, cfg.stripes),
+			admission: cfg.admission,
+			newcomers: cfg.newcomers,
+			fair:      newFairShare(cfg.fair),
+			allowlist: newAllowlist(cfg.allowlisted),
+			reporter:  guarded(cfg.reporter),
+			noting:    cfg.refusalLog > 0,
+			bugLog:    rate.Sometimes{Interval: 10 * time.Second},
+		},
+		options: cfg,
+		started: time.Now(),
+		stop:    make(chan struct{}),
 	}
 	m.observed.bits.Store(uint32(cfg.observed))
 	gates, err := m.makeGates(limits)
@@ -127,7 +106,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		m.refusalLog = &refusalLog{m: m, every: cfg.refusalLog}
 	}
 	m.pressure = newPressure(cfg.pressure)
-	m.leaks = newLeakFinder(m, cfg.leaks)
+	m.leaks = newLeakFinder(&m.engine, cfg.leaks)
 	m.limits.Store(book)
 	m.classes.putInForce(book)
 	m.build()
@@ -184,41 +163,41 @@ func NewResourceManager(limits Limiter, opts ...Option) (network.ResourceManager
 
 // build makes the stripes and the four scopes that are always there. A trace begins with
 // these.
-func (m *Manager) build() {
-	m.dir.mu.services = make(map[string]*pool)
-	m.dir.mu.protocols = make(map[string]*pool)
-	for i := range m.stripes {
-		st := &m.stripes[i]
-		st.m, st.index, st.trace = m, i, m.trace
-		st.wholeFrom = m.admission.wholeFrom()
-		st.plain = m.trace == nil && m.fair == nil
+func (e *engine) build() {
+	e.dir.mu.services = make(map[string]*pool)
+	e.dir.mu.protocols = make(map[string]*pool)
+	for i := range e.stripes {
+		st := &e.stripes[i]
+		st.engine, st.index, st.trace = e, i, e.trace
+		st.wholeFrom = e.admission.wholeFrom()
+		st.plain = e.trace == nil && e.fair == nil
 	}
-	for k := range m.fixed {
-		m.fixed[k] = m.makePool(Kind(k), "", m.limits.Load().kinds[k].unnamed, amounts{})
+	for k := range e.fixed {
+		e.fixed[k] = e.makePool(Kind(k), "", e.limits.Load().kinds[k].unnamed, amounts{})
 	}
-	if m.trace != nil {
-		m.stripes[0].wake()
+	if e.trace != nil {
+		e.stripes[0].wake()
 	}
 }
 
-func (m *Manager) makePool(kind Kind, name string, limit, pairLimit amounts) *pool {
-	home := maphash.String(m.seed, name) & uint64(len(m.stripes)-1)
-	p := &pool{m: m, kind: kind, name: name, home: &m.stripes[home], pairLimit: pairLimit,
-		shares: make([]*share, len(m.stripes))}
+func (e *engine) makePool(kind Kind, name string, limit, pairLimit amounts) *pool {
+	home := maphash.String(e.seed, name) & uint64(len(e.stripes)-1)
+	p := &pool{engine: e, kind: kind, name: name, home: &e.stripes[home], pairLimit: pairLimit,
+		shares: make([]*share, len(e.stripes))}
 	p.setLimit(limit)
 	return p
 }
 
 // newPool makes the scope of a service or protocol; nobody knows of it yet.
 // The limiter is asked, so no lock may be held.
-func (m *Manager) newPool(kind Kind, name string) (*pool, error) {
-	book := m.limits.Load()
+func (e *engine) newPool(kind Kind, name string) (*pool, error) {
+	book := e.limits.Load()
 	f, err := book.fetchShared(kind, name)
 	if err != nil {
 		return nil, err
 	}
 	limits, _ := book.sharedLimits(kind, name, f)
-	p := m.makePool(kind, name, *limits.own, *limits.pair)
+	p := e.makePool(kind, name, *limits.own, *limits.pair)
 	p.by = book
 	return p, nil
 }
@@ -260,14 +239,14 @@ func (m *Manager) ViewProtocol(proto protocol.ID, f func(network.ProtocolScope) 
 	return m.view(KindProtocol, string(proto), func(p *pool) error { return f(protocolScope{p}) })
 }
 
-func (m *Manager) view(kind Kind, name string, f func(*pool) error) error {
+func (e *engine) view(kind Kind, name string, f func(*pool) error) error {
 	if name == "" {
 		return &scopeError{scopeName{kind: kind}, errNoName}
 	}
-	fresh := m.dir.find(kind, name)
+	fresh := e.dir.find(kind, name)
 	if fresh == nil {
 		var err error
-		if fresh, err = m.newPool(kind, name); err != nil {
+		if fresh, err = e.newPool(kind, name); err != nil {
 			return err
 		}
 	}
@@ -288,7 +267,7 @@ func (m *Manager) view(kind Kind, name string, f func(*pool) error) error {
 func (m *Manager) ViewPeer(p peer.ID, f func(network.PeerScope) error) error {
 	st := m.stripeOf(p).awake()
 	var ps *peerScope
-	err := decide(m, fetchPeer(p), func(_ bool, limit fetched[*amounts]) (verdict, error) {
+	err := decide(&m.engine, fetchPeer(p), func(_ bool, limit fetched[*amounts]) (verdict, error) {
 		st.lock(false)
 		defer st.unlock(false)
 		if ps = st.peer(p, limit); ps == nil {
@@ -360,9 +339,9 @@ func (m *Manager) Close() error {
 }
 
 // readLimit reads a limit that somebody sets at run time.
-func (m *Manager) readLimit(scope *scopeName, limit Limit) (*amounts, bool) {
+func (e *engine) readLimit(scope *scopeName, limit Limit) (*amounts, bool) {
 	if err := checkLimit(scope.String(), limit); err != nil {
-		m.reportBug("a limit that is none was set", "scope", scope.String(), "err", err)
+		e.reportBug("a limit that is none was set", "scope", scope.String(), "err", err)
 		return nil, false
 	}
 	a := limitsOf(limit)
@@ -370,17 +349,17 @@ func (m *Manager) readLimit(scope *scopeName, limit Limit) (*amounts, bool) {
 }
 
 // reportRelease says that a scope was asked to release what it did not hold.
-func (m *Manager) reportRelease(scope scopeName, excess int64) {
-	m.reportBug("memory was released that had not been reserved at the scope",
+func (e *engine) reportRelease(scope scopeName, excess int64) {
+	e.reportBug("memory was released that had not been reserved at the scope",
 		"scope", scope.String(), "excess", loggedAmount{dimMemory, excess})
 }
 
 // reportBug counts a caller's bug, and logs it unless another one was logged
 // shortly before. No lock is held.
-func (m *Manager) reportBug(msg string, args ...any) {
-	n := m.callerBugs.Add(1)
+func (e *engine) reportBug(msg string, args ...any) {
+	n := e.callerBugs.Add(1)
 	tell := false
-	m.bugLog.Do(func() { tell = true }) // under a lock of its own: nothing is logged there
+	e.bugLog.Do(func() { tell = true }) // under a lock of its own: nothing is logged there
 	if tell {
 		log.Warn("BUG of a caller: "+msg, append(args, "bugs", n)...)
 	}

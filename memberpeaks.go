@@ -55,34 +55,34 @@ type memberHistory struct {
 
 // memberPeaks returns the most that members have held since the manager was made, and in
 // the last two generations. All stripe locks are held.
-func (m *Manager) memberPeaks() (ever, recent memberPeaks) {
-	recent = m.members.last
-	for i := range m.stripes {
-		if n := m.stripes[i].notes; n != nil {
+func (e *engine) memberPeaks() (ever, recent memberPeaks) {
+	recent = e.members.last
+	for i := range e.stripes {
+		if n := e.stripes[i].notes; n != nil {
 			recent.add(&n.most)
 		}
 	}
-	ever = m.members.ever
+	ever = e.members.ever
 	ever.add(&recent)
 	return ever, recent
 }
 
 // beginMemberPeaks begins the next generation. What members hold is added a few peers at a
 // time; until all have been asked, the generation before has it.
-func (m *Manager) beginMemberPeaks() {
-	m.inOneCut(func() {
-		over := &m.members
+func (e *engine) beginMemberPeaks() {
+	e.inOneCut(func() {
+		over := &e.members
 		over.last = memberPeaks{}
-		for i := range m.stripes {
-			if n := m.stripes[i].notes; n != nil {
+		for i := range e.stripes {
+			if n := e.stripes[i].notes; n != nil {
 				over.last.add(&n.most)
 				n.most = memberPeaks{}
 			}
 		}
 		over.ever.add(&over.last)
 	})
-	for i := range m.stripes {
-		st := &m.stripes[i]
+	for i := range e.stripes {
+		st := &e.stripes[i]
 		st.eachPeer(func(ps *peerScope) {
 			st.most.raise(slotPeer, &ps.use)
 			for pr := ps.pairs; pr != nil; pr = pr.next {

@@ -23,7 +23,7 @@ func (st *stripe) holdReady(h *holder, num, n int64, priority uint8) bool {
 		return false
 	}
 	if at[slotProtocol].lacksMemory(n) || at[slotService].lacksMemory(n) || at[slotSystem].lacksMemory(n) {
-		if st.m.fair.on(KindSystem) || !st.drawMemory(&h.tree.chain, n) {
+		if st.engine.fair.on(KindSystem) || !st.drawMemory(&h.tree.chain, n) {
 			return false
 		}
 	}
@@ -72,7 +72,7 @@ func (st *stripe) drawMemory(c *chain, n int64) bool {
 	if !protocol.hasMemory(n) || !service.hasMemory(n) || !system.hasMemory(n) {
 		return false
 	}
-	drawing := &st.m.drawing
+	drawing := &st.engine.drawing
 	drawing.Lock()
 	may := protocol.hasMemory(n) && service.hasMemory(n) && system.hasMemory(n)
 	if may {

@@ -175,8 +175,8 @@ func (w *limitWatch) tellNew(p *pool, d dim, l tally, marks []int) {
 func (p *pool) lookAt() (all [numDims]tally, low amounts) {
 	p.home.lock(false)
 	defer p.home.unlock(false)
-	p.m.drawing.Lock()
-	defer p.m.drawing.Unlock()
+	p.engine.drawing.Lock()
+	defer p.engine.drawing.Unlock()
 	for d := range numDims {
 		all[d] = p.tally(d)
 		low[d] = min(p.low[d], all[d].handed)

@@ -133,7 +133,7 @@ func (st *stripe) beyond(r *request, v verdict) bool {
 		r.observed = 0 // it will be decided from anew
 		return false
 	}
-	observed := st.m.observed.load()
+	observed := st.engine.observed.load()
 	if observed == 0 || r.observed != 0 || !observed.standIn(st.why.scope.kind) {
 		return false
 	}
@@ -167,7 +167,7 @@ func (st *stripe) exceeded() {
 		by.deny().would[d]++
 		o.last.by = nil
 	}
-	if st.m.refusalLog != nil {
+	if st.engine.noting {
 		keepRemark(&o.remarks, &o.last)
 	}
 }

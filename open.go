@@ -27,53 +27,53 @@ func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint mul
 	return c, nil
 }
 
-func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint) (*connScope, error) {
+func (e *engine) openConnection(dir network.Direction, usefd bool, far endpoint) (*connScope, error) {
 	var h holder // field by field: a literal would be made elsewhere, and copied
-	h.kind, h.unit, h.limit = KindConn, unitOf(KindConn, dir, usefd), &m.classes.conn
-	open, named := m.allowlist.allowsAddr(far)
+	h.kind, h.unit, h.limit = KindConn, unitOf(KindConn, dir, usefd), &e.classes.conn
+	open, named := e.allowlist.allowsAddr(far)
 	var pass gatePass
 	var err error
-	if m.pressure.refuses(h.dir) && !open && !named {
-		if err = m.refuseForMemory(&h); err != nil {
+	if e.pressure.refuses(h.dir) && !open && !named {
+		if err = e.refuseForMemory(&h); err != nil {
 			return nil, err
 		}
 	}
 	if far.addr.IsValid() {
 		h.marks |= located
 	}
-	gated := !open && m.gate().concerns(h.dir)
+	gated := !open && e.gate().concerns(h.dir)
 	if gated && named {
 		h.marks |= onTrial
 	}
 	if gated && !named {
-		if err = m.passGates(&h, far, &pass); err != nil {
+		if err = e.passGates(&h, far, &pass); err != nil {
 			return nil, err
 		}
 	}
 	var near *neighbours
-	if m.fair != nil && !open {
-		near = m.fair.enter(far.addr, h.dir)
+	if e.fair != nil && !open {
+		near = e.fair.enter(far.addr, h.dir)
 	}
 	var c chain
-	in, st := m.lockIdle()
+	in, st := e.lockIdle()
 	for all := false; ; all = true {
-		h.use = m.classes.connCost
+		h.use = e.classes.connCost
 		v, err := st.open(&h, &c, near, open || named, all)
 		switch v {
 		case refused:
 			st.unlock(all)
-			m.idleConns.Put(in)
+			e.idleConns.Put(in)
 			pass.undo()
-			m.fair.leave(near)
+			e.fair.leave(near)
 			return nil, err
 		case undecided:
 			st.unlock(all)
-			m.lockAll()
+			e.lockAll()
 			continue
 		}
 		in.become(&h, &c)
 		if all {
-			m.unlockAll()
+			e.unlockAll()
 		} else {
 			st.mu.Unlock() // in line, as in root.lock
 		}
@@ -83,8 +83,8 @@ func (m *Manager) openConnection(dir network.Direction, usefd bool, far endpoint
 		if pass.key == (subnetKey{}) && h.marks.has(located) {
 			of.far = keyOf(far.addr)
 		}
-		if m.leaks != nil {
-			m.leaks.opened(&scope.userScope, "")
+		if e.leaks != nil {
+			e.leaks.opened(&scope.userScope, "")
 		}
 		return scope, nil
 	}
@@ -105,31 +105,31 @@ func (m *Manager) OpenStream(p peer.ID, dir network.Direction) (network.StreamMa
 	return s, nil
 }
 
-func (m *Manager) openStream(p peer.ID, dir network.Direction) (*streamScope, error) {
-	st := m.stripeOf(p).awake()
+func (e *engine) openStream(p peer.ID, dir network.Direction) (*streamScope, error) {
+	st := e.stripeOf(p).awake()
 	var h holder // as in openConnection
 	h.kind, h.unit = KindStream, unitOf(KindStream, dir, false)
 	var c chain
 	st.mu.Lock()
 	ps := st.peers[p]
 	if ps == nil || !st.openStreamReady(ps, &h, &c) {
-		return m.openStreamSlowly(st, p, &h, &c)
+		return e.openStreamSlowly(st, p, &h, &c)
 	}
-	return m.newStream(st.begin(&h, &c, false), ps), nil
+	return e.newStream(st.begin(&h, &c, false), ps), nil
 }
 
 // openStreamReady opens a stream of a peer that is known where all that it takes is at hand;
 // if not, it changes nothing.
 func (st *stripe) openStreamReady(ps *peerScope, h *holder, c *chain) bool {
-	h.limit, h.use = st.m.streamLimit(fetched[openingLimits]{}), st.m.classes.streamCost
+	h.limit, h.use = st.engine.streamLimit(fetched[openingLimits]{}), st.engine.classes.streamCost
 	c.at[slotPeer] = &ps.account
-	return h.limit != nil && !st.m.pressure.refuses(h.dir) && st.openReady(h, c)
+	return h.limit != nil && !st.engine.pressure.refuses(h.dir) && st.openReady(h, c)
 }
 
 // openStreamSlowly is openStream where not everything is at hand. The stripe is locked.
-func (m *Manager) openStreamSlowly(st *stripe, p peer.ID, h *holder, c *chain) (scope *streamScope, err error) {
+func (e *engine) openStreamSlowly(st *stripe, p peer.ID, h *holder, c *chain) (scope *streamScope, err error) {
 	locked, newPeer := true, false
-	err = decide(m, func(b *limitBook) (fetched[openingLimits], error) { return b.fetchOpening(p, newPeer) },
+	err = decide(e, func(b *limitBook) (fetched[openingLimits], error) { return b.fetchOpening(p, newPeer) },
 		func(all bool, f fetched[openingLimits]) (verdict, error) {
 			if !locked {
 				st.lock(all)
@@ -139,7 +139,7 @@ func (m *Manager) openStreamSlowly(st *stripe, p peer.ID, h *holder, c *chain) (
 				st.unlock(all)
 				return refused, errClosed
 			}
-			h.limit, h.use = m.streamLimit(f), m.classes.streamCost
+			h.limit, h.use = e.streamLimit(f), e.classes.streamCost
 			ps := st.peer(p, fetched[*amounts]{f.by, f.limits.peer})
 			if ps == nil {
 				newPeer = true
@@ -156,16 +156,16 @@ func (m *Manager) openStreamSlowly(st *stripe, p peer.ID, h *holder, c *chain) (
 				st.unlock(all)
 				return v, err
 			}
-			scope = m.newStream(st.begin(h, c, all), ps)
+			scope = e.newStream(st.begin(h, c, all), ps)
 			return v, nil
 		})
 	return scope, err
 }
 
-func (m *Manager) newStream(s userScope, ps *peerScope) *streamScope {
+func (e *engine) newStream(s userScope, ps *peerScope) *streamScope {
 	scope := &streamScope{s, ps}
-	if m.leaks != nil {
-		m.leaks.opened(&scope.userScope, ps.id)
+	if e.leaks != nil {
+		e.leaks.opened(&scope.userScope, ps.id)
 	}
 	return scope
 }
@@ -173,7 +173,7 @@ func (m *Manager) newStream(s userScope, ps *peerScope) *streamScope {
 // openStreamOf admits a stream of a peer, unless the memory of the process or a limit
 // refuses it.
 func (st *stripe) openStreamOf(ps *peerScope, h *holder, c *chain, all bool) (verdict, error) {
-	m := st.m
+	m := st.engine
 	if !all && m.pressure.refuses(h.dir) && ps.trusted == 0 && !m.allowlist.allowsPeer(ps.id) {
 		if err := st.refuseOpeningForMemory(h, ps); err != nil {
 			return refused, err
@@ -194,7 +194,7 @@ func (st *stripe) begin(as *holder, c *chain, all bool) userScope {
 		h.become(as, c)
 	}
 	if all {
-		st.m.unlockAll()
+		st.engine.unlockAll()
 	} else {
 		st.mu.Unlock() // in line, as in root.lock
 	}
@@ -219,16 +219,16 @@ func (t *top) start(k Kind, st *stripe) *holder {
 // stripe is what this processor has touched last. Where somebody else is in there, he would
 // be met again and again: then it is a new one in the next stripe, if there is one, and the
 // other is garbage. Who is refused puts it back.
-func (m *Manager) lockIdle() (*holder, *stripe) {
-	h, ok := m.idleConns.Get().(*holder)
+func (e *engine) lockIdle() (*holder, *stripe) {
+	h, ok := e.idleConns.Get().(*holder)
 	if !ok {
-		h = newConnHolder(m.anyStripe())
+		h = newConnHolder(e.anyStripe())
 	}
 	st := h.tree.at.Load() // where it stays: in nobody's hands, it does not move
 	if st.mu.TryLock() {
 		return h, st
 	}
-	if next := &m.stripes[(st.index+1)&(len(m.stripes)-1)]; next != st {
+	if next := &e.stripes[(st.index+1)&(len(e.stripes)-1)]; next != st {
 		h, st = newConnHolder(next.awake()), next
 	}
 	st.mu.Lock()
@@ -287,7 +287,7 @@ func (st *stripe) open(h *holder, c *chain, near *neighbours, fallBack, all bool
 		if ps := c.peer(); ps != nil {
 			ps.refs++
 			countTransient(c, h.dir, 1)
-			if st.m.fair != nil {
+			if st.engine.fair != nil {
 				countStream(c, h.dir, 1)
 			}
 		} else if near != nil {
@@ -326,7 +326,7 @@ func (st *stripe) checkOpening(h *holder, r *request) verdict {
 func (st *stripe) takeOpening(r *request, c *chain, fallBack, all bool) verdict {
 	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
 	v, ps := st.takeOnce(c, r, all), c.peer()
-	if v == refused && (fallBack || ps != nil && st.m.allowlist.allowsPeer(ps.id)) {
+	if v == refused && (fallBack || ps != nil && st.engine.allowlist.allowsPeer(ps.id)) {
 		c.stand(st.fixed[KindAllowlistedTransient], st.fixed[KindAllowlistedSystem])
 		v = st.takeOnce(c, r, all)
 	}

@@ -18,23 +18,23 @@ const (
 )
 
 // followPeaks looks at what is used.
-func (m *Manager) followPeaks() {
-	m.inOneCut(func() {
-		for _, p := range m.fixed {
+func (e *engine) followPeaks() {
+	e.inOneCut(func() {
+		for _, p := range e.fixed {
 			p.used()
 		}
 	})
-	for left := m.grown(); left > 0; left -= peaksAtOnce {
-		m.inOneCut(func() {
+	for left := e.grown(); left > 0; left -= peaksAtOnce {
+		e.inOneCut(func() {
 			for range min(left, peaksAtOnce) {
-				last := len(m.drawing.grown) - 1
-				p := m.drawing.grown[last]
-				m.drawing.grown = m.drawing.grown[:last]
+				last := len(e.drawing.grown) - 1
+				p := e.drawing.grown[last]
+				e.drawing.grown = e.drawing.grown[:last]
 				p.grown = false
 				p.used()
 			}
-			if len(m.drawing.grown) == 0 {
-				m.drawing.grown = nil // its room may have been made for a crowd
+			if len(e.drawing.grown) == 0 {
+				e.drawing.grown = nil // its room may have been made for a crowd
 			}
 		})
 	}
@@ -42,11 +42,11 @@ func (m *Manager) followPeaks() {
 
 // grown returns how many services and protocols are to be looked at. The list is guarded by
 // the drawing lock and the lock of any stripe, or by all stripe locks.
-func (m *Manager) grown() int {
-	st := &m.stripes[0]
+func (e *engine) grown() int {
+	st := &e.stripes[0]
 	st.lock(false)
 	defer st.unlock(false)
-	m.drawing.Lock()
-	defer m.drawing.Unlock()
-	return len(m.drawing.grown)
+	e.drawing.Lock()
+	defer e.drawing.Unlock()
+	return len(e.drawing.grown)
 }

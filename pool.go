@@ -139,15 +139,15 @@ type drawingLock struct {
 // pool is a scope that all peers share. It is also the handle through which
 // its users see it (shared.go).
 type pool struct {
-	m    *Manager
-	kind Kind
-	name string // of the service or protocol
-	home *stripe
+	engine *engine
+	kind   Kind
+	name   string // of the service or protocol
+	home   *stripe
 
 	// These are written under all stripe locks, or under the drawing lock while there are
 	// no shares, and read under the lock of any stripe that has one.
 	limit                   amounts
-	most, batch, looseBelow amounts // what may be held of the limit, see Manager.most; and what follows
+	most, batch, looseBelow amounts // what may be held of the limit, see engine.most; and what follows
 	pairLimit               amounts // of one peer in this service or protocol
 	// told is a copy of limit for who has no lock, and does not change.
 	told atomic.Pointer[amounts]
@@ -251,13 +251,13 @@ func (p *pool) takeBack(d dim, n int64) tally {
 		was := p.tally(d)
 		now := was.giveBack(n)
 		if now.tight != was.tight && !locked {
-			p.m.drawing.Lock()
+			p.engine.drawing.Lock()
 			locked = true
 			continue
 		}
 		if p.word[d].CompareAndSwap(was.word(), now.word()) {
 			if locked {
-				p.m.drawing.Unlock()
+				p.engine.drawing.Unlock()
 			}
 			return now
 		}
@@ -277,7 +277,7 @@ func (p *pool) setLimit(limit amounts) {
 	p.limit = limit
 	p.told.Store(&limit)
 	for d := range numDims {
-		p.most[d] = p.m.most(p.kind, &limit, d)
+		p.most[d] = p.engine.most(p.kind, &limit, d)
 		p.batch[d] = batchOf(p.most[d], len(p.shares))
 		p.looseBelow[d] = looseBelow(p.most[d], p.batch[d])
 		p.recall(d, 0)
@@ -430,7 +430,7 @@ func (sh *share) drawLocked(it item, grant int64) {
 	p.raisePeak(d, sh.use.of(d)+it.n)
 	if !p.grown && p.kind > KindAllowlistedTransient {
 		p.grown = true
-		p.m.drawing.grown = append(p.m.drawing.grown, p)
+		p.engine.drawing.grown = append(p.engine.drawing.grown, p)
 	}
 }
 

@@ -176,9 +176,9 @@ func (p *pressure) state() (s ProcessMemory) {
 
 // refuseForMemory refuses a connection that has no scope yet. Where memory is only
 // observed, it counts that, and refuses nothing.
-func (m *Manager) refuseForMemory(h *holder) error {
-	idle, st := m.lockIdle()
-	defer m.idleConns.Put(idle)
+func (e *engine) refuseForMemory(h *holder) error {
+	idle, st := e.lockIdle()
+	defer e.idleConns.Put(idle)
 	defer st.unlock(false)
 	if st.closed {
 		return errClosed
@@ -215,7 +215,7 @@ func (c *connScope) refuseForMemory() error {
 // onlyObservesMemory tells whether memory refuses nothing, and counts what was noted
 // if so.
 func (st *stripe) onlyObservesMemory() bool {
-	if !st.m.observed.load().has(KindProcess) {
+	if !st.engine.observed.load().has(KindProcess) {
 		return false
 	}
 	st.observeLast()
@@ -225,7 +225,7 @@ func (st *stripe) onlyObservesMemory() bool {
 
 // noteMemory notes that a connection or stream is refused for the sake of memory.
 func (st *stripe) noteMemory(h *holder, asker *peerScope) {
-	p := st.m.pressure
+	p := st.engine.pressure
 	st.refusedBy(traceName{scopeName: p.scope}, &held{})
 	st.note(refusal{&p.scope, h.dir, CauseMemoryPressure, network.ReservationPriorityAlways, p.inUse.Load(), 1, p.refuse}, nil)
 	st.why.askedBy(&request{asker: asker})

@@ -20,9 +20,9 @@ const (
 )
 
 // reap collects everything that is unused now.
-func (m *Manager) reap() {
-	for i := range m.stripes {
-		st := &m.stripes[i]
+func (e *engine) reap() {
+	for i := range e.stripes {
+		st := &e.stripes[i]
 		// Twice: what goes in the first round may have been the last to hold a
 		// peer, a service or a protocol. Not until the queue is empty: on a busy
 		// host it may never be.
@@ -32,8 +32,8 @@ func (m *Manager) reap() {
 			}
 		}
 	}
-	m.gate().forget()
-	m.beginMemberPeaks()
+	e.gate().forget()
+	e.beginMemberPeaks()
 }
 
 // waiting gives the length of the queue.
@@ -91,7 +91,7 @@ func (st *stripe) collect(a *account) {
 	switch a.kind {
 	case KindPeer:
 		delete(st.peers, a.ps.id)
-		st.m.fair.leave(a.ps.near)
+		st.engine.fair.leave(a.ps.near)
 		a.ps.near = nil // it may come back
 		st.peers = withoutCrowd(st.peers, &st.crowd)
 	case KindServicePeer, KindProtocolPeer:
@@ -103,7 +103,7 @@ func (st *stripe) collect(a *account) {
 		delete(st.named(a.kind), sh.pool.name)
 		sh.pool.shares[st.index] = nil
 		sh.surrender()
-		st.m.dir.leave(sh)
+		st.engine.dir.leave(sh)
 	}
 }
 

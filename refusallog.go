@@ -211,10 +211,10 @@ const (
 // that refuse have no name there, which a look at the limit tells. The stripe's lock is
 // held.
 func (st *stripe) placeOf(why *noted) limitPlace {
-	if why.scope.kind != KindPeer || why.by != nil && why.by.ready == &st.m.classes.peer {
+	if why.scope.kind != KindPeer || why.by != nil && why.by.ready == &st.engine.classes.peer {
 		return placeOfAll
 	}
-	return st.m.limits.Load().placeOfPeer(why.scope.peer)
+	return st.engine.limits.Load().placeOfPeer(why.scope.peer)
 }
 
 func (b *limitBook) placeOfPeer(p peer.ID) limitPlace {

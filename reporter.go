@@ -147,60 +147,60 @@ func decisionOf(err error) (verdict, Kind) {
 	return undecided, 0
 }
 
-func (m *Manager) reportConn(dir network.Direction, usefd bool, err error) {
+func (e *engine) reportConn(dir network.Direction, usefd bool, err error) {
 	switch v, _ := decisionOf(err); v {
 	case admitted:
-		m.reporter.AllowConn(dir, usefd)
+		e.reporter.AllowConn(dir, usefd)
 	case refused:
-		m.reporter.BlockConn(dir, usefd)
+		e.reporter.BlockConn(dir, usefd)
 	}
 }
 
-func (m *Manager) reportStream(p peer.ID, dir network.Direction, err error) {
+func (e *engine) reportStream(p peer.ID, dir network.Direction, err error) {
 	switch v, _ := decisionOf(err); v {
 	case admitted:
-		m.reporter.AllowStream(p, dir)
+		e.reporter.AllowStream(p, dir)
 	case refused:
-		m.reporter.BlockStream(p, dir)
+		e.reporter.BlockStream(p, dir)
 	}
 }
 
-func (m *Manager) reportPeer(p peer.ID, err error) {
+func (e *engine) reportPeer(p peer.ID, err error) {
 	switch v, _ := decisionOf(err); v {
 	case admitted:
-		m.reporter.AllowPeer(p)
+		e.reporter.AllowPeer(p)
 	case refused:
-		m.reporter.BlockPeer(p)
+		e.reporter.BlockPeer(p)
 	}
 }
 
-func (m *Manager) reportProtocol(proto protocol.ID, p peer.ID, err error) {
+func (e *engine) reportProtocol(proto protocol.ID, p peer.ID, err error) {
 	switch v, by := decisionOf(err); {
 	case v == admitted:
-		m.reporter.AllowProtocol(proto)
+		e.reporter.AllowProtocol(proto)
 	case v == refused && by == KindProtocolPeer:
-		m.reporter.BlockProtocolPeer(proto, p)
+		e.reporter.BlockProtocolPeer(proto, p)
 	case v == refused:
-		m.reporter.BlockProtocol(proto)
+		e.reporter.BlockProtocol(proto)
 	}
 }
 
-func (m *Manager) reportService(svc string, p peer.ID, err error) {
+func (e *engine) reportService(svc string, p peer.ID, err error) {
 	switch v, by := decisionOf(err); {
 	case v == admitted:
-		m.reporter.AllowService(svc)
+		e.reporter.AllowService(svc)
 	case v == refused && by == KindServicePeer:
-		m.reporter.BlockServicePeer(svc, p)
+		e.reporter.BlockServicePeer(svc, p)
 	case v == refused:
-		m.reporter.BlockService(svc)
+		e.reporter.BlockService(svc)
 	}
 }
 
-func (m *Manager) reportMemory(size int, err error) {
+func (e *engine) reportMemory(size int, err error) {
 	switch v, _ := decisionOf(err); v {
 	case admitted:
-		m.reporter.AllowMemory(size)
+		e.reporter.AllowMemory(size)
 	case refused:
-		m.reporter.BlockMemory(size)
+		e.reporter.BlockMemory(size)
 	}
 }

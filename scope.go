@@ -60,7 +60,7 @@ func (r *root) lockWith(to *stripe, all bool) (from *stripe) {
 		from = r.at.Load()
 		switch {
 		case all:
-			to.m.lockAll()
+			to.engine.lockAll()
 			return r.at.Load()
 		case from == to:
 			to.mu.Lock()
@@ -80,7 +80,7 @@ func (r *root) lockWith(to *stripe, all bool) (from *stripe) {
 
 func unlockBoth(a, b *stripe, all bool) {
 	if all {
-		a.m.unlockAll()
+		a.engine.unlockAll()
 		return
 	}
 	a.mu.Unlock()
@@ -231,8 +231,8 @@ func (s *userScope) ReserveMemory(size int, priority uint8) error {
 	st := tree.follow(tree.at.Load().lockNow())
 	if st.holdReady(h, s.num, n, priority) {
 		st.mu.Unlock()
-		if st.m.reporter != nil {
-			st.m.reporter.AllowMemory(size)
+		if st.engine.reporter != nil {
+			st.engine.reporter.AllowMemory(size)
 		}
 		return nil
 	}
@@ -240,18 +240,18 @@ func (s *userScope) ReserveMemory(size int, priority uint8) error {
 		v, err := st.reserve(s, n, priority, all)
 		st.unlock(all)
 		if v == undecided {
-			st.m.lockAll()
+			st.engine.lockAll()
 			st = tree.at.Load()
 			continue
 		}
 		if size < 0 {
-			st.m.reportBug("a negative size was to be reserved", "err", err)
+			st.engine.reportBug("a negative size was to be reserved", "err", err)
 		}
 		if err != nil {
 			tellRefusal(err)
 		}
-		if st.m.reporter != nil {
-			st.m.reportMemory(size, err)
+		if st.engine.reporter != nil {
+			st.engine.reportMemory(size, err)
 		}
 		return err
 	}
@@ -266,7 +266,7 @@ func (st *stripe) reserve(s *userScope, n int64, priority uint8, all bool) (verd
 	if n < 0 {
 		return refused, &scopeError{s.name(), negativeSize(n)}
 	}
-	r := memoryRequest(st.m.admission, n, priority)
+	r := memoryRequest(st.engine.admission, n, priority)
 	for {
 		v, err := st.checkTree(h, &r)
 		if err != nil {
@@ -303,7 +303,7 @@ func (st *stripe) checkTree(h *holder, r *request) (verdict, error) {
 			limit = limits[dimMemory]
 		}
 		if !r.observed.has(x.kind) {
-			bound = st.m.admission.threshold(limit, r.weight)
+			bound = st.engine.admission.threshold(limit, r.weight)
 		}
 		if r.memory > bound-x.use {
 			st.traceRefuser(x)
@@ -357,7 +357,7 @@ func (s *userScope) ReleaseMemory(size int) {
 	}
 	name := s.name()
 	st.mu.Unlock()
-	st.m.reportRelease(name, int64(size)-n)
+	st.engine.reportRelease(name, int64(size)-n)
 }
 
 // Stat gives what the scope holds.
@@ -456,7 +456,7 @@ func (s *userScope) SetLimit(limit Limit) {
 	st := s.h.tree.lock()
 	name := s.name()
 	st.unlock(false)
-	if a, ok := st.m.readLimit(&name, limit); ok {
+	if a, ok := st.engine.readLimit(&name, limit); ok {
 		st := s.h.tree.lock()
 		defer st.unlock(false)
 		if s.live() {
@@ -493,27 +493,27 @@ func (c *connScope) PeerScope() network.PeerScope {
 // SetPeer moves the connection from transient to its peer, or leaves it as it
 // was (I3).
 func (c *connScope) SetPeer(p peer.ID) error {
-	m := c.h.tree.at.Load().m
-	err := c.setPeer(m, p)
+	e := c.h.tree.at.Load().engine
+	err := c.setPeer(e, p)
 	if err != nil {
 		tellRefusal(err)
-	} else if m.leaks != nil {
-		m.leaks.moved(&c.userScope, func(r *openRecord) { r.peer = p })
+	} else if e.leaks != nil {
+		e.leaks.moved(&c.userScope, func(r *openRecord) { r.peer = p })
 	}
-	if m.reporter != nil {
-		m.reportPeer(p, err)
+	if e.reporter != nil {
+		e.reportPeer(p, err)
 	}
 	return err
 }
 
-func (c *connScope) setPeer(m *Manager, p peer.ID) error {
-	mv := move{to: m.stripeOf(p).awake()}
-	if m.allowlist.hasEntries() {
+func (c *connScope) setPeer(e *engine, p peer.ID) error {
+	mv := move{to: e.stripeOf(p).awake()}
+	if e.allowlist.hasEntries() {
 		_, far, err := c.copied()
 		if err != nil {
 			return err
 		}
-		mv.trusted = m.allowlist.allows(p, far)
+		mv.trusted = e.allowlist.allows(p, far)
 	}
 	err := c.moveTo(p, &mv)
 	if err != nil {
@@ -524,18 +524,18 @@ func (c *connScope) setPeer(m *Manager, p peer.ID) error {
 
 // enterGates is for a connection for which the allowlist opened the gates, and that
 // turns out to be somebody else's.
-func (c *connScope) enterGates(m *Manager, p *gatePass) error {
+func (c *connScope) enterGates(e *engine, p *gatePass) error {
 	h, far, err := c.copied()
 	if err != nil {
 		return err
 	}
-	if m.pressure.refuses(h.dir) {
+	if e.pressure.refuses(h.dir) {
 		if err := c.refuseForMemory(); err != nil {
 			return err
 		}
 	}
-	if why := m.enterGates(far, h.dir, p); why != nil {
-		return m.refusedAtGate(&h, why)
+	if why := e.enterGates(far, h.dir, p); why != nil {
+		return e.refusedAtGate(&h, why)
 	}
 	return nil
 }
@@ -587,7 +587,7 @@ const (
 )
 
 func (c *connScope) moveTo(p peer.ID, mv *move) error {
-	m := mv.to.m
+	m := mv.to.engine
 	return decide(m, func(b *limitBook) (fetched[*amounts], error) {
 		if mv.gates == due {
 			if err := c.enterGates(m, &mv.pass); err != nil {
@@ -650,14 +650,14 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	}
 	c.countNear(-1)
 	if mv.trusted {
-		from.m.fair.leave(of.near)
+		from.engine.fair.leave(of.near)
 		of.near = nil
 	}
 	c.peer, place.at[slotPeer] = ps, &ps.account
 	place.at[slotTransient], place.at[slotSystem] = nil, &system.account
 	h.tree.at.Store(to)
 	c.countNear(1)
-	to.m.fair.adopt(ps, of.near)
+	to.engine.fair.adopt(ps, of.near)
 	return admitted, nil
 }
 
@@ -747,8 +747,8 @@ func (c *connScope) Done() {
 	}
 	c.countNear(-1)
 	c.h.finish(st)
-	if st.m.leaks != nil {
-		st.m.leaks.closed(&c.userScope)
+	if st.engine.leaks != nil {
+		st.engine.leaks.closed(&c.userScope)
 	}
 	far, gate, near := of.far, of.gate, of.near
 	of.gate, of.near = nil, nil
@@ -757,8 +757,8 @@ func (c *connScope) Done() {
 	}
 	tree.chain.clear()
 	st.mu.Unlock()
-	st.m.idleConns.Put(c.h)
-	st.m.fair.leave(near)
+	st.engine.idleConns.Put(c.h)
+	st.engine.fair.leave(near)
 	if gate != nil {
 		gate.leave(far)
 	}
@@ -812,7 +812,7 @@ func (s *streamScope) pool(slot int, k Kind) *pool {
 // it was (I3).
 func (s *streamScope) SetProtocol(proto protocol.ID) error {
 	err := s.attach(KindProtocol, string(proto))
-	m := s.peer.st.m
+	m := s.peer.st.engine
 	if err != nil {
 		tellRefusal(err)
 	} else if m.leaks != nil {
@@ -827,7 +827,7 @@ func (s *streamScope) SetProtocol(proto protocol.ID) error {
 // SetService adds the stream to a service, or leaves it as it was (I3).
 func (s *streamScope) SetService(svc string) error {
 	err := s.attach(KindService, svc)
-	m := s.peer.st.m
+	m := s.peer.st.engine
 	if err != nil {
 		tellRefusal(err)
 	} else if m.leaks != nil {
@@ -852,8 +852,8 @@ func (s *streamScope) attach(kind Kind, name string) error {
 	}
 	locked := true
 	var fresh *pool
-	return decide(st.m, func(*limitBook) (f fetched[sharedLimits], err error) {
-		fresh, err = st.m.newPool(kind, name)
+	return decide(st.engine, func(*limitBook) (f fetched[sharedLimits], err error) {
+		fresh, err = st.engine.newPool(kind, name)
 		return f, err
 	}, func(all bool, _ fetched[sharedLimits]) (verdict, error) {
 		if !locked {
@@ -971,12 +971,12 @@ func (s *streamScope) Done() {
 	st.mu.Lock()
 	if s.live() {
 		countTransient(&h.tree.chain, h.dir, -1)
-		if st.m.fair != nil {
+		if st.engine.fair != nil {
 			countStream(&h.tree.chain, h.dir, -1)
 		}
 		h.finish(st)
-		if st.m.leaks != nil {
-			st.m.leaks.closed(&s.userScope)
+		if st.engine.leaks != nil {
+			st.engine.leaks.closed(&s.userScope)
 		}
 		if st.closed {
 			st.sweep()

@@ -214,7 +214,7 @@ type LimitResetter interface {
 // ResetLimit takes back what SetLimit has set.
 func (s *userScope) ResetLimit() {
 	h := s.h
-	m := h.tree.at.Load().m
+	m := h.tree.at.Load().engine
 	m.reportUnreset(decide(m, func(b *limitBook) (f fetched[openingLimits], err error) {
 		st := h.tree.lock()
 		owner, live := h.tree.chain.peer(), s.live()
@@ -244,15 +244,15 @@ func (s *userScope) ResetLimit() {
 }
 
 // reportUnreset reports that a Limiter gave no limit to go back to, if err says so.
-func (m *Manager) reportUnreset(err error) {
+func (e *engine) reportUnreset(err error) {
 	if err != nil {
-		m.reportBug("a limit cannot be taken back", "err", err)
+		e.reportBug("a limit cannot be taken back", "err", err)
 	}
 }
 
 // ResetLimit takes back what SetLimit has set.
 func (ps *peerScope) ResetLimit() {
-	m := ps.st.m
+	m := ps.st.engine
 	m.reportUnreset(decide(m, fetchPeer(ps.id), func(_ bool, f fetched[*amounts]) (verdict, error) {
 		st, a, _ := ps.enter(true, false)
 		defer st.exit(false)
@@ -268,7 +268,7 @@ func (ps *peerScope) ResetLimit() {
 
 // ResetLimit takes back what SetLimit has set.
 func (p *pool) ResetLimit() {
-	m := p.m
+	m := p.engine
 	m.reportUnreset(decide(m, func(b *limitBook) (fetched[sharedLimits], error) {
 		return b.fetchShared(p.kind, p.name)
 	}, func(_ bool, f fetched[sharedLimits]) (verdict, error) {

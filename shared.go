@@ -18,7 +18,7 @@ type place interface {
 	// where direct reservations are kept.
 	enter(home, all bool) (*stripe, *account, chain)
 	scope() scopeName
-	manager() *Manager
+	manager() *engine
 }
 
 func reserveAt(pl place, size int, priority uint8) error {
@@ -67,7 +67,7 @@ func releaseAt(pl place, size int) {
 		a.own -= n
 		st.drop(&c, nil, 0, n)
 		if st.trace != nil {
-			r := memoryRequest(st.m.admission, n, 0)
+			r := memoryRequest(st.engine.admission, n, 0)
 			st.traceChain(&c, &r, (*tracer).returned)
 		}
 		st.enqueue(a)
@@ -75,7 +75,7 @@ func releaseAt(pl place, size int) {
 	excess := int64(size) - n
 	st.exit(false)
 	if excess != 0 {
-		st.m.reportRelease(pl.scope(), excess)
+		st.engine.reportRelease(pl.scope(), excess)
 	}
 }
 
@@ -240,7 +240,7 @@ func (ps *peerScope) enter(_, all bool) (*stripe, *account, chain) {
 	st := ps.st
 	var now *peerScope
 	var last *amounts
-	_ = decide(st.m, func(b *limitBook) (fetched[*amounts], error) {
+	_ = decide(st.engine, func(b *limitBook) (fetched[*amounts], error) {
 		limit, err := b.fetchPeer(ps.id)
 		if err != nil {
 			limit = fetched[*amounts]{b, last} // as it was when it was last heard of
@@ -260,8 +260,8 @@ func (ps *peerScope) enter(_, all bool) (*stripe, *account, chain) {
 	return st, &now.account, c
 }
 
-func (ps *peerScope) scope() scopeName  { return scopeName{kind: KindPeer, peer: ps.id} }
-func (ps *peerScope) manager() *Manager { return ps.st.m }
+func (ps *peerScope) scope() scopeName { return scopeName{kind: KindPeer, peer: ps.id} }
+func (ps *peerScope) manager() *engine { return ps.st.engine }
 
 // Peer gives the peer's ID.
 func (ps *peerScope) Peer() peer.ID { return ps.id }
@@ -302,7 +302,7 @@ func (ps *peerScope) Limit() Limit {
 // SetLimit gives this peer a limit of its own, which survives idleness.
 func (ps *peerScope) SetLimit(limit Limit) {
 	name := ps.scope()
-	l, ok := ps.st.m.readLimit(&name, limit)
+	l, ok := ps.st.engine.readLimit(&name, limit)
 	if !ok {
 		return
 	}
@@ -315,11 +315,11 @@ func (ps *peerScope) SetLimit(limit Limit) {
 func (p *pool) enter(home, all bool) (*stripe, *account, chain) {
 	st := p.home
 	if !home {
-		st = p.m.anyStripe()
+		st = p.engine.anyStripe()
 	}
 	st.awake()
 	var sh *share
-	_ = decide(p.m, func(b *limitBook) (fetched[sharedLimits], error) {
+	_ = decide(p.engine, func(b *limitBook) (fetched[sharedLimits], error) {
 		limits, err := b.fetchShared(p.kind, p.name)
 		if err != nil {
 			limits = fetched[sharedLimits]{by: b} // as they were when they were last heard of
@@ -352,8 +352,8 @@ func (p *pool) enter(home, all bool) (*stripe, *account, chain) {
 	return st, &sh.account, c
 }
 
-func (p *pool) scope() scopeName  { return scopeName{kind: p.kind, text: p.name} }
-func (p *pool) manager() *Manager { return p.m }
+func (p *pool) scope() scopeName { return scopeName{kind: p.kind, text: p.name} }
+func (p *pool) manager() *engine { return p.engine }
 
 // ReserveMemory reserves size bytes at the scope and the system, or nothing.
 func (p *pool) ReserveMemory(size int, priority uint8) error {
@@ -387,14 +387,14 @@ func (p *pool) Limit() Limit {
 // SetLimit replaces the limit, which then survives idleness.
 func (p *pool) SetLimit(limit Limit) {
 	name := p.scope()
-	l, ok := p.m.readLimit(&name, limit)
+	l, ok := p.engine.readLimit(&name, limit)
 	if !ok {
 		return
 	}
 	st, a, _ := p.enter(true, true)
 	defer st.exit(true)
 	a.share.pool.setLimit(*l)
-	p.m.dir.stick(a.share.pool, true)
+	p.engine.dir.stick(a.share.pool, true)
 }
 
 // serviceScope is a service as network.ServiceScope.

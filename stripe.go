@@ -34,9 +34,9 @@ func defaultStripes() int {
 // use is made by awake, once and for all; until then, fixed is empty, the maps and the notes
 // are nil, and only those look who read every stripe.
 type stripe struct {
-	mu    sync.Mutex
-	m     *Manager
-	index int
+	mu     sync.Mutex
+	engine *engine
+	index  int
 	// wholeFrom is the least priority that may fill all of a limit.
 	wholeFrom uint8
 	closed    bool // the manager is closed: nothing new is admitted
@@ -127,7 +127,7 @@ func (st *stripe) wake() {
 	st.services = make(map[string]*share)
 	st.protocols = make(map[string]*share)
 	st.peers = make(map[peer.ID]*peerScope)
-	for _, p := range st.m.fixed {
+	for _, p := range st.engine.fixed {
 		st.addShare(p)
 	}
 	st.woken.Store(true)
@@ -153,7 +153,7 @@ const idBlock = 64
 // newID gives the next number for a connection or stream.
 func (st *stripe) newID() int64 {
 	if st.nextID == st.endID {
-		st.endID = st.m.lastID.Add(idBlock)
+		st.endID = st.engine.lastID.Add(idBlock)
 		st.nextID = st.endID - idBlock
 	}
 	st.nextID++
@@ -162,27 +162,27 @@ func (st *stripe) newID() int64 {
 
 // stripeOf returns the stripe that a peer belongs to; who puts something into it has to wake
 // it. What an ID ends with is a key, or a hash of one: that is enough to tell peers apart.
-func (m *Manager) stripeOf(p peer.ID) *stripe {
+func (e *engine) stripeOf(p peer.ID) *stripe {
 	const enough = 16
 	var end subnetKey
 	if at := len(p) - enough; at >= 0 {
 		end.hi = binary.LittleEndian.Uint64([]byte(p[at:]))
 		end.lo = binary.LittleEndian.Uint64([]byte(p[at+enough/2:]))
 	} else {
-		end.hi = maphash.String(m.seed, string(p)) // no ID of a peer is so short
+		end.hi = maphash.String(e.seed, string(p)) // no ID of a peer is so short
 	}
-	return &m.stripes[m.secret.of(end)>>32&uint64(len(m.stripes)-1)]
+	return &e.stripes[e.secret.of(end)>>32&uint64(len(e.stripes)-1)]
 }
 
 // anyStripe returns a stripe, ready for use, for what has no peer, or has none yet.
-func (m *Manager) anyStripe() *stripe {
-	return m.stripes[rand.Uint64()&uint64(len(m.stripes)-1)].awake()
+func (e *engine) anyStripe() *stripe {
+	return e.stripes[rand.Uint64()&uint64(len(e.stripes)-1)].awake()
 }
 
 // lock takes the stripe's lock, or with all every stripe's, in order (I8).
 func (st *stripe) lock(all bool) {
 	if all {
-		st.m.lockAll()
+		st.engine.lockAll()
 	} else {
 		st.mu.Lock()
 	}
@@ -190,28 +190,28 @@ func (st *stripe) lock(all bool) {
 
 func (st *stripe) unlock(all bool) {
 	if all {
-		st.m.unlockAll()
+		st.engine.unlockAll()
 		return
 	}
 	st.mu.Unlock()
 }
 
-func (m *Manager) lockAll() {
-	for i := range m.stripes {
-		m.stripes[i].mu.Lock()
+func (e *engine) lockAll() {
+	for i := range e.stripes {
+		e.stripes[i].mu.Lock()
 	}
 }
 
-func (m *Manager) unlockAll() {
-	for i := range m.stripes {
-		m.stripes[i].mu.Unlock()
+func (e *engine) unlockAll() {
+	for i := range e.stripes {
+		e.stripes[i].mu.Unlock()
 	}
 }
 
 // inOneCut runs f under all stripe locks: what it sees belongs together.
-func (m *Manager) inOneCut(f func()) {
-	m.lockAll()
-	defer m.unlockAll()
+func (e *engine) inOneCut(f func()) {
+	e.lockAll()
+	defer e.unlockAll()
 	f()
 }
 
@@ -240,7 +240,7 @@ func (st *stripe) refusal(asked askedScope, r *request) error {
 		why.by.deny().refused[why.d]++
 		why.by = nil
 	}
-	if st.m.refusalLog != nil {
+	if st.engine.noting {
 		keepRemark(&st.remarks, why)
 	}
 	blocked := &st.blocked[k]
@@ -268,7 +268,7 @@ func (st *stripe) peer(p peer.ID, f fetched[*amounts]) *peerScope {
 	if ps != nil {
 		return ps
 	}
-	if limit := st.m.peerLimit(p, f); limit != nil {
+	if limit := st.engine.peerLimit(p, f); limit != nil {
 		ps = &peerScope{id: p, st: st}
 		ps.account = account{kind: KindPeer, ps: ps, ready: limit}
 		st.peers[p] = ps
@@ -288,7 +288,7 @@ func (st *stripe) current(ps *peerScope, f fetched[*amounts]) *peerScope {
 	if other := st.peers[ps.id]; other != nil {
 		return other
 	}
-	limit := st.m.peerLimit(ps.id, f)
+	limit := st.engine.peerLimit(ps.id, f)
 	if limit == nil {
 		return nil
 	}
@@ -311,7 +311,7 @@ func (st *stripe) shareOf(p *pool, f fetched[sharedLimits]) *share {
 	if sh := st.named(p.kind)[p.name]; sh != nil {
 		return sh
 	}
-	if p = st.m.dir.join(p, f); p == nil {
+	if p = st.engine.dir.join(p, f); p == nil {
 		return nil
 	}
 	return st.addShare(p)
@@ -337,7 +337,7 @@ func (st *stripe) addShare(p *pool) *share {
 func (st *stripe) shareNamed(k Kind, name string, fresh *pool) *share {
 	sh := st.named(k)[name]
 	if sh == nil && fresh == nil {
-		fresh = st.m.dir.find(k, name)
+		fresh = st.engine.dir.find(k, name)
 	}
 	if sh == nil && fresh != nil {
 		sh = st.shareOf(fresh, fetched[sharedLimits]{})
@@ -376,14 +376,14 @@ func (dir *directory) join(p *pool, f fetched[sharedLimits]) *pool {
 	pools := dir.namedLocked(p.kind)
 	if other := pools[p.name]; other != nil {
 		p = other
-	} else if book := p.m.limits.Load(); p.by != book {
+	} else if book := p.engine.limits.Load(); p.by != book {
 		limits, known := book.sharedLimits(p.kind, p.name, f)
 		if !known {
 			return nil
 		}
-		p.m.drawing.Lock() // it has no shares, but limitWatch may have it in its list
+		p.engine.drawing.Lock() // it has no shares, but limitWatch may have it in its list
 		p.renewLocked(book, limits)
-		p.m.drawing.Unlock()
+		p.engine.drawing.Unlock()
 	}
 	pools[p.name] = p
 	p.members++

@@ -21,7 +21,7 @@ func (st *stripe) traceChain(c *chain, r *request, tell func(*tracer, traceName,
 
 // traceMemory tells that a holder got or gave up n bytes.
 func (st *stripe) traceMemory(h *holder, n int64, priority uint8, tell func(*tracer, traceName, *request, *amounts)) {
-	r := memoryRequest(st.m.admission, n, priority)
+	r := memoryRequest(st.engine.admission, n, priority)
 	st.traceHeld(h, &r, tell)
 }
 

@@ -69,7 +69,7 @@ func (st *stripe) openReady(h *holder, c *chain) bool {
 	one, other := transient.lackingUnit(u), system.lackingUnit(u)
 	if one != nil || other != nil {
 		r := request{dir: u.dir, asker: ps}
-		if st.m.rations(&r) || !st.drawUnit(u, one, other) {
+		if st.engine.rations(&r) || !st.drawUnit(u, one, other) {
 			return false
 		}
 	}
@@ -94,7 +94,7 @@ func (st *stripe) drawUnit(u unit, one, other *share) bool {
 	if !one.mayDraw(u) || !other.mayDraw(u) {
 		return false
 	}
-	drawing := &st.m.drawing
+	drawing := &st.engine.drawing
 	drawing.Lock()
 	may := one.mayDraw(u) && other.mayDraw(u)
 	if may {

@@ -35,34 +35,6 @@ func (d dim) oneWay() uint8 { return uint8(d-d>>2-1) & 3 }
 // allowed. A used total is the sum of its two directions.
 type amounts [numDims]int64
 
-// limitsOf reads a Limit into amounts.
-func limitsOf(l Limit) amounts {
-	return amounts{
-		dimMemory:     l.GetMemoryLimit(),
-		dimStreamsIn:  int64(l.GetStreamLimit(network.DirInbound)),
-		dimStreamsOut: int64(l.GetStreamLimit(network.DirOutbound)),
-		dimStreams:    int64(l.GetStreamTotalLimit()),
-		dimConnsIn:    int64(l.GetConnLimit(network.DirInbound)),
-		dimConnsOut:   int64(l.GetConnLimit(network.DirOutbound)),
-		dimConns:      int64(l.GetConnTotalLimit()),
-		dimFD:         int64(l.GetFDLimit()),
-	}
-}
-
-// baseLimit is the inverse of limitsOf.
-func (a *amounts) baseLimit() BaseLimit {
-	return BaseLimit{
-		Memory:          a[dimMemory],
-		StreamsInbound:  int(a[dimStreamsIn]),
-		StreamsOutbound: int(a[dimStreamsOut]),
-		Streams:         int(a[dimStreams]),
-		ConnsInbound:    int(a[dimConnsIn]),
-		ConnsOutbound:   int(a[dimConnsOut]),
-		Conns:           int(a[dimConns]),
-		FD:              int(a[dimFD]),
-	}
-}
-
 // stat gives what is used in go-libp2p's form.
 func (a *amounts) stat() network.ScopeStat {
 	return network.ScopeStat{
@@ -111,22 +83,6 @@ func heldOf(a amounts) held {
 		u.counts[d] = int32(a[d])
 	}
 	return u
-}
-
-// charge adds what a request asks for.
-func (u *held) charge(r *request) {
-	u.counts[r.dir&dimMask] += int32(r.count)
-	u.counts[r.both&dimMask] += int32(r.count)
-	u.counts[dimFD] += int32(r.fds)
-	u.memory += r.memory
-}
-
-// refund takes away what a request asked for.
-func (u *held) refund(r *request) {
-	u.counts[r.dir&dimMask] -= int32(r.count)
-	u.counts[r.both&dimMask] -= int32(r.count)
-	u.counts[dimFD] -= int32(r.fds)
-	u.memory -= r.memory
 }
 
 // raise raises a count to what it is in o, if that is more.
@@ -207,4 +163,110 @@ func (a Admission) threshold(limit, weight int64) int64 {
 		return limit
 	}
 	return limit>>8*weight + (limit&255)*weight>>8
+}
+
+// Resource is what a request asks for.
+type Resource uint8
+
+const (
+	ResourceMemory     Resource = iota // bytes
+	ResourceStream                     // streams
+	ResourceConnection                 // connections
+	ResourceFD                         // file descriptors
+)
+
+var resourceNames = [...]string{"memory", "stream", "connection", "file descriptor"}
+
+// String returns "memory", "stream", "connection" or "file descriptor".
+func (r Resource) String() string { return nameOf(r, resourceNames[:]) }
+
+// MarshalText returns String's text, for JSON and logs.
+func (r Resource) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText reads what MarshalText writes. An error says what was expected.
+func (r *Resource) UnmarshalText(text []byte) error {
+	return unmarshalName(r, text, resourceNames[:], "resource")
+}
+
+var resourceOf = [numDims]Resource{
+	dimMemory:    ResourceMemory,
+	dimStreamsIn: ResourceStream, dimStreamsOut: ResourceStream, dimStreams: ResourceStream,
+	dimConnsIn: ResourceConnection, dimConnsOut: ResourceConnection, dimConns: ResourceConnection,
+	dimFD: ResourceFD,
+}
+
+var directionOf = [numDims]network.Direction{
+	dimStreamsIn: network.DirInbound, dimStreamsOut: network.DirOutbound,
+	dimConnsIn: network.DirInbound, dimConnsOut: network.DirOutbound,
+}
+
+func (a *amounts) addCapped(b *amounts) {
+	for d := range a {
+		a[d] = addCapped(a[d], b[d])
+	}
+}
+
+// limitLabels name the limits.
+var limitLabels = [numDims]string{
+	dimMemory:     "memory",
+	dimStreamsIn:  "streams_inbound",
+	dimStreamsOut: "streams_outbound",
+	dimStreams:    "streams",
+	dimConnsIn:    "conns_inbound",
+	dimConnsOut:   "conns_outbound",
+	dimConns:      "conns",
+	dimFD:         "fd",
+}
+
+// resourceLabels name what runs out, and in which direction.
+var resourceLabels = [numDims]struct{ resource, dir string }{
+	dimMemory:     {resource: "memory"},
+	dimStreamsIn:  {"stream", labelInbound},
+	dimStreamsOut: {"stream", labelOutbound},
+	dimStreams:    {resource: "stream"},
+	dimConnsIn:    {"connection", labelInbound},
+	dimConnsOut:   {"connection", labelOutbound},
+	dimConns:      {resource: "connection"},
+	dimFD:         {resource: "fd"},
+}
+
+func capBytes(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
+
+// verdict is what a decision came to.
+type verdict uint8
+
+const (
+	admitted  verdict = iota
+	refused           // it does not fit: a fact about one instant
+	undecided         // only the exact sum under all stripe locks can tell
+	unknown           // a Limiter that is not of this package has to be asked first; see decide
+)
+
+// limitOrder is the order of limits in configurations, as quantities.counts has it.
+var limitOrder = [numDims]dim{dimStreams, dimStreamsIn, dimStreamsOut, dimConns, dimConnsIn, dimConnsOut, dimFD, dimMemory}
+
+// limitNames are the names of limits, as they stand in configurations.
+var limitNames = [numDims]string{
+	dimMemory:     "Memory",
+	dimStreamsIn:  "StreamsInbound",
+	dimStreamsOut: "StreamsOutbound",
+	dimStreams:    "Streams",
+	dimConnsIn:    "ConnsInbound",
+	dimConnsOut:   "ConnsOutbound",
+	dimConns:      "Conns",
+	dimFD:         "FD",
+}
+
+// amountsOf is the inverse of amounts.stat.
+func amountsOf(s network.ScopeStat) amounts {
+	return amounts{
+		dimMemory:     s.Memory,
+		dimStreamsIn:  int64(s.NumStreamsInbound),
+		dimStreamsOut: int64(s.NumStreamsOutbound),
+		dimStreams:    int64(s.NumStreamsInbound) + int64(s.NumStreamsOutbound),
+		dimConnsIn:    int64(s.NumConnsInbound),
+		dimConnsOut:   int64(s.NumConnsOutbound),
+		dimConns:      int64(s.NumConnsInbound) + int64(s.NumConnsOutbound),
+		dimFD:         int64(s.NumFD),
+	}
 }

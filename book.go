@@ -145,28 +145,6 @@ type fetched[T any] struct {
 // sharedLimits are those of a service or protocol, and of one peer in it.
 type sharedLimits struct{ own, pair *amounts }
 
-// decide calls try until it comes to a verdict. try takes the lock of a stripe, or with all
-// every stripe's, and releases it again. It looks limits up by the book in force; what that
-// cannot tell by itself try has to be given, as fetched from the same book, and is unknown
-// otherwise. Then the Limiter is asked, without a lock. Where try is undecided, it is called
-// under all locks from then on.
-func decide[T any](e *engine, fetch func(*limitBook) (fetched[T], error), try func(all bool, f fetched[T]) (verdict, error)) error {
-	var f fetched[T]
-	for all := false; ; {
-		v, err := try(all, f)
-		switch v {
-		case undecided:
-			all = true
-		case unknown:
-			if f, err = fetch(e.limits.Load()); err != nil {
-				return err
-			}
-		default:
-			return err
-		}
-	}
-}
-
 // fetchPeer is decide's fetch for the limit of a peer.
 func fetchPeer(p peer.ID) func(*limitBook) (fetched[*amounts], error) {
 	return func(b *limitBook) (fetched[*amounts], error) { return b.fetchPeer(p) }
@@ -224,33 +202,6 @@ func (b *limitBook) fetchShared(k Kind, name string) (fetched[sharedLimits], err
 	return fetched[sharedLimits]{b, sharedLimits{own, pair}}, err
 }
 
-// peerLimit returns the limit of a peer by the book in force, or nil if its Limiter has to
-// be asked. A stripe's lock is held.
-func (e *engine) peerLimit(p peer.ID, f fetched[*amounts]) *amounts {
-	b := e.limits.Load()
-	switch {
-	case b.own == nil && f.by == b:
-		return f.limits
-	case b.own == nil:
-		return nil
-	}
-	if l := b.kinds[KindPeer].named[string(p)]; l != nil {
-		return l
-	}
-	return &e.classes.peer
-}
-
-// streamLimit is peerLimit for a stream.
-func (e *engine) streamLimit(f fetched[openingLimits]) *amounts {
-	switch b := e.limits.Load(); {
-	case b.own != nil:
-		return &e.classes.stream
-	case f.by == b:
-		return f.limits.stream
-	}
-	return nil
-}
-
 // sharedLimits returns the limits of a service or protocol, unless the Limiter has to be
 // asked.
 func (b *limitBook) sharedLimits(k Kind, name string, f fetched[sharedLimits]) (l sharedLimits, known bool) {
@@ -288,4 +239,11 @@ func (b *limitBook) startAttrs() []any {
 	return append(attrs, "system_memory", loggedAmount{dimMemory, system[dimMemory]},
 		"system_descriptors", loggedAmount{dimFD, system[dimFD]}, "system_conns_inbound", loggedAmount{dimConnsIn, system[dimConnsIn]},
 		"transient_conns_inbound", loggedAmount{dimConnsIn, transient[dimConnsIn]})
+}
+
+func (b *limitBook) placeOfPeer(p peer.ID) limitPlace {
+	if b.kinds[KindPeer].named[string(p)] != nil {
+		return placeOfName
+	}
+	return placeOfAll
 }

@@ -9,8 +9,6 @@ package rcmgr
 
 import (
 	"math"
-
-	"github.com/libp2p/go-libp2p/core/peer"
 )
 
 // The slots of a chain, in the order in which they are checked and reported:
@@ -236,70 +234,6 @@ func (r *request) mayBeReady() bool {
 	return r.weight == whole && r.memory|r.count != 0
 }
 
-// refusal is the limit that stood in the way.
-type refusal struct {
-	scope    *scopeName // is not written to any more
-	d        dim
-	cause    Cause
-	priority uint8 // of the request
-	current  int64
-	asked    int64
-	limit    int64
-}
-
-// noted is a refusal that has not been told yet: it may still be overridden.
-type noted struct {
-	refusal
-	by    *account // that refused, if it was one
-	asker peer.ID  // who asked, where that is known
-	// holder is the name of the peer or subnet that holds too much, where that is the cause.
-	holder *scopeName
-}
-
-// note notes a refusal.
-func (st *stripe) note(why refusal, by *account) { st.why = noted{refusal: why, by: by} }
-
-// askedBy notes who asked for what was refused.
-func (why *noted) askedBy(r *request) {
-	if r.asker != nil {
-		why.asker = r.asker.id
-	}
-}
-
-// refuse notes that an account refuses an item.
-func (st *stripe) refuse(r *request, a *account, it item, current int64) verdict {
-	name := &a.deny().name
-	st.refusedBy(traceName{scopeName: *name}, &a.use)
-	st.note(refusal{name, it.d, r.causeOf(st.engine, a, it, current), r.priority, current, it.n, a.limit()[it.d]}, a)
-	st.why.askedBy(r)
-	st.why.holder = r.holderOf(st.engine, a, it, st.why.cause)
-	return refused
-}
-
-// holderOf returns the name of the peer or subnet that holds too much of a limit, nil if
-// that is not the cause, or if it is outbound streams that have left their part of transient.
-func (r *request) holderOf(e *engine, a *account, it item, cause Cause) *scopeName {
-	switch {
-	case cause != CauseCrowding && cause != CauseFairShare:
-	case r.crowds(a.kind, it, e.most(a.kind, a.limit(), it.d)):
-		return &r.asker.deny().name
-	case cause == CauseFairShare && r.near != nil:
-		return &r.near.name
-	}
-	return nil
-}
-
-// causeOf returns the rule by which an account refuses an item.
-func (r *request) causeOf(e *engine, a *account, it item, current int64) Cause {
-	switch {
-	case it.n <= r.threshold(e, a, it.d)-current:
-		return e.rationedBy(a.kind)
-	case it.n <= a.limit()[it.d]-current && it.d != dimMemory:
-		return CauseCrowding // of inbound streams, by outbound ones
-	}
-	return CauseLimit
-}
-
 // take decides a request and, if it is admitted, charges the whole chain.
 func (st *stripe) take(c *chain, r *request, all bool) verdict {
 	for {
@@ -482,4 +416,67 @@ func (st *stripe) settle(list *shares, r *request, draw bool) verdict {
 		}
 	}
 	return admitted
+}
+
+// charge adds what a request asks for.
+func (u *held) charge(r *request) {
+	u.counts[r.dir&dimMask] += int32(r.count)
+	u.counts[r.both&dimMask] += int32(r.count)
+	u.counts[dimFD] += int32(r.fds)
+	u.memory += r.memory
+}
+
+// refund takes away what a request asked for.
+func (u *held) refund(r *request) {
+	u.counts[r.dir&dimMask] -= int32(r.count)
+	u.counts[r.both&dimMask] -= int32(r.count)
+	u.counts[dimFD] -= int32(r.fds)
+	u.memory -= r.memory
+}
+
+// stand puts what is new into a transient and a system scope.
+func (c *chain) stand(transient, system *share) {
+	c.at[slotTransient], c.at[slotSystem] = &transient.account, &system.account
+}
+
+// short tells how much credit is lacking.
+func (sh *share) short(it item) int64 {
+	d := it.d & dimMask
+	return max(0, it.n-(sh.credit[d]-sh.use.of(d)))
+}
+
+// lacks tells whether the pool has to be asked.
+func (sh *share) lacks(r *request, it item) bool {
+	return it.n > sh.credit[it.d]-sh.use.of(it.d) || r.exact(it)
+}
+
+// drawSettled hands out what is short, and calls in what lies idle where that
+// would pass half of the limit. All stripe locks are held.
+func (sh *share) drawSettled(it item, short int64) {
+	l := sh.pool.tally(it.d)
+	if !l.tight && short <= l.limit/2-l.handed {
+		sh.drawLocked(it, short)
+		return
+	}
+	sh.pool.recall(it.d, it.n)
+	sh.addCredit(it.d, it.n)
+}
+
+// countTransient keeps the number of streams that a peer has in the standard
+// transient scope.
+func countTransient(c *chain, d dim, n int32) {
+	if a := c.at[slotTransient]; a != nil && a.kind == KindTransient && d <= dimStreamsOut {
+		ps := c.peer()
+		ps.transientStreams[(d-dimStreamsIn)&1] += n
+		if near := ps.near; near != nil && d == dimStreamsIn {
+			near.held[KindTransient].streams.Add(int64(n))
+		}
+	}
+}
+
+// amounts gives what a request asks for by dimension.
+func (r *request) amounts() amounts {
+	var u held
+	u.charge(r)
+	return u.amounts()
 }

@@ -73,3 +73,24 @@ func normalPrefix(network netip.Prefix) netip.Prefix {
 	}
 	return network.Masked()
 }
+
+// family is IPv4 or IPv6.
+type family uint8
+
+const (
+	ipv4 family = iota
+	ipv6
+	numFamilies
+)
+
+// familyOf takes normalised addresses only: a mapped one would be IPv6.
+func familyOf(addr netip.Addr) family {
+	if addr.Is4() {
+		return ipv4
+	}
+	return ipv6
+}
+
+func (f family) String() string { return [...]string{"ipv4", "ipv6"}[f] }
+
+func (f family) bitLen() int { return [...]int{32, 128}[f] }

@@ -1,10 +1,13 @@
 package rcmgr
 
 import (
+	"encoding/binary"
 	"hash/maphash"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 
+	"github.com/libp2p/go-libp2p/core/peer"
 	"golang.org/x/time/rate"
 )
 
@@ -40,4 +43,159 @@ type engine struct {
 	callerBugs atomic.Uint64
 	bugLog     rate.Sometimes // I6: one line for a burst of bugs
 	ended      atomic.Bool    // Close has begun
+}
+
+// decide calls try until it comes to a verdict. try takes the lock of a stripe, or with all
+// every stripe's, and releases it again. It looks limits up by the book in force; what that
+// cannot tell by itself try has to be given, as fetched from the same book, and is unknown
+// otherwise. Then the Limiter is asked, without a lock. Where try is undecided, it is called
+// under all locks from then on.
+func decide[T any](e *engine, fetch func(*limitBook) (fetched[T], error), try func(all bool, f fetched[T]) (verdict, error)) error {
+	var f fetched[T]
+	for all := false; ; {
+		v, err := try(all, f)
+		switch v {
+		case undecided:
+			all = true
+		case unknown:
+			if f, err = fetch(e.limits.Load()); err != nil {
+				return err
+			}
+		default:
+			return err
+		}
+	}
+}
+
+// peerLimit returns the limit of a peer by the book in force, or nil if its Limiter has to
+// be asked. A stripe's lock is held.
+func (e *engine) peerLimit(p peer.ID, f fetched[*amounts]) *amounts {
+	b := e.limits.Load()
+	switch {
+	case b.own == nil && f.by == b:
+		return f.limits
+	case b.own == nil:
+		return nil
+	}
+	if l := b.kinds[KindPeer].named[string(p)]; l != nil {
+		return l
+	}
+	return &e.classes.peer
+}
+
+// streamLimit is peerLimit for a stream.
+func (e *engine) streamLimit(f fetched[openingLimits]) *amounts {
+	switch b := e.limits.Load(); {
+	case b.own != nil:
+		return &e.classes.stream
+	case f.by == b:
+		return f.limits.stream
+	}
+	return nil
+}
+
+// build makes the stripes and the four scopes that are always there. A trace begins with
+// these.
+func (e *engine) build() {
+	e.dir.mu.services = make(map[string]*pool)
+	e.dir.mu.protocols = make(map[string]*pool)
+	for i := range e.stripes {
+		st := &e.stripes[i]
+		st.engine, st.index, st.trace = e, i, e.trace
+		st.wholeFrom = e.admission.wholeFrom()
+		st.plain = e.trace == nil && e.fair == nil
+	}
+	for k := range e.fixed {
+		e.fixed[k] = e.makePool(Kind(k), "", e.limits.Load().kinds[k].unnamed, amounts{})
+	}
+	if e.trace != nil {
+		e.stripes[0].wake()
+	}
+}
+
+func (e *engine) makePool(kind Kind, name string, limit, pairLimit amounts) *pool {
+	home := maphash.String(e.seed, name) & uint64(len(e.stripes)-1)
+	p := &pool{engine: e, kind: kind, name: name, home: &e.stripes[home], pairLimit: pairLimit,
+		shares: make([]*share, len(e.stripes))}
+	p.setLimit(limit)
+	return p
+}
+
+// newPool makes the scope of a service or protocol; nobody knows of it yet.
+// The limiter is asked, so no lock may be held.
+func (e *engine) newPool(kind Kind, name string) (*pool, error) {
+	book := e.limits.Load()
+	f, err := book.fetchShared(kind, name)
+	if err != nil {
+		return nil, err
+	}
+	limits, _ := book.sharedLimits(kind, name, f)
+	p := e.makePool(kind, name, *limits.own, *limits.pair)
+	p.by = book
+	return p, nil
+}
+
+// readLimit reads a limit that somebody sets at run time.
+func (e *engine) readLimit(scope *scopeName, limit Limit) (*amounts, bool) {
+	if err := checkLimit(scope.String(), limit); err != nil {
+		e.reportBug("a limit that is none was set", "scope", scope.String(), "err", err)
+		return nil, false
+	}
+	a := limitsOf(limit)
+	return &a, true
+}
+
+// reportRelease says that a scope was asked to release what it did not hold.
+func (e *engine) reportRelease(scope scopeName, excess int64) {
+	e.reportBug("memory was released that had not been reserved at the scope",
+		"scope", scope.String(), "excess", loggedAmount{dimMemory, excess})
+}
+
+// reportBug counts a caller's bug, and logs it unless another one was logged
+// shortly before. No lock is held.
+func (e *engine) reportBug(msg string, args ...any) {
+	n := e.callerBugs.Add(1)
+	tell := false
+	e.bugLog.Do(func() { tell = true }) // under a lock of its own: nothing is logged there
+	if tell {
+		log.Warn("BUG of a caller: "+msg, append(args, "bugs", n)...)
+	}
+}
+
+// stripeOf returns the stripe that a peer belongs to; who puts something into it has to wake
+// it. What an ID ends with is a key, or a hash of one: that is enough to tell peers apart.
+func (e *engine) stripeOf(p peer.ID) *stripe {
+	const enough = 16
+	var end subnetKey
+	if at := len(p) - enough; at >= 0 {
+		end.hi = binary.LittleEndian.Uint64([]byte(p[at:]))
+		end.lo = binary.LittleEndian.Uint64([]byte(p[at+enough/2:]))
+	} else {
+		end.hi = maphash.String(e.seed, string(p)) // no ID of a peer is so short
+	}
+	return &e.stripes[e.secret.of(end)>>32&uint64(len(e.stripes)-1)]
+}
+
+// anyStripe returns a stripe, ready for use, for what has no peer, or has none yet.
+func (e *engine) anyStripe() *stripe {
+	return e.stripes[rand.Uint64()&uint64(len(e.stripes)-1)].awake()
+}
+
+func (e *engine) lockAll() {
+	for i := range e.stripes {
+		e.stripes[i].mu.Lock()
+	}
+}
+
+func (e *engine) unlockAll() {
+	for i := range e.stripes {
+		e.stripes[i].mu.Unlock()
+	}
+}
+
+// inOneCut runs f under all stripe locks: what it sees belongs together.
+func (e *engine) inOneCut(f func()) {
+	e.lockAll()
+	defer e.unlockAll()
+	f()
 }

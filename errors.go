@@ -16,29 +16,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
-// Resource is what a request asks for.
-type Resource uint8
-
-const (
-	ResourceMemory     Resource = iota // bytes
-	ResourceStream                     // streams
-	ResourceConnection                 // connections
-	ResourceFD                         // file descriptors
-)
-
-var resourceNames = [...]string{"memory", "stream", "connection", "file descriptor"}
-
-// String returns "memory", "stream", "connection" or "file descriptor".
-func (r Resource) String() string { return nameOf(r, resourceNames[:]) }
-
-// MarshalText returns String's text, for JSON and logs.
-func (r Resource) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
-
-// UnmarshalText reads what MarshalText writes. An error says what was expected.
-func (r *Resource) UnmarshalText(text []byte) error {
-	return unmarshalName(r, text, resourceNames[:], "resource")
-}
-
 // Cause says which rule refused a request.
 type Cause uint8
 
@@ -145,18 +122,6 @@ func (n *scopeName) ofScope() string {
 		return "protocol:" + n.text + ".peer:" + n.peer.String()
 	}
 	return n.kind.String()
-}
-
-var resourceOf = [numDims]Resource{
-	dimMemory:    ResourceMemory,
-	dimStreamsIn: ResourceStream, dimStreamsOut: ResourceStream, dimStreams: ResourceStream,
-	dimConnsIn: ResourceConnection, dimConnsOut: ResourceConnection, dimConns: ResourceConnection,
-	dimFD: ResourceFD,
-}
-
-var directionOf = [numDims]network.Direction{
-	dimStreamsIn: network.DirInbound, dimStreamsOut: network.DirOutbound,
-	dimConnsIn: network.DirInbound, dimConnsOut: network.DirOutbound,
 }
 
 // LimitError says which limit refused a request, and with which numbers.
@@ -403,3 +368,90 @@ type scopeError struct {
 
 func (e *scopeError) Error() string { return e.scope.String() + ": " + e.err.Error() }
 func (e *scopeError) Unwrap() error { return e.err }
+
+// refusal is the limit that stood in the way.
+type refusal struct {
+	scope    *scopeName // is not written to any more
+	d        dim
+	cause    Cause
+	priority uint8 // of the request
+	current  int64
+	asked    int64
+	limit    int64
+}
+
+// limitPlace says of a scope or gate which place of the configuration has its limit, as far
+// as its name does not tell.
+type limitPlace uint8
+
+const (
+	placeOfAll    limitPlace = iota // that of all peers, or subnets of one size, that are not named
+	placeOfName                     // that of the peer or network by its name
+	placeOfCaller                   // the program's own limiter of rates
+)
+
+// limitKey returns the place in the configuration of limits that says how much of d
+// a scope may hold, by a book and gates; see configKey.
+func limitKey(b *limitBook, g *gate, k Kind, d dim, which *scopeName) string {
+	place := placeOfAll
+	switch k {
+	case KindPeer:
+		place = b.placeOfPeer(which.peer)
+	case KindSubnet, KindRate:
+		place = g.placeOfSubnet(which)
+	}
+	return configKey(k, d, which, place)
+}
+
+// configKey returns the place in the configuration of limits that says how much of d
+// a scope may hold: "System.ConnsInbound", "PeerDefault.Streams". Without more
+// than a kind, it is the place for those that are not named.
+func configKey(k Kind, d dim, which *scopeName, place limitPlace) string {
+	named := func(scopes string) string {
+		if which.text == "" {
+			return scopes + "Default." + limitNames[d]
+		}
+		return scopes + "[" + strconv.Quote(which.text) + "]." + limitNames[d]
+	}
+	switch k {
+	case KindService:
+		return named("Service")
+	case KindServicePeer:
+		return named("ServicePeer")
+	case KindProtocol:
+		return named("Protocol")
+	case KindProtocolPeer:
+		return named("ProtocolPeer")
+	case KindPeer:
+		if place == placeOfName {
+			return fmt.Sprintf("Peer[%q].%s", which.peer, limitNames[d])
+		}
+		return "PeerDefault." + limitNames[d]
+	case KindSubnet:
+		return gateKey("Gates.Subnets", which.prefix(), place)
+	case KindRate:
+		if place == placeOfCaller {
+			return "WithConnRateLimiters"
+		}
+		return gateKey("Gates.Rate", which.prefix(), place)
+	case KindProcess:
+		return "WithMemoryPressure"
+	}
+	return [...]string{
+		KindSystem: "System", KindTransient: "Transient",
+		KindAllowlistedSystem: "AllowlistedSystem", KindAllowlistedTransient: "AllowlistedTransient",
+		KindConn: "Conn", KindStream: "Stream",
+	}[k] + "." + limitNames[d]
+}
+
+// gateKey returns the place of a prefix in what a configuration says about a gate:
+// that of a network of its own, or that of all of its length.
+func gateKey(path string, p netip.Prefix, place limitPlace) string {
+	switch {
+	case !p.IsValid():
+		return path // nobody in particular
+	case place == placeOfName:
+		return fmt.Sprintf("%s.Networks[%q]", path, p)
+	}
+	return fmt.Sprintf("%s.%s[%q]", path, familyNames[familyOf(p.Addr())], strconv.Itoa(p.Bits()))
+}

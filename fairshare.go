@@ -17,11 +17,8 @@ package rcmgr
 
 import (
 	"cmp"
-	"fmt"
 	"hash/maphash"
-	"io"
 	"net/netip"
-	"strconv"
 	"sync"
 	"sync/atomic"
 )
@@ -35,44 +32,6 @@ const (
 
 // fairShards is the number of locks that the subnets share out.
 const fairShards = 64
-
-// WithFairShare keeps single peers and single subnets from taking all of the
-// transient scope, or of the scopes that are named: KindTransient and KindSystem. It
-// is for what comes from outside, and for the outbound streams of a peer that wait in
-// transient. While a scope, with a request, holds more than half
-// of a limit on inbound streams, inbound connections, all streams, all connections or
-// descriptors,
-//
-//   - a peer is refused what would give it more than a quarter of the limit, unless
-//     it holds nothing; of memory, too, and of transient's outbound streams;
-//   - a subnet is refused what would leave less than it holds: all inbound connections
-//     from one IPv4 /24 or one IPv6 /56, and all inbound streams of peers whose first
-//     inbound connection with an address came from there.
-//
-// Somebody of a subnet that holds nothing is admitted while there is room. Who has no
-// address of their own (behind a relay, or not IP) and this machine's own
-// 127.0.0.1 and ::1 are of no subnet. Whom the allowlist means falls back on the
-// allowlisted scopes, as where a limit refuses, and has no share to keep to once its
-// peer is known. A refusal is a *LimitError of the scope, with CauseFairShare. It is off by default.
-// Other kinds are an error.
-func WithFairShare(kinds ...Kind) Option {
-	if len(kinds) == 0 {
-		kinds = []Kind{KindTransient}
-	}
-	var shared kindSet
-	for _, k := range kinds {
-		if k != KindTransient && k != KindSystem {
-			return func(*config) error {
-				return fmt.Errorf("WithFairShare: %v has no shares, expected transient or system", k)
-			}
-		}
-		shared |= 1 << k
-	}
-	return func(c *config) error {
-		c.fair |= shared
-		return nil
-	}
-}
 
 // fairShare has the subnets of one manager. A nil one knows of none.
 type fairShare struct {
@@ -316,54 +275,12 @@ func (r *request) crowds(k Kind, it item, limit int64) bool {
 	return held > 0 && it.n > max(0, limit/4-held)
 }
 
-// rationed reports whether a limit on d in a scope of this kind is shared out among those who
-// make requests like r. Of what a host opens itself, only the streams that wait in transient
-// for their protocol are.
-func (k Kind) rationed(r *request, d dim) bool {
-	return r.dir != dimStreamsOut || k.hasLastQuarter(d) && d == dimStreamsOut
-}
-
-// hasLastQuarter reports whether the last quarter of a limit on d is kept for peers that hold
-// less than a quarter of it.
-func (k Kind) hasLastQuarter(d dim) bool {
-	return k == KindTransient && (d == dimStreamsIn || d == dimStreamsOut)
-}
-
 // rationedBy returns the rule that bounds what is within a scope's limit.
 func (e *engine) rationedBy(k Kind) Cause {
 	if e.fair.on(k) {
 		return CauseFairShare
 	}
 	return CauseCrowding
-}
-
-// hasShares reports whether a limit on d in a scope of this kind is shared out where fair
-// share is on.
-func (k Kind) hasShares(d dim) bool {
-	return d != dimConnsOut && (d != dimStreamsOut || k.hasLastQuarter(d))
-}
-
-// rationCounts counts, among refusals, those of requests that the limit itself had room
-// for.
-type rationCounts struct {
-	crowded dimCounts // CauseCrowding: streams, by transient
-	fair    [KindTransient + 1]dimCounts
-}
-
-func (c *rationCounts) count(why *refusal) {
-	switch why.cause {
-	case CauseCrowding:
-		c.crowded[why.d]++
-	case CauseFairShare:
-		c.fair[why.scope.kind][why.d]++
-	}
-}
-
-func (c *rationCounts) add(o *rationCounts) {
-	c.crowded.add(&o.crowded)
-	for k := range c.fair {
-		c.fair[k].add(&o.fair[k])
-	}
 }
 
 // FairShareState is what the subnets hold that WithFairShare knows of.
@@ -398,23 +315,6 @@ func (f *fairShare) state(n int) FairShareState {
 		f.shards[i].addTo(&s, n)
 	}
 	return s
-}
-
-// numbers gives what a subnet holds, in the order of the tables.
-func (s *SubnetShare) numbers() []int64 {
-	return []int64{s.System.ConnsInbound, s.System.FD, s.System.StreamsInbound, s.Transient.ConnsInbound, s.Transient.StreamsInbound}
-}
-
-func (s *FairShareState) writeLargest(w io.Writer) error {
-	t := newTable(w, "Subnet", "Conns In", "FD", "Streams In", "Transient Conns In", "Transient Streams In")
-	for i := range s.Largest {
-		row := []string{s.Largest[i].Prefix.String()}
-		for _, n := range s.Largest[i].numbers() {
-			row = append(row, strconv.FormatInt(n, 10))
-		}
-		t.row(row...)
-	}
-	return t.Flush()
 }
 
 func (s *Share) total() int64 { return s.ConnsInbound + s.StreamsInbound }

@@ -146,12 +146,6 @@ func (a *amounts) raise(b *amounts) {
 	}
 }
 
-func (a *amounts) addCapped(b *amounts) {
-	for d := range a {
-		a[d] = addCapped(a[d], b[d])
-	}
-}
-
 // longestName bounds the bytes of a name in a label.
 const longestName = 128
 
@@ -351,18 +345,6 @@ func (r *reading) descriptors(to series) {
 	}
 }
 
-// limitLabels name the limits.
-var limitLabels = [numDims]string{
-	dimMemory:     "memory",
-	dimStreamsIn:  "streams_inbound",
-	dimStreamsOut: "streams_outbound",
-	dimStreams:    "streams",
-	dimConnsIn:    "conns_inbound",
-	dimConnsOut:   "conns_outbound",
-	dimConns:      "conns",
-	dimFD:         "fd",
-}
-
 func (r *reading) limits(to series) {
 	if len(r.scopes) == 0 {
 		return // without a manager there is no limit, and 0 would say that nothing is allowed
@@ -372,18 +354,6 @@ func (r *reading) limits(to series) {
 			to.gauge(s.limit[d], s.kind.String(), resource)
 		}
 	}
-}
-
-// resourceLabels name what runs out, and in which direction.
-var resourceLabels = [numDims]struct{ resource, dir string }{
-	dimMemory:     {resource: "memory"},
-	dimStreamsIn:  {"stream", labelInbound},
-	dimStreamsOut: {"stream", labelOutbound},
-	dimStreams:    {resource: "stream"},
-	dimConnsIn:    {"connection", labelInbound},
-	dimConnsOut:   {"connection", labelOutbound},
-	dimConns:      {resource: "connection"},
-	dimFD:         {resource: "fd"},
 }
 
 func (r *reading) blockedResources(to series) {
@@ -453,23 +423,6 @@ func (s series) refusals(counts *[numKinds]dimCounts, rationed *rationCounts, ki
 			s.counter(n, k.String(), l.resource, l.dir, cause.String())
 		}
 	}
-}
-
-// limits tells whether a scope or gate of this kind can run out of d.
-func (k Kind) limits(d dim) bool {
-	switch k {
-	case KindSubnet, KindRate:
-		return d == dimConnsIn || d == dimConnsOut
-	case KindProcess:
-		return d == dimConnsIn || d == dimStreamsIn
-	}
-	switch resourceOf[d] {
-	case ResourceMemory:
-		return true
-	case ResourceStream:
-		return k != KindConn
-	}
-	return k <= KindAllowlistedTransient || k == KindPeer || k == KindConn
 }
 
 func (r *reading) scopeUse(to series) {

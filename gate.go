@@ -77,95 +77,19 @@ func (g *gate) suspicious(addr net.Addr) bool {
 	return !ok
 }
 
-// passGates asks the gates in order: is there any room at all, has the subnet
-// room, is it slow enough. Who is refused by the first leaves no trace in the
-// others.
-func (e *engine) passGates(h *holder, far endpoint, p *gatePass) error {
-	if e.fixed[KindTransient].seemsFullFor(h.unit) || e.fixed[KindSystem].seemsFullFor(h.unit) {
-		near := e.fair.enter(far.addr, h.dir)
-		idle, st := e.lockIdle()
-		err := st.glance(h, near)
-		st.mu.Unlock()
-		e.idleConns.Put(idle)
-		e.fair.leave(near)
-		if err != nil {
-			return err
-		}
+// placeOfSubnet is placeOfPeer for a subnet at a gate.
+func (g *gate) placeOfSubnet(name *scopeName) limitPlace {
+	named := false
+	switch {
+	case name.kind == KindSubnet:
+		_, named = g.limits.Subnets.Networks[name.prefix()]
+	case g.caller != nil:
+		return placeOfCaller
+	default:
+		_, named = g.limits.Rate.Networks[name.prefix()]
 	}
-	if why := e.enterGates(far.addr, h.dir, p); why != nil {
-		return e.refusedAtGate(h, why)
+	if named {
+		return placeOfName
 	}
-	return nil
-}
-
-// refusedAtGate tells that a gate refused a connection, which has been counted
-// there.
-func (e *engine) refusedAtGate(h *holder, why *LimitError) error {
-	if e.ended.Load() {
-		return errClosed
-	}
-	if e.trace != nil {
-		e.stripes[0].traceGate(h, why)
-	}
-	return why
-}
-
-// glance refuses a connection that certainly does not fit now, of a subnet if it is near
-// one. The stripe's lock is held.
-func (st *stripe) glance(h *holder, near *neighbours) error {
-	if st.closed {
-		return errClosed
-	}
-	observed := st.engine.observed.load() // these refuse nothing, now or later
-	for _, k := range [...]Kind{KindTransient, KindSystem} {
-		p := st.engine.fixed[k]
-		d, handed, full := p.fullFor(h.unit, &p.limit)
-		if !full || observed.has(k) {
-			continue
-		}
-		st.number(h) // its own limit may refuse it, and is named by it
-		h.use = st.engine.classes.connCost
-		r := h.total()
-		r.observed, r.near = observed, near
-		v := st.checkOpening(h, &r)
-		if v == admitted {
-			v = st.checkFirst(&r)
-		}
-		switch v {
-		case undecided:
-			return nil // it may be refused for its cost
-		case admitted:
-			st.refuse(&r, &st.fixed[k].account, item{d, 1}, handed)
-		}
-		return st.refuseOpening(h, &r)
-	}
-	return nil
-}
-
-// checkFirst decides by the standard scopes about a connection that one of them is full for,
-// as far as something else may come first: what it costs in memory, or a share.
-func (st *stripe) checkFirst(r *request) verdict {
-	if r.memory == 0 && !st.engine.rations(r) {
-		return admitted
-	}
-	var c chain
-	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
-	return st.checkShared(&c, r, false, false)
-}
-
-// VerifySourceAddress tells a transport whether to make sure of a source
-// address before it spends anything on the connection: when the address's
-// subnet has come often lately, and when more than half of the transient scope's
-// inbound connections are taken, whoever asks.
-func (m *Manager) VerifySourceAddress(addr net.Addr) bool {
-	return m.halfConnected() || m.gate().suspicious(addr)
-}
-
-// halfConnected reports whether transient holds more than half of the inbound
-// connections that it may. A loose pool never does, and the word of a tight one says what is
-// used. It is asked for each packet that begins a connection, and takes no lock.
-func (e *engine) halfConnected() bool {
-	p := e.fixed[KindTransient]
-	w := p.word[dimConnsIn].Load()
-	return w&tightMark != 0 && int64(w>>1) > p.told.Load()[dimConnsIn]/2
+	return placeOfAll
 }

@@ -5,7 +5,6 @@ package rcmgr
 
 import (
 	"maps"
-	"math"
 	"net/netip"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -148,53 +147,4 @@ func (b *limitBook) byKind() (limits [numKinds]amounts) {
 		limits[k] = b.kinds[k].unnamed
 	}
 	return limits
-}
-
-// limits says the same as a configuration that leaves nothing to the defaults.
-// Of several levels of one prefix length, all of which a connection has to fit,
-// the least is said.
-func (c *gateConfig) limits() GateLimits {
-	g := GateLimits{
-		Subnets: SubnetLimits{Networks: make(map[netip.Prefix]LimitVal)},
-		Rate:    RateLimits{Networks: make(map[netip.Prefix]ConnRate)},
-	}
-	g.Outbound = new(c.outbound)
-	subnets, rates := (*gateLists[LimitVal])(&g.Subnets), (*gateLists[ConnRate])(&g.Rate)
-	for f := range numFamilies {
-		*subnets.perSubnet(f), *rates.perSubnet(f) = make(map[int]LimitVal), make(map[int]ConnRate)
-		for _, l := range c.subnets.perSubnet[f] {
-			levels := *subnets.perSubnet(f)
-			if said, ok := levels[l.PrefixLength]; !ok || l.ConnCount < said.Build(0) {
-				levels[l.PrefixLength] = limitVal(l.ConnCount)
-			}
-		}
-		for _, l := range c.rate.perSubnet[f] {
-			(*rates.perSubnet(f))[l.prefixLength] = l.connRate()
-		}
-		for _, l := range c.subnets.networks[f] {
-			setFirst(g.Subnets.Networks, normalPrefix(l.Network), limitVal(l.ConnCount))
-		}
-		for _, l := range c.rate.networks[f] {
-			setFirst(g.Rate.Networks, normalPrefix(l.network), l.connRate())
-		}
-	}
-	return g
-}
-
-// setFirst keeps what is there: of two entries for one network the first holds.
-func setFirst[V any](m map[netip.Prefix]V, network netip.Prefix, v V) {
-	if _, ok := m[network]; !ok {
-		m[network] = v
-	}
-}
-
-// connRate is the inverse of ConnRate.rateLimit.
-func (l rateLimit) connRate() ConnRate {
-	switch {
-	case l.perSecond == 0 || l.burst == math.MaxInt:
-		return ConnRate{Burst: Unlimited}
-	case l.burst == 0:
-		return ConnRate{Burst: BlockAllLimit}
-	}
-	return ConnRate{PerSecond: l.perSecond, Burst: limitVal(l.burst)}
 }

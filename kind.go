@@ -4,8 +4,10 @@ package rcmgr
 
 import (
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 )
 
 // Kind says which kind of scope a name belongs to. Kinds are told apart by
@@ -81,4 +83,93 @@ func unmarshalName[T ~uint8](to *T, text []byte, names []string, what string) er
 	}
 	*to = T(i)
 	return nil
+}
+
+// rationed reports whether a limit on d in a scope of this kind is shared out among those who
+// make requests like r. Of what a host opens itself, only the streams that wait in transient
+// for their protocol are.
+func (k Kind) rationed(r *request, d dim) bool {
+	return r.dir != dimStreamsOut || k.hasLastQuarter(d) && d == dimStreamsOut
+}
+
+// hasLastQuarter reports whether the last quarter of a limit on d is kept for peers that hold
+// less than a quarter of it.
+func (k Kind) hasLastQuarter(d dim) bool {
+	return k == KindTransient && (d == dimStreamsIn || d == dimStreamsOut)
+}
+
+// hasShares reports whether a limit on d in a scope of this kind is shared out where fair
+// share is on.
+func (k Kind) hasShares(d dim) bool {
+	return d != dimConnsOut && (d != dimStreamsOut || k.hasLastQuarter(d))
+}
+
+// limits tells whether a scope or gate of this kind can run out of d.
+func (k Kind) limits(d dim) bool {
+	switch k {
+	case KindSubnet, KindRate:
+		return d == dimConnsIn || d == dimConnsOut
+	case KindProcess:
+		return d == dimConnsIn || d == dimStreamsIn
+	}
+	switch resourceOf[d] {
+	case ResourceMemory:
+		return true
+	case ResourceStream:
+		return k != KindConn
+	}
+	return k <= KindAllowlistedTransient || k == KindPeer || k == KindConn
+}
+
+// kindSet is a set of kinds, as bits.
+type kindSet uint16
+
+const allKinds kindSet = 1<<numKinds - 1
+
+func (s kindSet) has(k Kind) bool { return s>>k&1 != 0 }
+
+// list gives the kinds in their order.
+func (s kindSet) list() (kinds []Kind) {
+	for k := range numKinds {
+		if s.has(k) {
+			kinds = append(kinds, k)
+		}
+	}
+	return kinds
+}
+
+// LogValue returns the kinds as a list of words, for logs of every form.
+func (s kindSet) LogValue() slog.Value {
+	words := []string{} // in JSON, nil is null
+	for _, k := range s.list() {
+		words = append(words, k.String())
+	}
+	return slog.AnyValue(words)
+}
+
+// kindSetOf reads kinds; none are all.
+func kindSetOf(kinds []Kind) (s kindSet, err error) {
+	if len(kinds) == 0 {
+		return allKinds, nil
+	}
+	for _, k := range kinds {
+		if k >= numKinds {
+			return 0, fmt.Errorf("no kind of scope: %d, expected KindSystem to %v", k, numKinds-1)
+		}
+		s |= 1 << k
+	}
+	return s, nil
+}
+
+// observedKinds are the classes whose limits are only observed. They are written
+// under all stripe locks; the gates read them under their own.
+type observedKinds struct{ bits atomic.Uint32 }
+
+func (o *observedKinds) load() kindSet { return kindSet(o.bits.Load()) }
+
+// standIn tells whether something else may be admitted if the limits of these kinds
+// were not there, where one of kind k has refused. The allowlisted scopes are asked
+// after the standard ones have refused, for any reason.
+func (s kindSet) standIn(k Kind) bool {
+	return s.has(k) || k == KindAllowlistedSystem || k == KindAllowlistedTransient
 }

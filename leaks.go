@@ -12,7 +12,6 @@ package rcmgr
 import (
 	"cmp"
 	"fmt"
-	"io"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -34,23 +33,6 @@ type LeakFinder struct {
 	Stacks int
 	// Oldest is how many open scopes of each class a Snapshot has. 0 is 10.
 	Oldest int
-}
-
-// WithLeakFinder keeps a record of each open connection and stream, so that
-// Snapshot and the live page show the oldest of each class, and finds those that
-// are dropped without Done. It is off by default. When on, opening and closing take
-// about as long again; reservations do not know of it. Ages are exact to a second.
-//
-// What is dropped without Done is a caller's bug, counted and logged as such when
-// the garbage collection has found it. What it held stays reserved.
-func WithLeakFinder(f LeakFinder) Option {
-	return func(c *config) error {
-		if f.Stacks < 0 || f.Oldest < 0 {
-			return fmt.Errorf("WithLeakFinder: Stacks is %d and Oldest %d, they must not be negative", f.Stacks, f.Oldest)
-		}
-		c.leaks = &LeakFinder{Stacks: f.Stacks, Oldest: cmp.Or(f.Oldest, 10)}
-		return nil
-	}
 }
 
 // OpenScope is one connection or stream that is open.
@@ -284,17 +266,6 @@ func (l *leakFinder) state() (s LeakState) {
 	return s
 }
 
-// writeOldest writes the oldest open scopes as a table.
-func (s *Snapshot) writeOldest(w io.Writer) error {
-	t := newTable(w, "Scope", "Class", "Direction", "Age", "Memory", "Peer", "Protocol", "Opened By")
-	for i := range s.Leaks.Oldest {
-		o := &s.Leaks.Oldest[i]
-		t.row(o.Name, o.Class(), strings.ToLower(o.Direction.String()), s.age(o), amountText(limitNames[dimMemory], o.Memory),
-			cmp.Or(o.Peer, "-"), cmp.Or(printable(o.Protocol), "-"), cmp.Or(o.Where(), "-"))
-	}
-	return t.Flush()
-}
-
 // Class says in words to which of the classes of LeakState a scope belongs:
 // "transient" or "established", and whether it was dropped.
 func (o *OpenScope) Class() string {
@@ -306,11 +277,6 @@ func (o *OpenScope) Class() string {
 		c += ", dropped"
 	}
 	return c
-}
-
-// age is how old a scope was when the snapshot was taken.
-func (s *Snapshot) age(o *OpenScope) string {
-	return max(0, s.Taken.Sub(o.Opened)).Round(time.Second).String()
 }
 
 // Where is the innermost place of the stack that is not in this package, or empty if

@@ -783,3 +783,54 @@ func checkLimit(where string, l Limit) error {
 	}
 	return nil
 }
+
+// limitsOf reads a Limit into amounts.
+func limitsOf(l Limit) amounts {
+	return amounts{
+		dimMemory:     l.GetMemoryLimit(),
+		dimStreamsIn:  int64(l.GetStreamLimit(network.DirInbound)),
+		dimStreamsOut: int64(l.GetStreamLimit(network.DirOutbound)),
+		dimStreams:    int64(l.GetStreamTotalLimit()),
+		dimConnsIn:    int64(l.GetConnLimit(network.DirInbound)),
+		dimConnsOut:   int64(l.GetConnLimit(network.DirOutbound)),
+		dimConns:      int64(l.GetConnTotalLimit()),
+		dimFD:         int64(l.GetFDLimit()),
+	}
+}
+
+// baseLimit is the inverse of limitsOf.
+func (a *amounts) baseLimit() BaseLimit {
+	return BaseLimit{
+		Memory:          a[dimMemory],
+		StreamsInbound:  int(a[dimStreamsIn]),
+		StreamsOutbound: int(a[dimStreamsOut]),
+		Streams:         int(a[dimStreams]),
+		ConnsInbound:    int(a[dimConnsIn]),
+		ConnsOutbound:   int(a[dimConnsOut]),
+		Conns:           int(a[dimConns]),
+		FD:              int(a[dimFD]),
+	}
+}
+
+// LimitResetter is implemented by every scope that this package hands out, as
+// ResourceScopeLimiter is. Both are safe for concurrent use.
+type LimitResetter interface {
+	// ResetLimit takes back what SetLimit has set: the scope has the limit that
+	// the manager's limits give it, and follows SetLimits again. Where nothing was
+	// set, it does nothing. If a Limiter that is not of this package gives no valid
+	// limit for the scope, that is counted and logged as a caller's bug, and the
+	// limit stays as it was.
+	ResetLimit()
+}
+
+// ResourceScopeLimiter is implemented by every scope that this package hands
+// out: type-assert a network.ResourceScope to read or replace its limit.
+type ResourceScopeLimiter interface {
+	// Limit returns a copy of the limit in force.
+	Limit() Limit
+	// SetLimit replaces the limit of this one scope. What is held stays; a
+	// scope that holds more than its new limit admits nothing more until it
+	// has drained. A nil limit or one below zero is a caller's bug: it is
+	// counted and logged, and the limit stays as it was.
+	SetLimit(Limit)
+}

@@ -73,8 +73,6 @@ func machineOf(host uint64, cgroup func() (uint64, error), goMemLimit int64, des
 	return m
 }
 
-func capBytes(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
-
 // descriptors gives the number as descriptorLimit does: math.MaxInt is
 // unlimited, 0 unknown.
 func (m *Machine) descriptors() int { return m.FileDescriptors.Build(0) }

@@ -4,10 +4,10 @@ package rcmgr
 // closed.
 
 import (
+	"context"
 	"fmt"
-	"hash/maphash"
-	"math/rand/v2"
-	"strings"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,11 +16,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
-	logging "github.com/libp2p/go-libp2p/gologshim"
-	"golang.org/x/time/rate"
 )
-
-var log = logging.Logger("rcmgr")
 
 // Manager decides for a go-libp2p host which connections, streams, file
 // descriptors and memory it takes, and keeps exact account of what it holds.
@@ -48,159 +44,6 @@ var (
 	_ connmgr.GetConnLimiter  = (*Manager)(nil)
 	_ ResourceManagerState    = (*Manager)(nil)
 )
-
-// NewDefault makes a manager with nothing to set: DefaultLimits and the limits of
-// libp2p's services, for what this process may use of its machine (ThisMachine).
-// It is New without limits.
-func NewDefault(opts ...Option) (*Manager, error) { return New(nil, opts...) }
-
-// New makes a manager with the given limits; nil is NewDefault. Limits are read
-// when a scope is made, and when SetLimits or Refresh says so. Close ends it.
-func New(limits Limiter, opts ...Option) (*Manager, error) {
-	cfg := defaultConfig()
-	for i, opt := range opts {
-		if opt == nil {
-			return nil, fmt.Errorf("rcmgr: option %d is nil", i)
-		}
-		if err := opt(&cfg); err != nil {
-			return nil, fmt.Errorf("rcmgr: %w", err)
-		}
-	}
-	if limits == nil {
-		limits = defaultLimiter()
-	}
-	book, err := newLimitBook(limits)
-	if err != nil {
-		return nil, fmt.Errorf("rcmgr: %w", err)
-	}
-	if cfg.traced() {
-		cfg.stripes = 1 // one order of events, with exact totals
-	}
-	m := &Manager{
-		engine: engine{
-			seed:      maphash.MakeSeed(),
-			secret:    subnetHash{rand.Uint64(), rand.Uint64()},
-			stripes:   make([]stripe, cfg.stripes),
-			admission: cfg.admission,
-			newcomers: cfg.newcomers,
-			fair:      newFairShare(cfg.fair),
-			allowlist: newAllowlist(cfg.allowlisted),
-			reporter:  guarded(cfg.reporter),
-			noting:    cfg.refusalLog > 0,
-			bugLog:    rate.Sometimes{Interval: 10 * time.Second},
-		},
-		options: cfg,
-		started: time.Now(),
-		stop:    make(chan struct{}),
-	}
-	m.observed.bits.Store(uint32(cfg.observed))
-	gates, err := m.makeGates(limits)
-	if err != nil {
-		return nil, fmt.Errorf("rcmgr: %w", err)
-	}
-	m.gates.Store(gates)
-	if m.trace, err = newTracer(cfg.tracePath, cfg.reporters, limits); err != nil {
-		return nil, fmt.Errorf("rcmgr: %w", err)
-	}
-	if cfg.refusalLog > 0 {
-		m.refusalLog = &refusalLog{m: m, every: cfg.refusalLog}
-	}
-	m.pressure = newPressure(cfg.pressure)
-	m.leaks = newLeakFinder(&m.engine, cfg.leaks)
-	m.limits.Store(book)
-	m.classes.putInForce(book)
-	m.build()
-	if cfg.measured() {
-		live.add(m)
-	}
-	m.workers.Go(func() { m.workUntilClosed(m.jobs()) })
-	m.logStart()
-	m.logUnreachable(book)
-	return m, nil
-}
-
-// logStart tells in one line what is on.
-func (m *Manager) logStart() {
-	gates, _ := m.options.gateConfig(m.limits.Load().limiter) // of which gates were made
-	rates := gates.rate.describe()
-	if caller := m.gate().caller; caller != nil {
-		rates = []string{"as WithConnRateLimiters says"}
-		if caller.limiter == nil {
-			rates = []string{"off"}
-		}
-	}
-	log.Info("resource manager started", append([]any{"stripes", len(m.stripes), "admission", m.admission,
-		"newcomers_quarter", m.newcomers, "fair_share", m.options.fair, "observe_only", m.observed.load(), "connections_per_subnet", gates.subnets.describe(),
-		"connect_rates", rates, "outbound_gates", gates.outbound,
-		"allowlist_entries", len(m.options.allowlisted), "traced", m.trace != nil}, m.limits.Load().startAttrs()...)...)
-}
-
-// maxWarnings bounds what one line of the log tells.
-const maxWarnings = 20
-
-// logUnreachable tells in one line which of the limits that come into force can
-// never be reached, at a level that go-libp2p's loggers show by default.
-func (m *Manager) logUnreachable(b *limitBook) {
-	if b.own == nil {
-		return // who wrote what is not known
-	}
-	all := (*ConcreteLimitConfig)(b.own).unreachable(m.allowlist.hasEntries())
-	if len(all) == 0 {
-		return
-	}
-	told := all[:min(len(all), maxWarnings)]
-	log.Error("limits that can never be reached", "count", len(all), "first", strings.Join(told, "; "))
-}
-
-// NewResourceManager is New as go-libp2p's own package spells it.
-func NewResourceManager(limits Limiter, opts ...Option) (network.ResourceManager, error) {
-	m, err := New(limits, opts...)
-	if err != nil {
-		return nil, err // not a nil pointer in an interface
-	}
-	return m, nil
-}
-
-// build makes the stripes and the four scopes that are always there. A trace begins with
-// these.
-func (e *engine) build() {
-	e.dir.mu.services = make(map[string]*pool)
-	e.dir.mu.protocols = make(map[string]*pool)
-	for i := range e.stripes {
-		st := &e.stripes[i]
-		st.engine, st.index, st.trace = e, i, e.trace
-		st.wholeFrom = e.admission.wholeFrom()
-		st.plain = e.trace == nil && e.fair == nil
-	}
-	for k := range e.fixed {
-		e.fixed[k] = e.makePool(Kind(k), "", e.limits.Load().kinds[k].unnamed, amounts{})
-	}
-	if e.trace != nil {
-		e.stripes[0].wake()
-	}
-}
-
-func (e *engine) makePool(kind Kind, name string, limit, pairLimit amounts) *pool {
-	home := maphash.String(e.seed, name) & uint64(len(e.stripes)-1)
-	p := &pool{engine: e, kind: kind, name: name, home: &e.stripes[home], pairLimit: pairLimit,
-		shares: make([]*share, len(e.stripes))}
-	p.setLimit(limit)
-	return p
-}
-
-// newPool makes the scope of a service or protocol; nobody knows of it yet.
-// The limiter is asked, so no lock may be held.
-func (e *engine) newPool(kind Kind, name string) (*pool, error) {
-	book := e.limits.Load()
-	f, err := book.fetchShared(kind, name)
-	if err != nil {
-		return nil, err
-	}
-	limits, _ := book.sharedLimits(kind, name, f)
-	p := e.makePool(kind, name, *limits.own, *limits.pair)
-	p.by = book
-	return p, nil
-}
 
 // ViewSystem calls f with the scope of everything, and returns what f does. f runs
 // under no lock, and may keep the scope; so it is with all views. After Close, scopes can
@@ -314,53 +157,96 @@ func GetAllowlist(rm network.ResourceManager) *Allowlist {
 	return nil
 }
 
-// Close ends the manager: nothing more is admitted, and the error then matches
-// network.ErrResourceScopeClosed. What is open can still be released; scopes go with the
-// last that they hold, but for those whose limit was set by hand. A trace is written to its
-// end. Again, it does nothing. It always returns nil.
-func (m *Manager) Close() error {
-	m.closeOnce.Do(func() {
-		m.ended.Store(true)
-		close(m.stop)
-		m.workers.Wait()
-		m.inOneCut(func() {
-			for i := range m.stripes {
-				m.stripes[i].closed, m.stripes[i].plain = true, false
-			}
-		})
-		if m.refusalLog != nil {
-			m.refusalLog.write()
-		}
-		live.remove(m)
-		m.trace.close()
-		m.reap() // for the last time; see stripe.sweep
-	})
+// ObserveOnly switches the limits of some classes, or without any named of all, to
+// being only observed, as WithObserveOnly does for a start; other classes stay as
+// they are. A kind that does not exist is an error, and then nothing is changed. It
+// is safe for concurrent use.
+func (m *Manager) ObserveOnly(kinds ...Kind) error {
+	set, err := kindSetOf(kinds)
+	if err != nil {
+		return fmt.Errorf("rcmgr: ObserveOnly: %w", err)
+	}
+	m.observe(func(now kindSet) kindSet { return now | set })
 	return nil
 }
 
-// readLimit reads a limit that somebody sets at run time.
-func (e *engine) readLimit(scope *scopeName, limit Limit) (*amounts, bool) {
-	if err := checkLimit(scope.String(), limit); err != nil {
-		e.reportBug("a limit that is none was set", "scope", scope.String(), "err", err)
-		return nil, false
+// Enforce takes ObserveOnly back, for some classes or without any named for all:
+// their limits refuse again. A scope that holds more than its limit by then keeps
+// it, and gets nothing more until it has drained. It is safe for concurrent use.
+func (m *Manager) Enforce(kinds ...Kind) error {
+	set, err := kindSetOf(kinds)
+	if err != nil {
+		return fmt.Errorf("rcmgr: Enforce: %w", err)
 	}
-	a := limitsOf(limit)
-	return &a, true
+	m.observe(func(now kindSet) kindSet { return now &^ set })
+	return nil
 }
 
-// reportRelease says that a scope was asked to release what it did not hold.
-func (e *engine) reportRelease(scope scopeName, excess int64) {
-	e.reportBug("memory was released that had not been reserved at the scope",
-		"scope", scope.String(), "excess", loggedAmount{dimMemory, excess})
+// Observed gives the classes whose limits are only observed, in the order of their
+// numbers. It is safe for concurrent use.
+func (m *Manager) Observed() []Kind { return m.observed.load().list() }
+
+func (m *Manager) observe(change func(kindSet) kindSet) {
+	m.inOneCut(func() { m.observed.bits.Store(uint32(change(m.observed.load()))) })
+	log.Info("limits that are only observed", "kinds", m.observed.load())
 }
 
-// reportBug counts a caller's bug, and logs it unless another one was logged
-// shortly before. No lock is held.
-func (e *engine) reportBug(msg string, args ...any) {
-	n := e.callerBugs.Add(1)
-	tell := false
-	e.bugLog.Do(func() { tell = true }) // under a lock of its own: nothing is logged there
-	if tell {
-		log.Warn("BUG of a caller: "+msg, append(args, "bugs", n)...)
-	}
+// ResourceManagerState is implemented by *Manager, and tells what its scopes are
+// and what they hold. All methods are safe for concurrent use.
+type ResourceManagerState interface {
+	// ListServices gives the names of all services that have a scope.
+	ListServices() []string
+	// ListProtocols gives the IDs of all protocols that have a scope.
+	ListProtocols() []protocol.ID
+	// ListPeers gives the IDs of all peers that have a scope.
+	ListPeers() []peer.ID
+
+	// Stat gives what every scope holds.
+	Stat() ResourceManagerStat
 }
+
+// ListServices gives the names of all services that have a scope, sorted.
+func (m *Manager) ListServices() []string {
+	return m.listNames(KindService)
+}
+
+// ListProtocols gives the IDs of all protocols that have a scope, sorted.
+func (m *Manager) ListProtocols() []protocol.ID {
+	names := m.listNames(KindProtocol)
+	return protocol.ConvertFromStrings(names)
+}
+
+func (m *Manager) listNames(k Kind) []string {
+	names := []string{}
+	for _, p := range m.dir.list() {
+		if p.kind == k {
+			names = append(names, p.name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// ListPeers gives the IDs of all peers that have a scope, sorted by their bytes.
+func (m *Manager) ListPeers() []peer.ID {
+	peers := []peer.ID{}
+	for i := range m.stripes {
+		st := &m.stripes[i]
+		st.lock(false)
+		peers = slices.AppendSeq(peers, maps.Keys(st.peers))
+		st.unlock(false)
+	}
+	slices.Sort(peers)
+	return peers
+}
+
+// FlushTrace waits until the events of all that happened before the call have been handed to
+// every TraceReporter, and written to the file of WithTrace, where others can read them. It
+// returns an error if ctx ends before that, which wraps ctx's, or if a reporter has ended the
+// goroutine that delivers. Events for which the queue had no room, a reporter that has
+// failed and a file that could not be written are not waited for. If the manager is not
+// traced, and after Close, which waits for all of this itself, it returns nil at once.
+//
+// It is safe for concurrent use. Within ConsumeEvent it waits for that very call, and so
+// until ctx ends.
+func (m *Manager) FlushTrace(ctx context.Context) error { return m.trace.flush(ctx) }

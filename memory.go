@@ -161,3 +161,14 @@ func (a *account) freeMemory(n int64) bool {
 	a.use.memory -= n
 	return a.share.idlesMemory()
 }
+
+// trimMemory is trim for memory.
+func (st *stripe) trimMemory(sh *share) {
+	st.returns++
+	idle := sh.credit[dimMemory] - sh.use.memory
+	if sh.pool.takesBack(dimMemory, idle) {
+		sh.addCredit(dimMemory, -idle)
+		return
+	}
+	sh.trimHalf(dimMemory, idle)
+}

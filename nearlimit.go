@@ -10,7 +10,6 @@ package rcmgr
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/connmgr"
@@ -39,48 +38,6 @@ type NearLimitEvent struct {
 	Percent   int               // the mark that was reached: 80 or 95
 	Use       int64             // when it was seen, in bytes or as a number
 	Limit     int64
-}
-
-// WithOnNearLimit calls f when 80 percent of a limit are used, and again at 95: once
-// each, and again only after use has fallen more than five percent of the limit
-// below the mark. Who passes both at once is told of both. Watched are the scopes
-// that all peers share: system, transient, the allowlisted ones, services and
-// protocols, which are looked at five times a second. Single peers, connections and
-// streams are not, for they come and go as strangers like; nor are the gates.
-//
-// f is called by one goroutine at a time and without any lock of the manager, which
-// it may ask anything; looks wait for it. Close waits for it, too, so that f must
-// not call Close. If it panics, that is logged, and it is not called again. Given again,
-// the option adds another listener. f may not be nil.
-func WithOnNearLimit(f func(NearLimitEvent)) Option {
-	return func(c *config) error {
-		if f == nil {
-			return errors.New("WithOnNearLimit: the function is nil")
-		}
-		c.nearLimit = append(c.nearLimit, f)
-		return nil
-	}
-}
-
-// WithTrimming asks a connection manager to close what it values least, from when 80
-// percent of the connections, descriptors or memory of the whole host are used until
-// that has fallen more than five percent of the limit below, five times a second: what
-// is just being let in or in its grace period can be closed only later. The connection
-// manager trims as if its high water mark had been reached: down to its low water mark,
-// which must lie below 75 percent of the limit for this to make room, and none that it
-// protects. With that, the high water mark may even lie above the limit.
-//
-// The connection manager is asked by one goroutine at a time, which Close waits for,
-// without any lock of the manager. If it panics, that is logged, and it is not asked
-// again. Given again, the option adds another one. cm may not be nil.
-func WithTrimming(cm connmgr.ConnManager) Option {
-	return func(c *config) error {
-		if cm == nil {
-			return errors.New("WithTrimming: the connection manager is nil")
-		}
-		c.trimmed = append(c.trimmed, cm)
-		return nil
-	}
 }
 
 // limitWatch is what has been told of each limit.

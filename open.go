@@ -173,17 +173,14 @@ func (e *engine) newStream(s userScope, ps *peerScope) *streamScope {
 // openStreamOf admits a stream of a peer, unless the memory of the process or a limit
 // refuses it.
 func (st *stripe) openStreamOf(ps *peerScope, h *holder, c *chain, all bool) (verdict, error) {
-	m := st.engine
-	if !all && m.pressure.refuses(h.dir) && ps.trusted == 0 && !m.allowlist.allowsPeer(ps.id) {
+	e := st.engine
+	if !all && e.pressure.refuses(h.dir) && ps.trusted == 0 && !e.allowlist.allowsPeer(ps.id) {
 		if err := st.refuseOpeningForMemory(h, ps); err != nil {
 			return refused, err
 		}
 	}
 	return st.open(h, c, nil, ps.trusted > 0, all)
 }
-
-// maxIdle bounds the holders that a stripe keeps for streams that come next.
-const maxIdle = 64
 
 // begin gives a stream that was admitted a holder, one that was used before where there is
 // one, and unlocks the stripe, or with all every stripe.
@@ -250,11 +247,6 @@ func (h *holder) become(as *holder, c *chain) {
 	at.at[slotPeer], at.at[slotTransient], at.at[slotSystem] = c.at[slotPeer], c.at[slotTransient], c.at[slotSystem]
 }
 
-// stand puts what is new into a transient and a system scope.
-func (c *chain) stand(transient, system *share) {
-	c.at[slotTransient], c.at[slotSystem] = &transient.account, &system.account
-}
-
 // open charges a new connection, of a subnet if it is near one, or a new stream to
 // the standard scopes, or if they refuse it and it may fall back, to the allowlisted
 // ones.
@@ -298,14 +290,6 @@ func (st *stripe) open(h *holder, c *chain, near *neighbours, fallBack, all bool
 	return v, nil
 }
 
-// number gives a connection or stream its number, once.
-func (st *stripe) number(h *holder) {
-	if h.num == 0 {
-		h.num = st.newID()
-		st.traceOpening(h)
-	}
-}
-
 // checkOpening asks the limit of the connection or stream itself.
 func (st *stripe) checkOpening(h *holder, r *request) verdict {
 	if r.fits(h.limit) {
@@ -338,4 +322,22 @@ func (st *stripe) refuseOpening(h *holder, r *request) error {
 	err := st.refusal(h.asked(h.num), r)
 	st.traceNotOpened(h)
 	return err
+}
+
+func (e *engine) reportConn(dir network.Direction, usefd bool, err error) {
+	switch v, _ := decisionOf(err); v {
+	case admitted:
+		e.reporter.AllowConn(dir, usefd)
+	case refused:
+		e.reporter.BlockConn(dir, usefd)
+	}
+}
+
+func (e *engine) reportStream(p peer.ID, dir network.Direction, err error) {
+	switch v, _ := decisionOf(err); v {
+	case admitted:
+		e.reporter.AllowStream(p, dir)
+	case refused:
+		e.reporter.BlockStream(p, dir)
+	}
 }

@@ -4,6 +4,7 @@ package rcmgr
 // the manager is made; all that they say ends up in one config.
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -45,15 +46,6 @@ func (c *config) traced() bool { return c.tracePath != "" || len(c.reporters) > 
 
 // measured tells whether the manager is one of those that metrics show.
 func (c *config) measured() bool { return c.statsAsked || !c.metricsOff }
-
-func defaultConfig() config {
-	return config{
-		stripes:    defaultStripes(),
-		newcomers:  true,
-		refusalLog: 10 * time.Second,
-		gates:      defaultGateConfig(),
-	}
-}
 
 // Option sets something about a manager that is being made. What an option cannot
 // mean is an error of New that names the option. It keeps a copy of the lists that it
@@ -290,5 +282,140 @@ func replace[T any](lists *[numFamilies][]T, v4, v6 []T) {
 	}
 	if v6 != nil {
 		lists[ipv6] = v6
+	}
+}
+
+// WithFairShare keeps single peers and single subnets from taking all of the
+// transient scope, or of the scopes that are named: KindTransient and KindSystem. It
+// is for what comes from outside, and for the outbound streams of a peer that wait in
+// transient. While a scope, with a request, holds more than half
+// of a limit on inbound streams, inbound connections, all streams, all connections or
+// descriptors,
+//
+//   - a peer is refused what would give it more than a quarter of the limit, unless
+//     it holds nothing; of memory, too, and of transient's outbound streams;
+//   - a subnet is refused what would leave less than it holds: all inbound connections
+//     from one IPv4 /24 or one IPv6 /56, and all inbound streams of peers whose first
+//     inbound connection with an address came from there.
+//
+// Somebody of a subnet that holds nothing is admitted while there is room. Who has no
+// address of their own (behind a relay, or not IP) and this machine's own
+// 127.0.0.1 and ::1 are of no subnet. Whom the allowlist means falls back on the
+// allowlisted scopes, as where a limit refuses, and has no share to keep to once its
+// peer is known. A refusal is a *LimitError of the scope, with CauseFairShare. It is off by default.
+// Other kinds are an error.
+func WithFairShare(kinds ...Kind) Option {
+	if len(kinds) == 0 {
+		kinds = []Kind{KindTransient}
+	}
+	var shared kindSet
+	for _, k := range kinds {
+		if k != KindTransient && k != KindSystem {
+			return func(*config) error {
+				return fmt.Errorf("WithFairShare: %v has no shares, expected transient or system", k)
+			}
+		}
+		shared |= 1 << k
+	}
+	return func(c *config) error {
+		c.fair |= shared
+		return nil
+	}
+}
+
+// WithLeakFinder keeps a record of each open connection and stream, so that
+// Snapshot and the live page show the oldest of each class, and finds those that
+// are dropped without Done. It is off by default. When on, opening and closing take
+// about as long again; reservations do not know of it. Ages are exact to a second.
+//
+// What is dropped without Done is a caller's bug, counted and logged as such when
+// the garbage collection has found it. What it held stays reserved.
+func WithLeakFinder(f LeakFinder) Option {
+	return func(c *config) error {
+		if f.Stacks < 0 || f.Oldest < 0 {
+			return fmt.Errorf("WithLeakFinder: Stacks is %d and Oldest %d, they must not be negative", f.Stacks, f.Oldest)
+		}
+		c.leaks = &LeakFinder{Stacks: f.Stacks, Oldest: cmp.Or(f.Oldest, 10)}
+		return nil
+	}
+}
+
+// WithOnNearLimit calls f when 80 percent of a limit are used, and again at 95: once
+// each, and again only after use has fallen more than five percent of the limit
+// below the mark. Who passes both at once is told of both. Watched are the scopes
+// that all peers share: system, transient, the allowlisted ones, services and
+// protocols, which are looked at five times a second. Single peers, connections and
+// streams are not, for they come and go as strangers like; nor are the gates.
+//
+// f is called by one goroutine at a time and without any lock of the manager, which
+// it may ask anything; looks wait for it. Close waits for it, too, so that f must
+// not call Close. If it panics, that is logged, and it is not called again. Given again,
+// the option adds another listener. f may not be nil.
+func WithOnNearLimit(f func(NearLimitEvent)) Option {
+	return func(c *config) error {
+		if f == nil {
+			return errors.New("WithOnNearLimit: the function is nil")
+		}
+		c.nearLimit = append(c.nearLimit, f)
+		return nil
+	}
+}
+
+// WithTrimming asks a connection manager to close what it values least, from when 80
+// percent of the connections, descriptors or memory of the whole host are used until
+// that has fallen more than five percent of the limit below, five times a second: what
+// is just being let in or in its grace period can be closed only later. The connection
+// manager trims as if its high water mark had been reached: down to its low water mark,
+// which must lie below 75 percent of the limit for this to make room, and none that it
+// protects. With that, the high water mark may even lie above the limit.
+//
+// The connection manager is asked by one goroutine at a time, which Close waits for,
+// without any lock of the manager. If it panics, that is logged, and it is not asked
+// again. Given again, the option adds another one. cm may not be nil.
+func WithTrimming(cm connmgr.ConnManager) Option {
+	return func(c *config) error {
+		if cm == nil {
+			return errors.New("WithTrimming: the connection manager is nil")
+		}
+		c.trimmed = append(c.trimmed, cm)
+		return nil
+	}
+}
+
+// WithObserveOnly starts with the limits of some classes of scopes and gates, or
+// without any named of all, as limits that are only observed: they refuse nothing.
+// What they would have refused is admitted and accounted for exactly, and counted
+// in Snapshot.WouldRefuse and the metrics, and the log tells of it in lines that
+// begin with "Would have". A limit that is not observed refuses as always. Only
+// what no number can hold is refused by limits that are observed: a sum above
+// math.MaxInt64. Manager.Enforce and Manager.ObserveOnly switch at run time. A
+// kind that does not exist is an error.
+func WithObserveOnly(kinds ...Kind) Option {
+	set, err := kindSetOf(kinds)
+	return func(c *config) error {
+		if err != nil {
+			return fmt.Errorf("WithObserveOnly: %w", err)
+		}
+		c.observed |= set
+		return nil
+	}
+}
+
+// WithMemoryPressure refuses inbound connections and inbound streams while this
+// process has too much memory in use, whatever it is used for. It is off by
+// default. What is open stays and may reserve what its limits admit; outbound
+// connections and streams go on, and so do those that the allowlist means. A
+// connection from an address at which the allowlist names a peer is refused once it
+// turns out to be somebody else; a bare peer ID helps streams only.
+//
+// A refusal is a *LimitError of KindProcess and CauseMemoryPressure.
+func WithMemoryPressure(p MemoryPressure) Option {
+	return func(c *config) error {
+		own := p // filled in for each manager anew: it reads with buffers of its own
+		if err := own.check(); err != nil {
+			return fmt.Errorf("WithMemoryPressure: %w", err)
+		}
+		c.pressure = &own
+		return nil
 	}
 }

@@ -2,7 +2,12 @@ package rcmgr
 
 // Where each value of a configuration comes from.
 
-import "maps"
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+)
 
 // Origin tells where a value of a configuration comes from.
 type Origin uint8
@@ -71,4 +76,63 @@ func (o Origin) MarshalText() ([]byte, error) { return []byte(o.String()), nil }
 // UnmarshalText reads what MarshalText writes. An error says what was expected.
 func (o *Origin) UnmarshalText(text []byte) error {
 	return unmarshalName(o, text, originNames[:], "origin of a value")
+}
+
+// Setting is one value of a configuration.
+type Setting struct {
+	// Place is where it stands: "System.Conns", `Protocol["/x"].Streams`,
+	// `Gates.Subnets.IPv4["32"]`.
+	Place string
+	// Value is as in JSON, without quotes: "128", "unlimited", "blockAll"; a rate
+	// is "0.2/s, burst 16".
+	Value  string
+	Origin Origin
+}
+
+// allRates is the place of everything about how fast connections may come.
+const allRates = "Gates.Rate"
+
+// origins gives one origin to everything that is said, by place.
+func (g *GateLimits) origins(from Origin) map[string]Origin {
+	origins := make(map[string]Origin)
+	if g != nil {
+		for _, s := range g.settings() {
+			origins[s.Place] = from
+		}
+	}
+	return origins
+}
+
+// settings gives what is said about the gates.
+func (g *GateLimits) settings() (all []Setting) {
+	add := func(place, value string) { all = append(all, Setting{Place: place, Value: value}) }
+	subnets := gateLists[LimitVal](g.Subnets)
+	rates := gateLists[ConnRate](g.Rate)
+	eachGate("Gates.Subnets", &subnets, func(place string, v LimitVal) { add(place, valueText(dimConns, int64(v.Build(0)))) })
+	eachGate("Gates.Rate", &rates, func(place string, r ConnRate) { add(place, r.text()) })
+	if g.Outbound != nil {
+		add("Gates.Outbound", strconv.FormatBool(*g.Outbound))
+	}
+	return all
+}
+
+// eachGate calls f with everything that is said about one gate, and its place.
+func eachGate[V comparable](path string, said *gateLists[V], f func(place string, v V)) {
+	for at := range numFamilies {
+		levels := *said.perSubnet(at)
+		for _, bits := range slices.Sorted(maps.Keys(levels)) {
+			f(levelPlace(path, at, bits), levels[bits])
+		}
+	}
+	eachNetwork(path, said.Networks, f)
+}
+
+func (r ConnRate) text() string {
+	switch r.Burst {
+	case Unlimited:
+		return "unlimited"
+	case BlockAllLimit:
+		return "blockAll"
+	}
+	return fmt.Sprintf("%g/s, burst %d", r.PerSecond, r.Burst)
 }

@@ -19,7 +19,6 @@ import (
 	"html/template"
 	"io"
 	"iter"
-	"math"
 	"mime"
 	"net/http"
 	"net/url"
@@ -313,13 +312,6 @@ func writeText(w io.Writer, l *look) error {
 	return s.writeOldest(w)
 }
 
-func (s *Snapshot) totalRefusals() (n uint64) {
-	for _, r := range s.Refusals {
-		n += r.Total()
-	}
-	return n
-}
-
 // kindRefusals is what scopes of one kind have refused, and would have.
 type kindRefusals struct {
 	Kind         Kind
@@ -412,22 +404,4 @@ func (p *page) writeHTML(w io.Writer, l *look) error {
 		"Explained": explained.String(), "Asked": l.asked, "Observing": s.observing(), "Observed": s.observedText(),
 		"Style": template.CSS(pageStyle), "Script": template.JS(pageScript),
 	})
-}
-
-// amountText writes an amount for people: bytes of memory with their unit, and
-// a limit that is none in a word.
-func amountText(limit string, n int64) string {
-	switch {
-	case n == math.MaxInt64:
-		return "unlimited"
-	case limit != limitNames[dimMemory] || n < 1<<10:
-		return strconv.FormatInt(n, 10)
-	}
-	v, unit := float64(n), ""
-	for _, unit = range []string{"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"} {
-		if v /= 1 << 10; v < 1<<10 {
-			break
-		}
-	}
-	return strconv.FormatFloat(v, 'f', 1, 64) + " " + unit
 }

@@ -19,26 +19,6 @@ import (
 // widest subnet of an address, so that its subnets on all levels are under one.
 const gateStripes = 64
 
-// family is IPv4 or IPv6.
-type family uint8
-
-const (
-	ipv4 family = iota
-	ipv6
-	numFamilies
-)
-
-// familyOf takes normalised addresses only: a mapped one would be IPv6.
-func familyOf(addr netip.Addr) family {
-	if addr.Is4() {
-		return ipv4
-	}
-	return ipv6
-}
-
-func (f family) String() string { return [...]string{"ipv4", "ipv6"}[f] }
-func (f family) bitLen() int    { return [...]int{32, 128}[f] }
-
 // level is one prefix length, and what every subnet of it may have.
 type level struct {
 	id     uint16 // from 1, through both families
@@ -256,3 +236,12 @@ func (k subnetKey) addr() netip.Addr {
 // prefix gives the subnet that the key names, on a level of a prefix length.
 // What is cut off an IPv4 address lies in its last 32 bits, so it stays mapped.
 func (k subnetKey) prefix(bits int) netip.Prefix { return netip.PrefixFrom(k.addr(), bits) }
+
+// subnet is one part of the address space.
+type subnet struct {
+	level *level
+	key   subnetKey
+}
+
+// prefix gives the subnet as people know it.
+func (sub subnet) prefix() netip.Prefix { return sub.key.prefix(sub.level.bits) }

@@ -43,16 +43,6 @@ func batchOf(limit int64, stripes int) int64 {
 	return limit / int64(batches*stripes)
 }
 
-// verdict is what a decision came to.
-type verdict uint8
-
-const (
-	admitted  verdict = iota
-	refused           // it does not fit: a fact about one instant
-	undecided         // only the exact sum under all stripe locks can tell
-	unknown           // a Limiter that is not of this package has to be asked first; see decide
-)
-
 // tally is the state of one dimension of a pool.
 //
 // I1: for every share, use ≤ credit; the credit of all shares is handed;
@@ -362,25 +352,8 @@ func (sh *share) setCredit(d dim, credit int64, l tally) {
 	sh.floor[d] = credit - l.keep()
 }
 
-// short tells how much credit is lacking.
-func (sh *share) short(it item) int64 {
-	d := it.d & dimMask
-	return max(0, it.n-(sh.credit[d]-sh.use.of(d)))
-}
-
-// lacks tells whether the pool has to be asked.
-func (sh *share) lacks(r *request, it item) bool {
-	return it.n > sh.credit[it.d]-sh.use.of(it.d) || r.exact(it)
-}
-
 // lacksOne tells whether there is no credit for one more.
 func (sh *share) lacksOne(d dim) bool { return int64(sh.use.counts[d&dimMask]) >= sh.credit[d&dimMask] }
-
-// mayDraw tells whether there is credit for all that a unit counts in, or the pool has it
-// to give: for certain, if the drawing lock is held. Without a share, nothing is lacking.
-func (sh *share) mayDraw(u unit) bool {
-	return sh == nil || sh.mayDrawOne(u.dir) && sh.mayDrawOne(u.both) && (u.fds == 0 || sh.mayDrawOne(dimFD))
-}
 
 // mayDrawOne is what tally.draw says to one more.
 func (sh *share) mayDrawOne(d dim) bool {
@@ -392,33 +365,6 @@ func (sh *share) mayDrawOne(d dim) bool {
 		limit /= 2
 	}
 	return int64(w>>1) < limit
-}
-
-// drawUnitLocked draws the credit that is lacking. The drawing lock is held, and mayDraw.
-func (st *stripe) drawUnitLocked(sh *share, u unit) {
-	if sh == nil {
-		return
-	}
-	st.drawOneLocked(sh, u.dir)
-	st.drawOneLocked(sh, u.both)
-	if u.fds != 0 {
-		st.drawOneLocked(sh, dimFD)
-	}
-}
-
-func (st *stripe) drawOneLocked(sh *share, d dim) {
-	if !sh.lacksOne(d) {
-		return
-	}
-	st.draws++
-	if sh.pool.tight(d) { // as below, without what comes to nothing here
-		sh.pool.handOut(d, 1)
-		sh.addCredit(d, 1)
-		return
-	}
-	l := sh.pool.tally(d)
-	grant, _ := l.draw(1, 1, l.limit)
-	sh.drawLocked(item{d, 1}, grant)
 }
 
 // drawLocked hands out credit for an item, to be used at once, and more of it. The drawing
@@ -434,18 +380,6 @@ func (sh *share) drawLocked(it item, grant int64) {
 	}
 }
 
-// drawSettled hands out what is short, and calls in what lies idle where that
-// would pass half of the limit. All stripe locks are held.
-func (sh *share) drawSettled(it item, short int64) {
-	l := sh.pool.tally(it.d)
-	if !l.tight && short <= l.limit/2-l.handed {
-		sh.drawLocked(it, short)
-		return
-	}
-	sh.pool.recall(it.d, it.n)
-	sh.addCredit(it.d, it.n)
-}
-
 // addCredit gives the share credit that is in use, or takes it away.
 func (sh *share) addCredit(d dim, n int64) {
 	sh.credit[d&dimMask] += n
@@ -457,45 +391,6 @@ func (sh *share) idles(d dim) bool { return int64(sh.use.counts[d&dimMask]) < sh
 
 // idlesMemory tells whether too much credit of memory lies idle.
 func (sh *share) idlesMemory() bool { return sh.use.memory < sh.floor[dimMemory] }
-
-// trimUnit returns idle credit of all that a unit counts in, and of memory.
-func (st *stripe) trimUnit(sh *share, u unit) {
-	if sh.idles(u.dir) {
-		st.trim(sh, u.dir)
-	}
-	if sh.idles(u.both) {
-		st.trim(sh, u.both)
-	}
-	if sh.idles(dimFD) {
-		st.trim(sh, dimFD)
-	}
-	if sh.idlesMemory() {
-		st.trimMemory(sh)
-	}
-}
-
-// trim returns idle credit of d, which is a count, where there is more than the share may
-// keep. It asks the pool in any case, for it may have become loose.
-func (st *stripe) trim(sh *share, d dim) {
-	st.returns++
-	idle := sh.credit[d&dimMask] - int64(sh.use.counts[d&dimMask])
-	if sh.pool.takesBack(d, idle) {
-		sh.addCredit(d, -idle)
-		return
-	}
-	sh.trimHalf(d, idle)
-}
-
-// trimMemory is trim for memory.
-func (st *stripe) trimMemory(sh *share) {
-	st.returns++
-	idle := sh.credit[dimMemory] - sh.use.memory
-	if sh.pool.takesBack(dimMemory, idle) {
-		sh.addCredit(dimMemory, -idle)
-		return
-	}
-	sh.trimHalf(dimMemory, idle)
-}
 
 // trimHalf returns idle credit down to half of what the share may keep, if it has more
 // than that.

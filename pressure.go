@@ -15,8 +15,6 @@ import (
 	"runtime/metrics"
 	"sync/atomic"
 	"time"
-
-	"github.com/libp2p/go-libp2p/core/network"
 )
 
 // MemoryPressure says when WithMemoryPressure refuses. Its zero value is 90 % of
@@ -42,25 +40,6 @@ type MemoryPressure struct {
 	// would let it grow past Limit before it collects it, which GOMEMLIMIT prevents.
 	// If InUse panics, that is logged, and the runtime's number counts from then on.
 	InUse func() int64
-}
-
-// WithMemoryPressure refuses inbound connections and inbound streams while this
-// process has too much memory in use, whatever it is used for. It is off by
-// default. What is open stays and may reserve what its limits admit; outbound
-// connections and streams go on, and so do those that the allowlist means. A
-// connection from an address at which the allowlist names a peer is refused once it
-// turns out to be somebody else; a bare peer ID helps streams only.
-//
-// A refusal is a *LimitError of KindProcess and CauseMemoryPressure.
-func WithMemoryPressure(p MemoryPressure) Option {
-	return func(c *config) error {
-		own := p // filled in for each manager anew: it reads with buffers of its own
-		if err := own.check(); err != nil {
-			return fmt.Errorf("WithMemoryPressure: %w", err)
-		}
-		c.pressure = &own
-		return nil
-	}
 }
 
 // check fills in what is left out. An error says what is wrong with the rest.
@@ -172,63 +151,6 @@ func (p *pressure) state() (s ProcessMemory) {
 	}
 	return ProcessMemory{InUse: p.inUse.Load(), Limit: p.limit, RefuseAbove: p.refuse, AdmitBelow: p.readmit,
 		Refusing: p.refusing.Load(), Times: p.times.Load()}
-}
-
-// refuseForMemory refuses a connection that has no scope yet. Where memory is only
-// observed, it counts that, and refuses nothing.
-func (e *engine) refuseForMemory(h *holder) error {
-	idle, st := e.lockIdle()
-	defer e.idleConns.Put(idle)
-	defer st.unlock(false)
-	if st.closed {
-		return errClosed
-	}
-	return st.refuseOpeningForMemory(h, nil)
-}
-
-// refuseOpeningForMemory is refuseForMemory under the stripe's lock, of a peer's
-// stream or of a connection.
-func (st *stripe) refuseOpeningForMemory(h *holder, asker *peerScope) error {
-	if st.noteMemory(h, asker); st.onlyObservesMemory() {
-		return nil
-	}
-	st.number(h)
-	r := h.total()
-	return st.refuseOpening(h, &r)
-}
-
-// refuseForMemory refuses to go on with a connection that the allowlist had let in
-// for somebody else.
-func (c *connScope) refuseForMemory() error {
-	st := c.h.tree.lock()
-	defer st.unlock(false)
-	if err := c.openIn(st); err != nil {
-		return err
-	}
-	if st.noteMemory(c.h, nil); st.onlyObservesMemory() {
-		return nil
-	}
-	total := c.h.total()
-	return st.refusal(c.asked(), &total)
-}
-
-// onlyObservesMemory tells whether memory refuses nothing, and counts what was noted
-// if so.
-func (st *stripe) onlyObservesMemory() bool {
-	if !st.engine.observed.load().has(KindProcess) {
-		return false
-	}
-	st.observeLast()
-	st.exceeded()
-	return true
-}
-
-// noteMemory notes that a connection or stream is refused for the sake of memory.
-func (st *stripe) noteMemory(h *holder, asker *peerScope) {
-	p := st.engine.pressure
-	st.refusedBy(traceName{scopeName: p.scope}, &held{})
-	st.note(refusal{&p.scope, h.dir, CauseMemoryPressure, network.ReservationPriorityAlways, p.inUse.Load(), 1, p.refuse}, nil)
-	st.why.askedBy(&request{asker: asker})
 }
 
 // runtimeMemory gives what the runtime has in use, for a process that may use so

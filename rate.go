@@ -195,3 +195,8 @@ func (l rateLimit) bucket() (bucketLimit, error) {
 	interval = max(1, min(interval, float64(longest/max(1, int64(l.burst)))))
 	return bucketLimit{interval: int64(interval), capacity: int64(interval) * int64(l.burst)}, nil
 }
+
+// taken returns how many tokens a bucket lacks, of how many.
+func (b bucketLimit) taken(fullAt, at int64) (tokens, burst int64) {
+	return (max(0, fullAt-at) + b.interval - 1) / b.interval, b.capacity / b.interval
+}

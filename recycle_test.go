@@ -230,7 +230,7 @@ func TestOneStripeKeepsItsHolders(t *testing.T) {
 			c, _ := m.OpenConnection(network.DirInbound, true, testFars[0].addr)
 			opened <- c
 		}()
-		waitForLockIn(t, "(*Manager).lockIdle")
+		waitForLockIn(t, "(*engine).lockIdle")
 		m.stripes[0].mu.Unlock()
 		c := (<-opened).(*connScope)
 		if c.h == before.h {

@@ -117,17 +117,7 @@ func (g *guardedReporter) BlockMemory(size int) {
 	g.tell(func(r MetricsReporter) { r.BlockMemory(size) })
 }
 
-// StatsTraceReporter is what programs pass to WithTraceReporter to have
-// metrics. Metrics are read from the manager at each scrape (MustRegisterWith),
-// not gathered from events, so it switches no tracing on; given by value or by
-// pointer, it says that metrics are wanted, also beside WithMetricsDisabled.
-// The zero value is ready.
-type StatsTraceReporter struct{}
-
 var _ TraceReporter = StatsTraceReporter{}
-
-// NewStatsTraceReporter gives a StatsTraceReporter. The error is always nil.
-func NewStatsTraceReporter() (StatsTraceReporter, error) { return StatsTraceReporter{}, nil }
 
 // ConsumeEvent does nothing: metrics are read at each scrape.
 func (StatsTraceReporter) ConsumeEvent(TraceEvt) {}
@@ -145,62 +135,4 @@ func decisionOf(err error) (verdict, Kind) {
 		return refused, refusal.Kind()
 	}
 	return undecided, 0
-}
-
-func (e *engine) reportConn(dir network.Direction, usefd bool, err error) {
-	switch v, _ := decisionOf(err); v {
-	case admitted:
-		e.reporter.AllowConn(dir, usefd)
-	case refused:
-		e.reporter.BlockConn(dir, usefd)
-	}
-}
-
-func (e *engine) reportStream(p peer.ID, dir network.Direction, err error) {
-	switch v, _ := decisionOf(err); v {
-	case admitted:
-		e.reporter.AllowStream(p, dir)
-	case refused:
-		e.reporter.BlockStream(p, dir)
-	}
-}
-
-func (e *engine) reportPeer(p peer.ID, err error) {
-	switch v, _ := decisionOf(err); v {
-	case admitted:
-		e.reporter.AllowPeer(p)
-	case refused:
-		e.reporter.BlockPeer(p)
-	}
-}
-
-func (e *engine) reportProtocol(proto protocol.ID, p peer.ID, err error) {
-	switch v, by := decisionOf(err); {
-	case v == admitted:
-		e.reporter.AllowProtocol(proto)
-	case v == refused && by == KindProtocolPeer:
-		e.reporter.BlockProtocolPeer(proto, p)
-	case v == refused:
-		e.reporter.BlockProtocol(proto)
-	}
-}
-
-func (e *engine) reportService(svc string, p peer.ID, err error) {
-	switch v, by := decisionOf(err); {
-	case v == admitted:
-		e.reporter.AllowService(svc)
-	case v == refused && by == KindServicePeer:
-		e.reporter.BlockServicePeer(svc, p)
-	case v == refused:
-		e.reporter.BlockService(svc)
-	}
-}
-
-func (e *engine) reportMemory(size int, err error) {
-	switch v, _ := decisionOf(err); v {
-	case admitted:
-		e.reporter.AllowMemory(size)
-	case refused:
-		e.reporter.BlockMemory(size)
-	}
 }

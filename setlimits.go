@@ -200,22 +200,11 @@ func (m *Manager) catchUp(b *limitBook, late living) {
 	}
 }
 
-// LimitResetter is implemented by every scope that this package hands out, as
-// ResourceScopeLimiter is. Both are safe for concurrent use.
-type LimitResetter interface {
-	// ResetLimit takes back what SetLimit has set: the scope has the limit that
-	// the manager's limits give it, and follows SetLimits again. Where nothing was
-	// set, it does nothing. If a Limiter that is not of this package gives no valid
-	// limit for the scope, that is counted and logged as a caller's bug, and the
-	// limit stays as it was.
-	ResetLimit()
-}
-
 // ResetLimit takes back what SetLimit has set.
 func (s *userScope) ResetLimit() {
 	h := s.h
-	m := h.tree.at.Load().engine
-	m.reportUnreset(decide(m, func(b *limitBook) (f fetched[openingLimits], err error) {
+	e := h.tree.at.Load().engine
+	e.reportUnreset(decide(e, func(b *limitBook) (f fetched[openingLimits], err error) {
 		st := h.tree.lock()
 		owner, live := h.tree.chain.peer(), s.live()
 		st.unlock(false)
@@ -232,9 +221,9 @@ func (s *userScope) ResetLimit() {
 			return refused, nil
 		case h.role != leaf: // a span follows its owner
 		case h.kind == KindConn:
-			limit = &m.classes.conn
+			limit = &e.classes.conn
 		default:
-			if limit = m.streamLimit(f); limit == nil {
+			if limit = e.streamLimit(f); limit == nil {
 				return unknown, nil
 			}
 		}
@@ -252,11 +241,11 @@ func (e *engine) reportUnreset(err error) {
 
 // ResetLimit takes back what SetLimit has set.
 func (ps *peerScope) ResetLimit() {
-	m := ps.st.engine
-	m.reportUnreset(decide(m, fetchPeer(ps.id), func(_ bool, f fetched[*amounts]) (verdict, error) {
+	e := ps.st.engine
+	e.reportUnreset(decide(e, fetchPeer(ps.id), func(_ bool, f fetched[*amounts]) (verdict, error) {
 		st, a, _ := ps.enter(true, false)
 		defer st.exit(false)
-		limit := m.peerLimit(ps.id, f)
+		limit := e.peerLimit(ps.id, f)
 		if limit == nil {
 			return unknown, nil
 		}
@@ -268,15 +257,15 @@ func (ps *peerScope) ResetLimit() {
 
 // ResetLimit takes back what SetLimit has set.
 func (p *pool) ResetLimit() {
-	m := p.engine
-	m.reportUnreset(decide(m, func(b *limitBook) (fetched[sharedLimits], error) {
+	e := p.engine
+	e.reportUnreset(decide(e, func(b *limitBook) (fetched[sharedLimits], error) {
 		return b.fetchShared(p.kind, p.name)
 	}, func(_ bool, f fetched[sharedLimits]) (verdict, error) {
 		st, a, _ := p.enter(true, true)
 		defer st.exit(true)
-		now, book := a.share.pool, m.limits.Load()
+		now, book := a.share.pool, e.limits.Load()
 		if now.kind <= KindAllowlistedTransient {
-			m.dir.stick(now, false)
+			e.dir.stick(now, false)
 			now.setLimit(book.kinds[now.kind].unnamed)
 			return admitted, nil
 		}
@@ -284,8 +273,8 @@ func (p *pool) ResetLimit() {
 		if !known {
 			return unknown, nil
 		}
-		m.dir.stick(now, false)
-		m.dir.renew(now, book, limits)
+		e.dir.stick(now, false)
+		e.dir.renew(now, book, limits)
 		return admitted, nil
 	}))
 }

@@ -14,17 +14,6 @@ import (
 	"strings"
 )
 
-// Setting is one value of a configuration.
-type Setting struct {
-	// Place is where it stands: "System.Conns", `Protocol["/x"].Streams`,
-	// `Gates.Subnets.IPv4["32"]`.
-	Place string
-	// Value is as in JSON, without quotes: "128", "unlimited", "blockAll"; a rate
-	// is "0.2/s, burst 16".
-	Value  string
-	Origin Origin
-}
-
 // Settings gives all limits, costs and gates, each with its origin, in the order
 // of the fields of PartialLimitConfig; services, protocols and peers by name.
 // rm.Limits().Settings() is what is in force.
@@ -40,20 +29,6 @@ func (cfg ConcreteLimitConfig) Settings() []Setting {
 	})
 	all = append(all, cfg.limits.Costs.settings()...)
 	return append(all, cfg.gateSettings()...)
-}
-
-// limitOrder is the order of limits in configurations, as quantities.counts has it.
-var limitOrder = [numDims]dim{dimStreams, dimStreamsIn, dimStreamsOut, dimConns, dimConnsIn, dimConnsOut, dimFD, dimMemory}
-
-// valueText gives a limit as it stands in JSON.
-func valueText(d dim, limit int64) string {
-	switch {
-	case isUnlimited(d, limit):
-		return "unlimited"
-	case limit == 0:
-		return "blockAll"
-	}
-	return strconv.FormatInt(limit, 10)
 }
 
 func (c *Costs) settings() []Setting {
@@ -94,44 +69,6 @@ func (cfg *ConcreteLimitConfig) gateSettings() []Setting {
 	return all
 }
 
-// allRates is the place of everything about how fast connections may come.
-const allRates = "Gates.Rate"
-
-// origins gives one origin to everything that is said, by place.
-func (g *GateLimits) origins(from Origin) map[string]Origin {
-	origins := make(map[string]Origin)
-	if g != nil {
-		for _, s := range g.settings() {
-			origins[s.Place] = from
-		}
-	}
-	return origins
-}
-
-// settings gives what is said about the gates.
-func (g *GateLimits) settings() (all []Setting) {
-	add := func(place, value string) { all = append(all, Setting{Place: place, Value: value}) }
-	subnets := gateLists[LimitVal](g.Subnets)
-	rates := gateLists[ConnRate](g.Rate)
-	eachGate("Gates.Subnets", &subnets, func(place string, v LimitVal) { add(place, valueText(dimConns, int64(v.Build(0)))) })
-	eachGate("Gates.Rate", &rates, func(place string, r ConnRate) { add(place, r.text()) })
-	if g.Outbound != nil {
-		add("Gates.Outbound", strconv.FormatBool(*g.Outbound))
-	}
-	return all
-}
-
-// eachGate calls f with everything that is said about one gate, and its place.
-func eachGate[V comparable](path string, said *gateLists[V], f func(place string, v V)) {
-	for at := range numFamilies {
-		levels := *said.perSubnet(at)
-		for _, bits := range slices.Sorted(maps.Keys(levels)) {
-			f(levelPlace(path, at, bits), levels[bits])
-		}
-	}
-	eachNetwork(path, said.Networks, f)
-}
-
 // eachNetwork is eachGate for the networks that are named.
 func eachNetwork[V any](path string, networks map[netip.Prefix]V, f func(place string, v V)) {
 	for _, n := range slices.SortedFunc(maps.Keys(networks), netip.Prefix.Compare) {
@@ -147,16 +84,6 @@ func levelPlace(path string, f family, bits int) string {
 // networkPlace returns the place of what is said about one network.
 func networkPlace(path string, n netip.Prefix) string {
 	return fmt.Sprintf("%s.Networks[%q]", path, n)
-}
-
-func (r ConnRate) text() string {
-	switch r.Burst {
-	case Unlimited:
-		return "unlimited"
-	case BlockAllLimit:
-		return "blockAll"
-	}
-	return fmt.Sprintf("%g/s, burst %d", r.PerSecond, r.Burst)
 }
 
 // WriteSettings writes settings as a table. An error is that of w.

@@ -22,13 +22,13 @@ type place interface {
 }
 
 func reserveAt(pl place, size int, priority uint8) error {
-	m := pl.manager()
+	e := pl.manager()
 	if size < 0 {
 		err := &scopeError{pl.scope(), negativeSize(size)}
-		m.reportBug("a negative size was to be reserved", "err", err)
+		e.reportBug("a negative size was to be reserved", "err", err)
 		return err
 	}
-	r := memoryRequest(m.admission, int64(size), priority)
+	r := memoryRequest(e.admission, int64(size), priority)
 	for all := false; ; all = true {
 		st, a, c := pl.enter(true, all)
 		v, err := st.takeDirect(a, &c, &r, all)
@@ -39,8 +39,8 @@ func reserveAt(pl place, size int, priority uint8) error {
 		if err != nil {
 			tellRefusal(err)
 		}
-		if m.reporter != nil {
-			m.reportMemory(size, err)
+		if e.reporter != nil {
+			e.reportMemory(size, err)
 		}
 		return err
 	}

@@ -10,59 +10,12 @@ import (
 	"cmp"
 	"encoding/json"
 	"math"
-	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 )
-
-// Refusals counts requests that were refused, by the limit that stood in the
-// way. The numbers only grow.
-type Refusals struct {
-	Memory          uint64 `json:",omitempty"`
-	StreamsInbound  uint64 `json:",omitempty"`
-	StreamsOutbound uint64 `json:",omitempty"`
-	Streams         uint64 `json:",omitempty"`
-	ConnsInbound    uint64 `json:",omitempty"`
-	ConnsOutbound   uint64 `json:",omitempty"`
-	Conns           uint64 `json:",omitempty"`
-	FD              uint64 `json:",omitempty"`
-}
-
-// Total gives the number of all refusals.
-func (r Refusals) Total() uint64 {
-	return r.Memory + r.StreamsInbound + r.StreamsOutbound + r.Streams +
-		r.ConnsInbound + r.ConnsOutbound + r.Conns + r.FD
-}
-
-func (c *dimCounts) refusals() Refusals {
-	return Refusals{
-		Memory:          c[dimMemory],
-		StreamsInbound:  c[dimStreamsIn],
-		StreamsOutbound: c[dimStreamsOut],
-		Streams:         c[dimStreams],
-		ConnsInbound:    c[dimConnsIn],
-		ConnsOutbound:   c[dimConnsOut],
-		Conns:           c[dimConns],
-		FD:              c[dimFD],
-	}
-}
-
-// dimCounts is the inverse of dimCounts.refusals.
-func (r *Refusals) dimCounts() dimCounts {
-	return dimCounts{
-		dimMemory:     r.Memory,
-		dimStreamsIn:  r.StreamsInbound,
-		dimStreamsOut: r.StreamsOutbound,
-		dimStreams:    r.Streams,
-		dimConnsIn:    r.ConnsInbound,
-		dimConnsOut:   r.ConnsOutbound,
-		dimConns:      r.Conns,
-		dimFD:         r.FD,
-	}
-}
 
 // Usage is an amount of everything that is limited: counts, and bytes of memory.
 type Usage struct {
@@ -117,24 +70,6 @@ type EngineState struct {
 	Draws, Returns uint64
 	// Settled counts decisions that needed all stripes.
 	Settled uint64
-}
-
-// SubnetState is how many connections one subnet has.
-type SubnetState struct {
-	Prefix netip.Prefix
-	Conns  int64
-	Limit  int64
-}
-
-// GateState is what the gates keep. It is read a little later than the scopes.
-type GateState struct {
-	// Subnets counts the subnets that have connections, each prefix length on
-	// its own; RateBuckets those that have connected lately.
-	Subnets     int
-	RateBuckets int
-	// Fullest has the subnets and networks with the most of their limit taken,
-	// the fullest first.
-	Fullest []SubnetState
 }
 
 // Snapshot is the state of a manager in one consistent cut: the numbers of all
@@ -372,51 +307,6 @@ func (r *ranking) offer(id peer.ID, value uint64, n int) {
 	*r = slices.Insert(l, at, rankedPeer{id, value})
 }
 
-// peersAtOnce bounds the peers that are looked at under one lock.
-const peersAtOnce = 256
-
-// eachPeer calls f with every peer that is there from beginning to end, and
-// maybe others, under the stripe's lock, which is let go in between: a map may
-// change while it is ranged over.
-func (st *stripe) eachPeer(f func(*peerScope)) {
-	st.lock(false)
-	defer st.unlock(false)
-	n := 0
-	for _, ps := range st.peers {
-		f(ps)
-		if n++; n%peersAtOnce == 0 {
-			st.unlock(false)
-			st.lock(false)
-		}
-	}
-}
-
-// limitNames are the names of limits, as they stand in configurations.
-var limitNames = [numDims]string{
-	dimMemory:     "Memory",
-	dimStreamsIn:  "StreamsInbound",
-	dimStreamsOut: "StreamsOutbound",
-	dimStreams:    "Streams",
-	dimConnsIn:    "ConnsInbound",
-	dimConnsOut:   "ConnsOutbound",
-	dimConns:      "Conns",
-	dimFD:         "FD",
-}
-
-// amountsOf is the inverse of amounts.stat.
-func amountsOf(s network.ScopeStat) amounts {
-	return amounts{
-		dimMemory:     s.Memory,
-		dimStreamsIn:  int64(s.NumStreamsInbound),
-		dimStreamsOut: int64(s.NumStreamsOutbound),
-		dimStreams:    int64(s.NumStreamsInbound) + int64(s.NumStreamsOutbound),
-		dimConnsIn:    int64(s.NumConnsInbound),
-		dimConnsOut:   int64(s.NumConnsOutbound),
-		dimConns:      int64(s.NumConnsInbound) + int64(s.NumConnsOutbound),
-		dimFD:         int64(s.NumFD),
-	}
-}
-
 // scopeJSON is how a ScopeState is written.
 type scopeJSON struct {
 	Name   string
@@ -497,4 +387,11 @@ func (l *limitNumber) UnmarshalJSON(b []byte) error {
 	}
 	*l = limitNumber(v.Build(0))
 	return nil
+}
+
+func (s *Snapshot) totalRefusals() (n uint64) {
+	for _, r := range s.Refusals {
+		n += r.Total()
+	}
+	return n
 }

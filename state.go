@@ -4,39 +4,10 @@ package rcmgr
 // and Stat; and the reading that metrics are made of.
 
 import (
-	"maps"
-	"slices"
-
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 )
-
-// ResourceScopeLimiter is implemented by every scope that this package hands
-// out: type-assert a network.ResourceScope to read or replace its limit.
-type ResourceScopeLimiter interface {
-	// Limit returns a copy of the limit in force.
-	Limit() Limit
-	// SetLimit replaces the limit of this one scope. What is held stays; a
-	// scope that holds more than its new limit admits nothing more until it
-	// has drained. A nil limit or one below zero is a caller's bug: it is
-	// counted and logged, and the limit stays as it was.
-	SetLimit(Limit)
-}
-
-// ResourceManagerState is implemented by *Manager, and tells what its scopes are
-// and what they hold. All methods are safe for concurrent use.
-type ResourceManagerState interface {
-	// ListServices gives the names of all services that have a scope.
-	ListServices() []string
-	// ListProtocols gives the IDs of all protocols that have a scope.
-	ListProtocols() []protocol.ID
-	// ListPeers gives the IDs of all peers that have a scope.
-	ListPeers() []peer.ID
-
-	// Stat gives what every scope holds.
-	Stat() ResourceManagerStat
-}
 
 // ResourceManagerStat is what every scope holds, in one consistent cut: the
 // numbers of all scopes belong to the same instant.
@@ -49,41 +20,6 @@ type ResourceManagerStat struct {
 	// What the allowlist lets in where system and transient are full.
 	AllowlistedSystem    network.ScopeStat `json:",omitzero"`
 	AllowlistedTransient network.ScopeStat `json:",omitzero"`
-}
-
-// ListServices gives the names of all services that have a scope, sorted.
-func (m *Manager) ListServices() []string {
-	return m.listNames(KindService)
-}
-
-// ListProtocols gives the IDs of all protocols that have a scope, sorted.
-func (m *Manager) ListProtocols() []protocol.ID {
-	names := m.listNames(KindProtocol)
-	return protocol.ConvertFromStrings(names)
-}
-
-func (m *Manager) listNames(k Kind) []string {
-	names := []string{}
-	for _, p := range m.dir.list() {
-		if p.kind == k {
-			names = append(names, p.name)
-		}
-	}
-	slices.Sort(names)
-	return names
-}
-
-// ListPeers gives the IDs of all peers that have a scope, sorted by their bytes.
-func (m *Manager) ListPeers() []peer.ID {
-	peers := []peer.ID{}
-	for i := range m.stripes {
-		st := &m.stripes[i]
-		st.lock(false)
-		peers = slices.AppendSeq(peers, maps.Keys(st.peers))
-		st.unlock(false)
-	}
-	slices.Sort(peers)
-	return peers
 }
 
 // Stat gives what every scope holds, in one consistent cut. It takes all

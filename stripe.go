@@ -6,9 +6,6 @@ package rcmgr
 // their spans live there, in plain integers.
 
 import (
-	"encoding/binary"
-	"hash/maphash"
-	"math/rand/v2"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -160,25 +157,6 @@ func (st *stripe) newID() int64 {
 	return st.nextID
 }
 
-// stripeOf returns the stripe that a peer belongs to; who puts something into it has to wake
-// it. What an ID ends with is a key, or a hash of one: that is enough to tell peers apart.
-func (e *engine) stripeOf(p peer.ID) *stripe {
-	const enough = 16
-	var end subnetKey
-	if at := len(p) - enough; at >= 0 {
-		end.hi = binary.LittleEndian.Uint64([]byte(p[at:]))
-		end.lo = binary.LittleEndian.Uint64([]byte(p[at+enough/2:]))
-	} else {
-		end.hi = maphash.String(e.seed, string(p)) // no ID of a peer is so short
-	}
-	return &e.stripes[e.secret.of(end)>>32&uint64(len(e.stripes)-1)]
-}
-
-// anyStripe returns a stripe, ready for use, for what has no peer, or has none yet.
-func (e *engine) anyStripe() *stripe {
-	return e.stripes[rand.Uint64()&uint64(len(e.stripes)-1)].awake()
-}
-
 // lock takes the stripe's lock, or with all every stripe's, in order (I8).
 func (st *stripe) lock(all bool) {
 	if all {
@@ -196,25 +174,6 @@ func (st *stripe) unlock(all bool) {
 	st.mu.Unlock()
 }
 
-func (e *engine) lockAll() {
-	for i := range e.stripes {
-		e.stripes[i].mu.Lock()
-	}
-}
-
-func (e *engine) unlockAll() {
-	for i := range e.stripes {
-		e.stripes[i].mu.Unlock()
-	}
-}
-
-// inOneCut runs f under all stripe locks: what it sees belongs together.
-func (e *engine) inOneCut(f func()) {
-	e.lockAll()
-	defer e.unlockAll()
-	f()
-}
-
 // unref drops a reference and queues the account if nothing else holds it.
 func (st *stripe) unref(a *account) {
 	a.refs--
@@ -227,38 +186,6 @@ func (st *stripe) enqueue(a *account) {
 		a.queued = true
 		st.queue = append(st.queue, a)
 	}
-}
-
-// refusal counts the refusal that is noted in st.why, and tells it as an error.
-func (st *stripe) refusal(asked askedScope, r *request) error {
-	why := &st.why
-	k := why.scope.kind
-	asked.place = st.placeOf(why)
-	st.refusals[k][why.d]++
-	st.rationed.count(&why.refusal)
-	if why.by != nil {
-		why.by.deny().refused[why.d]++
-		why.by = nil
-	}
-	if st.engine.noting {
-		keepRemark(&st.remarks, why)
-	}
-	blocked := &st.blocked[k]
-	blocked[r.dir&dimMask] += r.count
-	blocked[r.both&dimMask] += r.count
-	blocked[dimFD] += r.fds
-	// A connection or stream that is refused when it moves may hold memory, but it is
-	// not memory that was asked for.
-	if why.d == dimMemory {
-		blocked[dimMemory] = addCapped(blocked[dimMemory], r.memory)
-	}
-	if st.trace != nil {
-		st.trace.blocked(st.refuser.name, r, why.d, &st.refuser.use)
-	}
-	if asked.num != 0 {
-		asked.name = why.holder
-	}
-	return &LimitError{why.refusal, asked}
 }
 
 // peer gives the scope of a peer, or nil if it has none and the Limiter has to be
@@ -442,4 +369,34 @@ func (dir *directory) list() []*pool {
 		pools = append(pools, p)
 	}
 	return pools
+}
+
+// maxIdle bounds the holders that a stripe keeps for streams that come next.
+const maxIdle = 64
+
+// number gives a connection or stream its number, once.
+func (st *stripe) number(h *holder) {
+	if h.num == 0 {
+		h.num = st.newID()
+		st.traceOpening(h)
+	}
+}
+
+// peersAtOnce bounds the peers that are looked at under one lock.
+const peersAtOnce = 256
+
+// eachPeer calls f with every peer that is there from beginning to end, and
+// maybe others, under the stripe's lock, which is let go in between: a map may
+// change while it is ranged over.
+func (st *stripe) eachPeer(f func(*peerScope)) {
+	st.lock(false)
+	defer st.unlock(false)
+	n := 0
+	for _, ps := range st.peers {
+		f(ps)
+		if n++; n%peersAtOnce == 0 {
+			st.unlock(false)
+			st.lock(false)
+		}
+	}
 }

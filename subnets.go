@@ -18,15 +18,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 )
 
-// subnet is one part of the address space.
-type subnet struct {
-	level *level
-	key   subnetKey
-}
-
-// prefix gives the subnet as people know it.
-func (sub subnet) prefix() netip.Prefix { return sub.key.prefix(sub.level.bits) }
-
 // subnetStripe is a lock and the records under it, on cache lines of its own.
 type subnetStripe struct {
 	*partition
@@ -606,4 +597,34 @@ func (s *subnets) addRefusals(refused, would *[numKinds]dimCounts) {
 			would[k].add(&n.would.counts[i])
 		}
 	})
+}
+
+// onlyObserved gives the gates that refuse nothing.
+func (s *subnets) onlyObserved() kindSet {
+	if s.observed == nil {
+		return 0
+	}
+	return s.observed.load()
+}
+
+// letLocked counts a connection that a gate lets pass though it is full.
+func (s *subnets) letLocked(by bar, d dim) {
+	e := by.tellLocked(d, s.noting)
+	by.st.mu.would.counts[by.kind-KindSubnet][d]++
+	if s.noting {
+		by.st.mu.would.note(e, 1)
+	}
+}
+
+// lets is letLocked for a refusal by something else, of one address, if the gate is
+// only observed.
+func (s *subnets) lets(addr netip.Addr, k Kind, d dim) bool {
+	if !s.onlyObserved().has(k) {
+		return false
+	}
+	st := &s.all()[0]
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	s.letLocked(bar{st, single(addr), k}, d)
+	return true
 }

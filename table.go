@@ -11,8 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
-	"unicode"
+	"time"
 )
 
 // LimitUse is one limit of one scope, and how much of it is taken: numbers, and
@@ -51,43 +50,6 @@ func (u *LimitUse) fullness() float64 {
 		return math.Inf(1)
 	}
 	return math.Inf(-1)
-}
-
-// limitText gives a limit as people read it.
-func limitText(limit int64) string {
-	if limit == math.MaxInt64 || limit == math.MaxInt {
-		return "unlimited"
-	}
-	return strconv.FormatInt(limit, 10)
-}
-
-// loggedAmount is an amount as logs have it: as text, bytes with their unit, and in JSON
-// always a number, in which no limit is math.MaxInt64, as in snapshots.
-type loggedAmount struct {
-	d dim
-	n int64
-}
-
-// amountFor is the amount that a scope or gate compares with its limit of d: what the
-// process gate refuses are connections and streams, and what it compares are bytes.
-func amountFor(k Kind, d dim, n int64) loggedAmount {
-	if k == KindProcess {
-		d = dimMemory
-	}
-	return loggedAmount{d, n}
-}
-
-func (a loggedAmount) number() int64 {
-	if isUnlimited(a.d, a.n) {
-		return math.MaxInt64
-	}
-	return a.n
-}
-
-func (a loggedAmount) String() string { return amountText(limitNames[a.d], a.number()) }
-
-func (a loggedAmount) MarshalJSON() ([]byte, error) {
-	return strconv.AppendInt(nil, a.number(), 10), nil
 }
 
 func (u *LimitUse) percentText() string {
@@ -281,25 +243,35 @@ func (s *Snapshot) observedText() string {
 	return strings.Join(names, ", ")
 }
 
-// table writes aligned columns.
-type table struct{ *tabwriter.Writer }
-
-func newTable(w io.Writer, columns ...string) table {
-	t := table{tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)}
-	t.row(columns...)
-	return t
+// numbers gives what a subnet holds, in the order of the tables.
+func (s *SubnetShare) numbers() []int64 {
+	return []int64{s.System.ConnsInbound, s.System.FD, s.System.StreamsInbound, s.Transient.ConnsInbound, s.Transient.StreamsInbound}
 }
 
-// row writes one row. An error of writing comes back from Flush.
-func (t table) row(cells ...string) {
-	io.WriteString(t, strings.Join(cells, "\t")+"\n")
-}
-
-// printable gives a name that may be a stranger's choice in a form that cannot
-// break a table or a terminal.
-func printable(name string) string {
-	if strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }) {
-		return strconv.Quote(name)
+func (s *FairShareState) writeLargest(w io.Writer) error {
+	t := newTable(w, "Subnet", "Conns In", "FD", "Streams In", "Transient Conns In", "Transient Streams In")
+	for i := range s.Largest {
+		row := []string{s.Largest[i].Prefix.String()}
+		for _, n := range s.Largest[i].numbers() {
+			row = append(row, strconv.FormatInt(n, 10))
+		}
+		t.row(row...)
 	}
-	return name
+	return t.Flush()
+}
+
+// writeOldest writes the oldest open scopes as a table.
+func (s *Snapshot) writeOldest(w io.Writer) error {
+	t := newTable(w, "Scope", "Class", "Direction", "Age", "Memory", "Peer", "Protocol", "Opened By")
+	for i := range s.Leaks.Oldest {
+		o := &s.Leaks.Oldest[i]
+		t.row(o.Name, o.Class(), strings.ToLower(o.Direction.String()), s.age(o), amountText(limitNames[dimMemory], o.Memory),
+			cmp.Or(o.Peer, "-"), cmp.Or(printable(o.Protocol), "-"), cmp.Or(o.Where(), "-"))
+	}
+	return t.Flush()
+}
+
+// age is how old a scope was when the snapshot was taken.
+func (s *Snapshot) age(o *OpenScope) string {
+	return max(0, s.Taken.Sub(o.Opened)).Round(time.Second).String()
 }

@@ -50,7 +50,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 )
@@ -192,56 +191,6 @@ func appendJSONText(b []byte, s string) []byte {
 		}
 	}
 	return append(append(append(b, '"'), s...), '"')
-}
-
-// traceName is the name of a scope or span before it is made into strings.
-type traceName struct {
-	scopeName         // of the scope, or of what a span's owners stand on
-	span      *holder // nil for what is no span; its numbers never change
-}
-
-// traceName names a holder. The lock of its stripe is held.
-func (h *holder) traceName() traceName {
-	top := h
-	for top.owner != nil {
-		top = top.owner
-	}
-	if top.role == firstSpan {
-		return traceName{top.tree.chain.first().name(), h}
-	}
-	name := traceName{scopeName: top.name(h.num)}
-	if h != top {
-		name.span = h
-	}
-	return name
-}
-
-// texts gives the name, and the numbers of a span as in scopeClass.
-func (n *traceName) texts() (name, span string) {
-	var nums []uint32
-	for h := n.span; h != nil && h.role != leaf; h = h.owner {
-		nums = append(nums, h.seq)
-	}
-	name = n.scopeName.String()
-	for i, num := range slices.Backward(nums) {
-		name += spanText(num)
-		span += strconv.FormatUint(uint64(num), 10)
-		if i > 0 {
-			span += "."
-		}
-	}
-	return name, span
-}
-
-func (n *traceName) class(span string) *scopeClass {
-	c := &scopeClass{Kind: n.kind, Name: n.own(), Span: span}
-	switch n.kind {
-	case KindConn, KindStream:
-		c.Name = strconv.FormatInt(n.num, 10)
-	case KindPeer, KindServicePeer, KindProtocolPeer:
-		c.Peer = n.peer.String()
-	}
-	return c
 }
 
 // traceEvent is a TraceEvt before anything of it is made into strings.
@@ -449,13 +398,6 @@ func (t *tracer) changed(typ TraceEvtTyp, name traceName, delta, use *amounts, p
 	}
 }
 
-// amounts gives what a request asks for by dimension.
-func (r *request) amounts() amounts {
-	var u held
-	u.charge(r)
-	return u.amounts()
-}
-
 // run delivers until Close.
 func (t *tracer) run() {
 	// Deferred, for a reporter may end the goroutine (runtime.Goexit). Then nobody gets
@@ -571,17 +513,6 @@ func guardedTraceReporters(reporters []TraceReporter) (all []*guardedTraceReport
 	return all
 }
 
-// FlushTrace waits until the events of all that happened before the call have been handed to
-// every TraceReporter, and written to the file of WithTrace, where others can read them. It
-// returns an error if ctx ends before that, which wraps ctx's, or if a reporter has ended the
-// goroutine that delivers. Events for which the queue had no room, a reporter that has
-// failed and a file that could not be written are not waited for. If the manager is not
-// traced, and after Close, which waits for all of this itself, it returns nil at once.
-//
-// It is safe for concurrent use. Within ConsumeEvent it waits for that very call, and so
-// until ctx ends.
-func (m *Manager) FlushTrace(ctx context.Context) error { return m.trace.flush(ctx) }
-
 func (t *tracer) flush(ctx context.Context) error {
 	if t == nil {
 		return nil
@@ -630,3 +561,13 @@ func (t *tracer) close() {
 	}
 	<-t.done
 }
+
+// StatsTraceReporter is what programs pass to WithTraceReporter to have
+// metrics. Metrics are read from the manager at each scrape (MustRegisterWith),
+// not gathered from events, so it switches no tracing on; given by value or by
+// pointer, it says that metrics are wanted, also beside WithMetricsDisabled.
+// The zero value is ready.
+type StatsTraceReporter struct{}
+
+// NewStatsTraceReporter gives a StatsTraceReporter. The error is always nil.
+func NewStatsTraceReporter() (StatsTraceReporter, error) { return StatsTraceReporter{}, nil }

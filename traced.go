@@ -5,6 +5,11 @@ package rcmgr
 // account holds is what the scope holds. Nothing of this costs more than a look
 // at a nil pointer where nobody listens.
 
+import (
+	"slices"
+	"strconv"
+)
+
 // traceChain tells that every account of a chain got or gave up what a request
 // asks for.
 func (st *stripe) traceChain(c *chain, r *request, tell func(*tracer, traceName, *request, *amounts)) {
@@ -125,4 +130,54 @@ func (st *stripe) traceDestroyed(a *account) {
 	if st.trace != nil {
 		st.trace.destroyed(traceName{scopeName: a.name()})
 	}
+}
+
+// traceName is the name of a scope or span before it is made into strings.
+type traceName struct {
+	scopeName         // of the scope, or of what a span's owners stand on
+	span      *holder // nil for what is no span; its numbers never change
+}
+
+// traceName names a holder. The lock of its stripe is held.
+func (h *holder) traceName() traceName {
+	top := h
+	for top.owner != nil {
+		top = top.owner
+	}
+	if top.role == firstSpan {
+		return traceName{top.tree.chain.first().name(), h}
+	}
+	name := traceName{scopeName: top.name(h.num)}
+	if h != top {
+		name.span = h
+	}
+	return name
+}
+
+// texts gives the name, and the numbers of a span as in scopeClass.
+func (n *traceName) texts() (name, span string) {
+	var nums []uint32
+	for h := n.span; h != nil && h.role != leaf; h = h.owner {
+		nums = append(nums, h.seq)
+	}
+	name = n.scopeName.String()
+	for i, num := range slices.Backward(nums) {
+		name += spanText(num)
+		span += strconv.FormatUint(uint64(num), 10)
+		if i > 0 {
+			span += "."
+		}
+	}
+	return name, span
+}
+
+func (n *traceName) class(span string) *scopeClass {
+	c := &scopeClass{Kind: n.kind, Name: n.own(), Span: span}
+	switch n.kind {
+	case KindConn, KindStream:
+		c.Name = strconv.FormatInt(n.num, 10)
+	case KindPeer, KindServicePeer, KindProtocolPeer:
+		c.Peer = n.peer.String()
+	}
+	return c
 }

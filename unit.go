@@ -5,7 +5,9 @@ package rcmgr
 // request to put together: what is at hand everywhere is charged, and the unit leaves
 // its whole chain at once. All else is for check in chain.go to decide.
 
-import "github.com/libp2p/go-libp2p/core/network"
+import (
+	"github.com/libp2p/go-libp2p/core/network"
+)
 
 // unit is one connection or stream as it is counted. The zero value is none.
 type unit struct {
@@ -193,4 +195,65 @@ func (st *stripe) peerGotUnit(ps *peerScope, u unit) {
 	most.raise(&ps.use, u.dir)
 	most.raise(&ps.use, u.both)
 	most.raise(&ps.use, dimFD)
+}
+
+// mayDraw tells whether there is credit for all that a unit counts in, or the pool has it
+// to give: for certain, if the drawing lock is held. Without a share, nothing is lacking.
+func (sh *share) mayDraw(u unit) bool {
+	return sh == nil || sh.mayDrawOne(u.dir) && sh.mayDrawOne(u.both) && (u.fds == 0 || sh.mayDrawOne(dimFD))
+}
+
+// drawUnitLocked draws the credit that is lacking. The drawing lock is held, and mayDraw.
+func (st *stripe) drawUnitLocked(sh *share, u unit) {
+	if sh == nil {
+		return
+	}
+	st.drawOneLocked(sh, u.dir)
+	st.drawOneLocked(sh, u.both)
+	if u.fds != 0 {
+		st.drawOneLocked(sh, dimFD)
+	}
+}
+
+func (st *stripe) drawOneLocked(sh *share, d dim) {
+	if !sh.lacksOne(d) {
+		return
+	}
+	st.draws++
+	if sh.pool.tight(d) { // as below, without what comes to nothing here
+		sh.pool.handOut(d, 1)
+		sh.addCredit(d, 1)
+		return
+	}
+	l := sh.pool.tally(d)
+	grant, _ := l.draw(1, 1, l.limit)
+	sh.drawLocked(item{d, 1}, grant)
+}
+
+// trimUnit returns idle credit of all that a unit counts in, and of memory.
+func (st *stripe) trimUnit(sh *share, u unit) {
+	if sh.idles(u.dir) {
+		st.trim(sh, u.dir)
+	}
+	if sh.idles(u.both) {
+		st.trim(sh, u.both)
+	}
+	if sh.idles(dimFD) {
+		st.trim(sh, dimFD)
+	}
+	if sh.idlesMemory() {
+		st.trimMemory(sh)
+	}
+}
+
+// trim returns idle credit of d, which is a count, where there is more than the share may
+// keep. It asks the pool in any case, for it may have become loose.
+func (st *stripe) trim(sh *share, d dim) {
+	st.returns++
+	idle := sh.credit[d&dimMask] - int64(sh.use.counts[d&dimMask])
+	if sh.pool.takesBack(d, idle) {
+		sh.addCredit(d, -idle)
+		return
+	}
+	sh.trimHalf(d, idle)
 }

@@ -1,0 +1,323 @@
+package rcmgr
+
+// A connection: transient until its peer is known, and then moved to its peer, with all
+// that it holds.
+
+import (
+	"net/netip"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+// refuseForMemory refuses to go on with a connection that the allowlist had let in
+// for somebody else.
+func (c *connScope) refuseForMemory() error {
+	st := c.h.tree.lock()
+	defer st.unlock(false)
+	if err := c.openIn(st); err != nil {
+		return err
+	}
+	if st.noteMemory(c.h, nil); st.onlyObservesMemory() {
+		return nil
+	}
+	total := c.h.total()
+	return st.refusal(c.asked(), &total)
+}
+
+func (e *engine) reportPeer(p peer.ID, err error) {
+	switch v, _ := decisionOf(err); v {
+	case admitted:
+		e.reporter.AllowPeer(p)
+	case refused:
+		e.reporter.BlockPeer(p)
+	}
+}
+
+// connScope is a connection: transient until its peer is known.
+type connScope struct {
+	userScope
+	peer *peerScope // once it is known
+}
+
+// conn gives what the engine keeps of the connection, while it is not done. The lock of
+// its stripe is held.
+func (c *connScope) conn() *conn { return c.h.tree.conn }
+
+// PeerScope gives the scope of the connection's peer, or nil before SetPeer.
+func (c *connScope) PeerScope() network.PeerScope {
+	st := c.h.tree.lock()
+	defer st.unlock(false)
+	if c.peer == nil {
+		return nil // not a nil pointer in an interface
+	}
+	return c.peer
+}
+
+// SetPeer moves the connection from transient to its peer, or leaves it as it
+// was (I3).
+func (c *connScope) SetPeer(p peer.ID) error {
+	e := c.h.tree.at.Load().engine
+	err := c.setPeer(e, p)
+	if err != nil {
+		tellRefusal(err)
+	} else if e.leaks != nil {
+		e.leaks.moved(&c.userScope, func(r *openRecord) { r.peer = p })
+	}
+	if e.reporter != nil {
+		e.reportPeer(p, err)
+	}
+	return err
+}
+
+func (c *connScope) setPeer(e *engine, p peer.ID) error {
+	mv := move{to: e.stripeOf(p).awake()}
+	if e.allowlist.hasEntries() {
+		_, far, err := c.copied()
+		if err != nil {
+			return err
+		}
+		mv.trusted = e.allowlist.allows(p, far)
+	}
+	err := c.moveTo(p, &mv)
+	if err != nil {
+		mv.pass.undo()
+	}
+	return err
+}
+
+// enterGates is for a connection for which the allowlist opened the gates, and that
+// turns out to be somebody else's.
+func (c *connScope) enterGates(e *engine, p *gatePass) error {
+	h, far, err := c.copied()
+	if err != nil {
+		return err
+	}
+	if e.pressure.refuses(h.dir) {
+		if err := c.refuseForMemory(); err != nil {
+			return err
+		}
+	}
+	if why := e.enterGates(far, h.dir, p); why != nil {
+		return e.refusedAtGate(&h, why)
+	}
+	return nil
+}
+
+// copied gives the connection's holder, and the address of its far end, an invalid one
+// if that has none, if the connection can still be given a peer.
+func (c *connScope) copied() (h holder, far netip.Addr, err error) {
+	st := c.h.tree.lock()
+	defer st.unlock(false)
+	if err = c.mayMove(st); err != nil {
+		return h, far, err
+	}
+	if c.h.marks.has(located) {
+		far = c.conn().far.addr()
+	}
+	return *c.h, far, nil
+}
+
+// allowlisted tells whether the connection is charged to the allowlisted scopes. The lock
+// of its stripe is held.
+func (c *connScope) allowlisted() bool {
+	return c.h.tree.chain.at[slotSystem].kind == KindAllowlistedSystem
+}
+
+// mayMove tells whether the connection can still be given a peer.
+func (c *connScope) mayMove(st *stripe) error {
+	err := c.openIn(st)
+	if err == nil && c.peer != nil {
+		err = &scopeError{c.name(), errAttached}
+	}
+	return err
+}
+
+// move is where a connection is to go.
+type move struct {
+	to      *stripe
+	trusted bool     // the allowlist means this peer at this address
+	gates   gating   // whether the gates have to be asked, because it does not
+	pass    gatePass // what they gave
+}
+
+// gating is how far a connection that moves has got with the gates.
+type gating uint8
+
+func (c *connScope) moveTo(p peer.ID, mv *move) error {
+	e := mv.to.engine
+	return decide(e, func(b *limitBook) (fetched[*amounts], error) {
+		if mv.gates == due {
+			if err := c.enterGates(e, &mv.pass); err != nil {
+				return fetched[*amounts]{}, err
+			}
+			mv.gates = passed
+		}
+		return b.fetchPeer(p)
+	}, func(all bool, limit fetched[*amounts]) (verdict, error) {
+		from := c.h.tree.lockWith(mv.to, all)
+		defer unlockBoth(from, mv.to, all)
+		if err := c.mayMove(from); err != nil {
+			return refused, err
+		}
+		if c.h.marks.has(onTrial) && !mv.trusted && mv.gates != passed {
+			mv.gates = due
+			return unknown, nil
+		}
+		ps := mv.to.peer(p, limit)
+		if ps == nil {
+			return unknown, nil
+		}
+		v, err := c.moveLocked(from, ps, mv, all)
+		if v != admitted {
+			mv.to.enqueue(&ps.account) // it may have been made for this
+		}
+		return v, err
+	})
+}
+
+// moveLocked charges the new place first and then leaves the old one.
+func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) (verdict, error) {
+	h, to, of := c.h, mv.to, c.conn()
+	u, place, stays := h.unit, &h.tree.chain, mv.trusted || !c.allowlisted()
+	if to.plain && stays && h.use == 0 && ps.hasUnit(u) {
+		ps.use.addUnit(u)
+		to.peerGotUnit(ps, u)
+	} else if v, err := c.takeNewPlace(to, ps, mv.trusted, all); v != admitted {
+		return v, err
+	}
+	system := to.fixed[KindSystem]
+	if stays {
+		system = c.carry(from, to)
+	} else {
+		from.giveBack(place.at[slotSystem].share, u, h.use)
+	}
+	from.giveBack(place.at[slotTransient].share, u, h.use)
+
+	if h.use != 0 {
+		from.connMemory.moveMemory(h.use, 0)
+		to.connMemory.moveMemory(0, h.use)
+	}
+	ps.refs++
+	if mv.trusted {
+		ps.trusted++
+		h.marks |= trusted
+	}
+	if mv.pass.conns != nil {
+		of.gate = mv.pass.conns
+	}
+	c.countNear(-1)
+	if mv.trusted {
+		from.engine.fair.leave(of.near)
+		of.near = nil
+	}
+	c.peer, place.at[slotPeer] = ps, &ps.account
+	place.at[slotTransient], place.at[slotSystem] = nil, &system.account
+	h.tree.at.Store(to)
+	c.countNear(1)
+	to.engine.fair.adopt(ps, of.near)
+	return admitted, nil
+}
+
+// takeNewPlace charges the connection to where it is to go, as far as it does not
+// stand there already.
+func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted, all bool) (v verdict, err error) {
+	total := c.h.total()
+	var place chain
+	place.at[slotPeer] = &ps.account
+	switch {
+	case !trusted && c.allowlisted():
+		place.at[slotSystem] = &to.fixed[KindSystem].account
+		total.sharedFirst, total.near = true, c.conn().near
+		v = to.takeStranger(&place, &total, all)
+	case !trusted && to.checkPeersShare(ps, &total) == refused && !to.beyond(&total, refused):
+		v = refused
+	default:
+		v = to.take(&place, &total, all)
+	}
+	if v == refused {
+		err = to.refusal(c.asked(), &total)
+	}
+	return v, err
+}
+
+// countNear counts the connection for its subnet, in the scopes where it stands now.
+func (c *connScope) countNear(by int64) {
+	if near := c.conn().near; near != nil {
+		near.countConn(&c.h.tree.chain, c.h.unit, by)
+	}
+}
+
+// takeStranger is take for a connection that is not whom the allowlist meant: it has
+// to fit the standard scopes, also transient, though it does not stay there.
+func (st *stripe) takeStranger(place *chain, r *request, all bool) verdict {
+	var standard chain
+	standard.stand(st.fixed[KindTransient], st.fixed[KindSystem])
+	for {
+		v := st.checkShared(standard.only(slotSystem), r, all, false)
+		if v == admitted {
+			v = st.checkShared(standard.only(slotTransient), r, all, false)
+		}
+		if v == admitted {
+			v = st.takeOnce(place, r, all)
+		}
+		if v == admitted || !st.beyond(r, v) {
+			return v
+		}
+	}
+}
+
+// carry moves the connection's use of its system scope to the scope's share in another
+// stripe. If it holds no memory, and there lies idle credit for all that it counts in, it
+// stands on that; else it takes its own along. If all did, the credit would gather in the
+// stripes of those who come and go the most, and be drawn anew where they open.
+func (c *connScope) carry(from, to *stripe) *share {
+	h := c.h
+	here := h.tree.chain.at[slotSystem].share
+	there := to.fixed[here.kind]
+	switch {
+	case here == there:
+	case h.use == 0 && there.hasUnit(h.unit):
+		there.use.addUnit(h.unit)
+		here.use.subUnit(h.unit)
+		if here.idlesUnit(h.unit) {
+			from.trimUnit(here, h.unit)
+		}
+	default:
+		here.carry(h.unit, -1, -h.use)
+		there.carry(h.unit, 1, h.use)
+	}
+	return there
+}
+
+// Done releases the connection and everything that it holds. Again, it does
+// nothing.
+func (c *connScope) Done() {
+	tree := c.h.tree
+	st := tree.follow(tree.at.Load().lockNow())
+	if !c.live() {
+		st.mu.Unlock()
+		return
+	}
+	of := c.conn()
+	if c.h.marks.has(trusted) {
+		c.peer.trusted--
+	}
+	c.countNear(-1)
+	c.h.finish(st)
+	if st.engine.leaks != nil {
+		st.engine.leaks.closed(&c.userScope)
+	}
+	far, gate, near := of.far, of.gate, of.near
+	of.gate, of.near = nil, nil
+	if st.closed {
+		st.sweep()
+	}
+	tree.chain.clear()
+	st.mu.Unlock()
+	st.engine.idleConns.Put(c.h)
+	st.engine.fair.leave(near)
+	if gate != nil {
+		gate.leave(far)
+	}
+}

@@ -1,0 +1,222 @@
+package rcmgr
+
+// The limits of the gates as the gates use them, made from what a configuration, options
+// and defaults say.
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"net/netip"
+	"slices"
+)
+
+// gateConfig is what the gates of a manager are made from.
+type gateConfig struct {
+	subnets  subnetConfig
+	rate     rateConfig
+	outbound bool
+}
+
+func defaultGateConfig() gateConfig {
+	return gateConfig{subnets: defaultSubnetConfig(), rate: defaultRateConfig()}
+}
+
+// gateConfigOf returns what a limiter says about the gates, on top of the default
+// ones. One that is not of this package has no word for it.
+func gateConfigOf(l Limiter, defaults gateConfig) (gateConfig, error) {
+	own, ok := l.(*fixedLimiter)
+	if !ok {
+		return defaults, nil
+	}
+	return (*ConcreteLimitConfig)(own).gateConfig(defaults)
+}
+
+func (cfg *ConcreteLimitConfig) gateConfig(defaults gateConfig) (gateConfig, error) {
+	if cfg.ungated {
+		// Loopback keeps its name, for an option that adds limits per subnet.
+		c := defaults
+		c.subnets.perSubnet, c.rate.perSubnet = [numFamilies][]ConnLimitPerSubnet{}, [numFamilies][]subnetRate{}
+		return c, nil
+	}
+	return cfg.limits.Gates.config(defaults)
+}
+
+// config returns the default gates but for what g says, or everything that is wrong
+// with that. The lists of defaults are not written to.
+func (g *GateLimits) config(defaults gateConfig) (gateConfig, error) {
+	c := defaults
+	if g == nil {
+		return c, nil
+	}
+	if g.Outbound != nil {
+		c.outbound = *g.Outbound
+	}
+	var errs configErrors
+	perSubnet, networks := c.subnets.perSubnet, [numFamilies][]NetworkPrefixLimit{}
+	visit(&errs, "Gates.Subnets", gateLists[LimitVal](g.Subnets),
+		func(f family) { c.subnets.perSubnet[f] = nil },
+		func(f family, bits int, v LimitVal) (string, error) {
+			var under LimitVal
+			if i := slices.IndexFunc(perSubnet[f], func(l ConnLimitPerSubnet) bool { return l.PrefixLength == bits }); i >= 0 {
+				under = limitVal(perSubnet[f][i].ConnCount)
+			}
+			n, err := countOf(cmp.Or(v, under))
+			c.subnets.perSubnet[f] = append(c.subnets.perSubnet[f], ConnLimitPerSubnet{bits, n})
+			return "", err
+		},
+		func(f family, network netip.Prefix, v LimitVal) (string, error) {
+			n, err := countOf(v)
+			networks[f] = append(networks[f], NetworkPrefixLimit{network, n})
+			return "", err
+		})
+	for f := range numFamilies { // of two entries for one network the first holds
+		c.subnets.networks[f] = slices.Concat(networks[f], c.subnets.networks[f])
+	}
+
+	rates, rateNetworks := c.rate.perSubnet, [numFamilies][]networkRate{}
+	visit(&errs, "Gates.Rate", gateLists[ConnRate](g.Rate),
+		func(f family) { c.rate.perSubnet[f] = nil },
+		func(f family, bits int, v ConnRate) (string, error) {
+			if i := slices.IndexFunc(rates[f], func(l subnetRate) bool { return l.prefixLength == bits }); i >= 0 {
+				v = v.fillIn(ConnRate{rates[f][i].perSecond, limitVal(rates[f][i].burst)})
+			}
+			l, field, err := v.rateLimit()
+			c.rate.perSubnet[f] = append(c.rate.perSubnet[f], subnetRate{bits, l})
+			return field, err
+		},
+		func(f family, network netip.Prefix, v ConnRate) (string, error) {
+			l, field, err := v.rateLimit()
+			rateNetworks[f] = append(rateNetworks[f], networkRate{network, l})
+			return field, err
+		})
+	if err := errs.err(); err != nil {
+		return gateConfig{}, err
+	}
+	for f := range numFamilies {
+		c.rate.networks[f] = slices.Concat(rateNetworks[f], c.rate.networks[f])
+	}
+	return c, nil
+}
+
+// visit walks over what is said about one gate: over the subnets of each family
+// that is given, begin first and then the smallest subnets first, and over the
+// networks that are not left to the defaults. An error of the callbacks is
+// about the field that they name.
+func visit[V comparable](errs *configErrors, path string, said gateLists[V], begin func(family),
+	level func(family, int, V) (string, error), network func(family, netip.Prefix, V) (string, error)) {
+	for f := range numFamilies {
+		levels := *said.perSubnet(f)
+		if levels == nil {
+			continue
+		}
+		begin(f)
+		for _, bits := range slices.Backward(slices.Sorted(maps.Keys(levels))) {
+			at := levelPlace(path, f, bits)
+			if bits < 0 || bits > f.bitLen() {
+				errs.addf(at, "expected a prefix length from 0 to %d", f.bitLen())
+			} else if field, err := level(f, bits, levels[bits]); err != nil {
+				errs.add(&ConfigError{Path: at + field, Err: err})
+			}
+		}
+	}
+	var none V
+	seen := make(map[netip.Prefix]bool)
+	for _, n := range slices.SortedFunc(maps.Keys(said.Networks), netip.Prefix.Compare) {
+		at := networkPlace(path, n)
+		plain := normalPrefix(n)
+		switch {
+		case !n.IsValid():
+			errs.addf(at, "expected a network such as 192.0.2.0/24")
+		case seen[plain]:
+			errs.addf(at, "the network %s is given twice", plain)
+		case said.Networks[n] != none:
+			if field, err := network(familyOf(plain.Addr()), n, said.Networks[n]); err != nil {
+				errs.add(&ConfigError{Path: at + field, Err: err})
+			}
+		}
+		seen[plain] = true
+	}
+}
+
+// countOf gives the number that a limit stands for.
+func countOf(v LimitVal) (int, error) {
+	n := v.Build(0)
+	switch {
+	case v == DefaultLimit:
+		return 0, errors.New(`there is no default here: expected a whole number, "unlimited" or "blockAll"`)
+	case n < 0:
+		return 0, fmt.Errorf("is %d, it must not be negative", n)
+	}
+	return n, nil
+}
+
+// rateLimit gives the rate as buckets know it. An error comes with the field
+// that it is about.
+func (r ConnRate) rateLimit() (l rateLimit, field string, err error) {
+	burst, err := countOf(r.Burst)
+	if err != nil {
+		return rateLimit{}, ".Burst", err
+	}
+	if r.PerSecond != 0 && !(r.PerSecond > 0) || math.IsInf(r.PerSecond, 1) {
+		return rateLimit{}, ".PerSecond", fmt.Errorf("is %v, expected a finite number, more than 0", r.PerSecond)
+	}
+	if r.Burst == Unlimited || r.Burst == BlockAllLimit {
+		return rateLimit{perSecond: 1, burst: burst}, "", nil // at whatever rate
+	}
+	if r.PerSecond == 0 {
+		return rateLimit{}, ".PerSecond", errors.New("there is no default here: expected a number of connections per second, more than 0")
+	}
+	return rateLimit{r.PerSecond, burst}, "", nil
+}
+
+// limits says the same as a configuration that leaves nothing to the defaults.
+// Of several levels of one prefix length, all of which a connection has to fit,
+// the least is said.
+func (c *gateConfig) limits() GateLimits {
+	g := GateLimits{
+		Subnets: SubnetLimits{Networks: make(map[netip.Prefix]LimitVal)},
+		Rate:    RateLimits{Networks: make(map[netip.Prefix]ConnRate)},
+	}
+	g.Outbound = new(c.outbound)
+	subnets, rates := (*gateLists[LimitVal])(&g.Subnets), (*gateLists[ConnRate])(&g.Rate)
+	for f := range numFamilies {
+		*subnets.perSubnet(f), *rates.perSubnet(f) = make(map[int]LimitVal), make(map[int]ConnRate)
+		for _, l := range c.subnets.perSubnet[f] {
+			levels := *subnets.perSubnet(f)
+			if said, ok := levels[l.PrefixLength]; !ok || l.ConnCount < said.Build(0) {
+				levels[l.PrefixLength] = limitVal(l.ConnCount)
+			}
+		}
+		for _, l := range c.rate.perSubnet[f] {
+			(*rates.perSubnet(f))[l.prefixLength] = l.connRate()
+		}
+		for _, l := range c.subnets.networks[f] {
+			setFirst(g.Subnets.Networks, normalPrefix(l.Network), limitVal(l.ConnCount))
+		}
+		for _, l := range c.rate.networks[f] {
+			setFirst(g.Rate.Networks, normalPrefix(l.network), l.connRate())
+		}
+	}
+	return g
+}
+
+// setFirst keeps what is there: of two entries for one network the first holds.
+func setFirst[V any](m map[netip.Prefix]V, network netip.Prefix, v V) {
+	if _, ok := m[network]; !ok {
+		m[network] = v
+	}
+}
+
+// connRate is the inverse of ConnRate.rateLimit.
+func (l rateLimit) connRate() ConnRate {
+	switch {
+	case l.perSecond == 0 || l.burst == math.MaxInt:
+		return ConnRate{Burst: Unlimited}
+	case l.burst == 0:
+		return ConnRate{Burst: BlockAllLimit}
+	}
+	return ConnRate{PerSecond: l.perSecond, Burst: limitVal(l.burst)}
+}

@@ -1,0 +1,240 @@
+package rcmgr
+
+// A stream: its peer is known from the start; it is transient until its protocol is known,
+// and may be attached to a service after that.
+
+import (
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+)
+
+func (e *engine) reportProtocol(proto protocol.ID, p peer.ID, err error) {
+	switch v, by := decisionOf(err); {
+	case v == admitted:
+		e.reporter.AllowProtocol(proto)
+	case v == refused && by == KindProtocolPeer:
+		e.reporter.BlockProtocolPeer(proto, p)
+	case v == refused:
+		e.reporter.BlockProtocol(proto)
+	}
+}
+
+func (e *engine) reportService(svc string, p peer.ID, err error) {
+	switch v, by := decisionOf(err); {
+	case v == admitted:
+		e.reporter.AllowService(svc)
+	case v == refused && by == KindServicePeer:
+		e.reporter.BlockServicePeer(svc, p)
+	case v == refused:
+		e.reporter.BlockService(svc)
+	}
+}
+
+// streamScope is a stream: transient until its protocol is known.
+type streamScope struct {
+	userScope
+	peer *peerScope
+}
+
+// PeerScope gives the scope of the stream's peer.
+func (s *streamScope) PeerScope() network.PeerScope {
+	return s.peer
+}
+
+// ProtocolScope gives the scope of the stream's protocol, or nil before
+// SetProtocol and after Done.
+func (s *streamScope) ProtocolScope() network.ProtocolScope {
+	if p := s.pool(slotProtocol, KindProtocol); p != nil {
+		return protocolScope{p}
+	}
+	return nil
+}
+
+// ServiceScope gives the scope of the stream's service, or nil before
+// SetService and after Done.
+func (s *streamScope) ServiceScope() network.ServiceScope {
+	if p := s.pool(slotService, KindService); p != nil {
+		return serviceScope{p}
+	}
+	return nil
+}
+
+// pool gives the protocol or service, nil where there is none yet.
+func (s *streamScope) pool(slot int, k Kind) *pool {
+	st := s.h.tree.lock()
+	defer st.unlock(false)
+	if a := s.h.tree.chain.at[slot]; s.live() && a != nil && a.kind == k {
+		return a.share.pool
+	}
+	return nil
+}
+
+// SetProtocol moves the stream from transient to its protocol, or leaves it as
+// it was (I3).
+func (s *streamScope) SetProtocol(proto protocol.ID) error {
+	err := s.attach(KindProtocol, string(proto))
+	e := s.peer.st.engine
+	if err != nil {
+		tellRefusal(err)
+	} else if e.leaks != nil {
+		e.leaks.moved(&s.userScope, func(r *openRecord) { r.protocol = string(proto) })
+	}
+	if e.reporter != nil {
+		e.reportProtocol(proto, s.peer.id, err)
+	}
+	return err
+}
+
+// SetService adds the stream to a service, or leaves it as it was (I3).
+func (s *streamScope) SetService(svc string) error {
+	err := s.attach(KindService, svc)
+	e := s.peer.st.engine
+	if err != nil {
+		tellRefusal(err)
+	} else if e.leaks != nil {
+		e.leaks.moved(&s.userScope, func(r *openRecord) { r.service = svc })
+	}
+	if e.reporter != nil {
+		e.reportService(svc, s.peer.id, err)
+	}
+	return err
+}
+
+func (s *streamScope) attach(kind Kind, name string) error {
+	slot := slotProtocol
+	if kind == KindService {
+		slot = slotService
+	}
+	st := s.peer.st // in which the stream stays
+	st.mu.Lock()
+	if s.attachReady(st, kind, slot, name) {
+		st.mu.Unlock()
+		return nil
+	}
+	locked := true
+	var fresh *pool
+	return decide(st.engine, func(*limitBook) (f fetched[sharedLimits], err error) {
+		fresh, err = st.engine.newPool(kind, name)
+		return f, err
+	}, func(all bool, _ fetched[sharedLimits]) (verdict, error) {
+		if !locked {
+			st.lock(all)
+		}
+		locked = false
+		defer st.unlock(all)
+		if err := s.mayAttach(st, kind, slot, name); err != nil {
+			return refused, err
+		}
+		pr := s.peer.pairNamed(kind, name)
+		if pr == nil {
+			sh := st.shareNamed(kind, name, fresh)
+			if sh == nil {
+				return unknown, nil
+			}
+			pr = st.pair(s.peer, sh)
+		}
+		v, err := s.attachLocked(st, pr, slot, all)
+		if v != admitted {
+			st.enqueue(&pr.account) // it may have been made for this
+		}
+		return v, err
+	})
+}
+
+// mayAttach reports, by a nil error, whether the stream can still be given a protocol or
+// service of this name.
+func (s *streamScope) mayAttach(st *stripe, kind Kind, slot int, name string) error {
+	if err := s.openIn(st); err != nil {
+		return err
+	}
+	c := &s.h.tree.chain
+	var err error
+	switch {
+	case c.at[slot] != nil && c.at[slot].kind == kind:
+		err = errAttached
+	case kind == KindService && c.at[slotProtocol].kind != KindProtocol:
+		err = errNoProtocol
+	case name == "":
+		err = errNoName
+	default:
+		return nil
+	}
+	return &scopeError{s.name(), err}
+}
+
+// attachReady attaches a stream that holds nothing but itself to a service or protocol
+// in which its peer has a part already, where there is room at hand; if not, it changes
+// nothing.
+func (s *streamScope) attachReady(st *stripe, kind Kind, slot int, name string) bool {
+	h := s.h
+	c := &h.tree.chain
+	if !st.plain || !s.live() || h.use != 0 ||
+		c.at[slot] != nil && !c.at[slot].lasting() || c.at[slotProtocol].lasting() == (kind == KindService) {
+		return false
+	}
+	u, pr := h.unit, s.peer.pairNamed(kind, name)
+	if pr == nil || !pr.hasUnit(u) || !pr.share.hasUnit(u) && !st.drawUnit(u, pr.share, nil) {
+		return false
+	}
+	pr.use.addUnit(u)
+	pr.share.use.addUnit(u)
+	st.attached(h, pr, slot)
+	return true
+}
+
+func (s *streamScope) attachLocked(st *stripe, pr *pair, slot int, all bool) (verdict, error) {
+	var place chain
+	place.at[slot-pairsBefore], place.at[slot] = &pr.account, &pr.share.account
+	total := s.h.total()
+	total.sharedFirst = true
+	switch v := st.take(&place, &total, all); v {
+	case refused:
+		return v, st.refusal(s.asked(), &total)
+	case undecided:
+		return v, nil
+	}
+	st.attached(s.h, pr, slot)
+	return admitted, nil
+}
+
+// attached puts a stream below what it has been charged to.
+func (st *stripe) attached(h *holder, pr *pair, slot int) {
+	c := &h.tree.chain
+	pr.refs++
+	pr.share.refs++
+	if slot == slotProtocol {
+		countTransient(c, h.dir, -1)
+		st.giveBack(c.at[slotTransient].share, h.unit, h.use)
+	}
+	c.at[slot-pairsBefore], c.at[slot] = &pr.account, &pr.share.account
+	most := &st.most[slot-pairsBefore]
+	most.raise(&pr.use, h.dir)
+	most.raise(&pr.use, h.both)
+	most.memory = max(most.memory, pr.use.memory)
+}
+
+// Done releases the stream and everything that it holds. Again, it does
+// nothing.
+func (s *streamScope) Done() {
+	h, st := s.h, s.peer.st
+	st.mu.Lock()
+	if s.live() {
+		countTransient(&h.tree.chain, h.dir, -1)
+		if st.engine.fair != nil {
+			countStream(&h.tree.chain, h.dir, -1)
+		}
+		h.finish(st)
+		if st.engine.leaks != nil {
+			st.engine.leaks.closed(&s.userScope)
+		}
+		if st.closed {
+			st.sweep()
+		}
+		h.tree.chain.clear()
+		if len(st.idle) < maxIdle {
+			st.idle = append(st.idle, h)
+		}
+	}
+	st.mu.Unlock()
+}

@@ -474,7 +474,10 @@ func countTransient(c *chain, d dim, n int32) {
 	}
 }
 
-// amounts gives what a request asks for by dimension.
+// delta returns what a request asks for, for the tracer.
+func (r *request) delta() *traceDelta { return &traceDelta{r.amounts(), r.priority} }
+
+// amounts returns what a request asks for by dimension.
 func (r *request) amounts() amounts {
 	var u held
 	u.charge(r)

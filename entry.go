@@ -161,7 +161,7 @@ func (st *stripe) onlyObservesMemory() bool {
 // noteMemory notes that a connection or stream is refused for the sake of memory.
 func (st *stripe) noteMemory(h *holder, asker *peerScope) {
 	p := st.engine.pressure
-	st.refusedBy(traceName{scopeName: p.scope}, &held{})
+	st.refusedBy(p.scope, &held{})
 	st.note(refusal{&p.scope, h.dir, CauseMemoryPressure, network.ReservationPriorityAlways, p.inUse.Load(), 1, p.refuse}, nil)
 	st.why.askedBy(&request{asker: asker})
 }

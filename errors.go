@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -92,18 +93,24 @@ func (n *scopeName) own() string {
 // spanBytes is the room that a span's number takes in scopeName.around.
 const spanBytes = 4
 
-func (n *scopeName) String() string {
-	text := n.ofScope()
-	if n.span == 0 {
-		return text
-	}
-	for at := len(n.around) - spanBytes; at >= 0; at -= spanBytes {
-		text += spanText(binary.BigEndian.Uint32([]byte(n.around[at:])))
-	}
-	return text + spanText(n.span)
-}
+func (n *scopeName) String() string { return n.ofScope() + n.spanTexts(".span-") }
 
-func spanText(seq uint32) string { return ".span-" + strconv.FormatUint(uint64(seq), 10) }
+// spans returns the numbers of the span and of those around it, the outermost first, such
+// as "2.1"; the empty string for what is no span.
+func (n *scopeName) spans() string { return strings.TrimPrefix(n.spanTexts("."), ".") }
+
+// spanTexts returns the number of each span after a text, the outermost first.
+func (n *scopeName) spanTexts(before string) (text string) {
+	if n.span == 0 {
+		return ""
+	}
+	number := func(seq uint32) { text += before + strconv.FormatUint(uint64(seq), 10) }
+	for at := len(n.around) - spanBytes; at >= 0; at -= spanBytes {
+		number(binary.BigEndian.Uint32([]byte(n.around[at:])))
+	}
+	number(n.span)
+	return text
+}
 
 // ofScope returns the text of the scope, without its spans.
 func (n *scopeName) ofScope() string {

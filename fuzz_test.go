@@ -176,9 +176,9 @@ func FuzzTraceLine(f *testing.F) {
 	}
 	limits := NewFixedLimiter(InfiniteLimits)
 	f.Fuzz(func(t *testing.T, kind byte, name string, n int64, withLimit bool) {
-		e := traceEvent{typ: TraceReserveMemoryEvt, at: n, delta: n, memory: -n, name: traceName{scopeName: scopeName{
+		e := traceEvent{typ: TraceReserveMemoryEvt, at: n, delta: n, memory: -n, name: scopeName{
 			kind: Kind(kind) % numKinds, text: name, peer: peer.ID(name), num: n,
-		}}}
+		}}
 		if withLimit {
 			e.limit = &amounts{n, n, n, n, n, n, n, n}
 		}

@@ -93,7 +93,7 @@ func TestNamesOfAllKindsAreReadAsByUpstream(t *testing.T) {
 		for i := range id {
 			id[i] = byte(rng.Uint32())
 		}
-		n := traceName{scopeName: scopeName{kind: Kind(rng.IntN(int(KindSubnet))), num: rng.Int64N(1 << 40), peer: peer.ID(id)}}
+		n := scopeName{kind: Kind(rng.IntN(int(KindSubnet))), num: rng.Int64N(1 << 40), peer: peer.ID(id)}
 		switch n.kind {
 		case KindService, KindServicePeer, KindProtocol, KindProtocolPeer:
 			n.text, n.num = word(), 0
@@ -102,9 +102,9 @@ func TestNamesOfAllKindsAreReadAsByUpstream(t *testing.T) {
 		}
 		spans := rng.IntN(3)
 		for range spans {
-			n.span = &holder{owner: n.span, role: innerSpan, seq: 1 + rng.Uint32N(200)}
+			n = spanBelow(n, 1+rng.Uint32N(200))
 		}
-		name, _ := n.texts()
+		name := n.String()
 		want := readName{Span: spans > 0}
 		if spans == 0 {
 			want.System, want.Transient = n.kind == KindSystem, n.kind == KindTransient

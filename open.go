@@ -298,7 +298,7 @@ func (st *stripe) checkOpening(h *holder, r *request) verdict {
 	items, n := r.list()
 	for _, it := range items[:n] {
 		if it.n > h.limit[it.d] && !r.observed.has(h.kind) {
-			st.refusedBy(traceName{scopeName: h.name(h.num)}, &held{})
+			st.refusedBy(h.name(h.num), &held{})
 			name := h.name(h.num)
 			st.note(refusal{&name, it.d, CauseLimit, r.priority, 0, it.n, h.limit[it.d]}, nil)
 			return refused

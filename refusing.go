@@ -30,7 +30,7 @@ func (why *noted) askedBy(r *request) {
 // refuse notes that an account refuses an item.
 func (st *stripe) refuse(r *request, a *account, it item, current int64) verdict {
 	name := &a.deny().name
-	st.refusedBy(traceName{scopeName: *name}, &a.use)
+	st.refusedBy(*name, &a.use)
 	st.note(refusal{name, it.d, r.causeOf(st.engine, a, it, current), r.priority, current, it.n, a.limit()[it.d]}, a)
 	st.why.askedBy(r)
 	st.why.holder = r.holderOf(st.engine, a, it, st.why.cause)
@@ -127,7 +127,7 @@ func (st *stripe) refusal(asked askedScope, r *request) error {
 		blocked[dimMemory] = addCapped(blocked[dimMemory], r.memory)
 	}
 	if st.trace != nil {
-		st.trace.blocked(st.refuser.name, r, why.d, &st.refuser.use)
+		st.trace.blocked(st.refuser.name, r.delta(), why.d, &st.refuser.use)
 	}
 	if asked.num != 0 {
 		asked.name = why.holder

@@ -50,6 +50,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -150,6 +151,17 @@ type scopeClass struct {
 	Span string
 }
 
+func classOfScope(n *scopeName) *scopeClass {
+	c := &scopeClass{Kind: n.kind, Name: n.own(), Span: n.spans()}
+	switch n.kind {
+	case KindConn, KindStream:
+		c.Name = strconv.FormatInt(n.num, 10)
+	case KindPeer, KindServicePeer, KindProtocolPeer:
+		c.Peer = n.peer.String()
+	}
+	return c
+}
+
 // classNames are the members of the JSON of a class that hold its name.
 var classNames = [numKinds]string{
 	KindService: "Service", KindServicePeer: "Service",
@@ -197,7 +209,7 @@ func appendJSONText(b []byte, s string) []byte {
 type traceEvent struct {
 	typ      TraceEvtTyp
 	at       int64 // Unix time in nanoseconds, set by push
-	name     traceName
+	name     scopeName
 	limit    *amounts // must not change any more
 	priority uint8
 
@@ -227,8 +239,7 @@ func (t *tracer) export(e *traceEvent) TraceEvt {
 		l := e.limit.baseLimit()
 		evt.Limit = &l
 	}
-	name, span := e.name.texts()
-	evt.Name, evt.Scope = name, e.name.class(span)
+	evt.Name, evt.Scope = e.name.String(), classOfScope(&e.name)
 	return evt
 }
 
@@ -333,21 +344,27 @@ func (t *tracer) wakeUp() {
 	}
 }
 
+// traceDelta is what a request asks for.
+type traceDelta struct {
+	amounts
+	priority uint8 // of the memory
+}
+
 // created pushes that a scope was made with a limit.
-func (t *tracer) created(name traceName, limit amounts) {
+func (t *tracer) created(name scopeName, limit amounts) {
 	t.push(traceEvent{typ: TraceCreateScopeEvt, name: name, limit: &limit})
 }
 
 // destroyed pushes that a scope is no more.
-func (t *tracer) destroyed(name traceName) {
+func (t *tracer) destroyed(name scopeName) {
 	t.push(traceEvent{typ: TraceDestroyScopeEvt, name: name})
 }
 
 // granted pushes that a scope got what a request asked for, and holds use now:
 // an event each for memory, streams and connections, if there is something of
 // it.
-func (t *tracer) granted(name traceName, r *request, use *amounts) {
-	delta := r.amounts()
+func (t *tracer) granted(name scopeName, r *traceDelta, use *amounts) {
+	delta := r.amounts
 	t.changed(TraceReserveMemoryEvt, name, &delta, use, r.priority)
 	t.changed(TraceAddStreamEvt, name, &delta, use, 0)
 	t.changed(TraceAddConnEvt, name, &delta, use, 0)
@@ -355,8 +372,8 @@ func (t *tracer) granted(name traceName, r *request, use *amounts) {
 
 // returned pushes that a scope gave up what a request asks for, and holds use
 // now.
-func (t *tracer) returned(name traceName, r *request, use *amounts) {
-	delta := r.amounts()
+func (t *tracer) returned(name scopeName, r *traceDelta, use *amounts) {
+	delta := r.amounts
 	for d := range delta {
 		delta[d] = -delta[d]
 	}
@@ -367,8 +384,8 @@ func (t *tracer) returned(name traceName, r *request, use *amounts) {
 
 // blocked pushes that a scope, which holds use, refused a request for the sake
 // of one dimension.
-func (t *tracer) blocked(name traceName, r *request, d dim, use *amounts) {
-	delta := r.amounts()
+func (t *tracer) blocked(name scopeName, r *traceDelta, d dim, use *amounts) {
+	delta := r.amounts
 	switch resourceOf[d] {
 	case ResourceMemory:
 		t.changed(TraceBlockReserveMemoryEvt, name, &delta, use, r.priority)
@@ -381,7 +398,7 @@ func (t *tracer) blocked(name traceName, r *request, d dim, use *amounts) {
 
 // changed pushes what an event of this type tells of a change, if that is
 // anything.
-func (t *tracer) changed(typ TraceEvtTyp, name traceName, delta, use *amounts, priority uint8) {
+func (t *tracer) changed(typ TraceEvtTyp, name scopeName, delta, use *amounts, priority uint8) {
 	e := traceEvent{typ: typ, name: name, priority: priority}
 	switch typ {
 	case TraceReserveMemoryEvt, TraceReleaseMemoryEvt, TraceBlockReserveMemoryEvt:

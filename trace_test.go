@@ -181,7 +181,8 @@ func TestPushOnlyTakesRoomInTheQueue(t *testing.T) {
 	tr.mu.queue = make([]traceEvent, 0, tr.max)
 	h := &holder{owner: &holder{kind: KindStream, num: 4}, role: innerSpan, num: 4, seq: 2}
 	r, use := memoryRequest(AdmissionHalf, 10, 255), amounts{}
-	require.Zero(t, testing.AllocsPerRun(1000, func() { tr.granted(h.traceName(), &r, &use) }))
+	delta := r.delta()
+	require.Zero(t, testing.AllocsPerRun(1000, func() { tr.granted(h.name(h.num), delta, &use) }))
 	require.Len(t, tr.mu.queue, 1001)
 }
 
@@ -348,7 +349,7 @@ func TestAFailingDiskStopsOnlyTheFile(t *testing.T) {
 		for n := int64(1); n <= 40_000; n++ {
 			tr.push(traceEvent{typ: TraceReserveMemoryEvt, delta: n,
 				// something that does not compress
-				name: traceName{scopeName: scopeName{kind: KindPeer, peer: peer.ID(fmt.Sprint(n * n * 7919 % 1_000_003))}}})
+				name: scopeName{kind: KindPeer, peer: peer.ID(fmt.Sprint(n * n * 7919 % 1_000_003))}})
 			want = append(want, fmt.Sprint(n))
 		}
 		flushed(t, tr)
@@ -629,56 +630,24 @@ func TestATracedManagerDeliversToItsEnd(t *testing.T) {
 
 func TestClassesAreMadeOfKinds(t *testing.T) {
 	id := mustPeer(t, peerA)
-	for want, n := range map[string]traceName{
+	for want, n := range map[string]scopeName{
 		`{"Class":"system"}`:               scopeOf(KindSystem),
 		`{"Class":"allowlistedTransient"}`: scopeOf(KindAllowlistedTransient),
 		`{"Class":"system","Span":"3"}`:    spanBelow(scopeOf(KindSystem), 3),
 		`{"Class":"conn","Conn":"17","Span":"2.1"}`: spanBelow(
-			spanBelow(traceName{scopeName: scopeName{kind: KindConn, num: 17}}, 2), 1),
-		`{"Class":"protocol","Protocol":"/my.span-app"}`: {scopeName: scopeName{kind: KindProtocol, text: "/my.span-app"}},
+			spanBelow(scopeName{kind: KindConn, num: 17}, 2), 1),
+		`{"Class":"protocol","Protocol":"/my.span-app"}`: {kind: KindProtocol, text: "/my.span-app"},
 		`{"Class":"protocol","Protocol":"/peer:to-peer","Span":"1"}`: spanBelow(
-			traceName{scopeName: scopeName{kind: KindProtocol, text: "/peer:to-peer"}}, 1),
-		`{"Class":"service-peer","Service":"a\"b\u003c","Peer":"` + peerA + `"}`: {
-			scopeName: scopeName{kind: KindServicePeer, text: `a"b<`, peer: id}},
-		`{"Class":"peer","Peer":""}`: scopeOf(KindPeer),
-		`{"Class":"subnet","Subnet":"192.0.2.0/24"}`: {
-			scopeName: nameOfSubnet(KindSubnet, "192.0.2.0/24")},
-		`{"Class":"rate","Subnet":"192.0.2.0/24"}`: {
-			scopeName: nameOfSubnet(KindRate, "192.0.2.0/24")},
+			scopeName{kind: KindProtocol, text: "/peer:to-peer"}, 1),
+		`{"Class":"service-peer","Service":"a\"b\u003c","Peer":"` + peerA + `"}`: {kind: KindServicePeer, text: `a"b<`, peer: id},
+		`{"Class":"peer","Peer":""}`:                 scopeOf(KindPeer),
+		`{"Class":"subnet","Subnet":"192.0.2.0/24"}`: nameOfSubnet(KindSubnet, "192.0.2.0/24"),
+		`{"Class":"rate","Subnet":"192.0.2.0/24"}`:   nameOfSubnet(KindRate, "192.0.2.0/24"),
 	} {
 		e := (&tracer{}).export(&traceEvent{typ: TraceDestroyScopeEvt, name: n})
 		got, err := json.Marshal(e.Scope)
 		require.NoError(t, err)
 		require.Equal(t, want, string(got))
-	}
-}
-
-// The names that the engine's own holders get are those in errors.
-func TestSpansHaveTheNamesThatErrorsHave(t *testing.T) {
-	m, err := New(noLimits(), WithStripes(1))
-	require.NoError(t, err)
-	defer m.Close()
-	c, err := m.OpenConnection(network.DirInbound, true, nil)
-	require.NoError(t, err)
-	defer c.Done()
-	s1, err := c.BeginSpan()
-	require.NoError(t, err)
-	s2, err := s1.BeginSpan()
-	require.NoError(t, err)
-	holders := []*holder{c.(*connScope).h, s1.(*spanScope).h, s2.(*spanScope).h}
-	require.NoError(t, m.ViewPeer(mustPeer(t, peerA), func(s network.PeerScope) error {
-		s1, err := s.BeginSpan()
-		require.NoError(t, err)
-		s2, err := s1.BeginSpan()
-		require.NoError(t, err)
-		holders = append(holders, s1.(*rootSpan).h, s2.(*spanScope).h)
-		return nil
-	}))
-	for _, h := range holders {
-		want, n := h.name(h.num), h.traceName()
-		name, span := n.texts()
-		require.Equal(t, want.String(), name)
-		require.Equal(t, strings.Contains(name, ".span-"), span != "")
 	}
 }
 

@@ -1,6 +1,7 @@
 package rcmgr
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -20,7 +21,7 @@ type theirEvents []upstream.TraceEvt
 func (r *theirEvents) ConsumeEvent(e upstream.TraceEvt) { *r = append(*r, e) }
 
 // requestFor makes a request of amounts by dimension, at a priority.
-func requestFor(priority uint8, items ...item) *request {
+func requestFor(priority uint8, items ...item) *traceDelta {
 	r := &request{priority: priority}
 	for _, it := range items {
 		switch it.d {
@@ -34,14 +35,17 @@ func requestFor(priority uint8, items ...item) *request {
 			r.dir, r.count = it.d, it.n
 		}
 	}
-	return r
+	return r.delta()
 }
 
 // scopeOf names a scope that is there once.
-func scopeOf(k Kind) traceName { return traceName{scopeName: scopeName{kind: k}} }
+func scopeOf(k Kind) scopeName { return scopeName{kind: k} }
 
-func spanBelow(n traceName, seq uint32) traceName {
-	n.span = &holder{owner: n.span, role: innerSpan, seq: seq}
+func spanBelow(n scopeName, seq uint32) scopeName {
+	if n.span != 0 {
+		n.around = string(binary.BigEndian.AppendUint32(nil, n.span)) + n.around
+	}
+	n.span = seq
 	return n
 }
 
@@ -66,22 +70,22 @@ func TestEventsAreThoseOfUpstreamInJSON(t *testing.T) {
 	defer rm.Close()
 
 	system, transient := scopeOf(KindSystem), scopeOf(KindTransient)
-	conn := traceName{scopeName: scopeName{kind: KindConn, num: 1}}
-	conn2 := traceName{scopeName: scopeName{kind: KindConn, num: 2}}
-	stream := traceName{scopeName: scopeName{kind: KindStream, num: 1}}
-	stream2 := traceName{scopeName: scopeName{kind: KindStream, num: 2}}
-	stream3 := traceName{scopeName: scopeName{kind: KindStream, num: 3}}
-	peerP := traceName{scopeName: scopeName{kind: KindPeer, peer: p}}
-	peerQ := traceName{scopeName: scopeName{kind: KindPeer, peer: q}}
-	full := traceName{scopeName: scopeName{kind: KindProtocol, text: "/full"}}
-	proto := traceName{scopeName: scopeName{kind: KindProtocol, text: "/p"}}
-	protoPeer := traceName{scopeName: scopeName{kind: KindProtocolPeer, text: "/p", peer: p}}
-	svc := traceName{scopeName: scopeName{kind: KindService, text: "<svc>"}}
-	svcPeer := traceName{scopeName: scopeName{kind: KindServicePeer, text: "<svc>", peer: p}}
+	conn := scopeName{kind: KindConn, num: 1}
+	conn2 := scopeName{kind: KindConn, num: 2}
+	stream := scopeName{kind: KindStream, num: 1}
+	stream2 := scopeName{kind: KindStream, num: 2}
+	stream3 := scopeName{kind: KindStream, num: 3}
+	peerP := scopeName{kind: KindPeer, peer: p}
+	peerQ := scopeName{kind: KindPeer, peer: q}
+	full := scopeName{kind: KindProtocol, text: "/full"}
+	proto := scopeName{kind: KindProtocol, text: "/p"}
+	protoPeer := scopeName{kind: KindProtocolPeer, text: "/p", peer: p}
+	svc := scopeName{kind: KindService, text: "<svc>"}
+	svcPeer := scopeName{kind: KindServicePeer, text: "<svc>", peer: p}
 	span := spanBelow(stream, 1)
 	inner := spanBelow(span, 1)
 
-	mem := func(n int64) *request { return requestFor(255, item{dimMemory, n}) }
+	mem := func(n int64) *traceDelta { return requestFor(255, item{dimMemory, n}) }
 	in := requestFor(255, item{dimConnsIn, 1}, item{dimConns, 1}, item{dimFD, 1})
 	inWith10 := requestFor(255, item{dimMemory, 10}, item{dimConnsIn, 1}, item{dimConns, 1}, item{dimFD, 1})
 	out := requestFor(255, item{dimStreamsOut, 1}, item{dimStreams, 1})
@@ -182,7 +186,7 @@ func TestEventsAreThoseOfUpstreamInJSON(t *testing.T) {
 		}},
 		{"ReserveMemory at a span of a span", func() error { return sp2.ReserveMemory(9, 255) }, func(e *tracer) {
 			e.granted(peerP, mem(9), with(both, 39))
-			for _, n := range []traceName{protoPeer, svcPeer, proto, svc} {
+			for _, n := range []scopeName{protoPeer, svcPeer, proto, svc} {
 				e.granted(n, mem(9), with(heldStream, 29))
 			}
 			e.granted(system, mem(9), with(both, 39))
@@ -192,7 +196,7 @@ func TestEventsAreThoseOfUpstreamInJSON(t *testing.T) {
 		}},
 		{"ReleaseMemory at a span of a span", func() error { sp2.ReleaseMemory(2); return nil }, func(e *tracer) {
 			e.returned(peerP, mem(2), with(both, 37))
-			for _, n := range []traceName{protoPeer, svcPeer, proto, svc} {
+			for _, n := range []scopeName{protoPeer, svcPeer, proto, svc} {
 				e.returned(n, mem(2), with(heldStream, 27))
 			}
 			e.returned(system, mem(2), with(both, 37))
@@ -202,7 +206,7 @@ func TestEventsAreThoseOfUpstreamInJSON(t *testing.T) {
 		}},
 		{"Done of a stream with open spans", func() error { s.Done(); return nil }, func(e *tracer) {
 			e.returned(peerP, outWith27, with(heldConn, 10))
-			for _, n := range []traceName{protoPeer, svcPeer, proto, svc} {
+			for _, n := range []scopeName{protoPeer, svcPeer, proto, svc} {
 				e.returned(n, outWith27, &amounts{})
 			}
 			e.returned(system, outWith27, with(heldConn, 10))
@@ -264,7 +268,7 @@ func TestEventsAreThoseOfUpstreamInJSON(t *testing.T) {
 		}, func(e *tracer) {
 			r := requestFor(255, item{dimConnsOut, 1}, item{dimConns, 1})
 			e.created(conn2, limitsOf(limiter.GetConnLimits()))
-			for _, n := range []traceName{transient, system, conn2} {
+			for _, n := range []scopeName{transient, system, conn2} {
 				e.granted(n, r, &amounts{dimConnsOut: 1})
 			}
 		}},

@@ -5,27 +5,23 @@ package rcmgr
 // account holds is what the scope holds. Nothing of this costs more than a look
 // at a nil pointer where nobody listens.
 
-import (
-	"slices"
-	"strconv"
-)
-
 // traceChain tells that every account of a chain got or gave up what a request
 // asks for.
-func (st *stripe) traceChain(c *chain, r *request, tell func(*tracer, traceName, *request, *amounts)) {
+func (st *stripe) traceChain(c *chain, r *request, tell func(*tracer, scopeName, *traceDelta, *amounts)) {
 	if st.trace == nil {
 		return
 	}
+	delta := r.delta()
 	for _, a := range &c.at {
 		if a != nil {
 			use := a.use.amounts()
-			tell(st.trace, traceName{scopeName: a.name()}, r, &use)
+			tell(st.trace, a.name(), delta, &use)
 		}
 	}
 }
 
 // traceMemory tells that a holder got or gave up n bytes.
-func (st *stripe) traceMemory(h *holder, n int64, priority uint8, tell func(*tracer, traceName, *request, *amounts)) {
+func (st *stripe) traceMemory(h *holder, n int64, priority uint8, tell func(*tracer, scopeName, *traceDelta, *amounts)) {
 	r := memoryRequest(st.engine.admission, n, priority)
 	st.traceHeld(h, &r, tell)
 }
@@ -33,7 +29,7 @@ func (st *stripe) traceMemory(h *holder, n int64, priority uint8, tell func(*tra
 // traceHeld tells that a holder got or gave up memory: the chain first, then
 // its owners from the outermost one, then itself. After a holder that is done,
 // nothing was changed any more.
-func (st *stripe) traceHeld(h *holder, r *request, tell func(*tracer, traceName, *request, *amounts)) {
+func (st *stripe) traceHeld(h *holder, r *request, tell func(*tracer, scopeName, *traceDelta, *amounts)) {
 	switch {
 	case h.owner == nil:
 		st.traceChain(&h.tree.chain, r, tell)
@@ -41,17 +37,17 @@ func (st *stripe) traceHeld(h *holder, r *request, tell func(*tracer, traceName,
 		st.traceHeld(h.owner, r, tell)
 	}
 	use := h.amounts()
-	tell(st.trace, h.traceName(), r, &use)
+	tell(st.trace, h.name(h.num), r.delta(), &use)
 }
 
 // refuser is who refused last, for the tracer alone.
 type refuser struct {
-	name traceName
+	name scopeName
 	use  amounts
 }
 
 // refusedBy notes who refused.
-func (st *stripe) refusedBy(name traceName, use *held) {
+func (st *stripe) refusedBy(name scopeName, use *held) {
 	if st.trace != nil {
 		st.refuser = refuser{name, use.amounts()}
 	}
@@ -60,7 +56,7 @@ func (st *stripe) refusedBy(name traceName, use *held) {
 // traceRefuser notes that a holder refused.
 func (st *stripe) traceRefuser(h *holder) {
 	if st.trace != nil {
-		st.refuser = refuser{h.traceName(), h.amounts()}
+		st.refuser = refuser{h.name(h.num), h.amounts()}
 	}
 }
 
@@ -71,7 +67,7 @@ func (st *stripe) traceGate(h *holder, why *LimitError) {
 	defer st.unlock(false)
 	st.number(h)
 	total := h.total()
-	st.trace.blocked(traceName{scopeName: *why.why.scope}, &total, why.why.d, &amounts{})
+	st.trace.blocked(*why.why.scope, total.delta(), why.why.d, &amounts{})
 	if h.tree == nil { // it is no scope yet
 		st.traceNotOpened(h)
 	}
@@ -86,13 +82,13 @@ func (st *stripe) traceSpan(h *holder) {
 	if limits == nil { // its owner is done
 		limits = &amounts{}
 	}
-	st.trace.created(h.traceName(), *limits)
+	st.trace.created(h.name(h.num), *limits)
 }
 
 // traceOpening tells of a connection or stream that is to be opened.
 func (st *stripe) traceOpening(h *holder) {
 	if st.trace != nil {
-		st.trace.created(traceName{scopeName: h.name(h.num)}, *h.limit)
+		st.trace.created(h.name(h.num), *h.limit)
 	}
 }
 
@@ -100,84 +96,34 @@ func (st *stripe) traceOpening(h *holder) {
 func (st *stripe) traceOpened(h *holder, r *request) {
 	if st.trace != nil {
 		use := r.amounts()
-		st.trace.granted(traceName{scopeName: h.name(h.num)}, r, &use)
+		st.trace.granted(h.name(h.num), r.delta(), &use)
 	}
 }
 
 // traceNotOpened tells of a connection or stream that was refused.
 func (st *stripe) traceNotOpened(h *holder) {
 	if st.trace != nil {
-		st.trace.destroyed(traceName{scopeName: h.name(h.num)})
+		st.trace.destroyed(h.name(h.num))
 	}
 }
 
 // traceDone tells of a connection, stream or span that is done.
 func (st *stripe) traceDone(h *holder) {
 	if st.trace != nil {
-		st.trace.destroyed(h.traceName())
+		st.trace.destroyed(h.name(h.num))
 	}
 }
 
 // traceCreated tells of a new account.
 func (st *stripe) traceCreated(a *account) {
 	if st.trace != nil {
-		st.trace.created(traceName{scopeName: a.name()}, *a.limit())
+		st.trace.created(a.name(), *a.limit())
 	}
 }
 
 // traceDestroyed tells of an account that goes.
 func (st *stripe) traceDestroyed(a *account) {
 	if st.trace != nil {
-		st.trace.destroyed(traceName{scopeName: a.name()})
+		st.trace.destroyed(a.name())
 	}
-}
-
-// traceName is the name of a scope or span before it is made into strings.
-type traceName struct {
-	scopeName         // of the scope, or of what a span's owners stand on
-	span      *holder // nil for what is no span; its numbers never change
-}
-
-// traceName names a holder. The lock of its stripe is held.
-func (h *holder) traceName() traceName {
-	top := h
-	for top.owner != nil {
-		top = top.owner
-	}
-	if top.role == firstSpan {
-		return traceName{top.tree.chain.first().name(), h}
-	}
-	name := traceName{scopeName: top.name(h.num)}
-	if h != top {
-		name.span = h
-	}
-	return name
-}
-
-// texts gives the name, and the numbers of a span as in scopeClass.
-func (n *traceName) texts() (name, span string) {
-	var nums []uint32
-	for h := n.span; h != nil && h.role != leaf; h = h.owner {
-		nums = append(nums, h.seq)
-	}
-	name = n.scopeName.String()
-	for i, num := range slices.Backward(nums) {
-		name += spanText(num)
-		span += strconv.FormatUint(uint64(num), 10)
-		if i > 0 {
-			span += "."
-		}
-	}
-	return name, span
-}
-
-func (n *traceName) class(span string) *scopeClass {
-	c := &scopeClass{Kind: n.kind, Name: n.own(), Span: span}
-	switch n.kind {
-	case KindConn, KindStream:
-		c.Name = strconv.FormatInt(n.num, 10)
-	case KindPeer, KindServicePeer, KindProtocolPeer:
-		c.Peer = n.peer.String()
-	}
-	return c
 }

@@ -26,7 +26,7 @@ type traceFile struct {
 	start []byte
 	// The members of lines that name scopes, but for connections and streams,
 	// and those that give limits.
-	names  jsonCache[traceName]
+	names  jsonCache[scopeName]
 	limits jsonCache[amounts]
 }
 
@@ -96,10 +96,9 @@ func (f *traceFile) append(b []byte, e *traceEvent) []byte {
 	return append(b, '}')
 }
 
-func traceNameJSON(n traceName) []byte {
-	name, span := n.texts()
-	b := n.class(span).appendJSON([]byte(`,"Scope":`))
-	return appendJSONText(append(b, `,"Name":`...), name)
+func traceNameJSON(n scopeName) []byte {
+	b := classOfScope(&n).appendJSON([]byte(`,"Scope":`))
+	return appendJSONText(append(b, `,"Name":`...), n.String())
 }
 
 func traceLimitJSON(a amounts) []byte {

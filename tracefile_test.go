@@ -31,10 +31,10 @@ func TestLinesOfATraceFileAreTheJSONOfItsEvents(t *testing.T) {
 			typ: pick(r, types), at: pick(r, []int64{0, 1_700_000_000_000_000_000, r.Int64N(2 * time.Now().UnixNano())}),
 			priority: uint8(r.IntN(256)), delta: number(), deltaIn: number(), deltaOut: number(), memory: number(),
 			streamsIn: number(), streamsOut: number(), connsIn: number(), connsOut: number(), fd: number(),
-			name: traceName{scopeName: scopeName{kind: Kind(r.IntN(int(numKinds))), num: r.Int64N(5000), text: pick(r, texts), peer: peerNamed(pick(r, texts))}},
+			name: scopeName{kind: Kind(r.IntN(int(numKinds))), num: r.Int64N(5000), text: pick(r, texts), peer: peerNamed(pick(r, texts))},
 		}
 		for range r.IntN(3) {
-			e.name.span = &holder{owner: e.name.span, role: innerSpan, seq: r.Uint32N(3)}
+			e.name = spanBelow(e.name, 1+r.Uint32N(3))
 		}
 		if r.IntN(3) == 0 {
 			e.limit = &amounts{number(), number(), number(), number(), number(), number(), number(), number()}
@@ -54,7 +54,7 @@ func TestATraceFileKeepsABoundedNumberOfTexts(t *testing.T) {
 	f := newTraceFile(new(disk), noLimits())
 	for i := range 2*cachedTexts + 1 {
 		e := traceEvent{typ: TraceCreateScopeEvt, limit: &amounts{int64(i)},
-			name: traceName{scopeName: scopeName{kind: KindProtocol, text: strconv.Itoa(i)}}}
+			name: scopeName{kind: KindProtocol, text: strconv.Itoa(i)}}
 		require.Contains(t, string(f.append(nil, &e)), `"Name":"protocol:`+strconv.Itoa(i)+`"`)
 		require.LessOrEqual(t, max(len(f.names), len(f.limits)), cachedTexts)
 	}

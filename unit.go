@@ -174,7 +174,7 @@ func (st *stripe) giveBack(sh *share, u unit, memory int64) {
 	}
 	if st.trace != nil {
 		r, use := u.whole(memory), sh.use.amounts()
-		st.trace.returned(traceName{scopeName: sh.name()}, &r, &use)
+		st.trace.returned(sh.name(), r.delta(), &use)
 	}
 }
 

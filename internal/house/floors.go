@@ -1,0 +1,115 @@
+package main
+
+// floor is a set of files that may name what lower floors, and others of its own, declare.
+type floor struct {
+	name  string
+	about string
+	rooms []room
+}
+
+// room is a file, or files that belong together, and what is in it.
+type room struct {
+	files string // separated by spaces
+	about string
+}
+
+// engine is the one floor whose files may name each other in circles: a scope, its account,
+// the share of a pool and their stripe are one machine.
+const engine = "engine"
+
+// floors are the files of package rcmgr, from the top down. A new file goes here, and
+// go run ./internal/house -write brings CONTRIBUTING.md in line.
+var floors = []floor{
+	{"top", "makes the rest, and serves it", []room{
+		{"new.go", "making a manager from limits and options; closing it"},
+		{"schedule.go", "what a manager does again and again, by one worker"},
+		{"handle.go", "one manager for several hosts"},
+		{"nodelimits.go", "limits for a node, from two numbers"},
+		{"congruence.go", "limits that contradict each other, or the connection manager"},
+		{"page.go explainpage.go", "the live page; questions in its address"},
+	}},
+	{"seeing", "looks, and decides nothing", []room{
+		{"snapshot.go gatestate.go", "`Snapshot`: everything at one instant; what the gates keep"},
+		{"table.go changes.go", "a snapshot as people read it; what has changed between two"},
+		{"explain.go", "would it be admitted now, and what stands in the way"},
+		{"state.go", "`Stat`; the reading that metrics are made of"},
+		{"busiest.go", "which services and protocols a look names, where there are many"},
+		{"inforce.go", "the limits in force, read back"},
+		{"refusallog.go history.go", "the log of refusals; how many there were in the last minutes"},
+		{"nearlimit.go", "who is called when a limit is nearly reached; trimming"},
+		{"metrics.go families.go", "Prometheus: registration; what is shown"},
+		{"settings.go", "a configuration as people read and write it"},
+	}},
+	{"door", "what a host calls", []room{
+		{"manager.go", "`Manager`: its scopes to look at, its allowlist, observing"},
+		{"options.go", "options"},
+		{"open.go", "how connections and streams come to be"},
+		{"conn.go", "a connection, and how it moves to its peer"},
+		{"stream.go", "a stream, and how it is attached to protocol and service"},
+		{"entry.go", "what a connection passes before any scope is asked"},
+		{"gateswap.go", "other gates while the manager runs"},
+		{"setlimits.go", "other limits while the manager runs"},
+		{"reap.go", "collecting what is unused"},
+	}},
+	{engine, "accounts and decides", []room{
+		{"engine.go", "what decides: stripes, shared scopes, limits in force"},
+		{"stripe.go", "a lock and all that lies under it"},
+		{"scope.go", "trees of holders: connections, streams and spans"},
+		{"shared.go", "peers, services, protocols and the four scopes that are always there, as scopes themselves"},
+		{"account.go", "what one scope, or a stripe's share of it, uses and may use"},
+		{"pool.go", "shared scopes: credit, half rule, loose and tight"},
+		{"chain.go", "one operation: check all accounts of its chain, then charge all"},
+		{"unit.go", "connections and streams as they are counted, and the shortest ways to open, move and end them"},
+		{"memory.go", "reserving and releasing memory: the shortest way through a chain"},
+		{"refusing.go", "a refusal: noted, counted, and returned as an error"},
+		{"observe.go", "limits that refuse nothing: what they would have refused"},
+		{"fairshare.go", "what one peer and one subnet may have of what all share"},
+		{"traced.go", "where the engine tells the tracer"},
+		{"leaks.go", "the oldest open scopes; those that are dropped without Done"},
+		{"peaks.go", "the most that shared scopes have held"},
+		{"memberpeaks.go", "the most that any one peer has held, ever and lately"},
+	}},
+	{"trace", "writes down what the engine tells", []room{
+		{"trace.go tracefile.go", "the tracer; its file"},
+	}},
+	{"gates", "count by address, before the scopes", []room{
+		{"gate.go", "what stands before the scopes"},
+		{"gateconfig.go", "the limits of the gates, as the gates use them"},
+		{"subnets.go subnettable.go", "what is kept of subnets, connections and tokens, under 64 locks; the table of one lock's records"},
+		{"subnetheirs.go", "other gates take over what is open"},
+		{"partition.go", "how the gates divide the address space"},
+		{"subnet.go rate.go", "limits on connections at a time; on connections in a time, and source verification"},
+		{"pressure.go", "the memory of the whole process"},
+	}},
+	{"book", "asks a Limiter", []room{
+		{"book.go", "what one Limiter says, read for the engine"},
+	}},
+	{"limits", "what a configuration says", []room{
+		{"limits.go", "the types of limits and configurations"},
+		{"limitsjson.go configerror.go", "the strict reader; what is wrong with a configuration, and where"},
+		{"gatelimits.go", "what a configuration says about the gates"},
+		{"costs.go", "what connections and streams cost by themselves"},
+		{"defaults.go", "default limits and scaling"},
+		{"machine.go", "what this process may use of its machine"},
+		{"reach.go", "limits that can never be reached"},
+		{"origins.go", "where each value comes from"},
+		{"fdlimit_unix.go fdlimit_other.go", "file descriptors of this process"},
+		{"adapter.go", "limits made with another package"},
+	}},
+	{"refusals", "what a refusal says", []room{
+		{"errors.go", "a refusal as an error; names of scopes"},
+		{"refusals.go", "refusals as they are counted"},
+		{"reporter.go", "`MetricsReporter`"},
+		{"guard.go", "faults of other people's code that is called: reporters, listeners, connection managers, Limiters (`callbacks_test.go`)"},
+		{"log.go", "the log"},
+	}},
+	{"words", "what everything is said in", []room{
+		{"amounts.go", "amounts, limits and thresholds: arithmetic without locks"},
+		{"kind.go", "the kinds of scopes and gates"},
+		{"endpoint.go", "the address of the far end, or that it has none"},
+		{"allowlist.go", "what is let in when everything else is refused"},
+		{"spread.go", "distributions"},
+		{"names.go", "names of scopes, as upstream's metrics spell them"},
+		{"text.go", "amounts and tables as text"},
+	}},
+}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"unsafe"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -837,5 +838,37 @@ func TestAnswersOfALimiterThatIsNoLongerInForceAreNotTaken(t *testing.T) {
 			require.Greater(t, streams(s), 200)
 			require.Less(t, streams(s), 300)
 		})
+	}
+}
+
+// All stripes wait while limits are put in force: what a book names is found there by one
+// look-up, and a service or protocol takes nothing new but its copy of its limit.
+func TestPuttingLimitsInForceAllocatesOneCopyOfTheLimitForEachServiceAndProtocol(t *testing.T) {
+	costs := func(living, named int) (times float64, bytes uint64) {
+		m := newManager(t, unlimitedConf(), WithStripes(4), WithRefusalLog(0))
+		crowdedWith(t, m, living)
+		var books [2]*limitBook
+		for i := range books {
+			var err error
+			books[i], err = newLimitBook(fixedOf(namingConf(named)))
+			require.NoError(t, err)
+		}
+		n := 0
+		return costOf(func() {
+			n++
+			late, changed, err := m.putInForce(books[n%2], nil, noneLiving())
+			if err != nil || !changed || len(late.shared) > 0 {
+				t.Error("the limits were not put in force", err)
+			}
+		})
+	}
+	const fewer, more = 100, 600
+	const scopes = 2 * (more - fewer) // services and protocols
+	for _, named := range []int{0, 2000} {
+		times, bytes := costs(fewer, named)
+		moreTimes, moreBytes := costs(more, named)
+		require.InDelta(t, scopes, moreTimes-times, 3, "with %d names in the configuration", named)
+		each := uint64(unsafe.Sizeof(amounts{}) + unsafe.Sizeof((*pool)(nil))) // the latter in the list of scopes
+		require.InDelta(t, scopes*each, moreBytes-bytes, 4096, "with %d names in the configuration", named)
 	}
 }

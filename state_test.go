@@ -1,0 +1,86 @@
+package rcmgr
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+)
+
+// namingConf names so many services, protocols and peers, with limits of their own.
+func namingConf(names int) perScope[BaseLimit] {
+	c := unlimitedConf()
+	c.Service, c.ServicePeer = make(map[string]BaseLimit), make(map[string]BaseLimit)
+	c.Protocol, c.ProtocolPeer = make(map[protocol.ID]BaseLimit), make(map[protocol.ID]BaseLimit)
+	c.Peer = make(map[peer.ID]BaseLimit)
+	limit := unlimitedBase
+	limit.Streams = 1000
+	for i := range names {
+		name := fmt.Sprintf("/%04d", i)
+		c.Service[name], c.ServicePeer[name] = limit, limit
+		c.Protocol[protocol.ID(name)], c.ProtocolPeer[protocol.ID(name)] = limit, limit
+		c.Peer[peerNamed(name)] = limit
+	}
+	return c
+}
+
+// costOf returns how many times f allocates, and how many bytes.
+func costOf(f func()) (times float64, bytes uint64) {
+	const looks = 10
+	times = testing.AllocsPerRun(looks, f)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range looks {
+		f()
+	}
+	runtime.ReadMemStats(&after)
+	return times, (after.TotalAlloc - before.TotalAlloc) / looks
+}
+
+// A configuration may name very many peers that are not here: no look copies it.
+func TestWhatLooksAtAManagerAllocatesNoMoreWhereTheConfigurationNamesThousands(t *testing.T) {
+	type cost struct {
+		times float64
+		bytes uint64
+	}
+	costs := func(names int) map[string]cost {
+		m := newManager(t, namingConf(names), WithStripes(4), WithRefusalLog(0))
+		s := mustOpenStream(t, m, testPeer, network.DirInbound)
+		require.NoError(t, s.SetProtocol("/a"))
+		require.NoError(t, s.SetService("a"))
+		reg := prometheus.NewRegistry()
+		require.NoError(t, m.RegisterWith(reg))
+		page, log, watch := Handler(m), &refusalLog{m: m}, newLimitWatch(m, nil, nil)
+		of := make(map[string]cost)
+		for name, look := range map[string]func(){
+			"a scrape":              func() { _, _ = reg.Gather() },
+			"a scrape's reading":    func() { m.read() },
+			"Snapshot":              func() { m.Snapshot() },
+			"SnapshotTop":           func() { m.SnapshotTop(5) },
+			"Stat":                  func() { m.Stat() },
+			"Explain":               func() { _, _ = m.Explain(Question{Kind: KindStream, Peer: testPeer}) },
+			"the page":              func() { ask(page, "GET", "/?format=html") },
+			"the log of refusals":   log.write,
+			"one line of that log":  func() { log.writeLine("", KindPeer, dimStreamsIn, 1, new(remark)) },
+			"the watch over limits": watch.look,
+			"the recent refusals":   func() { m.refusedByNow() },
+			"peaks":                 m.followPeaks,
+		} {
+			times, bytes := costOf(look)
+			of[name] = cost{times, bytes}
+		}
+		return of
+	}
+	few, many := costs(0), costs(10_000)
+	for name, c := range few {
+		// Buffers and maps that are kept for the next time make small differences.
+		require.InDelta(t, c.times, many[name].times, 5+c.times/50, "%s: allocations", name)
+		require.InDelta(t, c.bytes, many[name].bytes, float64(4096+c.bytes/4), "%s: bytes", name)
+	}
+	require.Equal(t, few["a scrape's reading"].times, many["a scrape's reading"].times)
+}

@@ -95,6 +95,15 @@ func isUnlimited(d dim, limit int64) bool {
 	return limit == math.MaxInt64 || d != dimMemory && limit == math.MaxInt
 }
 
+// addCapped returns the sum of two totals, at most math.MaxInt64, which stands for
+// "unlimited": twice unlimited is unlimited.
+func addCapped(a, b int64) int64 {
+	if b > 0 && a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
+}
+
 // dimCounts holds a number of events for each dimension.
 type dimCounts [numDims]uint64
 

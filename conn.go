@@ -195,8 +195,8 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 	from.giveBack(place.at[slotTransient].share, u, h.use)
 
 	if h.use != 0 {
-		from.connMemory.moveMemory(h.use, 0)
-		to.connMemory.moveMemory(0, h.use)
+		from.connMemory.MoveMemory(h.use, 0)
+		to.connMemory.MoveMemory(0, h.use)
 	}
 	ps.refs++
 	if mv.trusted {

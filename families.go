@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/weir-p2p/rcmgr/internal/spread"
 )
 
 // reading is what one manager says at a scrape, or the sum of what several
@@ -25,13 +27,13 @@ type reading struct {
 	// service and in one protocol: see memberpeaks.go. Of several managers, the greatest.
 	memberPeaks, recentPeaks [numKinds]amounts
 
-	peers       int       // that have a scope
-	peerConns   [2]spread // connections for each peer: inbound, outbound
-	peerStreams [2]spread // streams for each peer: inbound, outbound
-	peerMemory  spread    // bytes for each peer
-	connMemory  spread    // bytes for each connection
-	subnets     int       // that have connections, each prefix length on its own
-	rateBuckets int       // that are not full
+	peers       int              // that have a scope
+	peerConns   [2]spread.Spread // connections for each peer: inbound, outbound
+	peerStreams [2]spread.Spread // streams for each peer: inbound, outbound
+	peerMemory  spread.Spread    // bytes for each peer
+	connMemory  spread.Spread    // bytes for each connection
+	subnets     int              // that have connections, each prefix length on its own
+	rateBuckets int              // that are not full
 	stripes     int
 	observed    [numKinds]int // managers in which the limits of this kind are only observed
 	fair        kindSet       // scopes that have shares, in one of the managers
@@ -91,11 +93,11 @@ func (t *readingSum) add(r reading) {
 		t.recentPeaks[k].raise(&r.recentPeaks[k])
 	}
 	for dir := range r.peerConns {
-		t.peerConns[dir].add(&r.peerConns[dir])
-		t.peerStreams[dir].add(&r.peerStreams[dir])
+		t.peerConns[dir].Add(&r.peerConns[dir])
+		t.peerStreams[dir].Add(&r.peerStreams[dir])
 	}
-	t.peerMemory.add(&r.peerMemory)
-	t.connMemory.add(&r.connMemory)
+	t.peerMemory.Add(&r.peerMemory)
+	t.connMemory.Add(&r.connMemory)
 	t.managers += r.managers
 	t.peers += r.peers
 	t.subnets += r.subnets
@@ -203,16 +205,16 @@ var metricsFamilies = [...]metricsFamily{
 	{name: "fds", series: (*reading).descriptors},
 	{name: "limit", series: (*reading).limits},
 	{name: "blocked_resources", series: (*reading).blockedResources},
-	{name: "peer_connections", series: func(r *reading, to series) { to.histograms(&r.peerConns, &countScale) }},
-	{name: "peer_streams", series: func(r *reading, to series) { to.histograms(&r.peerStreams, &countScale) }},
-	{name: "peer_memory", series: func(r *reading, to series) { to.histogram(&r.peerMemory, &memoryScale) }},
-	{name: "conn_memory", series: func(r *reading, to series) { to.histogram(&r.connMemory, &memoryScale) }},
+	{name: "peer_connections", series: func(r *reading, to series) { to.histograms(&r.peerConns, spread.CountScale) }},
+	{name: "peer_streams", series: func(r *reading, to series) { to.histograms(&r.peerStreams, spread.CountScale) }},
+	{name: "peer_memory", series: func(r *reading, to series) { to.histogram(&r.peerMemory, spread.MemoryScale) }},
+	{name: "conn_memory", series: func(r *reading, to series) { to.histogram(&r.connMemory, spread.MemoryScale) }},
 	// Dashboards subtract these from the four above, because upstream's only
 	// ever grow. Ours say what is now, and there is nothing to subtract.
-	{name: "previous_peer_connections", series: func(_ *reading, to series) { to.histograms(new([2]spread), &countScale) }},
-	{name: "previous_peer_streams", series: func(_ *reading, to series) { to.histograms(new([2]spread), &countScale) }},
-	{name: "previous_peer_memory", series: func(_ *reading, to series) { to.histogram(new(spread), &memoryScale) }},
-	{name: "previous_conn_memory", series: func(_ *reading, to series) { to.histogram(new(spread), &memoryScale) }},
+	{name: "previous_peer_connections", series: func(_ *reading, to series) { to.histograms(new([2]spread.Spread), spread.CountScale) }},
+	{name: "previous_peer_streams", series: func(_ *reading, to series) { to.histograms(new([2]spread.Spread), spread.CountScale) }},
+	{name: "previous_peer_memory", series: func(_ *reading, to series) { to.histogram(new(spread.Spread), spread.MemoryScale) }},
+	{name: "previous_conn_memory", series: func(_ *reading, to series) { to.histogram(new(spread.Spread), spread.MemoryScale) }},
 
 	// Those that only this package has.
 	{
@@ -521,14 +523,14 @@ func (s series) counter(value uint64, labels ...string) {
 	s.send(prometheus.NewConstMetric(s.desc, prometheus.CounterValue, float64(value), labels...))
 }
 
-func (s series) histograms(directions *[2]spread, on *bucketScale) {
+func (s series) histograms(directions *[2]spread.Spread, on *spread.Scale) {
 	s.histogram(&directions[0], on, labelInbound)
 	s.histogram(&directions[1], on, labelOutbound)
 }
 
-func (s series) histogram(members *spread, on *bucketScale, labels ...string) {
-	count, upTo := members.cumulative(on)
-	s.send(prometheus.NewConstHistogram(s.desc, count, float64(members.sum), upTo, labels...))
+func (s series) histogram(members *spread.Spread, on *spread.Scale, labels ...string) {
+	count, upTo := members.Cumulative(on)
+	s.send(prometheus.NewConstHistogram(s.desc, count, float64(members.Sum), upTo, labels...))
 }
 
 // send reports what is wrong with a series as an error of the scrape: a panic

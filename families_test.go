@@ -15,6 +15,8 @@ import (
 	"github.com/multiformats/go-multiaddr"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr/internal/spread"
 )
 
 // registryOf shows one manager on a registry that checks what it is given.
@@ -352,9 +354,9 @@ func TestSumsOverManagersDoNotWrap(t *testing.T) {
 	for range 3 {
 		r := systemOnly(amounts{dimMemory: most - 1})
 		r.scopes[0].limit, r.scopes[0].peak = amounts{dimMemory: most}, amounts{dimMemory: most - 1}
-		r.peerMemory.moveMemory(0, most-1)
-		r.connMemory.moveMemory(0, most-1)
-		r.peerStreams[1].moveCount(0, most-1)
+		r.peerMemory.MoveMemory(0, most-1)
+		r.connMemory.MoveMemory(0, most-1)
+		r.peerStreams[1].MoveCount(0, most-1)
 		r.counts.blocked[KindPeer][dimMemory] = most - 1
 		l.add(&fakeManager{says: r})
 	}
@@ -362,8 +364,8 @@ func TestSumsOverManagersDoNotWrap(t *testing.T) {
 	require.Equal(t, []int64{most, most, most}, []int64{
 		sum.scopes[0].use[dimMemory], sum.scopes[0].limit[dimMemory], sum.scopes[0].peak[dimMemory]})
 	require.EqualValues(t, most, sum.counts.blocked[KindPeer][dimMemory])
-	for name, s := range map[string]*spread{"peer memory": &sum.peerMemory, "conn memory": &sum.connMemory, "peer streams": &sum.peerStreams[1]} {
-		require.EqualValues(t, most, s.sum, name)
+	for name, s := range map[string]*spread.Spread{"peer memory": &sum.peerMemory, "conn memory": &sum.connMemory, "peer streams": &sum.peerStreams[1]} {
+		require.EqualValues(t, most, s.Sum, name)
 	}
 }
 

@@ -117,7 +117,7 @@ func (st *stripe) peerGotMemory(ps *peerScope, n int64) {
 	now := ps.use.memory
 	ps.peak.memory = max(ps.peak.memory, now)
 	st.most[slotPeer].memory = max(st.most[slotPeer].memory, now)
-	st.peerMemory.moveMemory(now-n, now)
+	st.peerMemory.MoveMemory(now-n, now)
 }
 
 // drop releases n bytes from h and its owners, and from the chain; where too much credit
@@ -133,7 +133,7 @@ func (st *stripe) drop(c *chain, h *holder, num, n int64) {
 		if a := c.at[slotPeer]; a != nil {
 			now := a.use.memory
 			a.use.memory = now - n
-			st.peerMemory.moveMemory(now, now-n)
+			st.peerMemory.MoveMemory(now, now-n)
 		}
 		c.at[slotProtocolPeer].addMemory(-n)
 		c.at[slotServicePeer].addMemory(-n)

@@ -15,6 +15,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr/internal/spread"
 )
 
 // fakeManager says what it is told to, and counts how often it is asked.
@@ -60,14 +62,14 @@ func busyReading() reading {
 		{kind: KindService, name: "relay", use: amounts{dimMemory: 1, dimStreamsIn: 1}},
 		{kind: KindProtocol, name: "/peer:x.span-1", use: amounts{dimMemory: 4000, dimStreamsIn: 51, dimStreamsOut: 52}},
 	}}
-	r.peerConns[0].moveCount(0, 1)
-	r.peerConns[0].moveCount(0, 257)
-	r.peerConns[1].moveCount(0, 16)
-	r.peerStreams[0].moveCount(0, 10)
-	r.peerStreams[1].moveCount(0, 11)
-	r.peerMemory.moveMemory(0, 1<<10)
-	r.peerMemory.moveMemory(0, 1<<10+1)
-	r.connMemory.moveMemory(0, 5<<30)
+	r.peerConns[0].MoveCount(0, 1)
+	r.peerConns[0].MoveCount(0, 257)
+	r.peerConns[1].MoveCount(0, 16)
+	r.peerStreams[0].MoveCount(0, 10)
+	r.peerStreams[1].MoveCount(0, 11)
+	r.peerMemory.MoveMemory(0, 1<<10)
+	r.peerMemory.MoveMemory(0, 1<<10+1)
+	r.connMemory.MoveMemory(0, 5<<30)
 	r.counts.blocked[KindSystem] = amounts{dimConnsIn: 1, dimFD: 2}
 	r.counts.blocked[KindService] = amounts{dimStreamsOut: 3}
 	r.counts.blocked[KindServicePeer] = amounts{dimStreamsOut: 4, dimMemory: 5}
@@ -177,21 +179,21 @@ func histogramsText(connsIn, connsOut, streamsIn, streamsOut, peerMemory, connMe
 	var text strings.Builder
 	for _, h := range []struct {
 		name, labels string
-		scale        *bucketScale
+		scale        *spread.Scale
 		values       []int64
 	}{
-		{"peer_connections", in, &countScale, connsIn},
-		{"peer_connections", out, &countScale, connsOut},
-		{"peer_streams", in, &countScale, streamsIn},
-		{"peer_streams", out, &countScale, streamsOut},
-		{"peer_memory", "", &memoryScale, peerMemory},
-		{"conn_memory", "", &memoryScale, connMemory},
+		{"peer_connections", in, spread.CountScale, connsIn},
+		{"peer_connections", out, spread.CountScale, connsOut},
+		{"peer_streams", in, spread.CountScale, streamsIn},
+		{"peer_streams", out, spread.CountScale, streamsOut},
+		{"peer_memory", "", spread.MemoryScale, peerMemory},
+		{"conn_memory", "", spread.MemoryScale, connMemory},
 	} {
 		for _, prefix := range []string{"libp2p_rcmgr_", "libp2p_rcmgr_previous_"} {
 			if h.labels != out {
 				fmt.Fprintf(&text, "# TYPE %s%s histogram\n", prefix, h.name)
 			}
-			text.WriteString(histogramText(prefix+h.name, h.labels, h.scale.bounds, h.values...))
+			text.WriteString(histogramText(prefix+h.name, h.labels, h.scale.Bounds(), h.values...))
 			h.values = nil
 		}
 	}
@@ -418,14 +420,14 @@ func TestManagersAreSummed(t *testing.T) {
 	requireValue(t, math.MaxInt64, reg, "limit", "memory", "transient")
 	requireValue(t, 14, reg, "blocked_resources", "outbound", "stream", "service")
 	sum := l.read(nil)
-	for _, s := range []struct{ of, one *spread }{
+	for _, s := range []struct{ of, one *spread.Spread }{
 		{&sum.peerConns[0], &one.says.peerConns[0]}, {&sum.peerConns[1], &one.says.peerConns[1]},
 		{&sum.peerStreams[0], &one.says.peerStreams[0]}, {&sum.peerStreams[1], &one.says.peerStreams[1]},
 		{&sum.peerMemory, &one.says.peerMemory}, {&sum.connMemory, &one.says.connMemory},
 	} {
-		var want spread
-		want.add(s.one)
-		want.add(s.one)
+		var want spread.Spread
+		want.Add(s.one)
+		want.Add(s.one)
 		require.Equal(t, want, *s.of)
 	}
 }
@@ -444,7 +446,7 @@ func TestClosedManagerDisappearsButItsRefusalsStayCounted(t *testing.T) {
 	requireValue(t, 7, reg, "blocked_resources", "outbound", "stream", "service")
 	_, shown := shownValue(t, reg, "memory", "/peer:x.span-1", "protocol")
 	require.False(t, shown, "a series vanishes with its scope")
-	require.Equal(t, spread{}, l.read(nil).peerMemory, "its peers are not counted any more")
+	require.Equal(t, spread.Spread{}, l.read(nil).peerMemory, "its peers are not counted any more")
 
 	l.remove(staying)
 	_, shown = shownValue(t, reg, "limit", "conns", "system")

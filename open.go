@@ -274,7 +274,7 @@ func (st *stripe) open(h *holder, c *chain, near *neighbours, fallBack, all bool
 		return v, st.refuseOpening(h, &r)
 	case admitted:
 		if h.use > 0 && h.kind == KindConn {
-			st.connMemory.moveMemory(0, h.use)
+			st.connMemory.MoveMemory(0, h.use)
 		}
 		if ps := c.peer(); ps != nil {
 			ps.refs++

@@ -323,7 +323,7 @@ func (st *stripe) checkTree(h *holder, r *request) (verdict, error) {
 // change changes what a holder uses.
 func (st *stripe) change(h *holder, n int64) {
 	if h.kind == KindConn && h.role == leaf {
-		st.connMemory.moveMemory(h.use, h.use+n)
+		st.connMemory.MoveMemory(h.use, h.use+n)
 	}
 	h.use += n
 }

@@ -63,11 +63,11 @@ func (st *stripe) addTo(r *reading) {
 		return
 	}
 	for dir := range dim(2) {
-		r.peerConns[dir].add(&n.peerCounts[(dimConnsIn + dir).oneWay()])
-		r.peerStreams[dir].add(&n.peerCounts[(dimStreamsIn + dir).oneWay()])
+		r.peerConns[dir].Add(&n.peerCounts[(dimConnsIn + dir).oneWay()])
+		r.peerStreams[dir].Add(&n.peerCounts[(dimStreamsIn + dir).oneWay()])
 	}
-	r.peerMemory.add(&n.peerMemory)
-	r.connMemory.add(&n.connMemory)
+	r.peerMemory.Add(&n.peerMemory)
+	r.connMemory.Add(&n.connMemory)
 	r.peers += len(st.peers)
 	st.addCounts(&r.counts.engineCounts)
 	st.addWouldRefuse(&r.counts.would)

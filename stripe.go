@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/weir-p2p/rcmgr/internal/spread"
 )
 
 // maxStripes bounds the number of stripes: beyond it, taking all their locks
@@ -75,8 +77,8 @@ type notes struct {
 
 	// What metrics read. An addition under a lock that is held anyway.
 	engineCounts
-	peerCounts             [4]spread // of connections and streams, by dim.oneWay
-	peerMemory, connMemory spread
+	peerCounts             [4]spread.Spread // of connections and streams, by dim.oneWay
+	peerMemory, connMemory spread.Spread
 	most                   memberPeaks // that one member has held, since the generation began
 }
 

@@ -147,7 +147,7 @@ func (st *stripe) leave(c *chain, u unit) {
 	}
 	if ps := c.peer(); ps != nil && u.count != 0 {
 		now := int64(ps.use.counts[u.dir&dimMask])
-		st.peerCounts[u.dir.oneWay()].moveCount(now+1, now)
+		st.peerCounts[u.dir.oneWay()].MoveCount(now+1, now)
 	}
 }
 
@@ -187,7 +187,7 @@ func (sh *share) idlesUnit(u unit) bool {
 // unit.
 func (st *stripe) peerGotUnit(ps *peerScope, u unit) {
 	now := int64(ps.use.counts[u.dir&dimMask])
-	st.peerCounts[u.dir.oneWay()].moveCount(now-1, now)
+	st.peerCounts[u.dir.oneWay()].MoveCount(now-1, now)
 	ps.peak.raise(&ps.use, u.dir)
 	ps.peak.raise(&ps.use, u.both)
 	ps.peak.raise(&ps.use, dimFD)

@@ -15,6 +15,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr/internal/spread"
 )
 
 // A unit needs room in all that it counts in, and credit of any of that which lies idle
@@ -79,8 +81,8 @@ func TestRoomAtHandIsNotGivenOutOfTurn(t *testing.T) {
 type ledger struct {
 	books            map[string]holding
 	peers            map[peer.ID]peerLedger
-	counts           [4]spread
-	peerMem, connMem spread
+	counts           [4]spread.Spread
+	peerMem, connMem spread.Spread
 	refusals         [numKinds]dimCounts
 	rationed         rationCounts
 	late             uint64
@@ -105,10 +107,10 @@ type poolLedger struct {
 
 // addTo adds a distribution. Two systems without limits may hold more bytes together than
 // an int64: then the sum wraps, over all stripes as it does in one.
-func addTo(s, o *spread) {
-	sum := s.sum + o.sum
-	s.add(o)
-	s.sum = sum
+func addTo(s, o *spread.Spread) {
+	sum := s.Sum + o.Sum
+	s.Add(o)
+	s.Sum = sum
 }
 
 func ledgerOf(m *Manager) ledger {

@@ -215,8 +215,8 @@ var damages = []damage{
 	{"stripe.go", "\t\tp.engine.drawing.Lock() // it has no shares, but limitWatch may have it in its list\n\t\tp.renewLocked(book, limits)\n\t\tp.engine.drawing.Unlock()\n", "\t\tp.renewLocked(book, limits)\n"},
 	{"reap.go", "\t\tsh.surrender()\n", ""},
 	{"scope.go", "return askedScope{num: num, kind: h.kind, span: h.seq}", "return askedScope{kind: h.kind, span: h.seq}"},
-	{"spread.go", "return fineSlots - 5 + uint64", "return fineSlots - 6 + uint64"},
-	{"spread.go", "\ts.slots[memorySlot(old)]--\n", ""},
+	{"internal/spread/spread.go", "return fineSlots - 5 + uint64", "return fineSlots - 6 + uint64"},
+	{"internal/spread/spread.go", "\ts.slots[memorySlot(old)]--\n", ""},
 
 	// Units: connections and streams that are at hand.
 	{"stream.go", "if !st.plain || !s.live() || h.use != 0 ||", "if !s.live() || h.use != 0 ||"},
@@ -247,7 +247,7 @@ var damages = []damage{
 	{"unit.go", "return sh.idles(u.dir) || sh", "return sh"},
 	{"unit.go", " || sh.idles(u.both) || ", " || "},
 	{"unit.go", " || sh.idles(dimFD)\n", "\n"},
-	{"unit.go", "moveCount(now+1, now)", "moveCount(now, now)"},
+	{"unit.go", "MoveCount(now+1, now)", "MoveCount(now, now)"},
 	{"unit.go", "\tps.peak.raise(&ps.use, u.dir)\n", ""},
 	{"unit.go", "\tps.peak.raise(&ps.use, u.both)\n", ""},
 	{"unit.go", "\tps.peak.raise(&ps.use, dimFD)\n", ""},
@@ -381,7 +381,7 @@ var damages = []damage{
 	// Metrics and the page.
 	{"metrics.go", "v.mu.served[family] = true", "v.mu.served[family%32] = true"},
 	{"busiest.go", "s.limit[d] = math.MaxInt64", "_, _ = d, math.MaxInt64"},
-	{"spread.go", "s.sum = addCapped(s.sum, o.sum)", "s.sum += o.sum"},
+	{"internal/spread/spread.go", "\t\ts.Sum = math.MaxInt64\n\t\treturn\n", ""},
 	{"amounts.go", "a[d] = addCapped(a[d], b[d])", "a[d] += b[d]"},
 	{"page.go", "; frame-ancestors 'none'", ""},
 	{"page.go", "default-src 'none'; ", ""},
@@ -426,6 +426,7 @@ var damages = []damage{
 	{"families.go", "s.name != othersName && named[s.kind] < mostNamed", "named[s.kind] < mostNamed"},
 	{"families.go", "\t\tif s.name != othersName {\n\t\t\tto.gauge(s.peak[d]", "\t\tif true {\n\t\t\tto.gauge(s.peak[d]"},
 	{"state.go", "\tr.scopes = append(r.scopes, b.others...)\n", ""},
+	{"inforce.go", "limits[k] = b.kinds[k].unnamed\n", "limits[k] = b.kinds[k].unnamed\n\t\t_ = b.config()\n"},
 	{"snapshot.go", "c.addPools(names.present(m))", "c.addPools(m.dir.list())\n\t\t_ = names"},
 	// Options, and what callers hand over.
 	{"subnet.go", "slices.Clone(DefaultNetworkPrefixLimitV4)", "DefaultNetworkPrefixLimitV4"},

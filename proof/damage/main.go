@@ -79,7 +79,7 @@ func oneLine(s string) string {
 
 var failed = regexp.MustCompile(`(?m)^\s*--- FAIL: (\S+)|^panic: (test timed out)|^(fatal error: .*|panic: .*)`)
 
-// try runs the tests on the damaged source, and gives the test that fails.
+// try runs the tests on the damaged source, and returns the name of one that fails.
 func (d *damage) try(dir string) (by string, err error) {
 	source, err := os.ReadFile(d.file)
 	if err != nil {
@@ -103,15 +103,30 @@ func (d *damage) try(dir string) (by string, err error) {
 	if err := os.WriteFile(overlay, text, 0o600); err != nil {
 		return "", err
 	}
-	if out, err := exec.Command("go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-overlay", overlay, "-o", tests, ".").CombinedOutput(); err != nil {
-		return "", fmt.Errorf("it does not compile: %s", out)
+	for _, pkg := range d.packages() {
+		if out, err := exec.Command("go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-overlay", overlay, "-o", tests, "./"+pkg).CombinedOutput(); err != nil {
+			return "", fmt.Errorf("it does not compile: %s", out)
+		}
+		run := exec.Command(tests, "-test.short", "-test.failfast", "-test.timeout=5m")
+		run.Dir = pkg
+		out, err := run.CombinedOutput()
+		if err == nil {
+			continue
+		}
+		for _, m := range failed.FindAllStringSubmatch(string(out), 1) {
+			return strings.Join(m[1:], ""), nil
+		}
+		return "", fmt.Errorf("the tests did not fail, but end with %v", err)
 	}
-	out, err := exec.Command(tests, "-test.short", "-test.failfast", "-test.timeout=5m").CombinedOutput()
-	if err == nil {
-		return "", errors.New("no test noticed")
+	return "", errors.New("no test noticed")
+}
+
+// packages returns the directories whose tests are asked: a package below the top has
+// tests of its own, which come first.
+func (d *damage) packages() []string {
+	own := filepath.Dir(d.file)
+	if own == "." || filepath.Ext(d.file) != ".go" {
+		return []string{"."}
 	}
-	for _, m := range failed.FindAllStringSubmatch(string(out), 1) {
-		return strings.Join(m[1:], ""), nil
-	}
-	return "", fmt.Errorf("the tests did not fail, but end with %v", err)
+	return []string{own, "."}
 }

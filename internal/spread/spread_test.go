@@ -1,4 +1,4 @@
-package rcmgr
+package spread
 
 import (
 	"fmt"
@@ -12,12 +12,12 @@ import (
 
 // scalesByName is every scale with the move that uses it.
 var scalesByName = map[string]struct {
-	scale *bucketScale
+	scale *Scale
 	slot  func(v int64) uint64
-	move  func(s *spread, old, now int64)
+	move  func(s *Spread, old, now int64)
 }{
-	"counts": {&countScale, countSlot, (*spread).moveCount},
-	"memory": {&memoryScale, memorySlot, (*spread).moveMemory},
+	"counts": {CountScale, countSlot, (*Spread).MoveCount},
+	"memory": {MemoryScale, memorySlot, (*Spread).MoveMemory},
 }
 
 // naiveBucket finds a bucket as the definition says: the first bound that is not
@@ -58,9 +58,9 @@ func telling(bounds []float64) []int64 {
 }
 
 func TestScaleBoundsAreThoseOfUpstreamsHistograms(t *testing.T) {
-	require.Equal(t, []float64{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 32, 64, 128, 256}, countScale.bounds)
+	require.Equal(t, []float64{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 32, 64, 128, 256}, CountScale.bounds)
 	require.Equal(t, []float64{1024, 4096, 32768, 1048576, 33554432, 268435456, 536870912,
-		1073741824, 2147483648, 4294967296}, memoryScale.bounds)
+		1073741824, 2147483648, 4294967296}, MemoryScale.bounds)
 }
 
 func TestBucketIsThatOfTheFirstBoundNotExceeded(t *testing.T) {
@@ -82,12 +82,12 @@ func TestSpreadMovesOneMemberBetweenAnyTwoValues(t *testing.T) {
 			values := telling(c.scale.bounds)
 			for _, old := range values {
 				for _, now := range values {
-					var s, want spread
+					var s, want Spread
 					c.move(&s, 0, old)
 					c.move(&s, old, now)
 					want.slots[c.slot(0)]--
 					want.slots[c.slot(now)]++
-					want.sum = now
+					want.Sum = now
 					if s != want {
 						t.Fatalf("0 to %d to %d: %v, want %v", old, now, s, want)
 					}
@@ -102,7 +102,7 @@ func TestSpreadsOfStripesAddUpToThatOfAllMembers(t *testing.T) {
 	for name, c := range scalesByName {
 		t.Run(name, func(t *testing.T) {
 			random := rand.New(rand.NewPCG(1, 2))
-			var parts [stripes]spread
+			var parts [stripes]Spread
 			values := make([]int64, members)
 			for range 20_000 {
 				m := random.IntN(members)
@@ -110,21 +110,21 @@ func TestSpreadsOfStripesAddUpToThatOfAllMembers(t *testing.T) {
 				c.move(&parts[m%stripes], values[m], now)
 				values[m] = now
 			}
-			var all spread
+			var all Spread
 			for i := range parts {
-				all.add(&parts[i])
+				all.Add(&parts[i])
 			}
 			checkCumulative(t, &all, c.scale, values)
 			for m, v := range values {
 				c.move(&parts[m%stripes], v, 0)
 			}
-			require.Equal(t, [stripes]spread{}, parts, "nothing is left when no member holds anything")
+			require.Equal(t, [stripes]Spread{}, parts, "nothing is left when no member holds anything")
 		})
 	}
 }
 
 // checkCumulative compares with counting the members one by one.
-func checkCumulative(t *testing.T, s *spread, on *bucketScale, values []int64) {
+func checkCumulative(t *testing.T, s *Spread, on *Scale, values []int64) {
 	t.Helper()
 	var sum int64
 	var members uint64
@@ -141,46 +141,48 @@ func checkCumulative(t *testing.T, s *spread, on *bucketScale, values []int64) {
 			}
 		}
 	}
-	gotMembers, gotUpTo := s.cumulative(on)
+	gotMembers, gotUpTo := s.Cumulative(on)
 	require.Equal(t, members, gotMembers)
-	require.Equal(t, sum, s.sum)
+	require.Equal(t, sum, s.Sum)
 	require.Len(t, gotUpTo, len(on.bounds))
 	for bound, n := range gotUpTo {
 		require.Equal(t, upTo[bound], n, "members up to %v", bound)
 	}
 }
 
-func TestAddCappedStopsAtUnlimited(t *testing.T) {
-	const unlimited = math.MaxInt64
+func TestTheSumOfSpreadsStopsWhereNoNumberIsLeft(t *testing.T) {
 	for _, c := range []struct{ a, b, want int64 }{
-		{0, 0, 0}, {1, 2, 3}, {unlimited, 0, unlimited}, {unlimited, 1, unlimited},
-		{1, unlimited, unlimited}, {unlimited, unlimited, unlimited},
-		{unlimited - 1, 1, unlimited}, {5, -7, -2},
+		{0, 0, 0}, {1, 2, 3}, {math.MaxInt64, 0, math.MaxInt64}, {math.MaxInt64, 1, math.MaxInt64},
+		{1, math.MaxInt64, math.MaxInt64}, {math.MaxInt64, math.MaxInt64, math.MaxInt64}, {math.MaxInt64 - 1, 1, math.MaxInt64},
 	} {
-		require.Equal(t, c.want, addCapped(c.a, c.b), "%d + %d", c.a, c.b)
+		var s, o Spread
+		s.MoveMemory(0, c.a)
+		o.MoveMemory(0, c.b)
+		s.Add(&o)
+		require.Equal(t, c.want, s.Sum, "%d + %d", c.a, c.b)
 	}
 }
 
 func TestSpreadMovesDoNotAllocate(t *testing.T) {
-	var s spread
+	var s Spread
 	require.Zero(t, testing.AllocsPerRun(100, func() {
-		s.moveCount(0, 17)
-		s.moveMemory(0, 1<<20)
+		s.MoveCount(0, 17)
+		s.MoveMemory(0, 1<<20)
 	}))
 }
 
 func BenchmarkSpreadMove(b *testing.B) {
 	for name, c := range map[string]struct {
-		move     func(s *spread, old, now int64)
+		move     func(s *Spread, old, now int64)
 		from, to int64
 	}{
-		"count/near":  {(*spread).moveCount, 3, 4},
-		"count/same":  {(*spread).moveCount, 40, 41},
-		"memory/near": {(*spread).moveMemory, 0, 4096},
-		"memory/same": {(*spread).moveMemory, 5 << 20, 6 << 20},
+		"count/near":  {(*Spread).MoveCount, 3, 4},
+		"count/same":  {(*Spread).MoveCount, 40, 41},
+		"memory/near": {(*Spread).MoveMemory, 0, 4096},
+		"memory/same": {(*Spread).MoveMemory, 5 << 20, 6 << 20},
 	} {
 		b.Run(fmt.Sprintf("%s=%d..%d", name, c.from, c.to), func(b *testing.B) {
-			var s spread
+			var s Spread
 			for i := 0; i < b.N; i += 2 {
 				c.move(&s, c.from, c.to)
 				c.move(&s, c.to, c.from)

@@ -1,0 +1,19 @@
+package rcmgr
+
+import (
+	"math"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestAddCappedStopsAtUnlimited(t *testing.T) {
+	const unlimited = math.MaxInt64
+	for _, c := range []struct{ a, b, want int64 }{
+		{0, 0, 0}, {1, 2, 3}, {unlimited, 0, unlimited}, {unlimited, 1, unlimited},
+		{1, unlimited, unlimited}, {unlimited, unlimited, unlimited},
+		{unlimited - 1, 1, unlimited}, {5, -7, -2},
+	} {
+		require.Equal(t, c.want, addCapped(c.a, c.b), "%d + %d", c.a, c.b)
+	}
+}

@@ -38,6 +38,9 @@ func TestAFileThatAnEditorOnWindowsSavedIsReadAsItIs(t *testing.T) {
 	cfg, err := ReadLimitsFile("testdata/with-a-mark.json")
 	require.NoError(t, err)
 	require.Equal(t, PartialLimitConfig{System: want}, cfg)
+	node, err := NodeLimits{MaxMemory: 4 << 30, MaxFileDescriptors: 100, OverridesFile: "testdata/with-a-mark.json"}.Build()
+	require.NoError(t, err)
+	require.Equal(t, 900, node.limits.System.ConnsInbound)
 	for name, read := range readers() {
 		cfg, err := read(string(marked))
 		require.NoError(t, err, name)
@@ -103,7 +106,10 @@ func TestAFileThatIsNotUTF8IsToldWithWhatToDo(t *testing.T) {
 		}
 	}
 	_, err := ReadLimitsFile(filepath.Join("testdata", "utf-16.json"))
-	require.ErrorContains(t, err, "utf-16.json: line 1, column 1: top level: the text is UTF-16, little endian: save it as UTF-8")
+	const want = "utf-16.json: line 1, column 1: top level: the text is UTF-16, little endian: save it as UTF-8"
+	require.ErrorContains(t, err, want)
+	_, err = NodeLimits{MaxMemory: 1 << 30, MaxFileDescriptors: 100, OverridesFile: filepath.Join("testdata", "utf-16.json")}.Build()
+	require.ErrorContains(t, err, want)
 }
 
 func TestAllowlistTextMayHaveWhatEditorsLeaveAroundIt(t *testing.T) {

@@ -10,11 +10,11 @@ import (
 	"strings"
 )
 
-// ConfigError is one thing that is wrong with a configuration of limits. What reads
-// a configuration, or makes something of it, returns an error from which errors.As
-// takes the first one; where there are several, a method Unwrap() []error of that
-// error returns them, at most 20, in the order of the text or of the fields of
-// PartialLimitConfig.
+// ConfigError is one thing that is wrong with a configuration of limits. Functions that
+// read a configuration, or make something of it, return an error from which errors.As
+// takes the first one. It wraps an error whose method Unwrap() []error returns all of
+// them, at most 20, in the order of the text or of the fields of PartialLimitConfig.
+// Once returned, a ConfigError does not change.
 type ConfigError struct {
 	// File is the name of the file, or empty if it is not known.
 	File string
@@ -27,7 +27,7 @@ type ConfigError struct {
 	// Err says what is wrong, and what was expected.
 	Err error
 
-	also []string // other places that it is about
+	also []string // other paths that it is about, in case the text has no Path
 }
 
 // Error returns all of it in one line, such as
@@ -49,20 +49,20 @@ func (e *ConfigError) Error() string {
 	return b.String()
 }
 
-// Unwrap returns Err.
+// Unwrap returns Err, for errors.Is and errors.As.
 func (e *ConfigError) Unwrap() error { return e.Err }
 
-// maxConfigErrors bounds how many errors are told.
+// maxConfigErrors bounds how many errors are kept; the others are counted.
 const maxConfigErrors = 20
 
-// configErrors is everything that is wrong with a configuration. Its zero value is
-// nothing.
+// configErrors is everything that is wrong with a configuration. The zero value holds
+// no error.
 type configErrors struct {
 	all  []*ConfigError
-	more int // that are not in all
+	more int // how many others there were
 }
 
-// Error returns one line for each.
+// Error returns one line for each error.
 func (e *configErrors) Error() string {
 	var lines []string
 	for _, one := range e.all {
@@ -91,7 +91,7 @@ func (e *configErrors) err() error {
 	return e
 }
 
-// add adds an error, and reports whether it is among those that are told.
+// add adds an error, and reports whether it is kept: of many, the first ones are.
 func (e *configErrors) add(one *ConfigError) bool {
 	if len(e.all) == maxConfigErrors {
 		e.more++
@@ -106,7 +106,7 @@ func (e *configErrors) addf(path, format string, args ...any) {
 	e.add(&ConfigError{Path: path, Err: fmt.Errorf(format, args...)})
 }
 
-// join adds what is wrong by an error that err has returned.
+// join adds what an error that the method err has returned holds, and nothing for nil.
 func (e *configErrors) join(err error) {
 	var from *configErrors
 	if errors.As(err, &from) {

@@ -11,14 +11,16 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 )
 
-// Limits gives the limits in force: those that the manager was made with and
-// those that SetLimit has changed since, gates included. It is what would make
-// another manager with the same limits, by way of NewFixedLimiter, and what
-// ToPartialLimitConfig or JSON shows. Of a Limiter that is not of this package,
-// services, protocols and peers are named if they have a scope now and a limit
-// other than the unnamed ones. Limits of single connections, streams and spans
-// are not in it; nor is WithConnRateLimiters, which has no such form. It is safe
-// for concurrent use.
+// Limits returns the limits in force: those that the manager was made with and
+// those that SetLimit has changed since, gates included. NewFixedLimiter makes of
+// them a Limiter for another manager with the same limits; ToPartialLimitConfig and
+// JSON show them. Of a Limiter that is not of this package, services, protocols and
+// peers are named if they have a scope now and a limit other than the unnamed ones.
+// Limits that SetLimit gave to a single connection, stream or span are not in it; nor
+// is WithConnRateLimiters, which has no such form.
+//
+// The result is a copy: it grows with what the configuration names, and with the peers
+// that have a scope, which are visited a few at a time. It is safe for concurrent use.
 func (m *Manager) Limits() ConcreteLimitConfig {
 	m.changing.Lock() // what is read one after another is of one set of limits
 	defer m.changing.Unlock()
@@ -70,7 +72,7 @@ var allFromCode = scopeOrigins{
 	FD: OriginCode, Memory: OriginCode,
 }
 
-// gateOrigins gives the origins of the gates in force that are not the default.
+// gateOrigins returns the origins of the gates in force that are not the default.
 func (m *Manager) gateOrigins(b *limitBook) map[string]Origin {
 	origins := make(map[string]Origin)
 	if b.own != nil {
@@ -105,8 +107,8 @@ type poolLimits struct {
 	byHand           bool // limit was set by hand
 }
 
-// setNamed puts a limit under its name, with the origin of all that are named
-// there by no configuration, unless that is unnamed and as all that are not named.
+// setNamed puts a limit under its name, unless it is what the unnamed have and no
+// configuration names it. Where no configuration gave it, its origin is code.
 func setNamed[K comparable](named *map[K]BaseLimit, origins *map[K]scopeOrigins, name K, l, unnamed BaseLimit, byHand bool) {
 	was, ok := (*named)[name]
 	if !ok && l == unnamed {
@@ -118,8 +120,8 @@ func setNamed[K comparable](named *map[K]BaseLimit, origins *map[K]scopeOrigins,
 	}
 }
 
-// config returns what the limiter says, in maps of its own. Of one that is not of
-// this package, it has what that says of the empty name.
+// config returns a copy of what the limiter says. Of a limiter that is not of this
+// package, that is what it says of the empty name.
 func (b *limitBook) config() ConcreteLimitConfig {
 	if b.own != nil {
 		return ConcreteLimitConfig{

@@ -26,21 +26,23 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/strictjson"
 )
 
-// ReadLimits reads a PartialLimitConfig from JSON. It takes nothing silently:
-// unknown names, names given twice, negative numbers, peer IDs that do not parse,
-// null, text after the end, networks with host bits, and transient limits above those
-// of the system where both are written. Each is a ConfigError that names line, column,
-// place and what was expected, and the file, if in has a method Name, as an *os.File
-// has; all are told at once. As in all of encoding/json, upper and lower case of the
-// fixed names are the same. A byte-order mark is passed over; a text in UTF-16 or
-// UTF-32, or one that is no UTF-8, is an error that says so.
+// ReadLimits reads a PartialLimitConfig from JSON. It passes over nothing: unknown
+// names, names given twice, negative numbers, peer IDs that do not parse, null, text
+// after the end, networks with host bits, and transient limits above those of the
+// system where both are written are errors. Each is a ConfigError that names line,
+// column, path and what was expected, and the file, if in has a method Name, as an
+// *os.File has; all are returned at once, and no limits with them. An error of in
+// itself is wrapped. As in all of encoding/json, upper and lower case of the fixed
+// names are the same. A byte-order mark is passed over; a text in UTF-16 or UTF-32, or
+// one that is no UTF-8, is an error that says so.
 //
 // What does not fit the defaults that the limits are to lie on shows when they are
 // built: NewLimiterFromJSON and NodeLimits.OverridesFile name the line of that, too.
 //
 // Beside what json.Unmarshal takes, numbers may stand in quotes, and sizes of
 // memory may have units: "64MiB" is 64<<20, "64MB" 64 million bytes, "1.5GiB" 3<<29. A
-// comma in them is an error, for it is read in two ways.
+// comma in them is an error: in some languages it is the decimal point. What the text
+// does not name has the zero value, which leaves it to the defaults.
 func ReadLimits(in io.Reader) (PartialLimitConfig, error) {
 	cfg, f, err := parseLimits(in)
 	if err != nil {
@@ -49,9 +51,9 @@ func ReadLimits(in io.Reader) (PartialLimitConfig, error) {
 	return f.fitting(cfg, InfiniteLimits)
 }
 
-// ReadLimitsFile is ReadLimits for a file. It reads Kubo's
-// libp2p-resource-limit-overrides.json as it is. Where there is no such file, the
-// error matches fs.ErrNotExist.
+// ReadLimitsFile is ReadLimits for the file of this name. It reads Kubo's
+// libp2p-resource-limit-overrides.json as it is. If there is no such file, the error
+// matches fs.ErrNotExist. It is safe for concurrent use, as ReadLimits is.
 func ReadLimitsFile(name string) (PartialLimitConfig, error) {
 	cfg, f, err := parseLimitsFile(name)
 	if err != nil {
@@ -67,8 +69,8 @@ type limitFile struct {
 	errs configErrors
 }
 
-// fitting returns what was read, unless something in it does not fit the rest, or
-// the defaults on which it is to lie.
+// fitting returns cfg, which was read from the file, or an error if limits in it
+// contradict each other, or the defaults that it will be laid over.
 func (f *limitFile) fitting(cfg PartialLimitConfig, defaults ConcreteLimitConfig) (PartialLimitConfig, error) {
 	built := cfg.Build(defaults)
 	errs := built.check()
@@ -89,7 +91,7 @@ func parseLimitsFile(name string) (PartialLimitConfig, *limitFile, error) {
 	return parseLimits(file)
 }
 
-// parseLimits reads limits each of which may be as it is.
+// parseLimits reads limits that are each valid alone; fitting checks them together.
 func parseLimits(in io.Reader) (cfg PartialLimitConfig, f *limitFile, err error) {
 	f = new(limitFile)
 	if named, ok := in.(interface{ Name() string }); ok {
@@ -111,8 +113,8 @@ func parseLimits(in io.Reader) (cfg PartialLimitConfig, f *limitFile, err error)
 // byteOrderMark is what some editors put before a text in UTF-8.
 const byteOrderMark = strictjson.ByteOrderMark
 
-// placed returns errors with the places in the text that they are about, as far as it
-// has any, or nil if there are none. f may be nil: there is no text.
+// placed returns the errors, each with its place in the text if it has one there, or nil
+// if there are none. f is nil if there is no text.
 func (f *limitFile) placed(errs *configErrors) error {
 	if f != nil {
 		for _, e := range errs.all {
@@ -151,7 +153,7 @@ func (f *limitFile) report(at strictjson.Place, path string, err error) {
 	}
 }
 
-// normalKey puts networks into the one spelling that limits that are built have.
+// normalKey puts a key that is a network into the spelling that built limits have.
 func normalKey(key any) error {
 	network, ok := key.(*netip.Prefix)
 	if !ok {
@@ -173,7 +175,7 @@ func checkHostBits(network netip.Prefix) error {
 		normalPrefix(network), normalPrefix(netip.PrefixFrom(addr, addr.BitLen())))
 }
 
-// keyNouns tell what stands in a map for a name that is no plain text.
+// keyNouns say what is expected as key of a map, by its type.
 var keyNouns = map[reflect.Type]string{
 	reflect.TypeFor[peer.ID]():      "a peer ID",
 	reflect.TypeFor[int]():          "a prefix length",
@@ -217,8 +219,9 @@ func plainVal(val json.Unmarshaler, raw []byte) ([]byte, error) {
 	return nil, fmt.Errorf(`expected %s from 0 to %d, %s, found %s`, what, most, words, strictjson.Describe(raw))
 }
 
-// parseSize reads a size with a unit: "64MiB", "1.5 GB". A comma is a point to some
-// people and nothing to others. Less than one byte would be read as none at all.
+// parseSize returns the bytes of a size with a unit: "64MiB", "1.5 GB". It refuses
+// commas, which mean a point to some people and nothing to others, and less than one
+// byte, which would be read as 0.
 func parseSize(text string) (int64, error) {
 	if !strings.ContainsFunc(text, unicode.IsLetter) || strings.Contains(text, ",") {
 		return 0, errors.New("no size")

@@ -142,15 +142,6 @@ func randomEntry(t testing.TB, rng *rand.Rand, peers []peer.ID) listedEntry {
 	return e
 }
 
-// randomAddr draws from few enough addresses that networks meet and nest.
-func randomAddr(rng *rand.Rand) netip.Addr {
-	bit := func() byte { return byte(rng.IntN(2)) }
-	if rng.IntN(2) == 0 {
-		return netip.AddrFrom4([4]byte{10 + bit(), bit(), bit(), bit()})
-	}
-	return netip.AddrFrom16([16]byte{0x20, 1, 5: bit(), 6: bit(), 7: bit(), 15: bit()})
-}
-
 func randomPeers(rng *rand.Rand, n int) []peer.ID {
 	peers := make([]peer.ID, n)
 	for i := range peers {

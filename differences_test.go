@@ -20,7 +20,6 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
-	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/x/rate"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
@@ -405,26 +404,6 @@ func TestMemoryInJSONMayPass2GiB(t *testing.T) {
 	require.NoError(t, json.Unmarshal([]byte(`{"Memory":8589934592}`), &l))
 	require.EqualValues(t, int64(8)<<30, l.Memory)
 }
-
-// talk is a MetricsReporter that writes down what it is told.
-type talk struct{ said []string }
-
-func (r *talk) say(what ...any) { r.said = append(r.said, fmt.Sprintln(what...)) }
-
-func (r *talk) AllowConn(dir network.Direction, usefd bool)    { r.say("conn", dir, usefd) }
-func (r *talk) BlockConn(dir network.Direction, usefd bool)    { r.say("no conn", dir, usefd) }
-func (r *talk) AllowStream(p peer.ID, dir network.Direction)   { r.say("stream", p, dir) }
-func (r *talk) BlockStream(p peer.ID, dir network.Direction)   { r.say("no stream", p, dir) }
-func (r *talk) AllowPeer(p peer.ID)                            { r.say("peer", p) }
-func (r *talk) BlockPeer(p peer.ID)                            { r.say("no peer", p) }
-func (r *talk) AllowProtocol(proto protocol.ID)                { r.say("protocol", proto) }
-func (r *talk) BlockProtocol(proto protocol.ID)                { r.say("no protocol", proto) }
-func (r *talk) BlockProtocolPeer(proto protocol.ID, p peer.ID) { r.say("no protocol peer", proto, p) }
-func (r *talk) AllowService(svc string)                        { r.say("service", svc) }
-func (r *talk) BlockService(svc string)                        { r.say("no service", svc) }
-func (r *talk) BlockServicePeer(svc string, p peer.ID)         { r.say("no service peer", svc, p) }
-func (r *talk) AllowMemory(size int)                           { r.say("memory", size) }
-func (r *talk) BlockMemory(size int)                           { r.say("no memory", size) }
 
 func TestAReporterHearsOfEachDecisionOnce(t *testing.T) {
 	r := &talk{}

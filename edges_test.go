@@ -20,22 +20,16 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func mustAddr(t *testing.T, s string) multiaddr.Multiaddr {
-	ma, err := multiaddr.NewMultiaddr(s)
-	require.NoError(t, err)
-	return ma
-}
-
 const listedPeer = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
 
 func allowing(t *testing.T, s string) Option {
-	return WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{mustAddr(t, s)})
+	return WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{mustMA(t, s)})
 }
 
 // Outbound connections never pass the inbound gates.
 func TestOurOwnDialsAreOnNoTrial(t *testing.T) {
 	m := newManager(t, unlimitedConf(), allowing(t, "/ip4/9.9.9.9/p2p/"+listedPeer))
-	far := mustAddr(t, "/ip4/9.9.9.9/tcp/1")
+	far := mustMA(t, "/ip4/9.9.9.9/tcp/1")
 	for i := range 20 {
 		c, err := m.OpenConnection(network.DirOutbound, true, far)
 		require.NoError(t, err)
@@ -59,10 +53,10 @@ func TestABarePeerIDHelpsStreamsAtOnce(t *testing.T) {
 	p, err := peer.Decode(listedPeer)
 	require.NoError(t, err)
 	m := newManager(t, conf)
-	c, err := m.OpenConnection(network.DirInbound, true, mustAddr(t, "/ip4/9.9.9.9/tcp/1"))
+	c, err := m.OpenConnection(network.DirInbound, true, mustMA(t, "/ip4/9.9.9.9/tcp/1"))
 	require.NoError(t, err)
 	require.NoError(t, c.SetPeer(p))
-	entry := mustAddr(t, "/p2p/"+listedPeer)
+	entry := mustMA(t, "/p2p/"+listedPeer)
 	require.NoError(t, m.GetAllowlist().Add(entry))
 	_, err = m.OpenStream(p, network.DirInbound)
 	require.NoError(t, err)
@@ -103,7 +97,7 @@ func (r *connReporter) AllowConn(_ network.Direction, fd bool) { r.fd = fd }
 func TestAReporterHearsOfNoDescriptorBehindARelay(t *testing.T) {
 	r := &connReporter{}
 	m := newManager(t, unlimitedConf(), WithMetrics(r))
-	c, err := m.OpenConnection(network.DirInbound, true, mustAddr(t, "/ip4/9.9.9.9/tcp/1/p2p/"+listedPeer+"/p2p-circuit"))
+	c, err := m.OpenConnection(network.DirInbound, true, mustMA(t, "/ip4/9.9.9.9/tcp/1/p2p/"+listedPeer+"/p2p-circuit"))
 	require.NoError(t, err)
 	require.Zero(t, c.Stat().NumFD)
 	require.False(t, r.fd)
@@ -128,7 +122,7 @@ func TestOddInputDoesNotPanic(t *testing.T) {
 
 // Both full: upstream names system.
 func TestAMoveFromTheAllowlistedScopesNamesWhatUpstreamNames(t *testing.T) {
-	entry, far := mustAddr(t, "/ip4/9.9.9.9/p2p/"+listedPeer), mustAddr(t, "/ip4/9.9.9.9/tcp/1")
+	entry, far := mustMA(t, "/ip4/9.9.9.9/p2p/"+listedPeer), mustMA(t, "/ip4/9.9.9.9/tcp/1")
 	one := func(b *BaseLimit) { b.Conns, b.ConnsInbound = 0, 0 }
 	conf := unlimitedConf()
 	one(&conf.System)

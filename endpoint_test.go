@@ -6,30 +6,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
 )
-
-const (
-	peerA = "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
-	peerB = "12D3KooWLHPUFgXm5tKkgk9jVNMSCnNfDHHvPCgDcqvJqXzZmBmq"
-	onion = "/onion3/vww6ybal4bd7szmgncyruucpgfkqahzddi37ktceo3ah7ngmcopnpyyd:1234"
-)
-
-func mustMA(t testing.TB, s string) multiaddr.Multiaddr {
-	t.Helper()
-	ma, err := multiaddr.NewMultiaddr(s)
-	require.NoError(t, err)
-	return ma
-}
-
-func mustPeer(t testing.TB, s string) peer.ID {
-	t.Helper()
-	p, err := peer.Decode(s)
-	require.NoError(t, err)
-	return p
-}
 
 func TestEndpointIsTheFarEndsOwnAddress(t *testing.T) {
 	const certhash = "/certhash/uEiDDq4_xNyDorZBH3TlGazyJdOWSwvo4PUo5YHFMrvDE8g"

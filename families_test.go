@@ -13,40 +13,10 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/multiformats/go-multiaddr"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
 	"github.com/weir-p2p/rcmgr/internal/spread"
 )
-
-// registryOf shows one manager on a registry that checks what it is given.
-func registryOf(t *testing.T, m *Manager) *prometheus.Registry {
-	t.Helper()
-	reg := prometheus.NewPedanticRegistry()
-	require.NoError(t, m.RegisterWith(reg))
-	return reg
-}
-
-// seriesOf gives the series of a family that are not 0, by their labels' values
-// in the order of their names.
-func seriesOf(t *testing.T, from prometheus.Gatherer, name string) map[string]float64 {
-	t.Helper()
-	got, err := from.Gather()
-	require.NoError(t, err)
-	found := make(map[string]float64)
-	for _, f := range got {
-		for _, m := range f.GetMetric() {
-			var labels []string
-			for _, l := range m.GetLabel() {
-				labels = append(labels, l.GetValue())
-			}
-			if v := m.GetGauge().GetValue() + m.GetCounter().GetValue(); f.GetName() == familyPrefix+name && v != 0 {
-				found[strings.Join(labels, " ")] = v
-			}
-		}
-	}
-	return found
-}
 
 // What moves brings its memory along: unless it is memory that the new place lacks, that
 // was not asked for.

@@ -11,25 +11,12 @@ import (
 	"runtime"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
 )
-
-// requireGatesEmpty checks that the gates count no connection, and keep no
-// bucket once all are full again.
-func requireGatesEmpty(t testing.TB, m *Manager) {
-	t.Helper()
-	require.Zero(t, countEntries(t, m.gate().subnets))
-	for _, s := range []*subnets{m.gate().subnets, m.gate().sources} {
-		s.forget(s.now() + int64(time.Hour))
-		require.Zero(t, bucketEntries(t, s))
-		requireNoRecords(t, s)
-	}
-}
 
 // inSubnet gives the i-th address of a network.
 func inSubnet(network string, i int) multiaddr.Multiaddr {

@@ -24,13 +24,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// limitedConf is unlimited but for what set changes.
-func limitedConf(set func(*perScope[BaseLimit])) perScope[BaseLimit] {
-	c := unlimitedConf()
-	set(&c)
-	return c
-}
-
 // peersInStripes gives n peers that lie in stripes of their own.
 func peersInStripes(m *Manager, n int) (peers []peer.ID) {
 	seen := make(map[*stripe]bool)

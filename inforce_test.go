@@ -39,15 +39,6 @@ func asJSON(t *testing.T, cfg any) string {
 	return string(text)
 }
 
-// newFrom makes a manager with limits that were read back.
-func newFrom(t *testing.T, cfg ConcreteLimitConfig, opts ...Option) *Manager {
-	t.Helper()
-	m, err := New(NewFixedLimiter(cfg), opts...)
-	require.NoError(t, err)
-	t.Cleanup(func() { m.Close() })
-	return m
-}
-
 func TestLimitsInForceAreThoseThatWereGiven(t *testing.T) {
 	for name, cfg := range map[string]ConcreteLimitConfig{
 		"named":    namedConf().Build(DefaultLimits.Scale(1<<30, 1000)),
@@ -118,9 +109,6 @@ func TestLimitsInForceIncludeThoseThatWereSet(t *testing.T) {
 	require.EqualValues(t, 1031, got.Service["b"].Streams)
 	require.Equal(t, before, asJSON(t, given), "the configuration that was given is as it was")
 }
-
-// otherLimiter is a limiter that somebody else wrote.
-type otherLimiter struct{ Limiter }
 
 func TestLimitsInForceOfAnotherLimiter(t *testing.T) {
 	m, err := New(otherLimiter{NewFixedLimiter(namedConf().Build(DefaultLimits.Scale(1<<30, 1000)))})

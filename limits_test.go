@@ -73,13 +73,6 @@ func randomPartial(tb testing.TB, rng *rand.Rand) (cfg PartialLimitConfig) {
 	return cfg
 }
 
-func toJSON(tb testing.TB, v any) string {
-	tb.Helper()
-	b, err := json.Marshal(v)
-	require.NoError(tb, err)
-	return string(b)
-}
-
 // theirs gives upstream's own value for one of our configurations.
 func theirs(tb testing.TB, cfg PartialLimitConfig) (out upstream.PartialLimitConfig) {
 	tb.Helper()

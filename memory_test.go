@@ -1,33 +1,12 @@
 package rcmgr
 
 import (
-	"runtime"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/stretchr/testify/require"
 )
-
-// waitForLockIn waits until some goroutine waits for a lock in one of these functions of
-// ours.
-func waitForLockIn(t *testing.T, functions ...string) {
-	all := make([]byte, 1<<20)
-	for end := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
-		require.True(t, time.Now().Before(end), "nobody waits for a lock in %s", functions)
-		for _, goroutine := range strings.Split(string(all[:runtime.Stack(all, true)]), "\n\n") {
-			if !strings.Contains(goroutine, "[sync.Mutex.Lock]") {
-				continue
-			}
-			for _, f := range functions {
-				if strings.Contains(goroutine, "rcmgr."+f+"(") {
-					return
-				}
-			}
-		}
-	}
-}
 
 // What tight pools had at the first look, without the drawing lock, may be gone when it
 // is taken: others have drawn it.

@@ -46,20 +46,6 @@ func busy(t *testing.T) *Manager {
 
 const evil protocol.ID = `/<script>document.title="stolen"</script>/"'&`
 
-func ask(h http.Handler, method, target string, accept ...string) *http.Response {
-	r := httptest.NewRequest(method, target, nil)
-	r.Header["Accept"] = accept
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, r)
-	return w.Result()
-}
-
-func bodyOf(t *testing.T, r *http.Response) string {
-	b, err := io.ReadAll(r.Body)
-	require.NoError(t, err)
-	return string(b)
-}
-
 func TestPageSpeaksTheClientsLanguage(t *testing.T) {
 	h := Handler(busy(t))
 	const html, text, jsonType = "text/html; charset=utf-8", "text/plain; charset=utf-8", "application/json"

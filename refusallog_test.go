@@ -6,12 +6,10 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"reflect"
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,51 +17,9 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
-	logging "github.com/libp2p/go-libp2p/gologshim"
 	"github.com/libp2p/go-libp2p/x/rate"
 	"github.com/stretchr/testify/require"
 )
-
-// TestMain keeps what managers log out of the output of tests and benchmarks,
-// unless GOLOG_LOG_LEVEL asks for it.
-func TestMain(m *testing.M) {
-	if os.Getenv("GOLOG_LOG_LEVEL") == "" {
-		logging.SetDefaultHandler(slog.DiscardHandler)
-	}
-	os.Exit(m.Run())
-}
-
-// logLines collects lines of the log, each without its time.
-type logLines struct {
-	mu    sync.Mutex
-	lines []string
-}
-
-func (l *logLines) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	_, text, _ := strings.Cut(string(b), "level=")
-	l.lines = append(l.lines, strings.TrimSpace(text))
-	return len(b), nil
-}
-
-// take gives the lines since the last time.
-func (l *logLines) take() []string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	lines := l.lines
-	l.lines = nil
-	return lines
-}
-
-// collectLog collects what is logged until the end of the test.
-func collectLog(t *testing.T, level slog.Level) *logLines {
-	t.Helper()
-	lines, before := &logLines{}, log
-	log = slog.New(slog.NewTextHandler(lines, &slog.HandlerOptions{Level: level}))
-	t.Cleanup(func() { log = before })
-	return lines
-}
 
 // protected finds how many refusals a line tells of, and whose.
 var protected = regexp.MustCompile(`^ERROR msg="Protected from exceeding resource limits (\d+) times: \\"(.*) cannot reserve (.*): resource limit exceeded\\""`)

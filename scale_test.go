@@ -18,15 +18,6 @@ import (
 
 var peersFlag = flag.Int("rcmgr.peers", 20_000, "how many peers TestVeryManyPeers opens")
 
-// heapNow gives the bytes that are in use after garbage has been collected.
-func heapNow() int64 {
-	runtime.GC()
-	runtime.GC() // what the first one let go of
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
-}
-
 // openPeer opens a connection of a peer, and two streams with a protocol and a
 // service, and gives what ends them.
 func openPeer(t testing.TB, rm network.ResourceManager, p peer.ID) (done [3]interface{ Done() }) {

@@ -14,68 +14,9 @@ import (
 	"testing"
 
 	"github.com/libp2p/go-libp2p/core/network"
-	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/stretchr/testify/require"
 )
-
-// stressSteps is how many steps a worker takes in one scenario.
-func stressSteps() int {
-	switch {
-	case *stepsFlag > 0:
-		return *stepsFlag
-	case testing.Short():
-		return 300
-	}
-	return 1500
-}
-
-// together runs workers at the same time and waits for all of them. Each has
-// random numbers of its own.
-func together(t *testing.T, workers int, work func(id int, r *rand.Rand)) {
-	seed := testSeed(t)
-	var wg sync.WaitGroup
-	for id := range workers {
-		wg.Go(func() { work(id, rand.New(rand.NewPCG(seed, uint64(id)))) })
-	}
-	wg.Wait()
-}
-
-// watch checks the invariants in one consistent cut after another until stop
-// is called, which says how many cuts it was.
-func watch(t *testing.T, m *Manager, check func() error) (stop func()) {
-	end, ended := make(chan struct{}), make(chan struct{})
-	cuts := 0
-	go func() {
-		defer close(ended)
-		for ; ; cuts++ {
-			var err error
-			m.inOneCut(func() { err = check() })
-			if err != nil {
-				t.Errorf("cut %d: %v", cuts, err)
-				return
-			}
-			select {
-			case <-end:
-				return
-			default:
-				runtime.Gosched()
-			}
-		}
-	}()
-	return func() {
-		close(end)
-		<-ended
-		t.Logf("%d cuts", cuts)
-	}
-}
-
-func manyPeers(n int) (peers []peer.ID) {
-	for i := range n {
-		peers = append(peers, peerNamed(fmt.Sprintf("p%d", i)))
-	}
-	return peers
-}
 
 var stressStripes = []int{1, 8, 64}
 

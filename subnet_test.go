@@ -46,72 +46,6 @@ func (s *subnets) add(addr netip.Addr) (blocked netip.Prefix, limit int, ok bool
 	return blocked, limit, ok
 }
 
-// countEntries gives how many subnets have connections, on all levels, and checks
-// that the records hang together. Nobody may be using s.
-func countEntries(t testing.TB, s *subnets) (n int) {
-	t.Helper()
-	checkRecords(t, s)
-	for i := range s.all() {
-		for _, rec := range s.all()[i].mu.table.slots {
-			if rec.conns > 0 {
-				n++
-			}
-		}
-	}
-	for _, st := range s.named {
-		if st.mu.own.conns > 0 {
-			n++
-		}
-	}
-	return n
-}
-
-// bucketEntries gives how many buckets are kept, on all levels.
-func bucketEntries(t testing.TB, s *subnets) (n int) {
-	t.Helper()
-	checkRecords(t, s)
-	for i := range s.all() {
-		n += s.all()[i].mu.owing
-	}
-	return n
-}
-
-// checkRecords checks that every record can be found, is of some use, and within
-// its limits; and that the counts are right.
-func checkRecords(t testing.TB, s *subnets) {
-	t.Helper()
-	for i := range s.all() {
-		st := &s.all()[i]
-		table := &st.mu.table
-		n, busy, owing := 0, 0, 0
-		for i := range table.slots {
-			rec := &table.slots[i]
-			if !rec.used() {
-				require.Zero(t, *rec)
-				continue
-			}
-			n++
-			l := st.byID[rec.id-1]
-			prefix := subnet{l, rec.key}.prefix()
-			_, at := table.find(rec.key, rec.id)
-			require.Equal(t, i, at, prefix)
-			require.Equal(t, rec.key.cut(l.host), rec.key)
-			require.Same(t, st, s.stripeOf(rec.key.cut(s.families[familyOf(prefix.Addr())].widest)))
-			require.False(t, rec.conns == 0 && rec.fullAt == 0, "%s is kept for nothing", prefix)
-			require.True(t, rec.conns >= 0 && int64(rec.conns) <= l.conns)
-			if rec.conns > 0 {
-				busy++
-			}
-			if rec.fullAt != 0 {
-				owing++
-			}
-		}
-		require.Equal(t, []int{n, busy, owing}, []int{table.n, st.mu.busy, st.mu.owing})
-		require.True(t, len(table.slots) <= leastSlots || 8*n >= len(table.slots), "%d records in %d places", n, len(table.slots))
-		require.LessOrEqual(t, 4*n, 3*len(table.slots))
-	}
-}
-
 // subnetModel counts in one map, by the rules as they are told to people.
 type subnetModel struct {
 	cfg  subnetConfig
@@ -367,15 +301,6 @@ func TestRefusedAndClosedAddressesLeaveNothing(t *testing.T) {
 	}
 	require.Zero(t, countEntries(t, s), "closed addresses must not be kept")
 	requireNoRecords(t, s)
-}
-
-// requireNoRecords checks that nothing is kept of any subnet, nor much room for it.
-func requireNoRecords(t testing.TB, s *subnets) {
-	t.Helper()
-	for i := range s.all() {
-		require.Zero(t, s.all()[i].mu.table.n)
-		require.LessOrEqual(t, len(s.all()[i].mu.table.slots), leastSlots)
-	}
 }
 
 // Where a record is forgotten, another may move up; it is looked at next.

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -45,11 +44,6 @@ func deltas(evts []TraceEvt) (out []string) {
 	}
 	return out
 }
-
-// reporterFunc is a function as a TraceReporter.
-type reporterFunc func(TraceEvt)
-
-func (f reporterFunc) ConsumeEvent(e TraceEvt) { f(e) }
 
 func listen(t *testing.T, reporters ...TraceReporter) *tracer {
 	t.Helper()
@@ -95,21 +89,6 @@ func lines(t *testing.T, compressed io.Reader, closed bool) (evts []TraceEvt) {
 		evts = append(evts, e.TraceEvt)
 	}
 	return evts
-}
-
-// captureLog gives what warnings are logged until the end of the test.
-func captureLog(t *testing.T) *bytes.Buffer {
-	t.Helper()
-	return captureLogFrom(t, slog.LevelWarn)
-}
-
-func captureLogFrom(t *testing.T, level slog.Level) *bytes.Buffer {
-	t.Helper()
-	var text bytes.Buffer
-	before := log
-	log = slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{Level: level}))
-	t.Cleanup(func() { log = before })
-	return &text
 }
 
 func TestNobodyListensToANilTracer(t *testing.T) {

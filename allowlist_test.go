@@ -156,9 +156,7 @@ func randomPeers(rng *rand.Rand, n int) []peer.ID {
 }
 
 func TestAllowlistDecidesLikeAPlainList(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	rng := rand.New(rand.NewPCG(seed, 0))
+	rng := testRandom(t)
 	peers := randomPeers(rng, 6)
 	var al Allowlist
 	var list []listedEntry
@@ -204,6 +202,7 @@ func TestAllowlistEntriesStayWhileOthersComeAndGo(t *testing.T) {
 	friend := mustMA(t, "/ip4/192.0.2.1/p2p/"+peerA)
 	require.NoError(t, al.Add(friend))
 	stop := make(chan struct{})
+	seed := testSeed(t)
 	var readers, writers sync.WaitGroup
 	for range 2 {
 		readers.Go(func() {
@@ -223,7 +222,7 @@ func TestAllowlistEntriesStayWhileOthersComeAndGo(t *testing.T) {
 	}
 	for w := range 2 {
 		writers.Go(func() {
-			rng := rand.New(rand.NewPCG(uint64(w), 1))
+			rng := randomFrom(seed, uint64(w))
 			peers := randomPeers(rng, 4)
 			for range 1000 {
 				e := randomEntry(t, rng, peers)
@@ -253,7 +252,7 @@ func TestAllowlistLookupsAllocateNothing(t *testing.T) {
 
 // allowlistOf makes a list of n entries of all kinds.
 func allowlistOf(n int) *Allowlist {
-	rng := rand.New(rand.NewPCG(uint64(n), 2))
+	rng := randomFrom(uint64(n), 2)
 	var entries []allowlistEntry
 	for i, p := range randomPeers(rng, n) {
 		e := allowlistEntry{peer: p, network: netip.PrefixFrom(someAddr(rng), 24+rng.IntN(9)).Masked()}
@@ -270,9 +269,7 @@ func allowlistOf(n int) *Allowlist {
 
 // A list that is given at once is as one that was put together one by one.
 func TestAnAllowlistGivenAtOnceIsAsOneByOne(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	rng := rand.New(rand.NewPCG(seed, 0))
+	rng := testRandom(t)
 	peers := randomPeers(rng, 4)
 	for range 100 {
 		var entries []allowlistEntry
@@ -341,7 +338,7 @@ func connectionsFrom(t testing.TB, m *Manager, eps []endpoint, peers []peer.ID) 
 // A path of a connection past a long list takes nothing more than past a short
 // one. How long it takes is BenchmarkAllowlist's to tell.
 func TestALongAllowlistAllocatesNoMoreThanAShortOne(t *testing.T) {
-	rng := rand.New(rand.NewPCG(1, 4))
+	rng := randomFrom(1, 4)
 	var eps []endpoint
 	for range 64 {
 		eps = append(eps, endpoint{addr: someAddr(rng)})
@@ -361,7 +358,7 @@ func TestALongAllowlistAllocatesNoMoreThanAShortOne(t *testing.T) {
 func BenchmarkAllowlist(b *testing.B) {
 	for _, n := range []int{10, 100_000} {
 		al := allowlistOf(n)
-		rng := rand.New(rand.NewPCG(1, 3))
+		rng := randomFrom(1, 3)
 		eps := make([]endpoint, 1024)
 		for i := range eps {
 			eps[i].addr = someAddr(rng)

@@ -220,7 +220,7 @@ func newWorlds(q question, excused map[excuse]int, told bool) (*worlds, error) {
 	g := of(q[1], append(slices.Clone(regimes), mixed, mixed))
 	w := &worlds{stripes: stripes, regime: g, gates: of(q[2], []gates{noGates, noGates, noGates, noGates, subnetGates, rateGates}),
 		most: 4 + int(q[3])%60 + int(q[3])/250*300, shared: map[string]*twin{}, excused: excused, told: told}
-	conf := g.conf(rand.New(rand.NewPCG(q.number(), 0)), stripes)
+	conf := g.conf(randomFrom(q.number(), 0), stripes)
 	if w.gates == rateGates { // where a scope refuses first, ours takes no token
 		for _, l := range []*BaseLimit{&conf.System, &conf.Transient} {
 			l.Conns, l.ConnsInbound, l.ConnsOutbound, l.FD = math.MaxInt, math.MaxInt, math.MaxInt, math.MaxInt
@@ -719,7 +719,7 @@ func (w *worlds) setLimit(q *question) {
 	if w.gates == rateGates && tw.shared {
 		return
 	}
-	r := rand.New(rand.NewPCG(q.number(), 1))
+	r := randomFrom(q.number(), 1)
 	limit := w.regime.limit(r, w.stripes)
 	switch q[3] % 4 {
 	case 0:
@@ -1062,7 +1062,7 @@ func TestManagersDecideTheSame(t *testing.T) {
 	seed := testSeed(t)
 	excused, asked := map[excuse]int{}, 0
 	for world := uint64(0); asked < steps; world++ {
-		r := rand.New(rand.NewPCG(seed, world))
+		r := randomFrom(seed, world)
 		asked += requireSame(t, randomQuestions(r, min(steps-asked, 100+r.IntN(1500))), excused)
 	}
 	t.Logf("seed %d: %d calls; excused: %v", seed, asked, excused)
@@ -1074,7 +1074,7 @@ func TestManagersDecideTheSame(t *testing.T) {
 }
 
 func FuzzDifferential(f *testing.F) {
-	r := rand.New(rand.NewPCG(1, 1))
+	r := randomFrom(1, 1)
 	for range 24 {
 		f.Add(randomQuestions(r, 40))
 	}

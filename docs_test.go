@@ -5,6 +5,8 @@ package rcmgr_test
 // and file that they name exists.
 
 import (
+	"fmt"
+	"go/ast"
 	"go/parser"
 	"go/token"
 	"io/fs"
@@ -173,4 +175,57 @@ func TestTheDocumentsNameOnlyWhatExists(t *testing.T) {
 			}
 		}
 	}
+}
+
+// CONTRIBUTING.md says that a random test can be repeated with the seed that it
+// prints. So all random numbers come from testRandom, or from randomFrom.
+func TestRandomTestsTakeTheirSeedFromTheFlag(t *testing.T) {
+	files, err := filepath.Glob("*_test.go")
+	require.NoError(t, err)
+	require.Contains(t, files, "helpers_test.go")
+	for _, name := range files {
+		src, err := os.ReadFile(name)
+		require.NoError(t, err)
+		if name != "helpers_test.go" {
+			require.Empty(t, otherRandomNumbers(t, name, src), "use testRandom")
+		}
+	}
+	for code, found := range map[string]int{
+		`import "math/rand/v2"; var n = rand.IntN(2)`:                           1,
+		`import "math/rand/v2"; var r = rand.New(rand.NewPCG(1, 2))`:            1,
+		`import dice "math/rand"; var n, m = dice.Int(), dice.Int()`:            2,
+		`import "math/rand/v2"; func f(r *rand.Rand) int { return r.IntN(2) }`:  0,
+		`import "math/rand/v2"; func f(s rand.Source) { rand.New(s).Uint64() }`: 0,
+		`import "crypto/rand"; var r = rand.Reader`:                             0,
+	} {
+		require.Len(t, otherRandomNumbers(t, "", []byte("package p; "+code)), found, code)
+	}
+}
+
+// otherRandomNumbers returns where a file uses package math/rand for more than its
+// types, and for numbers from a source that is given.
+func otherRandomNumbers(t *testing.T, name string, src []byte) (found []string) {
+	fset := token.NewFileSet()
+	f, err := parser.ParseFile(fset, name, src, 0)
+	require.NoError(t, err)
+	for _, i := range f.Imports {
+		if !strings.HasPrefix(i.Path.Value, `"math/rand`) {
+			continue
+		}
+		called := "rand"
+		if i.Name != nil {
+			called = i.Name.Name
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			s, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			if x, ok := s.X.(*ast.Ident); ok && x.Name == called && x.Obj == nil && !slices.Contains([]string{"Rand", "Source", "New"}, s.Sel.Name) {
+				found = append(found, fmt.Sprintf("%s: %s.%s", fset.Position(s.Pos()), called, s.Sel.Name))
+			}
+			return true
+		})
+	}
+	return found
 }

@@ -41,7 +41,7 @@ func TestExplainSaysWhatWillBe(t *testing.T) {
 	unseen := func(kind string) bool { return outcomes[kind] == 0 }
 	// What few cells leave to chance is not given up at once.
 	for cell := uint64(0); cell < 60 || cell < 1000 && slices.ContainsFunc(kinds, unseen); cell++ {
-		r := rand.New(rand.NewPCG(seed, cell))
+		r := randomFrom(seed, cell)
 		// In a bubble no time passes, so that nothing is collected in between, and no
 		// look at the refusals joins the history.
 		explained := func(t *testing.T) {

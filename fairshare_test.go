@@ -753,7 +753,7 @@ func TestSharesAreThoseOfAModel(t *testing.T) {
 		for _, stripes := range []int{1, 8} {
 			t.Run(fmt.Sprintf("%v/stripes=%d", kinds, stripes), func(t *testing.T) {
 				seed := testSeed(t)
-				r := rand.New(rand.NewPCG(seed, uint64(stripes)))
+				r := randomFrom(seed, uint64(stripes))
 				conf := unlimitedConf()
 				for _, l := range []*BaseLimit{&conf.System, &conf.Transient} {
 					l.StreamsInbound, l.StreamsOutbound = 1+r.IntN(24), 1+r.IntN(24)

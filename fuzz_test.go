@@ -25,7 +25,7 @@ import (
 // it has run out, others follow.
 type byteSource struct {
 	bytes []byte
-	then  *rand.PCG
+	then  *rand.Rand
 }
 
 func (s *byteSource) Uint64() uint64 {
@@ -40,7 +40,7 @@ func (s *byteSource) Uint64() uint64 {
 // FuzzOperations asks the engine and the model (model_test.go) the same
 // questions, which the input chooses, and checks the invariants after each.
 func FuzzOperations(f *testing.F) {
-	r := rand.New(rand.NewPCG(2, 2))
+	r := randomFrom(2, 2)
 	for i := range 40 {
 		data := make([]byte, 100+10*i)
 		for j := range data {
@@ -51,7 +51,7 @@ func FuzzOperations(f *testing.F) {
 	regimes := append(slices.Clone(regimes), mixed)
 	f.Fuzz(func(t *testing.T, cell byte, data []byte) {
 		data = data[:min(len(data), 512)]
-		r := rand.New(&byteSource{data, rand.NewPCG(1, uint64(len(data)))})
+		r := rand.New(&byteSource{data, randomFrom(1, uint64(len(data)))})
 		stripes := []int{1, 2, 8, 64}[cell&3]
 		regime := regimes[int(cell>>2&7)%len(regimes)]
 		newDuel(t, r, stripes, regime, Admission(cell>>5&1), cell>>6&1 == 0).run(len(data) / 4)

@@ -212,7 +212,7 @@ func TestGatesChangeUnderLoadAndNothingIsLeft(t *testing.T) {
 		}
 		return NewFixedLimiter(PartialLimitConfig{Gates: &GateLimits{Subnets: s, Rate: rates}}.Build(InfiniteLimits))
 	}
-	m, err := New(random(rand.New(rand.NewPCG(testSeed(t), 1))))
+	m, err := New(random(testRandom(t)))
 	require.NoError(t, err)
 	defer m.Close()
 	var mu sync.Mutex

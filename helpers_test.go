@@ -52,20 +52,43 @@ func raceDetector() bool {
 	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }
 
-// testSeed returns the seed of a random test: -rcmgr.seed, or the time. If the test
-// fails, it says how to repeat it.
+// seeds has what testSeed returned first for each running test, and how often it was
+// asked.
+var seeds = struct {
+	sync.Mutex
+	of map[testing.TB]*struct{ first, asked uint64 }
+}{of: map[testing.TB]*struct{ first, asked uint64 }{}}
+
+// testSeed returns a seed for a random test: -rcmgr.seed, or the time. Each further
+// one of the same test is larger by one. If the test fails, it says how to repeat it.
 func testSeed(t testing.TB) uint64 {
-	seed := *seedFlag
-	if seed == 0 {
-		seed = uint64(time.Now().UnixNano())
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("repeat with: go test -run '^%s$' -rcmgr.seed=%d", strings.SplitN(t.Name(), "/", 2)[0], seed)
+	seeds.Lock()
+	defer seeds.Unlock()
+	s := seeds.of[t]
+	if s == nil {
+		s = &struct{ first, asked uint64 }{first: *seedFlag}
+		if s.first == 0 {
+			s.first = uint64(time.Now().UnixNano())
 		}
-	})
-	return seed
+		seeds.of[t] = s
+		t.Cleanup(func() {
+			if t.Failed() {
+				t.Logf("repeat with: go test -run '^%s$' -rcmgr.seed=%d", strings.SplitN(t.Name(), "/", 2)[0], s.first)
+			}
+			seeds.Lock()
+			defer seeds.Unlock()
+			delete(seeds.of, t)
+		})
+	}
+	s.asked++
+	return s.first + s.asked - 1
 }
+
+// testRandom returns random numbers from the seed of a test.
+func testRandom(t testing.TB) *rand.Rand { return randomFrom(testSeed(t), 0) }
+
+// randomFrom returns random numbers that are the same for the same seed and stream.
+func randomFrom(seed, stream uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, stream)) }
 
 func pick[T any](r *rand.Rand, list []T) T { return list[r.IntN(len(list))] }
 
@@ -286,7 +309,7 @@ func together(t *testing.T, workers int, work func(id int, r *rand.Rand)) {
 	seed := testSeed(t)
 	var wg sync.WaitGroup
 	for id := range workers {
-		wg.Go(func() { work(id, rand.New(rand.NewPCG(seed, uint64(id)))) })
+		wg.Go(func() { work(id, randomFrom(seed, uint64(id))) })
 	}
 	wg.Wait()
 }

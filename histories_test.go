@@ -265,7 +265,7 @@ func limitOfThing(l *BaseLimit, th thing) int64 {
 func (h *liveHistory) run(seed uint64) {
 	workers := make([]*historian, historyWorkers)
 	for i := range workers {
-		workers[i] = &historian{liveHistory: h, r: rand.New(rand.NewPCG(seed, uint64(i))), inbox: make(chan *loan, 2)}
+		workers[i] = &historian{liveHistory: h, r: randomFrom(seed, uint64(i)), inbox: make(chan *loan, 2)}
 	}
 	var wg sync.WaitGroup
 	for i, w := range workers {

@@ -6,7 +6,6 @@ package rcmgr_test
 import (
 	"context"
 	"flag"
-	"math/rand/v2"
 	"sync"
 	"testing"
 	"time"
@@ -15,6 +14,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/stretchr/testify/require"
+	"github.com/weir-p2p/rcmgr"
 )
 
 var identitiesFlag = flag.Int("rcmgr.identities", 60, "hosts that come once and vanish")
@@ -74,9 +74,7 @@ func TestHostsThatMeetThrowAwayIdentitiesKeepNoScopeOfThem(t *testing.T) {
 func TestHostsWhoseDialsAreGivenUpHoldNothing(t *testing.T) {
 	overEveryRoad(t, func(t *testing.T, r road) {
 		ctx := onHosts(t)
-		seed := uint64(time.Now().UnixNano())
-		t.Logf("seed %d", seed)
-		random := rand.New(rand.NewPCG(seed, 0))
+		random := rcmgr.RandomOf(t)
 		serverHas, clientHas := newWitness(newManager(t, nil)), newManager(t, nil)
 		server, client := newServer(t, serverHas, r), newHost(t, clientHas)
 		to := *host.InfoFromHost(server)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"github.com/weir-p2p/rcmgr/internal/spread"
 )
 
 // checkInvariants checks I1, I4 and the books that are kept along the way.
@@ -242,7 +243,7 @@ func brokenStripe(st *stripe, lowered bool) error {
 	}
 	for i := range conns {
 		connsNow, streamsNow := st.peerCounts[(dimConnsIn+dim(i)).oneWay()], st.peerCounts[(dimStreamsIn+dim(i)).oneWay()]
-		if connsNow.sum != conns[i] || streamsNow.sum != streams[i] || st.peerMemory.sum != memory {
+		if connsNow.Sum != conns[i] || streamsNow.Sum != streams[i] || st.peerMemory.Sum != memory {
 			return errors.New("a distribution is not that of the peers")
 		}
 	}
@@ -295,7 +296,7 @@ func assertEmpty(t testing.TB, m *Manager) {
 				}
 			}
 			for _, s := range append(st.peerCounts[:], st.peerMemory, st.connMemory) {
-				if s != (spread{}) {
+				if s != (spread.Spread{}) {
 					t.Errorf("a distribution is not empty: %v", s)
 				}
 			}

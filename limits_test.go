@@ -80,11 +80,13 @@ func theirs(tb testing.TB, cfg PartialLimitConfig) (out upstream.PartialLimitCon
 	return out
 }
 
+// forRandom does a test 200 times, each with other random numbers.
 func forRandom(t *testing.T, f func(t *testing.T, rng *rand.Rand)) {
-	for seed := range uint64(200) {
-		f(t, rand.New(rand.NewPCG(seed, 2)))
+	seed := testSeed(t)
+	for i := range uint64(200) {
+		f(t, randomFrom(seed, i))
 		if t.Failed() {
-			t.Fatalf("with seed %d", seed)
+			t.Fatalf("in turn %d", i)
 		}
 	}
 }

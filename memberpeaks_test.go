@@ -1,7 +1,6 @@
 package rcmgr
 
 import (
-	"math/rand/v2"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -117,7 +116,7 @@ func TestRecentMemberPeaksAreOfTheLastOneToTwoMinutes(t *testing.T) {
 // step.
 func TestMemberPeaksAreThoseOfAModel(t *testing.T) {
 	seed := testSeed(t)
-	rng := rand.New(rand.NewPCG(seed, 0))
+	rng := randomFrom(seed, 0)
 	conf := unlimitedConf()
 	conf.PeerDefault.Streams, conf.PeerDefault.Memory = 9, 3000
 	conf.ProtocolPeerDefault.StreamsInbound = 4

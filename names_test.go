@@ -2,7 +2,6 @@ package rcmgr
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"testing"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -79,7 +78,7 @@ func TestProtocolsThatLookLikeSpansOrPeersAreReadRight(t *testing.T) {
 // Every name that a scope can have, of services and protocols whose own names
 // do not look like something else: upstream and we agree, and we are right.
 func TestNamesOfAllKindsAreReadAsByUpstream(t *testing.T) {
-	rng := rand.New(rand.NewPCG(1, 2))
+	rng := testRandom(t)
 	const letters = "abcXYZ019/.:-_ \xff世"
 	word := func() string {
 		b := make([]byte, 1+rng.IntN(12))

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -39,7 +38,7 @@ func TestRandomSequencesDecideAsTheModelWhileLimitsAreObserved(t *testing.T) {
 		for _, g := range append(slices.Clone(regimes), mixed) {
 			for _, a := range []Admission{AdmissionHalf, AdmissionLinear} {
 				cell++
-				r := rand.New(rand.NewPCG(seed, cell))
+				r := randomFrom(seed, cell)
 				t.Run(fmt.Sprintf("stripes=%d/%s/admission=%d", stripes, g.name, a), func(t *testing.T) {
 					d := newDuel(t, r, stripes, g, a, true)
 					d.observing, d.lowered = true, true
@@ -214,7 +213,7 @@ func TestKindsThatDoNotExistCannotBeObserved(t *testing.T) {
 // gates have come into force.
 func TestObservedSubnetsCountExactly(t *testing.T) {
 	seed := testSeed(t)
-	r := rand.New(rand.NewPCG(seed, 1))
+	r := randomFrom(seed, 1)
 	subnets := []ConnLimitPerSubnet{{32, 2}, {24, 5}}
 	named := []NetworkPrefixLimit{{netip.MustParsePrefix("203.0.113.0/24"), 3}}
 	m := newManager(t, unlimitedConf(), WithLimitPerSubnet(subnets, nil), WithNetworkPrefixLimit(named, nil),
@@ -284,7 +283,7 @@ func TestObservedSubnetsCountExactly(t *testing.T) {
 func TestAnObservedRateWouldRefuseWhatAnEnforcedOneRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		seed := testSeed(t)
-		r := rand.New(rand.NewPCG(seed, 2))
+		r := randomFrom(seed, 2)
 		observed := newManager(t, unlimitedConf(), WithObserveOnly(KindRate))
 		enforced := newManager(t, unlimitedConf())
 		for range 2000 {
@@ -384,7 +383,7 @@ func TestObservedLimitsUnderConcurrency(t *testing.T) {
 	}
 	for w := range 8 {
 		workers.Go(func() {
-			r := rand.New(rand.NewPCG(seed, uint64(w)))
+			r := randomFrom(seed, uint64(w))
 			var held []network.StreamManagementScope
 			for range rounds {
 				if r.IntN(16) == 0 {

@@ -1,7 +1,6 @@
 package rcmgr
 
 import (
-	"math/rand/v2"
 	"net/netip"
 	"testing"
 	"unsafe"
@@ -10,7 +9,7 @@ import (
 )
 
 func TestSubnetKeysAreThePrefixesOfNetip(t *testing.T) {
-	rng := rand.New(rand.NewPCG(1, 1))
+	rng := testRandom(t)
 	for range 200 {
 		a, b := randomAddr(rng), randomAddr(rng)
 		for bits := range min(a.BitLen(), b.BitLen()) + 1 {

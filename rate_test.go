@@ -97,9 +97,7 @@ func randomRateConfig(rng *rand.Rand) (cfg rateConfig) {
 }
 
 func TestRatesDecideLikeTokenBuckets(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	rng := rand.New(rand.NewPCG(seed, 0))
+	rng := testRandom(t)
 	for range 100 {
 		cfg := randomRateConfig(rng)
 		r, m := mustRates(t, cfg), &rateModel{cfg, map[string]*rate.Limiter{}}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net/netip"
 	"reflect"
 	"regexp"
@@ -325,7 +324,7 @@ func (h *rawValues) Handle(_ context.Context, r slog.Record) error {
 }
 
 func TestTheMajorityIsFoundAndNeverOverrated(t *testing.T) {
-	random := rand.New(rand.NewPCG(testSeed(t), 2))
+	random := testRandom(t)
 	for range 200 {
 		var parts [3]majority
 		had, total := map[scopeName]uint64{}, uint64(0)

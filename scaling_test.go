@@ -64,9 +64,7 @@ func (t *times) Push(any)          { panic("the number of processors does not ch
 func (t *times) Pop() any          { panic("the number of processors does not change") }
 
 func TestStripesForManyProcessors(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	rng := rand.New(rand.NewPCG(seed, 0))
+	rng := testRandom(t)
 	// A lock is held for as long as what is done without one takes, which is more
 	// than any workload of the benchmarks does.
 	const hold, between = 20, 20

@@ -65,7 +65,7 @@ func TestRandomSequencesDecideAsTheModel(t *testing.T) {
 			for _, a := range []Admission{AdmissionHalf, AdmissionLinear} {
 				for _, newcomers := range []bool{true, false} {
 					cell++
-					r := rand.New(rand.NewPCG(seed, cell))
+					r := randomFrom(seed, cell)
 					t.Run(fmt.Sprintf("stripes=%d/%s/admission=%d/newcomers=%v", stripes, g.name, a, newcomers), func(t *testing.T) {
 						newDuel(t, r, stripes, g, a, newcomers).run(steps)
 					})

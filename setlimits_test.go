@@ -487,14 +487,15 @@ func TestLimitsChangeUnderLoadAndNothingThatFitsIsRefused(t *testing.T) {
 				c.Costs = &Costs{Conn: Cost(1 + r.IntN(100)), Stream: Cost(1 + r.IntN(100))}
 				return c
 			}
-			m := newManager(t, room(rand.New(rand.NewPCG(testSeed(t), 1))), append(openGates(), WithStripes(stripes), WithNewcomersQuarter(false))...)
+			seed := testSeed(t)
+			m := newManager(t, room(randomFrom(seed, 1)), append(openGates(), WithStripes(stripes), WithNewcomersQuarter(false))...)
 			stop := watch(t, m, func() error { return brokenInvariant(m, false) })
 			var done atomic.Bool
 			changes := 0
 			changed := make(chan struct{})
 			go func() {
 				defer close(changed)
-				r := rand.New(rand.NewPCG(testSeed(t), 99))
+				r := randomFrom(seed, 99)
 				for ; !done.Load(); changes++ {
 					l := fixedOf(room(r))
 					if r.IntN(4) == 0 {

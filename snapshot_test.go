@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"net/netip"
 	"os"
 	"reflect"
@@ -142,7 +141,7 @@ func TestASnapshotIsOneCutUnderLoad(t *testing.T) {
 // What is called a peak was held at some instant. Above half of a limit nothing is missed.
 func TestPeaks(t *testing.T) {
 	const limit = 1000
-	random := rand.New(rand.NewPCG(testSeed(t), 1))
+	random := testRandom(t)
 	conf := unlimitedConf()
 	conf.System.StreamsInbound, conf.ProtocolDefault.StreamsInbound = limit, limit
 	m := newManager(t, conf, WithStripes(4), WithNewcomersQuarter(false))

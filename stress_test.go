@@ -376,7 +376,7 @@ func moveUnderWay(t *testing.T, m *Manager, r *rand.Rand, memory int) {
 	ready := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		r := rand.New(rand.NewPCG(seed, 1))
+		r := randomFrom(seed, 1)
 		close(ready)
 		for range 6 {
 			s, n := pick(r, scopes), r.IntN(memory)+1

@@ -125,9 +125,7 @@ func randomSubnetConfig(rng *rand.Rand) (cfg subnetConfig) {
 }
 
 func TestSubnetsCountLikeOneMap(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	rng := rand.New(rand.NewPCG(seed, 0))
+	rng := testRandom(t)
 	for range 200 {
 		cfg := randomSubnetConfig(rng)
 		s, m := mustSubnets(t, cfg), &subnetModel{cfg, map[string]int{}}

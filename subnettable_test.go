@@ -1,7 +1,6 @@
 package rcmgr
 
 import (
-	"math/rand/v2"
 	"testing"
 	"unsafe"
 
@@ -19,9 +18,7 @@ func TestSubnetTableKeepsWhatAMapKeeps(t *testing.T) {
 		key subnetKey
 		id  uint16
 	}
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	rng := rand.New(rand.NewPCG(seed, 0))
+	rng := testRandom(t)
 	for _, hash := range []subnetHash{{rng.Uint64(), rng.Uint64()}, {}} {
 		table, model := newSubnetTable(hash), map[name]int32{}
 		for step := range 20_000 {

@@ -5,7 +5,6 @@ package rcmgr
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"testing"
 
@@ -100,7 +99,7 @@ func (a *auditor) follow(e *TraceEvt) error {
 func TestEventsOfRandomSequencesAddUp(t *testing.T) {
 	seed := testSeed(t)
 	for cell := range uint64(24) {
-		r := rand.New(rand.NewPCG(seed, cell))
+		r := randomFrom(seed, cell)
 		a := newAuditor()
 		d := newDuel(t, r, 1, mixed, Admission(cell%2), true, WithTraceReporter(a))
 		d.run(400)

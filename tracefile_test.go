@@ -3,7 +3,6 @@ package rcmgr
 import (
 	"encoding/json"
 	"math"
-	"math/rand/v2"
 	"strconv"
 	"strings"
 	"testing"
@@ -14,7 +13,7 @@ import (
 
 // A line of the file is what encoding/json makes of the event that reporters get.
 func TestLinesOfATraceFileAreTheJSONOfItsEvents(t *testing.T) {
-	r := rand.New(rand.NewPCG(1, testSeed(t)))
+	r := testRandom(t)
 	limits := NewFixedLimiter(DefaultLimits.AutoScale())
 	tr, f := &tracer{limits: limits}, newTraceFile(new(disk), limits)
 	texts := []string{"/ipfs/id/1.0.0", "", "<svc> & \"x\"\\", "a\nb\x00\x1f\x7f", "bad \xff\xfe", "süß\u2028", strings.Repeat("x", 300)}

@@ -7,7 +7,6 @@ package rcmgr
 import (
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -170,7 +169,7 @@ func TestShortWaysBookAsTheLongOnes(t *testing.T) {
 				cell++
 				t.Run(fmt.Sprintf("stripes=%d/%s/newcomers=%v", stripes, g.name, newcomers), func(t *testing.T) {
 					asked := func() *duel {
-						return newDuel(t, rand.New(rand.NewPCG(seed, cell)), stripes, g, AdmissionHalf, newcomers)
+						return newDuel(t, randomFrom(seed, cell), stripes, g, AdmissionHalf, newcomers)
 					}
 					short, long := asked(), asked()
 					long.eng.seed, long.eng.secret = short.eng.seed, short.eng.secret

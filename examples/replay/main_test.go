@@ -78,9 +78,18 @@ type opened struct {
 	scope network.ResourceScopeSpan
 }
 
-func newPlayer(t *testing.T, seed uint64) *player {
-	t.Log("seed", seed)
-	return &player{t: t, r: rand.New(rand.NewPCG(1, seed)), peers: peers(t, 5)}
+// testSeed returns the seed of a random test: RCMGR_SEED in the environment, or the time.
+func testSeed(t *testing.T) uint64 {
+	seed, _ := strconv.ParseUint(os.Getenv("RCMGR_SEED"), 0, 64)
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("repeat with RCMGR_SEED=%d", seed)
+	return seed
+}
+
+func newPlayer(t *testing.T, seed, stream uint64) *player {
+	return &player{t: t, r: rand.New(rand.NewPCG(seed, stream)), peers: peers(t, 5)}
 }
 
 // step notes what was asked for.
@@ -196,7 +205,7 @@ func TestATraceTellsWhatWasAskedFor(t *testing.T) {
 	}
 	for writer := range writers {
 		t.Run(writer, func(t *testing.T) {
-			p := newPlayer(t, rand.Uint64())
+			p := newPlayer(t, testSeed(t), 0)
 			told := traced(t, writer, rcmgr.PartialLimitConfig{}, func(rm network.ResourceManager) { p.play(rm, 3000) })
 			require.Zero(t, told.unclear)
 			require.Len(t, told.steps, len(p.story.steps))
@@ -224,8 +233,9 @@ func TestATraceOfManyAtWorkIsRead(t *testing.T) {
 		t.Run(writer, func(t *testing.T) {
 			told := traced(t, writer, rcmgr.PartialLimitConfig{}, func(rm network.ResourceManager) {
 				var players sync.WaitGroup
-				for range 4 {
-					p := newPlayer(t, rand.Uint64())
+				seed := testSeed(t)
+				for i := range uint64(4) {
+					p := newPlayer(t, seed, i)
 					players.Go(func() { p.play(rm, 1000) })
 				}
 				players.Wait()

@@ -1,9 +1,15 @@
 package rcmgr
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +18,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
 )
 
@@ -49,278 +56,481 @@ func spanBelow(n scopeName, seq uint32) scopeName {
 	return n
 }
 
-// Every operation of a manager, and the events that upstream has for it: ours,
-// put together by hand as the engine does it, are the same, to the byte of
-// JSON. What differs is said at the step.
+// The files in testdata/trace have operations, and the events that upstream has for
+// them. Ours, put together by hand as the engine does it, are the same, to the byte of
+// JSON. What differs is said where they are compared.
 func TestEventsAreThoseOfUpstreamInJSON(t *testing.T) {
-	p, q := mustPeer(t, peerA), mustPeer(t, peerB)
-	base := upstream.InfiniteLimits
-	limits := upstream.PartialLimitConfig{
-		System:       upstream.ResourceLimits{Memory: 1000},
-		Transient:    upstream.ResourceLimits{Memory: 500, StreamsInbound: 1},
-		Peer:         map[peer.ID]upstream.ResourceLimits{q: {ConnsInbound: upstream.BlockAllLimit}},
-		Protocol:     map[protocol.ID]upstream.ResourceLimits{"/full": {Streams: upstream.BlockAllLimit}},
-		ProtocolPeer: map[protocol.ID]upstream.ResourceLimits{"/p": {FD: 17}},
-	}.Build(base)
-	limiter := upstream.NewFixedLimiter(limits)
-	ours := LimiterFrom(limiter)
-	var theirs theirEvents
-	rm, err := upstream.NewResourceManager(limiter, upstream.WithTraceReporter(&theirs), upstream.WithMetricsDisabled())
+	files, err := filepath.Glob("testdata/trace/*.txt")
 	require.NoError(t, err)
-	defer rm.Close()
-
-	system, transient := scopeOf(KindSystem), scopeOf(KindTransient)
-	conn := scopeName{kind: KindConn, num: 1}
-	conn2 := scopeName{kind: KindConn, num: 2}
-	stream := scopeName{kind: KindStream, num: 1}
-	stream2 := scopeName{kind: KindStream, num: 2}
-	stream3 := scopeName{kind: KindStream, num: 3}
-	peerP := scopeName{kind: KindPeer, peer: p}
-	peerQ := scopeName{kind: KindPeer, peer: q}
-	full := scopeName{kind: KindProtocol, text: "/full"}
-	proto := scopeName{kind: KindProtocol, text: "/p"}
-	protoPeer := scopeName{kind: KindProtocolPeer, text: "/p", peer: p}
-	svc := scopeName{kind: KindService, text: "<svc>"}
-	svcPeer := scopeName{kind: KindServicePeer, text: "<svc>", peer: p}
-	span := spanBelow(stream, 1)
-	inner := spanBelow(span, 1)
-
-	mem := func(n int64) *traceDelta { return requestFor(255, item{dimMemory, n}) }
-	in := requestFor(255, item{dimConnsIn, 1}, item{dimConns, 1}, item{dimFD, 1})
-	inWith10 := requestFor(255, item{dimMemory, 10}, item{dimConnsIn, 1}, item{dimConns, 1}, item{dimFD, 1})
-	out := requestFor(255, item{dimStreamsOut, 1}, item{dimStreams, 1})
-	streamIn := requestFor(255, item{dimStreamsIn, 1}, item{dimStreams, 1})
-	outWith20 := requestFor(255, item{dimMemory, 20}, item{dimStreamsOut, 1}, item{dimStreams, 1})
-	outWith27 := requestFor(255, item{dimMemory, 27}, item{dimStreamsOut, 1}, item{dimStreams, 1})
-
-	heldConn := amounts{dimConnsIn: 1, dimFD: 1}
-	heldStream := amounts{dimStreamsOut: 1}
-	with := func(a amounts, bytes int64) *amounts {
-		a[dimMemory] += bytes
-		return &a
+	require.NotEmpty(t, files)
+	for _, name := range files {
+		t.Run(filepath.Base(name), func(t *testing.T) {
+			text, err := os.ReadFile(name)
+			require.NoError(t, err)
+			if err := playTraceScript(name, string(text)); err != nil {
+				t.Error(err)
+			}
+		})
 	}
-	both := heldConn
-	both.add(&heldStream)
+}
 
-	endpoint := mustMA(t, "/ip4/127.0.0.1/tcp/1")
-	var c network.ConnManagementScope
-	var s network.StreamManagementScope
-	var sp, sp2 network.ResourceScopeSpan
-	for _, step := range []struct {
-		op   string
-		do   func() error
-		want func(*tracer)
-	}{
-		{"New", func() error { return nil }, func(e *tracer) {
-			e.push(traceEvent{typ: TraceStartEvt})
-			e.created(system, limitsOf(limiter.GetSystemLimits()))
-			e.created(transient, limitsOf(limiter.GetTransientLimits()))
-			e.created(scopeOf(KindAllowlistedSystem), limitsOf(limiter.GetAllowlistedSystemLimits()))
-			e.created(scopeOf(KindAllowlistedTransient), limitsOf(limiter.GetAllowlistedTransientLimits()))
-		}},
-		{"OpenConnection", func() (err error) {
-			c, err = rm.OpenConnection(network.DirInbound, true, endpoint)
-			return err
-		}, func(e *tracer) {
-			e.created(conn, limitsOf(limiter.GetConnLimits()))
-			e.granted(transient, in, &heldConn)
-			e.granted(system, in, &heldConn)
-			e.granted(conn, in, &heldConn)
-		}},
-		{"ReserveMemory at a connection", func() error { return c.ReserveMemory(10, 254) }, func(e *tracer) {
-			r := requestFor(254, item{dimMemory, 10})
-			e.granted(transient, r, with(heldConn, 10))
-			e.granted(system, r, with(heldConn, 10))
-			e.granted(conn, r, with(heldConn, 10))
-		}},
-		{"ReserveMemory of nothing", func() error { return c.ReserveMemory(0, 255) }, func(e *tracer) {
-			e.granted(conn, mem(0), with(heldConn, 10))
-		}},
-		{"ReserveMemory refused", func() error { return c.ReserveMemory(480, 200) }, func(e *tracer) {
-			e.blocked(transient, requestFor(200, item{dimMemory, 480}), dimMemory, with(heldConn, 10))
-		}},
-		{"SetPeer refused", func() error { return c.SetPeer(q) }, func(e *tracer) {
-			e.created(peerQ, limitsOf(limiter.GetPeerLimits(q)))
-			e.blocked(peerQ, inWith10, dimConnsIn, &amounts{})
-		}},
-		{"SetPeer", func() error { return c.SetPeer(p) }, func(e *tracer) {
-			e.created(peerP, limitsOf(limiter.GetPeerLimits(p)))
-			e.granted(peerP, inWith10, with(heldConn, 10))
-			e.returned(transient, inWith10, &amounts{})
-		}},
-		{"OpenStream", func() (err error) { s, err = rm.OpenStream(p, network.DirOutbound); return err }, func(e *tracer) {
-			e.created(stream, limitsOf(limiter.GetStreamLimits(p)))
-			e.granted(peerP, out, with(both, 10))
-			e.granted(transient, out, &heldStream)
-			e.granted(system, out, with(both, 10))
-			e.granted(stream, out, &heldStream)
-		}},
-		{"ReserveMemory at a transient stream", func() error { return s.ReserveMemory(20, 255) }, func(e *tracer) {
-			e.granted(peerP, mem(20), with(both, 30))
-			e.granted(transient, mem(20), with(heldStream, 20))
-			e.granted(system, mem(20), with(both, 30))
-			e.granted(stream, mem(20), with(heldStream, 20))
-		}},
-		{"SetProtocol refused", func() error { return s.SetProtocol("/full") }, func(e *tracer) {
-			e.created(full, limitsOf(limiter.GetProtocolLimits("/full")))
-			e.blocked(full, outWith20, dimStreams, &amounts{})
-		}},
-		{"SetProtocol", func() error { return s.SetProtocol("/p") }, func(e *tracer) {
-			e.created(proto, limitsOf(limiter.GetProtocolLimits("/p")))
-			e.granted(proto, outWith20, with(heldStream, 20))
-			e.created(protoPeer, limitsOf(limiter.GetProtocolPeerLimits("/p")))
-			e.granted(protoPeer, outWith20, with(heldStream, 20))
-			e.returned(transient, outWith20, &amounts{})
-		}},
-		{"SetService", func() error { return s.SetService("<svc>") }, func(e *tracer) {
-			e.created(svc, limitsOf(limiter.GetServiceLimits("<svc>")))
-			e.granted(svc, outWith20, with(heldStream, 20))
-			e.created(svcPeer, limitsOf(limiter.GetServicePeerLimits("<svc>")))
-			e.granted(svcPeer, outWith20, with(heldStream, 20))
-		}},
-		{"BeginSpan", func() (err error) { sp, err = s.BeginSpan(); return err }, func(e *tracer) {
-			e.created(span, limitsOf(limiter.GetStreamLimits(p)))
-		}},
-		{"BeginSpan at a span", func() (err error) { sp2, err = sp.BeginSpan(); return err }, func(e *tracer) {
-			e.created(inner, limitsOf(limiter.GetStreamLimits(p)))
-		}},
-		{"ReserveMemory at a span of a span", func() error { return sp2.ReserveMemory(9, 255) }, func(e *tracer) {
-			e.granted(peerP, mem(9), with(both, 39))
-			for _, n := range []scopeName{protoPeer, svcPeer, proto, svc} {
-				e.granted(n, mem(9), with(heldStream, 29))
-			}
-			e.granted(system, mem(9), with(both, 39))
-			e.granted(stream, mem(9), with(heldStream, 29))
-			e.granted(span, mem(9), &amounts{dimMemory: 9})
-			e.granted(inner, mem(9), &amounts{dimMemory: 9})
-		}},
-		{"ReleaseMemory at a span of a span", func() error { sp2.ReleaseMemory(2); return nil }, func(e *tracer) {
-			e.returned(peerP, mem(2), with(both, 37))
-			for _, n := range []scopeName{protoPeer, svcPeer, proto, svc} {
-				e.returned(n, mem(2), with(heldStream, 27))
-			}
-			e.returned(system, mem(2), with(both, 37))
-			e.returned(stream, mem(2), with(heldStream, 27))
-			e.returned(span, mem(2), &amounts{dimMemory: 7})
-			e.returned(inner, mem(2), &amounts{dimMemory: 7})
-		}},
-		{"Done of a stream with open spans", func() error { s.Done(); return nil }, func(e *tracer) {
-			e.returned(peerP, outWith27, with(heldConn, 10))
-			for _, n := range []scopeName{protoPeer, svcPeer, proto, svc} {
-				e.returned(n, outWith27, &amounts{})
-			}
-			e.returned(system, outWith27, with(heldConn, 10))
-			e.destroyed(stream)
-		}},
-		{"ReleaseMemory at a span whose owner is done", func() error { sp2.ReleaseMemory(3); return nil }, func(e *tracer) {
-			e.returned(span, mem(3), &amounts{dimMemory: 4})
-			e.returned(inner, mem(3), &amounts{dimMemory: 4})
-		}},
-		{"Done of a span whose owner's owner is done", func() error { sp2.Done(); return nil }, func(e *tracer) {
-			e.returned(span, mem(4), &amounts{})
-			e.destroyed(inner)
-		}},
-		{"Done of a span whose owner is done", func() error { sp.Done(); return nil }, func(e *tracer) {
-			e.destroyed(span)
-		}},
-		{"anything at what is done", func() error {
-			s.Done()
-			sp.ReleaseMemory(1)
-			sp.Done()
-			return s.ReserveMemory(1, 255)
-		}, func(*tracer) {}},
-		{"OpenStream inbound", func() (err error) { s, err = rm.OpenStream(p, network.DirInbound); return err }, func(e *tracer) {
-			one := amounts{dimStreamsIn: 1}
-			above := amounts{dimStreamsIn: 1}
-			above.add(&heldConn)
-			e.created(stream2, limitsOf(limiter.GetStreamLimits(p)))
-			e.granted(peerP, streamIn, with(above, 10))
-			e.granted(transient, streamIn, &one)
-			e.granted(system, streamIn, with(above, 10))
-			e.granted(stream2, streamIn, &one)
-		}},
-		{"OpenStream refused", func() error { _, err := rm.OpenStream(p, network.DirInbound); return err }, func(e *tracer) {
-			// Upstream has charged the peer already, and takes it back.
-			above := amounts{dimStreamsIn: 2}
-			above.add(&heldConn)
-			after := above
-			after[dimStreamsIn] = 1
-			e.created(stream3, limitsOf(limiter.GetStreamLimits(p)))
-			e.granted(peerP, streamIn, &above) // upstream's
-			e.blocked(transient, streamIn, dimStreamsIn, &amounts{dimStreamsIn: 1})
-			e.returned(peerP, streamIn, &after) // upstream's
-			e.destroyed(stream3)
-		}},
-		{"Done of a stream in transient", func() error { s.Done(); return nil }, func(e *tracer) {
-			e.returned(peerP, streamIn, &heldConn)
-			e.returned(transient, streamIn, &amounts{})
-			e.returned(system, streamIn, with(heldConn, 10))
-			e.destroyed(stream2)
-		}},
-		{"Done of a connection", func() error { c.Done(); return nil }, func(e *tracer) {
-			e.returned(peerP, inWith10, &amounts{})
-			e.returned(system, inWith10, &amounts{})
-			e.destroyed(conn)
-		}},
-		{"a connection without descriptor, outbound", func() (err error) {
-			c, err = rm.OpenConnection(network.DirOutbound, false, endpoint)
-			return err
-		}, func(e *tracer) {
-			r := requestFor(255, item{dimConnsOut, 1}, item{dimConns, 1})
-			e.created(conn2, limitsOf(limiter.GetConnLimits()))
-			for _, n := range []scopeName{transient, system, conn2} {
-				e.granted(n, r, &amounts{dimConnsOut: 1})
-			}
-		}},
-		{"memory of a service and a span of it", func() error {
-			return rm.ViewService("<svc>", func(s network.ServiceScope) error {
-				_ = s.ReserveMemory(2, 255)
-				sp, err := s.BeginSpan()
-				sp.Done()
-				s.ReleaseMemory(2)
-				return err
-			})
-		}, func(e *tracer) {
-			one := amounts{dimConnsOut: 1}
-			e.granted(system, mem(2), with(one, 2))
-			e.granted(svc, mem(2), &amounts{dimMemory: 2})
-			e.created(spanBelow(svc, 1), limitsOf(limiter.GetServiceLimits("<svc>")))
-			e.destroyed(spanBelow(svc, 1))
-			e.returned(system, mem(2), &one)
-			e.returned(svc, mem(2), &amounts{})
-		}},
+// A script that says something else than upstream does, or that cannot be read, is an
+// error that names its line.
+func TestMistakesInTraceScriptsAreFound(t *testing.T) {
+	const start = "limits {}\n\tstart\n\tcreated system\n\tcreated transient\n\tcreated allowlistedSystem\n\tcreated allowlistedTransient\n\n"
+	const conn = start + "c = OpenConnection inbound\n\tcreated conn-1\n\tgranted transient conns-in=1 -> conns-in=1\n\tgranted system conns-in=1 -> conns-in=1\n"
+	require.NoError(t, playTraceScript("x", conn+"\tgranted conn-1 conns-in=1 -> conns-in=1\n"))
+	for script, want := range map[string]string{
+		"c.Done\n":                                "x:1: expected limits first",
+		"limits {\n":                              "x:1: limits: ",
+		start + "\tcreated conn-1\n":              "x:1: upstream has 5 events, expected 6",
+		start + "c = Open inbound\n":              "x:8: unknown operation Open",
+		start + "c = OpenConnection up\n":         `x:8: "up" is no direction`,
+		start + "c.Done\n":                        "x:8: no scope is called c",
+		start + "s = OpenStream @P\n":             "x:8: OpenStream needs 2 words behind it, and has 1",
+		start + "OpenStream @P inbound\n":         "x:8: upstream has 6 events, expected 0",
+		start + "OpenStream @P inbound refused\n": "x:8: it was not refused",
+		start + "v = ViewService svc\n\tcreated service:svc\nv.Set proto\n":            "x:10: unknown operation Set",
+		start + "v = ViewService svc\n\tcreated service:svc\nv.ReserveMemory -1 255\n": "x:10: ",
+		start + "v = ViewService svc\n\tcreated service:svc\nv.ReserveMemory 1 256\n":  "x:10: ",
+		conn: "x:8: upstream has 4 events, expected 3",
+		conn + "\tgranted conn-1 conns-in=1 -> conns-in=2\n":          "x:12: upstream has ",
+		conn + "\tgranted conn-1 conns-out=1 -> conns-in=1\n":         "x:12: upstream has ",
+		conn + "\treturned conn-1 conns-in=1 -> conns-in=1\n":         "x:12: upstream has ",
+		conn + "\tgranted conn-2 conns-in=1 -> conns-in=1\n":          "x:12: upstream has ",
+		conn + "\tgranted con-1 conns-in=1 -> conns-in=1\n":           `x:12: "con-1" is no scope`,
+		conn + "\tgranted conn-x conns-in=1 -> conns-in=1\n":          `x:12: "conn-x" is no scope`,
+		conn + "\tgranted conn-1 conns=in -> conns-in=1\n":            `x:12: "conns=in" is no amount`,
+		conn + "\tgranted conn-1 conns-in=1\n":                        "x:12: expected -> and what is held",
+		conn + "\tblocked conn-1 conns-in=1 -> conns-in=1\n":          "x:12: expected for and a limit",
+		conn + "\tblocked conn-1 conns-in=1 for food -> conns-in=1\n": `x:12: "food" is no amount`,
+		conn + "\tmoved conn-1\n":                                     "x:12: unknown event moved",
+		conn + "\tcreated\n":                                          "x:12: expected an event and a scope",
 	} {
-		_ = step.do() // what the refused ones say is not tracing's
-		hand := &tracer{limits: ours, max: 100, wake: make(chan struct{}, 1)}
-		step.want(hand)
-		require.Len(t, theirs, len(hand.mu.queue), step.op)
-		for i, their := range theirs {
-			at, err := time.Parse(time.RFC3339Nano, their.Time)
-			require.NoError(t, err)
-			hand.mu.queue[i].at = at.UnixNano()
-			our := hand.export(&hand.mu.queue[i])
-			theirText, err := json.Marshal(their)
-			require.NoError(t, err)
-			ourText, err := json.Marshal(our)
-			require.NoError(t, err)
-			want := string(theirText)
-			switch {
-			case our.Type == TraceStartEvt:
-				// Upstream writes no limits at all.
-				require.Equal(t, fmt.Sprintf(`{"Time":%q,"Type":"start","Limit":{}}`, their.Time), want)
-				want = string(ourText)
-			case upstream.IsSpan(their.Name):
-				// Upstream takes the spans for part of the stream's number, or of
-				// the service's name.
-				scope, err := json.Marshal(our.Scope)
-				require.NoError(t, err)
-				wrong, err := json.Marshal(their.Scope)
-				require.NoError(t, err)
-				require.NotContains(t, string(wrong), "Span")
-				want = strings.Replace(want, string(wrong), string(scope), 1)
-			}
-			require.Equal(t, want, string(ourText), "%s: event %d", step.op, i)
-		}
-		theirs = nil
+		err := playTraceScript("x", script)
+		require.Error(t, err, script)
+		require.Contains(t, err.Error(), want, script)
 	}
+}
+
+// traceScript plays a script: upstream's manager does its operations, and a tracer of ours
+// is told its events.
+type traceScript struct {
+	limiter upstream.Limiter
+	rm      network.ResourceManager
+	theirs  theirEvents
+	scopes  map[string]network.ResourceScope
+}
+
+// scriptLine is a line of a script, in words.
+type scriptLine struct {
+	number int
+	words  []string
+}
+
+// playTraceScript plays a script, and returns what is wrong with it, with the line.
+func playTraceScript(name, text string) error {
+	s := &traceScript{scopes: make(map[string]network.ResourceScope)}
+	defer func() {
+		if s.rm != nil {
+			s.rm.Close()
+		}
+	}()
+	text = strings.NewReplacer("@P", peerA, "@Q", peerB).Replace(text)
+	var op scriptLine
+	var events []scriptLine
+	play := func() error {
+		if op.words == nil {
+			return nil
+		}
+		if err := s.do(op.words); err != nil {
+			return fmt.Errorf("%s:%d: %w", name, op.number, err)
+		}
+		return s.compare(name, op.number, events)
+	}
+	number := 0
+	for line := range strings.Lines(text) {
+		number++
+		words := strings.Fields(line)
+		switch {
+		case len(words) == 0 || strings.HasPrefix(words[0], "#"):
+		case strings.HasPrefix(line, "\t"):
+			events = append(events, scriptLine{number, words})
+		default:
+			if err := play(); err != nil {
+				return err
+			}
+			op, events = scriptLine{number, words}, nil
+		}
+	}
+	return play()
+}
+
+// do does an operation.
+func (s *traceScript) do(words []string) error {
+	if (words[0] == "limits") != (s.rm == nil) {
+		return errors.New("expected limits first, and once")
+	}
+	if words[0] == "limits" {
+		return s.begin(strings.Join(words[1:], " "))
+	}
+	refused := words[len(words)-1] == "refused"
+	if refused {
+		words = words[:len(words)-1]
+	}
+	name := ""
+	if len(words) > 2 && words[1] == "=" {
+		name, words = words[0], words[2:]
+	}
+	scope, err, wrong := s.call(words[0], words[1:])
+	switch {
+	case wrong != nil:
+		return wrong
+	case refused && err == nil:
+		return errors.New("it was not refused")
+	case !refused && err != nil:
+		return fmt.Errorf("it was refused: %w", err)
+	case name != "" && scope == nil:
+		return fmt.Errorf("%s makes no scope", words[0])
+	case name != "":
+		s.scopes[name] = scope
+	}
+	return nil
+}
+
+// begin makes upstream's manager.
+func (s *traceScript) begin(limits string) error {
+	var some upstream.PartialLimitConfig
+	if err := json.Unmarshal([]byte(limits), &some); err != nil {
+		return fmt.Errorf("limits: %w", err)
+	}
+	s.limiter = upstream.NewFixedLimiter(some.Build(upstream.InfiniteLimits))
+	rm, err := upstream.NewResourceManager(s.limiter, upstream.WithTraceReporter(&s.theirs), upstream.WithMetricsDisabled())
+	s.rm = rm
+	return err
+}
+
+// call returns what a call of upstream's manager returned, and what is wrong with the line.
+func (s *traceScript) call(function string, args []string) (scope network.ResourceScope, err, wrong error) {
+	on, verb, isMethod := strings.Cut(function, ".")
+	if !isMethod {
+		verb = function
+	}
+	takes, ok := map[string][2]int{"OpenConnection": {1, 2}, "OpenStream": {2, 2}, "ViewService": {1, 1}, "SetPeer": {1, 1}, "SetProtocol": {1, 1},
+		"SetService": {1, 1}, "BeginSpan": {}, "ReserveMemory": {2, 2}, "ReleaseMemory": {1, 1}, "Done": {}}[verb]
+	switch {
+	case !ok:
+		return nil, nil, fmt.Errorf("unknown operation %s", verb)
+	case len(args) < takes[0] || len(args) > takes[1]:
+		return nil, nil, fmt.Errorf("%s needs %d words behind it, and has %d", verb, takes[0], len(args))
+	case isMethod && s.scopes[on] == nil:
+		return nil, nil, fmt.Errorf("no scope is called %s", on)
+	}
+	number := func(i, bits int) (n int) {
+		u, err := strconv.ParseUint(args[i], 10, bits)
+		if err != nil {
+			wrong = err
+		}
+		return int(u)
+	}
+	direction := func(i int) network.Direction {
+		switch args[i] {
+		case "inbound":
+			return network.DirInbound
+		case "outbound":
+			return network.DirOutbound
+		}
+		wrong = fmt.Errorf("%q is no direction", args[i])
+		return 0
+	}
+	id := func(i int) peer.ID {
+		p, err := peer.Decode(args[i])
+		if err != nil {
+			wrong = err
+		}
+		return p
+	}
+	type done interface{ Done() }
+	fits := true
+	switch at := s.scopes[on]; verb {
+	case "OpenConnection":
+		dir, fd := direction(0), len(args) == 2 && args[1] == "fd"
+		if len(args) == 2 && !fd {
+			wrong = fmt.Errorf("%q is not fd", args[1])
+		}
+		if wrong == nil {
+			scope, err = s.rm.OpenConnection(dir, fd, multiaddr.StringCast("/ip4/127.0.0.1/tcp/1"))
+		}
+	case "OpenStream":
+		if p, dir := id(0), direction(1); wrong == nil {
+			scope, err = s.rm.OpenStream(p, dir)
+		}
+	case "ViewService":
+		err = s.rm.ViewService(args[0], func(v network.ServiceScope) error { scope = v; return nil })
+	case "SetPeer":
+		var c network.ConnManagementScope
+		if c, fits = at.(network.ConnManagementScope); fits {
+			if p := id(0); wrong == nil {
+				err = c.SetPeer(p)
+			}
+		}
+	case "SetProtocol", "SetService":
+		var st network.StreamManagementScope
+		if st, fits = at.(network.StreamManagementScope); fits && verb == "SetProtocol" {
+			err = st.SetProtocol(protocol.ID(args[0]))
+		} else if fits {
+			err = st.SetService(args[0])
+		}
+	case "Done":
+		var d done
+		if d, fits = at.(done); fits {
+			d.Done()
+		}
+	default:
+		if fits = at != nil; !fits {
+			break
+		}
+		switch verb {
+		case "BeginSpan":
+			scope, err = at.BeginSpan()
+		case "ReserveMemory":
+			if size, priority := number(0, 31), number(1, 8); wrong == nil {
+				err = at.ReserveMemory(size, uint8(priority))
+			}
+		case "ReleaseMemory":
+			if size := number(0, 31); wrong == nil {
+				at.ReleaseMemory(size)
+			}
+		}
+	}
+	if !fits {
+		wrong = fmt.Errorf("%s has no %s", cmp.Or(on, "a manager"), verb)
+	}
+	return scope, err, wrong
+}
+
+// compare holds the events of upstream's manager since the last time against those of a
+// script.
+func (s *traceScript) compare(name string, number int, lines []scriptLine) error {
+	defer func() { s.theirs = nil }()
+	hand := &tracer{limits: LimiterFrom(s.limiter), max: 100, wake: make(chan struct{}, 1)}
+	var from []scriptLine // of each event
+	for _, line := range lines {
+		if err := s.tell(hand, line.words); err != nil {
+			return fmt.Errorf("%s:%d: %w", name, line.number, err)
+		}
+		for len(from) < len(hand.mu.queue) {
+			from = append(from, line)
+		}
+	}
+	if len(s.theirs) != len(hand.mu.queue) {
+		return fmt.Errorf("%s:%d: upstream has %d events, expected %d", name, number, len(s.theirs), len(hand.mu.queue))
+	}
+	for i := range s.theirs {
+		if err := s.compareEvent(&s.theirs[i], hand, i); err != nil {
+			return fmt.Errorf("%s:%d: %w", name, from[i].number, err)
+		}
+	}
+	return nil
+}
+
+// compareEvent returns an error if an event of upstream's is not, in JSON, the ith of a
+// tracer of ours.
+func (s *traceScript) compareEvent(their *upstream.TraceEvt, hand *tracer, i int) error {
+	at, err := time.Parse(time.RFC3339Nano, their.Time)
+	if err != nil {
+		return err
+	}
+	hand.mu.queue[i].at = at.UnixNano()
+	our := hand.export(&hand.mu.queue[i])
+	text := func(v any) string {
+		b, e := json.Marshal(v)
+		err = cmp.Or(err, e)
+		return string(b)
+	}
+	is, expected := text(their), text(our)
+	switch {
+	case our.Type == TraceStartEvt:
+		// Upstream writes no limits at all.
+		if none := fmt.Sprintf(`{"Time":%q,"Type":"start","Limit":{}}`, their.Time); is != none {
+			return fmt.Errorf("upstream has %s, expected %s", is, none)
+		}
+		is = expected
+	case upstream.IsSpan(their.Name):
+		// Upstream takes the spans for part of the stream's number, or of the service's name.
+		wrong := text(their.Scope)
+		if strings.Contains(wrong, "Span") {
+			return fmt.Errorf("upstream has the span in %s now", wrong)
+		}
+		is = strings.Replace(is, wrong, text(our.Scope), 1)
+	}
+	if err == nil && is != expected {
+		err = fmt.Errorf("upstream has %s, expected %s", is, expected)
+	}
+	return err
+}
+
+// tell tells a tracer the event of a line.
+func (s *traceScript) tell(to *tracer, words []string) error {
+	if len(words) == 1 && words[0] == "start" {
+		to.push(traceEvent{typ: TraceStartEvt})
+		return nil
+	}
+	if len(words) < 2 {
+		return errors.New("expected an event and a scope, or start")
+	}
+	name, limit, err := s.scope(words[1])
+	if err != nil {
+		return err
+	}
+	switch words[0] {
+	case "created":
+		to.created(name, limitsOf(limit))
+		return nil
+	case "destroyed":
+		to.destroyed(name)
+		return nil
+	case "granted", "returned", "blocked":
+	default:
+		return fmt.Errorf("unknown event %s", words[0])
+	}
+	ask, use, ok := cutWords(words[2:], "->")
+	if !ok {
+		return errors.New("expected -> and what is held")
+	}
+	var short []string
+	if words[0] == "blocked" {
+		if ask, short, ok = cutWords(ask, "for"); !ok || len(short) != 1 {
+			return errors.New("expected for and a limit")
+		}
+	}
+	priority, items := uint8(network.ReservationPriorityAlways), []item(nil)
+	for _, word := range ask {
+		if text, ok := strings.CutPrefix(word, "priority="); ok {
+			n, err := strconv.ParseUint(text, 10, 8)
+			if err != nil {
+				return err
+			}
+			priority = uint8(n)
+			continue
+		}
+		it, err := amountOf(word)
+		if err != nil {
+			return err
+		}
+		items = append(items, it)
+		if total, ok := map[dim]dim{dimConnsIn: dimConns, dimConnsOut: dimConns, dimStreamsIn: dimStreams, dimStreamsOut: dimStreams}[it.d]; ok {
+			items = append(items, item{total, it.n})
+		}
+	}
+	var held amounts
+	if !slices.Equal(use, []string{"nothing"}) {
+		for _, word := range use {
+			it, err := amountOf(word)
+			if err != nil {
+				return err
+			}
+			held[it.d] = it.n
+		}
+	}
+	switch r := requestFor(priority, items...); words[0] {
+	case "granted":
+		to.granted(name, r, &held)
+	case "returned":
+		to.returned(name, r, &held)
+	default:
+		it, err := amountOf(short[0] + "=0")
+		if err != nil {
+			return fmt.Errorf("%q is no amount", short[0])
+		}
+		to.blocked(name, r, it.d, &held)
+	}
+	return nil
+}
+
+// cutWords cuts a list at a word.
+func cutWords(words []string, at string) (before, after []string, ok bool) {
+	i := slices.Index(words, at)
+	if i < 0 {
+		return words, nil, false
+	}
+	return words[:i], words[i+1:], true
+}
+
+// amountOf reads an amount such as memory=10.
+func amountOf(word string) (item, error) {
+	name, text, _ := strings.Cut(word, "=")
+	d, ok := map[string]dim{"memory": dimMemory, "fd": dimFD, "conns-in": dimConnsIn, "conns-out": dimConnsOut, "conns": dimConns,
+		"streams-in": dimStreamsIn, "streams-out": dimStreamsOut, "streams": dimStreams}[name]
+	n, err := strconv.ParseInt(text, 10, 64)
+	if !ok || err != nil {
+		return item{}, fmt.Errorf("%q is no amount", word)
+	}
+	return item{d, n}, nil
+}
+
+// scope returns the name and limit of a scope such as stream-1.span-1, or
+// protocol:/p.peer:ID.
+func (s *traceScript) scope(word string) (name scopeName, limit upstream.Limit, err error) {
+	whole, spans := word, []uint32(nil)
+	for {
+		i := strings.LastIndex(word, ".span-")
+		if i < 0 {
+			break
+		}
+		n, e := strconv.ParseUint(word[i+len(".span-"):], 10, 32)
+		err = cmp.Or(err, e)
+		word, spans = word[:i], append(spans, uint32(n))
+	}
+	of, member, isMember := strings.Cut(word, ".peer:")
+	kind, rest, _ := strings.Cut(of, ":")
+	kind, number, numbered := strings.Cut(kind, "-")
+	n := &name
+	n.text = rest
+	if numbered {
+		num, e := strconv.ParseInt(number, 10, 64)
+		err, n.num = cmp.Or(err, e), num
+	}
+	id := func(text string) peer.ID {
+		p, e := peer.Decode(text)
+		err = cmp.Or(err, e)
+		return p
+	}
+	if isMember {
+		n.peer = id(member)
+	}
+	switch l := s.limiter; {
+	case word == "system":
+		n.kind, limit = KindSystem, l.GetSystemLimits()
+	case word == "transient":
+		n.kind, limit = KindTransient, l.GetTransientLimits()
+	case word == "allowlistedSystem":
+		n.kind, limit = KindAllowlistedSystem, l.GetAllowlistedSystemLimits()
+	case word == "allowlistedTransient":
+		n.kind, limit = KindAllowlistedTransient, l.GetAllowlistedTransientLimits()
+	case kind == "conn" && numbered:
+		n.kind, limit = KindConn, l.GetConnLimits()
+	case kind == "stream" && numbered:
+		n.kind, limit = KindStream, l.GetStreamLimits("")
+	case kind == "peer" && !isMember:
+		n.kind, n.peer, n.text = KindPeer, id(rest), ""
+		limit = l.GetPeerLimits(n.peer)
+	case kind == "protocol" && isMember:
+		n.kind, limit = KindProtocolPeer, l.GetProtocolPeerLimits(protocol.ID(rest))
+	case kind == "protocol":
+		n.kind, limit = KindProtocol, l.GetProtocolLimits(protocol.ID(rest))
+	case kind == "service" && isMember:
+		n.kind, limit = KindServicePeer, l.GetServicePeerLimits(rest)
+	case kind == "service":
+		n.kind, limit = KindService, l.GetServiceLimits(rest)
+	default:
+		err = errors.New("unknown")
+	}
+	if err != nil {
+		return scopeName{}, nil, fmt.Errorf("%q is no scope", whole)
+	}
+	for _, seq := range slices.Backward(spans) {
+		name = spanBelow(name, seq)
+	}
+	return name, limit, nil
 }

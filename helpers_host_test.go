@@ -378,3 +378,37 @@ func (w *witness) finishForgotten(t *testing.T) int {
 	clear(w.open)
 	return n
 }
+
+// work connects h to another host, identifies and pings it, and opens a stream
+// with it.
+func work(t *testing.T, ctx context.Context, h host.Host, to peer.AddrInfo) network.Stream {
+	t.Helper()
+	ctx = network.WithAllowLimitedConn(ctx, "test")
+	require.NoError(t, h.Connect(ctx, to))
+	// What it serves since a moment ago may come with identify's push.
+	eventually(t, func() bool {
+		known, err := h.Peerstore().SupportsProtocols(to.ID, ping.ID, echoProtocol)
+		return err == nil && len(known) == 2
+	}, "the other side is not identified")
+	require.NoError(t, pingOnce(ctx, h, to.ID))
+	s, err := openEcho(ctx, h, to.ID, echoProtocol, echoMemory)
+	require.NoError(t, err)
+	return s
+}
+
+// requireClosed checks that a manager refuses everything.
+func requireClosed(t *testing.T, m network.ResourceManager) {
+	t.Helper()
+	require.ErrorIs(t, tryOpen(m), network.ErrResourceScopeClosed)
+	_, err := m.OpenStream("somebody", network.DirInbound)
+	require.ErrorIs(t, err, network.ErrResourceScopeClosed)
+}
+
+// tryOpen opens a connection and closes it at once.
+func tryOpen(m network.ResourceManager) error {
+	c, err := m.OpenConnection(network.DirInbound, true, multiaddr.StringCast("/ip4/127.0.0.1/tcp/1"))
+	if err == nil {
+		c.Done()
+	}
+	return err
+}

@@ -561,3 +561,28 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(m.Run())
 }
+
+// viewEach gives a handle on a scope of every kind that can be viewed.
+func viewEach(t *testing.T, m *Manager) map[string]network.ResourceScope {
+	return map[string]network.ResourceScope{
+		"system":                    viewSystem(t, m),
+		"transient":                 viewTransient(t, m),
+		kindNamesHere[KindPeer]:     viewPeer(t, m, testPeer),
+		kindNamesHere[KindProtocol]: viewProtocol(t, m, testProto),
+		kindNamesHere[KindService]:  viewService(t, m, testSvc),
+	}
+}
+
+// listed gives the names of all scopes that are listed.
+func listed(m *Manager) (names []string) {
+	for _, p := range m.ListPeers() {
+		names = append(names, "peer:"+p.String())
+	}
+	for _, p := range m.ListProtocols() {
+		names = append(names, "protocol:"+string(p))
+	}
+	for _, s := range m.ListServices() {
+		names = append(names, "service:"+s)
+	}
+	return names
+}

@@ -3,7 +3,7 @@ package rcmgr_test
 // What the documents of go-libp2p's own manager promise its users, and so what
 // programs written for it rely on: each item as a test from outside, by what a
 // user sees. (What go-libp2p does otherwise than it promises is in
-// guarantees_test.go; what we do otherwise on purpose, in DIFFERENCES.md.)
+// guarantees_*_test.go; what we do otherwise on purpose, in DIFFERENCES.md.)
 
 import (
 	"encoding/json"

@@ -279,3 +279,8 @@ func amountsOf(s network.ScopeStat) amounts {
 		dimFD:         int64(s.NumFD),
 	}
 }
+
+const (
+	labelInbound  = "inbound"
+	labelOutbound = "outbound"
+)

@@ -247,3 +247,72 @@ func (b *limitBook) placeOfPeer(p peer.ID) limitPlace {
 	}
 	return placeOfAll
 }
+
+// guardedLimiter keeps the faults of a Limiter that is not of this package, and of the
+// Limits that it gives. It is asked again after one, for no scope can be made without:
+// whoever needs the limit gets an error each time (checkLimit).
+type guardedLimiter struct {
+	theirs Limiter
+	guard
+}
+
+// guardLimiter guards a Limiter, unless it is of this package or guarded.
+func guardLimiter(l Limiter) Limiter {
+	switch l.(type) {
+	case *fixedLimiter, *guardedLimiter:
+		return l
+	}
+	return &guardedLimiter{theirs: l, guard: guard{callback: callbackOf("Limiter", l), then: "whoever needs its limit gets an error"}}
+}
+
+func (g *guardedLimiter) ask(get func() Limit) Limit {
+	said, none := new(saidLimit), false
+	said.err = g.try(func() {
+		l := get()
+		if none = isNoLimit(l); !none {
+			said.amounts = limitsOf(l)
+		}
+	})
+	if none {
+		return nil
+	}
+	return said
+}
+
+func (g *guardedLimiter) GetSystemLimits() Limit { return g.ask(g.theirs.GetSystemLimits) }
+
+func (g *guardedLimiter) GetTransientLimits() Limit { return g.ask(g.theirs.GetTransientLimits) }
+
+func (g *guardedLimiter) GetAllowlistedSystemLimits() Limit {
+	return g.ask(g.theirs.GetAllowlistedSystemLimits)
+}
+
+func (g *guardedLimiter) GetAllowlistedTransientLimits() Limit {
+	return g.ask(g.theirs.GetAllowlistedTransientLimits)
+}
+
+func (g *guardedLimiter) GetServiceLimits(svc string) Limit {
+	return g.ask(func() Limit { return g.theirs.GetServiceLimits(svc) })
+}
+
+func (g *guardedLimiter) GetServicePeerLimits(svc string) Limit {
+	return g.ask(func() Limit { return g.theirs.GetServicePeerLimits(svc) })
+}
+
+func (g *guardedLimiter) GetProtocolLimits(proto protocol.ID) Limit {
+	return g.ask(func() Limit { return g.theirs.GetProtocolLimits(proto) })
+}
+
+func (g *guardedLimiter) GetProtocolPeerLimits(proto protocol.ID) Limit {
+	return g.ask(func() Limit { return g.theirs.GetProtocolPeerLimits(proto) })
+}
+
+func (g *guardedLimiter) GetPeerLimits(p peer.ID) Limit {
+	return g.ask(func() Limit { return g.theirs.GetPeerLimits(p) })
+}
+
+func (g *guardedLimiter) GetStreamLimits(p peer.ID) Limit {
+	return g.ask(func() Limit { return g.theirs.GetStreamLimits(p) })
+}
+
+func (g *guardedLimiter) GetConnLimits() Limit { return g.ask(g.theirs.GetConnLimits) }

@@ -119,3 +119,43 @@ func (s *scopeReading) include(o *scopeReading) {
 	s.use.addCapped(&o.use)
 	s.tight += o.tight
 }
+
+// scopeReading is what one scope that all peers share says.
+type scopeReading struct {
+	kind             Kind
+	name             string // of the service or protocol; empty for others
+	use, limit, peak amounts
+	tight            int // how many of its limits are decided on the exact sum
+}
+
+// counts is what only grows while a manager lives.
+type counts struct {
+	engineCounts
+	// The same for what would have been refused by limits that are only observed.
+	would         [numKinds]dimCounts
+	wouldRationed rationCounts
+
+	callerBugs uint64
+}
+
+func (c *counts) add(o *counts) {
+	c.engineCounts.add(&o.engineCounts)
+	for k := range numKinds {
+		c.would[k].add(&o.would[k])
+	}
+	c.wouldRationed.add(&o.wouldRationed)
+	c.callerBugs += o.callerBugs
+}
+
+func (s *scopeReading) join(o *scopeReading) {
+	s.use.addCapped(&o.use)
+	s.limit.addCapped(&o.limit)
+	s.peak.addCapped(&o.peak)
+	s.tight += o.tight
+}
+
+func (a *amounts) raise(b *amounts) {
+	for d := range a {
+		a[d] = max(a[d], b[d])
+	}
+}

@@ -462,18 +462,6 @@ func (sh *share) drawSettled(it item, short int64) {
 	sh.addCredit(it.d, it.n)
 }
 
-// countTransient keeps the number of streams that a peer has in the standard
-// transient scope.
-func countTransient(c *chain, d dim, n int32) {
-	if a := c.at[slotTransient]; a != nil && a.kind == KindTransient && d <= dimStreamsOut {
-		ps := c.peer()
-		ps.transientStreams[(d-dimStreamsIn)&1] += n
-		if near := ps.near; near != nil && d == dimStreamsIn {
-			near.held[KindTransient].streams.Add(int64(n))
-		}
-	}
-}
-
 // delta returns what a request asks for, for the tracer.
 func (r *request) delta() *traceDelta { return &traceDelta{r.amounts(), r.priority} }
 

@@ -80,10 +80,6 @@ func (m *Manager) trims(cm connmgr.ConnManager) bool {
 	return reflect.ValueOf(cm).Comparable() && slices.Contains(m.options.trimmed, cm)
 }
 
-// madeRoomFor reports whether a connection manager is asked to trim before the system
-// scope's limit of d is reached.
-func madeRoomFor(d dim, limit int64) bool { return resourceOf[d] != ResourceStream && limit > 0 }
-
 // oneConnLimit is a limit as connection managers ask for it.
 type oneConnLimit int
 
@@ -106,27 +102,4 @@ func belowMark(system *amounts, above func(d dim, limit int64) bool) (conflict s
 		return low[0] + " is", places
 	}
 	return strings.Join(low, ", ") + " are", places
-}
-
-// checkTransient adds the limits of the transient scope that are above those of the
-// system scope, in which everything transient counts, too, where somebody wrote both
-// and said has one of them. Against a number that is computed, and so another one on
-// each machine, a written one is no error, see Warnings. A system that admits nothing
-// leaves all to the allowlist, on purpose.
-func (cfg *ConcreteLimitConfig) checkTransient(errs *configErrors, said *PartialLimitConfig) {
-	transient, system := limitsOf(cfg.limits.Transient), limitsOf(cfg.limits.System)
-	fromTransient, fromSystem := byDim(cfg.origins.Transient), byDim(cfg.origins.System)
-	inTransient, inSystem := limitsOf(said.Transient.Build(BaseLimit{})), limitsOf(said.System.Build(BaseLimit{}))
-	for _, d := range limitOrder {
-		inner, outer := "Transient."+limitNames[d], "System."+limitNames[d]
-		switch {
-		case isUnlimited(d, transient[d]) || transient[d] <= system[d] || system[d] <= 0:
-		case min(fromTransient[d], fromSystem[d]) < OriginOverride:
-		case inTransient[d] > 0:
-			errs.add(&ConfigError{Path: inner, also: []string{outer}, Err: fmt.Errorf(
-				"is %d, above %s, which is %d: what is transient counts there, too", transient[d], outer, system[d])})
-		case inSystem[d] > 0:
-			errs.addf(outer, "is %d, below %s, which is %d: what is transient counts there, too", system[d], inner, transient[d])
-		}
-	}
 }

@@ -40,6 +40,11 @@ type connScope struct {
 	peer *peerScope // once it is known
 }
 
+var (
+	_ network.ConnManagementScope = (*connScope)(nil)
+	_ ResourceScopeLimiter        = (*connScope)(nil)
+)
+
 // conn gives what the engine keeps of the connection, while it is not done. The lock of
 // its stripe is held.
 func (c *connScope) conn() *conn { return c.h.tree.conn }
@@ -321,3 +326,9 @@ func (c *connScope) Done() {
 		gate.leave(far)
 	}
 }
+
+const (
+	notDue gating = iota // as far as is known
+	due
+	passed
+)

@@ -94,3 +94,6 @@ func familyOf(addr netip.Addr) family {
 func (f family) String() string { return [...]string{"ipv4", "ipv6"}[f] }
 
 func (f family) bitLen() int { return [...]int{32, 128}[f] }
+
+// familyNames are the names of families in configurations.
+var familyNames = [numFamilies]string{"IPv4", "IPv6"}

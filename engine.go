@@ -199,3 +199,6 @@ func (e *engine) inOneCut(f func()) {
 	defer e.unlockAll()
 	f()
 }
+
+// gate gives the gates in force.
+func (e *engine) gate() *gate { return e.gates.Load() }

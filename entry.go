@@ -104,9 +104,6 @@ func (e *engine) halfConnected() bool {
 	return w&tightMark != 0 && int64(w>>1) > p.told.Load()[dimConnsIn]/2
 }
 
-// gate gives the gates in force.
-func (e *engine) gate() *gate { return e.gates.Load() }
-
 // enterGates asks the gates in force for a connection from addr, or tells why not.
 // Without an address there is nothing to ask. d is inbound connections, or outbound
 // ones. What was given is written to p.

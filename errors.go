@@ -397,19 +397,6 @@ const (
 	placeOfCaller                   // the program's own limiter of rates
 )
 
-// limitKey returns the place in the configuration of limits that says how much of d
-// a scope may hold, by a book and gates; see configKey.
-func limitKey(b *limitBook, g *gate, k Kind, d dim, which *scopeName) string {
-	place := placeOfAll
-	switch k {
-	case KindPeer:
-		place = b.placeOfPeer(which.peer)
-	case KindSubnet, KindRate:
-		place = g.placeOfSubnet(which)
-	}
-	return configKey(k, d, which, place)
-}
-
 // configKey returns the place in the configuration of limits that says how much of d
 // a scope may hold: "System.ConnsInbound", "PeerDefault.Streams". Without more
 // than a kind, it is the place for those that are not named.

@@ -73,7 +73,7 @@ func TestTheLogNamesNoSpan(t *testing.T) {
 		span.(ResourceScopeLimiter).SetLimit(&BaseLimit{})
 		require.Error(t, span.ReserveMemory(1, 255))
 	}
-	m.refusalLog.write()
+	m.logRefusals()
 	said := lines.take()
 	require.Len(t, said, 1)
 	require.Contains(t, said[0], " worst=peer:"+testPeer.String()+" worst_times=3 ")

@@ -504,7 +504,7 @@ func TestSharesAreSeen(t *testing.T) {
 	}
 	require.Equal(t, map[string]float64{"fair-share inbound stream transient": 2}, seriesOf(t, reg, "refusals_total"))
 	require.EqualValues(t, 2, m.Snapshot().Refusals[KindTransient].StreamsInbound)
-	m.refusalLog.write()
+	m.logRefusals()
 	line := lines.take()[0]
 	require.Contains(t, line, "cause=fair-share worst=subnet:192.0.2.0/24 worst_times=2 raise=Transient.StreamsInbound")
 

@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/weir-p2p/rcmgr/internal/spread"
 )
 
@@ -43,33 +42,6 @@ type reading struct {
 	// sake.
 	process ProcessMemory
 	pressed int
-}
-
-// scopeReading is what one scope that all peers share says.
-type scopeReading struct {
-	kind             Kind
-	name             string // of the service or protocol; empty for others
-	use, limit, peak amounts
-	tight            int // how many of its limits are decided on the exact sum
-}
-
-// counts is what only grows while a manager lives.
-type counts struct {
-	engineCounts
-	// The same for what would have been refused by limits that are only observed.
-	would         [numKinds]dimCounts
-	wouldRationed rationCounts
-
-	callerBugs uint64
-}
-
-func (c *counts) add(o *counts) {
-	c.engineCounts.add(&o.engineCounts)
-	for k := range numKinds {
-		c.would[k].add(&o.would[k])
-	}
-	c.wouldRationed.add(&o.wouldRationed)
-	c.callerBugs += o.callerBugs
 }
 
 // readingSum adds up readings.
@@ -133,19 +105,6 @@ func (t *readingSum) addScope(s scopeReading) {
 	}
 	t.at[key] = len(t.scopes)
 	t.scopes = append(t.scopes, s)
-}
-
-func (s *scopeReading) join(o *scopeReading) {
-	s.use.addCapped(&o.use)
-	s.limit.addCapped(&o.limit)
-	s.peak.addCapped(&o.peak)
-	s.tight += o.tight
-}
-
-func (a *amounts) raise(b *amounts) {
-	for d := range a {
-		a[d] = max(a[d], b[d])
-	}
 }
 
 // longestName bounds the bytes of a name in a label.
@@ -292,11 +251,6 @@ func gaugeOf(of func(*reading) int) func(*reading, series) {
 func counterOf(of func(*counts) uint64) func(*reading, series) {
 	return func(r *reading, to series) { to.counter(of(&r.counts)) }
 }
-
-const (
-	labelInbound  = "inbound"
-	labelOutbound = "outbound"
-)
 
 // basic gives system and transient. They have series at all times, also before
 // the first manager is made.

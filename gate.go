@@ -76,20 +76,3 @@ func (g *gate) suspicious(addr net.Addr) bool {
 	_, ok := g.sources.enter(normalAddr(ap.Addr()), dimConnsIn, &gatePass{})
 	return !ok
 }
-
-// placeOfSubnet is placeOfPeer for a subnet at a gate.
-func (g *gate) placeOfSubnet(name *scopeName) limitPlace {
-	named := false
-	switch {
-	case name.kind == KindSubnet:
-		_, named = g.limits.Subnets.Networks[name.prefix()]
-	case g.caller != nil:
-		return placeOfCaller
-	default:
-		_, named = g.limits.Rate.Networks[name.prefix()]
-	}
-	if named {
-		return placeOfName
-	}
-	return placeOfAll
-}

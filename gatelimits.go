@@ -70,9 +70,6 @@ type gateLists[V comparable] struct {
 	Networks   map[netip.Prefix]V
 }
 
-// familyNames are the names of families in configurations.
-var familyNames = [numFamilies]string{"IPv4", "IPv6"}
-
 func (l *gateLists[V]) perSubnet(f family) *map[int]V {
 	return [...]*map[int]V{&l.IPv4, &l.IPv6}[f]
 }

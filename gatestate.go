@@ -6,7 +6,6 @@ package rcmgr
 import (
 	"cmp"
 	"net/netip"
-	"slices"
 )
 
 // state gives what the gates keep, with the n fullest subnets.
@@ -15,15 +14,6 @@ func (g *gate) state(n int) GateState {
 	s.Subnets, s.RateBuckets = g.inUse()
 	g.subnets.eachBusy(func(sub SubnetState) { s.Fullest = offer(s.Fullest, sub, n, compareFullness) })
 	return s
-}
-
-// offer takes something into the first n by an order.
-func offer[T any](first []T, x T, n int, compare func(a, b T) int) []T {
-	at, _ := slices.BinarySearchFunc(first, x, compare)
-	if at == n {
-		return first
-	}
-	return slices.Insert(first[:min(len(first), n-1)], at, x)
 }
 
 // compareFullness orders the fullest first; of those as full, the first by address.

@@ -5,8 +5,6 @@ package rcmgr
 import (
 	"fmt"
 	"log/slog"
-	"slices"
-	"strings"
 	"sync/atomic"
 )
 
@@ -65,31 +63,6 @@ func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 // UnmarshalText reads what MarshalText writes. An error says what was expected.
 func (k *Kind) UnmarshalText(text []byte) error {
 	return unmarshalName(k, text, kindNames[:], "kind of scope")
-}
-
-// nameOf returns the name of a value, by a list of the names of all.
-func nameOf[T ~uint8](v T, names []string) string {
-	if int(v) < len(names) {
-		return names[v]
-	}
-	return "unknown"
-}
-
-// unmarshalName is the inverse of nameOf. what says in an error what has these names.
-func unmarshalName[T ~uint8](to *T, text []byte, names []string, what string) error {
-	i := slices.Index(names, string(text))
-	if i < 0 {
-		return fmt.Errorf("no %s: %q, expected one of %s", what, text, strings.Join(names, ", "))
-	}
-	*to = T(i)
-	return nil
-}
-
-// rationed reports whether a limit on d in a scope of this kind is shared out among those who
-// make requests like r. Of what a host opens itself, only the streams that wait in transient
-// for their protocol are.
-func (k Kind) rationed(r *request, d dim) bool {
-	return r.dir != dimStreamsOut || k.hasLastQuarter(d) && d == dimStreamsOut
 }
 
 // hasLastQuarter reports whether the last quarter of a limit on d is kept for peers that hold

@@ -834,3 +834,23 @@ type ResourceScopeLimiter interface {
 	// counted and logged, and the limit stays as it was.
 	SetLimit(Limit)
 }
+
+// saidLimit is a Limit that has been read, once; err says why it could not be.
+type saidLimit struct {
+	amounts
+	err error
+}
+
+func (l *saidLimit) GetMemoryLimit() int64 { return l.baseLimit().GetMemoryLimit() }
+
+func (l *saidLimit) GetStreamLimit(dir network.Direction) int {
+	return l.baseLimit().GetStreamLimit(dir)
+}
+
+func (l *saidLimit) GetStreamTotalLimit() int { return l.baseLimit().GetStreamTotalLimit() }
+
+func (l *saidLimit) GetConnLimit(dir network.Direction) int { return l.baseLimit().GetConnLimit(dir) }
+
+func (l *saidLimit) GetConnTotalLimit() int { return l.baseLimit().GetConnTotalLimit() }
+
+func (l *saidLimit) GetFDLimit() int { return l.baseLimit().GetFDLimit() }

@@ -22,7 +22,6 @@ import (
 
 	"github.com/dustin/go-humanize"
 	"github.com/libp2p/go-libp2p/core/peer"
-
 	"github.com/weir-p2p/rcmgr/internal/strictjson"
 )
 
@@ -109,9 +108,6 @@ func parseLimits(in io.Reader) (cfg PartialLimitConfig, f *limitFile, err error)
 	}
 	return cfg, f, cmp.Or(f.errs.err(), err)
 }
-
-// byteOrderMark is what some editors put before a text in UTF-8.
-const byteOrderMark = strictjson.ByteOrderMark
 
 // placed returns the errors, each with its place in the text if it has one there, or nil
 // if there are none. f is nil if there is no text.

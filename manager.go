@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,9 +28,9 @@ import (
 // implement ResourceScopeLimiter.
 type Manager struct {
 	engine
-	options    config      // what the options said
-	changing   sync.Mutex  // held while limits are put in force, before all other locks
-	refusalLog *refusalLog // nil: refusals are not logged
+	options    config     // what the options said
+	changing   sync.Mutex // held while limits are put in force, before all other locks
+	refusalLog refusalLog // what has been told of refusals
 	history    refusalHistory
 	started    time.Time
 
@@ -250,3 +251,33 @@ func (m *Manager) ListPeers() []peer.ID {
 // It is safe for concurrent use. Within ConsumeEvent it waits for that very call, and so
 // until ctx ends.
 func (m *Manager) FlushTrace(ctx context.Context) error { return m.trace.flush(ctx) }
+
+// maxWarnings bounds what one line of the log tells.
+const maxWarnings = 20
+
+// logUnreachable tells in one line which of the limits that come into force can
+// never be reached, at a level that go-libp2p's loggers show by default.
+func (m *Manager) logUnreachable(b *limitBook) {
+	if b.own == nil {
+		return // who wrote what is not known
+	}
+	all := (*ConcreteLimitConfig)(b.own).unreachable(m.allowlist.hasEntries())
+	if len(all) == 0 {
+		return
+	}
+	told := all[:min(len(all), maxWarnings)]
+	log.Error("limits that can never be reached", "count", len(all), "first", strings.Join(told, "; "))
+}
+
+// ResourceManagerStat is what every scope holds, in one consistent cut: the
+// numbers of all scopes belong to the same instant.
+type ResourceManagerStat struct {
+	System    network.ScopeStat
+	Transient network.ScopeStat
+	Services  map[string]network.ScopeStat
+	Protocols map[protocol.ID]network.ScopeStat
+	Peers     map[peer.ID]network.ScopeStat
+	// What the allowlist lets in where system and transient are full.
+	AllowlistedSystem    network.ScopeStat `json:",omitzero"`
+	AllowlistedTransient network.ScopeStat `json:",omitzero"`
+}

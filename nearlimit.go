@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/connmgr"
-	"github.com/libp2p/go-libp2p/core/network"
 )
 
 const (
@@ -27,18 +26,6 @@ const (
 
 // nearMarks are the percentages of a limit that are told.
 var nearMarks = [...]int{80, 95}
-
-// NearLimitEvent tells that much of a limit is used.
-type NearLimitEvent struct {
-	Scope     string // the scope's name: "system", "protocol:/ipfs/ping/1.0.0"
-	Kind      Kind
-	Name      string // of the limit, as in configurations: "ConnsInbound"
-	Resource  Resource
-	Direction network.Direction // as LimitError.Direction
-	Percent   int               // the mark that was reached: 80 or 95
-	Use       int64             // when it was seen, in bytes or as a number
-	Limit     int64
-}
 
 // limitWatch is what has been told of each limit.
 type limitWatch struct {
@@ -141,3 +128,7 @@ func (p *pool) lookAt() (all [numDims]tally, low amounts) {
 	}
 	return all, low
 }
+
+// madeRoomFor reports whether a connection manager is asked to trim before the system
+// scope's limit of d is reached.
+func madeRoomFor(d dim, limit int64) bool { return resourceOf[d] != ResourceStream && limit > 0 }

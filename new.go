@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash/maphash"
 	"math/rand/v2"
-	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -67,9 +66,6 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	if m.trace, err = newTracer(cfg.tracePath, cfg.reporters, limits); err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
-	if cfg.refusalLog > 0 {
-		m.refusalLog = &refusalLog{m: m, every: cfg.refusalLog}
-	}
 	m.pressure = newPressure(cfg.pressure)
 	m.leaks = newLeakFinder(&m.engine, cfg.leaks)
 	m.limits.Store(book)
@@ -100,23 +96,6 @@ func (m *Manager) logStart() {
 		"allowlist_entries", len(m.options.allowlisted), "traced", m.trace != nil}, m.limits.Load().startAttrs()...)...)
 }
 
-// maxWarnings bounds what one line of the log tells.
-const maxWarnings = 20
-
-// logUnreachable tells in one line which of the limits that come into force can
-// never be reached, at a level that go-libp2p's loggers show by default.
-func (m *Manager) logUnreachable(b *limitBook) {
-	if b.own == nil {
-		return // who wrote what is not known
-	}
-	all := (*ConcreteLimitConfig)(b.own).unreachable(m.allowlist.hasEntries())
-	if len(all) == 0 {
-		return
-	}
-	told := all[:min(len(all), maxWarnings)]
-	log.Error("limits that can never be reached", "count", len(all), "first", strings.Join(told, "; "))
-}
-
 // NewResourceManager is New as go-libp2p's own package spells it.
 func NewResourceManager(limits Limiter, opts ...Option) (network.ResourceManager, error) {
 	m, err := New(limits, opts...)
@@ -140,8 +119,8 @@ func (m *Manager) Close() error {
 				m.stripes[i].closed, m.stripes[i].plain = true, false
 			}
 		})
-		if m.refusalLog != nil {
-			m.refusalLog.write()
+		if m.noting {
+			m.logRefusals()
 		}
 		live.remove(m)
 		m.trace.close()

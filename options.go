@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/connmgr"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/x/rate"
 	"github.com/multiformats/go-multiaddr"
 )
@@ -418,4 +419,16 @@ func WithMemoryPressure(p MemoryPressure) Option {
 		c.pressure = &own
 		return nil
 	}
+}
+
+// NearLimitEvent tells that much of a limit is used.
+type NearLimitEvent struct {
+	Scope     string // the scope's name: "system", "protocol:/ipfs/ping/1.0.0"
+	Kind      Kind
+	Name      string // of the limit, as in configurations: "ConnsInbound"
+	Resource  Resource
+	Direction network.Direction // as LimitError.Direction
+	Percent   int               // the mark that was reached: 80 or 95
+	Use       int64             // when it was seen, in bytes or as a number
+	Limit     int64
 }

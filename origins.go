@@ -5,6 +5,7 @@ package rcmgr
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 )
@@ -135,4 +136,21 @@ func (r ConnRate) text() string {
 		return "blockAll"
 	}
 	return fmt.Sprintf("%g/s, burst %d", r.PerSecond, r.Burst)
+}
+
+// eachNetwork is eachGate for the networks that are named.
+func eachNetwork[V any](path string, networks map[netip.Prefix]V, f func(place string, v V)) {
+	for _, n := range slices.SortedFunc(maps.Keys(networks), netip.Prefix.Compare) {
+		f(networkPlace(path, normalPrefix(n)), networks[n])
+	}
+}
+
+// levelPlace returns the place of what is said about all subnets of one size.
+func levelPlace(path string, f family, bits int) string {
+	return fmt.Sprintf("%s.%s[%q]", path, familyNames[f], strconv.Itoa(bits))
+}
+
+// networkPlace returns the place of what is said about one network.
+func networkPlace(path string, n netip.Prefix) string {
+	return fmt.Sprintf("%s.Networks[%q]", path, n)
 }

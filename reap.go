@@ -7,7 +7,6 @@ package rcmgr
 // time; from then on, whoever leaves a scope takes it along.
 
 import (
-	"maps"
 	"time"
 )
 
@@ -107,16 +106,44 @@ func (st *stripe) collect(a *account) {
 	}
 }
 
-// withoutCrowd returns the map, made anew if a crowd has gone: a map keeps the room of its
-// best days. crowd is the most that it held. It waits until there is little to move, under a
-// lock.
-func withoutCrowd[K comparable, V any](m map[K]V, crowd *int) map[K]V {
-	few := len(m)
-	if few > reapChunk || *crowd < 2*reapChunk || *crowd <= 16*few {
-		return m
+// memberPeaks returns the most that members have held since the manager was made, and in
+// the last two generations. All stripe locks are held.
+func (e *engine) memberPeaks() (ever, recent memberPeaks) {
+	recent = e.members.last
+	for i := range e.stripes {
+		if n := e.stripes[i].notes; n != nil {
+			recent.add(&n.most)
+		}
 	}
-	left := make(map[K]V, few)
-	maps.Copy(left, m)
-	*crowd = few
-	return left
+	ever = e.members.ever
+	ever.add(&recent)
+	return ever, recent
+}
+
+// beginMemberPeaks begins the next generation. What members hold is added a few peers at a
+// time; until all have been asked, the generation before has it.
+func (e *engine) beginMemberPeaks() {
+	e.inOneCut(func() {
+		over := &e.members
+		over.last = memberPeaks{}
+		for i := range e.stripes {
+			if n := e.stripes[i].notes; n != nil {
+				over.last.add(&n.most)
+				n.most = memberPeaks{}
+			}
+		}
+		over.ever.add(&over.last)
+	})
+	for i := range e.stripes {
+		st := &e.stripes[i]
+		st.eachPeer(func(ps *peerScope) {
+			st.most.raise(slotPeer, &ps.use)
+			for pr := ps.pairs; pr != nil; pr = pr.next {
+				st.most.raisePair(pr)
+			}
+			for _, pr := range ps.byShare() {
+				st.most.raisePair(pr)
+			}
+		})
+	}
 }

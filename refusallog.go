@@ -17,30 +17,22 @@ import (
 	"time"
 )
 
-// refusalLog writes the log of one manager.
-type refusalLog struct {
-	m     *Manager
-	every time.Duration
-	// What has been written already: of what was refused, and of what would have been.
-	refused, would [numKinds]dimCounts
-}
-
-// write writes what was refused since the last time.
-func (l *refusalLog) write() {
+// logRefusals writes what was refused since the last time.
+func (m *Manager) logRefusals() {
 	var refused, would saidRefusals
-	for i := range l.m.stripes {
-		l.m.stripes[i].giveRemarks(&refused, &would)
+	for i := range m.stripes {
+		m.stripes[i].giveRemarks(&refused, &would)
 	}
-	l.m.gate().subnets.giveRemarks(&refused, &would)
-	l.writeLines("Protected", &refused, &l.refused)
-	l.writeLines("Would have protected", &would, &l.would)
+	m.gate().subnets.giveRemarks(&refused, &would)
+	m.logLines("Protected", &refused, &m.refusalLog.refused)
+	m.logLines("Would have protected", &would, &m.refusalLog.would)
 }
 
-func (l *refusalLog) writeLines(begin string, now *saidRefusals, logged *[numKinds]dimCounts) {
+func (m *Manager) logLines(begin string, now *saidRefusals, logged *[numKinds]dimCounts) {
 	for k := range now.counts {
 		for d, n := range now.counts[k] {
 			if times := n - logged[k][d]; times > 0 {
-				l.writeLine(begin, Kind(k), dim(d), times, &now.said[k][d])
+				m.logLine(begin, Kind(k), dim(d), times, &now.said[k][d])
 			}
 		}
 	}
@@ -61,7 +53,7 @@ func (st *stripe) giveRemarks(refused, would *saidRefusals) {
 	}
 }
 
-func (l *refusalLog) writeLine(begin string, k Kind, d dim, times uint64, r *remark) {
+func (m *Manager) logLine(begin string, k Kind, d dim, times uint64, r *remark) {
 	// Who has a tenth of all for certain is worth a name.
 	worst, named := r.worst.name, r.worst.votes > 0 && r.worst.votes >= times/10
 	if worst.kind == KindPeer && worst.peer == "" {
@@ -84,7 +76,7 @@ func (l *refusalLog) writeLine(begin string, k Kind, d dim, times uint64, r *rem
 	} else {
 		worst = scopeName{kind: k}
 	}
-	attrs = append(attrs, slog.String("raise", limitKey(l.m.limits.Load(), l.m.gate(), k, d, &worst)))
+	attrs = append(attrs, slog.String("raise", limitKey(m.limits.Load(), m.gate(), k, d, &worst)))
 	msg := fmt.Sprintf("%s from exceeding resource limits %d times: %q", begin, times, classOf(&refuser)+": "+e.what())
 	log.LogAttrs(context.Background(), slog.LevelError, msg, attrs...)
 }
@@ -95,4 +87,22 @@ func classOf(n *scopeName) string {
 		return n.kind.String()
 	}
 	return n.String()
+}
+
+// refusedByNow adds up what was refused, one stripe after the other.
+func (m *Manager) refusedByNow() RefusalsAt {
+	var counted engineCounts
+	var would [numKinds]dimCounts
+	for i := range m.stripes {
+		st := &m.stripes[i]
+		st.lock(false)
+		st.addCounts(&counted)
+		st.unlock(false)
+	}
+	m.gate().subnets.addRefusals(&counted.refusals, &would)
+	now := RefusalsAt{At: time.Now()}
+	for k := range counted.refusals {
+		now.Refusals += counted.refusals[k].refusals().Total()
+	}
+	return now
 }

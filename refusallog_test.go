@@ -138,7 +138,7 @@ func TestTheLogMissesNoRefusal(t *testing.T) {
 	}
 	refused(err)
 
-	m.refusalLog.write()
+	m.logRefusals()
 	id := testPeer.String()
 	want := []string{
 		`1 system: file descriptor current=0 limit=0 raise=System.FD`,
@@ -231,7 +231,7 @@ func TestTheLogCountsWhatAGateRefusesAnewEachTime(t *testing.T) {
 			_, err := m.OpenConnection(network.DirInbound, false, mustMA(t, "/ip4/"+addr))
 			require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
 		}
-		m.refusalLog.write()
+		m.logRefusals()
 		said := lines.take()
 		require.Len(t, said, 1)
 		require.Contains(t, said[0], c.worst)
@@ -246,7 +246,7 @@ func TestStrangersAreOneLineOfTheLog(t *testing.T) {
 	for i := range 3001 { // an odd number, so that the last one leads by one vote
 		openingRefused(t, m, peer.ID(fmt.Sprint("stranger", i)), 1)
 	}
-	m.refusalLog.write()
+	m.logRefusals()
 	got := lines.take()
 	require.Len(t, got, 1)
 	require.Contains(t, got[0], "limits 3001 times")
@@ -262,7 +262,7 @@ func TestStrangersAreOneLineOfTheLog(t *testing.T) {
 		openingRefused(t, m, peer.ID(fmt.Sprint("stranger", i)), 1)
 		openingRefused(t, m, testPeer, 2)
 	}
-	m.refusalLog.write()
+	m.logRefusals()
 	got = lines.take()
 	require.Len(t, got, 1)
 	require.Contains(t, got[0], "limits 3000 times")
@@ -281,11 +281,11 @@ func TestALineOfTheLogNamesAScopeOnlyIfAllIsItsDoing(t *testing.T) {
 		}
 	}
 	ask("/a", 30)
-	m.refusalLog.write()
+	m.logRefusals()
 	require.Contains(t, lines.take()[0], `30 times: \"protocol:/a: cannot reserve inbound stream: resource limit exceeded\"" current=0 limit=0 worst=protocol:/a worst_times=30`)
 	ask("/a", 30)
 	ask("/b", 2)
-	m.refusalLog.write()
+	m.logRefusals()
 	got := lines.take()
 	require.Len(t, got, 1)
 	require.Regexp(t, `32 times: ."protocol: cannot reserve inbound stream: .* worst=protocol:/a worst_times=2[68] raise="Protocol`, got[0])
@@ -302,7 +302,7 @@ func TestNumbersInTheLogAreThoseOfAStripeThatRefused(t *testing.T) {
 		_, err := m.OpenStream(peer.ID(fmt.Sprint(i)), network.DirOutbound)
 		require.Error(t, err)
 	}
-	m.refusalLog.write()
+	m.logRefusals()
 	got := lines.take()
 	require.Len(t, got, 2)
 	require.Contains(t, got[0], `inbound stream: resource limit exceeded\"" current=1 limit=1 `)
@@ -361,7 +361,7 @@ func TestNamesOfStrangersAreQuotedInTheLog(t *testing.T) {
 	m := newManager(t, conf)
 	s := mustOpenStream(t, m, testPeer, network.DirInbound)
 	require.Error(t, s.SetProtocol(protocol.ID("/x\nERROR msg=\"forged\"\x1b[2J")))
-	m.refusalLog.write()
+	m.logRefusals()
 	require.Contains(t, raw.text, "refused") // for who debugs
 	require.Contains(t, raw.text, "Protected from")
 	require.NotContains(t, raw.text, "\n")

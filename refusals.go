@@ -80,6 +80,10 @@ type saidRefusals struct {
 	said   [numKinds]remarks
 }
 
+// refusalLog is what the log has told already: of what was refused, and of what would have
+// been.
+type refusalLog struct{ refused, would [numKinds]dimCounts }
+
 // take adds what has been counted, and takes over what was noted.
 func (s *saidRefusals) take(counts *[numKinds]dimCounts, said *[numKinds]*remarks) {
 	for k, of := range said {
@@ -133,4 +137,11 @@ func (r *Refusals) dimCounts() dimCounts {
 		dimConns:      r.Conns,
 		dimFD:         r.FD,
 	}
+}
+
+// note notes a refusal that has happened a number of times.
+func (r *remark) note(why *refusal, concerned scopeName, times uint64) {
+	r.told = true
+	r.current, r.limit, r.cause = why.current, why.limit, why.cause
+	r.worst.vote(concerned, times)
 }

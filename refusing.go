@@ -61,13 +61,6 @@ func (r *request) causeOf(e *engine, a *account, it item, current int64) Cause {
 	return CauseLimit
 }
 
-// note notes a refusal that has happened a number of times.
-func (r *remark) note(why *noted, times uint64) {
-	r.told = true
-	r.current, r.limit, r.cause = why.current, why.limit, why.cause
-	r.worst.vote(why.concerned(), times)
-}
-
 // concerned returns the name that the log may have to name: that of the peer or subnet which
 // holds too much, if one does; else, if the refusing scope is everybody's or a single
 // connection or stream, that of the peer which asked; and otherwise that of the scope itself,
@@ -90,7 +83,7 @@ func keepRemark(to *[numKinds]*remarks, why *noted) {
 	if *of == nil {
 		*of = new(remarks)
 	}
-	(*of)[why.d].note(why, 1)
+	(*of)[why.d].note(&why.refusal, why.concerned(), 1)
 }
 
 // placeOf returns the place of the limit that refused, by the limits in force. Most peers
@@ -133,4 +126,34 @@ func (st *stripe) refusal(asked askedScope, r *request) error {
 		asked.name = why.holder
 	}
 	return &LimitError{why.refusal, asked}
+}
+
+// limitKey returns the place in the configuration of limits that says how much of d
+// a scope may hold, by a book and gates; see configKey.
+func limitKey(b *limitBook, g *gate, k Kind, d dim, which *scopeName) string {
+	place := placeOfAll
+	switch k {
+	case KindPeer:
+		place = b.placeOfPeer(which.peer)
+	case KindSubnet, KindRate:
+		place = g.placeOfSubnet(which)
+	}
+	return configKey(k, d, which, place)
+}
+
+// placeOfSubnet is placeOfPeer for a subnet at a gate.
+func (g *gate) placeOfSubnet(name *scopeName) limitPlace {
+	named := false
+	switch {
+	case name.kind == KindSubnet:
+		_, named = g.limits.Subnets.Networks[name.prefix()]
+	case g.caller != nil:
+		return placeOfCaller
+	default:
+		_, named = g.limits.Rate.Networks[name.prefix()]
+	}
+	if named {
+		return placeOfName
+	}
+	return placeOfAll
 }

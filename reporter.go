@@ -117,14 +117,6 @@ func (g *guardedReporter) BlockMemory(size int) {
 	g.tell(func(r MetricsReporter) { r.BlockMemory(size) })
 }
 
-var _ TraceReporter = StatsTraceReporter{}
-
-// ConsumeEvent does nothing: metrics are read at each scrape.
-func (StatsTraceReporter) ConsumeEvent(TraceEvt) {}
-
-// ReportSystemLimits does nothing: the limits in force are read at each scrape.
-func (StatsTraceReporter) ReportSystemLimits(Limiter) {}
-
 // decisionOf reads a decision from what a call answers: admitted, refused by a
 // limit, or undecided, for the scope was closed or the call was wrong.
 func decisionOf(err error) (verdict, Kind) {

@@ -72,8 +72,8 @@ func (m *Manager) jobs() []*job {
 	if m.leaks != nil {
 		jobs = append(jobs, &job{every: leakTick, do: m.leaks.lookAtClock})
 	}
-	if m.refusalLog != nil {
-		jobs = append(jobs, &job{every: m.refusalLog.every, do: m.refusalLog.write, apart: true})
+	if m.noting {
+		jobs = append(jobs, &job{every: m.options.refusalLog, do: m.logRefusals, apart: true})
 	}
 	if m.pressure != nil {
 		jobs = append(jobs, &job{every: m.pressure.every, do: m.pressure.look, apart: true})

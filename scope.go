@@ -462,22 +462,6 @@ func (s *userScope) SetLimit(limit Limit) {
 	}
 }
 
-var (
-	_ network.ConnManagementScope = (*connScope)(nil)
-	_ ResourceScopeLimiter        = (*connScope)(nil)
-)
-
-const (
-	notDue gating = iota // as far as is known
-	due
-	passed
-)
-
-var (
-	_ network.StreamManagementScope = (*streamScope)(nil)
-	_ ResourceScopeLimiter          = (*streamScope)(nil)
-)
-
 func (e *engine) reportMemory(size int, err error) {
 	switch v, _ := decisionOf(err); v {
 	case admitted:

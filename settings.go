@@ -4,7 +4,6 @@ package rcmgr
 // from, and what of it differs from another one.
 
 import (
-	"fmt"
 	"io"
 	"maps"
 	"net/netip"
@@ -67,23 +66,6 @@ func (cfg *ConcreteLimitConfig) gateSettings() []Setting {
 		all = append(all, Setting{allRates, "as WithConnRateLimiters says", by})
 	}
 	return all
-}
-
-// eachNetwork is eachGate for the networks that are named.
-func eachNetwork[V any](path string, networks map[netip.Prefix]V, f func(place string, v V)) {
-	for _, n := range slices.SortedFunc(maps.Keys(networks), netip.Prefix.Compare) {
-		f(networkPlace(path, normalPrefix(n)), networks[n])
-	}
-}
-
-// levelPlace returns the place of what is said about all subnets of one size.
-func levelPlace(path string, f family, bits int) string {
-	return fmt.Sprintf("%s.%s[%q]", path, familyNames[f], strconv.Itoa(bits))
-}
-
-// networkPlace returns the place of what is said about one network.
-func networkPlace(path string, n netip.Prefix) string {
-	return fmt.Sprintf("%s.Networks[%q]", path, n)
 }
 
 // WriteSettings writes settings as a table. An error is that of w.

@@ -8,8 +8,6 @@ package rcmgr
 
 import (
 	"cmp"
-	"encoding/json"
-	"math"
 	"slices"
 	"time"
 
@@ -307,91 +305,37 @@ func (r *ranking) offer(id peer.ID, value uint64, n int) {
 	*r = slices.Insert(l, at, rankedPeer{id, value})
 }
 
-// scopeJSON is how a ScopeState is written.
-type scopeJSON struct {
-	Name   string
-	Kind   Kind
-	ID     string `json:",omitempty"`
-	Limits quantities[limitJSON, limitJSON]
-}
-
-type limitJSON struct {
-	Limit    limitNumber
-	Use      int64
-	Percent  *float64 `json:",omitempty"`
-	Peak     int64
-	Refusals uint64 `json:",omitempty"`
-	// WouldRefuse: see ScopeState.
-	WouldRefuse uint64 `json:",omitempty"`
-	Tight       bool   `json:",omitempty"`
-}
-
-// at gives the place of one dimension.
-func (s *scopeJSON) at(d dim) *limitJSON {
-	l := &s.Limits
-	return [numDims]*limitJSON{
-		&l.Memory, &l.StreamsInbound, &l.StreamsOutbound, &l.Streams,
-		&l.ConnsInbound, &l.ConnsOutbound, &l.Conns, &l.FD,
-	}[d]
-}
-
-// MarshalJSON writes the numbers by limit.
-func (s ScopeState) MarshalJSON() ([]byte, error) {
-	out := scopeJSON{Name: s.Name, Kind: s.Kind, ID: s.ID}
-	for d, u := range s.limitUses() {
-		l := limitJSON{Limit: limitNumber(u.Limit), Use: u.Use, Peak: u.Peak, Refusals: u.Refusals, WouldRefuse: u.WouldRefuse, Tight: u.Tight}
-		if percent, ok := u.Percent(); ok {
-			rounded := math.Round(percent*100) / 100
-			l.Percent = &rounded
-		}
-		*out.at(dim(d)) = l
-	}
-	return json.Marshal(out)
-}
-
-// UnmarshalJSON reads what MarshalJSON writes. On an error s is as before.
-func (s *ScopeState) UnmarshalJSON(b []byte) error {
-	var in scopeJSON
-	if err := json.Unmarshal(b, &in); err != nil {
-		return err
-	}
-	c := scopeCut{}
-	for d := range numDims {
-		l := in.at(d)
-		if d != dimMemory { // an int, which may be a small one
-			l.Limit = min(l.Limit, math.MaxInt)
-		}
-		c.limit[d], c.use[d], c.peak[d], c.tight[d] = int64(l.Limit), l.Use, l.Peak, l.Tight
-		c.denied.refused[d], c.denied.would[d] = l.Refusals, l.WouldRefuse
-	}
-	out := c.state()
-	out.Name, out.Kind, out.ID = in.Name, in.Kind, in.ID
-	*s = out
-	return nil
-}
-
-// limitNumber is a limit as a number, or as the words of limits in JSON.
-type limitNumber int64
-
-func (l limitNumber) MarshalJSON() ([]byte, error) {
-	if v := limitVal64(int64(l)); v == Unlimited64 || v == BlockAllLimit64 {
-		return v.MarshalJSON()
-	}
-	return json.Marshal(int64(l))
-}
-
-func (l *limitNumber) UnmarshalJSON(b []byte) error {
-	var v LimitVal64
-	if err := v.UnmarshalJSON(b); err != nil {
-		return err
-	}
-	*l = limitNumber(v.Build(0))
-	return nil
-}
-
 func (s *Snapshot) totalRefusals() (n uint64) {
 	for _, r := range s.Refusals {
 		n += r.Total()
 	}
 	return n
+}
+
+// refusalRate is how many requests were refused each second until At, since the
+// rate before it.
+type refusalRate struct {
+	At        time.Time
+	PerSecond float64
+}
+
+// refusalRates gives the rates of refusals in the last minutes up to now, the
+// oldest first.
+func (s *Snapshot) refusalRates() (rates []refusalRate) {
+	var known []RefusalsAt
+	if s.Uptime() <= historyLength*historyInterval {
+		known = append(known, RefusalsAt{At: s.Started}) // nothing had been refused
+	}
+	known = append(known, s.Recent...)
+	if n := len(known); n > 1 && s.Taken.Sub(known[n-1].At) < historyInterval/2 {
+		known = known[:n-1] // else the rate of the last moment is one of very few
+	}
+	known = append(known, RefusalsAt{s.Taken, s.totalRefusals()})
+	for i, to := range known[1:] {
+		from := known[i]
+		if seconds := to.At.Sub(from.At).Seconds(); seconds > 0 && to.Refusals >= from.Refusals {
+			rates = append(rates, refusalRate{to.At, float64(to.Refusals-from.Refusals) / seconds})
+		}
+	}
+	return rates
 }

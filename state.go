@@ -9,19 +9,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 )
 
-// ResourceManagerStat is what every scope holds, in one consistent cut: the
-// numbers of all scopes belong to the same instant.
-type ResourceManagerStat struct {
-	System    network.ScopeStat
-	Transient network.ScopeStat
-	Services  map[string]network.ScopeStat
-	Protocols map[protocol.ID]network.ScopeStat
-	Peers     map[peer.ID]network.ScopeStat
-	// What the allowlist lets in where system and transient are full.
-	AllowlistedSystem    network.ScopeStat `json:",omitzero"`
-	AllowlistedTransient network.ScopeStat `json:",omitzero"`
-}
-
 // Stat gives what every scope holds, in one consistent cut. It takes all
 // stripe locks for as long as it takes to copy the numbers of every peer.
 func (m *Manager) Stat() ResourceManagerStat {

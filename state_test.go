@@ -55,7 +55,7 @@ func TestWhatLooksAtAManagerAllocatesNoMoreWhereTheConfigurationNamesThousands(t
 		require.NoError(t, s.SetService("a"))
 		reg := prometheus.NewRegistry()
 		require.NoError(t, m.RegisterWith(reg))
-		page, log, watch := Handler(m), &refusalLog{m: m}, newLimitWatch(m, nil, nil)
+		page, watch := Handler(m), newLimitWatch(m, nil, nil)
 		of := make(map[string]cost)
 		for name, look := range map[string]func(){
 			"a scrape":              func() { _, _ = reg.Gather() },
@@ -65,8 +65,8 @@ func TestWhatLooksAtAManagerAllocatesNoMoreWhereTheConfigurationNamesThousands(t
 			"Stat":                  func() { m.Stat() },
 			"Explain":               func() { _, _ = m.Explain(Question{Kind: KindStream, Peer: testPeer}) },
 			"the page":              func() { ask(page, "GET", "/?format=html") },
-			"the log of refusals":   log.write,
-			"one line of that log":  func() { log.writeLine("", KindPeer, dimStreamsIn, 1, new(remark)) },
+			"the log of refusals":   m.logRefusals,
+			"one line of that log":  func() { m.logLine("", KindPeer, dimStreamsIn, 1, new(remark)) },
 			"the watch over limits": watch.look,
 			"the recent refusals":   func() { m.refusedByNow() },
 			"peaks":                 m.followPeaks,

@@ -37,6 +37,11 @@ type streamScope struct {
 	peer *peerScope
 }
 
+var (
+	_ network.StreamManagementScope = (*streamScope)(nil)
+	_ ResourceScopeLimiter          = (*streamScope)(nil)
+)
+
 // PeerScope gives the scope of the stream's peer.
 func (s *streamScope) PeerScope() network.PeerScope {
 	return s.peer

@@ -545,7 +545,7 @@ func (g *gateRefusals) note(e *LimitError, times uint64) {
 	if *of == nil {
 		*of = new(remarks)
 	}
-	(*of)[e.why.d].note(&noted{refusal: e.why}, times)
+	(*of)[e.why.d].note(&e.why, *e.why.scope, times)
 }
 
 // takeOver adds what others have counted and noted.

@@ -5,8 +5,6 @@ package rcmgr
 // them are neither a million allocations nor anything for the garbage collector
 // to follow, and a look-up touches one cache line or two. No locks.
 
-import "math/bits"
-
 // subnetRecord is what is kept of one subnet. One that is not kept is as a new one.
 type subnetRecord struct {
 	key    subnetKey
@@ -28,16 +26,6 @@ func (rec *subnetRecord) full(l *level) bool { return int64(rec.conns) >= l.conn
 func (rec *subnetRecord) empty(l *level, at int64) bool {
 	_, ok := l.tokens.take(rec.fullAt, at)
 	return !ok
-}
-
-// subnetHash is a secret, without which nobody can choose subnets that meet in one
-// place.
-type subnetHash struct{ a, b uint64 }
-
-func (h subnetHash) of(k subnetKey) uint64 {
-	hi, lo := bits.Mul64(k.hi^h.a, k.lo^h.b)
-	const spread = 0x9e3779b97f4a7c15 // 2⁶⁴ by the golden ratio: mixes the bits once more
-	return (hi ^ lo) * spread
 }
 
 // leastSlots is the size of the smallest table.

@@ -3,12 +3,16 @@ package rcmgr
 // Amounts, limits and tables as text.
 
 import (
+	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
 	"unicode"
+
+	"github.com/weir-p2p/rcmgr/internal/strictjson"
 )
 
 // amountText writes an amount for people: bytes of memory with their unit, and
@@ -99,3 +103,24 @@ func printable(name string) string {
 	}
 	return name
 }
+
+// nameOf returns the name of a value, by a list of the names of all.
+func nameOf[T ~uint8](v T, names []string) string {
+	if int(v) < len(names) {
+		return names[v]
+	}
+	return "unknown"
+}
+
+// unmarshalName is the inverse of nameOf. what says in an error what has these names.
+func unmarshalName[T ~uint8](to *T, text []byte, names []string, what string) error {
+	i := slices.Index(names, string(text))
+	if i < 0 {
+		return fmt.Errorf("no %s: %q, expected one of %s", what, text, strings.Join(names, ", "))
+	}
+	*to = T(i)
+	return nil
+}
+
+// byteOrderMark is what some editors put before a text in UTF-8.
+const byteOrderMark = strictjson.ByteOrderMark

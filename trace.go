@@ -586,5 +586,13 @@ func (t *tracer) close() {
 // The zero value is ready.
 type StatsTraceReporter struct{}
 
+var _ TraceReporter = StatsTraceReporter{}
+
 // NewStatsTraceReporter gives a StatsTraceReporter. The error is always nil.
 func NewStatsTraceReporter() (StatsTraceReporter, error) { return StatsTraceReporter{}, nil }
+
+// ConsumeEvent does nothing: metrics are read at each scrape.
+func (StatsTraceReporter) ConsumeEvent(TraceEvt) {}
+
+// ReportSystemLimits does nothing: the limits in force are read at each scrape.
+func (StatsTraceReporter) ReportSystemLimits(Limiter) {}

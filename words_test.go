@@ -93,7 +93,7 @@ func TestLogsInJSONKeepTheirMeaning(t *testing.T) {
 		m.pressure.look()
 		require.Error(t, viewSystem(t, m).ReserveMemory(1<<30, 255))
 		viewSystem(t, m).ReleaseMemory(3 << 20)
-		m.refusalLog.write()
+		m.logRefusals()
 		return m, used
 	}
 	t.Run("JSON", func(t *testing.T) {

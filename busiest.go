@@ -54,13 +54,13 @@ type candidate struct {
 // find finds the busiest of one kind.
 func (b *busiest) find(m *Manager, k Kind, pools []*pool) {
 	var first []candidate
+	busier := func(a, b candidate) int { return compareBusy(&a.seen, &b.seen) }
 	others := othersOf(k)
 	for some := range slices.Chunk(pools, namesAtOnce) {
 		m.inOneCut(func() {
 			for _, p := range some {
-				c := candidate{p, p.reading()}
-				at, _ := slices.BinarySearchFunc(first, c, func(a, b candidate) int { return compareBusy(&a.seen, &b.seen) })
-				if first = slices.Insert(first, at, c); len(first) > mostNamed {
+				// One more than are named, and that one joins the others.
+				if first = offer(first, candidate{p, p.reading()}, mostNamed+1, busier); len(first) > mostNamed {
 					others.include(&first[mostNamed].seen)
 					first = first[:mostNamed]
 				}

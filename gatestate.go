@@ -8,7 +8,7 @@ import (
 	"net/netip"
 )
 
-// state gives what the gates keep, with the n fullest subnets.
+// state returns what the gates keep, with the n fullest subnets.
 func (g *gate) state(n int) GateState {
 	var s GateState
 	s.Subnets, s.RateBuckets = g.inUse()

@@ -240,14 +240,7 @@ func (l *leakFinder) state() (s LeakState) {
 		s.Dropped += mu.dropped
 		for _, r := range mu.open {
 			list := &oldest[r.class()]
-			if n := len(*list); n == l.Oldest {
-				if older((*list)[n-1], r) < 0 {
-					continue
-				}
-				*list = (*list)[:n-1]
-			}
-			at, _ := slices.BinarySearchFunc(*list, r, older)
-			*list = slices.Insert(*list, at, r)
+			*list = offer(*list, r, l.Oldest, older)
 		}
 		mu.Unlock()
 	}

@@ -259,24 +259,30 @@ func (c *scopeCut) state() ScopeState {
 	return s
 }
 
-// topPeers gives the peers that hold the most of anything, or were refused the
+// topPeers returns the peers that hold the most of anything, or were refused the
 // most, n for each of these.
 func (m *Manager) topPeers(n int) []peer.ID {
-	var best [numDims + 1]ranking
+	var best [numDims + 1][]rankedPeer
+	greatest := func(a, b rankedPeer) int { return cmp.Compare(b.value, a.value) }
+	rank := func(d dim, id peer.ID, value uint64) {
+		if value > 0 {
+			best[d] = offer(best[d], rankedPeer{id, value}, n, greatest)
+		}
+	}
 	for i := range m.stripes {
 		m.stripes[i].eachPeer(func(ps *peerScope) {
 			for d, held := range ps.use.amounts() {
-				best[d].offer(ps.id, uint64(held), n)
+				rank(dim(d), ps.id, uint64(held))
 			}
 			if ps.denied != nil {
 				r := ps.denied.refused.refusals()
-				best[numDims].offer(ps.id, r.Total(), n)
+				rank(numDims, ps.id, r.Total())
 			}
 		})
 	}
 	var all []peer.ID
-	for _, r := range best {
-		for _, p := range r {
+	for _, first := range best {
+		for _, p := range first {
 			all = append(all, p.id)
 		}
 	}
@@ -284,25 +290,9 @@ func (m *Manager) topPeers(n int) []peer.ID {
 	return slices.Compact(all)
 }
 
-// ranking has the peers with the greatest values, in descending order.
-type ranking []rankedPeer
-
 type rankedPeer struct {
 	id    peer.ID
 	value uint64
-}
-
-// offer takes a peer into the first n, if its value is not 0.
-func (r *ranking) offer(id peer.ID, value uint64, n int) {
-	l := *r
-	if value == 0 || n == 0 || len(l) == n && value <= l[n-1].value {
-		return
-	}
-	at, _ := slices.BinarySearchFunc(l, value, func(p rankedPeer, v uint64) int { return cmp.Compare(v, p.value) })
-	if len(l) == n {
-		l = l[:n-1]
-	}
-	*r = slices.Insert(l, at, rankedPeer{id, value})
 }
 
 func (s *Snapshot) totalRefusals() (n uint64) {

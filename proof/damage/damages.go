@@ -427,6 +427,8 @@ var damages = []damage{
 	{"families.go", "\t\tif s.name != othersName {\n\t\t\tto.gauge(s.peak[d]", "\t\tif true {\n\t\t\tto.gauge(s.peak[d]"},
 	{"state.go", "\tr.scopes = append(r.scopes, b.others...)\n", ""},
 	{"inforce.go", "limits[k] = b.kinds[k].unnamed\n", "limits[k] = b.kinds[k].unnamed\n\t\t_ = b.config()\n"},
+	{"topn.go", "if n <= 0 || compare(first[n-1], x) <= 0 {", "if n <= 0 || compare(first[n-1], x) < 0 {"},
+	{"topn.go", "\t\tfirst = first[:n-1]\n", ""},
 	{"snapshot.go", "c.addPools(names.present(m))", "c.addPools(m.dir.list())\n\t\t_ = names"},
 	// Options, and what callers hand over.
 	{"subnet.go", "slices.Clone(DefaultNetworkPrefixLimitV4)", "DefaultNetworkPrefixLimitV4"},

@@ -6,9 +6,11 @@ package rcmgr
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 )
 
 // GateLimits says how many connections may come from one part of the IP
@@ -132,4 +134,79 @@ func normalNetworks[V any](networks map[netip.Prefix]V) map[netip.Prefix]V {
 		out[plain] = networks[n]
 	}
 	return out
+}
+
+// originsOver is that of ResourceLimits for gates: nil stays nil.
+func (g *GateLimits) originsOver(under map[string]Origin, from Origin) map[string]Origin {
+	if under == nil {
+		return nil
+	}
+	over := maps.Clone(under)
+	maps.Copy(over, g.origins(from))
+	return over
+}
+
+// allRates is the place of everything about how fast connections may come.
+const allRates = "Gates.Rate"
+
+// origins gives one origin to everything that is said, by place.
+func (g *GateLimits) origins(from Origin) map[string]Origin {
+	origins := make(map[string]Origin)
+	if g != nil {
+		for _, s := range g.settings() {
+			origins[s.Place] = from
+		}
+	}
+	return origins
+}
+
+// settings gives what is said about the gates.
+func (g *GateLimits) settings() (all []Setting) {
+	add := func(place, value string) { all = append(all, Setting{Place: place, Value: value}) }
+	subnets := gateLists[LimitVal](g.Subnets)
+	rates := gateLists[ConnRate](g.Rate)
+	eachGate("Gates.Subnets", &subnets, func(place string, v LimitVal) { add(place, valueText(dimConns, int64(v.Build(0)))) })
+	eachGate("Gates.Rate", &rates, func(place string, r ConnRate) { add(place, r.text()) })
+	if g.Outbound != nil {
+		add("Gates.Outbound", strconv.FormatBool(*g.Outbound))
+	}
+	return all
+}
+
+// eachGate calls f with everything that is said about one gate, and its place.
+func eachGate[V comparable](path string, said *gateLists[V], f func(place string, v V)) {
+	for at := range numFamilies {
+		levels := *said.perSubnet(at)
+		for _, bits := range slices.Sorted(maps.Keys(levels)) {
+			f(levelPlace(path, at, bits), levels[bits])
+		}
+	}
+	eachNetwork(path, said.Networks, f)
+}
+
+func (r ConnRate) text() string {
+	switch r.Burst {
+	case Unlimited:
+		return "unlimited"
+	case BlockAllLimit:
+		return "blockAll"
+	}
+	return fmt.Sprintf("%g/s, burst %d", r.PerSecond, r.Burst)
+}
+
+// eachNetwork is eachGate for the networks that are named.
+func eachNetwork[V any](path string, networks map[netip.Prefix]V, f func(place string, v V)) {
+	for _, n := range slices.SortedFunc(maps.Keys(networks), netip.Prefix.Compare) {
+		f(networkPlace(path, normalPrefix(n)), networks[n])
+	}
+}
+
+// levelPlace returns the place of what is said about all subnets of one size.
+func levelPlace(path string, f family, bits int) string {
+	return fmt.Sprintf("%s.%s[%q]", path, familyNames[f], strconv.Itoa(bits))
+}
+
+// networkPlace returns the place of what is said about one network.
+func networkPlace(path string, n netip.Prefix) string {
+	return fmt.Sprintf("%s.Networks[%q]", path, n)
 }

@@ -12,119 +12,14 @@ package rcmgr
 // left out; if a type and its shape differ, the conversion does not compile.
 
 import (
-	"cmp"
 	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
-	"math"
-	"reflect"
 	"slices"
-	"strconv"
 
-	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 )
-
-// Limit is what one scope may hold at most. Zero admits nothing, math.MaxInt
-// (math.MaxInt64 for memory) everything; a negative limit is an error wherever
-// a limit is taken. A Limit must give the same answers to concurrent callers.
-type Limit interface {
-	// GetMemoryLimit gives the limit of memory, in bytes.
-	GetMemoryLimit() int64
-	// GetStreamLimit gives the limit of streams in one direction.
-	GetStreamLimit(network.Direction) int
-	// GetStreamTotalLimit gives the limit of streams in both directions together.
-	GetStreamTotalLimit() int
-	// GetConnLimit gives the limit of connections in one direction.
-	GetConnLimit(network.Direction) int
-	// GetConnTotalLimit gives the limit of connections in both directions together.
-	GetConnTotalLimit() int
-	// GetFDLimit gives the limit of file descriptors.
-	GetFDLimit() int
-}
-
-// Limiter tells a manager the limits of its scopes. The manager asks when it
-// makes a scope, and when SetLimits or Refresh says so, from many goroutines at
-// once and never under a lock of its own. A limit that is nil or below zero is an
-// error of whatever needed it, and so is a panic; that is logged, too, the first time.
-type Limiter interface {
-	// GetSystemLimits gives the limits of everything together.
-	GetSystemLimits() Limit
-	// GetTransientLimits gives the limits of all connections and streams whose
-	// peer or protocol is not known yet.
-	GetTransientLimits() Limit
-	// GetAllowlistedSystemLimits gives the limits of everything allowlisted
-	// that the system scope had no room for.
-	GetAllowlistedSystemLimits() Limit
-	// GetAllowlistedTransientLimits gives the limits of everything allowlisted
-	// that the transient scope had no room for.
-	GetAllowlistedTransientLimits() Limit
-	// GetServiceLimits gives the limits of one service.
-	GetServiceLimits(svc string) Limit
-	// GetServicePeerLimits gives the limits of any one peer in one service.
-	GetServicePeerLimits(svc string) Limit
-	// GetProtocolLimits gives the limits of one protocol.
-	GetProtocolLimits(proto protocol.ID) Limit
-	// GetProtocolPeerLimits gives the limits of any one peer in one protocol.
-	GetProtocolPeerLimits(proto protocol.ID) Limit
-	// GetPeerLimits gives the limits of one peer.
-	GetPeerLimits(p peer.ID) Limit
-	// GetStreamLimits gives the limits of any one stream of a peer.
-	GetStreamLimits(p peer.ID) Limit
-	// GetConnLimits gives the limits of any one connection.
-	GetConnLimits() Limit
-}
-
-// BaseLimit is a Limit made of plain numbers: counts, and bytes of memory.
-// Its zero value admits nothing. As part of a ScalingLimitConfig it is the
-// limit of the smallest node.
-type BaseLimit struct {
-	Streams         int   `json:",omitempty"`
-	StreamsInbound  int   `json:",omitempty"`
-	StreamsOutbound int   `json:",omitempty"`
-	Conns           int   `json:",omitempty"`
-	ConnsInbound    int   `json:",omitempty"`
-	ConnsOutbound   int   `json:",omitempty"`
-	FD              int   `json:",omitempty"`
-	Memory          int64 `json:",omitempty"`
-}
-
-var _ Limit = BaseLimit{}
-
-// GetMemoryLimit implements Limit.
-func (l BaseLimit) GetMemoryLimit() int64 { return l.Memory }
-
-// GetStreamLimit implements Limit. What is not inbound is outbound.
-func (l BaseLimit) GetStreamLimit(dir network.Direction) int {
-	if dir == network.DirInbound {
-		return l.StreamsInbound
-	}
-	return l.StreamsOutbound
-}
-
-// GetStreamTotalLimit implements Limit.
-func (l BaseLimit) GetStreamTotalLimit() int { return l.Streams }
-
-// GetConnLimit implements Limit. What is not inbound is outbound.
-func (l BaseLimit) GetConnLimit(dir network.Direction) int {
-	if dir == network.DirInbound {
-		return l.ConnsInbound
-	}
-	return l.ConnsOutbound
-}
-
-// GetConnTotalLimit implements Limit.
-func (l BaseLimit) GetConnTotalLimit() int { return l.Conns }
-
-// GetFDLimit implements Limit.
-func (l BaseLimit) GetFDLimit() int { return l.FD }
-
-// Apply fills in each field that is zero from l2.
-func (l *BaseLimit) Apply(l2 BaseLimit) {
-	fillIn((*quantities[int, int64])(l), (*quantities[int, int64])(&l2))
-}
 
 // ToResourceLimits says the same limits as a configuration: zero is
 // BlockAllLimit, the greatest number is Unlimited.
@@ -136,223 +31,6 @@ func (l BaseLimit) ToResourceLimits() ResourceLimits {
 	}
 	out.Memory = limitVal64(l.Memory)
 	return out
-}
-
-// BaseLimitIncrease is what a limit grows by for each GiB (1<<30 bytes) of
-// memory: counts, and bytes of memory. Its zero value is no growth.
-type BaseLimitIncrease struct {
-	Streams         int   `json:",omitempty"`
-	StreamsInbound  int   `json:",omitempty"`
-	StreamsOutbound int   `json:",omitempty"`
-	Conns           int   `json:",omitempty"`
-	ConnsInbound    int   `json:",omitempty"`
-	ConnsOutbound   int   `json:",omitempty"`
-	Memory          int64 `json:",omitempty"`
-	// FDFraction is the part of all file descriptors, from 0 to 1, that the
-	// scope may hold if that is more than its base limit. It does not depend
-	// on memory.
-	FDFraction float64 `json:",omitempty"`
-}
-
-// Apply fills in each field that is zero from l2.
-func (l *BaseLimitIncrease) Apply(l2 BaseLimitIncrease) {
-	from := l2.counts()
-	for i, n := range l.counts() {
-		*n = cmp.Or(*n, *from[i])
-	}
-	l.Memory = cmp.Or(l.Memory, l2.Memory)
-	l.FDFraction = cmp.Or(l.FDFraction, l2.FDFraction)
-}
-
-// counts gives all that is counted, in the order of quantities.counts.
-func (l *BaseLimitIncrease) counts() [6]*int {
-	return [...]*int{
-		&l.Streams, &l.StreamsInbound, &l.StreamsOutbound,
-		&l.Conns, &l.ConnsInbound, &l.ConnsOutbound,
-	}
-}
-
-// quantities is the shape of BaseLimit and ResourceLimits.
-type quantities[Count, Bytes comparable] struct {
-	Streams         Count
-	StreamsInbound  Count
-	StreamsOutbound Count
-	Conns           Count
-	ConnsInbound    Count
-	ConnsOutbound   Count
-	FD              Count
-	Memory          Bytes
-}
-
-// counts gives all but memory. File descriptors come last, because they do not
-// grow with memory as all others do.
-func (q *quantities[Count, Bytes]) counts() [7]*Count {
-	return [...]*Count{
-		&q.Streams, &q.StreamsInbound, &q.StreamsOutbound,
-		&q.Conns, &q.ConnsInbound, &q.ConnsOutbound,
-		&q.FD,
-	}
-}
-
-// fillIn sets what is zero in to as it is in from.
-func fillIn[Count, Bytes comparable](to, from *quantities[Count, Bytes]) {
-	source := from.counts()
-	for i, n := range to.counts() {
-		*n = cmp.Or(*n, *source[i])
-	}
-	to.Memory = cmp.Or(to.Memory, from.Memory)
-}
-
-// LimitVal is one number in a configuration: a count, or one of the three
-// constants. Its zero value is DefaultLimit. In JSON it is a number, or
-// "default", "unlimited" or "blockAll"; the number 0 is read as "blockAll".
-type LimitVal int
-
-const (
-	// DefaultLimit leaves the limit to the defaults that the configuration is
-	// built on.
-	DefaultLimit LimitVal = 0
-	// Unlimited is no limit.
-	Unlimited LimitVal = -1
-	// BlockAllLimit admits nothing.
-	BlockAllLimit LimitVal = -2
-)
-
-// LimitVal64 is LimitVal for bytes of memory. In JSON it is written as a
-// string of digits, because many readers of JSON round large numbers; it is
-// read with or without quotes.
-type LimitVal64 int64
-
-const (
-	// DefaultLimit64 leaves the limit to the defaults that the configuration
-	// is built on.
-	DefaultLimit64 LimitVal64 = 0
-	// Unlimited64 is no limit.
-	Unlimited64 LimitVal64 = -1
-	// BlockAllLimit64 admits nothing.
-	BlockAllLimit64 LimitVal64 = -2
-)
-
-// limitWords are the constants as they stand in JSON.
-var limitWords = map[int64]string{
-	int64(DefaultLimit):  `"default"`,
-	int64(Unlimited):     `"unlimited"`,
-	int64(BlockAllLimit): `"blockAll"`,
-}
-
-// parseLimit reads one of the words, or else a number by the given function.
-func parseLimit(b []byte, number func([]byte) (int64, error)) (int64, error) {
-	for val, word := range limitWords {
-		if string(b) == word {
-			return val, nil
-		}
-	}
-	n, err := number(b)
-	if err != nil {
-		return 0, fmt.Errorf("not a limit: %w", err)
-	}
-	// An explicit 0 means none, not the default, which has its own word.
-	return cmp.Or(n, int64(BlockAllLimit)), nil
-}
-
-func parseCount(b []byte) (n int64, err error) {
-	var count int // as wide as LimitVal
-	err = json.Unmarshal(b, &count)
-	return int64(count), err
-}
-
-func parseBytes(b []byte) (n int64, err error) {
-	var digits string
-	if json.Unmarshal(b, &digits) == nil {
-		return strconv.ParseInt(digits, 10, 64)
-	}
-	err = json.Unmarshal(b, &n)
-	return n, err
-}
-
-// MarshalJSON writes a number or a word.
-func (l LimitVal) MarshalJSON() ([]byte, error) {
-	if word, ok := limitWords[int64(l)]; ok {
-		return []byte(word), nil
-	}
-	return strconv.AppendInt(nil, int64(l), 10), nil
-}
-
-// UnmarshalJSON reads a number or a word. On an error l is as before.
-func (l *LimitVal) UnmarshalJSON(b []byte) error {
-	n, err := parseLimit(b, parseCount)
-	if err == nil {
-		*l = LimitVal(n)
-	}
-	return err
-}
-
-// Build gives the limit itself: defaultVal for DefaultLimit, math.MaxInt for
-// Unlimited, 0 for BlockAllLimit.
-func (l LimitVal) Build(defaultVal int) int {
-	switch l {
-	case DefaultLimit:
-		return defaultVal
-	case Unlimited:
-		return math.MaxInt
-	case BlockAllLimit:
-		return 0
-	}
-	return int(l)
-}
-
-// limitVal is the inverse of LimitVal.Build.
-func limitVal(n int) LimitVal {
-	switch n {
-	case 0:
-		return BlockAllLimit
-	case math.MaxInt:
-		return Unlimited
-	}
-	return LimitVal(n)
-}
-
-// MarshalJSON writes digits in quotes or a word.
-func (l LimitVal64) MarshalJSON() ([]byte, error) {
-	if word, ok := limitWords[int64(l)]; ok {
-		return []byte(word), nil
-	}
-	return strconv.AppendQuote(nil, strconv.FormatInt(int64(l), 10)), nil
-}
-
-// UnmarshalJSON reads a number, digits in quotes or a word. On an error l is as
-// before.
-func (l *LimitVal64) UnmarshalJSON(b []byte) error {
-	n, err := parseLimit(b, parseBytes)
-	if err == nil {
-		*l = LimitVal64(n)
-	}
-	return err
-}
-
-// Build gives the limit itself, in bytes: defaultVal for DefaultLimit64,
-// math.MaxInt64 for Unlimited64, 0 for BlockAllLimit64.
-func (l LimitVal64) Build(defaultVal int64) int64 {
-	switch l {
-	case DefaultLimit64:
-		return defaultVal
-	case Unlimited64:
-		return math.MaxInt64
-	case BlockAllLimit64:
-		return 0
-	}
-	return int64(l)
-}
-
-// limitVal64 is the inverse of LimitVal64.Build.
-func limitVal64(n int64) LimitVal64 {
-	switch n {
-	case 0:
-		return BlockAllLimit64
-	case math.MaxInt64:
-		return Unlimited64
-	}
-	return LimitVal64(n)
 }
 
 // ResourceLimits is what a configuration says about one scope. Its zero value
@@ -494,22 +172,6 @@ func overlay[A, B any](upper perScope[A], lower perScope[B], join func(A, B) B) 
 	out.Peer = overlayMap(upper.Peer, lower.Peer, out.PeerDefault, join)
 	out.Costs = upper.Costs.over(lower.Costs)
 	out.Gates = upper.Gates.over(lower.Gates)
-	return out
-}
-
-func overlayMap[K comparable, A, B any](upper map[K]A, lower map[K]B, unnamed B, join func(A, B) B) map[K]B {
-	if upper == nil && lower == nil {
-		return nil
-	}
-	out := make(map[K]B, max(len(upper), len(lower)))
-	for k, b := range lower {
-		out[k] = join(upper[k], b) // if k is not in upper, its zero value changes nothing
-	}
-	for k, a := range upper {
-		if _, ok := lower[k]; !ok {
-			out[k] = join(a, unnamed)
-		}
-	}
 	return out
 }
 
@@ -668,17 +330,6 @@ func (cfg ConcreteLimitConfig) MarshalJSON() ([]byte, error) {
 	return json.Marshal(cfg.ToPartialLimitConfig())
 }
 
-// UnmarshalJSON reads what a PartialLimitConfig reads, and leaves limits that
-// the JSON does not mention as they are. On an error cfg is as before.
-func (cfg *ConcreteLimitConfig) UnmarshalJSON(b []byte) error {
-	var changes PartialLimitConfig
-	if err := json.Unmarshal(b, &changes); err != nil {
-		return err
-	}
-	*cfg = changes.Build(*cfg)
-	return nil
-}
-
 // fixedLimiter is a Limiter whose limits do not change. Each limit that it
 // gives is a copy in the caller's hands, a *BaseLimit. It is a type of its own,
 // and does not embed the configuration, to be without its UnmarshalJSON.
@@ -701,25 +352,6 @@ func (l *fixedLimiter) ToPartialLimitConfig() PartialLimitConfig {
 // MarshalJSON is that of the configuration.
 func (l *fixedLimiter) MarshalJSON() ([]byte, error) {
 	return ConcreteLimitConfig(*l).MarshalJSON()
-}
-
-// NewLimiterFromJSON makes a Limiter from a PartialLimitConfig in JSON, on top
-// of the given defaults. It is as strict as ReadLimits.
-func NewLimiterFromJSON(in io.Reader, defaults ConcreteLimitConfig) (Limiter, error) {
-	cfg, f, err := parseLimits(in)
-	if err == nil {
-		cfg, err = f.fitting(cfg, defaults)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return NewFixedLimiter(cfg.Build(defaults)), nil
-}
-
-// NewDefaultLimiterFromJSON is NewLimiterFromJSON on top of
-// DefaultLimits.AutoScale().
-func NewDefaultLimiterFromJSON(in io.Reader) (Limiter, error) {
-	return NewLimiterFromJSON(in, DefaultLimits.AutoScale())
 }
 
 // handOut gives a copy of a limit.
@@ -760,97 +392,26 @@ func (l *fixedLimiter) GetPeerLimits(p peer.ID) Limit {
 func (l *fixedLimiter) GetStreamLimits(peer.ID) Limit { return handOut(l.limits.Stream) }
 func (l *fixedLimiter) GetConnLimits() Limit          { return handOut(l.limits.Conn) }
 
-// isNoLimit reports whether a Limit is nil, or a nil pointer.
-func isNoLimit(l Limit) bool {
-	v := reflect.ValueOf(l)
-	return !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil()
-}
-
-// checkLimit returns what is wrong with a limit that a manager was given for the
-// scope where: there is none, or a number in it is negative.
-func checkLimit(where string, l Limit) error {
-	if isNoLimit(l) {
-		return fmt.Errorf("%s: no limit given, the Limit is nil", where)
-	}
-	if said, ok := l.(*saidLimit); ok && said.err != nil {
-		return fmt.Errorf("%s: the Limiter %w", where, said.err)
-	}
-	a := limitsOf(l)
-	for _, d := range limitOrder {
-		if a[d] < 0 {
-			return fmt.Errorf("%s: the limit %s is %d, it must not be negative", where, limitNames[d], a[d])
+// originsOver gives the origins of limits that lie on others: what l leaves to
+// the defaults comes from where it comes from below.
+func (l *ResourceLimits) originsOver(under scopeOrigins, from Origin) scopeOrigins {
+	vals := l.counts()
+	for i, o := range under.counts() {
+		if *vals[i] != DefaultLimit {
+			*o = from
 		}
 	}
-	return nil
-}
-
-// limitsOf reads a Limit into amounts.
-func limitsOf(l Limit) amounts {
-	return amounts{
-		dimMemory:     l.GetMemoryLimit(),
-		dimStreamsIn:  int64(l.GetStreamLimit(network.DirInbound)),
-		dimStreamsOut: int64(l.GetStreamLimit(network.DirOutbound)),
-		dimStreams:    int64(l.GetStreamTotalLimit()),
-		dimConnsIn:    int64(l.GetConnLimit(network.DirInbound)),
-		dimConnsOut:   int64(l.GetConnLimit(network.DirOutbound)),
-		dimConns:      int64(l.GetConnTotalLimit()),
-		dimFD:         int64(l.GetFDLimit()),
+	if l.Memory != DefaultLimit64 {
+		under.Memory = from
 	}
+	return under
 }
 
-// baseLimit is the inverse of limitsOf.
-func (a *amounts) baseLimit() BaseLimit {
-	return BaseLimit{
-		Memory:          a[dimMemory],
-		StreamsInbound:  int(a[dimStreamsIn]),
-		StreamsOutbound: int(a[dimStreamsOut]),
-		Streams:         int(a[dimStreams]),
-		ConnsInbound:    int(a[dimConnsIn]),
-		ConnsOutbound:   int(a[dimConnsOut]),
-		Conns:           int(a[dimConns]),
-		FD:              int(a[dimFD]),
+// originsOfGates returns the origins of the gates that are not the default, by the
+// place of their settings.
+func (cfg *ConcreteLimitConfig) originsOfGates() map[string]Origin {
+	if cfg.gateOrigins != nil {
+		return cfg.gateOrigins
 	}
+	return cfg.limits.Gates.origins(OriginOverride)
 }
-
-// LimitResetter is implemented by every scope that this package hands out, as
-// ResourceScopeLimiter is. Both are safe for concurrent use.
-type LimitResetter interface {
-	// ResetLimit takes back what SetLimit has set: the scope has the limit that
-	// the manager's limits give it, and follows SetLimits again. Where nothing was
-	// set, it does nothing. If a Limiter that is not of this package gives no valid
-	// limit for the scope, that is counted and logged as a caller's bug, and the
-	// limit stays as it was.
-	ResetLimit()
-}
-
-// ResourceScopeLimiter is implemented by every scope that this package hands
-// out: type-assert a network.ResourceScope to read or replace its limit.
-type ResourceScopeLimiter interface {
-	// Limit returns a copy of the limit in force.
-	Limit() Limit
-	// SetLimit replaces the limit of this one scope. What is held stays; a
-	// scope that holds more than its new limit admits nothing more until it
-	// has drained. A nil limit or one below zero is a caller's bug: it is
-	// counted and logged, and the limit stays as it was.
-	SetLimit(Limit)
-}
-
-// saidLimit is a Limit that has been read, once; err says why it could not be.
-type saidLimit struct {
-	amounts
-	err error
-}
-
-func (l *saidLimit) GetMemoryLimit() int64 { return l.baseLimit().GetMemoryLimit() }
-
-func (l *saidLimit) GetStreamLimit(dir network.Direction) int {
-	return l.baseLimit().GetStreamLimit(dir)
-}
-
-func (l *saidLimit) GetStreamTotalLimit() int { return l.baseLimit().GetStreamTotalLimit() }
-
-func (l *saidLimit) GetConnLimit(dir network.Direction) int { return l.baseLimit().GetConnLimit(dir) }
-
-func (l *saidLimit) GetConnTotalLimit() int { return l.baseLimit().GetConnTotalLimit() }
-
-func (l *saidLimit) GetFDLimit() int { return l.baseLimit().GetFDLimit() }

@@ -228,3 +228,33 @@ func parseSize(text string) (int64, error) {
 	}
 	return int64(n), err
 }
+
+// UnmarshalJSON reads what a PartialLimitConfig reads, and leaves limits that
+// the JSON does not mention as they are. On an error cfg is as before.
+func (cfg *ConcreteLimitConfig) UnmarshalJSON(b []byte) error {
+	var changes PartialLimitConfig
+	if err := json.Unmarshal(b, &changes); err != nil {
+		return err
+	}
+	*cfg = changes.Build(*cfg)
+	return nil
+}
+
+// NewLimiterFromJSON makes a Limiter from a PartialLimitConfig in JSON, on top
+// of the given defaults. It is as strict as ReadLimits.
+func NewLimiterFromJSON(in io.Reader, defaults ConcreteLimitConfig) (Limiter, error) {
+	cfg, f, err := parseLimits(in)
+	if err == nil {
+		cfg, err = f.fitting(cfg, defaults)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return NewFixedLimiter(cfg.Build(defaults)), nil
+}
+
+// NewDefaultLimiterFromJSON is NewLimiterFromJSON on top of
+// DefaultLimits.AutoScale().
+func NewDefaultLimiterFromJSON(in io.Reader) (Limiter, error) {
+	return NewLimiterFromJSON(in, DefaultLimits.AutoScale())
+}

@@ -3,10 +3,8 @@ package rcmgr
 // Amounts, limits and tables as text.
 
 import (
-	"fmt"
 	"io"
 	"math"
-	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -102,24 +100,6 @@ func printable(name string) string {
 		return strconv.Quote(name)
 	}
 	return name
-}
-
-// nameOf returns the name of a value, by a list of the names of all.
-func nameOf[T ~uint8](v T, names []string) string {
-	if int(v) < len(names) {
-		return names[v]
-	}
-	return "unknown"
-}
-
-// unmarshalName is the inverse of nameOf. what says in an error what has these names.
-func unmarshalName[T ~uint8](to *T, text []byte, names []string, what string) error {
-	i := slices.Index(names, string(text))
-	if i < 0 {
-		return fmt.Errorf("no %s: %q, expected one of %s", what, text, strings.Join(names, ", "))
-	}
-	*to = T(i)
-	return nil
 }
 
 // byteOrderMark is what some editors put before a text in UTF-8.

@@ -1,0 +1,47 @@
+package rcmgr
+
+// What is checked of a whole configuration before it is used.
+
+import (
+	"fmt"
+)
+
+// check returns what is wrong with the limits, whatever they were made from.
+func (cfg *ConcreteLimitConfig) check() *configErrors {
+	errs := new(configErrors)
+	cfg.limits.each(func(place string, l BaseLimit) {
+		limit := limitsOf(l)
+		for _, d := range limitOrder {
+			if limit[d] < 0 {
+				errs.addf(place+"."+limitNames[d], "is %d, it must not be negative", limit[d])
+			}
+		}
+	})
+	cfg.limits.Costs.check(errs, cfg.limits.Conn.Memory, cfg.limits.Stream.Memory)
+	_, err := cfg.gateConfig(defaultGateConfig())
+	errs.join(err)
+	return errs
+}
+
+// checkTransient adds the limits of the transient scope that are above those of the
+// system scope, in which everything transient counts, too, where somebody wrote both
+// and said has one of them. Against a number that is computed, and so another one on
+// each machine, a written one is no error, see Warnings. A system that admits nothing
+// leaves all to the allowlist, on purpose.
+func (cfg *ConcreteLimitConfig) checkTransient(errs *configErrors, said *PartialLimitConfig) {
+	transient, system := limitsOf(cfg.limits.Transient), limitsOf(cfg.limits.System)
+	fromTransient, fromSystem := byDim(cfg.origins.Transient), byDim(cfg.origins.System)
+	inTransient, inSystem := limitsOf(said.Transient.Build(BaseLimit{})), limitsOf(said.System.Build(BaseLimit{}))
+	for _, d := range limitOrder {
+		inner, outer := "Transient."+limitNames[d], "System."+limitNames[d]
+		switch {
+		case isUnlimited(d, transient[d]) || transient[d] <= system[d] || system[d] <= 0:
+		case min(fromTransient[d], fromSystem[d]) < OriginOverride:
+		case inTransient[d] > 0:
+			errs.add(&ConfigError{Path: inner, also: []string{outer}, Err: fmt.Errorf(
+				"is %d, above %s, which is %d: what is transient counts there, too", transient[d], outer, system[d])})
+		case inSystem[d] > 0:
+			errs.addf(outer, "is %d, below %s, which is %d: what is transient counts there, too", system[d], inner, transient[d])
+		}
+	}
+}

@@ -25,30 +25,6 @@ type account struct {
 	denied *denied
 }
 
-// denied is what an account has refused, and its name, to which refusals point: it is
-// never written again.
-type denied struct {
-	name scopeName
-	denials
-}
-
-// denials counts requests that were refused, and that would have been if the limit
-// were not only observed, by what ran out.
-type denials struct{ refused, would dimCounts }
-
-// add adds those of o.
-func (n *denials) add(o *denials) {
-	n.refused.add(&o.refused)
-	n.would.add(&o.would)
-}
-
-// addOf adds what an account has refused, if it has.
-func (n *denials) addOf(a *account) {
-	if a.denied != nil {
-		n.add(&a.denied.denials)
-	}
-}
-
 // name makes the name of the account's scope. The lock of its stripe is held.
 func (a *account) name() scopeName {
 	if a.denied != nil {
@@ -70,15 +46,6 @@ func (a *account) limit() *amounts {
 		return &a.share.pool.limit
 	}
 	return a.ready
-}
-
-// deny gives what the account has refused, with its name, and makes it where there is
-// none.
-func (a *account) deny() *denied {
-	if a.denied == nil {
-		a.denied = &denied{name: a.name()}
-	}
-	return a.denied
 }
 
 // unused tells whether nobody would miss the account (I7).

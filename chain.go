@@ -142,6 +142,7 @@ type request struct {
 	count, fds  int64 // see unit
 	dir, both   dim
 	priority    uint8
+	grip        grip    // which locks are held while it is decided
 	sharedFirst bool    // a move reports the shared scope before the peer's part of it
 	observed    kindSet // whose limits are not asked, see observe.go
 
@@ -235,20 +236,20 @@ func (r *request) mayBeReady() bool {
 }
 
 // take decides a request and, if it is admitted, charges the whole chain.
-func (st *stripe) take(c *chain, r *request, all bool) verdict {
+func (st *stripe) take(c *chain, r *request) (verdict, *noted) {
 	for {
-		v := st.takeOnce(c, r, all)
-		if v == admitted || !st.beyond(r, v) {
-			return v
+		v, why := st.takeOnce(c, r)
+		if v == admitted || !st.beyond(r, v, why) {
+			return v, why
 		}
 	}
 }
 
 // takeOnce is take by the limits that the request has to fit now.
-func (st *stripe) takeOnce(c *chain, r *request, all bool) verdict {
+func (st *stripe) takeOnce(c *chain, r *request) (verdict, *noted) {
 	if !r.mayBeReady() || !c.addAllReady(r) {
-		if v := st.check(c, r, all); v != admitted {
-			return v
+		if v, why := st.check(c, r); v != admitted {
+			return v, why
 		}
 		c.addAll(r)
 	}
@@ -259,31 +260,28 @@ func (st *stripe) takeOnce(c *chain, r *request, all bool) verdict {
 		st.exceeded()
 	}
 	st.traceChain(c, r, (*tracer).granted)
-	return admitted
+	return admitted, nil
 }
 
-// check decides a request: if it is admitted, every account has room or credit
-// for it. With all, every stripe lock is held and the verdict is never
-// undecided. A refusal is noted in st.why, and leaves every account as it was
-// (I3).
-func (st *stripe) check(c *chain, r *request, all bool) verdict {
+// check decides a request: if it is admitted, every account has room or credit for it.
+// Where all stripe locks are held, the verdict is never undecided. A refusal leaves every
+// account as it was (I3), and is valid until the stripe notes the next one.
+func (st *stripe) check(c *chain, r *request) (verdict, *noted) {
 	r.askThrough(c)
-	if st.checkPrivate(c, r) == admitted {
-		return st.checkShared(c, r, all, true)
+	if r.sharedFirst {
+		if v, why := st.checkShared(c, r, onlyAsk); v != admitted {
+			return v, why
+		}
 	}
-	if !r.sharedFirst {
-		return refused
+	if why := st.checkPrivate(c, r); why != nil {
+		return refused, why
 	}
-	// The shared part is only asked whether it refuses too.
-	why := st.why
-	v := st.checkShared(c, r, all, false)
-	if v == admitted {
-		st.why, v = why, refused
-	}
-	return v
+	return st.checkShared(c, r, andDraw)
 }
 
-func (st *stripe) checkPrivate(c *chain, r *request) verdict {
+// checkPrivate returns the refusal by an account that lies in this stripe alone, nil if
+// there is none.
+func (st *stripe) checkPrivate(c *chain, r *request) *noted {
 	items, n := r.list()
 	for _, a := range c.at[:firstShared] {
 		if a == nil {
@@ -295,7 +293,7 @@ func (st *stripe) checkPrivate(c *chain, r *request) verdict {
 			}
 		}
 	}
-	return admitted
+	return nil
 }
 
 // shares is the shares of a chain that lack credit for a request, by slot.
@@ -317,36 +315,44 @@ func (c *chain) lacking(r *request) (list shares, some bool) {
 	return list, some
 }
 
-// checkShared decides for the shared accounts and, with draw, gets the credit
-// that is lacking.
-func (st *stripe) checkShared(c *chain, r *request, all, draw bool) verdict {
-	if !all {
+// What checkShared is called for: only to ask, or to get the credit that is lacking, too.
+const (
+	onlyAsk = false
+	andDraw = true
+)
+
+// checkShared decides for the shared accounts.
+func (st *stripe) checkShared(c *chain, r *request, draw bool) (verdict, *noted) {
+	if r.grip == oneStripe {
 		// First a look without a lock: what one loaded word refuses is refused.
-		if v := st.judge(c, r, false); v != admitted || !draw {
-			return v
+		if v, why := st.judge(c, r, onlyAsk); v != admitted || !draw {
+			return v, why
 		}
 	}
 	list, some := c.lacking(r)
 	switch {
 	case !some:
-		return admitted // there is credit for it (I1)
-	case all:
-		return st.settle(&list, r, draw)
+		return admitted, nil // there is credit for it (I1)
+	case r.grip == allStripes:
+		if why := st.settle(&list, r, draw); why != nil {
+			return refused, why
+		}
+		return admitted, nil
 	}
 	st.engine.drawing.Lock()
-	v := st.judge(c, r, false)
+	v, why := st.judge(c, r, onlyAsk)
 	if v == admitted {
-		st.judge(c, r, true)
+		st.judge(c, r, andDraw)
 	}
 	st.engine.drawing.Unlock()
-	return v
+	return v, why
 }
 
 // judge decides for every share that lacks credit, first in the order of the
 // chain. With draw, the drawing lock is held and it has been decided that everything fits:
 // it draws, and does not ask again what a peer or subnet may have. What others of its
 // subnet hold may have changed in between, for that is counted without this lock.
-func (st *stripe) judge(c *chain, r *request, draw bool) verdict {
+func (st *stripe) judge(c *chain, r *request, draw bool) (verdict, *noted) {
 	items, n := r.list()
 	for _, a := range c.shared() {
 		if a == nil {
@@ -367,21 +373,21 @@ func (st *stripe) judge(c *chain, r *request, draw bool) verdict {
 			grant, v := l.draw(it.n, sh.short(it), bound)
 			switch {
 			case v == refused:
-				return st.refuse(r, &sh.account, it, l.handed)
+				return refused, st.refuse(r, &sh.account, it, l.handed)
 			case v == undecided:
-				return v
+				return undecided, nil
 			case draw && grant > 0:
 				sh.drawLocked(it, grant)
 				st.draws++
 			}
 		}
 	}
-	return admitted
+	return admitted, nil
 }
 
 // settle decides on the exact sums, under all stripe locks, and gets the credit
 // that is lacking by calling in what lies idle.
-func (st *stripe) settle(list *shares, r *request, draw bool) verdict {
+func (st *stripe) settle(list *shares, r *request, draw bool) *noted {
 	items, n := r.list()
 	st.settled++
 	for _, sh := range list {
@@ -415,7 +421,7 @@ func (st *stripe) settle(list *shares, r *request, draw bool) verdict {
 			}
 		}
 	}
-	return admitted
+	return nil
 }
 
 // charge adds what a request asks for.

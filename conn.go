@@ -14,15 +14,16 @@ import (
 // for somebody else.
 func (c *connScope) refuseForMemory() error {
 	st := c.h.tree.lock()
-	defer st.unlock(false)
+	defer st.unlock()
 	if err := c.openIn(st); err != nil {
 		return err
 	}
-	if st.noteMemory(c.h, nil); st.onlyObservesMemory() {
+	total := c.h.total()
+	why := st.noteMemory(&total)
+	if st.onlyObserves(why) {
 		return nil
 	}
-	total := c.h.total()
-	return st.refusal(c.asked(), &total)
+	return st.refusal(why, c.asked(), &total)
 }
 
 func (e *engine) reportPeer(p peer.ID, err error) {
@@ -52,7 +53,7 @@ func (c *connScope) conn() *conn { return c.h.tree.conn }
 // PeerScope gives the scope of the connection's peer, or nil before SetPeer.
 func (c *connScope) PeerScope() network.PeerScope {
 	st := c.h.tree.lock()
-	defer st.unlock(false)
+	defer st.unlock()
 	if c.peer == nil {
 		return nil // not a nil pointer in an interface
 	}
@@ -65,7 +66,7 @@ func (c *connScope) SetPeer(p peer.ID) error {
 	e := c.h.tree.at.Load().engine
 	err := c.setPeer(e, p)
 	if err != nil {
-		tellRefusal(err)
+		logRefusal(err)
 	} else if e.leaks != nil {
 		e.leaks.moved(&c.userScope, func(r *openRecord) { r.peer = p })
 	}
@@ -91,36 +92,37 @@ func (c *connScope) setPeer(e *engine, p peer.ID) error {
 	return err
 }
 
-// enterGates is for a connection for which the allowlist opened the gates, and that
-// turns out to be somebody else's.
+// enterGates is for a connection for which the allowlist opened the gates, and that turns
+// out to be somebody else's.
 func (c *connScope) enterGates(e *engine, p *gatePass) error {
-	h, far, err := c.copied()
+	o, far, err := c.copied()
 	if err != nil {
 		return err
 	}
-	if e.pressure.refuses(h.dir) {
+	if e.pressure.refuses(o.dir) {
 		if err := c.refuseForMemory(); err != nil {
 			return err
 		}
 	}
-	if why := e.enterGates(far, h.dir, p); why != nil {
-		return e.refusedAtGate(&h, why)
+	if why := e.enterGates(far, o.dir, p); why != nil {
+		return e.refusedAtGate(&o, why)
 	}
 	return nil
 }
 
-// copied gives the connection's holder, and the address of its far end, an invalid one
-// if that has none, if the connection can still be given a peer.
-func (c *connScope) copied() (h holder, far netip.Addr, err error) {
+// copied returns what the connection is, and the address of its far end, an invalid one if
+// that has none, if the connection can still be given a peer.
+func (c *connScope) copied() (o opening, far netip.Addr, err error) {
 	st := c.h.tree.lock()
-	defer st.unlock(false)
+	defer st.unlock()
 	if err = c.mayMove(st); err != nil {
-		return h, far, err
+		return o, far, err
 	}
 	if c.h.marks.has(located) {
 		far = c.conn().far.addr()
 	}
-	return *c.h, far, nil
+	h := c.h
+	return opening{kind: h.kind, unit: h.unit, limit: h.limit, cost: h.use, num: h.num, moves: true}, far, nil
 }
 
 // allowlisted tells whether the connection is charged to the allowlisted scopes. The lock
@@ -159,9 +161,9 @@ func (c *connScope) moveTo(p peer.ID, mv *move) error {
 			mv.gates = passed
 		}
 		return b.fetchPeer(p)
-	}, func(all bool, limit fetched[*amounts]) (verdict, error) {
-		from := c.h.tree.lockWith(mv.to, all)
-		defer unlockBoth(from, mv.to, all)
+	}, func(g grip, limit fetched[*amounts]) (verdict, error) {
+		from := c.h.tree.lockWith(mv.to, g)
+		defer unlockBoth(from, mv.to, g)
 		if err := c.mayMove(from); err != nil {
 			return refused, err
 		}
@@ -173,7 +175,7 @@ func (c *connScope) moveTo(p peer.ID, mv *move) error {
 		if ps == nil {
 			return unknown, nil
 		}
-		v, err := c.moveLocked(from, ps, mv, all)
+		v, err := c.moveLocked(from, ps, mv, g)
 		if v != admitted {
 			mv.to.enqueue(&ps.account) // it may have been made for this
 		}
@@ -182,13 +184,13 @@ func (c *connScope) moveTo(p peer.ID, mv *move) error {
 }
 
 // moveLocked charges the new place first and then leaves the old one.
-func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) (verdict, error) {
+func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, g grip) (verdict, error) {
 	h, to, of := c.h, mv.to, c.conn()
 	u, place, stays := h.unit, &h.tree.chain, mv.trusted || !c.allowlisted()
 	if to.plain && stays && h.use == 0 && ps.hasUnit(u) {
 		ps.use.addUnit(u)
 		to.peerGotUnit(ps, u)
-	} else if v, err := c.takeNewPlace(to, ps, mv.trusted, all); v != admitted {
+	} else if v, err := c.takeNewPlace(to, ps, mv.trusted, g); v != admitted {
 		return v, err
 	}
 	system := to.fixed[KindSystem]
@@ -226,24 +228,31 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, all bool) 
 
 // takeNewPlace charges the connection to where it is to go, as far as it does not
 // stand there already.
-func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted, all bool) (v verdict, err error) {
+func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted bool, g grip) (verdict, error) {
 	total := c.h.total()
+	total.grip = g
 	var place chain
 	place.at[slotPeer] = &ps.account
-	switch {
-	case !trusted && c.allowlisted():
+	var v verdict
+	var why *noted
+	if !trusted && c.allowlisted() {
 		place.at[slotSystem] = &to.fixed[KindSystem].account
 		total.sharedFirst, total.near = true, c.conn().near
-		v = to.takeStranger(&place, &total, all)
-	case !trusted && to.checkPeersShare(ps, &total) == refused && !to.beyond(&total, refused):
-		v = refused
-	default:
-		v = to.take(&place, &total, all)
+		v, why = to.takeStranger(&place, &total)
+	} else {
+		if !trusted {
+			why = to.checkPeersShare(ps, &total)
+		}
+		if why != nil && !to.beyond(&total, refused, why) {
+			v = refused
+		} else {
+			v, why = to.take(&place, &total)
+		}
 	}
-	if v == refused {
-		err = to.refusal(c.asked(), &total)
+	if v != refused {
+		return v, nil
 	}
-	return v, err
+	return v, to.refusal(why, c.asked(), &total)
 }
 
 // countNear counts the connection for its subnet, in the scopes where it stands now.
@@ -255,19 +264,19 @@ func (c *connScope) countNear(by int64) {
 
 // takeStranger is take for a connection that is not whom the allowlist meant: it has
 // to fit the standard scopes, also transient, though it does not stay there.
-func (st *stripe) takeStranger(place *chain, r *request, all bool) verdict {
+func (st *stripe) takeStranger(place *chain, r *request) (verdict, *noted) {
 	var standard chain
 	standard.stand(st.fixed[KindTransient], st.fixed[KindSystem])
 	for {
-		v := st.checkShared(standard.only(slotSystem), r, all, false)
+		v, why := st.checkShared(standard.only(slotSystem), r, onlyAsk)
 		if v == admitted {
-			v = st.checkShared(standard.only(slotTransient), r, all, false)
+			v, why = st.checkShared(standard.only(slotTransient), r, onlyAsk)
 		}
 		if v == admitted {
-			v = st.takeOnce(place, r, all)
+			v, why = st.takeOnce(place, r)
 		}
-		if v == admitted || !st.beyond(r, v) {
-			return v
+		if v == admitted || !st.beyond(r, v, why) {
+			return v, why
 		}
 	}
 }

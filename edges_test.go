@@ -265,7 +265,7 @@ func TestTwoStripesAreLockedInTheirOrder(t *testing.T) {
 		high.mu.Lock()
 		both := make(chan struct{})
 		go func() {
-			tree.lockWith(b, false)
+			tree.lockWith(b, oneStripe)
 			close(both)
 		}()
 		taken := false
@@ -276,7 +276,7 @@ func TestTwoStripesAreLockedInTheirOrder(t *testing.T) {
 		}
 		high.mu.Unlock()
 		<-both
-		unlockBoth(a, b, false)
+		unlockBoth(a, b, oneStripe)
 		require.True(t, taken, "the upper one is waited for before the lower one is taken")
 	}
 }

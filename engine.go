@@ -45,18 +45,27 @@ type engine struct {
 	ended      atomic.Bool    // Close has begun
 }
 
-// decide calls try until it comes to a verdict. try takes the lock of a stripe, or with all
-// every stripe's, and releases it again. It looks limits up by the book in force; what that
-// cannot tell by itself try has to be given, as fetched from the same book, and is unknown
-// otherwise. Then the Limiter is asked, without a lock. Where try is undecided, it is called
-// under all locks from then on.
-func decide[T any](e *engine, fetch func(*limitBook) (fetched[T], error), try func(all bool, f fetched[T]) (verdict, error)) error {
+// grip says which locks a decision holds. Under that of one stripe, what shared scopes hold
+// is known within bounds; under those of all, it is known exactly, and every decision is final.
+type grip uint8
+
+const (
+	oneStripe grip = iota
+	allStripes
+)
+
+// decide calls try until it comes to a verdict. try takes the locks that it is told, and
+// releases them again. It looks limits up by the book in force; what that cannot tell by
+// itself, try has to be given, as fetched from the same book, and is unknown otherwise. Then
+// the Limiter is asked, without a lock. Where try is undecided, it is called with all locks
+// from then on.
+func decide[T any](e *engine, fetch func(*limitBook) (fetched[T], error), try func(grip, fetched[T]) (verdict, error)) error {
 	var f fetched[T]
-	for all := false; ; {
-		v, err := try(all, f)
+	for g := oneStripe; ; {
+		v, err := try(g, f)
 		switch v {
 		case undecided:
-			all = true
+			g = allStripes
 		case unknown:
 			if f, err = fetch(e.limits.Load()); err != nil {
 				return err
@@ -66,6 +75,9 @@ func decide[T any](e *engine, fetch func(*limitBook) (fetched[T], error), try fu
 		}
 	}
 }
+
+// nothing is decide's fetch where there is nothing to ask a Limiter for.
+func nothing(*limitBook) (f fetched[struct{}], err error) { return f, nil }
 
 // peerLimit returns the limit of a peer by the book in force, or nil if its Limiter has to
 // be asked. A stripe's lock is held.

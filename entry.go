@@ -11,80 +11,97 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 )
 
-// passGates asks the gates in order: is there any room at all, has the subnet
-// room, is it slow enough. Who is refused by the first leaves no trace in the
-// others.
-func (e *engine) passGates(h *holder, far endpoint, p *gatePass) error {
-	if e.fixed[KindTransient].seemsFullFor(h.unit) || e.fixed[KindSystem].seemsFullFor(h.unit) {
-		near := e.fair.enter(far.addr, h.dir)
-		idle, st := e.lockIdle()
-		err := st.glance(h, near)
-		st.mu.Unlock()
-		e.idleConns.Put(idle)
-		e.fair.leave(near)
-		if err != nil {
+// passEntry decides whether a connection may ask the scopes. The allowlist may mean its address
+// alone, which opens the gates to it, or name a peer that may come from there: then it is on
+// trial until its peer is known. What the gates gave is written to p.
+func (e *engine) passEntry(o *opening, far endpoint, open, named bool, p *gatePass) error {
+	if e.pressure.refuses(o.dir) && !open && !named {
+		if err := e.refuseForMemory(o); err != nil {
 			return err
 		}
 	}
-	if why := e.enterGates(far.addr, h.dir, p); why != nil {
-		return e.refusedAtGate(h, why)
+	if open || !e.gate().concerns(o.dir) {
+		return nil
+	}
+	if named {
+		o.marks |= onTrial
+		return nil
+	}
+	return e.passGates(o, far, p)
+}
+
+// passGates asks the gates in order: is there any room at all, has the subnet room, is it
+// slow enough. What the first refuses leaves no trace in the others.
+func (e *engine) passGates(o *opening, far endpoint, p *gatePass) error {
+	if e.fixed[KindTransient].seemsFullFor(o.unit) || e.fixed[KindSystem].seemsFullFor(o.unit) {
+		o.subnet = e.fair.enter(far.addr, o.dir)
+		idle, st := e.lockIdle()
+		err := st.glance(o)
+		st.mu.Unlock()
+		e.idleConns.Put(idle)
+		e.fair.leave(o.subnet)
+		if o.subnet = nil; err != nil {
+			return err
+		}
+	}
+	if why := e.enterGates(far.addr, o.dir, p); why != nil {
+		return e.refusedAtGate(o, why)
 	}
 	return nil
 }
 
-// refusedAtGate tells that a gate refused a connection, which has been counted
+// refusedAtGate returns as an error that a gate refused a connection. It has been counted
 // there.
-func (e *engine) refusedAtGate(h *holder, why *LimitError) error {
+func (e *engine) refusedAtGate(o *opening, why *LimitError) error {
 	if e.ended.Load() {
 		return errClosed
 	}
 	if e.trace != nil {
-		e.stripes[0].traceGate(h, why)
+		e.stripes[0].traceGate(o, why)
 	}
 	return why
 }
 
-// glance refuses a connection that certainly does not fit now, of a subnet if it is near
-// one. The stripe's lock is held.
-func (st *stripe) glance(h *holder, near *neighbours) error {
+// glance refuses a connection that certainly does not fit now. The stripe's lock is held.
+func (st *stripe) glance(o *opening) error {
 	if st.closed {
 		return errClosed
 	}
 	observed := st.engine.observed.load() // these refuse nothing, now or later
 	for _, k := range [...]Kind{KindTransient, KindSystem} {
 		p := st.engine.fixed[k]
-		d, handed, full := p.fullFor(h.unit, &p.limit)
+		d, handed, full := p.fullFor(o.unit, &p.limit)
 		if !full || observed.has(k) {
 			continue
 		}
-		st.number(h) // its own limit may refuse it, and is named by it
-		h.use = st.engine.classes.connCost
-		r := h.total()
-		r.observed, r.near = observed, near
-		v := st.checkOpening(h, &r)
-		if v == admitted {
-			v = st.checkFirst(&r)
+		st.number(o) // its own limit may refuse it, and is named by it
+		o.cost = st.engine.classes.connCost
+		r := o.total()
+		r.observed = observed
+		why := st.checkOpening(o, &r)
+		if why == nil {
+			var v verdict
+			if v, why = st.checkFirst(&r); v == undecided {
+				return nil // it may be refused for its cost
+			}
 		}
-		switch v {
-		case undecided:
-			return nil // it may be refused for its cost
-		case admitted:
-			st.refuse(&r, &st.fixed[k].account, item{d, 1}, handed)
+		if why == nil {
+			why = st.refuse(&r, &st.fixed[k].account, item{d, 1}, handed)
 		}
-		return st.refuseOpening(h, &r)
+		return st.refuseOpening(why, o, &r)
 	}
 	return nil
 }
 
 // checkFirst decides by the standard scopes about a connection that one of them is full for,
 // as far as something else may come first: what it costs in memory, or a share.
-func (st *stripe) checkFirst(r *request) verdict {
+func (st *stripe) checkFirst(r *request) (verdict, *noted) {
 	if r.memory == 0 && !st.engine.rations(r) {
-		return admitted
+		return admitted, nil
 	}
 	var c chain
 	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
-	return st.checkShared(&c, r, false, false)
+	return st.checkShared(&c, r, onlyAsk)
 }
 
 // VerifySourceAddress tells a transport whether to make sure of a source
@@ -121,44 +138,47 @@ func (e *engine) enterGates(addr netip.Addr, d dim, p *gatePass) *LimitError {
 	}
 }
 
-// refuseForMemory refuses a connection that has no scope yet. Where memory is only
-// observed, it counts that, and refuses nothing.
-func (e *engine) refuseForMemory(h *holder) error {
+// refuseForMemory refuses a connection that has no scope yet, unless memory is only observed.
+func (e *engine) refuseForMemory(o *opening) error {
 	idle, st := e.lockIdle()
 	defer e.idleConns.Put(idle)
-	defer st.unlock(false)
+	defer st.mu.Unlock()
 	if st.closed {
 		return errClosed
 	}
-	return st.refuseOpeningForMemory(h, nil)
+	return st.refuseForMemory(o, nil)
 }
 
-// refuseOpeningForMemory is refuseForMemory under the stripe's lock, of a peer's
-// stream or of a connection.
-func (st *stripe) refuseOpeningForMemory(h *holder, asker *peerScope) error {
-	if st.noteMemory(h, asker); st.onlyObservesMemory() {
+// refuseForMemory refuses a peer's stream or a connection for the sake of the process's
+// memory. Where memory is only observed, it counts that, and refuses nothing. The stripe's
+// lock is held.
+func (st *stripe) refuseForMemory(o *opening, asker *peerScope) error {
+	r := o.total()
+	r.asker = asker
+	why := st.noteMemory(&r)
+	if st.onlyObserves(why) {
 		return nil
 	}
-	st.number(h)
-	r := h.total()
-	return st.refuseOpening(h, &r)
+	st.number(o)
+	return st.refuseOpening(why, o, &r)
 }
 
-// onlyObservesMemory tells whether memory refuses nothing, and counts what was noted
-// if so.
-func (st *stripe) onlyObservesMemory() bool {
+// onlyObserves reports whether memory refuses nothing, and counts what was noted if so.
+func (st *stripe) onlyObserves(why *noted) bool {
 	if !st.engine.observed.load().has(KindProcess) {
 		return false
 	}
-	st.observeLast()
+	st.observe(why)
 	st.exceeded()
 	return true
 }
 
 // noteMemory notes that a connection or stream is refused for the sake of memory.
-func (st *stripe) noteMemory(h *holder, asker *peerScope) {
+func (st *stripe) noteMemory(r *request) *noted {
 	p := st.engine.pressure
-	st.refusedBy(p.scope, &held{})
-	st.note(refusal{&p.scope, h.dir, CauseMemoryPressure, network.ReservationPriorityAlways, p.inUse.Load(), 1, p.refuse}, nil)
-	st.why.askedBy(&request{asker: asker})
+	why := st.note(refusal{&p.scope, r.dir, CauseMemoryPressure, network.ReservationPriorityAlways, p.inUse.Load(), 1, p.refuse}, r, nil)
+	if st.trace != nil {
+		why.holding(amounts{})
+	}
+	return why
 }

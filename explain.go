@@ -184,7 +184,7 @@ func (e *explainer) fetch(b *limitBook) (f fetched[questionLimits], err error) {
 
 // copyAccounts copies what the question concerns, in one cut.
 func (e *explainer) copyAccounts() error {
-	return decide(&e.m.engine, e.fetch, func(_ bool, f fetched[questionLimits]) (v verdict, err error) {
+	return decide(&e.m.engine, e.fetch, func(_ grip, f fetched[questionLimits]) (v verdict, err error) {
 		e.m.inOneCut(func() { v = e.copyLocked(f) })
 		return v, nil
 	})

@@ -154,10 +154,10 @@ func TestWhatHasBeenDecidedIsDrawn(t *testing.T) {
 	c.stand(sh, st.fixed[KindSystem])
 	st.mu.Lock()
 	had := sh.credit[dimConnsIn]
-	decided := st.judge(&c, &r, false)
+	decided, _ := st.judge(&c, &r, onlyAsk)
 	near.held[KindTransient].conns.Store(8) // others of the subnet have got all, and are about to give it back
 	m.drawing.Lock()
-	drawn := st.judge(&c, &r, true)
+	drawn, _ := st.judge(&c, &r, andDraw)
 	m.drawing.Unlock()
 	near.held[KindTransient].conns.Store(0)
 	got, handed := sh.credit[dimConnsIn]-had, sh.pool.tally(dimConnsIn).handed

@@ -94,12 +94,12 @@ func (e *engine) view(kind Kind, name string, f func(*pool) error) error {
 			return err
 		}
 	}
-	st, a, _ := fresh.enter(true, false)
+	st, a, _ := fresh.enter(oneStripe)
 	a.refs++
-	st.unlock(false)
+	st.unlock()
 	defer func() {
-		st.lock(false)
-		defer st.exit(false)
+		st.lock()
+		defer st.exit(oneStripe)
 		st.unref(a)
 	}()
 	return f(a.share.pool)
@@ -111,9 +111,9 @@ func (e *engine) view(kind Kind, name string, f func(*pool) error) error {
 func (m *Manager) ViewPeer(p peer.ID, f func(network.PeerScope) error) error {
 	st := m.stripeOf(p).awake()
 	var ps *peerScope
-	err := decide(&m.engine, fetchPeer(p), func(_ bool, limit fetched[*amounts]) (verdict, error) {
-		st.lock(false)
-		defer st.unlock(false)
+	err := decide(&m.engine, fetchPeer(p), func(_ grip, limit fetched[*amounts]) (verdict, error) {
+		st.lock()
+		defer st.unlock()
 		if ps = st.peer(p, limit); ps == nil {
 			return unknown, nil
 		}
@@ -124,8 +124,8 @@ func (m *Manager) ViewPeer(p peer.ID, f func(network.PeerScope) error) error {
 		return err
 	}
 	defer func() {
-		st.lock(false)
-		defer st.exit(false)
+		st.lock()
+		defer st.exit(oneStripe)
 		st.unref(&ps.account)
 	}()
 	return f(ps)
@@ -233,9 +233,9 @@ func (m *Manager) ListPeers() []peer.ID {
 	peers := []peer.ID{}
 	for i := range m.stripes {
 		st := &m.stripes[i]
-		st.lock(false)
+		st.lock()
 		peers = slices.AppendSeq(peers, maps.Keys(st.peers))
-		st.unlock(false)
+		st.unlock()
 	}
 	slices.Sort(peers)
 	return peers

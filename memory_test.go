@@ -18,7 +18,8 @@ func TestWhatIsDrawnIsStillThereUnderTheLock(t *testing.T) {
 		},
 		"any": func(st *stripe, c *chain) bool {
 			r := unitOf(KindStream, network.DirInbound, false).whole(0)
-			return st.checkShared(c, &r, false, true) == admitted
+			v, _ := st.checkShared(c, &r, andDraw)
+			return v == admitted
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

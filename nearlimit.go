@@ -117,8 +117,8 @@ func (w *limitWatch) tellNew(p *pool, d dim, l tally, marks []int) {
 // lookAt gives all dimensions, by one set of limits, and the least that was handed
 // out of each since the last time.
 func (p *pool) lookAt() (all [numDims]tally, low amounts) {
-	p.home.lock(false)
-	defer p.home.unlock(false)
+	p.home.lock()
+	defer p.home.unlock()
 	p.engine.drawing.Lock()
 	defer p.engine.drawing.Unlock()
 	for d := range numDims {

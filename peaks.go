@@ -44,8 +44,8 @@ func (e *engine) followPeaks() {
 // the drawing lock and the lock of any stripe, or by all stripe locks.
 func (e *engine) grown() int {
 	st := &e.stripes[0]
-	st.lock(false)
-	defer st.unlock(false)
+	st.lock()
+	defer st.unlock()
 	e.drawing.Lock()
 	defer e.drawing.Unlock()
 	return len(e.drawing.grown)

@@ -70,9 +70,9 @@ func (ps *peerScope) holds(k Kind, d dim) int64 {
 
 // checkPeersShare decides whether a peer may have another of the inbound connections
 // that stand in the system scope already, without a peer.
-func (st *stripe) checkPeersShare(ps *peerScope, r *request) verdict {
+func (st *stripe) checkPeersShare(ps *peerScope, r *request) *noted {
 	if r.asker = ps; !st.engine.fair.on(KindSystem) || !st.engine.rations(r) {
-		return admitted
+		return nil
 	}
 	system := st.fixed[KindSystem]
 	items, n := r.list()
@@ -85,7 +85,7 @@ func (st *stripe) checkPeersShare(ps *peerScope, r *request) verdict {
 			return st.refuse(r, &system.account, it, used-it.n)
 		}
 	}
-	return admitted
+	return nil
 }
 
 // most returns the most that a scope of a kind with these limits may hold of d, whoever asks.

@@ -37,15 +37,15 @@ func (e *engine) reap() {
 
 // waiting gives the length of the queue.
 func (st *stripe) waiting() int {
-	st.lock(false)
-	defer st.unlock(false)
+	st.lock()
+	defer st.unlock()
 	return len(st.queue)
 }
 
 // reapSome is reapLocked for who has no lock.
 func (st *stripe) reapSome(most int) int {
-	st.lock(false)
-	defer st.unlock(false)
+	st.lock()
+	defer st.unlock()
 	return st.reapLocked(most)
 }
 
@@ -58,12 +58,12 @@ func (st *stripe) sweep() {
 	}
 }
 
-// exit ends what place.enter, or a view, has begun in the stripe.
-func (st *stripe) exit(all bool) {
+// exit ends what directScope.enter, or a view, has begun in the stripe.
+func (st *stripe) exit(g grip) {
 	if st.closed {
 		st.sweep()
 	}
-	st.unlock(all)
+	st.unlockAs(g)
 }
 
 // reapLocked looks at the head of the queue, at no more than most accounts, and returns at

@@ -272,7 +272,7 @@ func (h *haunted) served(s *userScope) string {
 	h.opened++
 	h.holders[s.h] = true
 	st := s.h.tree.lock()
-	defer st.unlock(false)
+	defer st.unlock()
 	name := s.name()
 	return name.String()
 }

@@ -42,8 +42,8 @@ func (m *Manager) logLines(begin string, now *saidRefusals, logged *[numKinds]di
 // giveRemarks adds up what the stripe has counted, and hands over what it has
 // kept for the log.
 func (st *stripe) giveRemarks(refused, would *saidRefusals) {
-	st.lock(false)
-	defer st.unlock(false)
+	st.lock()
+	defer st.unlock()
 	if st.notes == nil {
 		return
 	}
@@ -95,9 +95,9 @@ func (m *Manager) refusedByNow() RefusalsAt {
 	var would [numKinds]dimCounts
 	for i := range m.stripes {
 		st := &m.stripes[i]
-		st.lock(false)
+		st.lock()
 		st.addCounts(&counted)
-		st.unlock(false)
+		st.unlock()
 	}
 	m.gate().subnets.addRefusals(&counted.refusals, &would)
 	now := RefusalsAt{At: time.Now()}

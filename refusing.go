@@ -1,40 +1,89 @@
 package rcmgr
 
-// A refusal, from the account that refuses to the error that its caller gets: noted while it
-// may still be overridden, then counted, remarked on for the log, traced and returned. All
-// of it runs under the lock of a stripe; what is logged is logged later (refusallog.go).
+// A refusal, from the account that refuses to the error that the caller gets. It is noted
+// while something may still override it, then counted, kept for the log, traced and made
+// into an error, all under the lock of a stripe; the caller is told when that is released.
+//
+// Limits may be observed only: what they would refuse is admitted and counted, so that
+// limits can be tried on a node before they bite. Nothing is different until something is
+// refused. Then, if the limit that refused is of a class that is observed, the same is
+// decided once more without the limits of these classes: they end at what a number can
+// hold. What all others admit is charged to all, also above the limits that are observed,
+// and the first refusal is counted as one that would have been. Accounts stay exact, and
+// credit is handed out above such a limit as it is after a limit was lowered (I1): its pool
+// is tight, and every decision about it is one on the exact sum.
 
 import (
+	"context"
+	"errors"
+	"log/slog"
+
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
-// noted is a refusal that has not been told yet: it may still be overridden.
+// noted is a refusal that may still be overridden.
 type noted struct {
 	refusal
 	by    *account // that refused, if it was one
-	asker peer.ID  // who asked, where that is known
+	asker peer.ID  // the peer that asked, where that is known
 	// holder is the name of the peer or subnet that holds too much, where that is the cause.
 	holder *scopeName
+	held   *amounts // by what refused, if somebody listens to the tracer
 }
 
-// note notes a refusal.
-func (st *stripe) note(why refusal, by *account) { st.why = noted{refusal: why, by: by} }
-
-// askedBy notes who asked for what was refused.
-func (why *noted) askedBy(r *request) {
+// note notes a refusal. It is valid until the stripe notes the next one.
+func (st *stripe) note(why refusal, r *request, by *account) *noted {
+	st.why = noted{refusal: why, by: by}
 	if r.asker != nil {
-		why.asker = r.asker.id
+		st.why.asker = r.asker.id
 	}
+	return &st.why
 }
+
+// holding keeps what the scope that refuses holds.
+func (why *noted) holding(use amounts) { why.held = &use }
 
 // refuse notes that an account refuses an item.
-func (st *stripe) refuse(r *request, a *account, it item, current int64) verdict {
-	name := &a.deny().name
-	st.refusedBy(*name, &a.use)
-	st.note(refusal{name, it.d, r.causeOf(st.engine, a, it, current), r.priority, current, it.n, a.limit()[it.d]}, a)
-	st.why.askedBy(r)
-	st.why.holder = r.holderOf(st.engine, a, it, st.why.cause)
-	return refused
+func (st *stripe) refuse(r *request, a *account, it item, current int64) *noted {
+	cause := r.causeOf(st.engine, a, it, current)
+	why := st.note(refusal{&a.deny().name, it.d, cause, r.priority, current, it.n, a.limit()[it.d]}, r, a)
+	why.holder = r.holderOf(st.engine, a, it, cause)
+	if st.trace != nil {
+		why.holding(a.use.amounts())
+	}
+	return why
+}
+
+// deny returns what the account has refused, with its name, and makes it where there is none.
+func (a *account) deny() *denied {
+	if a.denied == nil {
+		a.denied = &denied{name: a.name()}
+	}
+	return a.denied
+}
+
+// denied is what an account has refused, and its name, to which refusals point: it is
+// never written again.
+type denied struct {
+	name scopeName
+	denials
+}
+
+// denials counts requests that were refused, and that would have been if the limit
+// were not only observed, by what ran out.
+type denials struct{ refused, would dimCounts }
+
+// add adds those of o.
+func (n *denials) add(o *denials) {
+	n.refused.add(&o.refused)
+	n.would.add(&o.would)
+}
+
+// addOf adds what an account has refused, if it has.
+func (n *denials) addOf(a *account) {
+	if a.denied != nil {
+		n.add(&a.denied.denials)
+	}
 }
 
 // holderOf returns the name of the peer or subnet that holds too much of a limit, nil if
@@ -96,9 +145,8 @@ func (st *stripe) placeOf(why *noted) limitPlace {
 	return st.engine.limits.Load().placeOfPeer(why.scope.peer)
 }
 
-// refusal counts the refusal that is noted in st.why, and tells it as an error.
-func (st *stripe) refusal(asked askedScope, r *request) error {
-	why := &st.why
+// refusal counts a refusal, and returns it as an error.
+func (st *stripe) refusal(why *noted, asked askedScope, r *request) error {
 	k := why.scope.kind
 	asked.place = st.placeOf(why)
 	st.refusals[k][why.d]++
@@ -120,7 +168,7 @@ func (st *stripe) refusal(asked askedScope, r *request) error {
 		blocked[dimMemory] = addCapped(blocked[dimMemory], r.memory)
 	}
 	if st.trace != nil {
-		st.trace.blocked(st.refuser.name, r.delta(), why.d, &st.refuser.use)
+		st.trace.blocked(*why.scope, r.delta(), why.d, why.held)
 	}
 	if asked.num != 0 {
 		asked.name = why.holder
@@ -156,4 +204,76 @@ func (g *gate) placeOfSubnet(name *scopeName) limitPlace {
 		return placeOfName
 	}
 	return placeOfAll
+}
+
+// observations is what a stripe keeps of limits that are only observed.
+type observations struct {
+	// last is what would have refused the request that is being decided.
+	last     noted
+	counts   [numKinds]dimCounts
+	rationed rationCounts // those of counts that no limit itself would have refused
+	remarks  [numKinds]*remarks
+}
+
+// beyond reports whether a request that was not admitted is to be decided once more, without
+// the limits that are only observed. It is asked after each attempt.
+func (st *stripe) beyond(r *request, v verdict, why *noted) bool {
+	if v == undecided {
+		r.observed = 0 // it will be decided from anew
+		return false
+	}
+	observed := st.engine.observed.load()
+	if observed == 0 || r.observed != 0 || !observed.standIn(why.scope.kind) {
+		return false
+	}
+	st.observe(why)
+	r.observed = observed
+	return true
+}
+
+// observe keeps what would have refused.
+func (st *stripe) observe(why *noted) {
+	if st.observed == nil {
+		st.observed = new(observations)
+	}
+	st.observed.last = *why
+}
+
+// exceeded counts a request that was admitted beyond a limit.
+func (st *stripe) exceeded() {
+	o := st.observed
+	k, d := o.last.scope.kind, o.last.d
+	o.counts[k][d]++
+	o.rationed.count(&o.last.refusal)
+	if by := o.last.by; by != nil {
+		by.deny().would[d]++
+		o.last.by = nil
+	}
+	if st.engine.noting {
+		keepRemark(&o.remarks, &o.last)
+	}
+}
+
+// addWouldRefuse adds what would have been refused to counts by kind. The stripe's
+// lock is held.
+func (st *stripe) addWouldRefuse(to *[numKinds]dimCounts) {
+	if st.notes != nil && st.observed != nil {
+		for k := range to {
+			to[k].add(&st.observed.counts[k])
+		}
+	}
+}
+
+// logRefusal logs one refusal with its numbers, for people who debug. It is called without
+// locks, with what the caller gets.
+func logRefusal(err error) {
+	ctx := context.Background()
+	if !log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	var e *LimitError
+	if !errors.As(err, &e) {
+		return
+	}
+	log.LogAttrs(ctx, slog.LevelDebug, "refused", e.attrs()...)
 }

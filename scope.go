@@ -51,12 +51,21 @@ func (r *root) lockAgain(st *stripe) *stripe {
 	return st
 }
 
-// lockWith takes the locks of the tree's stripe and of another one.
-func (r *root) lockWith(to *stripe, all bool) (from *stripe) {
+// lockAs takes the lock of the stripe that the tree lies in, or every stripe's.
+func (r *root) lockAs(e *engine, g grip) *stripe {
+	if g == oneStripe {
+		return r.lock()
+	}
+	e.lockAll()
+	return r.at.Load()
+}
+
+// lockWith takes the locks of the tree's stripe and of another one, or every stripe's.
+func (r *root) lockWith(to *stripe, g grip) (from *stripe) {
 	for {
 		from = r.at.Load()
 		switch {
-		case all:
+		case g == allStripes:
 			to.engine.lockAll()
 			return r.at.Load()
 		case from == to:
@@ -71,12 +80,12 @@ func (r *root) lockWith(to *stripe, all bool) (from *stripe) {
 		if r.at.Load() == from {
 			return from
 		}
-		unlockBoth(from, to, false)
+		unlockBoth(from, to, oneStripe)
 	}
 }
 
-func unlockBoth(a, b *stripe, all bool) {
-	if all {
+func unlockBoth(a, b *stripe, g grip) {
+	if g == allStripes {
 		a.engine.unlockAll()
 		return
 	}
@@ -233,29 +242,29 @@ func (s *userScope) ReserveMemory(size int, priority uint8) error {
 		}
 		return nil
 	}
-	for all := false; ; all = true {
-		v, err := st.reserve(s, n, priority, all)
-		st.unlock(all)
-		if v == undecided {
-			st.engine.lockAll()
-			st = tree.at.Load()
-			continue
+	locked := true
+	err := decide(st.engine, nothing, func(g grip, _ fetched[struct{}]) (verdict, error) {
+		if !locked {
+			st = tree.lockAs(st.engine, g)
 		}
-		if size < 0 {
-			st.engine.reportBug("a negative size was to be reserved", "err", err)
-		}
-		if err != nil {
-			tellRefusal(err)
-		}
-		if st.engine.reporter != nil {
-			st.engine.reportMemory(size, err)
-		}
-		return err
+		locked = false
+		defer st.unlockAs(g)
+		return st.reserve(s, n, priority, g)
+	})
+	if size < 0 {
+		st.engine.reportBug("a negative size was to be reserved", "err", err)
 	}
+	if err != nil {
+		logRefusal(err)
+	}
+	if st.engine.reporter != nil {
+		st.engine.reportMemory(size, err)
+	}
+	return err
 }
 
 // reserve decides a reservation through the tree and its chain.
-func (st *stripe) reserve(s *userScope, n int64, priority uint8, all bool) (verdict, error) {
+func (st *stripe) reserve(s *userScope, n int64, priority uint8, g grip) (verdict, error) {
 	if err := s.openIn(st); err != nil {
 		return refused, err
 	}
@@ -264,13 +273,15 @@ func (st *stripe) reserve(s *userScope, n int64, priority uint8, all bool) (verd
 		return refused, &scopeError{s.name(), negativeSize(n)}
 	}
 	r := memoryRequest(st.engine.admission, n, priority)
+	r.grip = g
 	for {
-		v, err := st.checkTree(h, &r)
+		why, err := st.checkTree(h, &r)
 		if err != nil {
 			return refused, err
 		}
-		if v == admitted {
-			v = st.check(&h.tree.chain, &r, all)
+		v := refused
+		if why == nil {
+			v, why = st.check(&h.tree.chain, &r)
 		}
 		switch {
 		case v == admitted:
@@ -279,21 +290,22 @@ func (st *stripe) reserve(s *userScope, n int64, priority uint8, all bool) (verd
 				st.exceeded()
 			}
 			return v, nil
-		case st.beyond(&r, v):
+		case st.beyond(&r, v, why):
 			continue
 		case v == refused:
-			return v, st.refusal(s.asked(), &r)
+			return v, st.refusal(why, s.asked(), &r)
 		}
 		return v, nil
 	}
 }
 
-// checkTree decides a reservation for a holder and its owners.
-func (st *stripe) checkTree(h *holder, r *request) (verdict, error) {
+// checkTree returns the refusal of a reservation by a holder or one of its owners, nil if
+// there is none. An owner that is done is an error.
+func (st *stripe) checkTree(h *holder, r *request) (*noted, error) {
 	for x := h; x != nil; x = x.owner {
 		if !x.is(h.num) {
 			// A span may outlive its owner, but it gets nothing more (I5).
-			return refused, &scopeError{h.name(h.num), &scopeError{x.name(h.num), network.ErrResourceScopeClosed}}
+			return nil, &scopeError{h.name(h.num), &scopeError{x.name(h.num), network.ErrResourceScopeClosed}}
 		}
 		limit, bound := int64(math.MaxInt64), int64(math.MaxInt64)
 		if limits := x.limits(); limits != nil {
@@ -303,21 +315,22 @@ func (st *stripe) checkTree(h *holder, r *request) (verdict, error) {
 			bound = st.engine.admission.threshold(limit, r.weight)
 		}
 		if r.memory > bound-x.use {
-			st.traceRefuser(x)
-			name := x.name(h.num)
-			st.note(refusal{&name, dimMemory, CauseLimit, r.priority, x.use, r.memory, limit}, nil)
 			top := x
 			for top.owner != nil {
 				top = top.owner
 			}
-			if top.is(h.num) { // else the chain is somebody else's by now
+			if top.is(h.num) { // else the chain is that of another connection or stream by now
 				r.asker = h.tree.chain.peer()
 			}
-			st.why.askedBy(r)
-			return refused, nil
+			name := x.name(h.num)
+			why := st.note(refusal{&name, dimMemory, CauseLimit, r.priority, x.use, r.memory, limit}, r, nil)
+			if st.trace != nil {
+				why.holding(x.amounts())
+			}
+			return why, nil
 		}
 	}
-	return admitted, nil
+	return nil, nil
 }
 
 // change changes what a holder uses.
@@ -360,7 +373,7 @@ func (s *userScope) ReleaseMemory(size int) {
 // Stat gives what the scope holds.
 func (s *userScope) Stat() network.ScopeStat {
 	st := s.h.tree.lock()
-	defer st.unlock(false)
+	defer st.unlock()
 	if !s.live() {
 		return network.ScopeStat{}
 	}
@@ -440,7 +453,7 @@ func (h *holder) finish(st *stripe) {
 // that is done, or of a span whose owner is and that has none of its own.
 func (s *userScope) Limit() Limit {
 	st := s.h.tree.lock()
-	defer st.unlock(false)
+	defer st.unlock()
 	var l BaseLimit
 	if limits := s.h.limits(); limits != nil && s.live() {
 		l = limits.baseLimit()
@@ -452,10 +465,10 @@ func (s *userScope) Limit() Limit {
 func (s *userScope) SetLimit(limit Limit) {
 	st := s.h.tree.lock()
 	name := s.name()
-	st.unlock(false)
+	st.unlock()
 	if a, ok := st.engine.readLimit(&name, limit); ok {
 		st := s.h.tree.lock()
-		defer st.unlock(false)
+		defer st.unlock()
 		if s.live() {
 			s.h.limit = a
 		}

@@ -191,12 +191,12 @@ func (m *Manager) catchUp(b *limitBook, late living) {
 			continue
 		}
 		st := m.stripeOf(id)
-		st.lock(false)
+		st.lock()
 		// By another book that is in force by now it has been, or is being, renewed.
 		if ps := st.peers[id]; ps != nil && !ps.sticky && m.limits.Load() == b {
 			ps.ready = f.limits
 		}
-		st.unlock(false)
+		st.unlock()
 	}
 }
 
@@ -207,14 +207,14 @@ func (s *userScope) ResetLimit() {
 	e.reportUnreset(decide(e, func(b *limitBook) (f fetched[openingLimits], err error) {
 		st := h.tree.lock()
 		owner, live := h.tree.chain.peer(), s.live()
-		st.unlock(false)
+		st.unlock()
 		if live {
 			f, err = b.fetchOpening(owner.id, false)
 		}
 		return f, err
-	}, func(_ bool, f fetched[openingLimits]) (verdict, error) {
+	}, func(_ grip, f fetched[openingLimits]) (verdict, error) {
 		st := h.tree.lock()
-		defer st.unlock(false)
+		defer st.unlock()
 		var limit *amounts
 		switch {
 		case !s.live():
@@ -242,9 +242,9 @@ func (e *engine) reportUnreset(err error) {
 // ResetLimit takes back what SetLimit has set.
 func (ps *peerScope) ResetLimit() {
 	e := ps.st.engine
-	e.reportUnreset(decide(e, fetchPeer(ps.id), func(_ bool, f fetched[*amounts]) (verdict, error) {
-		st, a, _ := ps.enter(true, false)
-		defer st.exit(false)
+	e.reportUnreset(decide(e, fetchPeer(ps.id), func(_ grip, f fetched[*amounts]) (verdict, error) {
+		st, a, _ := ps.enter(oneStripe)
+		defer st.exit(oneStripe)
 		limit := e.peerLimit(ps.id, f)
 		if limit == nil {
 			return unknown, nil
@@ -260,9 +260,9 @@ func (p *pool) ResetLimit() {
 	e := p.engine
 	e.reportUnreset(decide(e, func(b *limitBook) (fetched[sharedLimits], error) {
 		return b.fetchShared(p.kind, p.name)
-	}, func(_ bool, f fetched[sharedLimits]) (verdict, error) {
-		st, a, _ := p.enter(true, true)
-		defer st.exit(true)
+	}, func(_ grip, f fetched[sharedLimits]) (verdict, error) {
+		st, a, _ := p.enter(allStripes)
+		defer st.exit(allStripes)
 		now, book := a.share.pool, e.limits.Load()
 		if now.kind <= KindAllowlistedTransient {
 			e.dir.stick(now, false)

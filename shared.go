@@ -10,18 +10,20 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 )
 
-// place is a scope on which memory can be reserved directly, and from which
+// directScope is a scope on which memory can be reserved directly, and from which
 // spans begin.
-type place interface {
-	// enter takes the lock of a stripe in which the scope stands, and returns the stripe
-	// with its account and chain there; stripe.exit ends that. With home, it is the stripe
-	// where direct reservations are kept.
-	enter(home, all bool) (*stripe, *account, chain)
+type directScope interface {
+	// enter takes the lock of the stripe where direct reservations are kept, or every
+	// stripe's, and returns that stripe with the scope's account and chain there;
+	// stripe.exit ends that.
+	enter(g grip) (*stripe, *account, chain)
+	// enterAny is enter for any one stripe in which the scope stands.
+	enterAny() (*stripe, *account, chain)
 	scope() scopeName
 	manager() *engine
 }
 
-func reserveAt(pl place, size int, priority uint8) error {
+func reserveAt(pl directScope, size int, priority uint8) error {
 	e := pl.manager()
 	if size < 0 {
 		err := &scopeError{pl.scope(), negativeSize(size)}
@@ -29,39 +31,38 @@ func reserveAt(pl place, size int, priority uint8) error {
 		return err
 	}
 	r := memoryRequest(e.admission, int64(size), priority)
-	for all := false; ; all = true {
-		st, a, c := pl.enter(true, all)
-		v, err := st.takeDirect(a, &c, &r, all)
-		st.exit(all)
-		if v == undecided {
-			continue
-		}
-		if err != nil {
-			tellRefusal(err)
-		}
-		if e.reporter != nil {
-			e.reportMemory(size, err)
-		}
-		return err
+	err := decide(e, nothing, func(g grip, _ fetched[struct{}]) (verdict, error) {
+		st, a, c := pl.enter(g)
+		defer st.exit(g)
+		r.grip = g
+		return st.takeDirect(a, &c, &r)
+	})
+	if err != nil {
+		logRefusal(err)
 	}
+	if e.reporter != nil {
+		e.reportMemory(size, err)
+	}
+	return err
 }
 
-func (st *stripe) takeDirect(a *account, c *chain, r *request, all bool) (v verdict, err error) {
+func (st *stripe) takeDirect(a *account, c *chain, r *request) (verdict, error) {
 	if st.closed {
 		return refused, errClosed
 	}
-	switch v = st.take(c, r, all); v {
+	v, why := st.take(c, r)
+	switch v {
 	case admitted:
 		a.own += r.memory
 	case refused:
 		name := a.name()
-		err = st.refusal(askedScope{name: &name}, r)
+		return v, st.refusal(why, askedScope{name: &name}, r)
 	}
-	return v, err
+	return v, nil
 }
 
-func releaseAt(pl place, size int) {
-	st, a, c := pl.enter(true, false)
+func releaseAt(pl directScope, size int) {
+	st, a, c := pl.enter(oneStripe)
 	n := max(0, min(int64(size), a.own)) // I6
 	if n > 0 {
 		a.own -= n
@@ -73,18 +74,18 @@ func releaseAt(pl place, size int) {
 		st.enqueue(a)
 	}
 	excess := int64(size) - n
-	st.exit(false)
+	st.exit(oneStripe)
 	if excess != 0 {
 		st.engine.reportRelease(pl.scope(), excess)
 	}
 }
 
 // beginSpanAt opens a span with the number that the scope's account gives it.
-func beginSpanAt(pl place, number func(*account, *chain) uint32) (network.ResourceScopeSpan, error) {
+func beginSpanAt(pl directScope, number func(*account, *chain) uint32) (network.ResourceScopeSpan, error) {
 	span := &rootSpan{}
 	span.h, span.tree = &span.holder, &span.root
-	st, a, c := pl.enter(false, false)
-	defer st.exit(false)
+	st, a, c := pl.enterAny()
+	defer st.exit(oneStripe)
 	if st.closed {
 		return nil, errClosed
 	}
@@ -236,7 +237,9 @@ func (ps *peerScope) dropPair(pr *pair) {
 	*at = pr.next
 }
 
-func (ps *peerScope) enter(_, all bool) (*stripe, *account, chain) {
+func (ps *peerScope) enterAny() (*stripe, *account, chain) { return ps.enter(oneStripe) }
+
+func (ps *peerScope) enter(g grip) (*stripe, *account, chain) {
 	st := ps.st
 	var now *peerScope
 	var last *amounts
@@ -246,11 +249,11 @@ func (ps *peerScope) enter(_, all bool) (*stripe, *account, chain) {
 			limit = fetched[*amounts]{b, last} // as it was when it was last heard of
 		}
 		return limit, nil
-	}, func(_ bool, limit fetched[*amounts]) (verdict, error) {
-		st.lock(all)
+	}, func(_ grip, limit fetched[*amounts]) (verdict, error) {
+		st.lockAs(g)
 		if now = st.current(ps, limit); now == nil {
 			last = ps.limit()
-			st.unlock(all)
+			st.unlockAs(g)
 			return unknown, nil
 		}
 		return admitted, nil // and locked
@@ -285,16 +288,16 @@ func (ps *peerScope) BeginSpan() (network.ResourceScopeSpan, error) {
 
 // Stat gives what the peer holds.
 func (ps *peerScope) Stat() network.ScopeStat {
-	_, a, _ := ps.enter(true, false)
-	defer ps.st.exit(false)
+	_, a, _ := ps.enter(oneStripe)
+	defer ps.st.exit(oneStripe)
 	use := a.use.amounts()
 	return use.stat()
 }
 
 // Limit gives a copy of the limit in force.
 func (ps *peerScope) Limit() Limit {
-	_, a, _ := ps.enter(true, false)
-	defer ps.st.exit(false)
+	_, a, _ := ps.enter(oneStripe)
+	defer ps.st.exit(oneStripe)
 	l := a.limit().baseLimit()
 	return &l
 }
@@ -306,18 +309,20 @@ func (ps *peerScope) SetLimit(limit Limit) {
 	if !ok {
 		return
 	}
-	_, a, _ := ps.enter(true, false)
-	defer ps.st.exit(false)
+	_, a, _ := ps.enter(oneStripe)
+	defer ps.st.exit(oneStripe)
 	a.ready = l
 	a.sticky = true
 }
 
-func (p *pool) enter(home, all bool) (*stripe, *account, chain) {
-	st := p.home
-	if !home {
-		st = p.engine.anyStripe()
-	}
-	st.awake()
+func (p *pool) enter(g grip) (*stripe, *account, chain) { return p.enterAt(p.home.awake(), g) }
+
+func (p *pool) enterAny() (*stripe, *account, chain) {
+	return p.enterAt(p.engine.anyStripe(), oneStripe)
+}
+
+// enterAt is enter in one stripe, which is ready for use.
+func (p *pool) enterAt(st *stripe, g grip) (*stripe, *account, chain) {
 	var sh *share
 	_ = decide(p.engine, func(b *limitBook) (fetched[sharedLimits], error) {
 		limits, err := b.fetchShared(p.kind, p.name)
@@ -325,10 +330,10 @@ func (p *pool) enter(home, all bool) (*stripe, *account, chain) {
 			limits = fetched[sharedLimits]{by: b} // as they were when they were last heard of
 		}
 		return limits, nil
-	}, func(_ bool, limits fetched[sharedLimits]) (verdict, error) {
-		st.lock(all)
+	}, func(_ grip, limits fetched[sharedLimits]) (verdict, error) {
+		st.lockAs(g)
 		if sh = st.shareOf(p, limits); sh == nil {
-			st.unlock(all)
+			st.unlockAs(g)
 			return unknown, nil
 		}
 		return admitted, nil // and locked
@@ -370,16 +375,16 @@ func (p *pool) BeginSpan() (network.ResourceScopeSpan, error) {
 
 // Stat gives what the scope holds, over all stripes at one instant.
 func (p *pool) Stat() network.ScopeStat {
-	st, a, _ := p.enter(true, true)
-	defer st.exit(true)
+	st, a, _ := p.enter(allStripes)
+	defer st.exit(allStripes)
 	used := a.share.pool.used()
 	return used.stat()
 }
 
 // Limit gives a copy of the limit in force.
 func (p *pool) Limit() Limit {
-	st, a, _ := p.enter(true, false)
-	defer st.exit(false)
+	st, a, _ := p.enter(oneStripe)
+	defer st.exit(oneStripe)
 	l := a.limit().baseLimit()
 	return &l
 }
@@ -391,8 +396,8 @@ func (p *pool) SetLimit(limit Limit) {
 	if !ok {
 		return
 	}
-	st, a, _ := p.enter(true, true)
-	defer st.exit(true)
+	st, a, _ := p.enter(allStripes)
+	defer st.exit(allStripes)
 	a.share.pool.setLimit(*l)
 	p.engine.dir.stick(a.share.pool, true)
 }

@@ -403,8 +403,8 @@ func TestOthersGetTheLockWhilePeersAreVisited(t *testing.T) {
 		switch {
 		case visited == 0:
 			waits.Go(func() {
-				st.lock(false)
-				defer st.unlock(false)
+				st.lock()
+				defer st.unlock()
 				when = visited
 			})
 			waitForLockIn(t, "(*stripe).lock")

@@ -68,7 +68,7 @@ func (s *streamScope) ServiceScope() network.ServiceScope {
 // pool gives the protocol or service, nil where there is none yet.
 func (s *streamScope) pool(slot int, k Kind) *pool {
 	st := s.h.tree.lock()
-	defer st.unlock(false)
+	defer st.unlock()
 	if a := s.h.tree.chain.at[slot]; s.live() && a != nil && a.kind == k {
 		return a.share.pool
 	}
@@ -81,7 +81,7 @@ func (s *streamScope) SetProtocol(proto protocol.ID) error {
 	err := s.attach(KindProtocol, string(proto))
 	e := s.peer.st.engine
 	if err != nil {
-		tellRefusal(err)
+		logRefusal(err)
 	} else if e.leaks != nil {
 		e.leaks.moved(&s.userScope, func(r *openRecord) { r.protocol = string(proto) })
 	}
@@ -96,7 +96,7 @@ func (s *streamScope) SetService(svc string) error {
 	err := s.attach(KindService, svc)
 	e := s.peer.st.engine
 	if err != nil {
-		tellRefusal(err)
+		logRefusal(err)
 	} else if e.leaks != nil {
 		e.leaks.moved(&s.userScope, func(r *openRecord) { r.service = svc })
 	}
@@ -117,17 +117,14 @@ func (s *streamScope) attach(kind Kind, name string) error {
 		st.mu.Unlock()
 		return nil
 	}
-	locked := true
+	lock := firstLock{st, true}
 	var fresh *pool
 	return decide(st.engine, func(*limitBook) (f fetched[sharedLimits], err error) {
 		fresh, err = st.engine.newPool(kind, name)
 		return f, err
-	}, func(all bool, _ fetched[sharedLimits]) (verdict, error) {
-		if !locked {
-			st.lock(all)
-		}
-		locked = false
-		defer st.unlock(all)
+	}, func(g grip, _ fetched[sharedLimits]) (verdict, error) {
+		lock.take(g)
+		defer st.unlockAs(g)
 		if err := s.mayAttach(st, kind, slot, name); err != nil {
 			return refused, err
 		}
@@ -139,7 +136,7 @@ func (s *streamScope) attach(kind Kind, name string) error {
 			}
 			pr = st.pair(s.peer, sh)
 		}
-		v, err := s.attachLocked(st, pr, slot, all)
+		v, err := s.attachLocked(st, pr, slot, g)
 		if v != admitted {
 			st.enqueue(&pr.account) // it may have been made for this
 		}
@@ -188,14 +185,14 @@ func (s *streamScope) attachReady(st *stripe, kind Kind, slot int, name string) 
 	return true
 }
 
-func (s *streamScope) attachLocked(st *stripe, pr *pair, slot int, all bool) (verdict, error) {
+func (s *streamScope) attachLocked(st *stripe, pr *pair, slot int, g grip) (verdict, error) {
 	var place chain
 	place.at[slot-pairsBefore], place.at[slot] = &pr.account, &pr.share.account
 	total := s.h.total()
-	total.sharedFirst = true
-	switch v := st.take(&place, &total, all); v {
+	total.grip, total.sharedFirst = g, true
+	switch v, why := st.take(&place, &total); v {
 	case refused:
-		return v, st.refusal(s.asked(), &total)
+		return v, st.refusal(why, s.asked(), &total)
 	case undecided:
 		return v, nil
 	}

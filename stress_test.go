@@ -420,7 +420,7 @@ func TestALockIsTakenWhereTheTreeLiesNow(t *testing.T) {
 				if st != tree.at.Load() {
 					t.Error("the lock of a stripe that the connection has left")
 				}
-				st.unlock(false)
+				st.unlock()
 			})
 		}
 		runtime.Gosched()

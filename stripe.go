@@ -68,12 +68,10 @@ type stripe struct {
 
 // notes is what a stripe notes and counts besides its accounts.
 type notes struct {
-	// why says what the last refusal was, until it has been told.
-	why     noted
+	why     noted              // room for the refusal that is noted
 	remarks [numKinds]*remarks // what the log will say
 	// observed is nil until a limit that is only observed would have refused.
 	observed *observations
-	refuser  refuser // who refused last, if somebody listens
 
 	// What metrics read. An addition under a lock that is held anyway.
 	engineCounts
@@ -159,21 +157,37 @@ func (st *stripe) newID() int64 {
 	return st.nextID
 }
 
-// lock takes the stripe's lock, or with all every stripe's, in order (I8).
-func (st *stripe) lock(all bool) {
-	if all {
+func (st *stripe) lock()   { st.mu.Lock() }
+func (st *stripe) unlock() { st.mu.Unlock() }
+
+// lockAs takes the stripe's lock, or every stripe's, in order (I8).
+func (st *stripe) lockAs(g grip) {
+	if g == allStripes {
 		st.engine.lockAll()
 	} else {
 		st.mu.Lock()
 	}
 }
 
-func (st *stripe) unlock(all bool) {
-	if all {
+func (st *stripe) unlockAs(g grip) {
+	if g == allStripes {
 		st.engine.unlockAll()
-		return
+	} else {
+		st.mu.Unlock()
 	}
-	st.mu.Unlock()
+}
+
+// firstLock is a stripe that may be locked already when its lock is to be taken first.
+type firstLock struct {
+	st   *stripe
+	held bool
+}
+
+func (l *firstLock) take(g grip) {
+	if !l.held {
+		l.st.lockAs(g)
+	}
+	l.held = false
 }
 
 // unref drops a reference and queues the account if nothing else holds it.
@@ -373,17 +387,6 @@ func (dir *directory) list() []*pool {
 	return pools
 }
 
-// maxIdle bounds the holders that a stripe keeps for streams that come next.
-const maxIdle = 64
-
-// number gives a connection or stream its number, once.
-func (st *stripe) number(h *holder) {
-	if h.num == 0 {
-		h.num = st.newID()
-		st.traceOpening(h)
-	}
-}
-
 // peersAtOnce bounds the peers that are looked at under one lock.
 const peersAtOnce = 256
 
@@ -391,14 +394,14 @@ const peersAtOnce = 256
 // maybe others, under the stripe's lock, which is let go in between: a map may
 // change while it is ranged over.
 func (st *stripe) eachPeer(f func(*peerScope)) {
-	st.lock(false)
-	defer st.unlock(false)
+	st.lock()
+	defer st.unlock()
 	n := 0
 	for _, ps := range st.peers {
 		f(ps)
 		if n++; n%peersAtOnce == 0 {
-			st.unlock(false)
-			st.lock(false)
+			st.unlock()
+			st.lock()
 		}
 	}
 }

@@ -40,36 +40,16 @@ func (st *stripe) traceHeld(h *holder, r *request, tell func(*tracer, scopeName,
 	tell(st.trace, h.name(h.num), r.delta(), &use)
 }
 
-// refuser is who refused last, for the tracer alone.
-type refuser struct {
-	name scopeName
-	use  amounts
-}
-
-// refusedBy notes who refused.
-func (st *stripe) refusedBy(name scopeName, use *held) {
-	if st.trace != nil {
-		st.refuser = refuser{name, use.amounts()}
-	}
-}
-
-// traceRefuser notes that a holder refused.
-func (st *stripe) traceRefuser(h *holder) {
-	if st.trace != nil {
-		st.refuser = refuser{h.name(h.num), h.amounts()}
-	}
-}
-
-// traceGate tells of a refusal by a gate: of a connection that will not be, or of
-// one that wanted to move to its peer.
-func (st *stripe) traceGate(h *holder, why *LimitError) {
-	st.lock(false)
-	defer st.unlock(false)
-	st.number(h)
-	total := h.total()
+// traceGate tells of a refusal by a gate: of a connection that will not be, or of one that
+// was to move to its peer.
+func (st *stripe) traceGate(o *opening, why *LimitError) {
+	st.lock()
+	defer st.unlock()
+	st.number(o)
+	total := o.total()
 	st.trace.blocked(*why.why.scope, total.delta(), why.why.d, &amounts{})
-	if h.tree == nil { // it is no scope yet
-		st.traceNotOpened(h)
+	if !o.moves {
+		st.traceNotOpened(o)
 	}
 }
 
@@ -86,24 +66,24 @@ func (st *stripe) traceSpan(h *holder) {
 }
 
 // traceOpening tells of a connection or stream that is to be opened.
-func (st *stripe) traceOpening(h *holder) {
+func (st *stripe) traceOpening(o *opening) {
 	if st.trace != nil {
-		st.trace.created(h.name(h.num), *h.limit)
+		st.trace.created(o.name(), *o.limit)
 	}
 }
 
 // traceOpened tells that a connection or stream holds what it asked for.
-func (st *stripe) traceOpened(h *holder, r *request) {
+func (st *stripe) traceOpened(o *opening, r *request) {
 	if st.trace != nil {
 		use := r.amounts()
-		st.trace.granted(h.name(h.num), r.delta(), &use)
+		st.trace.granted(o.name(), r.delta(), &use)
 	}
 }
 
 // traceNotOpened tells of a connection or stream that was refused.
-func (st *stripe) traceNotOpened(h *holder) {
+func (st *stripe) traceNotOpened(o *opening) {
 	if st.trace != nil {
-		st.trace.destroyed(h.name(h.num))
+		st.trace.destroyed(o.name())
 	}
 }
 

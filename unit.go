@@ -62,10 +62,10 @@ func (a *account) hasUnit(u unit) bool {
 
 // openReady opens a connection or stream that costs nothing but itself, where that is
 // at hand everywhere, in the standard scopes; if not, it changes nothing.
-func (st *stripe) openReady(h *holder, c *chain) bool {
-	u, ps := h.unit, c.peer()
+func (st *stripe) openReady(o *opening) bool {
+	u, ps := o.unit, o.chain.peer()
 	transient, system := st.fixed[KindTransient], st.fixed[KindSystem]
-	if !st.plain || h.use != 0 || !u.within(h.limit) || ps != nil && !ps.hasUnit(u) {
+	if !st.plain || o.cost != 0 || !u.within(o.limit) || ps != nil && !ps.hasUnit(u) {
 		return false
 	}
 	one, other := transient.lackingUnit(u), system.lackingUnit(u)
@@ -82,10 +82,10 @@ func (st *stripe) openReady(h *holder, c *chain) bool {
 	}
 	transient.use.addUnit(u)
 	system.use.addUnit(u)
-	c.stand(transient, system)
-	countTransient(c, u.dir, 1)
-	if h.num == 0 {
-		h.num = st.newID()
+	o.chain.stand(transient, system)
+	countTransient(&o.chain, u.dir, 1)
+	if o.num == 0 {
+		o.num = st.newID()
 	}
 	return true
 }

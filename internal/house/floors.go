@@ -54,6 +54,7 @@ var floors = []floor{
 	{engine, "accounts and decides", []room{
 		{"engine.go", "what decides: stripes, shared scopes, limits in force"},
 		{"stripe.go", "a lock and all that lies under it"},
+		{"opening.go", "what is to be opened, before it is; holders that serve again"},
 		{"scope.go", "trees of holders: connections, streams and spans"},
 		{"shared.go", "peers, services, protocols and the four scopes that are always there, as scopes themselves"},
 		{"account.go", "what one scope, or a stripe's share of it, uses and may use"},
@@ -61,8 +62,7 @@ var floors = []floor{
 		{"chain.go", "one operation: check all accounts of its chain, then charge all"},
 		{"unit.go", "connections and streams as they are counted, and the shortest ways to open, move and end them"},
 		{"memory.go", "reserving and releasing memory: the shortest way through a chain"},
-		{"refusing.go", "a refusal: noted, counted, and returned as an error"},
-		{"observe.go", "limits that refuse nothing: what they would have refused"},
+		{"refusing.go", "a refusal: noted, observed only or counted, returned as an error, logged"},
 		{"reap.go", "collecting what is unused"},
 		{"ration.go", "how much of a limit a request may fill, for the sake of others"},
 		{"fairshare.go", "what the subnets hold of what all share"},

@@ -10,30 +10,36 @@
 package main
 
 import (
-	"flag"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
+
+	"github.com/weir-p2p/rcmgr/internal/cmdline"
 )
 
 const document = "CONTRIBUTING.md"
 
+// settings are what the command line says.
+type settings struct{ write, names bool }
+
+func chosen(args []string) (s settings, err error) {
+	l := cmdline.New("house")
+	l.Bool(&s.write, "write", "write the tables of "+document)
+	l.Bool(&s.names, "names", "print what each file names of each other one")
+	return s, l.Parse(args)
+}
+
 func main() {
-	write := flag.Bool("write", false, "write the tables of "+document)
-	names := flag.Bool("names", false, "print what each file names of each other one")
-	flag.Parse()
-	if flag.NArg() > 0 {
-		fmt.Fprintln(os.Stderr, "house takes no arguments")
-		os.Exit(2)
-	}
-	if err := run(*write, *names); err != nil {
+	s, err := chosen(os.Args[1:])
+	cmdline.ExitOn("house", err)
+	if err := run(s); err != nil {
 		fmt.Fprintln(os.Stderr, "house:", err)
 		os.Exit(1)
 	}
 }
 
-func run(write, names bool) error {
+func run(s settings) error {
 	files, g, err := readPackage(".")
 	if err != nil {
 		return err
@@ -43,12 +49,12 @@ func run(write, names bool) error {
 	for _, fault := range h.faults() {
 		fmt.Println(fault)
 	}
-	if names {
+	if s.names {
 		for _, a := range g.sorted() {
 			fmt.Printf("%s\t%s\t%s\n", a.from, a.to, strings.Join(g[a], " "))
 		}
 	}
-	if !write {
+	if !s.write {
 		return nil
 	}
 	text, err := os.ReadFile(document)

@@ -1,0 +1,120 @@
+package rcmgr
+
+// What a connection or stream is before it is open: a value that is checked, charged and
+// then becomes a holder. Holders serve again and again: those of streams wait in their
+// stripe, those of connections on their processor.
+
+// opening is a connection or stream that is to be opened, or a connection that is to move.
+type opening struct {
+	kind Kind
+	unit
+	limit  *amounts    // of the connection or stream itself
+	cost   int64       // bytes that it holds by itself
+	num    int64       // of the connection or stream; 0 until it has one
+	marks  mark        // of a connection
+	subnet *neighbours // that a connection counts for; may be nil
+	moves  bool        // it is open
+	chain  chain       // the accounts that it stands on
+}
+
+// total is everything that it asks for.
+func (o *opening) total() request {
+	r := o.whole(o.cost)
+	r.near = o.subnet
+	return r
+}
+
+func (o *opening) name() scopeName { return scopeName{kind: o.kind, num: o.num} }
+
+// number gives a connection or stream its number, once.
+func (st *stripe) number(o *opening) {
+	if o.num == 0 {
+		o.num = st.newID()
+		st.traceOpening(o)
+	}
+}
+
+// checkOpening returns the refusal by the limit of the connection or stream itself, nil if
+// that admits it.
+func (st *stripe) checkOpening(o *opening, r *request) *noted {
+	if r.fits(o.limit) {
+		return nil
+	}
+	items, n := r.list()
+	for _, it := range items[:n] {
+		if it.n > o.limit[it.d] && !r.observed.has(o.kind) {
+			name := o.name()
+			why := st.note(refusal{&name, it.d, CauseLimit, r.priority, 0, it.n, o.limit[it.d]}, r, nil)
+			if st.trace != nil {
+				why.holding(amounts{})
+			}
+			return why
+		}
+	}
+	return nil
+}
+
+// refuseOpening returns as an error why a connection or stream will not be.
+func (st *stripe) refuseOpening(why *noted, o *opening, r *request) error {
+	err := st.refusal(why, askedScope{num: o.num, kind: o.kind}, r)
+	st.traceNotOpened(o)
+	return err
+}
+
+// maxIdle bounds the holders that a stripe keeps for streams that come next.
+const maxIdle = 64
+
+// begin gives a stream that was admitted a holder, one that was used before where there is
+// one.
+func (st *stripe) begin(o *opening) (h *holder) {
+	if last := len(st.idle) - 1; last >= 0 {
+		h, st.idle = st.idle[last], st.idle[:last]
+		h.become(o)
+	}
+	return h
+}
+
+// start makes t a holder for connections or streams, in a stripe. Its kind never changes:
+// a handle from before can still be told a name.
+func (t *top) start(k Kind, st *stripe) *holder {
+	t.kind, t.role, t.tree = k, leaf, &t.root
+	t.at.Store(st)
+	return &t.holder
+}
+
+// become makes h what was admitted. One store per field: assigning the whole would run the
+// bulk write barrier.
+func (h *holder) become(o *opening) {
+	h.limit, h.use, h.num = o.limit, o.cost, o.num
+	h.spans, h.unit, h.done, h.marks = 0, o.unit, false, o.marks
+	at := &h.tree.chain.at
+	at[slotPeer], at[slotTransient], at[slotSystem] = o.chain.at[slotPeer], o.chain.at[slotTransient], o.chain.at[slotSystem]
+}
+
+// lockIdle returns a holder that waits for a connection, and the stripe in which it lies,
+// locked. Mostly it is that of the connection that was done last on this processor, whose
+// stripe is what this processor has touched last. If that stripe's lock is taken, two
+// processors would meet there again and again: then it is a new holder in the next stripe,
+// if there is one, and the other is garbage. A caller that does not use the holder puts it
+// back.
+func (e *engine) lockIdle() (*holder, *stripe) {
+	h, ok := e.idleConns.Get().(*holder)
+	if !ok {
+		h = newConnHolder(e.anyStripe())
+	}
+	st := h.tree.at.Load() // where it stays: while it waits, it does not move
+	if st.mu.TryLock() {
+		return h, st
+	}
+	if next := &e.stripes[(st.index+1)&(len(e.stripes)-1)]; next != st {
+		h, st = newConnHolder(next.awake()), next
+	}
+	st.mu.Lock()
+	return h, st
+}
+
+func newConnHolder(st *stripe) *holder {
+	c := &topConn{}
+	c.conn = &c.of
+	return c.start(KindConn, st)
+}

@@ -376,35 +376,55 @@ func bucketEntries(t testing.TB, s *subnets) (n int) {
 func checkRecords(t testing.TB, s *subnets) {
 	t.Helper()
 	for i := range s.all() {
-		st := &s.all()[i]
-		table := &st.mu.table
-		n, busy, owing := 0, 0, 0
-		for i := range table.slots {
-			rec := &table.slots[i]
-			if !rec.used() {
-				require.Zero(t, *rec)
-				continue
-			}
-			n++
-			l := st.byID[rec.id-1]
-			prefix := subnet{l, rec.key}.prefix()
-			_, at := table.find(rec.key, rec.id)
-			require.Equal(t, i, at, prefix)
-			require.Equal(t, rec.key.cut(l.host), rec.key)
-			require.Same(t, st, s.stripeOf(rec.key.cut(s.families[familyOf(prefix.Addr())].widest)))
-			require.False(t, rec.conns == 0 && rec.fullAt == 0, "%s is kept for nothing", prefix)
-			require.True(t, rec.conns >= 0 && int64(rec.conns) <= l.conns)
-			if rec.conns > 0 {
-				busy++
-			}
-			if rec.fullAt != 0 {
-				owing++
-			}
+		if err := brokenRecords(s, &s.all()[i]); err != nil {
+			t.Fatalf("stripe %d: %v", i, err)
 		}
-		require.Equal(t, []int{n, busy, owing}, []int{table.n, st.mu.busy, st.mu.owing})
-		require.True(t, len(table.slots) <= leastSlots || 8*n >= len(table.slots), "%d records in %d places", n, len(table.slots))
-		require.LessOrEqual(t, 4*n, 3*len(table.slots))
 	}
+}
+
+// brokenRecords returns what is wrong with the records of one stripe. It is asked after
+// every step of random tests, so it compares without reflection.
+func brokenRecords(s *subnets, st *subnetStripe) error {
+	table := &st.mu.table
+	n, busy, owing := 0, 0, 0
+	for i := range table.slots {
+		rec := &table.slots[i]
+		if !rec.used() {
+			if *rec != (subnetRecord{}) {
+				return fmt.Errorf("an empty place has %+v", *rec)
+			}
+			continue
+		}
+		n++
+		l := st.byID[rec.id-1]
+		prefix := subnet{l, rec.key}.prefix()
+		_, at := table.find(rec.key, rec.id)
+		switch widest := s.families[familyOf(prefix.Addr())].widest; {
+		case at != i:
+			return fmt.Errorf("%s lies in place %d, and is found in %d", prefix, i, at)
+		case rec.key.cut(l.host) != rec.key:
+			return fmt.Errorf("%s is kept by a longer key: %+v", prefix, rec.key)
+		case s.stripeOf(rec.key.cut(widest)) != st:
+			return fmt.Errorf("%s belongs to another stripe", prefix)
+		case rec.conns == 0 && rec.fullAt == 0:
+			return fmt.Errorf("%s is kept for nothing", prefix)
+		case rec.conns < 0 || int64(rec.conns) > l.conns:
+			return fmt.Errorf("%s has %d connections of %d", prefix, rec.conns, l.conns)
+		}
+		if rec.conns > 0 {
+			busy++
+		}
+		if rec.fullAt != 0 {
+			owing++
+		}
+	}
+	switch {
+	case n != table.n || busy != st.mu.busy || owing != st.mu.owing:
+		return fmt.Errorf("%d records, %d busy, %d owing; counted are %d, %d and %d", n, busy, owing, table.n, st.mu.busy, st.mu.owing)
+	case len(table.slots) > leastSlots && 8*n < len(table.slots), 4*n > 3*len(table.slots):
+		return fmt.Errorf("%d records in %d places", n, len(table.slots))
+	}
+	return nil
 }
 
 // requireNoRecords checks that nothing is kept of any subnet, nor much room for it.

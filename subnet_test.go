@@ -144,14 +144,16 @@ func TestSubnetsCountLikeOneMap(t *testing.T) {
 		for step := range 300 {
 			if len(open) > 0 && rng.IntN(5) < 2 {
 				leave(rng.IntN(len(open)))
-				continue
-			}
-			addr := randomAddr(rng)
-			wantBlocked, wantLimit, want := m.add(addr)
-			pass, blocked, limit, ok := s.try(addr, 0)
-			require.Equal(t, []any{wantBlocked, wantLimit, want}, []any{blocked, limit, ok}, "step %d: add %s to %+v", step, addr, cfg)
-			if ok {
-				open = append(open, opened{addr, pass})
+			} else {
+				addr := randomAddr(rng)
+				wantBlocked, wantLimit, want := m.add(addr)
+				pass, blocked, limit, ok := s.try(addr, 0)
+				if blocked != wantBlocked || limit != wantLimit || ok != want {
+					t.Fatalf("step %d: add %s to %+v: %v %d %v, expected %v %d %v", step, addr, cfg, blocked, limit, ok, wantBlocked, wantLimit, want)
+				}
+				if ok {
+					open = append(open, opened{addr, pass})
+				}
 			}
 			checkRecords(t, s)
 		}

@@ -286,7 +286,7 @@ func TestAllocations(t *testing.T) {
 
 // The limits that are to be tight are: nothing in the workloads is decided otherwise
 // than on the exact sum. There are so many stripes on two processors.
-func TestTightLimitsAreTight(t *testing.T) {
+func TestTheTightLimitsOfBenchmarksAreTight(t *testing.T) {
 	for _, w := range workloads {
 		m := oursWithStripes(t, w.limits.Build(tightLimits()), 8)
 		loadBallast(t, m, benchLimits[2].ballast)
@@ -314,7 +314,7 @@ func TestTightLimitsAreTight(t *testing.T) {
 //	CGO_ENABLED=0 go test -tags valgrind -c -o rcmgr.test .
 //	GOMAXPROCS=1 GOGC=off GODEBUG=asyncpreemptoff=1 valgrind --tool=callgrind ./rcmgr.test \
 //		-test.run '^$' -test.bench 'HotPath/limits=far/work=memory$/procs=1/impl=ours$' -test.benchtime 22000x
-func TestMetricsOnOrOffIsTheSameWork(t *testing.T) {
+func TestMetricsAddNoWorkToReservations(t *testing.T) {
 	for _, w := range workloads {
 		type work struct {
 			allocs                  float64

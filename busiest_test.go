@@ -73,7 +73,7 @@ func pageOf(t *testing.T, m *Manager) (s Snapshot) {
 
 // Under all stripe locks, a scrape and a look at the top visit the busiest alone: here they
 // would see what nobody holds if they visited the others.
-func TestACutVisitsTheBusiestAlone(t *testing.T) {
+func TestACutVisitsOnlyTheBusiestScopes(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(4))
 	crowdedWith(t, m, 3*mostNamed)
 	b := m.busiest()
@@ -109,7 +109,7 @@ func TestACutVisitsTheBusiestAlone(t *testing.T) {
 }
 
 // Who went, or came back as another scope of that name, between the two looks.
-func TestACutLeavesOutWhatHasGoneSince(t *testing.T) {
+func TestACutLeavesOutScopesThatAreGoneByThen(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(4))
 	crowdedWith(t, m, 2*mostNamed)
 	var busy []network.StreamManagementScope
@@ -135,7 +135,7 @@ func TestACutLeavesOutWhatHasGoneSince(t *testing.T) {
 }
 
 // Several managers have others each; what is shown is one sum of them, in a place of its own.
-func TestTheOthersOfSeveralManagersAreOneSum(t *testing.T) {
+func TestTheSeriesOfAllOtherScopesIsOneSumOverManagers(t *testing.T) {
 	var l liveManagers
 	var use int64
 	for i := range 3 {

@@ -64,7 +64,7 @@ func TestAListenerThatFailsStopsNobodyElse(t *testing.T) {
 
 // Where the host's own number of bytes cannot be had any more, the runtime's counts:
 // strangers are neither refused nor admitted for ever.
-func TestMemoryThatNobodyMeasuresAnyMoreIsTheRuntimes(t *testing.T) {
+func TestTheRuntimesMemoryCountsWhereInUseFails(t *testing.T) {
 	for name, end := range endings {
 		t.Run(name, func(t *testing.T) {
 			text := captureLog(t)

@@ -273,8 +273,8 @@ func TestConnectionsAndStreamsFitTheirOwnLimits(t *testing.T) {
 	}
 }
 
-// TestTheFirstInTheChainIsNamed: of many that refuse, the nearest is named.
-func TestTheFirstInTheChainIsNamed(t *testing.T) {
+// TestARefusalNamesTheFirstFullScopeOfTheChain: of many that refuse, the nearest is named.
+func TestARefusalNamesTheFirstFullScopeOfTheChain(t *testing.T) {
 	names := []string{"stream.span.span", "stream.span", "stream", kindNamesHere[KindPeer],
 		kindNamesHere[KindProtocol], kindNamesHere[KindService], "system"}
 	for _, stripes := range []int{1, 8} {
@@ -314,7 +314,7 @@ func TestTheFirstInTheChainIsNamed(t *testing.T) {
 	}
 }
 
-func TestAConnectionRefusedByItselfAtAGlanceIsNamedOnce(t *testing.T) {
+func TestTheErrorOfAConnectionThatItsOwnLimitRefusesNamesItOnce(t *testing.T) {
 	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
 		c.Conn.ConnsInbound, c.System.Conns = 0, 1 // a small limit is tight: the manager looks before it asks the gates
 	}), WithStripes(8))
@@ -329,7 +329,7 @@ func TestAConnectionRefusedByItselfAtAGlanceIsNamedOnce(t *testing.T) {
 
 // Limits that are only observed refuse nothing at a glance, neither that of a scope which
 // is full nor that of the connection itself.
-func TestWhatIsOnlyObservedRefusesNothingAtAGlance(t *testing.T) {
+func TestObservedLimitsOfAFullManagerRefuseNothing(t *testing.T) {
 	full := limitedConf(func(c *perScope[BaseLimit]) {
 		c.Conn.ConnsInbound, c.System.Conns = 0, 1 // a small limit is tight
 	})

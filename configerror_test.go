@@ -115,7 +115,7 @@ func TestAllThatContradictsEachOtherIsToldAtOnceWithItsPlace(t *testing.T) {
 	require.Equal(t, len(want), strings.Count(err.Error(), "limits: "+file+": line "))
 }
 
-func TestWhatShowsOnlyWhenLimitsAreBuiltNamesTheLineToo(t *testing.T) {
+func TestMistakesThatShowWhenLimitsAreBuiltNameTheLineOfTheFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "limits.json")
 	write := func(text string) { require.NoError(t, os.WriteFile(file, []byte(text), 0o600)) }
 	node := NodeLimits{MaxMemory: 1 << 30, MaxFileDescriptors: 100, OverridesFile: file, Overrides: PartialLimitConfig{

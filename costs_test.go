@@ -67,7 +67,7 @@ func TestConnectionsAndStreamsCostWhatTheConfigurationSays(t *testing.T) {
 	assertEmpty(t, m)
 }
 
-func TestACostIsThatOfTheMomentOfOpening(t *testing.T) {
+func TestACostIsFixedWhenTheConnectionOrStreamOpens(t *testing.T) {
 	m := newFrom(t, costing(100, 0, func(*perScope[BaseLimit]) {}))
 	dear, err := m.OpenConnection(network.DirInbound, false, nil)
 	require.NoError(t, err)
@@ -127,7 +127,7 @@ func TestCostsInJSON(t *testing.T) {
 	}
 }
 
-func TestCostsLieOnEachOther(t *testing.T) {
+func TestCostsOfAConfigurationOverrideThoseBelow(t *testing.T) {
 	lower := &Costs{Conn: 5, Stream: 6}
 	for _, c := range []struct{ upper, want *Costs }{
 		{nil, lower}, {&Costs{}, lower}, {&Costs{Conn: 7}, &Costs{Conn: 7, Stream: 6}}, {&Costs{Stream: NoCost}, &Costs{Conn: 5, Stream: NoCost}},

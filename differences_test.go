@@ -138,7 +138,7 @@ func TestRefusalsByGatesAreTypedAndCounted(t *testing.T) {
 	}
 }
 
-func TestAFullManagerKeepsNothingOfWhomItRefuses(t *testing.T) {
+func TestAFullManagerKeepsNoRecordOfRefusedAddresses(t *testing.T) {
 	limiter := &rate.Limiter{GlobalLimit: rate.Limit{RPS: 1e-3, Burst: 2}}
 	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Conns = 1 }),
 		append(onePerAddress(), WithConnRateLimiters(limiter))...)
@@ -222,7 +222,7 @@ func TestTheAllowlistIsAskedBeforeTheGates(t *testing.T) {
 	assertEmpty(t, m)
 }
 
-func TestStreamsOfAnAllowlistedPeerFallBack(t *testing.T) {
+func TestStreamsOfAnAllowlistedPeerFallBackToTheAllowlistedScopes(t *testing.T) {
 	friend, other := testPeers[0], testPeers[1]
 	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.Transient.Streams = 0 }),
 		append(openGates(), WithAllowlistedMultiaddrs(testAllowlist))...)
@@ -339,7 +339,7 @@ func TestNoLimiterMeansTheDefaults(t *testing.T) {
 	require.Equal(t, &ping, viewProtocol(t, m, "/ipfs/ping/1.0.0").(ResourceScopeLimiter).Limit())
 }
 
-func TestNumbersAreUnique(t *testing.T) {
+func TestNumbersOfConnectionsAndStreamsAreUnique(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(8))
 	seen := map[int64]bool{}
 	for _, p := range manyPeers(100) {
@@ -436,7 +436,7 @@ func TestAReporterHearsOfEachDecisionOnce(t *testing.T) {
 	}
 }
 
-func TestATraceTellsOneRefusal(t *testing.T) {
+func TestATraceHasOneEventForARefusal(t *testing.T) {
 	var told []TraceEvt
 	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Memory = 10 }),
 		WithTraceReporter(reporterFunc(func(e TraceEvt) { told = append(told, e) })))

@@ -27,7 +27,7 @@ func allowing(t *testing.T, s string) Option {
 }
 
 // Outbound connections never pass the inbound gates.
-func TestOurOwnDialsAreOnNoTrial(t *testing.T) {
+func TestOutboundConnectionsToAllowlistedAddressesPassNoGate(t *testing.T) {
 	m := newManager(t, unlimitedConf(), allowing(t, "/ip4/9.9.9.9/p2p/"+listedPeer))
 	far := mustMA(t, "/ip4/9.9.9.9/tcp/1")
 	for i := range 20 {
@@ -37,7 +37,7 @@ func TestOurOwnDialsAreOnNoTrial(t *testing.T) {
 	}
 }
 
-func TestNothingGrowsAfterClose(t *testing.T) {
+func TestAClosedManagerMakesNoScopes(t *testing.T) {
 	m := newManager(t, unlimitedConf())
 	m.Close()
 	for i := range 1000 {
@@ -47,7 +47,7 @@ func TestNothingGrowsAfterClose(t *testing.T) {
 	require.Empty(t, m.ListPeers())
 }
 
-func TestABarePeerIDHelpsStreamsAtOnce(t *testing.T) {
+func TestAllowlistingAPeerIDTakesEffectForItsStreamsAtOnce(t *testing.T) {
 	conf := unlimitedConf()
 	conf.System.Streams, conf.System.StreamsInbound = 0, 0
 	p, err := peer.Decode(listedPeer)
@@ -71,7 +71,7 @@ func TestAnUnwrappedRefusalKeepsItsType(t *testing.T) {
 	require.ErrorAs(t, fmt.Errorf("x: %w", errors.Unwrap(err)), &theirs)
 }
 
-func TestFullIsNotCrowding(t *testing.T) {
+func TestAFullScopeIsNotReportedAsCrowded(t *testing.T) {
 	conf := unlimitedConf()
 	conf.Transient.StreamsInbound = 8
 	m := newManager(t, conf)
@@ -231,7 +231,7 @@ func TestAPeerOfManyProtocolsHasEachOnce(t *testing.T) {
 
 // A connection that leaves the allowlisted scopes with more than half of what
 // the system may hold is decided on the exact sum, like any other request.
-func TestAMoveOfMoreThanHalfIsDecidedOnTheExactSum(t *testing.T) {
+func TestAMoveOfMoreThanHalfOfALimitIsDecidedOnTheExactSum(t *testing.T) {
 	const most, large = 1 << 20, 700 << 10
 	for _, free := range []int64{large, large - 1} {
 		m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Memory, c.System.Conns = most, 1 }),
@@ -283,7 +283,7 @@ func TestTwoStripesAreLockedInTheirOrder(t *testing.T) {
 
 // What only the exact sum can decide is decided so before anything falls back: the
 // allowlisted scopes are for what the standard ones refuse.
-func TestNothingFallsBackBeforeItIsRefused(t *testing.T) {
+func TestAllowlistedScopesAreUsedOnlyAfterTheStandardOnesRefuse(t *testing.T) {
 	for _, stripes := range []int{1, 8} {
 		most := 32 * stripes // with room for batches, and loose up to half
 		m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Conns = most }),

@@ -54,7 +54,7 @@ func TestFairShareIsForTransientAndSystem(t *testing.T) {
 // Whoever has many identities has one share, and half of the limit if nobody else is
 // there; the next one gets half of what is left, and so on: there is always some left
 // for somebody new.
-func TestSubnetsLeaveSomethingForTheNext(t *testing.T) {
+func TestEachFurtherSubnetGetsHalfOfWhatIsLeft(t *testing.T) {
 	m := fairManager(t, sharedTransient(64, 1<<20))
 	for i, want := range []int{32, 16, 8, 4, 2, 1, 1, 0} {
 		got := 0
@@ -137,7 +137,7 @@ func TestMemoryOfTheSystemHasShares(t *testing.T) {
 // What a subnet holds is counted without the drawing lock. So it may be more when what
 // has been decided is drawn than when it was decided, and the credit is drawn all the
 // same: the request is charged.
-func TestWhatHasBeenDecidedIsDrawn(t *testing.T) {
+func TestCreditIsDrawnThoughTheShareHasShrunkSinceTheDecision(t *testing.T) {
 	m := fairManager(t, sharedTransient(1<<20, 8)) // too few connections for batches
 	st := m.stripes[0].awake()
 	sh := st.fixed[KindTransient]
@@ -253,7 +253,7 @@ func TestOurOwnDialsAreNoPartOfAPeersShare(t *testing.T) {
 	require.True(t, refusedByShare(why), why)
 }
 
-func TestATrustedConnectionHasNoShareToKeepTo(t *testing.T) {
+func TestATrustedConnectionIsNotBoundByAShare(t *testing.T) {
 	conf := unlimitedConf()
 	conf.System.ConnsInbound = 16
 	m := fairManager(t, conf, KindSystem)
@@ -401,7 +401,7 @@ func TestStrangersInTheNameOfAFriendHaveOneShare(t *testing.T) {
 
 // A connection that turns out to be a stranger's is asked for the share of where it
 // comes from, not of where its peer came from first.
-func TestAStrangersConnectionIsOfItsOwnSubnet(t *testing.T) {
+func TestAStrangersConnectionCountsForTheSubnetItComesFrom(t *testing.T) {
 	conf := unlimitedConf()
 	conf.System.ConnsInbound = 16
 	m := newManager(t, conf, append(openGates(), WithFairShare(KindSystem), WithStripes(4), WithAllowlistedMultiaddrs(testAllowlist))...)
@@ -453,7 +453,7 @@ func TestAllowlistedStreamsAreNoShare(t *testing.T) {
 
 // A peer that the allowlist comes to mean later has its subnet, and streams in either
 // system scope; once it has a trusted connection, it has no share to keep to.
-func TestWhoIsAllowlistedLaterHasNoShareToKeepTo(t *testing.T) {
+func TestAPeerThatIsAllowlistedLaterIsNotBoundByAShare(t *testing.T) {
 	conf := unlimitedConf()
 	conf.System.StreamsInbound, conf.System.Memory = 8, 1000
 	m := fairManager(t, conf, KindSystem)
@@ -480,7 +480,7 @@ func TestWhoIsAllowlistedLaterHasNoShareToKeepTo(t *testing.T) {
 	checkInvariants(t, m, false)
 }
 
-func TestToReserveNothingIsNoMoreThanAShare(t *testing.T) {
+func TestReservingZeroBytesNeedsNoShare(t *testing.T) {
 	conf := unlimitedConf()
 	conf.System.Memory = 1000
 	m := fairManager(t, conf, KindSystem)
@@ -834,7 +834,7 @@ func TestSnapshotsWithSharesAreReadAsWritten(t *testing.T) {
 
 // What the limit itself has no room for is refused by the limit, with what is held, also where
 // much of the credit that was handed out lies idle.
-func TestWhatExceedsTheLimitIsNotToldAsAShare(t *testing.T) {
+func TestARequestAboveTheLimitItselfIsNotReportedAsAShare(t *testing.T) {
 	const kib = 1 << 10
 	conf := unlimitedConf()
 	conf.System.Memory = 1024 * kib
@@ -906,7 +906,7 @@ func TestExplainAsksForAPeersShareOfConnectionsOnce(t *testing.T) {
 }
 
 // Where a host is seen to be full at a glance, a share that stands before the limit is named.
-func TestAGlanceAtAFullHostKnowsOfShares(t *testing.T) {
+func TestAFullHostNamesTheShareThatIsUsedUp(t *testing.T) {
 	conf := unlimitedConf()
 	conf.Transient.ConnsInbound, conf.Transient.Conns = 6, 4
 	m := newManager(t, conf, append(openGates(), WithFairShare(KindTransient))...)

@@ -20,7 +20,7 @@ import (
 
 // What moves brings its memory along: unless it is memory that the new place lacks, that
 // was not asked for.
-func TestARefusedMoveBlocksNoMemoryButWhatIsLacking(t *testing.T) {
+func TestARefusedMoveCountsBlockedMemoryOnlyIfMemoryIsLacking(t *testing.T) {
 	conf := unlimitedConf()
 	conf.PeerDefault.ConnsOutbound, conf.PeerDefault.Memory = 1, 250
 	conf.ProtocolDefault.StreamsOutbound, conf.ProtocolDefault.Memory = 1, 250
@@ -293,7 +293,7 @@ func TestNamesInMetricsAreBounded(t *testing.T) {
 
 // What stands for many scopes has no limit of its own: a sum of limits is none that
 // anything is refused by.
-func TestTheOthersHaveNoLimit(t *testing.T) {
+func TestTheSeriesOfAllOtherScopesHasNoLimit(t *testing.T) {
 	conf := unlimitedConf()
 	conf.ProtocolDefault.Streams, conf.ProtocolDefault.Memory = 5, 1<<20
 	conf.ServiceDefault.StreamsInbound = 6

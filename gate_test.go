@@ -146,7 +146,7 @@ func TestASubnetFullOfAttackersKeepsNoAllowlistedPeerOut(t *testing.T) {
 	})
 }
 
-func TestWhatIsRefusedLaterTakesNothingFromTheGates(t *testing.T) {
+func TestAConnectionThatIsRefusedAfterTheGatesReturnsItsPlaceAndToken(t *testing.T) {
 	far := multiaddr.StringCast("/ip4/203.0.113.5/tcp/1")
 	open := func(m *Manager) error {
 		c, err := m.OpenConnection(network.DirInbound, true, far)
@@ -265,7 +265,7 @@ func TestRefusalsByGatesSayWhichAndAreCounted(t *testing.T) {
 }
 
 // What a gate has told last it tells again, but only to those whom it is about.
-func TestAGateTellsEachDirectionItsOwnRefusal(t *testing.T) {
+func TestARefusalByAGateHasTheDirectionOfTheConnection(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithOutboundGates(true),
 		WithNetworkPrefixLimit([]NetworkPrefixLimit{{netip.MustParsePrefix("192.0.2.0/24"), 0}}, nil))
 	for _, dir := range []network.Direction{network.DirInbound, network.DirOutbound, network.DirInbound} {

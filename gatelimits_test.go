@@ -203,7 +203,7 @@ func TestUpstreamReadsAConfigurationWithGates(t *testing.T) {
 	require.Equal(t, 7, l.GetSystemLimits().GetConnTotalLimit())
 }
 
-func TestWhatSaysNothingAboutGatesHasTheDefaultOnes(t *testing.T) {
+func TestLimitsWithoutGatesHaveTheDefaultGates(t *testing.T) {
 	infinite := NewFixedLimiter(InfiniteLimits)
 	roundTrip := InfiniteLimits
 	require.NoError(t, json.Unmarshal([]byte(toJSON(t, InfiniteLimits)), &roundTrip))
@@ -291,7 +291,7 @@ func TestADialPastAnAllowlistedAddressMeetsNoGate(t *testing.T) {
 	}
 }
 
-func TestGateLimitsLieOnEachOther(t *testing.T) {
+func TestGateLimitsOfAConfigurationOverrideThoseBelow(t *testing.T) {
 	for _, c := range []struct{ upper, lower, want string }{
 		{`{}`, `{"Subnets":{"IPv4":{"24":1}},"Outbound":true}`, `{"Subnets":{"IPv4":{"24":1}},"Outbound":true}`},
 		{`{"Outbound":false}`, `{"Outbound":true}`, `{"Outbound":false}`},
@@ -393,7 +393,7 @@ func TestBadGatesOfAProgramAreErrorsOfNew(t *testing.T) {
 	}
 }
 
-func TestAManagerTellsAtStartWhatIsOn(t *testing.T) {
+func TestAManagerLogsItsSettingsAtStart(t *testing.T) {
 	text := captureLogFrom(t, slog.LevelInfo)
 	gated(t, NewFixedLimiter(readGates(t, `{"Subnets":{"IPv4":{"24":3},"IPv6":{"48":9,"56":"default"},"Networks":{"10.0.0.0/8":"unlimited"}},"Outbound":true}`).Build(InfiniteLimits)),
 		WithStripes(4), WithAdmission(AdmissionLinear), WithAllowlistedMultiaddrs(testAllowlist))

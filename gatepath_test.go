@@ -109,9 +109,9 @@ func TestEveryRefusalByAGateIsSeenEverywhere(t *testing.T) {
 	}
 }
 
-// TestATraceTellsTheEndOfWhomAGateRefuses: every connection that a trace has seen
+// TestATraceHasTheEndOfConnectionsThatAGateRefuses: every connection that a trace has seen
 // come, it sees go, also where the scopes were looked at before the gates.
-func TestATraceTellsTheEndOfWhomAGateRefuses(t *testing.T) {
+func TestATraceHasTheEndOfConnectionsThatAGateRefuses(t *testing.T) {
 	for _, system := range []int{5, unlimitedBase.Conns} { // one small enough to be looked at first
 		for _, far := range []multiaddr.Multiaddr{testFars[1].addr, testFars[3].addr} { // refused at once, or on trial
 			open := map[string]bool{}
@@ -240,11 +240,11 @@ func useText(m *Manager) string {
 	return text
 }
 
-// TestAConnectionOnTrialMovesWhollyOrNotAtAll: whatever refuses a stranger who
+// TestARefusedStrangerAtAnAllowlistedAddressChangesNothing: whatever refuses a stranger who
 // came where the allowlist means somebody else, gate, system, transient or peer,
 // nothing has changed anywhere; and the same connection may still turn out to be
 // the friend's, or have room later on.
-func TestAConnectionOnTrialMovesWhollyOrNotAtAll(t *testing.T) {
+func TestARefusedStrangerAtAnAllowlistedAddressChangesNothing(t *testing.T) {
 	friend, stranger := testPeers[0], testPeers[1]
 	far := testFars[3].addr // where the allowlist means the friend
 	other := testFars[1].addr
@@ -374,10 +374,10 @@ func TestTheAllowlistedScopesAreShown(t *testing.T) {
 	assertEmpty(t, m)
 }
 
-// TestGatesForgetInSilence: of addresses that have
+// TestGatesForgetAddressesWhenNothingConnects: of addresses that have
 // connected, and of those that were asked to be verified, nothing is kept once
 // their buckets are full again.
-func TestGatesForgetInSilence(t *testing.T) {
+func TestGatesForgetAddressesWhenNothingConnects(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, err := New(NewFixedLimiter(ConcreteLimitConfig{limits: unlimitedConf()}))
 		require.NoError(t, err)

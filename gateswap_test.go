@@ -130,7 +130,7 @@ func TestRefusalsOfGatesThatChangeStayCountedAndAreLogged(t *testing.T) {
 	require.Contains(t, lines[0], "resource limits 2 times")
 }
 
-func TestWhatTheLogWillSayOfGatesSurvivesTheirChange(t *testing.T) {
+func TestRefusalsByReplacedGatesAreStillLogged(t *testing.T) {
 	logged := collectLog(t, 8)
 	m, err := New(bySubnet(ofIPv4(map[int]LimitVal{32: BlockAllLimit})))
 	require.NoError(t, err)
@@ -144,7 +144,7 @@ func TestWhatTheLogWillSayOfGatesSurvivesTheirChange(t *testing.T) {
 }
 
 // A connection that waited for the gates while they retired asks their heirs.
-func TestGatesThatHaveRetiredGiveNothing(t *testing.T) {
+func TestReplacedGatesAdmitNothing(t *testing.T) {
 	m, err := New(bySubnet(ofIPv4(map[int]LimitVal{32: 8})))
 	require.NoError(t, err)
 	defer m.Close()
@@ -163,7 +163,7 @@ func TestGatesThatHaveRetiredGiveNothing(t *testing.T) {
 	require.NotNil(t, why)
 }
 
-func TestLocksOfAllSubnetsAreInTheOrderOfThoseWhoEnter(t *testing.T) {
+func TestAllSubnetsAreLockedInTheOrderThatEnteringUses(t *testing.T) {
 	networks := func(ns ...string) (all [numFamilies][]NetworkPrefixLimit) {
 		for _, n := range ns {
 			all[ipv4] = append(all[ipv4], NetworkPrefixLimit{netip.MustParsePrefix(n), 5})

@@ -17,7 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestMemoryCountsAsUse(t *testing.T) {
+func TestAScopeThatHoldsOnlyMemoryIsInUse(t *testing.T) {
 	for _, stripes := range []int{1, 8} {
 		m := newManager(t, unlimitedConf(), WithStripes(stripes))
 		for name, s := range viewEach(t, m) {

@@ -44,10 +44,10 @@ func TestHostsBehindOneRelayAllConnect(t *testing.T) {
 	requireNothingHeld(t, serverHas)
 }
 
-// TestHostsInASubnetFullOfAttackersServeWhomTheAllowlistNames: of a network that
+// TestHostsServeAnAllowlistedPeerFromASubnetFullOfAttackers: of a network that
 // has all the connections it may, nobody gets in but the friend, wherever in it
 // the attackers are. All of IPv6 loopback is one address, and so one subnet.
-func TestHostsInASubnetFullOfAttackersServeWhomTheAllowlistNames(t *testing.T) {
+func TestHostsServeAnAllowlistedPeerFromASubnetFullOfAttackers(t *testing.T) {
 	for _, c := range []struct{ listen, network, at string }{
 		{"/ip6/::1/tcp/0", "::1/128", "/ip6/::1"},
 		{"/ip6/::1/udp/0/quic-v1", "::1/128", "/ip6/::1"},
@@ -111,7 +111,7 @@ func TestHostsDialOneNetworkAHundredTimes(t *testing.T) {
 	requireNothingHeld(t, m)
 }
 
-func TestHostsThatAreFullServeWhomTheAllowlistNames(t *testing.T) {
+func TestHostsThatAreFullServeAllowlistedPeers(t *testing.T) {
 	overEveryRoad(t, func(t *testing.T, r road) {
 		ctx := onHosts(t)
 		m := newManager(t, limited(rcmgr.PartialLimitConfig{

@@ -203,7 +203,7 @@ func TestAScopeThatIsEndedWhileItIsCollectedIsNotDropped(t *testing.T) {
 }
 
 // Numbers are of connections and streams; a span of a peer has numbers of its own.
-func TestASpanOfAPeerIsNoStream(t *testing.T) {
+func TestASpanOfAPeerIsNotMistakenForAStreamOfTheSameNumber(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinder{}), WithStripes(1))
 	s, err := m.OpenStream(testPeers[0], network.DirInbound)
 	require.NoError(t, err)
@@ -284,7 +284,7 @@ func TestThePageHasTheOldest(t *testing.T) {
 }
 
 // Many at work leave no record behind, also while others look.
-func TestRecordsGoWithTheirScopes(t *testing.T) {
+func TestTheLeakFinderKeepsNoRecordOfDoneScopes(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinder{Stacks: 16}))
 	var workers sync.WaitGroup
 	for w := range 4 {

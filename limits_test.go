@@ -572,7 +572,7 @@ func TestReaderTellsWhereAndWhat(t *testing.T) {
 	}
 }
 
-func TestOnePeerInTwoSpellingsIsGivenTwice(t *testing.T) {
+func TestAPeerGivenInTwoSpellingsIsAnError(t *testing.T) {
 	p := mustPeer(t, peerText1)
 	text := `{"Peer":{"` + p.String() + `":{},"` + peer.ToCid(p).String() + `":{}}}`
 	_, err := NewLimiterFromJSON(strings.NewReader(text), InfiniteLimits)

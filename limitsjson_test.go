@@ -112,7 +112,7 @@ func TestAFileThatIsNotUTF8IsToldWithWhatToDo(t *testing.T) {
 	require.ErrorContains(t, err, want)
 }
 
-func TestAllowlistTextMayHaveWhatEditorsLeaveAroundIt(t *testing.T) {
+func TestAllowlistTextMayHaveSpacesAndAByteOrderMark(t *testing.T) {
 	for _, text := range []string{
 		"/ip4/192.0.2.0/ipcidr/24\r", byteOrderMark + "/ip4/192.0.2.0/ipcidr/24", " /ip4/192.0.2.0/ipcidr/24\t", byteOrderMark + "\t/ip4/192.0.2.0/ipcidr/24\r\n",
 		"/ip4/192.0.2.7/ipcidr/24", "/ip6/::ffff:192.0.2.7/ipcidr/120",

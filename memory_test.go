@@ -10,7 +10,7 @@ import (
 
 // What tight pools had at the first look, without the drawing lock, may be gone when it
 // is taken: others have drawn it.
-func TestWhatIsDrawnIsStillThereUnderTheLock(t *testing.T) {
+func TestCreditIsCheckedAgainUnderTheDrawingLock(t *testing.T) {
 	for name, draw := range map[string]func(*stripe, *chain) bool{
 		"memory": func(st *stripe, c *chain) bool { return st.drawMemory(c, 1) },
 		"streams": func(st *stripe, c *chain) bool {

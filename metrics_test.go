@@ -464,7 +464,7 @@ func TestOneManagerIsShownAlone(t *testing.T) {
 	requireValue(t, 0, reg, "fds", "system")
 }
 
-func TestRegisteringWhereOursStands(t *testing.T) {
+func TestRegisteringOverAnEarlierRegistration(t *testing.T) {
 	for _, c := range []struct {
 		name          string
 		first, second string // "sum", "a", "b", "closed"
@@ -603,7 +603,7 @@ func TestEachFamilyThatAsksAgainBeginsANewScrape(t *testing.T) {
 	})
 }
 
-func TestReadingLeftOverByPartOfAScrapeIsNotShownLater(t *testing.T) {
+func TestAReadingIsNotSharedByTwoScrapes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l liveManagers
 		m := &fakeManager{says: systemOnly(amounts{dimFD: 1})}

@@ -262,7 +262,7 @@ func limitPeer(rm *rcmgr.Manager, id peer.ID, streams int) error {
 }
 
 // The next functions are the programs of MIGRATING.md and README.md after they
-// were moved over; TestWhatTheDocumentsShowWorks runs them.
+// were moved over; TestCodeShownInTheDocumentsWorks runs them.
 
 func afterMoving() error {
 	limits := rcmgr.DefaultLimits
@@ -342,7 +342,7 @@ func withAConfigurationOfAnotherPackage() error {
 	return rm.Close()
 }
 
-func TestWhatTheDocumentsShowWorks(t *testing.T) {
+func TestCodeShownInTheDocumentsWorks(t *testing.T) {
 	if testing.Short() {
 		t.Skip("runs real hosts")
 	}
@@ -412,7 +412,7 @@ func (l *loggingManager) OpenConnection(dir network.Direction, usefd bool, from 
 	return conn, err
 }
 
-func TestAWrapperThatCountsUnwrappedTextsGoesOnWorking(t *testing.T) {
+func TestAWrapperThatCountsRefusalsByUnwrappedTextStillWorks(t *testing.T) {
 	limits := rcmgr.PartialLimitConfig{
 		System: rcmgr.ResourceLimits{ConnsInbound: 10, ConnsOutbound: rcmgr.BlockAllLimit, Memory: 1 << 20},
 	}.Build(rcmgr.InfiniteLimits)

@@ -20,7 +20,7 @@ import (
 // The high water mark lies far above the limit, so that the connection manager alone
 // never trims, and strangers fill the limit. With WithTrimming there is room for whom
 // the host values, who also stays while more strangers come.
-func TestHostsThatTrimNearTheirLimitTakeWhomTheyValue(t *testing.T) {
+func TestHostsThatTrimNearTheirLimitAdmitValuedPeers(t *testing.T) {
 	ctx := onHosts(t)
 	const limit = 10
 	for _, trims := range []bool{false, true} {

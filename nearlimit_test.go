@@ -108,7 +108,7 @@ func TestNearLimitsOfServicesProtocolsAndDirections(t *testing.T) {
 }
 
 // A flood fills at once what a trimmer has made room in.
-func TestUseThatFellBackAndIsUpAgainNearsItsLimitAgain(t *testing.T) {
+func TestNearLimitIsReportedAgainAfterUseFell(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conf := unlimitedConf()
 		conf.System.Memory = 100
@@ -131,7 +131,7 @@ func TestUseThatFellBackAndIsUpAgainNearsItsLimitAgain(t *testing.T) {
 	})
 }
 
-func TestALoweredOrObservedLimitIsNearToo(t *testing.T) {
+func TestNearLimitIsReportedForLoweredAndObservedLimits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, next := watchNear(t, unlimitedConf(), WithObserveOnly())
 		defer m.Close()
@@ -152,7 +152,7 @@ func TestALoweredOrObservedLimitIsNearToo(t *testing.T) {
 // The least that was handed out between two looks is known whatever came after it: also
 // credit that was handed out under all stripe locks, for a request that another pool
 // could not decide by itself, and after idle credit was called in.
-func TestTheLeastIsKnownWhateverCameAfterIt(t *testing.T) {
+func TestTheLeastCreditHandedOutBetweenTwoLooksIsKnown(t *testing.T) {
 	const k = 1 << 10
 	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
 		c.System.Memory, c.ProtocolDefault.Memory = 1000*k, 1000*k
@@ -186,7 +186,7 @@ func TestTheLeastIsKnownWhateverCameAfterIt(t *testing.T) {
 
 // Whoever looks at limits may still have a scope in its list that has gone, and comes
 // back with others: it reads those of before or those of now.
-func TestAScopeThatComesBackIsNotLookedAtMeanwhile(t *testing.T) {
+func TestAScopeThatComesBackDuringALookHasOldOrNewLimits(t *testing.T) {
 	conf := unlimitedConf()
 	m := newManager(t, conf, WithStripes(4))
 	kept := viewService(t, m, testSvc)

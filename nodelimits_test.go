@@ -149,7 +149,7 @@ func TestNodeLimitsThatMakeNoSenseAreErrors(t *testing.T) {
 	require.ErrorContains(t, err, "option")
 }
 
-func TestANodeServesWhomItsAllowlistNames(t *testing.T) {
+func TestANodeServesAllowlistedPeers(t *testing.T) {
 	friend := multiaddr.StringCast("/ip4/192.0.2.1/tcp/1")
 	// All but friends are kept out: no conflict with the mark, because it is meant so.
 	m, err := NewForNode(NodeLimits{

@@ -186,7 +186,7 @@ func TestAScopeAboveItsLimitDrainsOnceThatIsEnforced(t *testing.T) {
 	require.NoError(t, system.ReserveMemory(1, 255))
 }
 
-func TestSumsThatNoNumberHoldsAreRefusedAlsoWhereLimitsAreObserved(t *testing.T) {
+func TestSumsThatOverflowAreRefusedEvenIfLimitsAreOnlyObserved(t *testing.T) {
 	if math.MaxInt < math.MaxInt64 {
 		t.Skip("with 32 bits no size comes near the greatest sum")
 	}
@@ -322,7 +322,7 @@ func TestObservedGatesLeaveTheOthersEnforced(t *testing.T) {
 	require.Equal(t, map[Kind]Refusals{KindRate: {ConnsInbound: 1}}, s.Refusals)
 }
 
-func TestWhatWouldBeRefusedIsLoggedShownAndMeasured(t *testing.T) {
+func TestObservedRefusalsAreLoggedShownAndMeasured(t *testing.T) {
 	lines := collectLog(t, slog.LevelError)
 	conf := unlimitedConf()
 	conf.System.StreamsInbound = 1
@@ -466,7 +466,7 @@ func TestAnAllowlistedConnectionPassesAnObservedSystem(t *testing.T) {
 }
 
 // A request that has to be decided under all locks after all is decided from anew.
-func TestRequestsBeyondALimitThatNeedAllLocksAreCountedOnce(t *testing.T) {
+func TestObservedRefusalsDecidedUnderAllLocksAreCountedOnce(t *testing.T) {
 	conf := unlimitedConf()
 	conf.Conn.ConnsInbound, conf.System.Memory, conf.Costs = 0, 1<<20, &Costs{Conn: 1<<19 + 1}
 	m := newManager(t, conf, WithStripes(64), WithObserveOnly(KindConn))
@@ -477,7 +477,7 @@ func TestRequestsBeyondALimitThatNeedAllLocksAreCountedOnce(t *testing.T) {
 }
 
 // What a service would have refused is not forgotten with a share that goes.
-func TestWhatAScopeWouldHaveRefusedOutlivesItsShares(t *testing.T) {
+func TestObservedRefusalsOfAScopeOutliveItsShares(t *testing.T) {
 	conf := unlimitedConf()
 	conf.ProtocolDefault.Memory = 0
 	m := newManager(t, conf, WithStripes(8), WithObserveOnly(KindProtocol))

@@ -26,7 +26,7 @@ func gatesInForce(m *Manager) SubnetLimits { return m.Limits().ToPartialLimitCon
 
 // An option means what it was given when it was made, and a manager what it was made
 // with: what a caller does to its own slices later comes into force nowhere.
-func TestWhatAnOptionWasGivenIsTheCallersToChange(t *testing.T) {
+func TestOptionsCopyTheirArguments(t *testing.T) {
 	network := netip.MustParsePrefix("10.0.0.0/8")
 	perSubnet4 := []ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: 5}}
 	perSubnet6 := []ConnLimitPerSubnet{{PrefixLength: 64, ConnCount: 6}}

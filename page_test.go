@@ -135,7 +135,7 @@ func TestPagePlotsTheLastMinutesWithoutAScript(t *testing.T) {
 	})
 }
 
-func TestPageLeavesOutWhatAPeerHasNothingToDoWith(t *testing.T) {
+func TestThePageLeavesOutResourcesThatAPeerCannotHave(t *testing.T) {
 	limits := PartialLimitConfig{PeerDefault: ResourceLimits{StreamsInbound: 4, Conns: 4, FD: BlockAllLimit}}.Build(InfiniteLimits)
 	m, err := New(NewFixedLimiter(limits))
 	require.NoError(t, err)
@@ -387,7 +387,7 @@ func TestPageInABrowser(t *testing.T) {
 }
 
 // What is selected stays until it has been copied.
-func TestPageLeavesASelectionAlone(t *testing.T) {
+func TestThePageWaitsWhileTextIsSelected(t *testing.T) {
 	var looks atomic.Int64
 	m := busy(t)
 	page := inABrowser(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -202,7 +202,7 @@ func TestTheZeroMemoryPressureIsForThisMachine(t *testing.T) {
 
 // What the runtime says is its heap: memory that is held is in use, and garbage
 // counts only where the runtime would let it grow too large.
-func TestHeldMemoryIsInUse(t *testing.T) {
+func TestMemoryInUseCountsTheHeapWithoutGarbage(t *testing.T) {
 	const held = 64 << 20
 	read := runtimeMemory(math.MaxInt64)
 	readAll := runtimeMemory(1) // whatever there is, is too much
@@ -227,7 +227,7 @@ func TestHeldMemoryIsInUse(t *testing.T) {
 }
 
 // Where memory is only observed, strangers are admitted, and counted.
-func TestMemoryThatIsOnlyObservedRefusesNobody(t *testing.T) {
+func TestObservedMemoryPressureRefusesNothing(t *testing.T) {
 	var used meter
 	used.Store(950)
 	m := newManager(t, unlimitedConf(), WithMemoryPressure(used.pressure()), WithObserveOnly(KindProcess))

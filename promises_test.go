@@ -55,7 +55,7 @@ func requireRefusedBy(t *testing.T, err error, scope string) {
 // A stream counts in the system, its peer and the transient scope; once it has a
 // protocol, there in place of transient; with a service, there as well. All it
 // holds moves along, and at its end all is given back.
-func TestAStreamIsConstrainedWhereItStands(t *testing.T) {
+func TestAStreamCountsInTheScopesItIsAttachedTo(t *testing.T) {
 	id := newIdentity(t).id
 	m := newManager(t, limited(rcmgr.PartialLimitConfig{}))
 	s := openStream(t, m, id, inbound)
@@ -101,7 +101,7 @@ func TestAConnectionIsTransientUntilItHasAPeer(t *testing.T) {
 
 // No peer takes more than its limit, and what it has does not count against
 // others.
-func TestOnePeersUseIsItsOwn(t *testing.T) {
+func TestOnePeersUseDoesNotCountAgainstOthers(t *testing.T) {
 	greedy, other := newIdentity(t).id, newIdentity(t).id
 	m := newManager(t, limited(rcmgr.PartialLimitConfig{PeerDefault: rcmgr.ResourceLimits{StreamsInbound: 2}}))
 	openStream(t, m, greedy, inbound)

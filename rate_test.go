@@ -338,7 +338,7 @@ func TestBucketsGoWhenTheyAreFullAgain(t *testing.T) {
 	})
 }
 
-func TestOvertakenCallersGetTheirTokens(t *testing.T) {
+func TestCallersWithAnEarlierTimeGetTheirTokens(t *testing.T) {
 	cfg := rateConfig{networks: [numFamilies][]networkRate{ipv4: {{netip.MustParsePrefix("10.0.0.0/8"), rateLimit{0.2, 16}}}}}
 	cfg.perSubnet = defaultRateConfig().perSubnet
 	r := mustRates(t, cfg)
@@ -425,7 +425,7 @@ func BenchmarkRates(b *testing.B) {
 
 // A token that was taken from a bucket that has been full since is not given back
 // to who came later, or to another subnet.
-func TestATokenIsNotGivenBackTwice(t *testing.T) {
+func TestATokenIsNotReturnedToABucketThatWasForgotten(t *testing.T) {
 	cfg := rateConfig{perSubnet: [numFamilies][]subnetRate{{{32, rateLimit{perSecond: 1, burst: 2}}}}}
 	r := mustRates(t, cfg)
 	first, second := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.1")

@@ -17,7 +17,7 @@ import (
 // sizes are from the smallest to the largest node.
 var sizes = []int64{1 << 20, 64 << 20, 128 << 20, 129 << 20, 512 << 20, 1 << 30, 2 << 30, 8 << 30, 64 << 30, 1 << 40, math.MaxInt64}
 
-func TestLimitsThatNobodyWroteAreNotWarnedAbout(t *testing.T) {
+func TestDefaultLimitsThatCannotBeReachedAreNotWarnedAbout(t *testing.T) {
 	overrides, err := ReadLimitsFile("testdata/overrides.json")
 	require.NoError(t, err)
 	withServices := DefaultLimits.withOwnMaps()
@@ -45,7 +45,7 @@ func TestLimitsThatNobodyWroteAreNotWarnedAbout(t *testing.T) {
 	}
 }
 
-func TestALimitThatSomebodyWroteAndThatCanNeverBeReachedIsWarnedAbout(t *testing.T) {
+func TestAWrittenLimitThatCanNeverBeReachedIsWarnedAbout(t *testing.T) {
 	const end = ": it can never be reached"
 	p := mustPeer(t, peerText1)
 	low := PartialLimitConfig{
@@ -234,7 +234,7 @@ func TestAFileThatRaisesTransientAloneWorksOnEveryMachine(t *testing.T) {
 	require.Equal(t, []string{"Transient.Memory is 2147483648 (override), above System.Memory, which is 1073741824 (knob): it can never be reached"}, cfg.Warnings())
 }
 
-func TestTwoNumbersThatSomebodyWroteAndThatContradictEachOtherAreAnError(t *testing.T) {
+func TestWrittenLimitsThatContradictEachOtherAreAnError(t *testing.T) {
 	written := PartialLimitConfig{System: ResourceLimits{Conns: 100}, Transient: ResourceLimits{FD: 50}}.Build(DefaultLimits.Scale(1<<30, 1024))
 	for text, want := range map[string]string{
 		`{"Transient":{"Conns":101}}`: "line 1, column 23: Transient.Conns: is 101, above System.Conns, which is 100: what is transient counts there, too",

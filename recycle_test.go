@@ -21,9 +21,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestWhatIsDoneLeavesOthersAlone: while some open, use and close scopes of their own,
+// TestCallsOnDoneScopesDoNotChangeOthers: while some open, use and close scopes of their own,
 // others call everything there is on those that are done.
-func TestWhatIsDoneLeavesOthersAlone(t *testing.T) {
+func TestCallsOnDoneScopesDoNotChangeOthers(t *testing.T) {
 	const workers = 3
 	for _, tt := range []struct {
 		name string
@@ -93,7 +93,7 @@ func TestASpanWithALimitOfItsOwnEndsWithItsOwner(t *testing.T) {
 
 // Who outlives its owner is refused by its own limit, and not in the name of whoever has
 // its owner's place by now.
-func TestNobodyIsBlamedForWhoseHolderItHas(t *testing.T) {
+func TestARefusalIsNotBlamedOnTheNextUserOfAHolder(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(1))
 	s := mustOpenStream(t, m, testPeers[0], network.DirInbound)
 	span := mustBeginSpan(t, s)
@@ -114,7 +114,7 @@ func TestNobodyIsBlamedForWhoseHolderItHas(t *testing.T) {
 }
 
 // A stripe keeps few holders of streams that are done, however many there were.
-func TestFewHoldersWaitForOthers(t *testing.T) {
+func TestAStripeKeepsAFewIdleHolders(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(1))
 	var open []network.ResourceScopeSpan
 	for range maxIdle + 3 {
@@ -137,7 +137,7 @@ func TestFewHoldersWaitForOthers(t *testing.T) {
 
 // Connections that come and go use the same few holders, which hold on to nothing while
 // they wait. Who is refused, by whatever, takes none away.
-func TestHoldersOfConnectionsServeAgain(t *testing.T) {
+func TestHoldersOfConnectionsAreReused(t *testing.T) {
 	conf := unlimitedConf()
 	conf.System.Conns = 1
 	var used meter
@@ -187,7 +187,7 @@ func TestHoldersOfConnectionsServeAgain(t *testing.T) {
 }
 
 // A connection does not wait for a stripe in which somebody is at work.
-func TestAConnectionOpensWhereNobodyElseIs(t *testing.T) {
+func TestAConnectionDoesNotWaitForALockedStripe(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(4))
 	for range 100 {
 		c, err := m.OpenConnection(network.DirInbound, true, testFars[0].addr)
@@ -217,7 +217,7 @@ func TestAConnectionOpensWhereNobodyElseIs(t *testing.T) {
 
 // Where there is one stripe alone, as of a manager that is traced, a holder is not given up
 // for who is at work there.
-func TestOneStripeKeepsItsHolders(t *testing.T) {
+func TestASingleStripeReusesItsHoldersWhileItsLockIsTaken(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // each processor has holders of its own
 	m := newManager(t, unlimitedConf(), WithStripes(1))
 	again := 0
@@ -245,7 +245,7 @@ func TestOneStripeKeepsItsHolders(t *testing.T) {
 // hauntedMost is the most bytes that one worker holds at a time.
 const hauntedMost = 3000
 
-// haunted is what the workers of TestWhatIsDoneLeavesOthersAlone share.
+// haunted is what the workers of TestCallsOnDoneScopesDoNotChangeOthers share.
 type haunted struct {
 	t     *testing.T
 	m     *Manager

@@ -176,7 +176,7 @@ func nameOfSubnet(k Kind, prefix string) scopeName {
 	return subnetName(k, keyOf(p.Addr()), p.Bits())
 }
 
-func TestPlacesInTheConfigurationToRaise(t *testing.T) {
+func TestARefusalNamesTheSettingToRaise(t *testing.T) {
 	conf := unlimitedConf()
 	conf.Peer = map[peer.ID]BaseLimit{testPeer: unlimitedBase}
 	conf.Gates = &GateLimits{
@@ -215,7 +215,7 @@ func TestPlacesInTheConfigurationToRaise(t *testing.T) {
 
 // The gates tell one refusal again and again, and say what it was when they are asked:
 // each time for what was refused since.
-func TestTheLogCountsWhatAGateRefusesAnewEachTime(t *testing.T) {
+func TestEachLogLineCountsTheRefusalsByAGateSinceTheLast(t *testing.T) {
 	lines := collectLog(t, slog.LevelError)
 	// Two addresses of one /16 are under one lock.
 	m := newManager(t, unlimitedConf(), WithLimitPerSubnet([]ConnLimitPerSubnet{{PrefixLength: 32}, {PrefixLength: 16, ConnCount: 9}}, nil))
@@ -269,7 +269,7 @@ func TestStrangersAreOneLineOfTheLog(t *testing.T) {
 	require.Contains(t, got[0], "worst=peer:"+testPeer.String())
 }
 
-func TestALineOfTheLogNamesAScopeOnlyIfAllIsItsDoing(t *testing.T) {
+func TestALogLineNamesAScopeOnlyIfItRefusedAllOfThem(t *testing.T) {
 	lines := collectLog(t, slog.LevelError)
 	conf := unlimitedConf()
 	conf.ProtocolDefault.StreamsInbound = 0
@@ -323,7 +323,7 @@ func (h *rawValues) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-func TestTheMajorityIsFoundAndNeverOverrated(t *testing.T) {
+func TestTheMostFrequentRefuserIsFoundAndNeverOvercounted(t *testing.T) {
 	random := testRandom(t)
 	for range 200 {
 		var parts [3]majority
@@ -381,7 +381,7 @@ func (h *reentrant) Handle(ctx context.Context, r slog.Record) error {
 	return h.Handler.Handle(ctx, r)
 }
 
-func TestEachRefusalIsLoggedForWhoDebugs(t *testing.T) {
+func TestEachRefusalIsLoggedAtDebugLevel(t *testing.T) {
 	lines := collectLog(t, slog.LevelDebug)
 	h := &reentrant{Handler: log.Handler()}
 	log = slog.New(h)

@@ -49,7 +49,7 @@ func TestJobsAreDoneWhenTheyAreDue(t *testing.T) {
 }
 
 // What is apart holds up nobody, and is done by one goroutine at a time.
-func TestAJobThatIsApartHoldsUpNobody(t *testing.T) {
+func TestAJobOfItsOwnGoroutineDoesNotDelayOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var begun, ended, others atomic.Int32
 		counts := func() []int32 { return []int32{begun.Load(), ended.Load(), others.Load()} }

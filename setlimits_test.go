@@ -240,7 +240,7 @@ func (b brokenFor) GetProtocolPeerLimits(p protocol.ID) Limit {
 	return b.Limiter.GetProtocolPeerLimits(p)
 }
 
-func TestAboveALoweredLimitWhatIsHeldStaysAndNothingComes(t *testing.T) {
+func TestUseAboveALoweredLimitStaysAndNothingIsAdmitted(t *testing.T) {
 	for _, kind := range []string{"system", "peer"} {
 		t.Run(kind, func(t *testing.T) {
 			limited := func(n int) Limiter {
@@ -803,7 +803,7 @@ func (l yieldingLimiter) GetStreamLimits(p peer.ID) Limit {
 
 // A Limiter whose place another one takes while it answers is not what the scope gets its
 // limits from.
-func TestAnswersOfALimiterThatIsNoLongerInForceAreNotTaken(t *testing.T) {
+func TestLimitsFromAReplacedLimiterAreNotUsed(t *testing.T) {
 	streams := func(s network.ResourceScope) int { return s.(ResourceScopeLimiter).Limit().GetStreamTotalLimit() }
 	for name, use := range map[string]func(m *Manager) network.ResourceScope{
 		"peer":     func(m *Manager) network.ResourceScope { return viewPeer(t, m, testPeer) },

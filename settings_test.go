@@ -180,7 +180,7 @@ func randomConcrete(t *testing.T, rng *rand.Rand) ConcreteLimitConfig {
 	return partial.Build([]ConcreteLimitConfig{{}, InfiniteLimits, DefaultLimits.Scale(1<<30, 1024)}[rng.IntN(3)])
 }
 
-func TestWhatIsBeyondOtherLimitsMakesTheSameOfThem(t *testing.T) {
+func TestBuildingTheDifferenceOnOtherLimitsGivesTheConfigurationBack(t *testing.T) {
 	forRandom(t, func(t *testing.T, rng *rand.Rand) {
 		cfg, others := randomConcrete(t, rng), randomConcrete(t, rng)
 		beyond := cfg.Beyond(others)

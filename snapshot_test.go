@@ -252,7 +252,7 @@ func TestEveryScopeCountsWhatItRefusedItself(t *testing.T) {
 	require.Equal(t, Refusals{ConnsInbound: 1}, counted("transient"))
 }
 
-func TestAScopesRefusalsOutliveItsShares(t *testing.T) {
+func TestRefusalsOfAScopeOutliveItsShares(t *testing.T) {
 	conf := unlimitedConf()
 	conf.ProtocolDefault.StreamsInbound = 0
 	m := newManager(t, conf, WithStripes(16))
@@ -391,7 +391,7 @@ func TestPeersComeAndGoWhileTheyAreVisited(t *testing.T) {
 
 // A lock that is let go and taken again at once is had by who waits only if that has been
 // in vain for a millisecond.
-func TestOthersGetTheLockWhilePeersAreVisited(t *testing.T) {
+func TestAVisitOfAllPeersLetsOthersHaveTheLock(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(1))
 	for i := range 4 * peersAtOnce {
 		mustOpenStream(t, m, peer.ID(fmt.Sprint(i)), network.DirInbound)

@@ -162,8 +162,8 @@ func around(stripes int) []int64 {
 	return []int64{8, n - 1, n, 4*n + 3}
 }
 
-// TestWhatFitsIsNeverRefused: workers that together want exactly the limit.
-func TestWhatFitsIsNeverRefused(t *testing.T) {
+// TestRequestsThatFitAreNeverRefused: workers that together want exactly the limit.
+func TestRequestsThatFitAreNeverRefused(t *testing.T) {
 	const workers = 8
 	for _, use := range resourceUses {
 		for _, stripes := range stressStripes {
@@ -399,9 +399,9 @@ func moveUnderWay(t *testing.T, m *Manager, r *rand.Rand, memory int) {
 	}
 }
 
-// TestALockIsTakenWhereTheTreeLiesNow: whoever waits for the lock of a
+// TestALockIsTakenInTheStripeThatAConnectionMovedTo: whoever waits for the lock of a
 // connection's stripe while the connection moves away gets the new one.
-func TestALockIsTakenWhereTheTreeLiesNow(t *testing.T) {
+func TestALockIsTakenInTheStripeThatAConnectionMovedTo(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(8))
 	for range 200 {
 		c := mustOpenConn(t, m, network.DirInbound).(*connScope)

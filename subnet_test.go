@@ -304,7 +304,7 @@ func TestRefusedAndClosedAddressesLeaveNothing(t *testing.T) {
 }
 
 // Where a record is forgotten, another may move up; it is looked at next.
-func TestForgettingPassesByNothingThatMovesUp(t *testing.T) {
+func TestForgettingASubnetAlsoLooksAtTheRecordThatMovesUp(t *testing.T) {
 	var st subnetStripe
 	st.mu.table = newSubnetTable(subnetHash{}) // all its records have one home
 	for i := range uint64(6) {

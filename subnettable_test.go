@@ -53,7 +53,7 @@ func TestSubnetTableKeepsWhatAMapKeeps(t *testing.T) {
 }
 
 // next comes to every place, whatever has been removed.
-func TestSubnetTableIsGoneRoundWhole(t *testing.T) {
+func TestNextVisitsEveryPlaceOfTheSubnetTable(t *testing.T) {
 	table := newSubnetTable(subnetHash{1, 2})
 	for i := range uint64(100) {
 		k := subnetKey{lo: i}

@@ -91,7 +91,7 @@ func lines(t *testing.T, compressed io.Reader, closed bool) (evts []TraceEvt) {
 	return evts
 }
 
-func TestNobodyListensToANilTracer(t *testing.T) {
+func TestANilTracerCanBeFlushedAndClosed(t *testing.T) {
 	tr, err := newTracer("", nil, noLimits())
 	require.NoError(t, err)
 	require.Nil(t, tr)
@@ -412,7 +412,7 @@ func TestEveryCloseWaitsForTheEnd(t *testing.T) {
 	})
 }
 
-func TestWhatIsDeliveredIsForgotten(t *testing.T) {
+func TestDeliveredEventsAreCleared(t *testing.T) {
 	tr := &tracer{max: 10, wake: make(chan struct{}, 1)}
 	tr.push(traceEvent{typ: TraceDestroyScopeEvt, name: spanBelow(scopeOf(KindSystem), 1)})
 	room := tr.deliver(nil)

@@ -20,7 +20,7 @@ import (
 
 // A unit needs room in all that it counts in, and credit of any of that which lies idle
 // is seen.
-func TestAUnitIsLookedAtInAllThatItCountsIn(t *testing.T) {
+func TestAUnitNeedsRoomInEveryDimensionThatItCountsIn(t *testing.T) {
 	for _, u := range []unit{
 		unitOf(KindStream, network.DirInbound, false), unitOf(KindStream, network.DirOutbound, false),
 		unitOf(KindConn, network.DirInbound, true), unitOf(KindConn, network.DirOutbound, true),
@@ -48,7 +48,7 @@ func TestAUnitIsLookedAtInAllThatItCountsIn(t *testing.T) {
 }
 
 // That there is room at hand for a stream changes nothing of what is asked for first.
-func TestRoomAtHandIsNotGivenOutOfTurn(t *testing.T) {
+func TestCreditAtHandDoesNotSkipEarlierChecks(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(1))
 	servedStream(t, m, testPeer) // from here on, its protocol and its service have room at hand
 	s := mustOpenStream(t, m, testPeer, network.DirInbound)
@@ -155,9 +155,9 @@ func ledgerOf(m *Manager) ledger {
 	return l
 }
 
-// TestShortWaysBookAsTheLongOnes: two managers are asked the same, one of which knows no
+// TestFastPathsKeepTheSameBooksAsTheGeneralPath: two managers are asked the same, one of which knows no
 // short ways.
-func TestShortWaysBookAsTheLongOnes(t *testing.T) {
+func TestFastPathsKeepTheSameBooksAsTheGeneralPath(t *testing.T) {
 	seed, cell := testSeed(t), uint64(0)
 	steps := 600
 	if testing.Short() {

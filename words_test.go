@@ -45,7 +45,7 @@ func words[T any, P interface {
 	require.ErrorContains(t, err, fmt.Sprint(of(n-1)))
 }
 
-func TestWhatHasANameIsThatNameEverywhere(t *testing.T) {
+func TestEnumerationsHaveTheSameNamesInTextAndJSON(t *testing.T) {
 	words(t, func(i int) Kind { return Kind(i) }, int(numKinds))
 	words(t, func(i int) Origin { return Origin(i) }, 4)
 	words(t, func(i int) Resource { return Resource(i) }, 4)

@@ -55,7 +55,7 @@ func TestRequireEmptyNamesWhatIsHeld(t *testing.T) {
 	require.Empty(t, v.failures)
 }
 
-func TestWatchTellsWhoHasNotGivenBackWhatSinceWhen(t *testing.T) {
+func TestWatchReportsWhatIsNotReleasedByWhomAndSinceWhen(t *testing.T) {
 	m, err := rcmgr.New(nil)
 	require.NoError(t, err)
 	defer m.Close()

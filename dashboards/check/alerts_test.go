@@ -75,7 +75,7 @@ func TestAlertsFireUnderAFloodAndAtNoOtherTime(t *testing.T) {
 
 // What is full now and then is worth a look; but who is refused then finds room a moment
 // later, and nobody is to be woken because everybody was.
-func TestAHostThatIsFullNowAndThenIsNotFullForEverybody(t *testing.T) {
+func TestAHostThatIsSometimesFullDoesNotFireTheAlertForRefusingEverybody(t *testing.T) {
 	r, rules := record(t), rules(t)
 	of := func(name string, at time.Time) (scopes []string) {
 		for _, l := range firing(t, r.store, rules[name], at) {

@@ -157,7 +157,7 @@ func TestBytesAreShownAsBytes(t *testing.T) {
 }
 
 // What one peer holds is never drawn above what it may hold.
-func TestNothingIsDrawnAboveTheLimitsOfPeers(t *testing.T) {
+func TestTheDashboardDrawsNoPeerAboveItsLimit(t *testing.T) {
 	d, r := readDashboard(t, dashboardFile), record(t)
 	checked := 0
 	for _, at := range []time.Time{r.rested, r.flooded.Add(-10 * time.Minute), r.flooded, r.waved} {

@@ -139,7 +139,7 @@ func TestRefusalsAreCountedByWhatRefusesAndWhom(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoRefusalOfAScopeIsOneOfAGate(t *testing.T) {
+func TestARefusalWithoutAScopeIsReportedAsAGates(t *testing.T) {
 	require.Equal(t, "a gate", why(errors.New("rate limit exceeded")))
 	f, err := newFriend()
 	require.NoError(t, err)
@@ -150,7 +150,7 @@ func TestWhatIsNoRefusalOfAScopeIsOneOfAGate(t *testing.T) {
 	require.Equal(t, "process, inbound stream, memory-pressure", why(err))
 }
 
-func TestEverybodyHasAnAddressOfTheirOwn(t *testing.T) {
+func TestEverySimulatedPeerHasItsOwnAddress(t *testing.T) {
 	seen := map[string]bool{homeIP().String(): true}
 	networks := map[string]int{}
 	use := func(ip net.IP, group int) {
@@ -174,7 +174,7 @@ func TestEverybodyHasAnAddressOfTheirOwn(t *testing.T) {
 	}
 }
 
-func TestTheTableLeavesOutWhatSaysNothing(t *testing.T) {
+func TestTheTableLeavesOutEmptyRows(t *testing.T) {
 	one := outcome{Manager: "one", Guests: []namedTally{{Name: "guests"}, {Name: "nobody"}}, Victim: report{Memory: memory{HeapMost: 3 << 20, ProcessMost: 4 << 20, Looks: 8}}}
 	for i := range 100 {
 		one.Guests[0].Took = append(one.Guests[0].Took, time.Duration(100-i)*time.Millisecond)
@@ -227,7 +227,7 @@ func TestWrongCommandLinesAreErrors(t *testing.T) {
 }
 
 // A victim that cannot be says why, and so does whoever asks it.
-func TestAVictimThatEndsIsAnError(t *testing.T) {
+func TestAnAttackedProcessThatExitsIsAnError(t *testing.T) {
 	f, err := newFriend()
 	require.NoError(t, err)
 	v, err := startVictim(order{Attack: "none", Asks: peer.AddrInfo{ID: f.id}})

@@ -93,7 +93,7 @@ func TestFairShareDoesNotHelpAgainstMoreSubnetsThanTheLimitHasRoomFor(t *testing
 	}
 }
 
-func TestWhoIsRefusedTriesFourTimesMore(t *testing.T) {
+func TestARefusedPeerTriesFourTimesMore(t *testing.T) {
 	rm, err := newOurs()(nodeLimits(t))
 	require.NoError(t, err)
 	defer rm.Close()
@@ -124,7 +124,7 @@ func (r *refuser) OpenConnection(network.Direction, bool, multiaddr.Multiaddr) (
 	return nil, errors.New("no")
 }
 
-func TestWhatIsLeftIsFound(t *testing.T) {
+func TestScopesThatAreLeftOpenAreFound(t *testing.T) {
 	for _, v := range variants {
 		rm, err := v.make(nodeLimits(t))
 		require.NoError(t, err)

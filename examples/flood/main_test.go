@@ -218,7 +218,7 @@ func (h *heldUnder) Snapshot() rcmgr.Snapshot {
 }
 
 // What was taken and what the limit was between two looks, nobody has seen.
-func TestAScopeMayKeepWhatItGotBetweenTwoLooks(t *testing.T) {
+func TestUseAboveALimitIsFineIfTheLimitChangedBetweenTwoLooks(t *testing.T) {
 	for _, c := range []struct {
 		seen    bool // before
 		changes int

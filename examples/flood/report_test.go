@@ -120,7 +120,7 @@ func TestARowKeepsTheHighestUseAndTheWorstPeer(t *testing.T) {
 
 // What the tables say of a limit that was lowered is what the verdict says: it was not
 // passed.
-func TestWhatWasHeldWhenALimitWasLoweredIsNoUseOfIt(t *testing.T) {
+func TestUseFromBeforeALimitWasLoweredDoesNotCountAsPassingIt(t *testing.T) {
 	w := newWatch()
 	for _, step := range []struct{ use, limit int }{{64, 64}, {52, 20}, {30, 20}} {
 		w.lookNow(&heldUnder{use: step.use, limit: step.limit})
@@ -157,7 +157,7 @@ func TestWhatWasHeldWhenALimitWasLoweredIsNoUseOfIt(t *testing.T) {
 	require.Contains(t, out.String(), kept, "beside another, too")
 }
 
-func TestWhatIsHeldIsListed(t *testing.T) {
+func TestHeldResourcesAreListed(t *testing.T) {
 	require.Empty(t, heldIn(rcmgr.Snapshot{Scopes: []rcmgr.ScopeState{{Name: "system"}}}))
 	held := heldIn(rcmgr.Snapshot{Scopes: []rcmgr.ScopeState{
 		{Name: "system", Use: network.ScopeStat{Memory: 2 * kib}},
@@ -285,7 +285,7 @@ func TestAQuantileIsOneOfTheValues(t *testing.T) {
 	require.Equal(t, time.Duration(7), quantile([]time.Duration{7}, 0.5))
 }
 
-func TestALineTakesThePlaceOfTheBar(t *testing.T) {
+func TestALineOverwritesTheProgressBar(t *testing.T) {
 	for terminal, want := range map[bool]string{false: "news\n", true: "\r\x1b[Knews\n"} {
 		var out bytes.Buffer
 		(&screen{to: &out, terminal: terminal}).tell("news")

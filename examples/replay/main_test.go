@@ -255,7 +255,7 @@ func TestATraceOfManyAtWorkIsRead(t *testing.T) {
 var in = network.DirInbound
 
 // What a trace refused is asked again, and goes on if it is admitted now.
-func TestWhatATraceRefusedIsAskedAgain(t *testing.T) {
+func TestRequestsThatATraceSawRefusedAreReplayed(t *testing.T) {
 	strict := rcmgr.PartialLimitConfig{
 		System:              rcmgr.ResourceLimits{ConnsInbound: 3, Memory: 100},
 		Transient:           rcmgr.ResourceLimits{StreamsInbound: 1},
@@ -319,7 +319,7 @@ func TestWhatATraceRefusedIsAskedAgain(t *testing.T) {
 }
 
 // A guest waits as long as others, has a peer of its own then, and goes.
-func TestWhatIsAdmittedNowStaysAsLongAsOthers(t *testing.T) {
+func TestAGuestThatIsAdmittedByOtherLimitsStaysAsLongAsOthers(t *testing.T) {
 	at := func(seconds int) time.Time { return time.Unix(int64(seconds), 0) }
 	other := &item{class: "conn", dir: in, open: true, attached: true, peer: "p", from: at(0), placed: at(2), until: at(10)}
 	guest, later := &item{class: "conn", dir: in}, &item{class: "conn", dir: in}
@@ -342,7 +342,7 @@ func TestWhatIsAdmittedNowStaysAsLongAsOthers(t *testing.T) {
 
 // Whose connection is refused has no streams; whom the trace knows by streams alone
 // keeps them.
-func TestThePeerOfARefusedConnectionAsksForNothing(t *testing.T) {
+func TestThePeerOfARefusedConnectionOpensNoStreams(t *testing.T) {
 	ids := peers(t, 2)
 	told := traced(t, "ours", rcmgr.PartialLimitConfig{}, func(rm network.ResourceManager) {
 		c, err := rm.OpenConnection(in, true, nil)

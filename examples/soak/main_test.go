@@ -53,7 +53,7 @@ func TestWrongCommandLinesAreErrors(t *testing.T) {
 }
 
 // A check that finds nothing wrong with what is wrong would be none.
-func TestWhatDoesNotAddUpIsFound(t *testing.T) {
+func TestSumsThatDoNotAddUpAreFound(t *testing.T) {
 	m, err := rcmgr.New(nil)
 	require.NoError(t, err)
 	defer m.Close()

@@ -95,7 +95,7 @@ func TestAnythingWrongNamesTheFlagItsValueAndWhatWasExpected(t *testing.T) {
 	require.EqualError(t, New("none").Parse([]string{"x"}), `unexpected argument "x": expected nothing but flags`)
 }
 
-func TestWhatIsRightIsRead(t *testing.T) {
+func TestValidFlagsAreRead(t *testing.T) {
 	a, err := readAll("-n", "9", "-least", "1", "-seed", "18446744073709551615", "-d", "1m30s", "-size", "2GiB", "-which", "that",
 		"-file", "a", "-files", "b", "-files", "c", "-addr", ":0", "-yes", "x.gz")
 	require.NoError(t, err)

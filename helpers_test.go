@@ -343,21 +343,22 @@ func watch(t *testing.T, m *Manager, check func() error) (stop func()) {
 	}
 }
 
-// waitForLockIn waits until a goroutine waits for a lock in one of these functions.
-func waitForLockIn(t *testing.T, functions ...string) {
+// goroutineID returns the number of the goroutine that calls it.
+func goroutineID() string {
+	var text [64]byte
+	return strings.Fields(string(text[:runtime.Stack(text[:], false)]))[1] // after "goroutine"
+}
+
+// waitUntilLocked waits until a goroutine waits for a mutex: for the one that the test
+// holds, if no other is contended.
+func waitUntilLocked(t *testing.T, id string) {
+	t.Helper()
 	all := make([]byte, 1<<20)
 	for end := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
-		require.True(t, time.Now().Before(end), "no goroutine waits for a lock in %s", functions)
-		for _, goroutine := range strings.Split(string(all[:runtime.Stack(all, true)]), "\n\n") {
-			if !strings.Contains(goroutine, "[sync.Mutex.Lock]") {
-				continue
-			}
-			for _, f := range functions {
-				if strings.Contains(goroutine, "rcmgr."+f+"(") {
-					return
-				}
-			}
+		if strings.Contains(string(all[:runtime.Stack(all, true)]), "\ngoroutine "+id+" [sync.Mutex.Lock") {
+			return
 		}
+		require.True(t, time.Now().Before(end), "goroutine %s waits for no lock", id)
 	}
 }
 

@@ -184,13 +184,14 @@ func TestAScopeThatIsEndedWhileItIsCollectedIsNotDropped(t *testing.T) {
 			done, err := end(m)
 			require.NoError(t, err)
 			m.trace.mu.Lock() // in which Done tells of it, before it closes the record
-			ended := make(chan struct{})
+			ended, id := make(chan struct{}), make(chan string, 1)
 			go func(done func()) {
 				defer close(ended)
+				id <- goroutineID()
 				done()
 			}(done)
 			done = nil
-			waitForLockIn(t, "(*tracer).push")
+			waitUntilLocked(t, <-id)
 			collectGarbage()
 			m.trace.mu.Unlock()
 			<-ended

@@ -31,13 +31,14 @@ func TestCreditIsCheckedAgainUnderTheDrawingLock(t *testing.T) {
 
 			other.mu.Lock()
 			m.drawing.Lock()
-			drew := make(chan bool)
+			drew, id := make(chan bool), make(chan string, 1)
 			go func() {
+				id <- goroutineID()
 				st.mu.Lock()
 				defer st.mu.Unlock()
 				drew <- draw(st, &c)
 			}()
-			waitForLockIn(t, "(*stripe).drawMemory", "(*stripe).drawUnit", "(*stripe).checkShared") // it has looked
+			waitUntilLocked(t, <-id) // it has looked
 			for d := range numDims {
 				other.fixed[KindSystem].drawLocked(item{d, m.fixed[KindSystem].limit[d]}, m.fixed[KindSystem].limit[d])
 			}
@@ -65,9 +66,11 @@ func TestAPoolBecomesLooseUnderTheDrawingLock(t *testing.T) {
 	require.True(t, system.tight(dimMemory))
 
 	m.drawing.Lock()
+	id := make(chan string, 2)
 	release := func(size int) chan struct{} {
 		done := make(chan struct{})
 		go func() {
+			id <- goroutineID()
 			s.ReleaseMemory(size)
 			close(done)
 		}()
@@ -81,8 +84,9 @@ func TestAPoolBecomesLooseUnderTheDrawingLock(t *testing.T) {
 	require.True(t, system.tight(dimMemory))
 	require.EqualValues(t, 1<<18, system.tally(dimMemory).handed)
 
+	<-id
 	done := release(1)
-	waitForLockIn(t, "(*pool).takeBack")
+	waitUntilLocked(t, <-id)
 	select {
 	case <-done:
 		t.Fatal("the pool became loose while the lock was held")

@@ -197,15 +197,16 @@ func TestAScopeThatComesBackDuringALookHasOldOrNewLimits(t *testing.T) {
 	require.NoError(t, m.SetLimits(NewFixedLimiter(ConcreteLimitConfig{limits: conf})))
 
 	m.drawing.Lock() // as lookAt does
-	back := make(chan error)
+	back, id := make(chan error), make(chan string, 1)
 	go func() {
+		id <- goroutineID()
 		span, err := kept.BeginSpan()
 		if err == nil {
 			span.Done()
 		}
 		back <- err
 	}()
-	waitForLockIn(t, "(*directory).join")
+	waitUntilLocked(t, <-id)
 	require.Equal(t, int64(math.MaxInt64), p.limit[dimMemory])
 	m.drawing.Unlock()
 	require.NoError(t, <-back)

@@ -225,12 +225,13 @@ func TestASingleStripeReusesItsHoldersWhileItsLockIsTaken(t *testing.T) {
 		before := mustOpenConn(t, m, network.DirInbound).(*connScope)
 		before.Done()
 		m.stripes[0].mu.Lock()
-		opened := make(chan network.ConnManagementScope)
+		opened, id := make(chan network.ConnManagementScope), make(chan string, 1)
 		go func() {
+			id <- goroutineID()
 			c, _ := m.OpenConnection(network.DirInbound, true, testFars[0].addr)
 			opened <- c
 		}()
-		waitForLockIn(t, "(*engine).lockIdle")
+		waitUntilLocked(t, <-id)
 		m.stripes[0].mu.Unlock()
 		c := (<-opened).(*connScope)
 		if c.h == before.h {

@@ -399,18 +399,22 @@ func TestAVisitOfAllPeersLetsOthersHaveTheLock(t *testing.T) {
 	st := &m.stripes[0]
 	visited, when := 0, -1
 	var waits sync.WaitGroup
+	var id string
 	st.eachPeer(func(*peerScope) {
 		switch {
 		case visited == 0:
+			started := make(chan string, 1)
 			waits.Go(func() {
+				started <- goroutineID()
 				st.lock()
 				defer st.unlock()
 				when = visited
 			})
-			waitForLockIn(t, "(*stripe).lock")
+			id = <-started
+			waitUntilLocked(t, id)
 			time.Sleep(2 * time.Millisecond) // so that it counts as waiting for long
 		case visited%peersAtOnce == 0 && when < 0:
-			waitForLockIn(t, "(*stripe).lock") // it has found out
+			waitUntilLocked(t, id) // it has found out
 		}
 		visited++
 	})

@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// distinctLimits gives an upstream configuration in which every scope has
+// distinctLimits returns an upstream configuration in which every scope has
 // numbers of its own.
 func distinctLimits(p peer.ID) upstream.ConcreteLimitConfig {
 	n := 0

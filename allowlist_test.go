@@ -301,7 +301,7 @@ func TestAnAllowlistGivenAtOnceIsAsOneByOne(t *testing.T) {
 	}
 }
 
-// someAddr gives an address in the part of the Internet that allowlistOf is
+// someAddr returns an address in the part of the Internet that allowlistOf is
 // about.
 func someAddr(rng *rand.Rand) netip.Addr {
 	return netip.AddrFrom4([4]byte{byte(11 + rng.IntN(100)), byte(rng.Uint32()), byte(rng.Uint32()), byte(rng.Uint32())})
@@ -320,7 +320,7 @@ func managerWith(t testing.TB, al *Allowlist) *Manager {
 	return m
 }
 
-// connectionsFrom gives the whole path of the i-th connection.
+// connectionsFrom returns the whole path of the i-th connection.
 func connectionsFrom(t testing.TB, m *Manager, eps []endpoint, peers []peer.ID) (round func(i int)) {
 	var fars []multiaddr.Multiaddr
 	for _, ep := range eps {
@@ -336,7 +336,7 @@ func connectionsFrom(t testing.TB, m *Manager, eps []endpoint, peers []peer.ID) 
 }
 
 // A path of a connection past a long list takes nothing more than past a short
-// one. How long it takes is BenchmarkAllowlist's to tell.
+// one. BenchmarkAllowlist measures how long it takes.
 func TestALongAllowlistAllocatesNoMoreThanAShortOne(t *testing.T) {
 	rng := randomFrom(1, 4)
 	var eps []endpoint

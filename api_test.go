@@ -34,7 +34,7 @@ func TestExportedNamesAndSignaturesAreThoseOfUpstream(t *testing.T) {
 	require.Empty(t, missing, "what upstream exports and we do not, or not so:\n%s", strings.Join(missing, "\n"))
 }
 
-// The comparison itself: each of these must be told.
+// The comparison itself: each of these must be reported.
 func TestAPIComparisonTellsEveryKindOfDifference(t *testing.T) {
 	theirs := checkSource(t, `
 		type Gone struct{}

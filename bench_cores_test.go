@@ -32,7 +32,7 @@ func contended() (n int64) {
 	}
 }
 
-// timeTogether runs n rounds on each of several goroutines, and gives the time until all
+// timeTogether runs n rounds on each of several goroutines, and returns the time until all
 // are done.
 func timeTogether(n int, rounds ...func(int) error) (time.Duration, error) {
 	var wg sync.WaitGroup
@@ -81,7 +81,7 @@ func xorshift(x uint64) uint64 {
 	return x ^ x<<17
 }
 
-// onItsOwn prepares one of two workers, each of whom goes through this many peers and
+// onItsOwn prepares one of two workers, each of which goes through this many peers and
 // addresses of its own, of those that a workload has: worker 1 of it begins with the 64th.
 func onItsOwn(w workload, b *testing.B, m *Manager, worker, peers int) func(int) error {
 	round := w.prepare(b, m, worker)

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// processorTime gives the time that processors have spent on this process.
+// processorTime returns the time that processors have spent on this process.
 func processorTime() time.Duration {
 	var used syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {

@@ -37,7 +37,7 @@ var gateWorkloads = []gateWorkload{
 	{name: "rate", refused: true, addrs: func() []multiaddr.Multiaddr { return distinctAddrs()[:1] }},
 }
 
-// distinctAddrs gives as many addresses as a busy host meets in a few seconds.
+// distinctAddrs returns as many addresses as a busy host meets in a few seconds.
 var distinctAddrs = sync.OnceValue(func() []multiaddr.Multiaddr {
 	all := make([]multiaddr.Multiaddr, 1<<12)
 	for i := range all {
@@ -68,7 +68,7 @@ func (w *gateWorkload) upstreams() (network.ResourceManager, error) {
 	return upstream.NewResourceManager(upstream.NewFixedLimiter(limits.Build(upstream.DefaultLimits.Scale(farMemory, farFDs))), opts...)
 }
 
-// prepare opens what stays open, and gives the i-th round. A round that is to
+// prepare opens what stays open, and returns the i-th round. A round that is to
 // be refused may be admitted now and then, when a new token has come.
 func (w *gateWorkload) prepare(t require.TestingT, rm network.ResourceManager) (round func(i int) (admitted bool)) {
 	addrs, peers := w.addrs(), names(512)

@@ -74,7 +74,7 @@ func loadBallast(t require.TestingT, rm network.ResourceManager, n int) {
 }
 
 // workload is something that is done again and again to a manager. prepare
-// gives the i-th round of it for one of several workers.
+// returns the i-th round of it for one of several workers.
 type workload struct {
 	name    string
 	prepare func(t require.TestingT, rm network.ResourceManager, worker int) func(i int) error

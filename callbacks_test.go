@@ -108,7 +108,7 @@ func TestTheRuntimesMemoryCountsWhereInUseFails(t *testing.T) {
 	}
 }
 
-// faultyLimiter panics when it is asked for the limits of one kind, or gives a Limit that
+// faultyLimiter panics when it is asked for the limits of one kind, or returns a Limit that
 // does when it is read.
 type faultyLimiter struct {
 	Limiter
@@ -158,7 +158,7 @@ func (l *faultyLimiter) GetStreamLimits(p peer.ID) Limit {
 func (l *faultyLimiter) GetConnLimits() Limit         { return l.of(KindConn, l.Limiter.GetConnLimits()) }
 func (l *faultyLimiter) MarshalJSON() ([]byte, error) { panic(errFault) }
 
-// A Limiter that panics gets whoever needs the limit an error that says so, each time, and
+// If a Limiter panics, a call that needs the limit returns an error that says so, each time, and
 // is logged once. What is in force stays.
 func TestALimiterThatPanicsIsAnError(t *testing.T) {
 	const says = "the Limiter panicked: "
@@ -245,7 +245,7 @@ func TestATraceDoesWithoutAPanickingLimitersJSON(t *testing.T) {
 	require.Greater(t, len(written), 5)
 }
 
-// Whoever panics in a view has given back what the view held.
+// A panic in a view gives back what the view held.
 func TestAViewThatPanicsGivesBackItsScope(t *testing.T) {
 	m := newManager(t, unlimitedConf())
 	for _, view := range []func(){

@@ -42,7 +42,7 @@ type way struct {
 	deep int
 }
 
-// directionFor gives a direction that counts in d; both in turn if d is a total.
+// directionFor returns a direction that counts in d; both in turn if d is a total.
 func directionFor(d dim, i int) network.Direction {
 	switch d {
 	case dimStreamsIn, dimConnsIn:

@@ -20,7 +20,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// theirScaling gives upstream's own value for one of our configurations.
+// theirScaling returns upstream's own value for one of our configurations.
 func theirScaling(tb testing.TB, cfg ScalingLimitConfig) (out upstream.ScalingLimitConfig) {
 	tb.Helper()
 	peers := cfg.PeerLimits

@@ -43,7 +43,7 @@ func (w *worlds) ask(q *question) {
 
 var errOfCaller = errors.New("the caller's own")
 
-// view gives a scope that is always there, or a peer, protocol or service.
+// view returns a scope that is always there, or a peer, protocol or service.
 func (w *worlds) view(kind, name string) *twin {
 	tw := w.shared[kind+name]
 	if tw == nil {
@@ -100,7 +100,7 @@ func (w *worlds) openConn(q *question) {
 	}
 }
 
-// refusedAtGate compares the refusals by gates, which only ours tells by type.
+// refusedAtGate compares the refusals by gates, of which only ours have types.
 func (w *worlds) refusedAtGate(theirs, own error) bool {
 	var e *LimitError
 	if theirs == nil || errors.Is(theirs, network.ErrResourceLimitExceeded) || !errors.As(own, &e) {
@@ -215,7 +215,7 @@ func (w *worlds) move(tw *twin, kind, name string, theirErr, ownErr error) bool 
 	return admitted
 }
 
-// holdsNo tells whether a connection or stream has nothing of a resource.
+// holdsNo reports whether a connection or stream has nothing of a resource.
 func (tw *twin) holdsNo(resource string) bool {
 	switch resource {
 	case "memory":
@@ -228,7 +228,7 @@ func (tw *twin) holdsNo(resource string) bool {
 	return false
 }
 
-// size gives a number of bytes that is telling for some limit above a scope.
+// size returns a number of bytes that is telling for some limit above a scope.
 func (w *worlds) size(tw *twin, q *question, priority uint8) int64 {
 	ref := tw
 	switch {
@@ -377,7 +377,7 @@ func (w *worlds) setLimit(q *question) {
 	}
 }
 
-// follows tells whether a span has the limit of the scope in question.
+// follows reports whether a span has the limit of the scope in question.
 func (tw *twin) follows(limited *twin) bool {
 	for x := tw; x.owner != nil && !x.ownLimit; x = x.owner {
 		if x.owner == limited {

@@ -52,7 +52,7 @@ func readError(err error) read {
 	return r
 }
 
-// same compares two answers, and tells whether both are yes.
+// same compares two answers, and reports whether both are yes.
 func (w *worlds) same(q question1, theirErr, ownErr error) bool {
 	if theirErr == nil && ownErr == nil {
 		return true
@@ -167,7 +167,7 @@ func (w *worlds) compareLimit(tw *twin) {
 	}
 }
 
-// limitEnded tells whether what would limit a connection, stream or span is done.
+// limitEnded reports whether what would limit a connection, stream or span is done.
 func (tw *twin) limitEnded() bool {
 	for x := tw; x != nil; x = x.owner {
 		if x.done {
@@ -180,7 +180,7 @@ func (tw *twin) limitEnded() bool {
 	return false
 }
 
-// followsEnded tells whether what a span asks, itself first, would be limited by an owner
+// followsEnded reports whether what a span asks, itself first, would be limited by an owner
 // that is done.
 func (tw *twin) followsEnded() bool {
 	for x := tw; x != nil && !x.done; x = x.owner {
@@ -221,8 +221,8 @@ func (w *worlds) compareAttached(tw *twin) {
 	}
 }
 
-// compareTalk compares what both managers told a MetricsReporter. Go-libp2p's
-// tells of memory once for each owner of a span.
+// compareTalk compares the calls of a MetricsReporter by both managers. Go-libp2p's
+// reports memory once for each owner of a span.
 func (w *worlds) compareTalk() {
 	theirs, own := w.theirTalk.said, w.ownTalk.said
 	if len(theirs) > len(own) && len(own) > 0 && strings.Contains(own[0], "memory") {

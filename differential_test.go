@@ -78,8 +78,8 @@ func randomQuestions(r *rand.Rand, n int) []byte {
 	return data
 }
 
-// compareManagers asks both managers the same, and gives the first difference
-// that has no excuse, or nil. With told, it also gives the whole story.
+// compareManagers asks both managers the same, and returns the first difference
+// that has no excuse, or nil. With told, it also returns the whole story.
 func compareManagers(data []byte, excused map[excuse]int, told bool) (story []string, asked int, err error) {
 	first, list := questions(data)
 	w, err := newWorlds(first, excused, told)
@@ -163,7 +163,7 @@ func shrink(data []byte, patience time.Duration) []byte {
 	return data
 }
 
-// requireSame compares both managers, and tells the shortest story of how they
+// requireSame compares both managers, and reports the shortest story of how they
 // differ.
 func requireSame(t testing.TB, data []byte, excused map[excuse]int) int {
 	_, asked, err := compareManagers(data, excused, false)

@@ -182,7 +182,7 @@ func newWorlds(q question, excused map[excuse]int, told bool) (*worlds, error) {
 	return w, nil
 }
 
-// some gives a scope: one that is held, or that is shared, or now and then one
+// some returns a scope: one that is held, or that is shared, or now and then one
 // that has ended.
 func (w *worlds) some(q *question) *twin {
 	switch n := len(w.held); {
@@ -216,7 +216,7 @@ func (w *worlds) add(tw *twin, kind string) *twin {
 	return tw
 }
 
-// someOf gives a scope of type T that is held, or that has ended: one that is
+// someOf returns a scope of type T that is held, or that has ended: one that is
 // ready for the question, most of the time.
 func someOf[T any](w *worlds, q *question, ready func(T) bool) (tw *twin) {
 	list := w.held

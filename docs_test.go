@@ -57,7 +57,7 @@ func TestSnippetsThatAreCompiledNowhereAreFound(t *testing.T) {
 	}
 }
 
-// snippetsThatAreNot gives the snippets of a document of which no file has all
+// snippetsThatAreNot returns the snippets of a document of which no file has all
 // imports and all lines in one piece.
 func snippetsThatAreNot(document string, code []compiled) (missing []string) {
 	for _, fence := range goFence.FindAllStringSubmatch(document, -1) {
@@ -88,7 +88,7 @@ func importKey(name, importPath string) string {
 	return name + " " + importPath
 }
 
-// codeLines gives the lines that have code on them.
+// codeLines returns the lines that have code on them.
 func codeLines(src string) string {
 	var b strings.Builder
 	for line := range strings.Lines(src) {
@@ -113,7 +113,7 @@ func codeOf(t *testing.T, src []byte) compiled {
 	return c
 }
 
-// compiledFiles gives the tests of this package and the examples.
+// compiledFiles returns the tests of this package and the examples.
 func compiledFiles(t *testing.T) (code []compiled) {
 	files, err := filepath.Glob("*_test.go")
 	require.NoError(t, err)
@@ -131,7 +131,7 @@ func compiledFiles(t *testing.T) (code []compiled) {
 	return code
 }
 
-// documents gives the documents at the top of the repository.
+// documents returns the documents at the top of the repository.
 func documents(t *testing.T) []string {
 	names, err := filepath.Glob("*.md")
 	require.NoError(t, err)

@@ -251,7 +251,7 @@ func TestAMoveOfMoreThanHalfOfALimitIsDecidedOnTheExactSum(t *testing.T) {
 	}
 }
 
-// I8: whoever takes the locks of two stripes takes the lower one first.
+// I8: of two stripes, the lower one is locked first.
 func TestTwoStripesAreLockedInTheirOrder(t *testing.T) {
 	for _, turned := range []bool{false, true} {
 		m := newManager(t, unlimitedConf(), WithStripes(2))

@@ -198,7 +198,7 @@ func compareExplanation(t *testing.T, q Question, e *Explanation, err error) (ki
 		asked[c.Step+" "+c.Scope+" "+c.Name]++
 	}
 	for check, times := range asked {
-		// A stranger whom the allowlist let in has to fit the system by itself, and for its peer.
+		// A stranger that the allowlist let in has to fit the system by itself, and for its peer.
 		most := 1
 		if strings.HasPrefix(check, "peer system ") {
 			most = 2

@@ -342,7 +342,7 @@ func (x *creditModel) goAll(t int) {
 	}
 }
 
-// asks gives what a thread's operation asks for: n of each of these pools, in
+// asks returns what a thread's operation asks for: n of each of these pools, in
 // the shares of a stripe. It is called under the locks of the connection.
 func (x *creditModel) asks(t int) (stripe int, pools poolSet, n int64) {
 	th, o := &x.thread[t], x.threads[t][x.thread[t].op]
@@ -358,7 +358,7 @@ func (x *creditModel) asks(t int) (stripe int, pools poolSet, n int64) {
 
 func (x *creditModel) weight(t int) int64 { return x.threads[t][x.thread[t].op].weight }
 
-// bound gives the most that a pool may hold after the request of t.
+// bound returns the most that a pool may hold after the request of t.
 func (x *creditModel) bound(t, p int) int64 {
 	return AdmissionHalf.threshold(x.pool[p].limit, x.weight(t))
 }
@@ -556,7 +556,7 @@ func (x *creditModel) settleAll(t int) {
 	x.charge(t)
 }
 
-// used gives the exact use. All stripe locks are held.
+// used returns the exact use. All stripe locks are held.
 func (x *creditModel) used(p int) (sum int64) {
 	for i := range x.stripes {
 		sum += x.share[p][i].use

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// inUse gives the exact use of a pool at this instant: what is charged, what
+// inUse returns the exact use of a pool at this instant: what is charged, what
 // is decided and drawn and only not charged yet, and what is being released and
 // not returned yet. It wraps below zero where two stripes overflow the sum.
 func (x *creditModel) inUse(p int) int64 {
@@ -92,7 +92,7 @@ func (x *creditModel) check(before *modelState) {
 	}
 }
 
-// heldIn gives what the connections in a stripe hold of a pool.
+// heldIn returns what the connections in a stripe hold of a pool.
 func (x *creditModel) heldIn(p, stripe int) (sum int64) {
 	for _, c := range x.conn {
 		if c.in.has(p) && int(c.at) == stripe {
@@ -116,7 +116,7 @@ func (x *creditModel) checkEnd() {
 	}
 }
 
-// begin gives the state in which the threads begin.
+// begin returns the state in which the threads begin.
 func (sc *creditScenario) begin(r creditRules) modelState {
 	first := *sc
 	first.threads = [][]modelOp{sc.setup}
@@ -132,7 +132,7 @@ func (sc *creditScenario) begin(r creditRules) modelState {
 	return x.modelState
 }
 
-// explore goes through all states that can be reached, and gives their number.
+// explore goes through all states that can be reached, and returns their number.
 // It stops where a property is broken: only the one given, or "" for any. The
 // schedule is the shortest that breaks it.
 func (sc *creditScenario) explore(r creditRules, only creditProperty) (states int, broken creditProperty, schedule string) {

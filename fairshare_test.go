@@ -37,7 +37,7 @@ func comesFrom(t testing.TB, m *Manager, p peer.ID, addr string) network.ConnMan
 	return c
 }
 
-// refusedByShare tells whether an error says that somebody has had its share.
+// refusedByShare reports whether an error says that somebody has had its share.
 func refusedByShare(err error) bool {
 	var why *LimitError
 	return errors.As(err, &why) && why.Cause() == CauseFairShare
@@ -51,9 +51,9 @@ func TestFairShareIsForTransientAndSystem(t *testing.T) {
 	}
 }
 
-// Whoever has many identities has one share, and half of the limit if nobody else is
-// there; the next one gets half of what is left, and so on: there is always some left
-// for somebody new.
+// Many identities of one subnet have one share, and half of the limit if no other is
+// there; the next subnet gets half of what is left, and so on: there is always some left
+// for a new one.
 func TestEachFurtherSubnetGetsHalfOfWhatIsLeft(t *testing.T) {
 	m := fairManager(t, sharedTransient(64, 1<<20))
 	for i, want := range []int{32, 16, 8, 4, 2, 1, 1, 0} {

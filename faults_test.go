@@ -40,7 +40,7 @@ func (f *faults) maybe() {
 	}
 }
 
-// survive calls what may meet a fault, and tells whether it did.
+// survive calls what may meet a fault, and reports whether it did.
 func survive(t *testing.T, call func()) (panicked bool) {
 	defer func() {
 		if p := recover(); p != nil {

@@ -18,7 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// inSubnet gives the i-th address of a network.
+// inSubnet returns the i-th address of a network.
 func inSubnet(network string, i int) multiaddr.Multiaddr {
 	b := netip.MustParsePrefix(network).Addr().As16()
 	b[14], b[15] = b[14]|byte(i>>8), b[15]|byte(i)
@@ -200,7 +200,7 @@ func TestAConnectionThatIsRefusedAfterTheGatesReturnsItsPlaceAndToken(t *testing
 	})
 }
 
-// enterNow takes a token for an endpoint, and gives its place in the subnets
+// enterNow takes a token for an endpoint, and returns its place in the subnets
 // back.
 func (g *gate) enterNow(far multiaddr.Multiaddr) bool {
 	var pass gatePass
@@ -264,7 +264,7 @@ func TestRefusalsByGatesSayWhichAndAreCounted(t *testing.T) {
 	}
 }
 
-// What a gate has told last it tells again, but only to those whom it is about.
+// A gate returns its last refusal again, but only for the same direction.
 func TestARefusalByAGateHasTheDirectionOfTheConnection(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithOutboundGates(true),
 		WithNetworkPrefixLimit([]NetworkPrefixLimit{{netip.MustParsePrefix("192.0.2.0/24"), 0}}, nil))
@@ -331,7 +331,7 @@ func TestFloodsThatAreRefusedLeaveNoMemory(t *testing.T) {
 	if testing.Short() {
 		flood = 100_000
 	}
-	// far gives one of 16 million addresses.
+	// far returns one of 16 million addresses.
 	far := func(i int) multiaddr.Multiaddr {
 		ma, err := multiaddr.NewMultiaddrBytes([]byte{multiaddr.P_IP4, 11, byte(i >> 16), byte(i >> 8), byte(i)})
 		require.NoError(t, err)
@@ -363,7 +363,7 @@ func TestFloodsThatAreRefusedLeaveNoMemory(t *testing.T) {
 	}
 }
 
-// heap gives the bytes that are in use.
+// heap returns the bytes that are in use.
 func heap() uint64 {
 	var s runtime.MemStats
 	runtime.GC()

@@ -16,7 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// readGates gives what the strict reader makes of a configuration of the gates.
+// readGates returns what the strict reader makes of a configuration of the gates.
 func readGates(t testing.TB, gates string) PartialLimitConfig {
 	t.Helper()
 	cfg, err := ReadLimits(strings.NewReader(`{"Gates":` + gates + `}`))
@@ -25,7 +25,7 @@ func readGates(t testing.TB, gates string) PartialLimitConfig {
 }
 
 // passing opens 100 connections from an address, so many of them at a time, and
-// tells how many were admitted.
+// returns how many were admitted.
 func passing(t testing.TB, m *Manager, dir network.Direction, addr string, atATime int) (n int) {
 	t.Helper()
 	proto := "/ip4/"

@@ -20,7 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// peersInStripes gives n peers that lie in stripes of their own.
+// peersInStripes returns n peers that lie in stripes of their own.
 func peersInStripes(m *Manager, n int) (peers []peer.ID) {
 	seen := make(map[*stripe]bool)
 	for i := 0; len(peers) < n; i++ {

@@ -222,7 +222,7 @@ func TestAScopeThatIsDoneTakesNothing(t *testing.T) {
 	assertEmpty(t, m) // no reference was taken
 }
 
-// What a scope was kept in serves another one, and whoever still has the first sees
+// What a scope was kept in serves another one, and a caller that still has the first sees
 // nothing of that, and does nothing to it.
 func TestAScopeThatIsDoneTellsNothing(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(1))
@@ -313,7 +313,7 @@ func TestIdleScopesOfEveryKindGoAndComeBack(t *testing.T) {
 			require.Len(t, listed(m), 23)
 			assertEmpty(t, m)
 			require.Empty(t, listed(m))
-			// Whoever kept a handle can go on, whether or not somebody else
+			// A caller that kept a handle can go on, whether or not another one
 			// has used the name meanwhile: it is one account (I7).
 			for name, s := range kept {
 				for _, first := range []bool{true, false} {

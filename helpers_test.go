@@ -563,7 +563,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// viewEach gives a handle on a scope of every kind that can be viewed.
+// viewEach returns a handle on a scope of every kind that can be viewed.
 func viewEach(t *testing.T, m *Manager) map[string]network.ResourceScope {
 	return map[string]network.ResourceScope{
 		"system":                    viewSystem(t, m),
@@ -574,7 +574,7 @@ func viewEach(t *testing.T, m *Manager) map[string]network.ResourceScope {
 	}
 }
 
-// listed gives the names of all scopes that are listed.
+// listed returns the names of all scopes that are listed.
 func listed(m *Manager) (names []string) {
 	for _, p := range m.ListPeers() {
 		names = append(names, "peer:"+p.String())

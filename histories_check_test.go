@@ -68,7 +68,7 @@ type history struct {
 // now is an instant that nobody else has.
 func (h *history) now() int64 { return h.clock.Add(1) }
 
-// verify gives the first call whose outcome no order of the calls explains.
+// verify returns the first call whose outcome no order of the calls explains.
 func (h *history) verify() error {
 	b := h.bounds()
 	for i := range h.calls {
@@ -151,7 +151,7 @@ func (c *call) bound(limit int64) int64 {
 	return fraction(limit, c.of256)
 }
 
-// alwaysFitted tells whether there was room for a call for as long as it took.
+// alwaysFitted reports whether there was room for a call for as long as it took.
 func (b bounds) alwaysFitted(c *call) bool {
 	for _, f := range c.takes {
 		for s := c.begun; s < c.ended; s++ {
@@ -163,7 +163,7 @@ func (b bounds) alwaysFitted(c *call) bool {
 	return true
 }
 
-// everFitted tells whether there was room for a call, in all places at once.
+// everFitted reports whether there was room for a call, in all places at once.
 func (b bounds) everFitted(c *call) bool {
 	for s := c.begun; s < c.ended; s++ {
 		if !slices.ContainsFunc(c.takes, func(f flow) bool {
@@ -176,7 +176,7 @@ func (b bounds) everFitted(c *call) bool {
 	return false
 }
 
-// sawWhatWas tells whether what a look saw may have been so at one instant.
+// sawWhatWas reports whether what a look saw may have been so at one instant.
 func (b bounds) sawWhatWas(c *call) bool {
 	for s := c.begun; s < c.ended; s++ {
 		within := true

@@ -237,7 +237,7 @@ func newHistory(t *testing.T, load *historyLoad, stripes int) *liveHistory {
 	return h
 }
 
-// limitOf gives the limit of a kind of scope, changed by a factor.
+// limitOf returns the limit of a kind of scope, changed by a factor.
 func (load *historyLoad) limitOf(kind Kind, units int64, factor float64) BaseLimit {
 	l := unlimitedBase
 	part, ok := load.limited[kind]
@@ -368,7 +368,7 @@ func (w *historian) ask(text string, of256 uint64, takes, gives []flow, f func()
 	return !c.refused
 }
 
-// count gives an amount of several things in several scopes as flows.
+// count returns an amount of several things in several scopes as flows.
 func (w *historian) count(scopes []int, amount [numThings]int64) []flow {
 	begin := len(w.flows)
 	nothing := amount == [numThings]int64{} // is what a call for no memory asks for
@@ -478,7 +478,7 @@ func (w *historian) move(o *heldScope) {
 	}
 }
 
-// size gives a number of bytes.
+// size returns a number of bytes.
 func (w *historian) size() int64 {
 	if w.load.holds != ofMemory { // they are along for the ride
 		return w.r.Int64N(bytesPerUnit)
@@ -640,7 +640,7 @@ func (w *historian) setLimit() {
 	}
 }
 
-// scope gives a handle on a scope.
+// scope returns a handle on a scope.
 func (w *historian) scope(number int) (s network.ResourceScope) {
 	var err error
 	switch kindOfNumber(number) {

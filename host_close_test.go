@@ -109,7 +109,7 @@ func silence(t *testing.T, r road, like multiaddr.Multiaddr) (peer.AddrInfo, io.
 	return peer.AddrInfo{ID: newIdentity(t).id, Addrs: []multiaddr.Multiaddr{withPort(like, port)}}, hangUp
 }
 
-// withPort gives an address with another port.
+// withPort returns an address with another port.
 func withPort(a multiaddr.Multiaddr, port int) multiaddr.Multiaddr {
 	out := slices.Clone(a)
 	for i, c := range out {

@@ -146,7 +146,7 @@ func TestHostsThatAreFullServeAllowlistedPeers(t *testing.T) {
 	})
 }
 
-// fill takes connections and streams until the manager gives no more, and gives
+// fill takes connections and streams until the manager admits no more, and returns
 // a function that ends them all.
 func fill(t *testing.T, m *rcmgr.Manager) (release func()) {
 	t.Helper()

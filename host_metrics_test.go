@@ -14,7 +14,7 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// series gives the value of a series, or what none has: 0.
+// series returns the value of a series, or what none has: 0.
 func series(t *testing.T, reg prometheus.Gatherer, name string, labels map[string]string) float64 {
 	t.Helper()
 	families, err := reg.Gather()

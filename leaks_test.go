@@ -16,7 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// oldest gives what a look says of the oldest, without times.
+// oldest returns what a look says of the oldest, without times.
 func oldest(m *Manager) (lines []string) {
 	s := m.Snapshot()
 	for i := range s.Leaks.Oldest {
@@ -157,7 +157,7 @@ func collectGarbage() {
 	}
 }
 
-// Whoever ends a scope need not have it any more by the time that its record is closed: the
+// A caller that ends a scope need not have it any more by the time that its record is closed: the
 // collection may come in between.
 func TestAScopeThatIsEndedWhileItIsCollectedIsNotDropped(t *testing.T) {
 	// The callers hand over the only reference that there is.

@@ -73,7 +73,7 @@ func randomPartial(tb testing.TB, rng *rand.Rand) (cfg PartialLimitConfig) {
 	return cfg
 }
 
-// theirs gives upstream's own value for one of our configurations.
+// theirs returns upstream's own value for one of our configurations.
 func theirs(tb testing.TB, cfg PartialLimitConfig) (out upstream.PartialLimitConfig) {
 	tb.Helper()
 	require.NoError(tb, json.Unmarshal([]byte(toJSON(tb, cfg)), &out))

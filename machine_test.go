@@ -61,7 +61,7 @@ func TestDescriptorsOfAMachineKeepTheirMeaning(t *testing.T) {
 }
 
 // inChild runs a test again in a process of its own, with more in its environment,
-// and tells whether this is that process.
+// and reports whether this is that process.
 func inChild(t *testing.T, change func(*exec.Cmd), env ...string) bool {
 	t.Helper()
 	if os.Getenv("RCMGR_TEST_CHILD") == t.Name() {

@@ -56,8 +56,8 @@ func TestCreditIsCheckedAgainUnderTheDrawingLock(t *testing.T) {
 }
 
 // Credit is taken back without the drawing lock, but for one thing: a pool becomes loose
-// only while nobody has it. Whoever has decided to draw, because all that is handed out
-// is in use, draws when that is still so.
+// only while it is free. A request that is to draw, because all that is handed out is in
+// use, draws when that is still so.
 func TestAPoolBecomesLooseUnderTheDrawingLock(t *testing.T) {
 	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Memory = 1 << 20 }), WithStripes(1))
 	s := mustOpenStream(t, m, testPeer, network.DirInbound)

@@ -205,7 +205,7 @@ var (
 	idleText = idleSeries + histogramsText(nil, nil, nil, nil, nil, nil)
 )
 
-// requireScrape compares what a registry gives of upstream's families with an
+// requireScrape compares upstream's families, as a registry returns them, with an
 // expected text.
 func requireScrape(t *testing.T, from prometheus.Gatherer, want string) {
 	t.Helper()
@@ -216,7 +216,7 @@ func requireScrape(t *testing.T, from prometheus.Gatherer, want string) {
 	requireFamilies(t, from, want, names...)
 }
 
-// requireFamilies compares what a registry gives of some families with an
+// requireFamilies compares some families, as a registry returns them, with an
 // expected text, whose help lines are added from their descriptions.
 func requireFamilies(t *testing.T, from prometheus.Gatherer, want string, names ...string) {
 	t.Helper()
@@ -230,7 +230,7 @@ func requireFamilies(t *testing.T, from prometheus.Gatherer, want string, names 
 	require.NoError(t, testutil.GatherAndCompare(from, strings.NewReader(byFamily(want)), names...))
 }
 
-// helpOf gives the help text of a family.
+// helpOf returns the help text of a family.
 func helpOf(family string) string {
 	for _, f := range metricsFamilies {
 		if f.name == family && f.help != "" {
@@ -274,7 +274,7 @@ func familyOfLine(line string) string {
 	return strings.TrimSpace(name)
 }
 
-// shownValue gives one series of a family, or false.
+// shownValue returns one series of a family, or false.
 func shownValue(t *testing.T, from prometheus.Gatherer, name string, labels ...string) (float64, bool) {
 	t.Helper()
 	got, err := from.Gather()

@@ -102,7 +102,7 @@ func newModel(conf *perScope[BaseLimit], a Admission, newcomers bool) *model {
 		observed: map[Kind]bool{}, would: map[modelWould]int{}}
 }
 
-// at gives the scope of a name and makes it where there is none.
+// at returns the scope of a name and makes it where there is none.
 func (m *model) at(name string, limit BaseLimit) *modelScope {
 	s := m.scopes[name]
 	if s == nil {
@@ -157,7 +157,7 @@ func (s *modelScope) line() (line []*modelScope) {
 	return line
 }
 
-// limits gives the limit that s has or follows; none where an owner is done, who refuses
+// limits returns the limit that s has or follows; none where an owner is done, who refuses
 // for it.
 func (s *modelScope) limits() *amounts {
 	for ; s.limit == nil; s = s.owner {
@@ -244,7 +244,7 @@ func fraction(limit int64, of256 uint64) int64 {
 	return int64(q)
 }
 
-// kind gives the class of a scope; that of a span is its owner's.
+// kind returns the class of a scope; that of a span is its owner's.
 func (s *modelScope) kind() Kind {
 	for s.owner != nil {
 		s = s.owner
@@ -263,7 +263,7 @@ func (m *model) take(r *modelRequest, line ...*modelScope) answer {
 	return a
 }
 
-// takeAny takes a request along the first of some lines that admits it, and tells
+// takeAny takes a request along the first of some lines that admits it, and returns
 // along which.
 func (m *model) takeAny(r *modelRequest, lines ...[]*modelScope) (a answer, along int) {
 	for _, r.beyond = range []bool{false, true} {
@@ -281,7 +281,7 @@ func (m *model) takeAny(r *modelRequest, lines ...[]*modelScope) (a answer, alon
 	return a, 0
 }
 
-// would tells what was refused, and why.
+// would returns what was refused, and why.
 func (a answer) would() modelWould {
 	s := modelScope{name: a.scope}
 	for name, _, ok := strings.Cut(s.name, ".span"); ok; name, _, ok = strings.Cut(s.name, ".span") {
@@ -420,7 +420,7 @@ func (m *model) SetPeer(c *modelScope, p peer.ID) answer {
 	return answer{outcome: yes}
 }
 
-// mayMove tells whether a scope may be attached at a place.
+// mayMove reports whether a scope may be attached at a place.
 func (m *model) mayMove(s *modelScope, at int) (answer, bool) {
 	switch {
 	case s.done || m.closed:
@@ -492,7 +492,7 @@ func (m *model) ReserveMemory(s *modelScope, n int, priority uint8) answer {
 	return a
 }
 
-// onTree tells whether s is a connection, a stream or a span.
+// onTree reports whether s is a connection, a stream or a span.
 func (s *modelScope) onTree() bool { return s.owner != nil || s.self != nil }
 
 func (m *model) ReleaseMemory(s *modelScope, n int) {

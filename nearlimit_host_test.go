@@ -85,7 +85,7 @@ func (c *countingTrims) TrimOpenConns(ctx context.Context) {
 	c.times.Add(1)
 }
 
-// connects tells whether a host is let in, and can ask for something.
+// connects reports whether a host is let in, and can ask for something.
 func connects(ctx context.Context, h host.Host, to peer.AddrInfo) bool {
 	return h.Connect(ctx, to) == nil && pingOnce(ctx, h, to.ID) == nil
 }

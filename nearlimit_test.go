@@ -30,7 +30,7 @@ func TestMarksAreToldOnceUntilUseFallsBack(t *testing.T) {
 	require.EqualValues(t, 0, marksTold(0).after(math.MaxInt64/100*79, math.MaxInt64-1))
 }
 
-// watchNear makes a manager in a bubble, and gives the events since the last look.
+// watchNear makes a manager in a bubble, and returns the events since the last look.
 func watchNear(t *testing.T, conf perScope[BaseLimit], opts ...Option) (m *Manager, next func() []string) {
 	var events []string
 	m = newManager(t, conf, append(opts, WithOnNearLimit(func(e NearLimitEvent) {
@@ -184,8 +184,8 @@ func TestTheLeastCreditHandedOutBetweenTwoLooksIsKnown(t *testing.T) {
 	assertEmpty(t, m)
 }
 
-// Whoever looks at limits may still have a scope in its list that has gone, and comes
-// back with others: it reads those of before or those of now.
+// A look at limits may still have a scope in its list that is gone, and comes back with
+// other limits: it reads the old ones or the new ones.
 func TestAScopeThatComesBackDuringALookHasOldOrNewLimits(t *testing.T) {
 	conf := unlimitedConf()
 	m := newManager(t, conf, WithStripes(4))
@@ -214,7 +214,7 @@ func TestAScopeThatComesBackDuringALookHasOldOrNewLimits(t *testing.T) {
 	require.EqualValues(t, 1000, all[dimMemory].limit)
 }
 
-// A listener may ask the manager anything, several are told, and none is told after
+// A listener may ask the manager anything, several are called, and none is called after
 // Close.
 func TestListenersRunWithoutLocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -252,7 +252,7 @@ type trimmer struct {
 
 func (c *trimmer) TrimOpenConns(context.Context) { c.times.Add(1) }
 
-// Whoever can be trimmed only later is: at every look while the host is nearly full.
+// A connection that can be trimmed only later is trimmed then: at every look while the host is nearly full.
 func TestTrimmingGoesOnWhileTheHostIsFull(t *testing.T) {
 	_, err := New(nil, WithTrimming(nil))
 	require.ErrorContains(t, err, "WithTrimming: the connection manager is nil")

@@ -79,7 +79,7 @@ func (d *duel) observe() {
 	}
 }
 
-// wouldRefuseNow gives what would have been refused until now.
+// wouldRefuseNow returns what would have been refused until now.
 func (m *Manager) wouldRefuseNow() map[modelWould]int {
 	r := m.read()
 	all := make(map[modelWould]int)

@@ -63,7 +63,7 @@ func (c cast) accountsOf(system, transient network.ScopeStat, services map[strin
 	return a
 }
 
-// kind makes managers of one make, and tells how to read what they hold.
+// kind makes managers of one make, and knows how to read what they hold.
 type kind func(t *testing.T, c cast, limits string) (network.ResourceManager, func() accounts)
 
 func upstreams(t *testing.T, c cast, limits string) (network.ResourceManager, func() accounts) {
@@ -146,7 +146,7 @@ func newWorld(t *testing.T, ctx context.Context, r road, c cast, open kind) *wor
 	return w
 }
 
-// What the actors do. Each tells how it went, in words that must be the same in
+// What the actors do. Each says how it went, in words that must be the same in
 // both worlds.
 
 func went(err error) string {
@@ -308,7 +308,7 @@ var script = []step{
 		rest{noServer: true, noClient: true}, "relay"},
 }
 
-// wants gives the connections and streams that each actor must have.
+// wants returns the connections and streams that each actor must have.
 func (r rest) wants(relayed bool) map[actor]network.ScopeStat {
 	n := func(b bool) int {
 		if b {
@@ -336,7 +336,7 @@ func (r rest) wants(relayed bool) map[actor]network.ScopeStat {
 	return want
 }
 
-// settled tells if the actors of a world hold the connections and streams that
+// settled reports whether the actors of a world hold the connections and streams that
 // they should.
 func (w *world) settled(r rest) bool {
 	for part, want := range r.wants(w.hosts[relay] != nil) {

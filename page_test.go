@@ -24,7 +24,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// busy gives a manager that holds and has refused something, under names that
+// busy returns a manager that holds and has refused something, under names that
 // strangers chose.
 func busy(t *testing.T) *Manager {
 	limits := PartialLimitConfig{System: ResourceLimits{StreamsInbound: 10, Memory: 1 << 20}}.Build(InfiniteLimits)

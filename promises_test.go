@@ -24,7 +24,7 @@ const (
 	outbound = network.DirOutbound
 )
 
-// holds gives what a scope holds by its name in a snapshot, nothing if it has
+// holds returns what a scope holds by its name in a snapshot, nothing if it has
 // none.
 func holds(m *rcmgr.Manager, name string) network.ScopeStat {
 	for _, s := range m.Snapshot().Scopes {
@@ -273,7 +273,7 @@ func TestARefusalIsATemporaryError(t *testing.T) {
 	require.False(t, asNet.Timeout())
 }
 
-// Whom the allowlist names is admitted when the system is full, within limits of
+// An allowlisted peer is admitted when the system is full, within limits of
 // its own, and nobody else is.
 func TestTheAllowlistHasRoomWhenTheSystemIsFull(t *testing.T) {
 	friend, stranger := newIdentity(t).id, newIdentity(t).id

@@ -1,7 +1,7 @@
 package rcmgr
 
 // A holder that is done serves the next connection or stream (lockIdle and begin in
-// open.go). Whoever still has what it was before must not notice, and must not be
+// open.go). A caller that still has what it was before must not notice, and must not be
 // noticed.
 
 import (
@@ -91,8 +91,8 @@ func TestASpanWithALimitOfItsOwnEndsWithItsOwner(t *testing.T) {
 	assertEmpty(t, m)
 }
 
-// Who outlives its owner is refused by its own limit, and not in the name of whoever has
-// its owner's place by now.
+// A span that outlives its owner is refused by its own limit, and not in the name of the
+// scope that has its owner's place by now.
 func TestARefusalIsNotBlamedOnTheNextUserOfAHolder(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(1))
 	s := mustOpenStream(t, m, testPeers[0], network.DirInbound)
@@ -266,7 +266,7 @@ type ghost struct {
 	orphan bool // its owner alone was done
 }
 
-// served notes which holder serves a scope, and gives the scope's name.
+// served notes which holder serves a scope, and returns the scope's name.
 func (h *haunted) served(s *userScope) string {
 	h.mu.Lock()
 	defer h.mu.Unlock()

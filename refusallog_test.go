@@ -20,7 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// protected finds how many refusals a line tells of, and whose.
+// protected finds how many refusals a line counts, and whose.
 var protected = regexp.MustCompile(`^ERROR msg="Protected from exceeding resource limits (\d+) times: \\"(.*) cannot reserve (.*): resource limit exceeded\\""`)
 
 func openingRefused(t *testing.T, m *Manager, p peer.ID, times int) {
@@ -54,7 +54,7 @@ func TestTheLogTellsOfRefusalsEveryTenSeconds(t *testing.T) {
 		openingRefused(t, m, testPeer, 2)
 		require.Contains(t, pass(10 * time.Second)[0], "limits 2 times")
 
-		// Close tells the rest.
+		// Close logs the rest.
 		openingRefused(t, m, testPeer, 1)
 		m.Close()
 		require.Contains(t, lines.take()[0], "limits 1 times")
@@ -213,8 +213,8 @@ func TestARefusalNamesTheSettingToRaise(t *testing.T) {
 	require.Equal(t, "WithConnRateLimiters", limitKey(m.limits.Load(), m.gate(), KindRate, dimConnsIn, &client))
 }
 
-// The gates tell one refusal again and again, and say what it was when they are asked:
-// each time for what was refused since.
+// The gates keep one refusal and count how often it was repeated: each line of the log
+// has what was refused since the last.
 func TestEachLogLineCountsTheRefusalsByAGateSinceTheLast(t *testing.T) {
 	lines := collectLog(t, slog.LevelError)
 	// Two addresses of one /16 are under one lock.

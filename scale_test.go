@@ -19,7 +19,7 @@ import (
 var peersFlag = flag.Int("rcmgr.peers", 20_000, "how many peers TestVeryManyPeers opens")
 
 // openPeer opens a connection of a peer, and two streams with a protocol and a
-// service, and gives what ends them.
+// service, and returns what ends them.
 func openPeer(t testing.TB, rm network.ResourceManager, p peer.ID) (done [3]interface{ Done() }) {
 	c, err := rm.OpenConnection(network.DirInbound, true, multiaddr.StringCast("/ip4/127.0.0.1/tcp/4001"))
 	require.NoError(t, err)

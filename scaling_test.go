@@ -21,7 +21,7 @@ type striping struct {
 	hold, between       float64
 }
 
-// estimate gives the part of acquisitions that find the lock held, and the part of
+// estimate returns the part of acquisitions that find the lock held, and the part of
 // the throughput that is left of what the processors would do alone. Each of the
 // others holds some lock for a part of its time, this one with a chance of one in
 // the number of stripes, and then half of its turn is left to wait for.

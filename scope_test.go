@@ -205,7 +205,7 @@ func (d *duel) attach(p *pairOfScopes) {
 	}
 }
 
-// size gives a number of bytes that is telling for some limit above p.
+// size returns a number of bytes that is telling for some limit above p.
 func (d *duel) size(p *pairOfScopes) int {
 	return int(max(math.MinInt, min(d.bytes(p), math.MaxInt)))
 }
@@ -378,7 +378,7 @@ func (d *duel) finish(i int) {
 
 func (d *duel) ask(format string, args ...any) { d.last = fmt.Sprintf(format, args...) }
 
-// same checks an answer, and tells whether the request was admitted.
+// same checks an answer, and reports whether the request was admitted.
 func (d *duel) same(err error, want answer) bool {
 	got := answerOf(err)
 	want.asked = numbers.ReplaceAllString(want.asked, "$1")

@@ -46,7 +46,7 @@ func fixedOf(c perScope[BaseLimit]) Limiter {
 	return NewFixedLimiter(ConcreteLimitConfig{limits: c})
 }
 
-// everything opens one of each scope and gives them with what a configuration says
+// everything opens one of each scope and returns them with what a configuration says
 // of them.
 func everything(t *testing.T, m *Manager) map[string]struct {
 	scope network.ResourceScope
@@ -90,7 +90,7 @@ func everything(t *testing.T, m *Manager) map[string]struct {
 	return all
 }
 
-// pairLimits gives the limits of peers in services and protocols.
+// pairLimits returns the limits of peers in services and protocols.
 func pairLimits(m *Manager) map[string]int64 {
 	all := make(map[string]int64)
 	m.inOneCut(func() {
@@ -376,7 +376,7 @@ func TestAScopeThatComesBackHasTheLimitsInForce(t *testing.T) {
 	}
 }
 
-// viewKept gives the scope of a peer.
+// viewKept returns the scope of a peer.
 func viewKept(kept map[network.ResourceScope]func(Limiter) Limit) network.ResourceScope {
 	for s := range kept {
 		if _, ok := s.(network.PeerScope); ok {

@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// settingsOf gives settings by place.
+// settingsOf returns settings by place.
 func settingsOf(t *testing.T, cfg ConcreteLimitConfig) map[string]Setting {
 	t.Helper()
 	all := make(map[string]Setting)

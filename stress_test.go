@@ -28,7 +28,7 @@ type resourceUse struct {
 	limit func(c *perScope[BaseLimit], n int64)
 	// single: take takes one at a time.
 	single bool
-	// take takes n. What it gives with an error ends what was begun.
+	// take takes n. What it returns with an error ends what was begun.
 	take func(m *Manager, r *rand.Rand, n int, priority uint8) (release func(), err error)
 }
 
@@ -399,7 +399,7 @@ func moveUnderWay(t *testing.T, m *Manager, r *rand.Rand, memory int) {
 	}
 }
 
-// TestALockIsTakenInTheStripeThatAConnectionMovedTo: whoever waits for the lock of a
+// TestALockIsTakenInTheStripeThatAConnectionMovedTo: a call that waits for the lock of a
 // connection's stripe while the connection moves away gets the new one.
 func TestALockIsTakenInTheStripeThatAConnectionMovedTo(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(8))

@@ -24,7 +24,7 @@ func mustSubnets(t testing.TB, cfg subnetConfig) *subnets {
 	return s
 }
 
-// try asks for a place and a token, and gives what is full and its limit if there
+// try asks for a place and a token, and returns what is full and its limit if there
 // are none.
 func (s *subnets) try(addr netip.Addr, at time.Duration) (p gatePass, blocked netip.Prefix, limit int, ok bool) {
 	s.now = func() int64 { return int64(at) }
@@ -46,13 +46,13 @@ func (s *subnets) add(addr netip.Addr) (blocked netip.Prefix, limit int, ok bool
 	return blocked, limit, ok
 }
 
-// subnetModel counts in one map, by the rules as they are told to people.
+// subnetModel counts in one map, by the rules as they are documented.
 type subnetModel struct {
 	cfg  subnetConfig
 	held map[string]int
 }
 
-// places gives the names and limits of all that an address counts in.
+// places returns the names and limits of all that an address counts in.
 func (m *subnetModel) places(addr netip.Addr) (names []string, prefixes []netip.Prefix, limits []int) {
 	f := ipv4
 	if addr.Is6() {
@@ -319,7 +319,7 @@ func TestForgettingASubnetAlsoLooksAtTheRecordThatMovesUp(t *testing.T) {
 	require.Equal(t, 1, st.mu.owing)
 }
 
-// holders adds and removes an address from many goroutines, and gives the most
+// holders adds and removes an address from many goroutines, and returns the most
 // that were ever held at once and how many adds were refused.
 func holders(s *subnets, goroutines, rounds int, addr func(int) netip.Addr) (most, refused int64) {
 	var held, peak, refusals atomic.Int64

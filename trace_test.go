@@ -30,7 +30,7 @@ type heard struct{ evts []TraceEvt }
 
 func (h *heard) ConsumeEvent(e TraceEvt) { h.evts = append(h.evts, e) }
 
-// deltas gives the events in short: "n" for one with Delta n, or its type.
+// deltas returns the events in short: "n" for one with Delta n, or its type.
 func deltas(evts []TraceEvt) (out []string) {
 	for _, e := range evts {
 		switch e.Type {
@@ -564,7 +564,7 @@ func TestFlushTraceGivesUpWithItsContext(t *testing.T) {
 		require.ErrorIs(t, inTime(), context.DeadlineExceeded)
 		require.Equal(t, before+1, got.Load())
 
-		// Whoever waits when Close begins has waited enough when it ends.
+		// A call that waits when Close begins has waited long enough when it ends.
 		waited := make(chan error)
 		go func() { waited <- m.FlushTrace(context.Background()) }()
 		closed := make(chan error)

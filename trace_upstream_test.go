@@ -22,7 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// theirEvents records what upstream's manager tells.
+// theirEvents records the events of upstream's manager.
 type theirEvents []upstream.TraceEvt
 
 func (r *theirEvents) ConsumeEvent(e upstream.TraceEvt) { *r = append(*r, e) }

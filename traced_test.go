@@ -1,6 +1,6 @@
 package rcmgr
 
-// What a traced manager tells must add up: it is audited over the random
+// The events of a traced manager must add up: it is audited over the random
 // sequences of scope_test.go.
 
 import (
@@ -120,7 +120,7 @@ func TestEventsOfRandomSequencesAddUp(t *testing.T) {
 	}
 }
 
-// kept tells whether a scope of that name is left, because its limit was set
+// kept reports whether a scope of that name is left, because its limit was set
 // by hand.
 func (m *Manager) kept(name string) bool {
 	for _, s := range m.Snapshot().Scopes {

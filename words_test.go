@@ -53,8 +53,8 @@ func TestEnumerationsHaveTheSameNamesInTextAndJSON(t *testing.T) {
 	words(t, func(i int) Admission { return Admission(i) }, 2)
 }
 
-// collectJSONLog collects what is logged until the end of the test, as JSON. What it
-// returns gives the lines so far, by their message.
+// collectJSONLog collects what is logged until the end of the test, as JSON. It
+// returns a function that returns the lines so far, by their message.
 func collectJSONLog(t *testing.T) func() map[string]map[string]any {
 	var text bytes.Buffer
 	before := log
@@ -181,7 +181,7 @@ func TestALimitErrorIsItsNumbersByName(t *testing.T) {
 	require.Contains(t, string(b), `"Resource":"stream","Direction":"Inbound",`)
 }
 
-// A refusal knows the place in the configuration that the log gives for it.
+// A refusal knows the place in the configuration that the log names for it.
 func TestARefusalKnowsWhereItsLimitIsSet(t *testing.T) {
 	conf := unlimitedConf()
 	conf.System.FD = 0

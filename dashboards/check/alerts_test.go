@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// rules gives the alerts by name, as Prometheus reads them.
+// rules returns the alerts by name, as Prometheus reads them.
 func rules(t *testing.T) map[string]rulefmt.Rule {
 	t.Helper()
 	groups, errs := rulefmt.ParseFile(alertsFile, false, model.UTF8Validation, queries, nil)
@@ -30,7 +30,7 @@ func rules(t *testing.T) map[string]rulefmt.Rule {
 	return all
 }
 
-// firing gives the labels of those for which an alert fires at a moment: those for
+// firing returns the labels of those for which an alert fires at a moment: those for
 // which its expression has been true at every evaluation for as long as it says.
 func firing(t *testing.T, s *store, r rulefmt.Rule, at time.Time) []labels.Labels {
 	t.Helper()

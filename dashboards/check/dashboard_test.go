@@ -58,7 +58,7 @@ func questionsOf(panels []panel) (all []question) {
 
 var labelValues = regexp.MustCompile(`^label_values\((.+), *(\w+)\)$`)
 
-// variables gives what each variable is replaced by: all that it can stand for.
+// variables returns what each variable is replaced by: all that it can stand for.
 // In the order of a dashboard, one may be in the query of the next.
 func (d *dashboard) variables(s *store, at time.Time) (*strings.Replacer, error) {
 	values := []string{"$__rate_interval", "1m", "$__interval", "15s", "$__range", "20m"}
@@ -89,7 +89,7 @@ func (d *dashboard) variables(s *store, at time.Time) (*strings.Replacer, error)
 	return strings.NewReplacer(values...), nil
 }
 
-// unanswered gives the questions that cannot be asked or find nothing, and what
+// unanswered returns the questions that cannot be asked or find nothing, and what
 // is wrong with them. What legends name has to be a label of some series.
 func (d *dashboard) unanswered(s *store, at time.Time) (map[question]string, error) {
 	replace, err := d.variables(s, at)

@@ -83,7 +83,7 @@ func (s *store) add(of labels.Labels, now time.Time, v float64) {
 	s.series[key].Floats = append(s.series[key].Floats, promql.FPoint{T: now.UnixMilli(), F: v})
 }
 
-// matching gives the series that match, sorted by their labels.
+// matching returns the series that match, sorted by their labels.
 func (s *store) matching(matchers ...*labels.Matcher) (found []*promql.Series) {
 	for _, series := range s.series {
 		if !slices.ContainsFunc(matchers, func(m *labels.Matcher) bool { return !m.Matches(series.Metric.Get(m.Name)) }) {

@@ -26,7 +26,7 @@ const (
 	fairSystem
 )
 
-// played gives what each variant made of a scene.
+// played returns what each variant made of a scene.
 func played(t *testing.T, s scene) []outcome {
 	t.Helper()
 	const seed = 1

@@ -406,7 +406,7 @@ func TestEachOfTheAttackersNetworksMeetsItsGate(t *testing.T) {
 			open := func(from net.IP) (network.ConnManagementScope, error) {
 				return o.OpenConnection(network.DirInbound, true, multiaddr.StringCast(fmt.Sprintf("/ip4/%v/tcp/1", from)))
 			}
-			// attack connects until it is refused, and gives what has refused it.
+			// attack connects until it is refused, and returns what has refused it.
 			attack := func(network string, most int, stay bool) (opened int, gate string) {
 				for i := range most {
 					attacker := i % len(where.attackers)

@@ -44,7 +44,7 @@ func TestEveryFaultFailsTheShow(t *testing.T) {
 	}
 }
 
-// unlimitedBut gives a limit that has no limits but those that set makes.
+// unlimitedBut returns a limit that has no limits but those that set makes.
 func unlimitedBut(set func(*rcmgr.BaseLimit)) rcmgr.BaseLimit {
 	l := rcmgr.BaseLimit{
 		Streams: math.MaxInt, StreamsInbound: math.MaxInt, StreamsOutbound: math.MaxInt,

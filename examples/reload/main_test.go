@@ -52,7 +52,7 @@ func TestAFileThatChangesIsReadAgain(t *testing.T) {
 	require.Equal(t, 8, strings.Count(reload(), `not named any more`))
 }
 
-// lineOut gives each line that is written to whoever waits for it.
+// lineOut returns each line that is written to whoever waits for it.
 type lineOut chan string
 
 func (l lineOut) Write(b []byte) (int, error) {

@@ -42,7 +42,7 @@ var writers = map[string]func(t *testing.T, trace string, limits rcmgr.PartialLi
 	},
 }
 
-// traced gives the story of what f does with a manager.
+// traced returns the story of what f does with a manager.
 func traced(t *testing.T, writer string, limits rcmgr.PartialLimitConfig, f func(network.ResourceManager)) *story {
 	trace := filepath.Join(t.TempDir(), "rcmgr.json.gz")
 	rm := writers[writer](t, trace, limits)

@@ -34,7 +34,7 @@ func naiveBucket(bounds []float64, v int64) int {
 	return len(bounds) + 1
 }
 
-// telling gives the values where a slot could be wrong: all around each bound
+// telling returns the values where a slot could be wrong: all around each bound
 // and each power of two, and small ones.
 func telling(bounds []float64) []int64 {
 	values := []int64{math.MaxInt64 - 1, math.MaxInt64}

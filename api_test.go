@@ -35,7 +35,7 @@ func TestExportedNamesAndSignaturesAreThoseOfUpstream(t *testing.T) {
 }
 
 // The comparison itself: each of these must be reported.
-func TestAPIComparisonTellsEveryKindOfDifference(t *testing.T) {
+func TestAPIComparisonFindsEveryKindOfDifference(t *testing.T) {
 	theirs := checkSource(t, `
 		type Gone struct{}
 		type S struct { A int; B int `+"`json:\"b\"`"+`; hidden int }

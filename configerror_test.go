@@ -47,7 +47,7 @@ const manySlips = `{
     "Rate": {"IPv6": {"64": {"PerSecond": null}}}}
 }`
 
-func TestAllSlipsInAFileAreToldAtOnce(t *testing.T) {
+func TestAllMistakesInAFileAreReportedAtOnce(t *testing.T) {
 	want := []string{
 		"2:3 Sytem", "3:23 System.Conns", "3:43 System.ConnsInbound", "3:61 System.Memory", "3:80 System.fd",
 		`4:21 Service["x"].Stream`, `4:35 Service["x"]`, `4:65 Service["y"]`,
@@ -96,7 +96,7 @@ const manyContradictions = `{
     "Rate": {"IPv4": {"8": {"Burst": 5}}, "Networks": {"::ffff:10.0.0.0/104": {"PerSecond": 1}}}}
 }`
 
-func TestAllThatContradictsEachOtherIsToldAtOnceWithItsPlace(t *testing.T) {
+func TestAllContradictingLimitsAreReportedAtOnceWithTheirPlaces(t *testing.T) {
 	want := []string{
 		"3:21 Costs.Conn", "3:35 Costs.Stream",
 		`5:40 Gates.Subnets.IPv4["33"]`, `5:49 Gates.Subnets.IPv4["24"]`, `5:77 Gates.Subnets.IPv6["129"]`,
@@ -160,7 +160,7 @@ func TestMistakesThatShowWhenLimitsAreBuiltNameTheLineOfTheFile(t *testing.T) {
 	require.EqualError(t, err, "limits: line 1, column 31: Costs.Conn: is 10, above Conn.Memory, which is 9: none could be opened")
 }
 
-func TestAllThatIsWrongWithLimitsOfAProgramIsToldAtOnce(t *testing.T) {
+func TestAllMistakesInLimitsOfAProgramAreReportedAtOnce(t *testing.T) {
 	cfg := PartialLimitConfig{
 		System:  ResourceLimits{Conns: -3, Memory: -4},
 		Service: map[string]ResourceLimits{"x": {StreamsInbound: -5}},

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestLimitsThatAreNotAboveTheHighWaterMarkAreToldWithWhatToSet(t *testing.T) {
+func TestLimitsThatAreNotAboveTheHighWaterMarkAreReportedWithWhatToSet(t *testing.T) {
 	const mark = 96
 	const end = " not above the connection manager's high water mark"
 	for _, c := range []struct {

@@ -364,7 +364,7 @@ func TestTheAllowlistGoesBeforeShares(t *testing.T) {
 
 // An entry that names a peer, wherever it is, does not let a crowd from anywhere past
 // its share.
-func TestStrangersInTheNameOfAFriendHaveOneShare(t *testing.T) {
+func TestStrangersAtTheAddressesOfAnAllowlistedPeerHaveOneShare(t *testing.T) {
 	conf := unlimitedConf()
 	conf.Transient.ConnsInbound, conf.System.ConnsInbound = 8, 16
 	m := newManager(t, conf, append(openGates(), WithFairShare(KindTransient, KindSystem), WithStripes(4),
@@ -491,7 +491,7 @@ func TestReservingZeroBytesNeedsNoShare(t *testing.T) {
 	require.NoError(t, s.ReserveMemory(0, 255))
 }
 
-func TestSharesAreSeen(t *testing.T) {
+func TestFairShareIsShownInLogMetricsAndSnapshot(t *testing.T) {
 	lines := collectLog(t, slog.LevelInfo)
 	m := newManager(t, sharedTransient(4, 1<<20), append(openGates(), WithFairShare())...)
 	require.Contains(t, lines.take()[0], "fair_share=[transient]")

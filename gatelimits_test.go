@@ -314,7 +314,7 @@ func TestGateLimitsOfAConfigurationOverrideThoseBelow(t *testing.T) {
 	}
 }
 
-func TestNobodyCanEditBuiltGates(t *testing.T) {
+func TestBuiltGatesCannotBeEdited(t *testing.T) {
 	const text = `{"Subnets":{"IPv4":{"24":1},"IPv6":{"64":2},"Networks":{"10.0.0.0/8":3}},"Rate":{"IPv4":{"24":{"PerSecond":4,"Burst":5}}},"Outbound":true}`
 	cfg := readGates(t, text)
 	built := cfg.Build(InfiniteLimits)
@@ -335,7 +335,7 @@ func TestNobodyCanEditBuiltGates(t *testing.T) {
 	require.JSONEq(t, text, toJSON(t, built.ToPartialLimitConfig().Gates))
 }
 
-func TestReaderTellsWhereAndWhatInGates(t *testing.T) {
+func TestErrorsOfTheReaderNameThePlaceAndTheMistakeInGates(t *testing.T) {
 	for gates, want := range map[string]string{
 		`5`:                     `line 1, column 10: Gates: expected an object in braces, found 5`,
 		`null`:                  `line 1, column 10: Gates: expected an object in braces, found null`,

@@ -224,7 +224,7 @@ func TestAScopeThatIsDoneTakesNothing(t *testing.T) {
 
 // What a scope was kept in serves another one, and a caller that still has the first sees
 // nothing of that, and does nothing to it.
-func TestAScopeThatIsDoneTellsNothing(t *testing.T) {
+func TestAScopeThatIsDoneShowsNothingOfTheNextUserOfItsHolder(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(1))
 	var (
 		c, c2        network.ConnManagementScope

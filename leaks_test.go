@@ -234,7 +234,7 @@ func TestTheOldestIsFoundInAnyShard(t *testing.T) {
 	require.Equal(t, []string{"stream-1", "stream-2", "stream-3"}, names)
 }
 
-func TestStacksAreSampled(t *testing.T) {
+func TestTheLeakFinderSamplesStacks(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinder{Stacks: 4, Oldest: 100}), WithStripes(1))
 	for range 40 {
 		s, err := m.OpenStream(testPeers[0], network.DirInbound)

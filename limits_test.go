@@ -432,7 +432,7 @@ func TestFixedLimiterAnswersAsUpstreams(t *testing.T) {
 	}
 }
 
-func TestNobodyCanEditAFixedLimiter(t *testing.T) {
+func TestAFixedLimiterCannotBeEdited(t *testing.T) {
 	partial := distinct(t)
 	cfg := partial.Build(ConcreteLimitConfig{})
 	l := NewFixedLimiter(cfg)
@@ -506,7 +506,7 @@ func TestDefaultReaderFallsBackOnDefaultLimits(t *testing.T) {
 	require.ErrorContains(t, err, "did you mean System?")
 }
 
-func TestReaderTellsWhereAndWhat(t *testing.T) {
+func TestErrorsOfTheReaderNameThePlaceAndTheMistake(t *testing.T) {
 	const scopes = "System, Transient, AllowlistedSystem, AllowlistedTransient, ServiceDefault, Service, ServicePeerDefault, ServicePeer, ProtocolDefault, Protocol, ProtocolPeerDefault, ProtocolPeer, PeerDefault, Peer, Conn, Stream, Costs, Gates"
 	const fields = "Streams, StreamsInbound, StreamsOutbound, Conns, ConnsInbound, ConnsOutbound, FD, Memory"
 	const count = `expected a whole number from 0 to 9223372036854775807, "unlimited", "blockAll" or "default", found `

@@ -86,7 +86,7 @@ func wide(text string, bytes int, bigEndian bool) string {
 	return string(out)
 }
 
-func TestAFileThatIsNotUTF8IsToldWithWhatToDo(t *testing.T) {
+func TestAFileThatIsNotUTF8IsAnErrorThatSaysWhatToDo(t *testing.T) {
 	const text = "{\n\"Service\": {\"\u00e9\U0001f600\": {}}}"
 	for name, read := range readers() {
 		for _, mark := range []string{"", "\ufeff"} {

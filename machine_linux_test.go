@@ -80,7 +80,7 @@ func TestAnUnlimitedCgroupLeavesTheHost(t *testing.T) {
 	}
 }
 
-func TestACgroupThatCannotBeReadIsTold(t *testing.T) {
+func TestACgroupThatCannotBeReadIsReported(t *testing.T) {
 	if inContainer(t, t.TempDir(), map[string]string{
 		"/proc/self/cgroup": "0::/app\n",
 		"mountinfo":         "30 23 0:26 / %s rw,nosuid - cgroup2 cgroup2 rw\n",

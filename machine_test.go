@@ -52,7 +52,7 @@ func TestTheLeastMemoryThatIsKnownCounts(t *testing.T) {
 	}
 }
 
-func TestDescriptorsOfAMachineKeepTheirMeaning(t *testing.T) {
+func TestUnlimitedAndUnknownDescriptorsOfAMachineStayWhatTheyAre(t *testing.T) {
 	for n, want := range map[int]LimitVal{math.MaxInt: Unlimited, 0: DefaultLimit, -1: DefaultLimit, 1024: 1024} {
 		m := machineOf(1<<30, func() (uint64, error) { return 0, memlimit.ErrNoLimit }, math.MaxInt64, n)
 		require.Equal(t, want, m.FileDescriptors)

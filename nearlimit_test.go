@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestMarksAreToldOnceUntilUseFallsBack(t *testing.T) {
+func TestMarksAreReportedOnceUntilUseFallsBack(t *testing.T) {
 	told := marksTold(0)
 	for _, step := range []struct {
 		use  int64
@@ -45,7 +45,7 @@ func watchNear(t *testing.T, conf perScope[BaseLimit], opts ...Option) (m *Manag
 	}
 }
 
-func TestNearLimitsAreToldOncePerMark(t *testing.T) {
+func TestNearLimitsAreReportedOncePerMark(t *testing.T) {
 	for _, stripes := range []int{1, 8} {
 		synctest.Test(t, func(t *testing.T) {
 			conf := unlimitedConf()

@@ -89,7 +89,7 @@ func TestNodeLimitsAreThoseOfKubo(t *testing.T) {
 	}
 }
 
-func TestANodeThatSaysNothingHasHalfOfItsMachine(t *testing.T) {
+func TestNodeLimitsAreHalfOfTheMachineByDefault(t *testing.T) {
 	machine := Machine{Memory: 512 << 20, MemoryFrom: "cgroup", FileDescriptors: 1001}
 	cfg, err := NodeLimits{}.build(func() Machine { return machine })
 	require.NoError(t, err)
@@ -167,7 +167,7 @@ func TestANodeServesAllowlistedPeers(t *testing.T) {
 	c.Done()
 }
 
-func TestAManagerTellsWhatItsLimitsWereComputedFor(t *testing.T) {
+func TestAManagerLogsWhatItsLimitsWereComputedFor(t *testing.T) {
 	logged := collectLog(t, -4)
 	m, err := NewForNode(NodeLimits{MaxMemory: 512 << 20, MaxFileDescriptors: 1024})
 	require.NoError(t, err)

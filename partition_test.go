@@ -54,7 +54,7 @@ func TestStripesHaveCacheLinesOfTheirOwn(t *testing.T) {
 
 // A network that is named for one of the two, inside one that is named for the
 // other, has both.
-func TestNamedNetworksStandInsideEachOther(t *testing.T) {
+func TestNetworksInsideEachOtherHaveBothTheirLimitsAndRates(t *testing.T) {
 	nets := func(p string, n int) []NetworkPrefixLimit { return []NetworkPrefixLimit{{netip.MustParsePrefix(p), n}} }
 	one := rateLimit{perSecond: 1, burst: 1}
 	s, err := newSubnets(

@@ -160,7 +160,7 @@ func TestAnOldProtocolOfAServiceCanHaveLess(t *testing.T) {
 }
 
 // A service that knows nothing of resource managers is limited by its protocol.
-func TestAServiceThatSaysNothingIsLimitedByItsProtocol(t *testing.T) {
+func TestAServiceThatIsNeverSetIsLimitedByItsProtocol(t *testing.T) {
 	m := newManager(t, limited(rcmgr.PartialLimitConfig{ProtocolDefault: rcmgr.ResourceLimits{Streams: 1}}))
 	require.NoError(t, openStream(t, m, newIdentity(t).id, inbound).SetProtocol("/mute"))
 	err := openStream(t, m, newIdentity(t).id, inbound).SetProtocol("/mute")

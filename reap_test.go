@@ -150,7 +150,7 @@ func TestViewsOfAClosedManagerLeaveNoScopeBehind(t *testing.T) {
 }
 
 // What was open when the manager was closed goes with the last that it holds.
-func TestScopesGoWithTheLastThatAClosedManagerHolds(t *testing.T) {
+func TestAClosedManagerDropsItsScopesWhenTheLastIsDone(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(4))
 	c := mustOpenConn(t, m, network.DirInbound)
 	require.NoError(t, c.SetPeer("a"))

@@ -31,7 +31,7 @@ func openingRefused(t *testing.T, m *Manager, p peer.ID, times int) {
 	}
 }
 
-func TestTheLogTellsOfRefusalsEveryTenSeconds(t *testing.T) {
+func TestRefusalsAreLoggedEveryTenSeconds(t *testing.T) {
 	lines := collectLog(t, slog.LevelError)
 	synctest.Test(t, func(t *testing.T) {
 		conf := unlimitedConf()

@@ -434,7 +434,7 @@ func TestRefreshReadsTheLimiterAgain(t *testing.T) {
 }
 
 // What comes to be while the Limiter is asked for what lives has the new limits, too.
-func TestScopesThatComeWhileLimitsAreAskedForHaveThem(t *testing.T) {
+func TestScopesMadeWhileALimiterIsReadAgainHaveTheNewLimits(t *testing.T) {
 	l := &movingLimiter{Limiter: fixedOf(unlimitedConf())}
 	l.streams.Store(100)
 	m, err := New(l)
@@ -599,7 +599,7 @@ func TestNoScopePassesTheLargerOfTwoLimitsThatChange(t *testing.T) {
 	assertEmpty(t, m)
 }
 
-func TestTwoChangesAtATimeAreNotMixed(t *testing.T) {
+func TestConcurrentChangesOfLimitsAreNotMixed(t *testing.T) {
 	m := newManager(t, unlimitedConf())
 	version := func(n int) Limiter {
 		p := PartialLimitConfig{
@@ -750,7 +750,7 @@ func TestAnswersAreOfOneSetOfLimits(t *testing.T) {
 }
 
 // A set of limits that comes into force while Refresh asks the Limiter of the last one stays.
-func TestRefreshDoesNotTakeBackOtherLimits(t *testing.T) {
+func TestRefreshLeavesLimitsThatWereSetMeanwhile(t *testing.T) {
 	l := &movingLimiter{Limiter: fixedOf(unlimitedConf())}
 	l.streams.Store(100)
 	m, err := New(l)

@@ -139,7 +139,7 @@ func TestASnapshotIsOneCutUnderLoad(t *testing.T) {
 }
 
 // What is called a peak was held at some instant. Above half of a limit nothing is missed.
-func TestPeaks(t *testing.T) {
+func TestPeaksWereHeldAtSomeInstant(t *testing.T) {
 	const limit = 1000
 	random := testRandom(t)
 	conf := unlimitedConf()
@@ -423,7 +423,7 @@ func TestAVisitOfAllPeersLetsOthersHaveTheLock(t *testing.T) {
 	require.Less(t, when, visited, "not before the last peer")
 }
 
-func TestASnapshotTellsWhatTheGatesKeep(t *testing.T) {
+func TestASnapshotShowsWhatTheGatesKeep(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithLimitPerSubnet(
 		[]ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: 2}, {PrefixLength: 8, ConnCount: 100}},
 		[]ConnLimitPerSubnet{{PrefixLength: 56, ConnCount: 4}}),

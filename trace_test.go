@@ -155,7 +155,7 @@ func TestAFullQueueDropsAndSaysHowMany(t *testing.T) {
 	require.JSONEq(t, fmt.Sprintf(`{"Time":%q,"Type":"dropped","Delta":7}`, told.Time), string(text))
 }
 
-func TestPushOnlyTakesRoomInTheQueue(t *testing.T) {
+func TestPushingAnEventAllocatesNothing(t *testing.T) {
 	tr := &tracer{max: 10_000, wake: make(chan struct{}, 1)}
 	tr.mu.queue = make([]traceEvent, 0, tr.max)
 	h := &holder{owner: &holder{kind: KindStream, num: 4}, role: innerSpan, num: 4, seq: 2}
@@ -166,7 +166,7 @@ func TestPushOnlyTakesRoomInTheQueue(t *testing.T) {
 }
 
 // The lock is one that the engine would hold while it pushes.
-func TestAReporterMayCallWhatPushesUnderALock(t *testing.T) {
+func TestAReporterMayTakeLocksUnderWhichEventsArePushed(t *testing.T) {
 	var engine sync.Mutex
 	var tr *tracer
 	var ready sync.WaitGroup
@@ -342,7 +342,7 @@ func TestAFailingDiskStopsOnlyTheFile(t *testing.T) {
 	}
 }
 
-func TestADiskThatFailsAtTheEndIsTold(t *testing.T) {
+func TestADiskThatFailsAtTheEndIsReported(t *testing.T) {
 	text := captureLog(t)
 	d := &disk{}
 	tr := startTracer(newTraceFile(d, noLimits()), nil, noLimits())

@@ -477,7 +477,7 @@ func TestWrongCommandLinesAreErrors(t *testing.T) {
 	require.NotNil(t, set(t, "-manager", "both", "-serve", "127.0.0.1:0").page)
 }
 
-func TestTheFriendIsWhereTheShowSaysThatItIs(t *testing.T) {
+func TestTheFriendHasTheAddressThatIsPrinted(t *testing.T) {
 	for _, relay := range []bool{false, true} {
 		where := choosePlaces(1, relay)
 		if where.shared {

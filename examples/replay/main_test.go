@@ -194,7 +194,7 @@ func peers(t *testing.T, n int) (ids []string) {
 
 // What is read out of a trace is what was asked for: other limits answer to both
 // alike.
-func TestATraceTellsWhatWasAskedFor(t *testing.T) {
+func TestRequestsAreReadBackFromATrace(t *testing.T) {
 	limits := rcmgr.PartialLimitConfig{
 		System:              rcmgr.ResourceLimits{ConnsInbound: 20, Streams: 40, FD: 18, Memory: 2000},
 		Transient:           rcmgr.ResourceLimits{ConnsInbound: 6, StreamsInbound: 6},
@@ -365,7 +365,7 @@ func TestThePeerOfARefusedConnectionOpensNoStreams(t *testing.T) {
 	}, a.tallies)
 }
 
-func TestAWrongTraceIsAnErrorThatTellsItsPlace(t *testing.T) {
+func TestAWrongTraceIsAnErrorThatNamesItsPlace(t *testing.T) {
 	line := `{"Time":"2026-01-02T03:04:05Z","Type":"start"}` + "\n"
 	for text, want := range map[string]string{
 		"":                          "it is empty",

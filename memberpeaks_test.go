@@ -144,6 +144,10 @@ func TestMemberPeaksAreThoseOfAModel(t *testing.T) {
 	for step := range 6000 {
 		peer, name := testPeers[rng.IntN(3)], names[rng.IntN(len(names))]
 		switch do := rng.IntN(12); {
+		case step%2000 == 1000, do == 11 && rng.IntN(100) == 0: // three times at least
+			m.reap()
+			ever.add(&now)
+			last, now = now, memberPeaks{}
 		case do == 0:
 			if c, err := m.OpenConnection(dirs[rng.IntN(2)], rng.IntN(2) == 0, nil); err == nil {
 				if rng.IntN(2) == 0 {
@@ -160,10 +164,6 @@ func TestMemberPeaksAreThoseOfAModel(t *testing.T) {
 			at := rng.IntN(len(conns))
 			conns[at].Done()
 			conns = append(conns[:at], conns[at+1:]...)
-		case do == 11 && rng.IntN(100) == 0:
-			m.reap()
-			ever.add(&now)
-			last, now = now, memberPeaks{}
 		case len(streams) > 0:
 			at := rng.IntN(len(streams))
 			switch s := streams[at]; do {

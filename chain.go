@@ -32,6 +32,9 @@ const (
 	numShared   = numSlots - firstShared
 )
 
+// The accounts before those are the kinds of members of which peaks are kept.
+var _ [firstShared]Kind = memberKinds
+
 // chain is the accounts above a scope, nil where there is none.
 type chain struct{ at [numSlots]*account }
 

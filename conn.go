@@ -68,7 +68,7 @@ func (c *connScope) SetPeer(p peer.ID) error {
 	if err != nil {
 		logRefusal(err)
 	} else if e.leaks != nil {
-		e.leaks.moved(&c.userScope, func(r *openRecord) { r.peer = p })
+		c.recordMoved(e.leaks, func(r *openRecord) { r.peer = p })
 	}
 	if e.reporter != nil {
 		e.reportPeer(p, err)
@@ -222,7 +222,7 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, g grip) (v
 	place.at[slotTransient], place.at[slotSystem] = nil, &system.account
 	h.tree.at.Store(to)
 	c.countNear(1)
-	to.engine.fair.adopt(ps, of.near)
+	ps.adopt(to.engine.fair, of.near)
 	return admitted, nil
 }
 
@@ -258,7 +258,7 @@ func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted bool, g grip
 // countNear counts the connection for its subnet, in the scopes where it stands now.
 func (c *connScope) countNear(by int64) {
 	if near := c.conn().near; near != nil {
-		near.countConn(&c.h.tree.chain, c.h.unit, by)
+		countConn(&c.h.tree.chain, c.h.unit, near, by)
 	}
 }
 
@@ -320,7 +320,7 @@ func (c *connScope) Done() {
 	c.countNear(-1)
 	c.h.finish(st)
 	if st.engine.leaks != nil {
-		st.engine.leaks.closed(&c.userScope)
+		c.recordClosed(st.engine.leaks)
 	}
 	far, gate, near := of.far, of.gate, of.near
 	of.gate, of.near = nil, nil

@@ -119,33 +119,21 @@ func (f *fairShare) drop(n *neighbours) {
 	}
 }
 
-// adopt makes a peer one of a subnet, with all that it holds already, if it is of none
-// yet. Both are held: the peer's stripe lock, and a connection from the subnet.
-func (f *fairShare) adopt(ps *peerScope, n *neighbours) {
-	if n != nil && ps.near == nil {
-		f.join(ps, n)
-	}
-}
-
-func (f *fairShare) join(ps *peerScope, n *neighbours) {
-	ps.near = n
-	n.held[KindSystem].streams.Add(int64(ps.systemIn))
-	n.held[KindTransient].streams.Add(int64(ps.transientStreams[0]))
+// join takes a peer into a subnet, with the inbound streams that it holds in the system and
+// transient scopes. Somebody holds the subnet.
+func (f *fairShare) join(n *neighbours, inSystem, inTransient int32) {
+	n.held[KindSystem].streams.Add(int64(inSystem))
+	n.held[KindTransient].streams.Add(int64(inTransient))
 	s := f.shard(n.key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n.refs++
 }
 
-// countConn adds a connection to what the subnet holds of the scopes in which it
-// stands, or takes it away.
-func (n *neighbours) countConn(c *chain, u unit, by int64) {
-	for _, a := range c.at[slotTransient:] {
-		if a != nil && a.kind <= KindTransient {
-			n.held[a.kind].conns.Add(by)
-			n.held[a.kind].fds.Add(by * int64(u.fds))
-		}
-	}
+// countConn adds a connection to what the subnet holds of a standard scope, or takes it away.
+func (n *neighbours) countConn(k Kind, fds uint8, by int64) {
+	n.held[k].conns.Add(by)
+	n.held[k].fds.Add(by * int64(fds))
 }
 
 // FairShareState is what the subnets hold that WithFairShare knows of.

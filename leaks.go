@@ -19,7 +19,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"weak"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -72,8 +71,8 @@ const leakShards = 64
 
 type leakFinder struct {
 	LeakFinder
-	engine *engine
-	now    atomic.Int64 // Unix time in nanoseconds, as of the last second
+	report func(msg string, args ...any) // of a scope that was dropped
+	now    atomic.Int64                  // Unix time in nanoseconds, as of the last second
 	at     [leakShards]leakShard
 }
 
@@ -90,7 +89,7 @@ type leakShard struct {
 // openRecord is what is known of an open scope. The lock of its shard is held where
 // it is read or written, but for what never changes.
 type openRecord struct {
-	scope  weak.Pointer[userScope] // never changes, as all above peer
+	memory func() int64 // that the scope holds, 0 if it is gone; never changes, as all above peer
 	kind   Kind
 	dir    dim
 	num    int64
@@ -102,11 +101,11 @@ type openRecord struct {
 	dropped           bool
 }
 
-func newLeakFinder(e *engine, f *LeakFinder) *leakFinder {
+func newLeakFinder(f *LeakFinder, report func(msg string, args ...any)) *leakFinder {
 	if f == nil {
 		return nil
 	}
-	l := &leakFinder{LeakFinder: *f, engine: e}
+	l := &leakFinder{LeakFinder: *f, report: report}
 	l.lookAtClock()
 	return l
 }
@@ -121,44 +120,40 @@ func (l *leakFinder) shard(num int64) *leakShard { return &l.at[num%leakShards] 
 // opened takes note of a connection or stream that nobody else knows of yet. All that
 // happens to its record afterwards, opened, moved and closed do while the scope is alive:
 // drop comes later than all of it, and what it finds, nobody can end any more.
-func (l *leakFinder) opened(scope *userScope, p peer.ID) {
-	h := scope.h
-	r := &openRecord{scope: weak.Make(scope), kind: h.kind, dir: h.dir, num: scope.num, opened: l.now.Load(), peer: p}
-	if l.Stacks > 0 && scope.num%int64(l.Stacks) == 0 {
+func (l *leakFinder) opened(r *openRecord) {
+	r.opened = l.now.Load()
+	if l.Stacks > 0 && r.num%int64(l.Stacks) == 0 {
 		var pcs [32]uintptr
 		n := runtime.Callers(2, pcs[:])
 		r.stack = slices.Clone(pcs[:n])
 	}
-	s := l.shard(scope.num)
+	s := l.shard(r.num)
 	s.mu.Lock()
 	if s.mu.open == nil {
 		s.mu.open = make(map[int64]*openRecord)
 	}
-	s.mu.open[scope.num] = r
+	s.mu.open[r.num] = r
 	s.mu.crowd = max(s.mu.crowd, len(s.mu.open))
 	s.mu.Unlock()
-	runtime.AddCleanup(scope, l.drop, r)
 }
 
 // moved takes note of whose an open scope is now.
-func (l *leakFinder) moved(scope *userScope, note func(*openRecord)) {
-	s := l.shard(scope.num)
+func (l *leakFinder) moved(num int64, note func(*openRecord)) {
+	s := l.shard(num)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := s.mu.open[scope.num]; r != nil { // else it was closed since
+	if r := s.mu.open[num]; r != nil { // else it was closed since
 		note(r)
 	}
-	runtime.KeepAlive(scope) // see opened
 }
 
 // closed forgets a connection or stream. The lock of its stripe is held.
-func (l *leakFinder) closed(scope *userScope) {
-	s := l.shard(scope.num)
+func (l *leakFinder) closed(num int64) {
+	s := l.shard(num)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.mu.open, scope.num)
+	delete(s.mu.open, num)
 	s.mu.open = withoutCrowd(s.mu.open, &s.mu.crowd)
-	runtime.KeepAlive(scope) // see opened
 }
 
 // drop is called when a scope is garbage, in a goroutine of the runtime's. A scope that
@@ -178,7 +173,7 @@ func (l *leakFinder) drop(r *openRecord) {
 	if len(told.Stack) > 0 {
 		args = append(args, "stack", told.Stack)
 	}
-	l.engine.reportBug("a scope was dropped without Done", args...)
+	l.report("a scope was dropped without Done", args...)
 }
 
 // transient tells whether the scope has not been placed yet.
@@ -246,10 +241,7 @@ func (l *leakFinder) state() (s LeakState) {
 	}
 	for _, list := range oldest {
 		for _, r := range list {
-			memory := int64(0)
-			if scope := r.scope.Value(); scope != nil {
-				memory = scope.Stat().Memory
-			}
+			memory := r.memory()
 			mu := &l.shard(r.num).mu
 			mu.Lock()
 			s.Oldest = append(s.Oldest, r.state(memory))

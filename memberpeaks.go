@@ -7,13 +7,11 @@ package rcmgr
 // the last one to two minutes.
 
 // memberKinds are the classes of members, by their slot in a chain.
-var memberKinds = [firstShared]Kind{
-	slotPeer: KindPeer, slotProtocolPeer: KindProtocolPeer, slotServicePeer: KindServicePeer,
-}
+var memberKinds = [...]Kind{KindPeer, KindProtocolPeer, KindServicePeer}
 
 // memberPeaks has, for each class, the most that one member has held of each dimension.
 // Each number was held at an instant, each at one of its own.
-type memberPeaks [firstShared]held
+type memberPeaks [len(memberKinds)]held
 
 // raise raises a peak to what a member holds of anything, if that is more.
 func (p *memberPeaks) raise(slot int, use *held) {
@@ -22,14 +20,6 @@ func (p *memberPeaks) raise(slot int, use *held) {
 	for d := dimStreamsIn; d < numDims; d++ {
 		most.raise(use, d)
 	}
-}
-
-func (p *memberPeaks) raisePair(pr *pair) {
-	slot := slotProtocolPeer
-	if pr.kind == KindServicePeer {
-		slot = slotServicePeer
-	}
-	p.raise(slot, &pr.use)
 }
 
 // add raises the peaks to those of o.

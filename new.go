@@ -67,7 +67,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
 	m.pressure = newPressure(cfg.pressure)
-	m.leaks = newLeakFinder(&m.engine, cfg.leaks)
+	m.leaks = newLeakFinder(cfg.leaks, m.reportBug)
 	m.limits.Store(book)
 	m.classes.putInForce(book)
 	m.build()

@@ -59,7 +59,7 @@ func (e *engine) openConnection(dir network.Direction, usefd bool, far endpoint)
 		rec.far = keyOf(far.addr)
 	}
 	if e.leaks != nil {
-		e.leaks.opened(&scope.userScope, "")
+		scope.recordOpened(e.leaks, "")
 	}
 	return scope, nil
 }
@@ -173,7 +173,7 @@ func (e *engine) newStream(st *stripe, h *holder, o *opening, ps *peerScope) *st
 	}
 	scope := &streamScope{userScope{h, o.num}, ps}
 	if e.leaks != nil {
-		e.leaks.opened(&scope.userScope, ps.id)
+		scope.recordOpened(e.leaks, ps.id)
 	}
 	return scope
 }
@@ -208,7 +208,7 @@ func (st *stripe) open(o *opening, fallBack bool, g grip) (verdict, error) {
 				countStream(&o.chain, o.dir, 1)
 			}
 		} else if o.subnet != nil {
-			o.subnet.countConn(&o.chain, o.unit, 1)
+			countConn(&o.chain, o.unit, o.subnet, 1)
 		}
 		st.traceOpened(o, &r)
 	}

@@ -26,6 +26,36 @@ func (o *opening) total() request {
 
 func (o *opening) name() scopeName { return scopeName{kind: o.kind, num: o.num} }
 
+// openReady opens a connection or stream that costs nothing but itself, where that is
+// at hand everywhere, in the standard scopes; if not, it changes nothing.
+func (st *stripe) openReady(o *opening) bool {
+	u, ps := o.unit, o.chain.peer()
+	transient, system := st.fixed[KindTransient], st.fixed[KindSystem]
+	if !st.plain || o.cost != 0 || !u.within(o.limit) || ps != nil && !ps.hasUnit(u) {
+		return false
+	}
+	one, other := transient.lackingUnit(u), system.lackingUnit(u)
+	if one != nil || other != nil {
+		r := request{dir: u.dir, asker: ps}
+		if st.engine.rations(&r) || !st.drawUnit(u, one, other) {
+			return false
+		}
+	}
+	if ps != nil {
+		ps.use.addUnit(u)
+		ps.refs++
+		st.peerGotUnit(ps, u)
+	}
+	transient.use.addUnit(u)
+	system.use.addUnit(u)
+	o.chain.stand(transient, system)
+	countTransient(&o.chain, u.dir, 1)
+	if o.num == 0 {
+		o.num = st.newID()
+	}
+	return true
+}
+
 // number gives a connection or stream its number, once.
 func (st *stripe) number(o *opening) {
 	if o.num == 0 {
@@ -59,6 +89,41 @@ func (st *stripe) refuseOpening(why *noted, o *opening, r *request) error {
 	err := st.refusal(why, askedScope{num: o.num, kind: o.kind}, r)
 	st.traceNotOpened(o)
 	return err
+}
+
+// traceGate tells of a refusal by a gate: of a connection that will not be, or of one that
+// was to move to its peer.
+func (st *stripe) traceGate(o *opening, why *LimitError) {
+	st.lock()
+	defer st.unlock()
+	st.number(o)
+	total := o.total()
+	st.trace.blocked(*why.why.scope, total.delta(), why.why.d, &amounts{})
+	if !o.moves {
+		st.traceNotOpened(o)
+	}
+}
+
+// traceOpening tells of a connection or stream that is to be opened.
+func (st *stripe) traceOpening(o *opening) {
+	if st.trace != nil {
+		st.trace.created(o.name(), *o.limit)
+	}
+}
+
+// traceOpened tells that a connection or stream holds what it asked for.
+func (st *stripe) traceOpened(o *opening, r *request) {
+	if st.trace != nil {
+		use := r.amounts()
+		st.trace.granted(o.name(), r.delta(), &use)
+	}
+}
+
+// traceNotOpened tells of a connection or stream that was refused.
+func (st *stripe) traceNotOpened(o *opening) {
+	if st.trace != nil {
+		st.trace.destroyed(o.name())
+	}
 }
 
 // maxIdle bounds the holders that a stripe keeps for streams that come next.

@@ -29,6 +29,25 @@ func countStream(c *chain, d dim, by int32) {
 	}
 }
 
+// countConn adds a connection to what its subnet holds of the standard scopes in which it
+// stands, or takes it away.
+func countConn(c *chain, u unit, n *neighbours, by int64) {
+	for _, a := range c.at[slotTransient:] {
+		if a != nil && a.kind <= KindTransient {
+			n.countConn(a.kind, u.fds, by)
+		}
+	}
+}
+
+// adopt makes the peer one of a subnet, with all that it holds already, if it is of none
+// yet. Both are held: the peer's stripe lock, and a connection from the subnet.
+func (ps *peerScope) adopt(f *fairShare, n *neighbours) {
+	if n != nil && ps.near == nil {
+		ps.near = n
+		f.join(n, ps.systemIn, ps.transientStreams[0])
+	}
+}
+
 // holds gives what the subnet holds of a scope's limit.
 func (n *neighbours) holds(k Kind, d dim) int64 {
 	if n == nil {

@@ -120,6 +120,14 @@ func (e *engine) memberPeaks() (ever, recent memberPeaks) {
 	return ever, recent
 }
 
+func (p *memberPeaks) raisePair(pr *pair) {
+	slot := slotProtocolPeer
+	if pr.kind == KindServicePeer {
+		slot = slotServicePeer
+	}
+	p.raise(slot, &pr.use)
+}
+
 // beginMemberPeaks begins the next generation. What members hold is added a few peers at a
 // time; until all have been asked, the generation before has it.
 func (e *engine) beginMemberPeaks() {

@@ -7,9 +7,12 @@ package rcmgr
 import (
 	"encoding/binary"
 	"math"
+	"runtime"
 	"sync/atomic"
+	"weak"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 )
 
 // root is where a tree of holders is attached: to its stripe and its chain.
@@ -482,4 +485,30 @@ func (e *engine) reportMemory(size int, err error) {
 	case refused:
 		e.reporter.BlockMemory(size)
 	}
+}
+
+// recordOpened takes note, for the finder of leaks, of a connection or stream that nobody else
+// knows of yet.
+func (s *userScope) recordOpened(l *leakFinder, p peer.ID) {
+	scope := weak.Make(s)
+	r := &openRecord{kind: s.h.kind, dir: s.h.dir, num: s.num, peer: p, memory: func() int64 {
+		if s := scope.Value(); s != nil {
+			return s.Stat().Memory
+		}
+		return 0
+	}}
+	l.opened(r)
+	runtime.AddCleanup(s, l.drop, r)
+}
+
+// recordMoved takes note of what an open connection or stream belongs to now.
+func (s *userScope) recordMoved(l *leakFinder, note func(*openRecord)) {
+	l.moved(s.num, note)
+	runtime.KeepAlive(s) // see leakFinder.opened
+}
+
+// recordClosed forgets a connection or stream. The lock of its stripe is held.
+func (s *userScope) recordClosed(l *leakFinder) {
+	l.closed(s.num)
+	runtime.KeepAlive(s)
 }

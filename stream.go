@@ -83,7 +83,7 @@ func (s *streamScope) SetProtocol(proto protocol.ID) error {
 	if err != nil {
 		logRefusal(err)
 	} else if e.leaks != nil {
-		e.leaks.moved(&s.userScope, func(r *openRecord) { r.protocol = string(proto) })
+		s.recordMoved(e.leaks, func(r *openRecord) { r.protocol = string(proto) })
 	}
 	if e.reporter != nil {
 		e.reportProtocol(proto, s.peer.id, err)
@@ -98,7 +98,7 @@ func (s *streamScope) SetService(svc string) error {
 	if err != nil {
 		logRefusal(err)
 	} else if e.leaks != nil {
-		e.leaks.moved(&s.userScope, func(r *openRecord) { r.service = svc })
+		s.recordMoved(e.leaks, func(r *openRecord) { r.service = svc })
 	}
 	if e.reporter != nil {
 		e.reportService(svc, s.peer.id, err)
@@ -228,7 +228,7 @@ func (s *streamScope) Done() {
 		}
 		h.finish(st)
 		if st.engine.leaks != nil {
-			st.engine.leaks.closed(&s.userScope)
+			s.recordClosed(st.engine.leaks)
 		}
 		if st.closed {
 			st.sweep()

@@ -40,19 +40,6 @@ func (st *stripe) traceHeld(h *holder, r *request, tell func(*tracer, scopeName,
 	tell(st.trace, h.name(h.num), r.delta(), &use)
 }
 
-// traceGate tells of a refusal by a gate: of a connection that will not be, or of one that
-// was to move to its peer.
-func (st *stripe) traceGate(o *opening, why *LimitError) {
-	st.lock()
-	defer st.unlock()
-	st.number(o)
-	total := o.total()
-	st.trace.blocked(*why.why.scope, total.delta(), why.why.d, &amounts{})
-	if !o.moves {
-		st.traceNotOpened(o)
-	}
-}
-
 // traceSpan tells of a new span.
 func (st *stripe) traceSpan(h *holder) {
 	if st.trace == nil {
@@ -63,28 +50,6 @@ func (st *stripe) traceSpan(h *holder) {
 		limits = &amounts{}
 	}
 	st.trace.created(h.name(h.num), *limits)
-}
-
-// traceOpening tells of a connection or stream that is to be opened.
-func (st *stripe) traceOpening(o *opening) {
-	if st.trace != nil {
-		st.trace.created(o.name(), *o.limit)
-	}
-}
-
-// traceOpened tells that a connection or stream holds what it asked for.
-func (st *stripe) traceOpened(o *opening, r *request) {
-	if st.trace != nil {
-		use := r.amounts()
-		st.trace.granted(o.name(), r.delta(), &use)
-	}
-}
-
-// traceNotOpened tells of a connection or stream that was refused.
-func (st *stripe) traceNotOpened(o *opening) {
-	if st.trace != nil {
-		st.trace.destroyed(o.name())
-	}
 }
 
 // traceDone tells of a connection, stream or span that is done.

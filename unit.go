@@ -60,36 +60,6 @@ func (a *account) hasUnit(u unit) bool {
 		ready[dimFD]-int64(use.counts[dimFD]) >= int64(u.fds)
 }
 
-// openReady opens a connection or stream that costs nothing but itself, where that is
-// at hand everywhere, in the standard scopes; if not, it changes nothing.
-func (st *stripe) openReady(o *opening) bool {
-	u, ps := o.unit, o.chain.peer()
-	transient, system := st.fixed[KindTransient], st.fixed[KindSystem]
-	if !st.plain || o.cost != 0 || !u.within(o.limit) || ps != nil && !ps.hasUnit(u) {
-		return false
-	}
-	one, other := transient.lackingUnit(u), system.lackingUnit(u)
-	if one != nil || other != nil {
-		r := request{dir: u.dir, asker: ps}
-		if st.engine.rations(&r) || !st.drawUnit(u, one, other) {
-			return false
-		}
-	}
-	if ps != nil {
-		ps.use.addUnit(u)
-		ps.refs++
-		st.peerGotUnit(ps, u)
-	}
-	transient.use.addUnit(u)
-	system.use.addUnit(u)
-	o.chain.stand(transient, system)
-	countTransient(&o.chain, u.dir, 1)
-	if o.num == 0 {
-		o.num = st.newID()
-	}
-	return true
-}
-
 // drawUnit draws what shares lack for a unit, where their pools have it to give; if not,
 // it changes nothing. Either share may be nil.
 func (st *stripe) drawUnit(u unit, one, other *share) bool {

@@ -45,6 +45,7 @@ var floors = []floor{
 		{"manager.go", "`Manager`: its scopes to look at, its allowlist, observing"},
 		{"options.go", "options"},
 		{"open.go", "how connections and streams come to be"},
+		{"opening.go", "what is to be opened, before it is; holders that serve again"},
 		{"conn.go", "a connection, and how it moves to its peer"},
 		{"stream.go", "a stream, and how it is attached to protocol and service"},
 		{"entry.go", "what a connection passes before any scope is asked"},
@@ -54,7 +55,6 @@ var floors = []floor{
 	{engine, "accounts and decides", []room{
 		{"engine.go", "what decides: stripes, shared scopes, limits in force"},
 		{"stripe.go", "a lock and all that lies under it"},
-		{"opening.go", "what is to be opened, before it is; holders that serve again"},
 		{"scope.go", "trees of holders: connections, streams and spans"},
 		{"shared.go", "peers, services, protocols and the four scopes that are always there, as scopes themselves"},
 		{"account.go", "what one scope, or a stripe's share of it, uses and may use"},
@@ -65,13 +65,13 @@ var floors = []floor{
 		{"refusing.go", "a refusal: noted, observed only or counted, returned as an error, logged"},
 		{"reap.go", "collecting what is unused"},
 		{"ration.go", "how much of a limit a request may fill, for the sake of others"},
-		{"fairshare.go", "what the subnets hold of what all share"},
 		{"traced.go", "where the engine tells the tracer"},
-		{"leaks.go", "the oldest open scopes; those that are dropped without Done"},
 		{"peaks.go", "the most that shared scopes have held"},
-		{"memberpeaks.go", "the most that any one peer has held, ever and lately"},
 	}},
-	{"trace", "writes down what the engine tells", []room{
+	{"records", "written down for the engine, which is not asked", []room{
+		{"fairshare.go", "what the subnets hold of what all share"},
+		{"memberpeaks.go", "the most that any one peer has held, ever and lately"},
+		{"leaks.go", "the oldest open scopes; those that are dropped without Done"},
 		{"trace.go traceevent.go tracefile.go", "the tracer; its events; its file"},
 	}},
 	{"in force", "what the engine asks", []room{

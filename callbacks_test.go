@@ -43,7 +43,7 @@ func TestAListenerThatFailsStopsNobodyElse(t *testing.T) {
 				calls, others := 0, 0
 				bad, good := &faultyConnMgr{end: end}, &trimmer{}
 				m := newManager(t, conf, append(openGates(),
-					WithOnNearLimit(func(NearLimitEvent) { calls++; end() }), WithOnNearLimit(func(NearLimitEvent) { others++ }),
+					WithNearLimitFunc(func(NearLimitEvent) { calls++; end() }), WithNearLimitFunc(func(NearLimitEvent) { others++ }),
 					WithTrimming(bad), WithTrimming(good))...)
 				for range 10 {
 					mustOpenConn(t, m, network.DirOutbound)
@@ -54,7 +54,7 @@ func TestAListenerThatFailsStopsNobodyElse(t *testing.T) {
 				require.EqualValues(t, 1, bad.asked.Load())
 				require.Equal(t, 2, others, "of both marks")
 				require.GreaterOrEqual(t, good.times.Load(), int64(2))
-				require.Equal(t, 1, strings.Count(text.String(), "WithOnNearLimit"), text.String())
+				require.Equal(t, 1, strings.Count(text.String(), "WithNearLimitFunc"), text.String())
 				require.Equal(t, 1, strings.Count(text.String(), "*rcmgr.faultyConnMgr"), text.String())
 				m.Close() // waits for nobody who is gone
 			})
@@ -76,7 +76,7 @@ func TestTheRuntimesMemoryCountsWhereInUseFails(t *testing.T) {
 				}{{plenty, plenty, false}, {1 << 10, 1, true}} {
 					var looks atomic.Int64
 					var dead atomic.Bool
-					m := newManager(t, unlimitedConf(), WithMemoryPressure(MemoryPressure{Limit: c.limit, Every: time.Second, InUse: func() int64 {
+					m := newManager(t, unlimitedConf(), WithMemoryPressure(MemoryPressureConfig{Limit: c.limit, Every: time.Second, InUse: func() int64 {
 						looks.Add(1)
 						if dead.Load() {
 							end()

@@ -24,8 +24,8 @@ type LimitChange struct {
 // Grown tells how much more is held than before; less than 0 if it is less.
 func (c *LimitChange) Grown() int64 { return c.Use - c.UseBefore }
 
-// Changes is what has happened between two snapshots of one manager.
-type Changes struct {
+// SnapshotDiff is what has happened between two snapshots of one manager.
+type SnapshotDiff struct {
 	From, To time.Time
 	// Limits has what has changed: first what refused the most, then what has
 	// grown the most of its limit.
@@ -40,8 +40,8 @@ type Changes struct {
 // one of them only held nothing at the other time: take both with all peers, or
 // expect changes of those that were not among the fullest. If a count has fallen,
 // its scope, or the manager, was made anew in between, and all of it is new.
-func (s *Snapshot) Since(before *Snapshot) Changes {
-	c := Changes{
+func (s *Snapshot) Since(before *Snapshot) SnapshotDiff {
+	c := SnapshotDiff{
 		From: before.Taken, To: s.Taken,
 		Refusals:     refusalsByKindSince(s.Refusals, before.Refusals),
 		WouldRefuse:  refusalsByKindSince(s.WouldRefuse, before.WouldRefuse),
@@ -84,7 +84,7 @@ func refusalsByKindSince(now, before map[Kind]Refusals) map[Kind]Refusals {
 }
 
 // add notes what has changed of one scope.
-func (c *Changes) add(before, now *ScopeState) {
+func (c *SnapshotDiff) add(before, now *ScopeState) {
 	was := before.limitUses()
 	for d, u := range now.limitUses() {
 		u.Refusals = countSince(u.Refusals, was[d].Refusals)
@@ -112,7 +112,7 @@ func refusalsSince(now, before dimCounts) (since dimCounts) {
 // WriteTable writes what has changed: a row for each limit, then one for what
 // gates, connections, streams and peers in a service or protocol have refused. An
 // error is that of w.
-func (c *Changes) WriteTable(w io.Writer) error {
+func (c *SnapshotDiff) WriteTable(w io.Writer) error {
 	t := newTable(w, "Scope", "Limit Name", "Limit Value", "Before", "Now", "Change", "Refused")
 	for i := range c.Limits {
 		l := &c.Limits[i]

@@ -25,8 +25,8 @@ import (
 	"github.com/multiformats/go-multiaddr"
 )
 
-// Question is what Explain is asked.
-type Question struct {
+// ExplainRequest is what Explain is asked.
+type ExplainRequest struct {
 	// Kind is KindConn for a connection, KindStream for a stream, and KindSystem,
 	// KindTransient, KindPeer, KindProtocol or KindService for a reservation of
 	// Memory right at that scope.
@@ -46,8 +46,8 @@ type Question struct {
 	Priority uint8
 }
 
-// Check is one limit that a question has to fit.
-type Check struct {
+// LimitCheck is one limit that a question has to fit.
+type LimitCheck struct {
 	Step  string // open, gate, peer, protocol, service or memory; "allowlist" for open once more
 	Scope string // that would have to admit it; "conn" and "stream" are the new ones
 	Kind  Kind
@@ -65,18 +65,18 @@ type Check struct {
 	Cause    string `json:",omitempty"` // of the refusal, if it does not fit
 	// Holder names the peer or subnet that holds too much of the limit, where that is the
 	// cause.
-	Holder string `json:",omitempty"`
-	Raise  string `json:",omitempty"` // the place in the configuration that would admit more
+	Holder    string `json:",omitempty"`
+	ConfigKey string `json:",omitempty"` // the place in the configuration that would admit more
 }
 
 // Explanation is what Explain answers.
 type Explanation struct {
 	Admitted bool
 	// By is the check that refuses; nil if it is admitted.
-	By *Check `json:",omitempty"`
+	By *LimitCheck `json:",omitempty"`
 	// Checks are all limits that were asked, in their order, also those after the
 	// one that refuses.
-	Checks []Check
+	Checks []LimitCheck
 	// Unknown says what could not be asked: a caller's own rate limiter.
 	Unknown string `json:",omitempty"`
 }
@@ -88,7 +88,7 @@ type Explanation struct {
 // on connections and a gate refuse a connection, the former are named. An error says what
 // the question lacks, that a Limiter gives no limit for what it names, or that the manager
 // is closed. It takes all stripe locks for a moment. It is safe for concurrent use.
-func (m *Manager) Explain(q Question) (*Explanation, error) {
+func (m *Manager) Explain(q ExplainRequest) (*Explanation, error) {
 	if err := q.check(); err != nil {
 		return nil, fmt.Errorf("rcmgr: Explain: %w", err)
 	}
@@ -103,7 +103,7 @@ func (m *Manager) Explain(q Question) (*Explanation, error) {
 	return &e.out, nil
 }
 
-func (q *Question) check() error {
+func (q *ExplainRequest) check() error {
 	switch {
 	case q.Memory < 0:
 		return negativeSize(q.Memory)
@@ -128,7 +128,7 @@ func (q *Question) check() error {
 // explainer answers one question.
 type explainer struct {
 	m   *Manager
-	q   *Question
+	q   *ExplainRequest
 	far endpoint
 	out Explanation
 
@@ -277,9 +277,9 @@ func (e *explainer) step(name string, r *request, self *account, c *chain) {
 // checked is what a step came to: by all limits, and by those that are not only
 // observed.
 type checked struct {
-	checks []Check
-	by     *Check // refuses
-	all    bool   // every limit is fit, also those that are only observed
+	checks []LimitCheck
+	by     *LimitCheck // refuses
+	all    bool        // every limit is fit, also those that are only observed
 }
 
 // ask asks self and the accounts of a chain in the order in which the engine does.
@@ -315,15 +315,15 @@ func (c checked) decided() checked {
 }
 
 // checkOf checks an item against an account that holds use before.
-func (e *explainer) checkOf(step string, r *request, a *account, it item, use int64) Check {
+func (e *explainer) checkOf(step string, r *request, a *account, it item, use int64) LimitCheck {
 	bound, name := r.bound(&e.m.engine, a, it), a.name()
-	k := Check{Step: step, Scope: name.String(), Kind: a.kind, Name: limitNames[it.d], Use: use, Asked: it.n,
+	k := LimitCheck{Step: step, Scope: name.String(), Kind: a.kind, Name: limitNames[it.d], Use: use, Asked: it.n,
 		Limit: a.limit()[it.d], Threshold: bound, Room: bound - use, Fits: it.n <= bound-use}
 	// What no number can hold is refused by all.
 	k.Observed = e.observed.has(a.kind) && it.n <= math.MaxInt64-use
 	if !k.Fits {
 		cause := r.causeOf(&e.m.engine, a, it, use)
-		k.Cause, k.Raise = cause.String(), limitKey(e.book, e.m.gate(), a.kind, it.d, &name)
+		k.Cause, k.ConfigKey = cause.String(), limitKey(e.book, e.m.gate(), a.kind, it.d, &name)
 		if holder := r.holderOf(&e.m.engine, a, it, cause); holder != nil {
 			k.Holder = holder.String()
 		}
@@ -510,12 +510,12 @@ func (e *explainer) process(d dim) {
 	if p.Refusing {
 		most = p.AdmitBelow
 	}
-	k := Check{Step: "gate", Scope: KindProcess.String(), Kind: KindProcess, Name: limitNames[d], Use: p.InUse, Asked: 1,
+	k := LimitCheck{Step: "gate", Scope: KindProcess.String(), Kind: KindProcess, Name: limitNames[d], Use: p.InUse, Asked: 1,
 		Limit: p.RefuseAbove, Threshold: most, Room: most - p.InUse, Fits: !p.Refusing, Observed: e.observed.has(KindProcess)}
 	if !k.Fits {
-		k.Cause, k.Raise = CauseMemoryPressure.String(), limitKey(e.book, e.m.gate(), KindProcess, d, &scopeName{})
+		k.Cause, k.ConfigKey = CauseMemoryPressure.String(), limitKey(e.book, e.m.gate(), KindProcess, d, &scopeName{})
 	}
-	e.take(checked{checks: []Check{k}}.decided())
+	e.take(checked{checks: []LimitCheck{k}}.decided())
 }
 
 // gate asks the gates for the far end.
@@ -523,10 +523,10 @@ func (e *explainer) gate(d dim) {
 	g := e.m.gate()
 	var c checked
 	for _, s := range g.subnets.look(e.far.addr) {
-		k := Check{Step: "gate", Scope: s.scope.String(), Kind: s.scope.kind, Name: limitNames[d], Use: s.use, Asked: 1,
+		k := LimitCheck{Step: "gate", Scope: s.scope.String(), Kind: s.scope.kind, Name: limitNames[d], Use: s.use, Asked: 1,
 			Limit: s.limit, Threshold: s.limit, Room: s.limit - s.use, Fits: s.use < s.limit, Observed: e.observed.has(s.scope.kind)}
 		if !k.Fits {
-			k.Cause, k.Raise = CauseSubnet.String(), limitKey(e.book, g, s.scope.kind, d, &s.scope)
+			k.Cause, k.ConfigKey = CauseSubnet.String(), limitKey(e.book, g, s.scope.kind, d, &s.scope)
 			if s.scope.kind == KindRate {
 				k.Cause = CauseRate.String()
 			}
@@ -550,7 +550,7 @@ func (e *Explanation) String() string {
 		why += " by " + printable(k.Holder)
 	}
 	return fmt.Sprintf("it would be refused by %s: %s holds %d of %d, %d more must not pass %d (%s); raise %s",
-		printable(k.Scope), k.Name, k.Use, k.Limit, k.Asked, k.Threshold, why, k.Raise)
+		printable(k.Scope), k.Name, k.Use, k.Limit, k.Asked, k.Threshold, why, k.ConfigKey)
 }
 
 // WriteTable writes the answer, and a row for each limit that was asked.
@@ -568,7 +568,7 @@ func (e *Explanation) WriteTable(w io.Writer) error {
 		case !k.Fits && k.Observed:
 			verdict = "would refuse"
 		case !k.Fits:
-			verdict = "refuses, raise " + k.Raise
+			verdict = "refuses, raise " + k.ConfigKey
 		}
 		room := strconv.FormatInt(k.Room, 10)
 		if limitText(k.Threshold) == limitText(math.MaxInt64) {

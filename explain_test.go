@@ -54,12 +54,12 @@ func TestExplainSaysWhatWillBe(t *testing.T) {
 			}
 			var inUse atomic.Int64
 			opts := []Option{WithStripes(stripes), WithAdmission(Admission(r.IntN(2))), WithNewcomersQuarter(r.IntN(2) == 0),
-				WithAllowlistedMultiaddrs(testAllowlist), WithMemoryPressure(MemoryPressure{Limit: 100, InUse: inUse.Load})}
+				WithAllowlistedMultiaddrs(testAllowlist), WithMemoryPressure(MemoryPressureConfig{Limit: 100, InUse: inUse.Load})}
 			if r.IntN(4) == 0 {
 				opts = append(opts, openGates()...)
 			}
 			if r.IntN(4) == 0 {
-				opts = append(opts, WithOutboundGates(true))
+				opts = append(opts, WithGates(GateLimits{Outbound: new(true)}))
 			}
 			if r.IntN(2) == 0 {
 				opts = append(opts, WithFairShare(pick(r, [][]Kind{{KindTransient}, {KindSystem}, {KindTransient, KindSystem}})...))
@@ -113,8 +113,8 @@ func costWithin(r *rand.Rand, limit int64) Cost {
 	return Cost(min(limit, 1+r.Int64N(1<<uint(r.IntN(30)))))
 }
 
-func randomQuestion(r *rand.Rand, m *Manager) Question {
-	q := Question{Kind: pick(r, []Kind{KindConn, KindConn, KindConn, KindStream, KindStream, KindPeer, KindProtocol, KindService, KindSystem, KindTransient}),
+func randomQuestion(r *rand.Rand, m *Manager) ExplainRequest {
+	q := ExplainRequest{Kind: pick(r, []Kind{KindConn, KindConn, KindConn, KindStream, KindStream, KindPeer, KindProtocol, KindService, KindSystem, KindTransient}),
 		Direction: pick(r, testDirs), UseFD: r.IntN(2) == 0, Priority: pick(r, testPriorities), Peer: pick(r, testPeers),
 		Endpoint: pick(r, testFars).addr}
 	if q.Kind == KindConn && r.IntN(2) == 0 {
@@ -136,7 +136,7 @@ func randomQuestion(r *rand.Rand, m *Manager) Question {
 }
 
 // do does what was asked about. It gives back what is to be ended.
-func do(m *Manager, q Question) (scope interface{ Done() }, err error) {
+func do(m *Manager, q ExplainRequest) (scope interface{ Done() }, err error) {
 	reserve := func(s network.ResourceScope) error {
 		if q.Memory == 0 {
 			return nil
@@ -191,7 +191,7 @@ func do(m *Manager, q Question) (scope interface{ Done() }, err error) {
 }
 
 // compareExplanation returns what kind of scope refused, and its cause.
-func compareExplanation(t *testing.T, q Question, e *Explanation, err error) (kind, cause string) {
+func compareExplanation(t *testing.T, q ExplainRequest, e *Explanation, err error) (kind, cause string) {
 	t.Helper()
 	asked := make(map[string]int)
 	for _, c := range e.Checks {
@@ -214,7 +214,7 @@ func compareExplanation(t *testing.T, q Question, e *Explanation, err error) (ki
 	require.True(t, errors.As(err, &refusal), "%+v\n%v\n%v", q, e, err)
 	if k := refusal.Kind(); (k == KindSubnet || k == KindRate) && e.By.Step == "open" {
 		// A full host was not seen to be full at a glance, so the gate was asked first.
-		require.True(t, slices.ContainsFunc(e.Checks, func(c Check) bool {
+		require.True(t, slices.ContainsFunc(e.Checks, func(c LimitCheck) bool {
 			return c.Scope == refusal.Scope() && !c.Fits && c.Cause == refusal.Cause().String()
 		}), "%+v\n%v\n%v", q, e, err)
 		return k.String(), refusal.Cause().String()
@@ -234,14 +234,14 @@ func lastingState(m *Manager) Snapshot {
 	s := m.Snapshot()
 	s.Taken = s.Started
 	for i := range s.Scopes {
-		s.Scopes[i].Peak = Usage{}
+		s.Scopes[i].Peak = Amounts{}
 	}
 	return s
 }
 
 func TestQuestionsThatLackSomethingAreErrors(t *testing.T) {
 	m := newManager(t, unlimitedConf())
-	for want, q := range map[string]Question{
+	for want, q := range map[string]ExplainRequest{
 		"a stream needs a Peer": {Kind: KindStream},
 		errNoProtocol.Error():   {Kind: KindStream, Peer: testPeer, Service: "x"},
 		errNoName.Error():       {Kind: KindService},
@@ -254,7 +254,7 @@ func TestQuestionsThatLackSomethingAreErrors(t *testing.T) {
 		require.EqualError(t, err, "rcmgr: Explain: "+want)
 	}
 	m.Close()
-	_, err := m.Explain(Question{Kind: KindConn})
+	_, err := m.Explain(ExplainRequest{Kind: KindConn})
 	require.ErrorIs(t, err, network.ErrResourceScopeClosed)
 }
 
@@ -263,7 +263,7 @@ func TestAnExplanationAsTextAndJSON(t *testing.T) {
 	conf.PeerDefault.StreamsInbound = 2
 	m := newManager(t, conf, WithObserveOnly(KindProtocol))
 	mustOpenStream(t, m, testPeer, network.DirInbound)
-	q := Question{Kind: KindStream, Direction: network.DirInbound, Peer: testPeer}
+	q := ExplainRequest{Kind: KindStream, Direction: network.DirInbound, Peer: testPeer}
 	e, err := m.Explain(q)
 	require.NoError(t, err)
 	require.Equal(t, "it would be admitted", e.String())
@@ -283,7 +283,7 @@ func TestAnExplanationAsTextAndJSON(t *testing.T) {
 
 func TestAnExplanationSaysThatACallersLimiterIsNotAsked(t *testing.T) {
 	m := newManager(t, unlimitedConf())
-	q := Question{Kind: KindConn, Direction: network.DirInbound, Endpoint: multiaddr.StringCast("/ip4/198.51.100.1/tcp/1")}
+	q := ExplainRequest{Kind: KindConn, Direction: network.DirInbound, Endpoint: multiaddr.StringCast("/ip4/198.51.100.1/tcp/1")}
 	e, err := m.Explain(q)
 	require.NoError(t, err)
 	require.Empty(t, e.Unknown)
@@ -306,7 +306,7 @@ func TestThePageExplains(t *testing.T) {
 	query := url.Values{"explain": {"stream"}, "peer": {goodPeer}, "direction": {"inbound"}, "protocol": {"/a<b"}, "memory": {"5"}, "priority": {"128"}, "service": {"x"}}
 	for format, want := range map[string]string{
 		"text": "raise PeerDefault.StreamsInbound\n",
-		"json": `"Raise": "PeerDefault.StreamsInbound"`,
+		"json": `"ConfigKey": "PeerDefault.StreamsInbound"`,
 		"html": "raise PeerDefault.StreamsInbound\n",
 	} {
 		query.Set("format", format)
@@ -342,9 +342,9 @@ func TestThePageExplains(t *testing.T) {
 func TestAnExplanationKnowsOfMemoryPressure(t *testing.T) {
 	var inUse atomic.Int64
 	inUse.Store(99)
-	m := newManager(t, unlimitedConf(), WithMemoryPressure(MemoryPressure{Limit: 100, InUse: inUse.Load}),
+	m := newManager(t, unlimitedConf(), WithMemoryPressure(MemoryPressureConfig{Limit: 100, InUse: inUse.Load}),
 		WithAllowlistedMultiaddrs(testAllowlist))
-	asks := map[string]Question{
+	asks := map[string]ExplainRequest{
 		"connection": {Kind: KindConn, Direction: network.DirInbound, Endpoint: multiaddr.StringCast("/ip4/198.51.100.1/tcp/1")},
 		"stream":     {Kind: KindStream, Direction: network.DirInbound, Peer: testPeer},
 		"somebody else": {Kind: KindConn, Direction: network.DirInbound, Peer: testPeers[1],
@@ -359,8 +359,8 @@ func TestAnExplanationKnowsOfMemoryPressure(t *testing.T) {
 			require.Contains(t, []string{"friend", "ours"}, name)
 			continue
 		}
-		require.Equal(t, Check{Step: "gate", Scope: "process", Kind: KindProcess, Name: e.By.Name, Use: 99, Asked: 1, Limit: 90,
-			Threshold: 80, Room: -19, Cause: "memory-pressure", Raise: "WithMemoryPressure"}, *e.By, name)
+		require.Equal(t, LimitCheck{Step: "gate", Scope: "process", Kind: KindProcess, Name: e.By.Name, Use: 99, Asked: 1, Limit: 90,
+			Threshold: 80, Room: -19, Cause: "memory-pressure", ConfigKey: "WithMemoryPressure"}, *e.By, name)
 	}
 	require.NoError(t, m.ObserveOnly(KindProcess))
 	e, err := m.Explain(asks["stream"])
@@ -408,7 +408,7 @@ func TestExplainAsksALimiterOnlyForWhatIsNamed(t *testing.T) {
 	m, err := New(onlyNamed{fixedOf(unlimitedConf())})
 	require.NoError(t, err)
 	defer m.Close()
-	for _, q := range []Question{
+	for _, q := range []ExplainRequest{
 		{Kind: KindConn, Direction: network.DirInbound},
 		{Kind: KindConn, Direction: network.DirInbound, Peer: "other"},
 		{Kind: KindStream, Peer: testPeer, Protocol: "/a", Service: "a"},
@@ -420,7 +420,7 @@ func TestExplainAsksALimiterOnlyForWhatIsNamed(t *testing.T) {
 		require.NoError(t, err, "%+v", q)
 		require.True(t, e.Admitted)
 	}
-	_, err = m.Explain(Question{Kind: KindStream, Peer: testPeer, Protocol: "/b"})
+	_, err = m.Explain(ExplainRequest{Kind: KindStream, Peer: testPeer, Protocol: "/b"})
 	require.EqualError(t, err, "protocol:/b: no limit given, the Limit is nil")
 	require.Empty(t, m.Limits().ToPartialLimitConfig().Protocol)
 	require.Zero(t, m.read().classes[KindProtocol], "what it does not know admits nothing")

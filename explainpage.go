@@ -4,7 +4,7 @@ package rcmgr
 //
 //	?explain=stream&direction=inbound&peer=12D3Koo…&protocol=/ipfs/ping/1.0.0
 //
-// with the names of Question's fields in small letters, and fd for UseFD. What the
+// with the names of ExplainRequest's fields in small letters, and fd for UseFD. What the
 // page itself answers in, text, JSON or HTML, the explanation is in, too.
 
 import (
@@ -21,7 +21,7 @@ import (
 )
 
 // questionOf reads a question from a query. Its errors name the key.
-func questionOf(query url.Values) (q Question, err error) {
+func questionOf(query url.Values) (q ExplainRequest, err error) {
 	q.Protocol, q.Service = protocol.ID(query.Get("protocol")), query.Get("service")
 	q.UseFD = query.Get("fd") != ""
 	for _, one := range []struct {
@@ -60,7 +60,7 @@ func questionOf(query url.Values) (q Question, err error) {
 	} {
 		if text := query.Get(one.key); text != "" {
 			if err := one.read(text); err != nil {
-				return Question{}, fmt.Errorf("%s is %q, expected %s", one.key, text, one.expected)
+				return ExplainRequest{}, fmt.Errorf("%s is %q, expected %s", one.key, text, one.expected)
 			}
 		}
 	}

@@ -151,12 +151,12 @@ type FairShareState struct {
 // connections, those that take a descriptor, and inbound streams.
 type SubnetShare struct {
 	Prefix    netip.Prefix
-	System    Share
-	Transient Share
+	System    SubnetUse
+	Transient SubnetUse
 }
 
-// Share is what a subnet holds of one scope.
-type Share struct{ ConnsInbound, FD, StreamsInbound int64 }
+// SubnetUse is what a subnet holds of one scope.
+type SubnetUse struct{ ConnsInbound, FD, StreamsInbound int64 }
 
 // state gives what the n subnets with the most hold.
 func (f *fairShare) state(n int) FairShareState {
@@ -170,7 +170,7 @@ func (f *fairShare) state(n int) FairShareState {
 	return s
 }
 
-func (s *Share) total() int64 { return s.ConnsInbound + s.StreamsInbound }
+func (s *SubnetUse) total() int64 { return s.ConnsInbound + s.StreamsInbound }
 
 // addTo adds the subnets of a shard, and keeps the n largest.
 func (s *fairShard) addTo(to *FairShareState, n int) {
@@ -187,7 +187,7 @@ func (s *fairShard) addTo(to *FairShareState, n int) {
 
 func (n *neighbours) prefix() netip.Prefix { return n.key.prefix(n.bits) }
 
-func (n *neighbours) share(k Kind) Share {
+func (n *neighbours) share(k Kind) SubnetUse {
 	h := &n.held[k]
-	return Share{h.conns.Load(), h.fds.Load(), h.streams.Load()}
+	return SubnetUse{h.conns.Load(), h.fds.Load(), h.streams.Load()}
 }

@@ -52,7 +52,7 @@ func ExampleWithFairShare() {
 
 func _() {
 	_ = func() (*rcmgr.Manager, error) {
-		rm, err := rcmgr.NewDefault(rcmgr.WithFairShare())
+		rm, err := rcmgr.New(nil, rcmgr.WithFairShare())
 		return rm, err
 	}
 }

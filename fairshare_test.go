@@ -205,7 +205,7 @@ func TestConnectionsOfOnePeerHaveAShare(t *testing.T) {
 	}
 	from := multiaddr.StringCast("/ip4/203.0.113.1/tcp/1")
 	for p, admitted := range map[peer.ID]bool{"many": false, "newcomer": true} {
-		e, err := m.Explain(Question{Kind: KindConn, Direction: network.DirInbound, Endpoint: from, UseFD: true, Peer: p})
+		e, err := m.Explain(ExplainRequest{Kind: KindConn, Direction: network.DirInbound, Endpoint: from, UseFD: true, Peer: p})
 		require.NoError(t, err)
 		require.Equal(t, admitted, e.Admitted, "%s: %v", p, e)
 	}
@@ -416,7 +416,7 @@ func TestAStrangersConnectionCountsForTheSubnetItComesFrom(t *testing.T) {
 	c, err := m.OpenConnection(network.DirInbound, true, named) // the system is full
 	require.NoError(t, err)
 	others[0].Done()
-	why, err := m.Explain(Question{Kind: KindConn, Direction: network.DirInbound, Endpoint: named, UseFD: true, Peer: peerNamed("0")})
+	why, err := m.Explain(ExplainRequest{Kind: KindConn, Direction: network.DirInbound, Endpoint: named, UseFD: true, Peer: peerNamed("0")})
 	require.NoError(t, err)
 	require.True(t, why.Admitted, why)
 	require.NoError(t, c.SetPeer(peerNamed("0")))
@@ -508,7 +508,7 @@ func TestFairShareIsShownInLogMetricsAndSnapshot(t *testing.T) {
 	line := lines.take()[0]
 	require.Contains(t, line, "cause=fair-share worst=subnet:192.0.2.0/24 worst_times=2 raise=Transient.StreamsInbound")
 
-	why, err := m.Explain(Question{Kind: KindStream, Direction: network.DirInbound, Peer: peerNamed("3")})
+	why, err := m.Explain(ExplainRequest{Kind: KindStream, Direction: network.DirInbound, Peer: peerNamed("3")})
 	require.NoError(t, err)
 	require.False(t, why.Admitted)
 	require.Equal(t, []any{"fair-share", int64(2), int64(4), int64(2)}, []any{why.By.Cause, why.By.Threshold, why.By.Limit, why.By.Use})
@@ -595,7 +595,7 @@ func (p *fairPlay) conn(addr, from string) {
 	if addr != "" {
 		far = multiaddr.StringCast(addr)
 	}
-	p.ask(Question{Kind: KindConn, Direction: dir, UseFD: true, Endpoint: far}, want, func() error {
+	p.ask(ExplainRequest{Kind: KindConn, Direction: dir, UseFD: true, Endpoint: far}, want, func() error {
 		c, err := p.m.OpenConnection(dir, true, far)
 		if err == nil {
 			p.conns = append(p.conns, &fairConn{c, dir, from, ""})
@@ -620,7 +620,7 @@ func (p *fairPlay) stream(id peer.ID) {
 			want = want && p.fits(k, l.StreamsInbound, count(k, all), count(k, own), count(k, near))
 		}
 	}
-	p.ask(Question{Kind: KindStream, Direction: dir, Peer: id}, want, func() error {
+	p.ask(ExplainRequest{Kind: KindStream, Direction: dir, Peer: id}, want, func() error {
 		s, err := p.m.OpenStream(id, dir)
 		if err == nil {
 			p.strs = append(p.strs, &fairStream{s, dir, id, false})
@@ -665,7 +665,7 @@ func (p *fairPlay) setPeer(c *fairConn, id peer.ID) {
 }
 
 // ask holds both Explain and the manager against what was predicted.
-func (p *fairPlay) ask(q Question, want bool, do func() error) {
+func (p *fairPlay) ask(q ExplainRequest, want bool, do func() error) {
 	why, err := p.m.Explain(q)
 	require.NoError(p.t, err)
 	require.Equal(p.t, want, why.Admitted, "%+v: %v", q, why)
@@ -714,7 +714,7 @@ func (p *fairPlay) step() {
 // check holds what the manager says of subnets against what was counted.
 func (p *fairPlay) check() {
 	checkInvariants(p.t, p.m, false)
-	want := make(map[string][2]Share)
+	want := make(map[string][2]SubnetUse)
 	for _, c := range p.conns {
 		if c.from == "" || c.dir != network.DirInbound {
 			continue
@@ -739,9 +739,9 @@ func (p *fairPlay) check() {
 		}
 	}
 	names := map[string]string{"192.0.2.0/24": "one", "198.51.100.0/24": "two", "2001:db8::/56": "three"}
-	got := make(map[string][2]Share)
+	got := make(map[string][2]SubnetUse)
 	for _, s := range p.m.Snapshot().FairShare.Largest {
-		if n := [2]Share{s.System, s.Transient}; n != ([2]Share{}) {
+		if n := [2]SubnetUse{s.System, s.Transient}; n != ([2]SubnetUse{}) {
 			got[names[s.Prefix.String()]] = n
 		}
 	}
@@ -894,13 +894,13 @@ func TestExplainAsksForAPeersShareOfConnectionsOnce(t *testing.T) {
 		}
 		require.NoError(t, mustOpenConn(t, m, network.DirInbound).SetPeer(p))
 	}
-	q := Question{Kind: KindConn, Direction: network.DirInbound, Peer: testPeer}
+	q := ExplainRequest{Kind: KindConn, Direction: network.DirInbound, Peer: testPeer}
 	e, err := m.Explain(q)
 	require.NoError(t, err)
 	require.False(t, e.Admitted)
-	require.Equal(t, Check{Step: "peer", Scope: "system", Kind: KindSystem, Name: "ConnsInbound", Use: 10, Asked: 1, Limit: 16,
-		Threshold: 8, Room: -2, Cause: "fair-share", Holder: "peer:" + testPeer.String(), Raise: "System.ConnsInbound"}, *e.By)
-	require.Equal(t, 1, howMany(e.Checks, func(c Check) bool { return c.Step == "peer" && c.Scope == "system" }))
+	require.Equal(t, LimitCheck{Step: "peer", Scope: "system", Kind: KindSystem, Name: "ConnsInbound", Use: 10, Asked: 1, Limit: 16,
+		Threshold: 8, Room: -2, Cause: "fair-share", Holder: "peer:" + testPeer.String(), ConfigKey: "System.ConnsInbound"}, *e.By)
+	require.Equal(t, 1, howMany(e.Checks, func(c LimitCheck) bool { return c.Step == "peer" && c.Scope == "system" }))
 	_, err = do(m, q)
 	require.True(t, refusedByShare(err), err)
 }

@@ -161,8 +161,8 @@ func (g *GateLimits) origins(from Origin) map[string]Origin {
 }
 
 // settings gives what is said about the gates.
-func (g *GateLimits) settings() (all []Setting) {
-	add := func(place, value string) { all = append(all, Setting{Place: place, Value: value}) }
+func (g *GateLimits) settings() (all []ConfigSetting) {
+	add := func(place, value string) { all = append(all, ConfigSetting{Place: place, Value: value}) }
 	subnets := gateLists[LimitVal](g.Subnets)
 	rates := gateLists[ConnRate](g.Rate)
 	eachGate("Gates.Subnets", &subnets, func(place string, v LimitVal) { add(place, valueText(dimConns, int64(v.Build(0)))) })

@@ -162,14 +162,14 @@ func TestANetworkOfAProgramWithHostBitsIsThatNetworkAndKeepsItsOrigin(t *testing
 		for _, in := range []ConcreteLimitConfig{cfg, m.Limits(), partial.Build(inForce)} {
 			all := settingsOf(t, in)
 			place := `Gates.Subnets.Networks["` + place + `"]`
-			require.Equal(t, Setting{place, "5", OriginOverride}, all[place], spelt)
+			require.Equal(t, ConfigSetting{place, "5", OriginOverride}, all[place], spelt)
 			place = strings.Replace(place, "Subnets", "Rate", 1)
-			require.Equal(t, Setting{place, "2/s, burst 3", OriginOverride}, all[place], spelt)
+			require.Equal(t, ConfigSetting{place, "2/s, burst 3", OriginOverride}, all[place], spelt)
 		}
 		read, err := NewLimiterFromJSON(strings.NewReader(toJSON(t, cfg)), InfiniteLimits)
 		require.NoError(t, err, "what is written can be read")
 		require.Equal(t, toJSON(t, cfg.ToPartialLimitConfig().Gates), toJSON(t, read.(*fixedLimiter).ToPartialLimitConfig().Gates))
-		require.Equal(t, LimitVal(5), cfg.Beyond(lower).Gates.Subnets.Networks[netip.MustParsePrefix(place)])
+		require.Equal(t, LimitVal(5), cfg.Diff(lower).Gates.Subnets.Networks[netip.MustParsePrefix(place)])
 
 		var applied PartialLimitConfig
 		applied.Apply(partial)
@@ -184,7 +184,7 @@ func TestANetworkOfAProgramWithHostBitsIsThatNetworkAndKeepsItsOrigin(t *testing
 		require.NoError(t, err)
 		t.Cleanup(func() { opted.Close() })
 		at := `Gates.Subnets.Networks["` + place + `"]`
-		require.Equal(t, Setting{at, "4", OriginCode}, settingsOf(t, opted.Limits())[at], spelt)
+		require.Equal(t, ConfigSetting{at, "4", OriginCode}, settingsOf(t, opted.Limits())[at], spelt)
 	}
 	_, err := New(NewFixedLimiter(PartialLimitConfig{Gates: counts(map[string]LimitVal{"10.0.0.1/8": 1, "10.0.0.0/8": 2})}.Build(InfiniteLimits)))
 	require.ErrorContains(t, err, `Gates.Subnets.Networks["10.0.0.1/8"]: the network 10.0.0.0/8 is given twice`)
@@ -268,9 +268,9 @@ func TestGatesAreForOutboundConnectionsByChoice(t *testing.T) {
 		{says(`{}`), nil, 100},
 		{says(`{"Outbound":false}`), nil, 100},
 		{says(`{"Outbound":true}`), nil, 8},
-		{says(`{"Outbound":true}`), []Option{WithOutboundGates(false)}, 100},
-		{says(`{}`), []Option{WithOutboundGates(true)}, 8},
-		{NewFixedLimiter(InfiniteLimits), []Option{WithOutboundGates(true)}, 100},
+		{says(`{"Outbound":true}`), []Option{WithGates(GateLimits{Outbound: new(false)})}, 100},
+		{says(`{}`), []Option{WithGates(GateLimits{Outbound: new(true)})}, 8},
+		{NewFixedLimiter(InfiniteLimits), []Option{WithGates(GateLimits{Outbound: new(true)})}, 100},
 	} {
 		m := gated(t, c.limits, c.opts...)
 		require.Equal(t, c.want, passing(t, m, network.DirOutbound, "192.0.2.1", 200))
@@ -435,4 +435,31 @@ func TestALineOfAnAllowlistThatDoesNotParseIsAnErrorOrSkipped(t *testing.T) {
 	} {
 		require.Equal(t, want, m.GetAllowlist().Allowed(multiaddr.StringCast(addr)), addr)
 	}
+}
+
+func TestGatesOfAnOptionHoldWhateverTheConfigurationSays(t *testing.T) {
+	limits := NewFixedLimiter(readGates(t, `{"Subnets":{"IPv4":{"32":3},"IPv6":{"64":5}},"Outbound":true}`).Build(InfiniteLimits))
+	byOption := GateLimits{
+		Subnets: SubnetLimits{IPv4: map[int]LimitVal{32: 2, 24: 7}, Networks: map[netip.Prefix]LimitVal{netip.MustParsePrefix("192.0.2.0/28"): 4}},
+		Rate:    RateLimits{IPv4: map[int]ConnRate{}},
+	}
+	m := gated(t, limits, WithGates(GateLimits{Outbound: new(false)}), WithGates(byOption))
+	byOption.Subnets.IPv4[32] = 9 // the option has its own
+	for addr, want := range map[string]int{"198.51.100.1": 2, "192.0.2.1": 4, "2001:db8::1": 5} {
+		require.Equal(t, want, passing(t, m, network.DirInbound, addr, 20), addr)
+	}
+	require.Equal(t, 2, passing(t, m, network.DirOutbound, "203.0.113.1", 20), "the second WithGates leaves that to the configuration")
+	m = gated(t, limits, WithGates(byOption), WithLimitPerSubnet([]ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: 1}}, nil))
+	require.Equal(t, 1, passing(t, m, network.DirInbound, "198.51.100.1", 20), "go-libp2p's own option goes before it")
+
+	origins := make(map[string]Origin)
+	for _, s := range m.Limits().Settings() {
+		origins[s.Place] = s.Origin
+	}
+	require.Equal(t, OriginCode, origins[`Gates.Subnets.Networks["192.0.2.0/28"]`])
+	require.Equal(t, OriginOverride, origins[`Gates.Subnets.IPv6["64"]`])
+	require.Equal(t, OriginOverride, origins["Gates.Outbound"])
+
+	_, err := New(nil, WithGates(GateLimits{Subnets: SubnetLimits{IPv4: map[int]LimitVal{33: 1}}}))
+	require.ErrorContains(t, err, `Gates.Subnets.IPv4["33"]: expected a prefix length from 0 to 32`)
 }

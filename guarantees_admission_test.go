@@ -270,7 +270,7 @@ func TestAPeerThatHangsDoesNotTakeAllOfTransientsOutboundStreams(t *testing.T) {
 		require.Equal(t, most*3/4, opened)
 		require.Equal(t, []any{KindTransient, CauseCrowding, int64(opened), int64(512)},
 			[]any{refusal.Kind(), refusal.Cause(), refusal.Current(), refusal.Limit()})
-		e, err := m.Explain(Question{Kind: KindStream, Direction: network.DirOutbound, Peer: testPeer})
+		e, err := m.Explain(ExplainRequest{Kind: KindStream, Direction: network.DirOutbound, Peer: testPeer})
 		require.NoError(t, err)
 		require.Equal(t, []any{"transient", "StreamsOutbound", "crowding", int64(512), int64(opened)},
 			[]any{e.By.Scope, e.By.Name, e.By.Cause, e.By.Limit, e.By.Threshold})
@@ -384,7 +384,7 @@ func (w wrapped) Unwrap() network.ResourceManager { return w.ResourceManager }
 
 func TestTheAllowlistIsFoundThroughWrappers(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithAllowlistedMultiaddrs(testAllowlist[:1]), WithAllowlistedMultiaddrs(testAllowlist[1:]))
-	for _, rm := range []network.ResourceManager{m, m.Share(), wrapped{m}, wrapped{wrapped{m.Share()}}} {
+	for _, rm := range []network.ResourceManager{m, m.NewHandle(), wrapped{m}, wrapped{wrapped{m.NewHandle()}}} {
 		require.Same(t, m.allowlist, GetAllowlist(rm))
 	}
 	for _, rm := range []network.ResourceManager{nil, &network.NullResourceManager{}, wrapped{}, wrapped{&network.NullResourceManager{}}} {

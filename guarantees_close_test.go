@@ -98,9 +98,9 @@ func TestADoneConnectionSaysSoBeforeTheGatesDo(t *testing.T) {
 	require.ErrorIs(t, last.SetPeer(testPeer), network.ErrResourceScopeClosed)
 }
 
-func TestASharedManagerClosesWithItsLastHandle(t *testing.T) {
+func TestAHandleClosesWithItsLastHandle(t *testing.T) {
 	m := newManager(t, unlimitedConf())
-	a, b := m.Share(), m.Share()
+	a, b := m.NewHandle(), m.NewHandle()
 	var _ network.ResourceManager = a
 	stream := func(rm network.ResourceManager) error {
 		s, err := rm.OpenStream(testPeer, network.DirInbound)
@@ -123,7 +123,7 @@ func TestASharedManagerClosesWithItsLastHandle(t *testing.T) {
 	require.ErrorIs(t, conn(a), network.ErrResourceScopeClosed)
 	require.NoError(t, stream(b), "the other host goes on")
 	require.NoError(t, conn(b))
-	c := m.Share() // a third one, later
+	c := m.NewHandle() // a third one, later
 	require.NoError(t, b.Close())
 	require.NoError(t, conn(c))
 	require.NoError(t, c.Close())

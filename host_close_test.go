@@ -26,10 +26,10 @@ import (
 func TestHostsThatShareAManagerCloseItTogether(t *testing.T) {
 	ctx := onHosts(t)
 	m := newManager(t, nil)
-	var handles []*rcmgr.SharedManager
+	var handles []*rcmgr.Handle
 	var hosts []host.Host
 	for range 3 {
-		handles = append(handles, m.Share())
+		handles = append(handles, m.NewHandle())
 		hosts = append(hosts, newServer(t, handles[len(handles)-1], roads[0]))
 	}
 	meet := func(a, b host.Host) { work(t, ctx, a, *host.InfoFromHost(b)) }
@@ -69,8 +69,8 @@ func TestHostsThatFailToStartCloseTheirOwnHandleOnly(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ctx := onHosts(t)
 			m := newManager(t, nil)
-			server := newServer(t, m.Share(), roads[0])
-			handle := m.Share()
+			server := newServer(t, m.NewHandle(), roads[0])
+			handle := m.NewHandle()
 			_, err := libp2p.New(append(c.options, libp2p.ResourceManager(handle), libp2p.DisableMetrics())...)
 			require.Error(t, err)
 			if c.closes {

@@ -80,7 +80,7 @@ func (m *Manager) gateOrigins(b *limitBook) map[string]Origin {
 		delete(origins, allRates) // of the manager that those limits were read from
 	}
 	by := &m.options
-	said := GateLimits{Outbound: by.outbound, Subnets: SubnetLimits{Networks: make(map[netip.Prefix]LimitVal)}}
+	said := GateLimits{Subnets: SubnetLimits{Networks: make(map[netip.Prefix]LimitVal)}}
 	lists := (*gateLists[LimitVal])(&said.Subnets)
 	for f := range numFamilies {
 		if by.subnets.perSubnet[f] != nil {
@@ -93,6 +93,7 @@ func (m *Manager) gateOrigins(b *limitBook) map[string]Origin {
 			lists.Networks[normalPrefix(l.Network)] = limitVal(l.ConnCount)
 		}
 	}
+	maps.Copy(origins, by.gatesSaid.origins(OriginCode))
 	maps.Copy(origins, said.origins(OriginCode))
 	if by.callerRates != nil {
 		origins[allRates] = OriginCode

@@ -24,9 +24,9 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
-// LeakFinder says what WithLeakFinder keeps. Its zero value is no stacks, and the
+// LeakFinderConfig says what WithLeakFinder keeps. Its zero value is no stacks, and the
 // ten oldest.
-type LeakFinder struct {
+type LeakFinderConfig struct {
 	// Stacks is of how many connections and streams that are opened one's stack is
 	// kept: 1 is each, 1000 one of a thousand, 0 none.
 	Stacks int
@@ -70,7 +70,7 @@ type LeakState struct {
 const leakShards = 64
 
 type leakFinder struct {
-	LeakFinder
+	LeakFinderConfig
 	report func(msg string, args ...any) // of a scope that was dropped
 	now    atomic.Int64                  // Unix time in nanoseconds, as of the last second
 	at     [leakShards]leakShard
@@ -101,11 +101,11 @@ type openRecord struct {
 	dropped           bool
 }
 
-func newLeakFinder(f *LeakFinder, report func(msg string, args ...any)) *leakFinder {
+func newLeakFinder(f *LeakFinderConfig, report func(msg string, args ...any)) *leakFinder {
 	if f == nil {
 		return nil
 	}
-	l := &leakFinder{LeakFinder: *f, report: report}
+	l := &leakFinder{LeakFinderConfig: *f, report: report}
 	l.lookAtClock()
 	return l
 }

@@ -11,7 +11,7 @@ import (
 // A stream that never gets a protocol is the oldest transient one, and its stack
 // tells who opened it.
 func ExampleWithLeakFinder() {
-	rm, err := rcmgr.NewDefault(rcmgr.WithLeakFinder(rcmgr.LeakFinder{Stacks: 1}))
+	rm, err := rcmgr.New(nil, rcmgr.WithLeakFinder(rcmgr.LeakFinderConfig{Stacks: 1}))
 	if err != nil {
 		panic(err)
 	}
@@ -36,7 +36,7 @@ func openForNothing(rm network.ResourceManager) network.StreamManagementScope {
 
 func _() {
 	_ = func() (*rcmgr.Manager, error) {
-		rm, err := rcmgr.NewDefault(rcmgr.WithLeakFinder(rcmgr.LeakFinder{Stacks: 100}))
+		rm, err := rcmgr.New(nil, rcmgr.WithLeakFinder(rcmgr.LeakFinderConfig{Stacks: 100}))
 		return rm, err
 	}
 }

@@ -29,7 +29,7 @@ func oldest(m *Manager) (lines []string) {
 
 func TestTheOldestOpenScopesAreKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m, err := New(NewFixedLimiter(InfiniteLimits), WithLeakFinder(LeakFinder{Oldest: 2}))
+		m, err := New(NewFixedLimiter(InfiniteLimits), WithLeakFinder(LeakFinderConfig{Oldest: 2}))
 		require.NoError(t, err)
 		defer m.Close()
 		in, out := network.DirInbound, network.DirOutbound
@@ -98,7 +98,7 @@ func openAndForget(t *testing.T, m *Manager) {
 }
 
 func TestAScopeThatIsDroppedWithoutDoneIsFound(t *testing.T) {
-	m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinder{Stacks: 1}))
+	m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinderConfig{Stacks: 1}))
 	kept, err := m.OpenStream(testPeers[1], network.DirInbound)
 	require.NoError(t, err)
 	closed, err := m.OpenStream(testPeers[1], network.DirInbound)
@@ -179,7 +179,7 @@ func TestAScopeThatIsEndedWhileItIsCollectedIsNotDropped(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinder{}),
+			m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinderConfig{}),
 				WithTraceReporter(reporterFunc(func(TraceEvt) {})))
 			done, err := end(m)
 			require.NoError(t, err)
@@ -205,7 +205,7 @@ func TestAScopeThatIsEndedWhileItIsCollectedIsNotDropped(t *testing.T) {
 
 // Numbers are of connections and streams; a span of a peer has numbers of its own.
 func TestASpanOfAPeerIsNotMistakenForAStreamOfTheSameNumber(t *testing.T) {
-	m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinder{}), WithStripes(1))
+	m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinderConfig{}), WithStripes(1))
 	s, err := m.OpenStream(testPeers[0], network.DirInbound)
 	require.NoError(t, err)
 	defer s.Done()
@@ -221,7 +221,7 @@ func TestASpanOfAPeerIsNotMistakenForAStreamOfTheSameNumber(t *testing.T) {
 
 // The shards are visited in another order than that of age.
 func TestTheOldestIsFoundInAnyShard(t *testing.T) {
-	m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinder{Oldest: 3}), WithStripes(1))
+	m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinderConfig{Oldest: 3}), WithStripes(1))
 	for range 3 * leakShards {
 		s, err := m.OpenStream(testPeers[0], network.DirInbound)
 		require.NoError(t, err)
@@ -235,7 +235,7 @@ func TestTheOldestIsFoundInAnyShard(t *testing.T) {
 }
 
 func TestTheLeakFinderSamplesStacks(t *testing.T) {
-	m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinder{Stacks: 4, Oldest: 100}), WithStripes(1))
+	m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinderConfig{Stacks: 4, Oldest: 100}), WithStripes(1))
 	for range 40 {
 		s, err := m.OpenStream(testPeers[0], network.DirInbound)
 		require.NoError(t, err)
@@ -253,7 +253,7 @@ func TestTheLeakFinderSamplesStacks(t *testing.T) {
 }
 
 func TestThePageHasTheOldest(t *testing.T) {
-	m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinder{Stacks: 1}))
+	m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinderConfig{Stacks: 1}))
 	s, err := m.OpenStream(testPeers[0], network.DirInbound)
 	require.NoError(t, err)
 	defer s.Done()
@@ -280,13 +280,13 @@ func TestThePageHasTheOldest(t *testing.T) {
 	text, err := json.Marshal(off.Snapshot())
 	require.NoError(t, err)
 	require.NotContains(t, string(text), "Leaks")
-	_, err = New(nil, WithLeakFinder(LeakFinder{Stacks: -1}))
+	_, err = New(nil, WithLeakFinder(LeakFinderConfig{Stacks: -1}))
 	require.ErrorContains(t, err, "WithLeakFinder: Stacks is -1 and Oldest 0")
 }
 
 // Many at work leave no record behind, also while others look.
 func TestTheLeakFinderKeepsNoRecordOfDoneScopes(t *testing.T) {
-	m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinder{Stacks: 16}))
+	m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinderConfig{Stacks: 16}))
 	var workers sync.WaitGroup
 	for w := range 4 {
 		workers.Go(func() {
@@ -323,8 +323,8 @@ func BenchmarkLeakFinder(b *testing.B) {
 		opts []Option
 	}{
 		{"records=none", nil},
-		{"records=all", []Option{WithLeakFinder(LeakFinder{})}},
-		{"records=all,stacks=all", []Option{WithLeakFinder(LeakFinder{Stacks: 1})}},
+		{"records=all", []Option{WithLeakFinder(LeakFinderConfig{})}},
+		{"records=all,stacks=all", []Option{WithLeakFinder(LeakFinderConfig{Stacks: 1})}},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			m := newManager(b, unlimitedConf(), c.opts...)

@@ -15,8 +15,8 @@ import (
 
 // Nothing to set: the limits are those of go-libp2p, for what this process may
 // use.
-func ExampleNewDefault() {
-	rm, err := rcmgr.NewDefault()
+func ExampleNew_nothing() {
+	rm, err := rcmgr.New(nil)
 	if err != nil {
 		panic(err)
 	}
@@ -64,7 +64,7 @@ func ExampleReadLimitsFile() {
 	}
 	defer rm.Close()
 
-	var some []rcmgr.Setting
+	var some []rcmgr.ConfigSetting
 	for _, s := range rm.Limits().Settings() {
 		if strings.HasSuffix(s.Place, ".ConnsInbound") && s.Value != "unlimited" || strings.HasPrefix(s.Place, "Costs.") {
 			some = append(some, s)
@@ -76,7 +76,7 @@ func ExampleReadLimitsFile() {
 	fmt.Println(some[len(some)-2])
 	// Output:
 	// System.ConnsInbound 3000 override
-	// Transient.ConnsInbound 512 knob
+	// Transient.ConnsInbound 512 node
 	// {Costs.Conn 65536 override}
 }
 
@@ -110,7 +110,7 @@ func ExampleManager_SetLimits() {
 		panic(err)
 	}
 
-	text, err := rm.Limits().Beyond(defaults).MarshalJSON()
+	text, err := rm.Limits().Diff(defaults).MarshalJSON()
 	fmt.Println(string(text), err)
 	// Output:
 	// {"System":{"ConnsInbound":5000}} <nil>
@@ -133,13 +133,13 @@ func _() {
 		if err := rm.CheckConnManager(cm); err != nil {
 			return err
 		}
-		text, err := rm.Limits().Beyond(defaults).MarshalJSON() // only what differs
+		text, err := rm.Limits().Diff(defaults).MarshalJSON() // only what differs
 		if err != nil {
 			return err
 		}
 		return errors.Join(
 			os.WriteFile("limits.json", text, 0o600),
-			rcmgr.WriteSettings(os.Stdout, rm.Limits().Settings()), // everything, with its origin
+			rm.Limits().Settings().WriteTable(os.Stdout), // everything, with its origin
 		)
 	}
 }

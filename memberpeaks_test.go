@@ -64,9 +64,9 @@ func TestMemberPeaksAreWhatOneMemberHeldAtMost(t *testing.T) {
 	require.Equal(t, ever, seriesOf(t, reg, "member_peak"), "also when they are gone")
 	require.Equal(t, map[string]float64{"memory peer": 1600}, seriesOf(t, reg, "member_recent_peak"))
 	read := m.Snapshot().MemberPeaks
-	require.Equal(t, Usage{Conns: 3, ConnsInbound: 3, FD: 2, Memory: 1600, Streams: 6, StreamsInbound: 5, StreamsOutbound: 1}, read[KindPeer].Ever)
-	require.Equal(t, Usage{Memory: 1600}, read[KindPeer].Recent)
-	require.Equal(t, Usage{Memory: 1500, Streams: 4, StreamsInbound: 4, StreamsOutbound: 1}, read[KindServicePeer].Ever)
+	require.Equal(t, Amounts{Conns: 3, ConnsInbound: 3, FD: 2, Memory: 1600, Streams: 6, StreamsInbound: 5, StreamsOutbound: 1}, read[KindPeer].Ever)
+	require.Equal(t, Amounts{Memory: 1600}, read[KindPeer].Recent)
+	require.Equal(t, Amounts{Memory: 1500, Streams: 4, StreamsInbound: 4, StreamsOutbound: 1}, read[KindServicePeer].Ever)
 	require.Zero(t, read[KindProtocolPeer].Recent)
 	text := strings.Join(strings.Fields(bodyOf(t, ask(Handler(m), "GET", "/?format=text"))), " ")
 	require.Contains(t, text, "The most that one peer has held Scope Limit Name Last Two Minutes Ever peer Memory 1600 1600 peer StreamsInbound 0 5 ")

@@ -58,16 +58,16 @@ func ExampleNew() {
 	// Output: inbound connections: 1
 }
 
-func ExampleManager_Share() {
+func ExampleManager_NewHandle() {
 	rm, err := rcmgr.New(nil)
 	if err != nil {
 		panic(err)
 	}
-	one, err := libp2p.New(libp2p.ResourceManager(rm.Share()), libp2p.NoListenAddrs)
+	one, err := libp2p.New(libp2p.ResourceManager(rm.NewHandle()), libp2p.NoListenAddrs)
 	if err != nil {
 		panic(err)
 	}
-	two, err := libp2p.New(libp2p.ResourceManager(rm.Share()), libp2p.NoListenAddrs)
+	two, err := libp2p.New(libp2p.ResourceManager(rm.NewHandle()), libp2p.NoListenAddrs)
 	if err != nil {
 		panic(err)
 	}

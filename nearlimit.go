@@ -50,7 +50,7 @@ type trimmedConnMgr struct {
 func newLimitWatch(m *Manager, listeners []func(NearLimitEvent), trimmed []connmgr.ConnManager) *limitWatch {
 	w := &limitWatch{m: m}
 	for _, f := range listeners {
-		w.tell = append(w.tell, nearListener{&guard{callback: "WithOnNearLimit"}, f})
+		w.tell = append(w.tell, nearListener{&guard{callback: "WithNearLimitFunc"}, f})
 	}
 	for _, cm := range trimmed {
 		w.trim = append(w.trim, trimmedConnMgr{&guard{callback: callbackOf("WithTrimming", cm)}, cm.TrimOpenConns})

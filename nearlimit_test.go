@@ -33,7 +33,7 @@ func TestMarksAreReportedOnceUntilUseFallsBack(t *testing.T) {
 // watchNear makes a manager in a bubble, and returns the events since the last look.
 func watchNear(t *testing.T, conf perScope[BaseLimit], opts ...Option) (m *Manager, next func() []string) {
 	var events []string
-	m = newManager(t, conf, append(opts, WithOnNearLimit(func(e NearLimitEvent) {
+	m = newManager(t, conf, append(opts, WithNearLimitFunc(func(e NearLimitEvent) {
 		events = append(events, fmt.Sprintf("%s %s %d: %d of %d", e.Scope, e.Name, e.Percent, e.Use, e.Limit))
 	}))...)
 	return m, func() []string {
@@ -222,11 +222,11 @@ func TestListenersRunWithoutLocks(t *testing.T) {
 		conf.System.Memory = 10
 		var m *Manager
 		asked, second := 0, 0
-		m = newManager(t, conf, WithOnNearLimit(func(NearLimitEvent) {
+		m = newManager(t, conf, WithNearLimitFunc(func(NearLimitEvent) {
 			m.Snapshot()
 			m.fixed[KindSystem].ReleaseMemory(8)
 			asked++
-		}), WithOnNearLimit(func(NearLimitEvent) { second++ }))
+		}), WithNearLimitFunc(func(NearLimitEvent) { second++ }))
 		require.NoError(t, m.fixed[KindSystem].ReserveMemory(8, 255))
 		time.Sleep(nearInterval)
 		synctest.Wait()
@@ -240,8 +240,8 @@ func TestListenersRunWithoutLocks(t *testing.T) {
 }
 
 func TestAListenerThatIsNoneIsAnError(t *testing.T) {
-	_, err := New(nil, WithOnNearLimit(nil))
-	require.EqualError(t, err, "rcmgr: WithOnNearLimit: the function is nil")
+	_, err := New(nil, WithNearLimitFunc(nil))
+	require.EqualError(t, err, "rcmgr: WithNearLimitFunc: the function is nil")
 }
 
 // trimmer counts how often it is asked to trim.

@@ -13,13 +13,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// NewDefault makes a manager with nothing to set: DefaultLimits and the limits of
-// libp2p's services, for what this process may use of its machine (ThisMachine).
-// It is New without limits.
-func NewDefault(opts ...Option) (*Manager, error) { return New(nil, opts...) }
-
-// New makes a manager with the given limits; nil is NewDefault. Limits are read
-// when a scope is made, and when SetLimits or Refresh says so. Close ends it.
+// New makes a manager with the given limits. With nil they are DefaultLimits and the limits
+// of libp2p's services, for what this process may use of its machine (ThisMachine). Limits
+// are read when a scope is made, and when SetLimits or Refresh says so. Close ends it.
 func New(limits Limiter, opts ...Option) (*Manager, error) {
 	cfg := defaultConfig()
 	for i, opt := range opts {

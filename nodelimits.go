@@ -91,7 +91,7 @@ func (n NodeLimits) build(look func() Machine) (ConcreteLimitConfig, error) {
 
 	defaults := DefaultLimits.withOwnMaps()
 	SetDefaultServiceLimits(&defaults)
-	cfg := n.computed(memory, descriptors).build(defaults.Scale(memory, descriptors), OriginKnob)
+	cfg := n.computed(memory, descriptors).build(defaults.Scale(memory, descriptors), OriginNodeLimits)
 	cfg = n.Overrides.Build(cfg)
 	var said PartialLimitConfig
 	var file *limitFile

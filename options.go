@@ -26,12 +26,12 @@ type config struct {
 	newcomers   bool          // WithNewcomersQuarter
 	fair        kindSet       // WithFairShare
 	allowlisted []allowlistEntry
-	gates       gateConfig      // of a limit configuration that does not say otherwise
-	subnets     subnetConfig    // nil lists: what the limit configuration says
-	callerRates *callerRates    // nil: likewise
-	outbound    *bool           // nil: likewise
-	leaks       *LeakFinder     // nil: no records of what is open
-	pressure    *MemoryPressure // nil: the process's memory is not looked at
+	gates       gateConfig            // of a limit configuration that does not say otherwise
+	subnets     subnetConfig          // nil lists: what the limit configuration says
+	callerRates *callerRates          // nil: likewise
+	gatesSaid   GateLimits            // by WithGates
+	leaks       *LeakFinderConfig     // nil: no records of what is open
+	pressure    *MemoryPressureConfig // nil: the process's memory is not looked at
 
 	nearLimit  []func(NearLimitEvent)
 	trimmed    []connmgr.ConnManager
@@ -196,14 +196,17 @@ func WithConnRateLimiters(connRateLimiter *rate.Limiter) Option {
 	}
 }
 
-// WithOutboundGates says whether outbound connections pass the limits on how
-// many connections one subnet may have and how fast they may come, as inbound
-// ones do, whatever the limit configuration says about it. By default they do
-// not: whom a host dials is its own choice.
-func WithOutboundGates(on bool) Option {
+// WithGates sets what it names of the gates, whatever the limit configuration says about
+// that; what it leaves out stays. It is for limits that are not read from a file, and for
+// turning on the gates for outbound connections. WithLimitPerSubnet, WithNetworkPrefixLimit
+// and WithConnRateLimiters, go-libp2p's own options, go before it. What a GateLimits may not
+// say is an error of New. Given again, it replaces what was given before.
+func WithGates(gates GateLimits) Option {
 	return func(c *config) error {
-		own := on
-		c.outbound = &own
+		if _, err := gates.config(defaultGateConfig()); err != nil {
+			return fmt.Errorf("WithGates: %w", err)
+		}
+		c.gatesSaid = *gates.over(nil)
 		return nil
 	}
 }
@@ -268,11 +271,11 @@ func (c *config) gateConfig(limits Limiter) (gateConfig, error) {
 	if err != nil {
 		return gateConfig{}, err
 	}
+	if g, err = c.gatesSaid.config(g); err != nil {
+		return gateConfig{}, err
+	}
 	replace(&g.subnets.perSubnet, c.subnets.perSubnet[ipv4], c.subnets.perSubnet[ipv6])
 	replace(&g.subnets.networks, c.subnets.networks[ipv4], c.subnets.networks[ipv6])
-	if c.outbound != nil {
-		g.outbound = *c.outbound
-	}
 	return g, nil
 }
 
@@ -331,17 +334,17 @@ func WithFairShare(kinds ...Kind) Option {
 //
 // What is dropped without Done is a caller's bug, counted and logged as such when
 // the garbage collection has found it. What it held stays reserved.
-func WithLeakFinder(f LeakFinder) Option {
+func WithLeakFinder(f LeakFinderConfig) Option {
 	return func(c *config) error {
 		if f.Stacks < 0 || f.Oldest < 0 {
 			return fmt.Errorf("WithLeakFinder: Stacks is %d and Oldest %d, they must not be negative", f.Stacks, f.Oldest)
 		}
-		c.leaks = &LeakFinder{Stacks: f.Stacks, Oldest: cmp.Or(f.Oldest, 10)}
+		c.leaks = &LeakFinderConfig{Stacks: f.Stacks, Oldest: cmp.Or(f.Oldest, 10)}
 		return nil
 	}
 }
 
-// WithOnNearLimit calls f when 80 percent of a limit are used, and again at 95: once
+// WithNearLimitFunc calls f when 80 percent of a limit are used, and again at 95: once
 // each, and again only after use has fallen more than five percent of the limit
 // below the mark. Who passes both at once is told of both. Watched are the scopes
 // that all peers share: system, transient, the allowlisted ones, services and
@@ -352,10 +355,10 @@ func WithLeakFinder(f LeakFinder) Option {
 // it may ask anything; looks wait for it. Close waits for it, too, so that f must
 // not call Close. If it panics, that is logged, and it is not called again. Given again,
 // the option adds another listener. f may not be nil.
-func WithOnNearLimit(f func(NearLimitEvent)) Option {
+func WithNearLimitFunc(f func(NearLimitEvent)) Option {
 	return func(c *config) error {
 		if f == nil {
-			return errors.New("WithOnNearLimit: the function is nil")
+			return errors.New("WithNearLimitFunc: the function is nil")
 		}
 		c.nearLimit = append(c.nearLimit, f)
 		return nil
@@ -410,7 +413,7 @@ func WithObserveOnly(kinds ...Kind) Option {
 // turns out to be somebody else; a bare peer ID helps streams only.
 //
 // A refusal is a *LimitError of KindProcess and CauseMemoryPressure.
-func WithMemoryPressure(p MemoryPressure) Option {
+func WithMemoryPressure(p MemoryPressureConfig) Option {
 	return func(c *config) error {
 		own := p // filled in for each manager anew: it reads with buffers of its own
 		if err := own.check(); err != nil {

@@ -104,16 +104,16 @@ func everyOption(t *testing.T) map[string]Option {
 		"WithLimitPerSubnet":        WithLimitPerSubnet([]ConnLimitPerSubnet{{24, 9}, {32, 5}}, []ConnLimitPerSubnet{{48, 9}, {64, 5}}),
 		"WithNetworkPrefixLimit":    WithNetworkPrefixLimit([]NetworkPrefixLimit{{near, 7}}, []NetworkPrefixLimit{}),
 		"WithConnRateLimiters":      WithConnRateLimiters(&rate.Limiter{}),
-		"WithOutboundGates":         WithOutboundGates(true),
+		"WithGates":                 WithGates(GateLimits{Outbound: new(true)}),
 		"WithTrace":                 WithTrace(filepath.Join(t.TempDir(), "trace")),
 		"WithTraceReporter":         WithTraceReporter(reporterFunc(func(TraceEvt) {})),
 		"WithMetrics":               WithMetrics(&talk{}),
 		"WithMetricsDisabled":       WithMetricsDisabled(),
-		"WithMemoryPressure":        WithMemoryPressure(MemoryPressure{Every: time.Millisecond}),
-		"WithLeakFinder":            WithLeakFinder(LeakFinder{Stacks: 1}),
+		"WithMemoryPressure":        WithMemoryPressure(MemoryPressureConfig{Every: time.Millisecond}),
+		"WithLeakFinder":            WithLeakFinder(LeakFinderConfig{Stacks: 1}),
 		"WithFairShare":             WithFairShare(),
 		"WithObserveOnly":           WithObserveOnly(KindRate, KindSubnet),
-		"WithOnNearLimit":           WithOnNearLimit(func(NearLimitEvent) {}),
+		"WithNearLimitFunc":         WithNearLimitFunc(func(NearLimitEvent) {}),
 		"WithTrimming":              WithTrimming(connmgr.NullConnMgr{}),
 	}
 }
@@ -157,7 +157,7 @@ func TestOneSetOfOptionsMakesAnyNumberOfManagers(t *testing.T) {
 		first := managers[0]
 		of, firstOf := m.pressure.state(), first.pressure.state()
 		require.Equal(t, []int64{firstOf.Limit, firstOf.RefuseAbove, firstOf.AdmitBelow}, []int64{of.Limit, of.RefuseAbove, of.AdmitBelow})
-		require.Equal(t, first.leaks.LeakFinder, m.leaks.LeakFinder)
+		require.Equal(t, first.leaks.LeakFinderConfig, m.leaks.LeakFinderConfig)
 		require.Equal(t, gatesInForce(first), gatesInForce(m))
 		a, b := reflect.ValueOf(first.options), reflect.ValueOf(m.options)
 		for f := range a.NumField() {

@@ -6,15 +6,15 @@ package rcmgr
 type Origin uint8
 
 const (
-	OriginDefault  Origin = iota // default limits
-	OriginKnob                   // computed from what NodeLimits says
-	OriginOverride               // a PartialLimitConfig, which may be a file
-	OriginCode                   // SetLimit, an option, or a Limiter of the program's own
+	OriginDefault    Origin = iota // default limits
+	OriginNodeLimits               // computed from what NodeLimits says
+	OriginOverride                 // a PartialLimitConfig, which may be a file
+	OriginCode                     // SetLimit, an option, or a Limiter of the program's own
 )
 
-var originNames = [...]string{"default", "knob", "override", "code"}
+var originNames = [...]string{"default", "node", "override", "code"}
 
-// String returns the origin's name: "default", "knob", "override" or "code".
+// String returns the origin's name: "default", "node", "override" or "code".
 func (o Origin) String() string { return nameOf(o, originNames[:]) }
 
 // scopeOrigins are the origins of the limits of one scope.
@@ -37,8 +37,8 @@ func (o *Origin) UnmarshalText(text []byte) error {
 	return unmarshalName(o, text, originNames[:], "origin of a value")
 }
 
-// Setting is one value of a configuration.
-type Setting struct {
+// ConfigSetting is one value of a configuration.
+type ConfigSetting struct {
 	// Place is where it stands: "System.Conns", `Protocol["/x"].Streams`,
 	// `Gates.Subnets.IPv4["32"]`.
 	Place string

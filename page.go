@@ -51,6 +51,9 @@ const (
 	questionsASecond = 5
 )
 
+// nearlyFull is the percentage of a limit from which on the page shows it first.
+const nearlyFull = 90
+
 // Handler serves what m holds, what it may hold and what it has refused:
 //
 //	http.Handle("/rcmgr", rcmgr.Handler(m))
@@ -60,7 +63,7 @@ const (
 // ?format=json a Snapshot, as SnapshotTop gives it. ?format= takes html, text
 // and json. With ?explain=stream&direction=inbound&peer=12D3Koo… it answers as
 // Explain does, in all three; the other keys are endpoint, fd, protocol, service,
-// memory and priority, and explain is a Question's Kind. It answers GET and HEAD only,
+// memory and priority, and explain is an ExplainRequest's Kind. It answers GET and HEAD only,
 // under whatever path it is mounted. The page shows peer IDs and subnets: serve it
 // where only operators can see it.
 //
@@ -75,7 +78,7 @@ func Handler(m *Manager) http.Handler {
 		"percent": func(u LimitUse) string { return u.percentText() },
 		"full":    func(u LimitUse) float64 { return min(max(u.fullness(), -1), 100) }, // a number in JavaScript, too
 		"limited": func(u LimitUse) bool { _, ok := u.Percent(); return ok },
-		"near":    func(u LimitUse) bool { return u.fullness() >= NearLimit },
+		"near":    func(u LimitUse) bool { return u.fullness() >= nearlyFull },
 		"name":    printable,
 		"lower":   strings.ToLower,
 		"words":   strings.Fields,
@@ -192,7 +195,7 @@ func (p *page) explain(l *look, onlyHeader bool) (status int) {
 	if l.asked.Get("explain") == "" {
 		return http.StatusOK
 	}
-	var q Question
+	var q ExplainRequest
 	if q, l.err = questionOf(l.asked); l.err == nil && !onlyHeader {
 		if !p.questions.Allow() {
 			l.err = fmt.Errorf("more than %d questions a second were asked: try again in a second", questionsASecond)
@@ -283,12 +286,12 @@ func writeText(w io.Writer, l *look) error {
 			return err
 		}
 	}
-	fmt.Fprintf(w, "\nLimits of which %d%% and more are taken\n\n", NearLimit)
-	if err := WriteTable(w, s.LimitsNear(NearLimit)); err != nil {
+	fmt.Fprintf(w, "\nLimits of which %d%% and more are taken\n\n", nearlyFull)
+	if err := s.LimitsNear(nearlyFull).WriteTable(w); err != nil {
 		return err
 	}
 	fmt.Fprint(w, "\nAll limits\n\n")
-	if err := WriteTable(w, s.Limits()); err != nil {
+	if err := s.LimitUses().WriteTable(w); err != nil {
 		return err
 	}
 	fmt.Fprintf(w, "\n%s\n\n", s.holdersTitle())
@@ -385,7 +388,7 @@ func (p *page) writeHTML(w io.Writer, l *look) error {
 	}
 	// Limits that nobody comes near to by being there are left out, and those of
 	// a peer that has nothing to do with them.
-	said := slices.DeleteFunc(s.Limits(), func(u LimitUse) bool {
+	said := slices.DeleteFunc(s.LimitUses(), func(u LimitUse) bool {
 		_, limited := u.Percent()
 		return (!limited || u.Kind == KindPeer) && u.Use == 0 && u.Refusals == 0 && u.WouldRefuse == 0
 	})
@@ -398,7 +401,7 @@ func (p *page) writeHTML(w io.Writer, l *look) error {
 		wrong = l.err.Error()
 	}
 	return p.template.Execute(w, map[string]any{
-		"S": s, "Plot": plotOf(s), "Up": s.Uptime().Round(time.Second).String(), "Near": len(s.LimitsNear(NearLimit)),
+		"S": s, "Plot": plotOf(s), "Up": s.Uptime().Round(time.Second).String(), "Near": len(s.LimitsNear(nearlyFull)),
 		"Refused": s.totalRefusals(), "ByKind": s.refusalsByKind(), "Limits": said, "Holders": s.holders(),
 		"HoldersTitle": s.holdersTitle(), "Wrong": wrong, "MemberPeaks": s.memberPeakRows(),
 		"Explained": explained.String(), "Asked": l.asked, "Observing": s.observing(), "Observed": s.observedText(),

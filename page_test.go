@@ -101,7 +101,7 @@ func TestPageShowsWhatTheSnapshotHas(t *testing.T) {
 	require.Equal(t, 1, s.Peers)
 
 	var table strings.Builder
-	require.NoError(t, WriteTable(&table, s.Limits()))
+	require.NoError(t, s.LimitUses().WriteTable(&table))
 	text := bodyOf(t, ask(h, "GET", "/?format=text"))
 	require.Contains(t, text, table.String())
 	require.Contains(t, text, "1 peers, 3 refusals, 0 bugs of callers")

@@ -17,9 +17,9 @@ import (
 	"time"
 )
 
-// MemoryPressure says when WithMemoryPressure refuses. Its zero value is 90 % of
+// MemoryPressureConfig says when WithMemoryPressure refuses. Its zero value is 90 % of
 // what this process may use, until less than 80 % are in use.
-type MemoryPressure struct {
+type MemoryPressureConfig struct {
 	// Limit is how many bytes this process may have in use. 0 is what ThisMachine
 	// finds: the least of the host's memory, the control group's and GOMEMLIMIT.
 	Limit int64
@@ -43,7 +43,7 @@ type MemoryPressure struct {
 }
 
 // check fills in what is left out. An error says what is wrong with the rest.
-func (p *MemoryPressure) check() error {
+func (p *MemoryPressureConfig) check() error {
 	switch {
 	case p.Limit < 0:
 		return fmt.Errorf("a Limit of %d is less than 0", p.Limit)
@@ -104,7 +104,7 @@ type pressure struct {
 	times           atomic.Uint64
 }
 
-func newPressure(p *MemoryPressure) *pressure {
+func newPressure(p *MemoryPressureConfig) *pressure {
 	if p == nil {
 		return nil
 	}

@@ -13,7 +13,7 @@ import (
 func ExampleWithMemoryPressure() {
 	var inUse atomic.Int64
 	inUse.Store(950 << 20)
-	rm, err := rcmgr.NewDefault(rcmgr.WithMemoryPressure(rcmgr.MemoryPressure{Limit: 1 << 30, InUse: inUse.Load}))
+	rm, err := rcmgr.New(nil, rcmgr.WithMemoryPressure(rcmgr.MemoryPressureConfig{Limit: 1 << 30, InUse: inUse.Load}))
 	if err != nil {
 		panic(err)
 	}
@@ -33,7 +33,7 @@ func ExampleWithMemoryPressure() {
 
 func _() {
 	_ = func() (*rcmgr.Manager, error) {
-		rm, err := rcmgr.NewDefault(rcmgr.WithMemoryPressure(rcmgr.MemoryPressure{}))
+		rm, err := rcmgr.New(nil, rcmgr.WithMemoryPressure(rcmgr.MemoryPressureConfig{}))
 		return rm, err
 	}
 }

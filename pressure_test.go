@@ -17,8 +17,8 @@ import (
 // meter is memory that a test sets.
 type meter struct{ atomic.Int64 }
 
-func (m *meter) pressure() MemoryPressure {
-	return MemoryPressure{Limit: 1000, RefuseAbove: 0.9, AdmitBelow: 0.6, Every: time.Hour, InUse: m.Load}
+func (m *meter) pressure() MemoryPressureConfig {
+	return MemoryPressureConfig{Limit: 1000, RefuseAbove: 0.9, AdmitBelow: 0.6, Every: time.Hour, InUse: m.Load}
 }
 
 func TestStrangersFromOutsideAreRefusedWhileMemoryIsShort(t *testing.T) {
@@ -172,16 +172,16 @@ func TestARefusalForMemoryLeavesNothing(t *testing.T) {
 
 func TestWhatIsNoShareOfMemoryIsAnError(t *testing.T) {
 	for _, c := range []struct {
-		p    MemoryPressure
+		p    MemoryPressureConfig
 		want string
 	}{
-		{MemoryPressure{Limit: -1}, "a Limit of -1 is less than 0"},
-		{MemoryPressure{Every: -1}, "an Every of -1ns is less than 0"},
-		{MemoryPressure{RefuseAbove: 1.1}, "RefuseAbove is 1.1, expected a share above 0, and at most 1"},
-		{MemoryPressure{RefuseAbove: -0.1, AdmitBelow: 0.1}, "RefuseAbove is -0.1, expected"},
-		{MemoryPressure{RefuseAbove: math.NaN(), AdmitBelow: 0.1}, "RefuseAbove is NaN, expected"},
-		{MemoryPressure{RefuseAbove: 0.5, AdmitBelow: 0.5}, "AdmitBelow is 0.5, expected a share above 0, and below RefuseAbove, which is 0.5"},
-		{MemoryPressure{AdmitBelow: math.NaN()}, "AdmitBelow is NaN"},
+		{MemoryPressureConfig{Limit: -1}, "a Limit of -1 is less than 0"},
+		{MemoryPressureConfig{Every: -1}, "an Every of -1ns is less than 0"},
+		{MemoryPressureConfig{RefuseAbove: 1.1}, "RefuseAbove is 1.1, expected a share above 0, and at most 1"},
+		{MemoryPressureConfig{RefuseAbove: -0.1, AdmitBelow: 0.1}, "RefuseAbove is -0.1, expected"},
+		{MemoryPressureConfig{RefuseAbove: math.NaN(), AdmitBelow: 0.1}, "RefuseAbove is NaN, expected"},
+		{MemoryPressureConfig{RefuseAbove: 0.5, AdmitBelow: 0.5}, "AdmitBelow is 0.5, expected a share above 0, and below RefuseAbove, which is 0.5"},
+		{MemoryPressureConfig{AdmitBelow: math.NaN()}, "AdmitBelow is NaN"},
 	} {
 		_, err := New(nil, WithMemoryPressure(c.p))
 		require.ErrorContains(t, err, "WithMemoryPressure: "+c.want)
@@ -189,7 +189,7 @@ func TestWhatIsNoShareOfMemoryIsAnError(t *testing.T) {
 }
 
 func TestTheZeroMemoryPressureIsForThisMachine(t *testing.T) {
-	m := newManager(t, unlimitedConf(), WithMemoryPressure(MemoryPressure{}))
+	m := newManager(t, unlimitedConf(), WithMemoryPressure(MemoryPressureConfig{}))
 	s := m.Snapshot().Process
 	require.Equal(t, ThisMachine().Memory, s.Limit)
 	require.InDelta(t, 0.9, float64(s.RefuseAbove)/float64(s.Limit), 1e-6)

@@ -52,7 +52,7 @@ func TestAWrittenLimitThatCanNeverBeReachedIsWarnedAbout(t *testing.T) {
 		System:      ResourceLimits{Conns: 160, ConnsInbound: 80, ConnsOutbound: 100, Streams: 1000, StreamsInbound: 500, StreamsOutbound: 600, FD: 90, Memory: 1 << 20},
 		Transient:   ResourceLimits{ConnsInbound: 40, Memory: 1000},
 		PeerDefault: ResourceLimits{Streams: 300, Memory: 500},
-	}.build(InfiniteLimits, OriginKnob)
+	}.build(InfiniteLimits, OriginNodeLimits)
 	of := func(network string) map[netip.Prefix]LimitVal {
 		return map[netip.Prefix]LimitVal{netip.MustParsePrefix(network): 81}
 	}
@@ -67,25 +67,25 @@ func TestAWrittenLimitThatCanNeverBeReachedIsWarnedAbout(t *testing.T) {
 		{"blocked on purpose", PartialLimitConfig{System: ResourceLimits{Conns: BlockAllLimit}, Transient: ResourceLimits{Conns: 20}}, nil},
 		{"a lower system", PartialLimitConfig{System: ResourceLimits{Memory: 10}}, nil},
 		{"a part", PartialLimitConfig{System: ResourceLimits{ConnsInbound: 10000}},
-			[]string{"System.ConnsInbound is 10000 (override), above System.Conns, which is 160 (knob)"}},
+			[]string{"System.ConnsInbound is 10000 (override), above System.Conns, which is 160 (node)"}},
 		{"both written", PartialLimitConfig{System: ResourceLimits{StreamsOutbound: 7000, Streams: 6000, StreamsInbound: 5900}},
 			[]string{"System.StreamsOutbound is 7000 (override), above System.Streams, which is 6000 (override)"}},
 		{"a total", PartialLimitConfig{System: ResourceLimits{Conns: 181}},
-			[]string{"System.Conns is 181 (override), above System.ConnsInbound and System.ConnsOutbound together, which are 80 (knob) and 100 (knob)"}},
+			[]string{"System.Conns is 181 (override), above System.ConnsInbound and System.ConnsOutbound together, which are 80 (node) and 100 (node)"}},
 		{"a total at its parts", PartialLimitConfig{System: ResourceLimits{Conns: 180}}, nil},
 		{"transient", PartialLimitConfig{Transient: ResourceLimits{FD: 91, StreamsInbound: 501, Conns: 160}},
-			[]string{"Transient.StreamsInbound is 501 (override), above System.StreamsInbound, which is 500 (knob)",
-				"Transient.FD is 91 (override), above System.FD, which is 90 (knob)"}},
+			[]string{"Transient.StreamsInbound is 501 (override), above System.StreamsInbound, which is 500 (node)",
+				"Transient.FD is 91 (override), above System.FD, which is 90 (node)"}},
 		{"allowlisted", PartialLimitConfig{AllowlistedSystem: ResourceLimits{Conns: 5, Memory: 400}, AllowlistedTransient: ResourceLimits{ConnsInbound: 6}},
 			[]string{"AllowlistedTransient.ConnsInbound is 6 (override), above AllowlistedSystem.Conns, which is 5 (override)"}},
 		{"peers", PartialLimitConfig{PeerDefault: ResourceLimits{Conns: 161}, Peer: map[peer.ID]ResourceLimits{p: {ConnsInbound: 81}}},
-			[]string{"PeerDefault.Conns is 161 (override), above System.Conns, which is 160 (knob)",
-				`Peer["` + peerText1 + `"].ConnsInbound is 81 (override), above System.ConnsInbound, which is 80 (knob)`}},
+			[]string{"PeerDefault.Conns is 161 (override), above System.Conns, which is 160 (node)",
+				`Peer["` + peerText1 + `"].ConnsInbound is 81 (override), above System.ConnsInbound, which is 80 (node)`}},
 		{"services", PartialLimitConfig{ServiceDefault: ResourceLimits{Streams: 1001}, Service: map[string]ResourceLimits{"x": {StreamsInbound: 501}, "y": {Conns: 5000}}},
-			[]string{"ServiceDefault.Streams is 1001 (override), above System.Streams, which is 1000 (knob)",
-				`Service["x"].StreamsInbound is 501 (override), above System.StreamsInbound, which is 500 (knob)`}},
+			[]string{"ServiceDefault.Streams is 1001 (override), above System.Streams, which is 1000 (node)",
+				`Service["x"].StreamsInbound is 501 (override), above System.StreamsInbound, which is 500 (node)`}},
 		{"a peer in services", PartialLimitConfig{Service: map[string]ResourceLimits{"x": {Streams: 20}, "y": {}}, ServicePeerDefault: ResourceLimits{Streams: 301}, ServicePeer: map[string]ResourceLimits{"x": {StreamsInbound: 21}}},
-			[]string{"ServicePeerDefault.Streams is 301 (override), above PeerDefault.Streams, which is 300 (knob)",
+			[]string{"ServicePeerDefault.Streams is 301 (override), above PeerDefault.Streams, which is 300 (node)",
 				`ServicePeer["x"].StreamsInbound is 21 (override), above Service["x"].Streams, which is 20 (override)`}},
 		{"a peer in some service", PartialLimitConfig{ServiceDefault: ResourceLimits{Streams: 5}, Service: map[string]ResourceLimits{"x": {Streams: 20}}, ServicePeerDefault: ResourceLimits{Streams: 20}}, nil},
 		{"a peer in no service", PartialLimitConfig{ServiceDefault: ResourceLimits{Streams: 5}, Service: map[string]ResourceLimits{"x": {Streams: 20}}, ServicePeerDefault: ResourceLimits{Streams: 21}},
@@ -94,22 +94,22 @@ func TestAWrittenLimitThatCanNeverBeReachedIsWarnedAbout(t *testing.T) {
 			Service: map[string]ResourceLimits{"x": {Streams: 20}}, ServicePeer: map[string]ResourceLimits{"x": {Streams: 3}}},
 			[]string{"ServicePeerDefault.Streams is 20 (override), above ServiceDefault.Streams, which is 5 (override)"}},
 		{"protocols", PartialLimitConfig{Protocol: map[protocol.ID]ResourceLimits{"/x": {Memory: 1<<20 + 1}}, ProtocolPeer: map[protocol.ID]ResourceLimits{"/x": {Memory: 501}}},
-			[]string{`Protocol["/x"].Memory is 1048577 (override), above System.Memory, which is 1048576 (knob)`,
-				`ProtocolPeer["/x"].Memory is 501 (override), above PeerDefault.Memory, which is 500 (knob)`}},
+			[]string{`Protocol["/x"].Memory is 1048577 (override), above System.Memory, which is 1048576 (node)`,
+				`ProtocolPeer["/x"].Memory is 501 (override), above PeerDefault.Memory, which is 500 (node)`}},
 		{"some peer has room", PartialLimitConfig{ProtocolPeerDefault: ResourceLimits{Memory: 501}, Peer: map[peer.ID]ResourceLimits{p: {Memory: 501}}}, nil},
 		{"one", PartialLimitConfig{Conn: ResourceLimits{Memory: 1001, Conns: 5000}, Stream: ResourceLimits{Memory: 501, Streams: 5000}},
-			[]string{"Stream.Memory is 501 (override), above PeerDefault.Memory, which is 500 (knob)",
-				"Conn.Memory is 1001 (override), above Transient.Memory, which is 1000 (knob)"}},
+			[]string{"Stream.Memory is 501 (override), above PeerDefault.Memory, which is 500 (node)",
+				"Conn.Memory is 1001 (override), above Transient.Memory, which is 1000 (node)"}},
 		{"costs", PartialLimitConfig{Costs: &Costs{Conn: 501, Stream: 1001}},
-			[]string{"Costs.Conn is 501 (override), above PeerDefault.Memory, which is 500 (knob): none could be kept",
-				"Costs.Stream is 1001 (override), above PeerDefault.Memory, which is 500 (knob): none could be kept"}},
+			[]string{"Costs.Conn is 501 (override), above PeerDefault.Memory, which is 500 (node): none could be kept",
+				"Costs.Stream is 1001 (override), above PeerDefault.Memory, which is 500 (node): none could be kept"}},
 		{"costs above transient", PartialLimitConfig{Costs: &Costs{Conn: 1001}, PeerDefault: ResourceLimits{Memory: Unlimited64}},
-			[]string{"Costs.Conn is 1001 (override), above Transient.Memory, which is 1000 (knob): none could be kept"}},
+			[]string{"Costs.Conn is 1001 (override), above Transient.Memory, which is 1000 (node): none could be kept"}},
 		{"costs of a part", PartialLimitConfig{Costs: &Costs{Conn: 500, Stream: NoCost}}, nil},
 		{"subnets", PartialLimitConfig{Gates: &GateLimits{Subnets: SubnetLimits{IPv4: map[int]LimitVal{32: 16, 24: 12, 8: 81}, IPv6: map[int]LimitVal{64: 80}, Networks: of("10.0.0.0/8")}}},
-			[]string{`Gates.Subnets.IPv4["8"] is 81 (override), above System.ConnsInbound, which is 80 (knob)`,
+			[]string{`Gates.Subnets.IPv4["8"] is 81 (override), above System.ConnsInbound, which is 80 (node)`,
 				`Gates.Subnets.IPv4["32"] is 16 (override), above Gates.Subnets.IPv4["24"], which is 12 (override)`,
-				`Gates.Subnets.Networks["10.0.0.0/8"] is 81 (override), above System.ConnsInbound, which is 80 (knob)`}},
+				`Gates.Subnets.Networks["10.0.0.0/8"] is 81 (override), above System.ConnsInbound, which is 80 (node)`}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var want []string
@@ -139,7 +139,7 @@ func TestDefaultGatesStayDefaultsHoweverOftenLimitsAreSet(t *testing.T) {
 		require.NoError(t, m.SetLimits(NewFixedLimiter(PartialLimitConfig{Gates: &GateLimits{Subnets: SubnetLimits{IPv4: map[int]LimitVal{24: 3}}}}.Build(m.Limits()))))
 	}
 	all := settingsOf(t, m.Limits())
-	require.Equal(t, Setting{mark, "64", OriginDefault}, all[mark])
+	require.Equal(t, ConfigSetting{mark, "64", OriginDefault}, all[mark])
 	require.Equal(t, OriginOverride, all[`Gates.Subnets.IPv4["24"]`].Origin)
 	require.Equal(t, OriginCode, all["Gates.Rate"].Origin)
 	require.Empty(t, m.Limits().Warnings())
@@ -231,7 +231,7 @@ func TestAFileThatRaisesTransientAloneWorksOnEveryMachine(t *testing.T) {
 	node.MaxMemory, node.Overrides = 1<<30, PartialLimitConfig{Transient: ResourceLimits{Memory: 2 << 30}}
 	cfg, err := node.Build()
 	require.NoError(t, err)
-	require.Equal(t, []string{"Transient.Memory is 2147483648 (override), above System.Memory, which is 1073741824 (knob): it can never be reached"}, cfg.Warnings())
+	require.Equal(t, []string{"Transient.Memory is 2147483648 (override), above System.Memory, which is 1073741824 (node): it can never be reached"}, cfg.Warnings())
 }
 
 func TestWrittenLimitsThatContradictEachOtherAreAnError(t *testing.T) {

@@ -50,7 +50,7 @@ func TestACrowdOfSubnetsLeavesNoMemoryBehind(t *testing.T) {
 }
 
 func TestACrowdOfOpenScopesLeavesNoRecordsBehind(t *testing.T) {
-	m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinder{}), WithStripes(1))
+	m := newManager(t, unlimitedConf(), WithLeakFinder(LeakFinderConfig{}), WithStripes(1))
 	before := heapNow()
 	var crowd []network.StreamManagementScope
 	for range 50_000 {

@@ -30,7 +30,7 @@ func TestCallsOnDoneScopesDoNotChangeOthers(t *testing.T) {
 		opts []Option
 	}{
 		{"plain", nil},
-		{"records", []Option{WithLeakFinder(LeakFinder{Stacks: 3})}},
+		{"records", []Option{WithLeakFinder(LeakFinderConfig{Stacks: 3})}},
 		{"shares", []Option{WithFairShare()}},                                               // the long ways
 		{"allowlist", []Option{WithAllowlistStrings([]string{"/ip4/198.51.100.1"}, false)}}, // it looks at a connection twice
 	} {

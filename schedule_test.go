@@ -86,10 +86,10 @@ func (h hangingHandler) Handle(context.Context, slog.Record) error {
 // being seen, and each is called once.
 func TestCallbacksThatHangHoldUpNoOtherWork(t *testing.T) {
 	for name, option := range map[string]func(t *testing.T, hang func()) Option{
-		"near limit": func(_ *testing.T, hang func()) Option { return WithOnNearLimit(func(NearLimitEvent) { hang() }) },
+		"near limit": func(_ *testing.T, hang func()) Option { return WithNearLimitFunc(func(NearLimitEvent) { hang() }) },
 		"memory in use": func(_ *testing.T, hang func()) Option {
 			looks := 0
-			return WithMemoryPressure(MemoryPressure{Limit: 1 << 30, InUse: func() int64 {
+			return WithMemoryPressure(MemoryPressureConfig{Limit: 1 << 30, InUse: func() int64 {
 				if looks++; looks > 1 { // New looks first
 					hang()
 				}
@@ -108,7 +108,7 @@ func TestCallbacksThatHangHoldUpNoOtherWork(t *testing.T) {
 				conf := unlimitedConf()
 				conf.System.StreamsInbound = 1
 				calls, release := 0, make(chan struct{})
-				m, err := New(NewFixedLimiter(ConcreteLimitConfig{limits: conf}), WithLeakFinder(LeakFinder{}), option(t, func() {
+				m, err := New(NewFixedLimiter(ConcreteLimitConfig{limits: conf}), WithLeakFinder(LeakFinderConfig{}), option(t, func() {
 					calls++
 					<-release
 				}))

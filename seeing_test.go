@@ -30,13 +30,13 @@ func open(rm *rcmgr.Manager, streams int) {
 }
 
 // What is full, as a table.
-func ExampleWriteTable() {
+func ExampleLimitUses_WriteTable() {
 	rm := busyManager()
 	defer rm.Close()
 	open(rm, 3)
 
 	s := rm.Snapshot()
-	rcmgr.WriteTable(os.Stdout, s.LimitsNear(rcmgr.NearLimit))
+	s.LimitsNear(90).WriteTable(os.Stdout)
 	// Output:
 	// Scope                                                      Limit Name      Limit Value  Limit Usage Amount  Limit Usage Percent
 	// peer:12D3KooWRpAPnRgC4qHPPkFkrwbCrjMJGHvRRJVMKGmvXaUEMMPL  StreamsInbound  3            3                   100.0%
@@ -68,21 +68,21 @@ func ExampleManager_Explain() {
 	defer rm.Close()
 	open(rm, 3)
 
-	answer, err := rm.Explain(rcmgr.Question{Kind: rcmgr.KindStream, Direction: network.DirInbound, Peer: examplePeer})
+	answer, err := rm.Explain(rcmgr.ExplainRequest{Kind: rcmgr.KindStream, Direction: network.DirInbound, Peer: examplePeer})
 	if err != nil {
 		panic(err)
 	}
-	fmt.Println(answer.Admitted, answer.By.Name, answer.By.Use, "of", answer.By.Limit, answer.By.Raise)
+	fmt.Println(answer.Admitted, answer.By.Name, answer.By.Use, "of", answer.By.Limit, answer.By.ConfigKey)
 	// answer.WriteTable(os.Stdout) has a row for each limit on the way.
 	// Output: false StreamsInbound 3 of 3 PeerDefault.StreamsInbound
 }
 
 // Hear of a limit before it refuses.
-func ExampleWithOnNearLimit() {
+func ExampleWithNearLimitFunc() {
 	near := make(chan rcmgr.NearLimitEvent, 16)
 	limits := rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{StreamsInbound: 5}}
 	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits.Build(rcmgr.InfiniteLimits)),
-		rcmgr.WithOnNearLimit(func(e rcmgr.NearLimitEvent) { near <- e }))
+		rcmgr.WithNearLimitFunc(func(e rcmgr.NearLimitEvent) { near <- e }))
 	if err != nil {
 		panic(err)
 	}

@@ -675,7 +675,7 @@ func TestAnswersAreOfOneSetOfLimits(t *testing.T) {
 		m := newFrom(t, sets[0])
 		changingBetween(t, m, sets, func() {
 			for range steps {
-				e, err := m.Explain(Question{Kind: KindStream, Peer: testPeer, Protocol: "/a", Service: "a", Memory: 1, Priority: 255})
+				e, err := m.Explain(ExplainRequest{Kind: KindStream, Peer: testPeer, Protocol: "/a", Service: "a", Memory: 1, Priority: 255})
 				if !assert.NoError(t, err) {
 					return
 				}

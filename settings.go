@@ -13,24 +13,27 @@ import (
 	"strings"
 )
 
-// Settings gives all limits, costs and gates, each with its origin, in the order
+// ConfigSettings is a list of the values of a configuration.
+type ConfigSettings []ConfigSetting
+
+// Settings returns all limits, costs and gates, each with its origin, in the order
 // of the fields of PartialLimitConfig; services, protocols and peers by name.
 // rm.Limits().Settings() is what is in force.
-func (cfg ConcreteLimitConfig) Settings() []Setting {
-	var all []Setting
+func (cfg ConcreteLimitConfig) Settings() ConfigSettings {
+	var all []ConfigSetting
 	origins := make(map[string]scopeOrigins)
 	cfg.origins.each(func(place string, o scopeOrigins) { origins[place] = o })
 	cfg.limits.each(func(place string, l BaseLimit) {
 		from, limit := byDim(origins[place]), limitsOf(l)
 		for _, d := range limitOrder {
-			all = append(all, Setting{place + "." + limitNames[d], valueText(d, limit[d]), from[d]})
+			all = append(all, ConfigSetting{place + "." + limitNames[d], valueText(d, limit[d]), from[d]})
 		}
 	})
 	all = append(all, cfg.limits.Costs.settings()...)
 	return append(all, cfg.gateSettings()...)
 }
 
-func (c *Costs) settings() []Setting {
+func (c *Costs) settings() []ConfigSetting {
 	if c == nil {
 		c = new(Costs)
 	}
@@ -45,12 +48,12 @@ func (c *Costs) settings() []Setting {
 	}
 	conn, connFrom := text(c.Conn)
 	stream, streamFrom := text(c.Stream)
-	return []Setting{{"Costs.Conn", conn, connFrom}, {"Costs.Stream", stream, streamFrom}}
+	return []ConfigSetting{{"Costs.Conn", conn, connFrom}, {"Costs.Stream", stream, streamFrom}}
 }
 
 // gateSettings gives the gates: those that are said, and otherwise the default
 // ones, unless there are none at all.
-func (cfg *ConcreteLimitConfig) gateSettings() []Setting {
+func (cfg *ConcreteLimitConfig) gateSettings() []ConfigSetting {
 	gates, err := cfg.gateConfig(defaultGateConfig())
 	if err != nil {
 		return nil // no manager has these limits
@@ -62,14 +65,14 @@ func (cfg *ConcreteLimitConfig) gateSettings() []Setting {
 		all[i].Origin = origins[all[i].Place]
 	}
 	if by, ok := origins[allRates]; ok {
-		all = slices.DeleteFunc(all, func(s Setting) bool { return strings.HasPrefix(s.Place, allRates+".") })
-		all = append(all, Setting{allRates, "as WithConnRateLimiters says", by})
+		all = slices.DeleteFunc(all, func(s ConfigSetting) bool { return strings.HasPrefix(s.Place, allRates+".") })
+		all = append(all, ConfigSetting{allRates, "as WithConnRateLimiters says", by})
 	}
 	return all
 }
 
-// WriteSettings writes settings as a table. An error is that of w.
-func WriteSettings(w io.Writer, settings []Setting) error {
+// WriteTable writes the settings as a table. The error is that of w.
+func (settings ConfigSettings) WriteTable(w io.Writer) error {
 	t := newTable(w, "Setting", "Value", "Origin")
 	for _, s := range settings {
 		t.row(printable(s.Place), s.Value, s.Origin.String())
@@ -77,30 +80,30 @@ func WriteSettings(w io.Writer, settings []Setting) error {
 	return t.Flush()
 }
 
-// Beyond gives what differs from other limits: what has to lie on those, by Build,
+// Diff returns what differs from other limits: what has to lie on those, by Build,
 // to get these. It is what to write to a file that is read on top of them; what is
 // as it is there is not in it. A network of the gates that only the others name
 // cannot be left out by what lies on them.
-func (cfg ConcreteLimitConfig) Beyond(others ConcreteLimitConfig) PartialLimitConfig {
+func (cfg ConcreteLimitConfig) Diff(others ConcreteLimitConfig) PartialLimitConfig {
 	a, b := &cfg.limits, &others.limits
 	var out PartialLimitConfig
 	single := (*perScope[ResourceLimits])(&out).single()
 	theirs := b.single()
 	for i, l := range a.single() {
-		*single[i] = l.beyond(*theirs[i])
+		*single[i] = l.diff(*theirs[i])
 	}
-	out.Service = namedBeyond(a.Service, a.ServiceDefault, b.Service)
-	out.ServicePeer = namedBeyond(a.ServicePeer, a.ServicePeerDefault, b.ServicePeer)
-	out.Protocol = namedBeyond(a.Protocol, a.ProtocolDefault, b.Protocol)
-	out.ProtocolPeer = namedBeyond(a.ProtocolPeer, a.ProtocolPeerDefault, b.ProtocolPeer)
-	out.Peer = namedBeyond(a.Peer, a.PeerDefault, b.Peer)
-	out.Costs = a.Costs.beyond(b.Costs)
-	out.Gates = cfg.gatesBeyond(others)
+	out.Service = namedDiff(a.Service, a.ServiceDefault, b.Service)
+	out.ServicePeer = namedDiff(a.ServicePeer, a.ServicePeerDefault, b.ServicePeer)
+	out.Protocol = namedDiff(a.Protocol, a.ProtocolDefault, b.Protocol)
+	out.ProtocolPeer = namedDiff(a.ProtocolPeer, a.ProtocolPeerDefault, b.ProtocolPeer)
+	out.Peer = namedDiff(a.Peer, a.PeerDefault, b.Peer)
+	out.Costs = a.Costs.diff(b.Costs)
+	out.Gates = cfg.gatesDiff(others)
 	return out
 }
 
 // beyond gives the limits that differ from those below.
-func (l BaseLimit) beyond(below BaseLimit) ResourceLimits {
+func (l BaseLimit) diff(below BaseLimit) ResourceLimits {
 	out := l.ToResourceLimits()
 	mine, theirs := (*quantities[int, int64])(&l).counts(), (*quantities[int, int64])(&below).counts()
 	for i, val := range out.counts() {
@@ -116,10 +119,10 @@ func (l BaseLimit) beyond(below BaseLimit) ResourceLimits {
 
 // namedBeyond gives what named scopes have beyond those of the same name below, or
 // beyond the unnamed ones, on which they lie if there is none.
-func namedBeyond[K comparable](named map[K]BaseLimit, unnamed BaseLimit, below map[K]BaseLimit) map[K]ResourceLimits {
+func namedDiff[K comparable](named map[K]BaseLimit, unnamed BaseLimit, below map[K]BaseLimit) map[K]ResourceLimits {
 	out := make(map[K]ResourceLimits)
 	add := func(name K, l, under BaseLimit) {
-		if differs := l.beyond(under); !differs.IsDefault() {
+		if differs := l.diff(under); !differs.IsDefault() {
 			out[name] = differs
 		}
 	}
@@ -141,7 +144,7 @@ func namedBeyond[K comparable](named map[K]BaseLimit, unnamed BaseLimit, below m
 	return out
 }
 
-func (c *Costs) beyond(below *Costs) *Costs {
+func (c *Costs) diff(below *Costs) *Costs {
 	differs := func(a, b Cost) Cost {
 		switch {
 		case a.bytes() == b.bytes():
@@ -167,7 +170,7 @@ func (c *Costs) beyond(below *Costs) *Costs {
 
 // gatesBeyond gives the gates that differ from those that Build gives what lies on
 // the others and says nothing of gates.
-func (cfg *ConcreteLimitConfig) gatesBeyond(others ConcreteLimitConfig) *GateLimits {
+func (cfg *ConcreteLimitConfig) gatesDiff(others ConcreteLimitConfig) *GateLimits {
 	mine, err := cfg.gateConfig(defaultGateConfig())
 	theirs, err2 := others.limits.Gates.config(defaultGateConfig())
 	if err != nil || err2 != nil {
@@ -175,8 +178,8 @@ func (cfg *ConcreteLimitConfig) gatesBeyond(others ConcreteLimitConfig) *GateLim
 	}
 	a, b := mine.limits(), theirs.limits()
 	out := GateLimits{
-		Subnets: SubnetLimits(listsBeyond(gateLists[LimitVal](a.Subnets), gateLists[LimitVal](b.Subnets))),
-		Rate:    RateLimits(listsBeyond(gateLists[ConnRate](a.Rate), gateLists[ConnRate](b.Rate))),
+		Subnets: SubnetLimits(listsDiff(gateLists[LimitVal](a.Subnets), gateLists[LimitVal](b.Subnets))),
+		Rate:    RateLimits(listsDiff(gateLists[ConnRate](a.Rate), gateLists[ConnRate](b.Rate))),
 	}
 	if *a.Outbound != *b.Outbound {
 		out.Outbound = a.Outbound
@@ -187,7 +190,7 @@ func (cfg *ConcreteLimitConfig) gatesBeyond(others ConcreteLimitConfig) *GateLim
 	return &out
 }
 
-func listsBeyond[V comparable](a, b gateLists[V]) (out gateLists[V]) {
+func listsDiff[V comparable](a, b gateLists[V]) (out gateLists[V]) {
 	for f := range numFamilies {
 		if levels := *a.perSubnet(f); !maps.Equal(levels, *b.perSubnet(f)) {
 			*out.perSubnet(f) = levels

@@ -16,9 +16,9 @@ import (
 )
 
 // settingsOf returns settings by place.
-func settingsOf(t *testing.T, cfg ConcreteLimitConfig) map[string]Setting {
+func settingsOf(t *testing.T, cfg ConcreteLimitConfig) map[string]ConfigSetting {
 	t.Helper()
-	all := make(map[string]Setting)
+	all := make(map[string]ConfigSetting)
 	for _, s := range cfg.Settings() {
 		if _, twice := all[s.Place]; twice {
 			t.Fatalf("%s is there twice", s.Place)
@@ -36,7 +36,7 @@ func TestEverySettingHasItsOrigin(t *testing.T) {
 		Gates:     &GateLimits{Subnets: SubnetLimits{IPv4: map[int]LimitVal{24: 9}}},
 	}}.Build()
 	require.NoError(t, err)
-	m, err := New(NewFixedLimiter(cfg), WithOutboundGates(true),
+	m, err := New(NewFixedLimiter(cfg), WithGates(GateLimits{Outbound: new(true)}),
 		WithNetworkPrefixLimit(nil, []NetworkPrefixLimit{{netip.MustParsePrefix("2001:db8::/32"), 4}}))
 	require.NoError(t, err)
 	defer m.Close()
@@ -46,15 +46,15 @@ func TestEverySettingHasItsOrigin(t *testing.T) {
 
 	all := settingsOf(t, m.Limits())
 	peerPlace := `Peer["` + testPeer.String() + `"]`
-	for _, want := range []Setting{
-		{"System.Memory", "1073741824", OriginKnob},
-		{"System.Conns", "unlimited", OriginKnob},
+	for _, want := range []ConfigSetting{
+		{"System.Memory", "1073741824", OriginNodeLimits},
+		{"System.Conns", "unlimited", OriginNodeLimits},
 		{"Transient.FD", "7", OriginOverride},
-		{"Transient.Memory", "268435456", OriginKnob},
+		{"Transient.Memory", "268435456", OriginNodeLimits},
 		{"PeerDefault.ConnsInbound", "8", OriginDefault},
-		{"PeerDefault.Conns", "unlimited", OriginKnob},
+		{"PeerDefault.Conns", "unlimited", OriginNodeLimits},
 		{`Service["mine"].Streams`, "3", OriginOverride},
-		{`Service["mine"].Memory`, "unlimited", OriginKnob},
+		{`Service["mine"].Memory`, "unlimited", OriginNodeLimits},
 		{`Service["libp2p.ping"].Streams`, "128", OriginDefault},
 		{`Protocol["/a"].Streams`, "11", OriginCode},
 		{`Protocol["/a"].Memory`, "blockAll", OriginCode},
@@ -91,7 +91,7 @@ func TestEverySettingOfAnotherLimiterComesFromCode(t *testing.T) {
 	for _, s := range m.Limits().Settings() {
 		switch {
 		case s.Place == "Gates.Rate":
-			require.Equal(t, Setting{"Gates.Rate", "as WithConnRateLimiters says", OriginCode}, s)
+			require.Equal(t, ConfigSetting{"Gates.Rate", "as WithConnRateLimiters says", OriginCode}, s)
 		case strings.HasPrefix(s.Place, "Gates.") || strings.HasPrefix(s.Place, "Costs."):
 			require.Equal(t, OriginDefault, s.Origin, s.Place)
 			require.NotContains(t, s.Place, "Rate")
@@ -120,7 +120,7 @@ func TestNamedSettingsOfAnotherLimiterComeFromCode(t *testing.T) {
 	viewPeer(t, m, testPeers[0])
 	viewPeer(t, m, testPeers[1])
 	all := settingsOf(t, m.Limits())
-	for _, want := range []Setting{
+	for _, want := range []ConfigSetting{
 		{`Service["a"].Streams`, "5", OriginCode}, {`ServicePeer["a"].Streams`, "2", OriginCode},
 		{`Protocol["/a"].Streams`, "6", OriginCode}, {`ProtocolPeer["/a"].Streams`, "3", OriginCode},
 		{`Service["none"].Streams`, "blockAll", OriginCode}, {`Protocol["/none"].Streams`, "blockAll", OriginCode},
@@ -151,15 +151,15 @@ func TestEveryFieldOfEveryScopeIsASetting(t *testing.T) {
 }
 
 func TestSettingsAsTableAndJSON(t *testing.T) {
-	settings := []Setting{{"System.Conns", "128", OriginKnob}, {"Service[\"\\x1b[2J\"].Streams\n", "unlimited", OriginDefault}}
+	settings := ConfigSettings{{"System.Conns", "128", OriginNodeLimits}, {"Service[\"\\x1b[2J\"].Streams\n", "unlimited", OriginDefault}}
 	var out bytes.Buffer
-	require.NoError(t, WriteSettings(&out, settings))
+	require.NoError(t, settings.WriteTable(&out))
 	require.Equal(t, "Setting                            Value      Origin\n"+
-		"System.Conns                       128        knob\n"+
+		"System.Conns                       128        node\n"+
 		`"Service[\"\\x1b[2J\"].Streams\n"  unlimited  default`+"\n", out.String())
 	text := toJSON(t, settings[:1])
-	require.Equal(t, `[{"Place":"System.Conns","Value":"128","Origin":"knob"}]`, text)
-	var back []Setting
+	require.Equal(t, `[{"Place":"System.Conns","Value":"128","Origin":"node"}]`, text)
+	var back ConfigSettings
 	require.NoError(t, json.Unmarshal([]byte(text), &back))
 	require.Equal(t, settings[:1], back)
 	require.Error(t, json.Unmarshal([]byte(`[{"Origin":"nowhere"}]`), &back))
@@ -185,7 +185,7 @@ func randomConcrete(t *testing.T, rng *rand.Rand) ConcreteLimitConfig {
 func TestBuildingTheDifferenceOnOtherLimitsGivesTheConfigurationBack(t *testing.T) {
 	forRandom(t, func(t *testing.T, rng *rand.Rand) {
 		cfg, others := randomConcrete(t, rng), randomConcrete(t, rng)
-		beyond := cfg.Beyond(others)
+		beyond := cfg.Diff(others)
 		got := beyond.Build(others)
 		require.Equal(t, asked(t, NewFixedLimiter(cfg)), asked(t, NewFixedLimiter(got)))
 		want, have := settingsOf(t, cfg), settingsOf(t, got)
@@ -206,7 +206,7 @@ func TestBuildingTheDifferenceOnOtherLimitsGivesTheConfigurationBack(t *testing.
 				}
 			}
 		}
-		require.Equal(t, PartialLimitConfig{}, cfg.Beyond(cfg), "nothing is beyond itself")
+		require.Equal(t, PartialLimitConfig{}, cfg.Diff(cfg), "nothing is beyond itself")
 		again, _, err := parseLimits(strings.NewReader(toJSON(t, beyond)))
 		require.NoError(t, err)
 		require.Equal(t, toJSON(t, beyond), toJSON(t, again), "it goes to a file and back")
@@ -218,9 +218,9 @@ func TestOnlyWhatDiffersIsWritten(t *testing.T) {
 	text := `{"Service":{"a":{"Streams":5}},"System":{"Conns":7,"Memory":"unlimited"},"Costs":{"Conn":9},"Gates":{"Outbound":true}}`
 	read, err := ReadLimits(strings.NewReader(text))
 	require.NoError(t, err)
-	require.Equal(t, text, toJSON(t, read.Build(defaults).Beyond(defaults)))
-	require.Equal(t, "{}", toJSON(t, defaults.Beyond(defaults)))
-	require.Equal(t, `{"Costs":{"Conn":"none"}}`, toJSON(t, defaults.Beyond(costly(defaults))))
+	require.Equal(t, text, toJSON(t, read.Build(defaults).Diff(defaults)))
+	require.Equal(t, "{}", toJSON(t, defaults.Diff(defaults)))
+	require.Equal(t, `{"Costs":{"Conn":"none"}}`, toJSON(t, defaults.Diff(costly(defaults))))
 }
 
 func costly(cfg ConcreteLimitConfig) ConcreteLimitConfig {
@@ -235,7 +235,7 @@ func TestEveryFieldOfALimitIsInTableAndJSON(t *testing.T) {
 		m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System = l }))
 		s := m.Snapshot()
 		found := 0
-		for _, u := range s.Limits() {
+		for _, u := range s.LimitUses() {
 			if u.Limit == 7777 {
 				found++
 				require.Equal(t, []string{"system", field.Name}, []string{u.Scope, u.Name})

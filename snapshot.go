@@ -15,8 +15,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
-// Usage is an amount of everything that is limited: counts, and bytes of memory.
-type Usage struct {
+// Amounts is an amount of everything that is limited: counts, and bytes of memory.
+type Amounts struct {
 	Streams         int
 	StreamsInbound  int
 	StreamsOutbound int
@@ -45,7 +45,7 @@ type ScopeState struct {
 	// made. For peers, and above half of a limit, nothing is missed. Below, it is the
 	// most that was seen when somebody looked: the manager does once a second, and so do
 	// Snapshot, Stat and each scrape of the metrics.
-	Peak Usage
+	Peak Amounts
 	// Refusals counts what this very scope has refused since it was made, and
 	// WouldRefuse what it admitted because its limit is only observed.
 	Refusals    Refusals
@@ -58,9 +58,10 @@ type ScopeState struct {
 // MemberPeak is the most that any one member of a class has held of each: Ever since the
 // manager was made, Recent in the last one to two minutes. Each number was held at an
 // instant, by whichever member.
-type MemberPeak struct{ Ever, Recent Usage }
+type MemberPeak struct{ Ever, Recent Amounts }
 
-// EngineState tells how the manager works.
+// EngineState says how the engine works inside. It is for those who measure it: what it has
+// may change with any version.
 type EngineState struct {
 	Stripes int // locks that the accounts are divided over
 	// Draws and Returns count how often a stripe took credit from a shared
@@ -207,7 +208,7 @@ func (m *Manager) snapshot(subnets int, add func(*cut)) Snapshot {
 	s.MemberPeaks = make(map[Kind]MemberPeak)
 	for slot, k := range memberKinds {
 		most, lately := ever[slot].amounts(), recent[slot].amounts()
-		s.MemberPeaks[k] = MemberPeak{Usage(most.baseLimit()), Usage(lately.baseLimit())}
+		s.MemberPeaks[k] = MemberPeak{Amounts(most.baseLimit()), Amounts(lately.baseLimit())}
 	}
 	s.CallerBugs, s.LateReleases = m.callerBugs.Load(), counted.lateReleases
 	s.Engine.Draws, s.Engine.Returns, s.Engine.Settled = counted.draws, counted.returns, counted.settled
@@ -245,7 +246,7 @@ func compareScopes(a, b ScopeState) int {
 func (c *scopeCut) state() ScopeState {
 	s := ScopeState{
 		Name: c.name.String(), Kind: c.name.kind, ID: c.name.text,
-		Use: c.use.stat(), Limit: c.limit.baseLimit(), Peak: Usage(c.peak.baseLimit()),
+		Use: c.use.stat(), Limit: c.limit.baseLimit(), Peak: Amounts(c.peak.baseLimit()),
 		Refusals: c.denied.refused.refusals(), WouldRefuse: c.denied.would.refusals(),
 	}
 	if s.Kind == KindPeer {

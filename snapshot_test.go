@@ -38,11 +38,11 @@ func exampleSnapshot() Snapshot {
 	limit.ConnsInbound, limit.Conns, limit.FD, limit.Memory = 64, 128, 0, 1<<30
 	return Snapshot{
 		Taken: at.Add(time.Hour), Started: at, Peers: 1, Services: 300, Protocols: 1,
-		MemberPeaks: map[Kind]MemberPeak{KindPeer: {Ever: Usage{Conns: 9, Memory: 1 << 20}, Recent: Usage{Conns: 4}}},
+		MemberPeaks: map[Kind]MemberPeak{KindPeer: {Ever: Amounts{Conns: 9, Memory: 1 << 20}, Recent: Amounts{Conns: 4}}},
 		Scopes: []ScopeState{
 			{Name: "system", Kind: KindSystem,
 				Use:   network.ScopeStat{NumConnsInbound: 60, NumConnsOutbound: 4, NumStreamsInbound: 3, Memory: 1 << 20},
-				Limit: limit, Peak: Usage{Conns: 70, ConnsInbound: 64, ConnsOutbound: 6, Memory: 1 << 29},
+				Limit: limit, Peak: Amounts{Conns: 70, ConnsInbound: 64, ConnsOutbound: 6, Memory: 1 << 29},
 				Refusals: Refusals{ConnsInbound: 5, FD: 2}, Tight: []string{"ConnsInbound", "Conns"}},
 			{Name: "protocol:/evil\n\x1b[2J/1", Kind: KindProtocol, ID: "/evil\n\x1b[2J/1", Limit: unlimitedBase,
 				Use: network.ScopeStat{NumStreamsInbound: 3}},
@@ -457,6 +457,6 @@ func TestThePeakOfOneConnectionIsOne(t *testing.T) {
 	c.Done()
 	s := m.Snapshot()
 	for _, scope := range []string{"system", "transient"} {
-		require.Equal(t, Usage{Conns: 1, ConnsInbound: 1, FD: 1}, s.stateOf(t, scope).Peak, scope)
+		require.Equal(t, Amounts{Conns: 1, ConnsInbound: 1, FD: 1}, s.stateOf(t, scope).Peak, scope)
 	}
 }

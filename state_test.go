@@ -63,7 +63,7 @@ func TestWhatLooksAtAManagerAllocatesNoMoreWhereTheConfigurationNamesThousands(t
 			"Snapshot":              func() { m.Snapshot() },
 			"SnapshotTop":           func() { m.SnapshotTop(5) },
 			"Stat":                  func() { m.Stat() },
-			"Explain":               func() { _, _ = m.Explain(Question{Kind: KindStream, Peer: testPeer}) },
+			"Explain":               func() { _, _ = m.Explain(ExplainRequest{Kind: KindStream, Peer: testPeer}) },
 			"the page":              func() { ask(page, "GET", "/?format=html") },
 			"the log of refusals":   m.logRefusals,
 			"one line of that log":  func() { m.logLine("", KindPeer, dimStreamsIn, 1, new(remark)) },

@@ -73,13 +73,12 @@ func (s *ScopeState) limitUses() (all [numDims]LimitUse) {
 	return all
 }
 
-// NearLimit is the percentage of a limit from which on LimitsNear should show
-// it, as most people see it.
-const NearLimit = 90
+// LimitUses is a list of limits with what is used of each.
+type LimitUses []LimitUse
 
-// Limits gives all limits of all scopes, in the order of Scopes.
-func (s *Snapshot) Limits() []LimitUse {
-	all := make([]LimitUse, 0, len(s.Scopes)*int(numDims))
+// LimitUses returns all limits of all scopes, in the order of Scopes.
+func (s *Snapshot) LimitUses() LimitUses {
+	all := make(LimitUses, 0, len(s.Scopes)*int(numDims))
 	for i := range s.Scopes {
 		uses := s.Scopes[i].limitUses()
 		all = append(all, uses[:]...)
@@ -87,10 +86,10 @@ func (s *Snapshot) Limits() []LimitUse {
 	return all
 }
 
-// LimitsNear gives the limits of which at least a percentage is taken, such as
-// NearLimit, the fullest first.
-func (s *Snapshot) LimitsNear(percent float64) []LimitUse {
-	near := s.Limits()
+// LimitsNear returns the limits of which at least a percentage is taken, such as 90, the
+// fullest first.
+func (s *Snapshot) LimitsNear(percent float64) LimitUses {
+	near := s.LimitUses()
 	near = slices.DeleteFunc(near, func(u LimitUse) bool {
 		return u.fullness() < percent
 	})
@@ -98,9 +97,9 @@ func (s *Snapshot) LimitsNear(percent float64) []LimitUse {
 	return near
 }
 
-// WriteTable writes limits in the form of Kubo's `ipfs swarm resources`. Where
-// there is no percentage, it says n/a. An error is that of w.
-func WriteTable(w io.Writer, limits []LimitUse) error {
+// WriteTable writes the limits in the form of Kubo's `ipfs swarm resources`. Where there is
+// no percentage, it says n/a. The error is that of w.
+func (limits LimitUses) WriteTable(w io.Writer) error {
 	t := newTable(w, "Scope", "Limit Name", "Limit Value", "Limit Usage Amount", "Limit Usage Percent")
 	for i := range limits {
 		u := &limits[i]

@@ -34,7 +34,7 @@ system  ConnsInbound     64           60                  93.8%
 system  ConnsOutbound    unlimited    4                   n/a
 system  Conns            128          64                  50.0%
 system  FD               0            0                   n/a
-`, trimmed(t, func(b *strings.Builder) error { return WriteTable(b, s.Limits()) }))
+`, trimmed(t, func(b *strings.Builder) error { return s.LimitUses().WriteTable(b) }))
 }
 
 func TestTableOfLimitsThatAreNear(t *testing.T) {
@@ -45,7 +45,7 @@ func TestTableOfLimitsThatAreNear(t *testing.T) {
 `+peerName+`  FD            0            1                   n/a
 `+peerName+`  ConnsInbound  64           64                  100.0%
 system       ConnsInbound  64           60                  93.8%
-`, trimmed(t, func(b *strings.Builder) error { return WriteTable(b, s.LimitsNear(NearLimit)) }))
+`, trimmed(t, func(b *strings.Builder) error { return s.LimitsNear(90).WriteTable(b) }))
 	require.Len(t, s.LimitsNear(100), 2)
 	require.Len(t, s.LimitsNear(93.75), 3)
 	require.Len(t, s.LimitsNear(93.76), 2)
@@ -88,7 +88,7 @@ func (brokenWriter) Write([]byte) (int, error) { return 0, errBroken }
 
 func TestATableThatCannotBeWrittenIsAnError(t *testing.T) {
 	s := exampleSnapshot()
-	require.ErrorIs(t, WriteTable(brokenWriter{}, s.Limits()), errBroken)
+	require.ErrorIs(t, s.LimitUses().WriteTable(brokenWriter{}), errBroken)
 	require.ErrorIs(t, s.WriteHolders(brokenWriter{}), errBroken)
 	c := s.Since(new(Snapshot))
 	require.ErrorIs(t, c.WriteTable(brokenWriter{}), errBroken)

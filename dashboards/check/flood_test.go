@@ -103,7 +103,7 @@ func newStage(t *testing.T) *stage {
 	gologshim.SetDefaultHandler(slog.DiscardHandler)
 	m, err := rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithAllowlistStrings([]string{"/ip4/198.51.100.1"}, false),
 		rcmgr.WithObserveOnly(rcmgr.KindServicePeer), rcmgr.WithFairShare(),
-		rcmgr.WithMemoryPressure(rcmgr.MemoryPressure{Limit: 1 << 30, Every: look, InUse: h.inUse.Load}))
+		rcmgr.WithMemoryPressure(rcmgr.MemoryPressureConfig{Limit: 1 << 30, Every: look, InUse: h.inUse.Load}))
 	require.NoError(t, err)
 	reg := prometheus.NewPedanticRegistry()
 	require.NoError(t, m.RegisterWith(reg))

@@ -143,7 +143,7 @@ func TestARefusalWithoutAScopeIsReportedAsAGates(t *testing.T) {
 	require.Equal(t, "a gate", why(errors.New("rate limit exceeded")))
 	f, err := newFriend()
 	require.NoError(t, err)
-	m, err := rcmgr.New(nil, rcmgr.WithMemoryPressure(rcmgr.MemoryPressure{Limit: 100, InUse: func() int64 { return 100 }}))
+	m, err := rcmgr.New(nil, rcmgr.WithMemoryPressure(rcmgr.MemoryPressureConfig{Limit: 100, InUse: func() int64 { return 100 }}))
 	require.NoError(t, err)
 	defer m.Close()
 	_, err = m.OpenStream(f.id, network.DirInbound)

@@ -61,7 +61,7 @@ func planMemory(o order) (plan, error) {
 		allowlist: []multiaddr.Multiaddr{
 			multiaddr.StringCast(fmt.Sprintf("/ip4/%v/p2p/%v", guestIP(allowlistedFriend, 0), o.Friends[0])),
 		},
-		option: rcmgr.WithMemoryPressure(rcmgr.MemoryPressure{Limit: o.Memory}),
+		option: rcmgr.WithMemoryPressure(rcmgr.MemoryPressureConfig{Limit: o.Memory}),
 		start: func(h host.Host) {
 			h.SetStreamHandler(keepProtocol, func(s network.Stream) {
 				defer s.Reset()

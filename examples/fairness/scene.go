@@ -132,7 +132,7 @@ func empty(rm network.ResourceManager) error {
 	}
 	if ours, ok := rm.(*rcmgr.Manager); ok {
 		for _, s := range ours.SnapshotTop(1).FairShare.Largest {
-			if s.System != (rcmgr.Share{}) || s.Transient != (rcmgr.Share{}) {
+			if s.System != (rcmgr.SubnetUse{}) || s.Transient != (rcmgr.SubnetUse{}) {
 				return fmt.Errorf("still held by a subnet: %+v", s)
 			}
 		}

@@ -46,7 +46,7 @@ func TestAFileThatChangesIsReadAgain(t *testing.T) {
 	write(`{"Service": {"x": {"Streams": 5}}}`)
 	lines := reload()
 	require.Contains(t, lines, `Service["x"].Streams: "" -> 5 (override)`)
-	require.Contains(t, lines, "System.ConnsInbound: 2000 -> 1024 (knob)")
+	require.Contains(t, lines, "System.ConnsInbound: 2000 -> 1024 (node)")
 	require.NoError(t, os.Remove(file))
 	require.True(t, w.changed())
 	require.Equal(t, 8, strings.Count(reload(), `not named any more`))

@@ -391,7 +391,7 @@ func (a *answers) report(out io.Writer, name string, top int) error {
 // reportPeaks shows the limits that came nearest to being full.
 func (a *answers) reportPeaks(out io.Writer, w *tabwriter.Writer, top int) error {
 	share := func(u rcmgr.LimitUse) float64 { return float64(u.Peak) / float64(u.Limit) * 100 }
-	all := slices.DeleteFunc(a.state.Limits(), func(u rcmgr.LimitUse) bool {
+	all := slices.DeleteFunc(a.state.LimitUses(), func(u rcmgr.LimitUse) bool {
 		_, limited := u.Percent()
 		return !limited || share(u) < 50 // below half, peaks are not exact
 	})

@@ -28,9 +28,8 @@ func TestNoFileNamesWhatIsAboveItAndNoneOutsideTheEngineStandsInACircle(t *testi
 func TestTheContributorsGuideShowsTheFloors(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(top, document))
 	require.NoError(t, err)
-	now, err := ours(t).written(string(text))
-	require.NoError(t, err)
-	require.Equal(t, now, string(text), "go run ./internal/house -write brings it in line")
+	require.True(t, strings.Contains(string(text), ours(t).tables()),
+		"the tables of files in %s are not those of floors.go: go run ./internal/house -write brings them in line", document)
 }
 
 func TestEachFileStandsOnOneFloorAndIsThere(t *testing.T) {

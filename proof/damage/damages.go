@@ -438,7 +438,7 @@ var damages = []damage{
 	{"options.go", "func WithNetworkPrefixLimit(v4, v6 []NetworkPrefixLimit) Option {\n\tv4, v6 = slices.Clone(v4), slices.Clone(v6)\n", "func WithNetworkPrefixLimit(v4, v6 []NetworkPrefixLimit) Option {\n"},
 	{"options.go", "\tentries = slices.Clone(entries)\n", ""},
 	{"options.go", "c.pressure = &own", "p = own\n\t\tc.pressure = &p"},
-	{"options.go", "c.leaks = &LeakFinder{Stacks: f.Stacks, Oldest: cmp.Or(f.Oldest, 10)}", "f.Oldest = cmp.Or(f.Oldest, 10)\n\t\tc.leaks = &f"},
+	{"options.go", "c.leaks = &LeakFinderConfig{Stacks: f.Stacks, Oldest: cmp.Or(f.Oldest, 10)}", "f.Oldest = cmp.Or(f.Oldest, 10)\n\t\tc.leaks = &f"},
 
 	// Callbacks.
 	{"guard.go", "return !g.failed.Load() && g.try(f) == nil", "return g.try(f) == nil"},

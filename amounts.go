@@ -146,29 +146,29 @@ func (a *Admission) UnmarshalText(text []byte) error {
 }
 
 // whole is the weight that may fill all of a limit.
-const whole = 256
+const fullWeight = 256
 
 // weight gives the part of a limit, in 256ths, that a priority may fill.
 func (a Admission) weight(priority uint8) int64 {
 	if a == AdmissionLinear {
 		return 1 + int64(priority)
 	}
-	return min(whole, 128+int64(priority))
+	return min(fullWeight, 128+int64(priority))
 }
 
 // wholeFrom gives the least priority that may fill all of a limit.
 func (a Admission) wholeFrom() uint8 {
 	if a == AdmissionLinear {
-		return whole - 1
+		return fullWeight - 1
 	}
-	return whole - 128
+	return fullWeight - 128
 }
 
 // threshold gives the most that a scope with this limit may hold after a
 // reservation of this weight: ⌊limit × weight / 256⌋, computed without
 // overflow for every limit from 0 to math.MaxInt64.
 func (a Admission) threshold(limit, weight int64) int64 {
-	if weight == whole || (a == AdmissionLinear && limit == math.MaxInt64) {
+	if weight == fullWeight || (a == AdmissionLinear && limit == math.MaxInt64) {
 		return limit
 	}
 	return limit>>8*weight + (limit&255)*weight>>8

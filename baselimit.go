@@ -157,7 +157,7 @@ func checkLimit(where string, l Limit) error {
 	if isNoLimit(l) {
 		return fmt.Errorf("%s: no limit given, the Limit is nil", where)
 	}
-	if said, ok := l.(*saidLimit); ok && said.err != nil {
+	if said, ok := l.(*copiedLimit); ok && said.err != nil {
 		return fmt.Errorf("%s: the Limiter %w", where, said.err)
 	}
 	a := limitsOf(l)
@@ -221,21 +221,21 @@ type ResourceScopeLimiter interface {
 }
 
 // saidLimit is a Limit that has been read, once; err says why it could not be.
-type saidLimit struct {
+type copiedLimit struct {
 	amounts
 	err error
 }
 
-func (l *saidLimit) GetMemoryLimit() int64 { return l.baseLimit().GetMemoryLimit() }
+func (l *copiedLimit) GetMemoryLimit() int64 { return l.baseLimit().GetMemoryLimit() }
 
-func (l *saidLimit) GetStreamLimit(dir network.Direction) int {
+func (l *copiedLimit) GetStreamLimit(dir network.Direction) int {
 	return l.baseLimit().GetStreamLimit(dir)
 }
 
-func (l *saidLimit) GetStreamTotalLimit() int { return l.baseLimit().GetStreamTotalLimit() }
+func (l *copiedLimit) GetStreamTotalLimit() int { return l.baseLimit().GetStreamTotalLimit() }
 
-func (l *saidLimit) GetConnLimit(dir network.Direction) int { return l.baseLimit().GetConnLimit(dir) }
+func (l *copiedLimit) GetConnLimit(dir network.Direction) int { return l.baseLimit().GetConnLimit(dir) }
 
-func (l *saidLimit) GetConnTotalLimit() int { return l.baseLimit().GetConnTotalLimit() }
+func (l *copiedLimit) GetConnTotalLimit() int { return l.baseLimit().GetConnTotalLimit() }
 
-func (l *saidLimit) GetFDLimit() int { return l.baseLimit().GetFDLimit() }
+func (l *copiedLimit) GetFDLimit() int { return l.baseLimit().GetFDLimit() }

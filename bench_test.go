@@ -297,7 +297,7 @@ func TestTheTightLimitsOfBenchmarksAreTight(t *testing.T) {
 		m.inOneCut(func() {
 			for _, p := range append(m.fixed[:KindAllowlistedSystem], m.dir.list()...) {
 				for d := range numDims {
-					require.True(t, p.tight(d) || !p.kind.limits(d), "%s: %s, dimension %d", w.name, p.scope().kind, d)
+					require.True(t, p.tight(d) || !p.kind.canRunOutOf(d), "%s: %s, dimension %d", w.name, p.scope().kind, d)
 				}
 			}
 		})

@@ -89,7 +89,7 @@ func (p *pool) reading() scopeReading {
 	use := p.used() // before peak, which it may raise
 	s := scopeReading{kind: p.kind, name: p.name, use: use, limit: p.limit, peak: p.peak}
 	for d := range numDims {
-		if p.kind.limits(d) && p.tight(d) {
+		if p.kind.canRunOutOf(d) && p.tight(d) {
 			s.tight++
 		}
 	}

@@ -150,8 +150,8 @@ type request struct {
 	observed    kindSet // whose limits are not asked, see observe.go
 
 	// Who asks, as far as others are to get something, too; see fairshare.go.
-	asker *peerScope
-	near  *neighbours
+	asker  *peerScope
+	subnet *fairSubnet
 }
 
 func memoryRequest(a Admission, size int64, priority uint8) request {
@@ -201,7 +201,7 @@ func (r *request) askThrough(c *chain) {
 	}
 	r.asker = ps
 	if r.both == dimStreams { // a connection is of its own subnet
-		r.near = ps.near
+		r.subnet = ps.subnet
 	}
 }
 
@@ -219,7 +219,7 @@ func (r *request) threshold(e *engine, a *account, d dim) int64 {
 	if r.observed.has(a.kind) {
 		return math.MaxInt64
 	}
-	if d == dimMemory && r.weight != whole {
+	if d == dimMemory && r.weight != fullWeight {
 		return e.admission.threshold(a.limit()[d], r.weight)
 	}
 	return e.most(a.kind, a.limit(), d)
@@ -229,20 +229,20 @@ func (r *request) threshold(e *engine, a *account, d dim) int64 {
 // stripe holds credit for it: half of the limit may be too much for it, or it
 // asks for nothing and wants to know whether there is room.
 func (r *request) exact(it item) bool {
-	return it.d == dimMemory && (r.weight < whole/2 || it.n == 0)
+	return it.d == dimMemory && (r.weight < fullWeight/2 || it.n == 0)
 }
 
 // mayBeReady tells whether what an account has ready decides: all of its limit
 // is there for the request, and it asks for something.
 func (r *request) mayBeReady() bool {
-	return r.weight == whole && r.memory|r.count != 0
+	return r.weight == fullWeight && r.memory|r.count != 0
 }
 
 // take decides a request and, if it is admitted, charges the whole chain.
 func (st *stripe) take(c *chain, r *request) (verdict, *noted) {
 	for {
 		v, why := st.takeOnce(c, r)
-		if v == admitted || !st.beyond(r, v, why) {
+		if v == admitted || !st.retryUnobserved(r, v, why) {
 			return v, why
 		}
 	}

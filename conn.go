@@ -15,7 +15,7 @@ import (
 func (c *connScope) refuseForMemory() error {
 	st := c.h.tree.lock()
 	defer st.unlock()
-	if err := c.openIn(st); err != nil {
+	if err := c.checkOpen(st); err != nil {
 		return err
 	}
 	total := c.h.total()
@@ -48,7 +48,7 @@ var (
 
 // conn gives what the engine keeps of the connection, while it is not done. The lock of
 // its stripe is held.
-func (c *connScope) conn() *conn { return c.h.tree.conn }
+func (c *connScope) state() *connState { return c.h.tree.connState }
 
 // PeerScope gives the scope of the connection's peer, or nil before SetPeer.
 func (c *connScope) PeerScope() network.PeerScope {
@@ -79,11 +79,11 @@ func (c *connScope) SetPeer(p peer.ID) error {
 func (c *connScope) setPeer(e *engine, p peer.ID) error {
 	mv := move{to: e.stripeOf(p).awake()}
 	if e.allowlist.hasEntries() {
-		_, far, err := c.copied()
+		_, remote, err := c.copied()
 		if err != nil {
 			return err
 		}
-		mv.trusted = e.allowlist.allows(p, far)
+		mv.trusted = e.allowlist.allows(p, remote)
 	}
 	err := c.moveTo(p, &mv)
 	if err != nil {
@@ -95,7 +95,7 @@ func (c *connScope) setPeer(e *engine, p peer.ID) error {
 // enterGates is for a connection for which the allowlist opened the gates, and that turns
 // out to be somebody else's.
 func (c *connScope) enterGates(e *engine, p *gatePass) error {
-	o, far, err := c.copied()
+	o, remote, err := c.copied()
 	if err != nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func (c *connScope) enterGates(e *engine, p *gatePass) error {
 			return err
 		}
 	}
-	if why := e.enterGates(far, o.dir, p); why != nil {
+	if why := e.enterGates(remote, o.dir, p); why != nil {
 		return e.refusedAtGate(&o, why)
 	}
 	return nil
@@ -112,17 +112,17 @@ func (c *connScope) enterGates(e *engine, p *gatePass) error {
 
 // copied returns what the connection is, and the address of its far end, an invalid one if
 // that has none, if the connection can still be given a peer.
-func (c *connScope) copied() (o opening, far netip.Addr, err error) {
+func (c *connScope) copied() (o opening, remote netip.Addr, err error) {
 	st := c.h.tree.lock()
 	defer st.unlock()
 	if err = c.mayMove(st); err != nil {
-		return o, far, err
+		return o, remote, err
 	}
 	if c.h.marks.has(located) {
-		far = c.conn().far.addr()
+		remote = c.state().remote.addr()
 	}
 	h := c.h
-	return opening{kind: h.kind, unit: h.unit, limit: h.limit, cost: h.use, num: h.num, moves: true}, far, nil
+	return opening{kind: h.kind, unit: h.unit, limit: h.limit, cost: h.use, num: h.num, moves: true}, remote, nil
 }
 
 // allowlisted tells whether the connection is charged to the allowlisted scopes. The lock
@@ -133,7 +133,7 @@ func (c *connScope) allowlisted() bool {
 
 // mayMove tells whether the connection can still be given a peer.
 func (c *connScope) mayMove(st *stripe) error {
-	err := c.openIn(st)
+	err := c.checkOpen(st)
 	if err == nil && c.peer != nil {
 		err = &scopeError{c.name(), errAttached}
 	}
@@ -185,7 +185,7 @@ func (c *connScope) moveTo(p peer.ID, mv *move) error {
 
 // moveLocked charges the new place first and then leaves the old one.
 func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, g grip) (verdict, error) {
-	h, to, of := c.h, mv.to, c.conn()
+	h, to, state := c.h, mv.to, c.state()
 	u, place, stays := h.unit, &h.tree.chain, mv.trusted || !c.allowlisted()
 	if to.plain && stays && h.use == 0 && ps.hasUnit(u) {
 		ps.use.addUnit(u)
@@ -211,18 +211,18 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, g grip) (v
 		h.marks |= trusted
 	}
 	if mv.pass.conns != nil {
-		of.gate = mv.pass.conns
+		state.gate = mv.pass.conns
 	}
-	c.countNear(-1)
+	c.countSubnet(-1)
 	if mv.trusted {
-		from.engine.fair.leave(of.near)
-		of.near = nil
+		from.engine.fair.leave(state.subnet)
+		state.subnet = nil
 	}
 	c.peer, place.at[slotPeer] = ps, &ps.account
 	place.at[slotTransient], place.at[slotSystem] = nil, &system.account
 	h.tree.at.Store(to)
-	c.countNear(1)
-	ps.adopt(to.engine.fair, of.near)
+	c.countSubnet(1)
+	ps.adopt(to.engine.fair, state.subnet)
 	return admitted, nil
 }
 
@@ -231,22 +231,22 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, g grip) (v
 func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted bool, g grip) (verdict, error) {
 	total := c.h.total()
 	total.grip = g
-	var place chain
-	place.at[slotPeer] = &ps.account
+	var target chain
+	target.at[slotPeer] = &ps.account
 	var v verdict
 	var why *noted
 	if !trusted && c.allowlisted() {
-		place.at[slotSystem] = &to.fixed[KindSystem].account
-		total.sharedFirst, total.near = true, c.conn().near
-		v, why = to.takeStranger(&place, &total)
+		target.at[slotSystem] = &to.fixed[KindSystem].account
+		total.sharedFirst, total.subnet = true, c.state().subnet
+		v, why = to.takeStranger(&target, &total)
 	} else {
 		if !trusted {
 			why = to.checkPeersShare(ps, &total)
 		}
-		if why != nil && !to.beyond(&total, refused, why) {
+		if why != nil && !to.retryUnobserved(&total, refused, why) {
 			v = refused
 		} else {
-			v, why = to.take(&place, &total)
+			v, why = to.take(&target, &total)
 		}
 	}
 	if v != refused {
@@ -256,15 +256,15 @@ func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted bool, g grip
 }
 
 // countNear counts the connection for its subnet, in the scopes where it stands now.
-func (c *connScope) countNear(by int64) {
-	if near := c.conn().near; near != nil {
-		countConn(&c.h.tree.chain, c.h.unit, near, by)
+func (c *connScope) countSubnet(by int64) {
+	if subnet := c.state().subnet; subnet != nil {
+		countConn(&c.h.tree.chain, c.h.unit, subnet, by)
 	}
 }
 
 // takeStranger is take for a connection that is not whom the allowlist meant: it has
 // to fit the standard scopes, also transient, though it does not stay there.
-func (st *stripe) takeStranger(place *chain, r *request) (verdict, *noted) {
+func (st *stripe) takeStranger(target *chain, r *request) (verdict, *noted) {
 	var standard chain
 	standard.stand(st.fixed[KindTransient], st.fixed[KindSystem])
 	for {
@@ -273,9 +273,9 @@ func (st *stripe) takeStranger(place *chain, r *request) (verdict, *noted) {
 			v, why = st.checkShared(standard.only(slotTransient), r, onlyAsk)
 		}
 		if v == admitted {
-			v, why = st.takeOnce(place, r)
+			v, why = st.takeOnce(target, r)
 		}
-		if v == admitted || !st.beyond(r, v, why) {
+		if v == admitted || !st.retryUnobserved(r, v, why) {
 			return v, why
 		}
 	}
@@ -313,26 +313,26 @@ func (c *connScope) Done() {
 		st.mu.Unlock()
 		return
 	}
-	of := c.conn()
+	state := c.state()
 	if c.h.marks.has(trusted) {
 		c.peer.trusted--
 	}
-	c.countNear(-1)
+	c.countSubnet(-1)
 	c.h.finish(st)
 	if st.engine.leaks != nil {
 		c.recordClosed(st.engine.leaks)
 	}
-	far, gate, near := of.far, of.gate, of.near
-	of.gate, of.near = nil, nil
+	remote, gate, subnet := state.remote, state.gate, state.subnet
+	state.gate, state.subnet = nil, nil
 	if st.closed {
 		st.sweep()
 	}
 	tree.chain.clear()
 	st.mu.Unlock()
 	st.engine.idleConns.Put(c.h)
-	st.engine.fair.leave(near)
+	st.engine.fair.leave(subnet)
 	if gate != nil {
-		gate.leave(far)
+		gate.leave(remote)
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 // passEntry decides whether a connection may ask the scopes. The allowlist may mean its address
 // alone, which opens the gates to it, or name a peer that may come from there: then it is on
 // trial until its peer is known. What the gates gave is written to p.
-func (e *engine) passEntry(o *opening, far endpoint, open, named bool, p *gatePass) error {
+func (e *engine) passEntry(o *opening, remote endpoint, open, named bool, p *gatePass) error {
 	if e.pressure.refuses(o.dir) && !open && !named {
 		if err := e.refuseForMemory(o); err != nil {
 			return err
@@ -27,14 +27,14 @@ func (e *engine) passEntry(o *opening, far endpoint, open, named bool, p *gatePa
 		o.marks |= onTrial
 		return nil
 	}
-	return e.passGates(o, far, p)
+	return e.passGates(o, remote, p)
 }
 
 // passGates asks the gates in order: is there any room at all, has the subnet room, is it
 // slow enough. What the first refuses leaves no trace in the others.
-func (e *engine) passGates(o *opening, far endpoint, p *gatePass) error {
+func (e *engine) passGates(o *opening, remote endpoint, p *gatePass) error {
 	if e.fixed[KindTransient].seemsFullFor(o.unit) || e.fixed[KindSystem].seemsFullFor(o.unit) {
-		o.subnet = e.fair.enter(far.addr, o.dir)
+		o.subnet = e.fair.enter(remote.addr, o.dir)
 		idle, st := e.lockIdle()
 		err := st.glance(o)
 		st.mu.Unlock()
@@ -44,7 +44,7 @@ func (e *engine) passGates(o *opening, far endpoint, p *gatePass) error {
 			return err
 		}
 	}
-	if why := e.enterGates(far.addr, o.dir, p); why != nil {
+	if why := e.enterGates(remote.addr, o.dir, p); why != nil {
 		return e.refusedAtGate(o, why)
 	}
 	return nil
@@ -118,7 +118,7 @@ func (m *Manager) VerifySourceAddress(addr net.Addr) bool {
 func (e *engine) halfConnected() bool {
 	p := e.fixed[KindTransient]
 	w := p.word[dimConnsIn].Load()
-	return w&tightMark != 0 && int64(w>>1) > p.told.Load()[dimConnsIn]/2
+	return w&tightMark != 0 && int64(w>>1) > p.limitCopy.Load()[dimConnsIn]/2
 }
 
 // enterGates asks the gates in force for a connection from addr, or tells why not.
@@ -128,7 +128,7 @@ func (e *engine) enterGates(addr netip.Addr, d dim, p *gatePass) *LimitError {
 	for {
 		g := e.gate()
 		why, ok := g.subnets.enter(addr, d, p)
-		if ok && g.caller.limits() {
+		if ok && g.caller.set() {
 			why, ok = g.askCaller(d, p)
 		}
 		if ok || why != nil {

@@ -227,7 +227,7 @@ func (e *explainer) copyPeer(ps *peerScope, unnamed *amounts) {
 	e.peer = &peerScope{id: e.q.Peer}
 	if ps != nil {
 		limit, use = *ps.limit(), ps.use
-		e.peer.transientStreams, e.peer.systemIn, e.peer.trusted, e.peer.near = ps.transientStreams, ps.systemIn, ps.trusted, ps.near
+		e.peer.transientStreams, e.peer.systemIn, e.peer.trusted, e.peer.subnet = ps.transientStreams, ps.systemIn, ps.trusted, ps.subnet
 	}
 	e.peer.account = *copyOf(scopeName{kind: KindPeer, peer: e.q.Peer}, limit, use)
 	e.peer.account.ps = e.peer
@@ -366,11 +366,11 @@ func (e *explainer) standing(ofPeer bool, transient, system Kind) *chain {
 
 func (e *explainer) conn() {
 	u := unitOf(KindConn, e.q.Direction, e.q.UseFD && !e.far.relayed)
-	r := u.whole(e.cost)
+	r := u.request(e.cost)
 	open, named := e.m.allowlist.allowsAddr(e.far)
 	if !open {
-		r.near = e.m.fair.enter(e.far.addr, u.dir)
-		defer e.m.fair.leave(r.near)
+		r.subnet = e.m.fair.enter(e.far.addr, u.dir)
+		defer e.m.fair.leave(r.subnet)
 	}
 	gated := !open && e.m.gate().concerns(u.dir)
 	if !open && !named {
@@ -408,9 +408,9 @@ func (e *explainer) move(opened *request, from *chain, trusted bool) *chain {
 		place.at[slotSystem] = e.fixed[KindSystem]
 	case !trusted:
 		e.peersShare(&r)
-		r.near = nil
+		r.subnet = nil
 	default:
-		r.near = nil
+		r.subnet = nil
 	}
 	e.step("peer", &r, nil, place)
 	if trusted {
@@ -440,13 +440,13 @@ func (e *explainer) open(r *request, fallBack, ofPeer bool) *chain {
 
 func (e *explainer) stream() {
 	u := unitOf(KindStream, e.q.Direction, false)
-	r := u.whole(e.cost)
+	r := u.request(e.cost)
 	trusted := e.peer.trusted > 0 || e.m.allowlist.allowsPeer(e.q.Peer)
 	if !trusted {
 		e.process(u.dir)
 	}
 	c := e.open(&r, trusted, true)
-	r = u.whole(e.cost)
+	r = u.request(e.cost)
 	r.sharedFirst = true
 	if e.protocol != nil {
 		c.at[slotProtocolPeer], c.at[slotProtocol] = e.protocolPart, e.protocol
@@ -485,7 +485,7 @@ func (e *explainer) reservation() {
 // stands by now, as checkPeersShare does. Its subnet's was asked for before.
 func (e *explainer) peersShare(opened *request) {
 	r, system := *opened, e.fixed[KindSystem]
-	r.asker, r.near = e.peer, nil
+	r.asker, r.subnet = e.peer, nil
 	if !e.m.fair.on(KindSystem) || !e.m.rations(&r) {
 		return
 	}
@@ -533,7 +533,7 @@ func (e *explainer) gate(d dim) {
 		}
 		c.checks = append(c.checks, k)
 	}
-	if g.caller.limits() {
+	if g.caller.set() {
 		e.out.Unknown = "the caller's own rate limiter is not asked: it would take a token"
 	}
 	e.take(c.decided())

@@ -119,7 +119,7 @@ func doRelease(conn int, n int64) modelOp { return modelOp{do: releaseVerb, conn
 // fit the new ones, stands on idle credit or takes along its own in those where it
 // stays, and leaves the others.
 func doMove(conn, to int, pools poolSet) modelOp {
-	return modelOp{do: moveVerb, conn: conn, weight: whole, to: to, pools: pools}
+	return modelOp{do: moveVerb, conn: conn, weight: fullWeight, to: to, pools: pools}
 }
 
 func doLimit(pool poolSet, n int64) modelOp { return modelOp{do: limitVerb, pools: pool, n: n} }
@@ -365,7 +365,7 @@ func (x *creditModel) bound(t, p int) int64 {
 
 // exact, as request.exact.
 func (x *creditModel) exact(t int, n int64) bool {
-	return (x.weight(t) < whole/2 || n == 0) && !x.lowOnCredit
+	return (x.weight(t) < fullWeight/2 || n == 0) && !x.lowOnCredit
 }
 
 func (x *creditModel) tally(p int) tally {

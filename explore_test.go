@@ -241,7 +241,7 @@ func (x *creditModel) poolsText() string {
 	return out.String()
 }
 
-const halfWeight = whole / 2
+const halfWeight = fullWeight / 2
 
 // doHold is a thread that reserves and releases again.
 func doHold(conn int, n, weight int64) []modelOp {
@@ -264,36 +264,36 @@ var creditScenarios = []creditScenario{
 		name: "around half", stripes: 2, limits: []int64{64},
 		conns: []modelConn{connAt(0, pool0), connAt(1, pool0), connAt(0, pool0)},
 		threads: [][]modelOp{
-			{doReserve(0, 31, whole), doReserve(0, 1, whole), doRelease(0, 3), doRelease(0, 64)},
-			{doReserve(1, 1, halfWeight), doReserve(1, 20, whole), doRelease(1, 64)},
+			{doReserve(0, 31, fullWeight), doReserve(0, 1, fullWeight), doRelease(0, 3), doRelease(0, 64)},
+			{doReserve(1, 1, halfWeight), doReserve(1, 20, fullWeight), doRelease(1, 64)},
 			{doReserve(2, 13, halfWeight), doReserve(2, 1, halfWeight), doRelease(2, 64)},
 		},
 	},
 	{
 		name: "tight, loose and idle credit", stripes: 2, limits: []int64{64},
 		conns: []modelConn{connAt(0, pool0), connAt(1, pool0), connAt(1, pool0)},
-		setup: []modelOp{doReserve(0, 34, whole)},
+		setup: []modelOp{doReserve(0, 34, fullWeight)},
 		threads: [][]modelOp{
 			{doRelease(0, 17), doRelease(0, 2), doRelease(0, 15)},
-			{doReserve(1, 1, whole), doRelease(1, 1), doReserve(1, 47, halfWeight), doRelease(1, 47)},
-			{doReserve(2, 30, whole), doRelease(2, 29), doRelease(2, 1)},
+			{doReserve(1, 1, fullWeight), doRelease(1, 1), doReserve(1, 47, halfWeight), doRelease(1, 47)},
+			{doReserve(2, 30, fullWeight), doRelease(2, 29), doRelease(2, 1)},
 		},
 	},
 	{
 		name: "low weights", stripes: 2, limits: []int64{64},
 		conns: []modelConn{connAt(0, pool0), connAt(1, pool0), connAt(1, pool0)},
 		threads: [][]modelOp{
-			{doReserve(0, 1, whole), doReserve(0, 1, 8), doRelease(0, 64)},
-			{doReserve(1, 1, 8), doReserve(1, 14, whole/4), doRelease(1, 64)},
-			{doReserve(2, 1, 1), doReserve(2, 33, whole), doRelease(2, 64)},
+			{doReserve(0, 1, fullWeight), doReserve(0, 1, 8), doRelease(0, 64)},
+			{doReserve(1, 1, 8), doReserve(1, 14, fullWeight/4), doRelease(1, 64)},
+			{doReserve(2, 1, 1), doReserve(2, 33, fullWeight), doRelease(2, 64)},
 		},
 	},
 	{
 		name: "as much idle credit as there can be", stripes: 2, limits: []int64{64},
 		conns: []modelConn{connAt(0, pool0), connAt(1, pool0), connAt(1, pool0)},
 		threads: [][]modelOp{
-			{doReserve(0, 6, whole), doRelease(0, 4), doReserve(0, 1, halfWeight-8), doRelease(0, 3)},
-			{doReserve(1, 6, whole), doRelease(1, 4), doReserve(1, 1, halfWeight-8), doRelease(1, 3)},
+			{doReserve(0, 6, fullWeight), doRelease(0, 4), doReserve(0, 1, halfWeight-8), doRelease(0, 3)},
+			{doReserve(1, 6, fullWeight), doRelease(1, 4), doReserve(1, 1, halfWeight-8), doRelease(1, 3)},
 			doHold(2, 28, halfWeight),
 		},
 	},
@@ -301,8 +301,8 @@ var creditScenarios = []creditScenario{
 		name: "refusals", stripes: 2, limits: []int64{70},
 		conns: []modelConn{connAt(0, pool0), connAt(1, pool0), connAt(1, pool0)},
 		threads: [][]modelOp{
-			{doReserve(0, 1, whole), doReserve(0, 70, whole), doRelease(0, 70)},
-			{doReserve(1, 69, whole), doReserve(1, 3, whole), doRelease(1, 1), doRelease(1, 70)},
+			{doReserve(0, 1, fullWeight), doReserve(0, 70, fullWeight), doRelease(0, 70)},
+			{doReserve(1, 69, fullWeight), doReserve(1, 3, fullWeight), doRelease(1, 1), doRelease(1, 70)},
 			{doReserve(2, 36, halfWeight), doReserve(2, 18, halfWeight), doRelease(2, 70)},
 		},
 	},
@@ -310,17 +310,17 @@ var creditScenarios = []creditScenario{
 		name: "too small for batches", stripes: 2, limits: []int64{5},
 		conns: []modelConn{connAt(0, pool0), connAt(1, pool0), connAt(1, pool0)},
 		threads: [][]modelOp{
-			{doReserve(0, 2, halfWeight), doReserve(0, 3, whole), doRelease(0, 5)},
-			{doReserve(1, 3, whole), doRelease(1, 1), doReserve(1, 0, whole), doRelease(1, 5)},
-			doHold(2, 1, whole/4),
+			{doReserve(0, 2, halfWeight), doReserve(0, 3, fullWeight), doRelease(0, 5)},
+			{doReserve(1, 3, fullWeight), doRelease(1, 1), doReserve(1, 0, fullWeight), doRelease(1, 5)},
+			doHold(2, 1, fullWeight/4),
 		},
 	},
 	{
 		name: "unlimited", stripes: 2, limits: []int64{math.MaxInt64},
 		conns: []modelConn{connAt(0, pool0), connAt(1, pool0), connAt(1, pool0)},
 		threads: [][]modelOp{
-			append(doHold(0, overHalf, whole), doHold(0, 1, halfWeight)...),
-			append(doHold(1, overHalf, whole), doHold(1, 1, halfWeight)...),
+			append(doHold(0, overHalf, fullWeight), doHold(0, 1, halfWeight)...),
+			append(doHold(1, overHalf, fullWeight), doHold(1, 1, halfWeight)...),
 			doHold(2, overHalf/2, halfWeight),
 		},
 	},
@@ -328,18 +328,18 @@ var creditScenarios = []creditScenario{
 		name: "two pools", stripes: 2, limits: []int64{32, 64},
 		conns: []modelConn{connAt(0, bothPools), connAt(1, bothPools), connAt(1, pool0)},
 		threads: [][]modelOp{
-			{doReserve(0, 31, whole), doReserve(0, 2, halfWeight), doRelease(0, 64)},
-			{doReserve(1, 20, whole), doRelease(1, 19), doRelease(1, 1)},
+			{doReserve(0, 31, fullWeight), doReserve(0, 2, halfWeight), doRelease(0, 64)},
+			{doReserve(1, 20, fullWeight), doRelease(1, 19), doRelease(1, 1)},
 			doHold(2, 12, halfWeight),
 		},
 	},
 	{
 		name: "one pool refuses", stripes: 2, limits: []int64{64, 16},
 		conns: []modelConn{connAt(0, bothPools), connAt(1, pool0), connAt(1, pool1)},
-		setup: []modelOp{doReserve(1, 40, whole), doReserve(2, 10, whole)},
+		setup: []modelOp{doReserve(1, 40, fullWeight), doReserve(2, 10, fullWeight)},
 		threads: [][]modelOp{
-			doHold(0, 16, whole),
-			append(doHold(1, 16, whole), doRelease(1, 40)),
+			doHold(0, 16, fullWeight),
+			append(doHold(1, 16, fullWeight), doRelease(1, 40)),
 			{doRelease(2, 10)},
 		},
 	},
@@ -347,17 +347,17 @@ var creditScenarios = []creditScenario{
 		name: "set limit", stripes: 2, limits: []int64{64},
 		conns: []modelConn{connAt(0, pool0), connAt(1, pool0)},
 		threads: [][]modelOp{
-			{doReserve(0, 1, whole), doReserve(0, 30, whole), doRelease(0, 64)},
-			{doReserve(1, 15, halfWeight), doReserve(1, 10, whole), doRelease(1, 64)},
+			{doReserve(0, 1, fullWeight), doReserve(0, 30, fullWeight), doRelease(0, 64)},
+			{doReserve(1, 15, halfWeight), doReserve(1, 10, fullWeight), doRelease(1, 64)},
 			{doLimit(pool0, 20), doLimit(pool0, 96)},
 		},
 	},
 	{
 		name: "a connection moves", stripes: 2, limits: []int64{64, 48},
 		conns: []modelConn{connAt(0, bothPools), connAt(1, bothPools), connAt(1, pool1)},
-		setup: []modelOp{doReserve(0, 1, whole), doReserve(1, 9, whole)},
+		setup: []modelOp{doReserve(0, 1, fullWeight), doReserve(1, 9, fullWeight)},
 		threads: [][]modelOp{
-			{doMove(0, 1, pool1), doReserve(0, 24, whole), doRelease(0, 64)},
+			{doMove(0, 1, pool1), doReserve(0, 24, fullWeight), doRelease(0, 64)},
 			{doMove(1, 0, pool1), doRelease(1, 64)},
 			{doReserve(0, 3, halfWeight), doRelease(0, 3)},
 			doHold(2, 25, halfWeight),
@@ -366,20 +366,20 @@ var creditScenarios = []creditScenario{
 	{
 		name: "a connection moves into another pool", stripes: 2, limits: []int64{32, 64},
 		conns: []modelConn{connAt(0, pool0), connAt(1, pool1), connAt(0, pool1)},
-		setup: []modelOp{doReserve(0, 20, whole)},
+		setup: []modelOp{doReserve(0, 20, fullWeight)},
 		threads: [][]modelOp{
 			{doMove(0, 1, pool1), doRelease(0, 20)},
-			{doReserve(1, 30, whole), doReserve(1, 20, halfWeight), doRelease(1, 64)},
-			{doReserve(2, 14, whole), doMove(2, 0, pool0), doRelease(2, 14)},
+			{doReserve(1, 30, fullWeight), doReserve(1, 20, halfWeight), doRelease(1, 64)},
+			{doReserve(2, 14, fullWeight), doMove(2, 0, pool0), doRelease(2, 14)},
 		},
 	},
 	{
 		name: "three stripes, two pools, limit change, moving connection", stripes: 3, limits: []int64{48, 96},
 		conns: []modelConn{connAt(0, bothPools), connAt(1, pool1), connAt(2, pool0)},
 		threads: [][]modelOp{
-			{doReserve(0, 20, whole), doMove(0, 2, pool1), doRelease(0, 20)},
+			{doReserve(0, 20, fullWeight), doMove(0, 2, pool1), doRelease(0, 20)},
 			doHold(1, 40, halfWeight),
-			doHold(2, 3, whole),
+			doHold(2, 3, fullWeight),
 			{doLimit(pool1, 50)},
 		},
 	},
@@ -387,10 +387,10 @@ var creditScenarios = []creditScenario{
 		name: "the same, longer", deep: true, stripes: 3, limits: []int64{48, 96},
 		conns: []modelConn{connAt(0, bothPools), connAt(1, bothPools), connAt(2, pool1), connAt(2, pool0)},
 		threads: [][]modelOp{
-			{doReserve(0, 20, whole), doMove(0, 2, pool1), doReserve(0, 11, halfWeight), doMove(0, 1, pool1), doRelease(0, 64)},
-			{doReserve(1, 3, whole), doMove(1, 0, pool1), doReserve(1, 44, whole), doRelease(1, 40), doRelease(1, 64)},
-			{doReserve(2, 1, whole/4), doReserve(2, 40, halfWeight), doReserve(0, 1, whole), doRelease(2, 64), doRelease(0, 64)},
-			{doReserve(3, 25, whole), doLimit(pool1, 50), doRelease(3, 25), doLimit(pool1, 200), doLimit(pool0, 9)},
+			{doReserve(0, 20, fullWeight), doMove(0, 2, pool1), doReserve(0, 11, halfWeight), doMove(0, 1, pool1), doRelease(0, 64)},
+			{doReserve(1, 3, fullWeight), doMove(1, 0, pool1), doReserve(1, 44, fullWeight), doRelease(1, 40), doRelease(1, 64)},
+			{doReserve(2, 1, fullWeight/4), doReserve(2, 40, halfWeight), doReserve(0, 1, fullWeight), doRelease(2, 64), doRelease(0, 64)},
+			{doReserve(3, 25, fullWeight), doLimit(pool1, 50), doRelease(3, 25), doLimit(pool1, 200), doLimit(pool0, 9)},
 		},
 	},
 }
@@ -426,7 +426,7 @@ func TestExplorerFindsEveryPairOfRequestsSound(t *testing.T) {
 	}
 	var scripts [][]modelOp
 	for i := range amounts {
-		for _, weight := range []int64{whole, halfWeight, whole / 4} {
+		for _, weight := range []int64{fullWeight, halfWeight, fullWeight / 4} {
 			scripts = append(scripts, doHold(0, amounts[i], weight))
 		}
 	}
@@ -436,7 +436,7 @@ func TestExplorerFindsEveryPairOfRequestsSound(t *testing.T) {
 			sc := creditScenario{
 				stripes: 2, limits: []int64{64},
 				conns:   []modelConn{connAt(0, pool0), connAt(1, pool0), connAt(1, pool0), connAt(0, pool0)},
-				setup:   []modelOp{doReserve(3, b[0], whole), doRelease(3, b[1])},
+				setup:   []modelOp{doReserve(3, b[0], fullWeight), doRelease(3, b[1])},
 				threads: [][]modelOp{{doRelease(3, b[0])}},
 			}
 			for conn, i := range chosen {
@@ -546,86 +546,86 @@ func TestExplorerCatchesEveryBrokenRule(t *testing.T) {
 	}{{
 		"the tight mark is read apart from what is handed out",
 		func(r *creditRules) { r.markApart = true },
-		creditScenario{limits: one, conns: apart, setup: []modelOp{doReserve(0, 34, whole)}, threads: [][]modelOp{
-			{doRelease(0, 34), doReserve(0, 1, whole), doRelease(0, 1)},
+		creditScenario{limits: one, conns: apart, setup: []modelOp{doReserve(0, 34, fullWeight)}, threads: [][]modelOp{
+			{doRelease(0, 34), doReserve(0, 1, fullWeight), doRelease(0, 1)},
 			doHold(1, 31, halfWeight),
 		}},
 		[]creditProperty{noFalseRefusal},
 	}, {
 		"idle credit is called in, let go, and tried again",
 		func(r *creditRules) { r.letGo = true },
-		creditScenario{limits: one, conns: apart, threads: alone(doHold(0, 40, whole)...)},
+		creditScenario{limits: one, conns: apart, threads: alone(doHold(0, 40, fullWeight)...)},
 		[]creditProperty{allLocksOnce},
 	}, {
 		"a large request alone makes a pool tight",
 		func(r *creditRules) { r.settle = settleTightAlways },
-		creditScenario{limits: one, conns: apart, threads: alone(doReserve(0, 1, whole), doReserve(0, 64, whole), doRelease(0, 1))},
+		creditScenario{limits: one, conns: apart, threads: alone(doReserve(0, 1, fullWeight), doReserve(0, 64, fullWeight), doRelease(0, 1))},
 		[]creditProperty{turnsAtQuarter},
 	}, {
 		"unlimited has no credit",
 		func(r *creditRules) { r.unlimitedFree = true },
-		creditScenario{limits: []int64{math.MaxInt64}, conns: apart, threads: [][]modelOp{doHold(0, overHalf, whole), doHold(1, overHalf, whole)}},
+		creditScenario{limits: []int64{math.MaxInt64}, conns: apart, threads: [][]modelOp{doHold(0, overHalf, fullWeight), doHold(1, overHalf, fullWeight)}},
 		[]creditProperty{noOvershoot, noFalseAdmission, creditCovers},
 	}, {
 		"a draw may pass half",
 		func(r *creditRules) { r.draw = drawPastHalf },
-		creditScenario{limits: one, conns: apart, threads: [][]modelOp{doHold(0, 60, whole), doHold(1, 10, whole)}},
+		creditScenario{limits: one, conns: apart, threads: [][]modelOp{doHold(0, 60, fullWeight), doHold(1, 10, fullWeight)}},
 		[]creditProperty{noOvershoot, creditConserved, looseBelowHalf},
 	}, {
 		"a batch may pass half",
 		func(r *creditRules) { r.draw = drawBatchPastHalf },
-		creditScenario{limits: one, conns: apart, threads: [][]modelOp{doHold(0, 31, whole), doHold(1, 1, whole)}},
+		creditScenario{limits: one, conns: apart, threads: [][]modelOp{doHold(0, 31, fullWeight), doHold(1, 1, fullWeight)}},
 		[]creditProperty{looseBelowHalf},
 	}, {
 		"a release leaves idle credit in a tight pool",
 		func(r *creditRules) { r.keep = keepTwoBatchesAlways },
-		creditScenario{limits: one, conns: apart, setup: []modelOp{doReserve(0, 40, whole)}, threads: [][]modelOp{
+		creditScenario{limits: one, conns: apart, setup: []modelOp{doReserve(0, 40, fullWeight)}, threads: [][]modelOp{
 			{doRelease(0, 4), doRelease(0, 36)},
-			doHold(1, 28, whole),
+			doHold(1, 28, fullWeight),
 		}},
 		[]creditProperty{tightExact, noFalseRefusal},
 	}, {
 		"stripes keep too much",
 		func(r *creditRules) { r.keep = keepFourBatches },
 		creditScenario{limits: one, conns: apart, threads: [][]modelOp{
-			{doReserve(0, 10, whole), doRelease(0, 8), doRelease(0, 2)},
-			{doReserve(1, 10, whole), doRelease(1, 8), doRelease(1, 2)},
+			{doReserve(0, 10, fullWeight), doRelease(0, 8), doRelease(0, 2)},
+			{doReserve(1, 10, fullWeight), doRelease(1, 8), doRelease(1, 2)},
 			doHold(2, 27, halfWeight),
 		}},
 		[]creditProperty{idleBounded},
 	}, {
 		"what a loose pool has handed out is taken for its use",
 		func(r *creditRules) { r.draw = refuseLooseAsExact },
-		creditScenario{limits: one, conns: apart, threads: [][]modelOp{doHold(0, 1, whole), doHold(1, 31, halfWeight)}},
+		creditScenario{limits: one, conns: apart, threads: [][]modelOp{doHold(0, 1, fullWeight), doHold(1, 31, halfWeight)}},
 		[]creditProperty{noFalseRefusal},
 	}, {
 		"a busy pool stays loose",
 		func(r *creditRules) { r.settle = settleLooseAlways },
-		creditScenario{limits: one, conns: apart, threads: alone(doHold(0, 40, whole)...)},
+		creditScenario{limits: one, conns: apart, threads: alone(doHold(0, 40, fullWeight)...)},
 		[]creditProperty{looseBelowHalf},
 	}, {
 		"a tight pool stays tight",
 		func(r *creditRules) { r.giveBack = giveBackTight },
-		creditScenario{limits: one, conns: apart, threads: alone(doHold(0, 40, whole)...)},
+		creditScenario{limits: one, conns: apart, threads: alone(doHold(0, 40, fullWeight)...)},
 		[]creditProperty{turnsAtQuarter},
 	}, {
 		"one pool is charged before the next is asked, and rolled back",
 		func(r *creditRules) { r.rollBack = true },
-		creditScenario{limits: two, conns: chains, setup: []modelOp{doReserve(2, 40, whole), doReserve(3, 6, whole)}, threads: [][]modelOp{
-			doHold(0, 10, whole),
-			{doReserve(2, 20, whole), doRelease(2, 60)},
-			{doReserve(3, 4, whole), doRelease(3, 10)},
+		creditScenario{limits: two, conns: chains, setup: []modelOp{doReserve(2, 40, fullWeight), doReserve(3, 6, fullWeight)}, threads: [][]modelOp{
+			doHold(0, 10, fullWeight),
+			{doReserve(2, 20, fullWeight), doRelease(2, 60)},
+			{doReserve(3, 4, fullWeight), doRelease(3, 10)},
 		}},
 		[]creditProperty{noFalseRefusal},
 	}, {
 		"a pool too small for batches may be loose",
 		func(r *creditRules) { r.settle = settleByUseAlone },
-		creditScenario{limits: []int64{16}, conns: apart, threads: [][]modelOp{doHold(0, 1, whole), {doLimit(pool0, 17)}}},
+		creditScenario{limits: []int64{16}, conns: apart, threads: [][]modelOp{doHold(0, 1, fullWeight), {doLimit(pool0, 17)}}},
 		[]creditProperty{smallIsTight},
 	}, {
 		"a tight pool becomes loose below half",
 		func(r *creditRules) { r.giveBack = giveBackLooseBelowHalf },
-		creditScenario{limits: one, conns: apart, threads: alone(doReserve(0, 40, whole), doRelease(0, 10), doRelease(0, 30))},
+		creditScenario{limits: one, conns: apart, threads: alone(doReserve(0, 40, fullWeight), doRelease(0, 10), doRelease(0, 30))},
 		[]creditProperty{turnsAtQuarter},
 	}, {
 		"a move locks its stripes in any order",
@@ -640,52 +640,52 @@ func TestExplorerCatchesEveryBrokenRule(t *testing.T) {
 	}, {
 		"what was decided without a lock is drawn",
 		func(r *creditRules) { r.oneLook = true },
-		creditScenario{limits: one, conns: apart, setup: []modelOp{doReserve(2, 40, whole)}, threads: [][]modelOp{
-			doHold(0, 20, whole), doHold(1, 20, whole), {doRelease(2, 40)},
+		creditScenario{limits: one, conns: apart, setup: []modelOp{doReserve(2, 40, fullWeight)}, threads: [][]modelOp{
+			doHold(0, 20, fullWeight), doHold(1, 20, fullWeight), {doRelease(2, 40)},
 		}},
 		[]creditProperty{noOvershoot, noFalseAdmission, creditConserved},
 	}, {
 		"a low weight spends the credit of its stripe",
 		func(r *creditRules) { r.lowOnCredit = true },
 		creditScenario{limits: one, conns: apart, threads: [][]modelOp{
-			{doReserve(0, 1, whole), doReserve(0, 1, 8), doRelease(0, 2)},
-			doHold(1, 8, whole),
+			{doReserve(0, 1, fullWeight), doReserve(0, 1, 8), doRelease(0, 2)},
+			doHold(1, 8, fullWeight),
 		}},
 		[]creditProperty{noFalseAdmission},
 	}, {
 		"a connection that has moved is looked for in its old stripe",
 		func(r *creditRules) { r.noCompare = true },
-		creditScenario{limits: one, conns: apart, setup: []modelOp{doReserve(0, 9, whole)}, threads: [][]modelOp{{doMove(0, 1, pool0)}, {doRelease(0, 9)}}},
+		creditScenario{limits: one, conns: apart, setup: []modelOp{doReserve(0, 9, fullWeight)}, threads: [][]modelOp{{doMove(0, 1, pool0)}, {doRelease(0, 9)}}},
 		[]creditProperty{creditCovers, useConserved},
 	}, {
 		"a connection moves without its credit",
 		func(r *creditRules) { r.leaveCredit = true },
-		creditScenario{limits: one, conns: apart, setup: []modelOp{doReserve(0, 9, whole)}, threads: alone(doMove(0, 1, pool0), doRelease(0, 9))},
+		creditScenario{limits: one, conns: apart, setup: []modelOp{doReserve(0, 9, fullWeight)}, threads: alone(doMove(0, 1, pool0), doRelease(0, 9))},
 		[]creditProperty{creditCovers},
 	}, {
 		"a limit is lowered and credit stays out",
 		func(r *creditRules) { r.limitAlone = true },
 		creditScenario{limits: one, conns: apart, threads: [][]modelOp{
-			{doReserve(0, 1, whole), doReserve(0, 1, whole), doRelease(0, 2)},
+			{doReserve(0, 1, fullWeight), doReserve(0, 1, fullWeight), doRelease(0, 2)},
 			{doLimit(pool0, 1)},
 		}},
 		[]creditProperty{noOvershoot, noFalseAdmission, looseBelowHalf},
 	}, {
 		"idle credit is called in on paper",
 		func(r *creditRules) { r.recallOnPaper = true },
-		creditScenario{limits: one, conns: apart, threads: [][]modelOp{doHold(0, 1, whole), doHold(1, 40, whole)}},
+		creditScenario{limits: one, conns: apart, threads: [][]modelOp{doHold(0, 1, fullWeight), doHold(1, 40, fullWeight)}},
 		[]creditProperty{creditConserved},
 	}, {
 		"a release forgets the rest of the chain",
 		func(r *creditRules) { r.halfRelease = true },
-		creditScenario{limits: two, conns: chains, threads: alone(doHold(0, 3, whole)...)},
+		creditScenario{limits: two, conns: chains, threads: alone(doHold(0, 3, fullWeight)...)},
 		[]creditProperty{useConserved, zeroAtEnd},
 	}, {
 		"a pool becomes loose before what was decided while it was tight is drawn",
 		func(r *creditRules) { r.looseAnytime = true },
-		creditScenario{limits: one, conns: apart, setup: []modelOp{doReserve(0, 40, whole), doRelease(0, 20)}, threads: [][]modelOp{
+		creditScenario{limits: one, conns: apart, setup: []modelOp{doReserve(0, 40, fullWeight), doRelease(0, 20)}, threads: [][]modelOp{
 			{doRelease(0, 20)},
-			doHold(1, 40, whole),
+			doHold(1, 40, fullWeight),
 		}},
 		[]creditProperty{creditCovers},
 	}} {

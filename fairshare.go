@@ -43,15 +43,15 @@ type fairShare struct {
 type fairShard struct {
 	mu struct {
 		sync.Mutex
-		subnets map[subnetKey]*neighbours // as long as connections or peers point there
+		subnets map[subnetKey]*fairSubnet // as long as connections or peers point there
 		crowd   int                       // see withoutCrowd
 	}
 	_ [40]byte // the next shard's lock is on a cache line of its own
 }
 
-// neighbours is what all of one subnet hold of the standard system and transient
+// fairSubnet is what all of one subnet hold of the standard system and transient
 // scopes, from outside.
-type neighbours struct {
+type fairSubnet struct {
 	key  subnetKey
 	bits int
 	name scopeName // does not change
@@ -75,7 +75,7 @@ func (f *fairShare) on(k Kind) bool { return f != nil && f.scopes.has(k) }
 
 // enter gives the subnet of a connection that is to be opened, nil if it is of none.
 // It is to be left again.
-func (f *fairShare) enter(addr netip.Addr, d dim) *neighbours {
+func (f *fairShare) enter(addr netip.Addr, d dim) *fairSubnet {
 	if f == nil || d != dimConnsIn || !addr.IsValid() || addr == localhost4 || addr == localhost6 {
 		return nil
 	}
@@ -89,9 +89,9 @@ func (f *fairShare) enter(addr netip.Addr, d dim) *neighbours {
 	defer s.mu.Unlock()
 	n := s.mu.subnets[key]
 	if n == nil {
-		n = &neighbours{key: key, bits: bits, name: subnetName(KindSubnet, key, bits)}
+		n = &fairSubnet{key: key, bits: bits, name: subnetName(KindSubnet, key, bits)}
 		if s.mu.subnets == nil {
-			s.mu.subnets = make(map[subnetKey]*neighbours)
+			s.mu.subnets = make(map[subnetKey]*fairSubnet)
 		}
 		s.mu.subnets[key] = n
 		s.mu.crowd = max(s.mu.crowd, len(s.mu.subnets))
@@ -103,13 +103,13 @@ func (f *fairShare) enter(addr netip.Addr, d dim) *neighbours {
 var localhost4, localhost6 = netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()
 
 // leave gives up what enter gave, or adopt took; nil is nothing.
-func (f *fairShare) leave(n *neighbours) {
+func (f *fairShare) leave(n *fairSubnet) {
 	if n != nil {
 		f.drop(n)
 	}
 }
 
-func (f *fairShare) drop(n *neighbours) {
+func (f *fairShare) drop(n *fairSubnet) {
 	s := f.shard(n.key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -121,7 +121,7 @@ func (f *fairShare) drop(n *neighbours) {
 
 // join takes a peer into a subnet, with the inbound streams that it holds in the system and
 // transient scopes. Somebody holds the subnet.
-func (f *fairShare) join(n *neighbours, inSystem, inTransient int32) {
+func (f *fairShare) join(n *fairSubnet, inSystem, inTransient int32) {
 	n.held[KindSystem].streams.Add(int64(inSystem))
 	n.held[KindTransient].streams.Add(int64(inTransient))
 	s := f.shard(n.key)
@@ -131,7 +131,7 @@ func (f *fairShare) join(n *neighbours, inSystem, inTransient int32) {
 }
 
 // countConn adds a connection to what the subnet holds of a standard scope, or takes it away.
-func (n *neighbours) countConn(k Kind, fds uint8, by int64) {
+func (n *fairSubnet) countConn(k Kind, fds uint8, by int64) {
 	n.held[k].conns.Add(by)
 	n.held[k].fds.Add(by * int64(fds))
 }
@@ -185,9 +185,9 @@ func (s *fairShard) addTo(to *FairShareState, n int) {
 	}
 }
 
-func (n *neighbours) prefix() netip.Prefix { return n.key.prefix(n.bits) }
+func (n *fairSubnet) prefix() netip.Prefix { return n.key.prefix(n.bits) }
 
-func (n *neighbours) share(k Kind) SubnetUse {
+func (n *fairSubnet) share(k Kind) SubnetUse {
 	h := &n.held[k]
 	return SubnetUse{h.conns.Load(), h.fds.Load(), h.streams.Load()}
 }

@@ -148,8 +148,8 @@ func TestCreditIsDrawnThoughTheShareHasShrunkSinceTheDecision(t *testing.T) {
 		require.NoError(t, err)
 		defer other.Done()
 	}
-	r := unitOf(KindConn, network.DirInbound, false).whole(0)
-	r.near = near
+	r := unitOf(KindConn, network.DirInbound, false).request(0)
+	r.subnet = near
 	var c chain
 	c.stand(sh, st.fixed[KindSystem])
 	st.mu.Lock()

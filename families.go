@@ -362,7 +362,7 @@ func (s series) refusals(counts *[numKinds]dimCounts, rationed *rationCounts, ki
 			cause = CauseMemoryPressure
 		}
 		for d, l := range resourceLabels {
-			if !k.limits(dim(d)) {
+			if !k.canRunOutOf(dim(d)) {
 				continue
 			}
 			n := counts[k][d]
@@ -408,7 +408,7 @@ func (r *reading) eachLimit(f func(s *scopeReading, d dim, resource string)) {
 	for i := range r.scopes {
 		s := &r.scopes[i]
 		for d, resource := range limitLabels {
-			if s.kind.limits(dim(d)) {
+			if s.kind.canRunOutOf(dim(d)) {
 				f(s, dim(d), resource)
 			}
 		}
@@ -421,7 +421,7 @@ func (r *reading) classLimits(to series) {
 	}
 	for k := KindService; k <= KindStream; k++ {
 		for d, resource := range limitLabels {
-			if limit := r.classes[k][d]; k.limits(dim(d)) && !isUnlimited(dim(d), limit) {
+			if limit := r.classes[k][d]; k.canRunOutOf(dim(d)) && !isUnlimited(dim(d), limit) {
 				to.gauge(limit, k.String(), resource)
 			}
 		}
@@ -434,7 +434,7 @@ func (r *reading) members(peaks *[numKinds]amounts, to series) {
 	}
 	for _, k := range memberKinds {
 		for d, resource := range limitLabels {
-			if k.limits(dim(d)) {
+			if k.canRunOutOf(dim(d)) {
 				to.gauge(peaks[k][d], k.String(), resource)
 			}
 		}

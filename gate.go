@@ -23,7 +23,7 @@ type gate struct {
 // newGate makes the gates. Bad prefixes are errors. noting tells whether refusals
 // are noted for the log.
 func newGate(cfg gateConfig, caller *callerRates, noting bool) (*gate, error) {
-	limits := cfg.limits()
+	limits := cfg.gateLimits()
 	if caller != nil {
 		cfg.rate = rateConfig{}
 	}

@@ -175,7 +175,7 @@ func (r ConnRate) rateLimit() (l rateLimit, field string, err error) {
 // limits says the same as a configuration that leaves nothing to the defaults.
 // Of several levels of one prefix length, all of which a connection has to fit,
 // the least is said.
-func (c *gateConfig) limits() GateLimits {
+func (c *gateConfig) gateLimits() GateLimits {
 	g := GateLimits{
 		Subnets: SubnetLimits{Networks: make(map[netip.Prefix]LimitVal)},
 		Rate:    RateLimits{Networks: make(map[netip.Prefix]ConnRate)},

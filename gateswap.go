@@ -16,7 +16,7 @@ func (m *Manager) makeGates(limits Limiter) (*gate, error) {
 	if err != nil {
 		return nil, err
 	}
-	if g := m.gate(); g != nil && reflect.DeepEqual(g.limits, cfg.limits()) {
+	if g := m.gate(); g != nil && reflect.DeepEqual(g.limits, cfg.gateLimits()) {
 		return g, nil
 	}
 	g, err := newGate(cfg, m.options.callerRates, m.options.refusalLog > 0)

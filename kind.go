@@ -78,7 +78,7 @@ func (k Kind) hasShares(d dim) bool {
 }
 
 // limits tells whether a scope or gate of this kind can run out of d.
-func (k Kind) limits(d dim) bool {
+func (k Kind) canRunOutOf(d dim) bool {
 	switch k {
 	case KindSubnet, KindRate:
 		return d == dimConnsIn || d == dimConnsOut

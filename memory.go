@@ -14,7 +14,7 @@ func (st *stripe) holdReady(h *holder, num, n int64, priority uint8) bool {
 	}
 	for x := h; x != nil; x = x.owner {
 		// A span that follows its owner's limit never holds more than that does.
-		if !x.is(num) || x.limit != nil && n > x.limit[dimMemory]-x.use {
+		if !x.serves(num) || x.limit != nil && n > x.limit[dimMemory]-x.use {
 			return false
 		}
 	}
@@ -126,7 +126,7 @@ func (st *stripe) peerGotMemory(ps *peerScope, n int64) {
 // below it (I5). With no h, it releases from the chain alone.
 func (st *stripe) drop(c *chain, h *holder, num, n int64) {
 	x := h
-	for ; x != nil && x.is(num); x = x.owner {
+	for ; x != nil && x.serves(num); x = x.owner {
 		st.change(x, -n)
 	}
 	if x == nil {

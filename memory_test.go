@@ -17,7 +17,7 @@ func TestCreditIsCheckedAgainUnderTheDrawingLock(t *testing.T) {
 			return st.drawUnit(unitOf(KindStream, network.DirInbound, false), c.at[slotTransient].share, c.at[slotSystem].share)
 		},
 		"any": func(st *stripe, c *chain) bool {
-			r := unitOf(KindStream, network.DirInbound, false).whole(0)
+			r := unitOf(KindStream, network.DirInbound, false).request(0)
 			v, _ := st.checkShared(c, &r, andDraw)
 			return v == admitted
 		},

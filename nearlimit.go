@@ -32,7 +32,7 @@ type limitWatch struct {
 	m    *Manager
 	tell []nearListener
 	trim []trimmedConnMgr
-	told map[*pool]*[numDims]marksTold // of the scopes that are there, where any is
+	told map[*pool]*[numDims]marksReached // of the scopes that are there, where any is
 }
 
 // nearListener is one that is not called any more once it has failed.
@@ -59,10 +59,10 @@ func newLimitWatch(m *Manager, listeners []func(NearLimitEvent), trimmed []connm
 }
 
 // marksTold is how many of nearMarks have been told, and not been taken back.
-type marksTold uint8
+type marksReached uint8
 
 // after gives what has been told once so much is used.
-func (n marksTold) after(use, limit int64) marksTold {
+func (n marksReached) after(use, limit int64) marksReached {
 	reached := func(percent int) bool { return float64(use) >= float64(limit)/100*float64(percent) }
 	for n > 0 && !reached(nearMarks[n-1]-nearMargin) {
 		n--
@@ -75,23 +75,23 @@ func (n marksTold) after(use, limit int64) marksTold {
 
 // look looks at all shared scopes, and tells what is to be told.
 func (w *limitWatch) look() {
-	told := make(map[*pool]*[numDims]marksTold)
+	told := make(map[*pool]*[numDims]marksReached)
 	full := false // the host is, of what connections hold
 	for _, p := range append(w.m.fixed[:], w.m.dir.list()...) {
-		var before, now [numDims]marksTold
+		var before, now [numDims]marksReached
 		if last := w.told[p]; last != nil {
 			before = *last
 		}
 		all, low := p.lookAt()
 		for d, l := range all {
-			if l.tight && l.limit > 0 && p.kind.limits(dim(d)) && !isUnlimited(dim(d), l.limit) {
+			if l.tight && l.limit > 0 && p.kind.canRunOutOf(dim(d)) && !isUnlimited(dim(d), l.limit) {
 				kept := min(before[d], before[d].after(low[d], l.limit))
 				now[d] = kept.after(l.handed, l.limit)
 				w.tellNew(p, dim(d), l, nearMarks[min(kept, now[d]):now[d]])
 				full = full || now[d] > 0 && p.kind == KindSystem && madeRoomFor(dim(d), l.limit)
 			}
 		}
-		if now != ([numDims]marksTold{}) {
+		if now != ([numDims]marksReached{}) {
 			told[p] = &now
 		}
 	}

@@ -15,10 +15,10 @@ import (
 )
 
 func TestMarksAreReportedOnceUntilUseFallsBack(t *testing.T) {
-	told := marksTold(0)
+	told := marksReached(0)
 	for _, step := range []struct {
 		use  int64
-		want marksTold
+		want marksReached
 	}{
 		{79, 0}, {80, 1}, {94, 1}, {80, 1}, {79, 1}, {75, 1}, {80, 1}, {74, 0}, {80, 1}, {95, 2}, {90, 2}, {89, 1}, {95, 2},
 		{200, 2}, {74, 0}, {100, 2}, {0, 0}, {94, 1},
@@ -26,8 +26,8 @@ func TestMarksAreReportedOnceUntilUseFallsBack(t *testing.T) {
 		told = told.after(step.use, 100)
 		require.Equal(t, step.want, told, "at %d", step.use)
 	}
-	require.EqualValues(t, 1, marksTold(0).after(math.MaxInt64/100*81, math.MaxInt64-1))
-	require.EqualValues(t, 0, marksTold(0).after(math.MaxInt64/100*79, math.MaxInt64-1))
+	require.EqualValues(t, 1, marksReached(0).after(math.MaxInt64/100*81, math.MaxInt64-1))
+	require.EqualValues(t, 0, marksReached(0).after(math.MaxInt64/100*79, math.MaxInt64-1))
 }
 
 // watchNear makes a manager in a bubble, and returns the events since the last look.

@@ -14,9 +14,9 @@ import (
 // usefd says whether the connection takes a file descriptor; endpoint is the far
 // end, and may be nil.
 func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint multiaddr.Multiaddr) (network.ConnManagementScope, error) {
-	far := endpointOf(endpoint)
-	usefd = usefd && !far.relayed // the descriptor is that of the connection to the relay
-	c, err := m.openConnection(dir, usefd, far)
+	remote := endpointOf(endpoint)
+	usefd = usefd && !remote.relayed // the descriptor is that of the connection to the relay
+	c, err := m.openConnection(dir, usefd, remote)
 	if m.reporter != nil {
 		m.reportConn(dir, usefd, err)
 	}
@@ -27,19 +27,19 @@ func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint mul
 	return c, nil
 }
 
-func (e *engine) openConnection(dir network.Direction, usefd bool, far endpoint) (*connScope, error) {
+func (e *engine) openConnection(dir network.Direction, usefd bool, remote endpoint) (*connScope, error) {
 	var o opening // field by field: a literal would be made elsewhere, and copied
 	o.kind, o.unit, o.limit = KindConn, unitOf(KindConn, dir, usefd), &e.classes.conn
-	if far.addr.IsValid() {
+	if remote.addr.IsValid() {
 		o.marks |= located
 	}
-	open, named := e.allowlist.allowsAddr(far)
+	open, named := e.allowlist.allowsAddr(remote)
 	var pass gatePass
-	if err := e.passEntry(&o, far, open, named, &pass); err != nil {
+	if err := e.passEntry(&o, remote, open, named, &pass); err != nil {
 		return nil, err
 	}
 	if e.fair != nil && !open {
-		o.subnet = e.fair.enter(far.addr, o.dir)
+		o.subnet = e.fair.enter(remote.addr, o.dir)
 	}
 	h, st := e.lockIdle()
 	o.cost = e.classes.connCost
@@ -53,10 +53,10 @@ func (e *engine) openConnection(dir network.Direction, usefd bool, far endpoint)
 		return nil, err
 	}
 	scope := &connScope{userScope: userScope{h, o.num}}
-	rec := scope.conn() // without a lock: nobody else has it, and whoever had the holder before does not look
-	rec.far, rec.gate, rec.near = pass.key, pass.conns, o.subnet
+	state := scope.state() // without a lock: nobody else has it, and whoever had the holder before does not look
+	state.remote, state.gate, state.subnet = pass.key, pass.conns, o.subnet
 	if pass.key == (subnetKey{}) && o.marks.has(located) {
-		rec.far = keyOf(far.addr)
+		state.remote = keyOf(remote.addr)
 	}
 	if e.leaks != nil {
 		scope.recordOpened(e.leaks, "")
@@ -191,7 +191,7 @@ func (st *stripe) open(o *opening, fallBack bool, g grip) (verdict, error) {
 	r := o.total()
 	r.grip = g
 	v, why := st.takeOpening(o, &r, fallBack)
-	for v != admitted && st.beyond(&r, v, why) {
+	for v != admitted && st.retryUnobserved(&r, v, why) {
 		v, why = st.takeOpening(o, &r, fallBack)
 	}
 	switch v {

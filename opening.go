@@ -12,15 +12,15 @@ type opening struct {
 	cost   int64       // bytes that it holds by itself
 	num    int64       // of the connection or stream; 0 until it has one
 	marks  mark        // of a connection
-	subnet *neighbours // that a connection counts for; may be nil
+	subnet *fairSubnet // that a connection counts for; may be nil
 	moves  bool        // it is open
 	chain  chain       // the accounts that it stands on
 }
 
 // total is everything that it asks for.
 func (o *opening) total() request {
-	r := o.whole(o.cost)
-	r.near = o.subnet
+	r := o.request(o.cost)
+	r.subnet = o.subnet
 	return r
 }
 
@@ -180,6 +180,6 @@ func (e *engine) lockIdle() (*holder, *stripe) {
 
 func newConnHolder(st *stripe) *holder {
 	c := &topConn{}
-	c.conn = &c.of
+	c.connState = &c.state
 	return c.start(KindConn, st)
 }

@@ -19,19 +19,19 @@ import (
 
 // config is what options set.
 type config struct {
-	stripes     int
-	admission   Admission
-	refusalLog  time.Duration // 0: off
-	observed    kindSet       // WithObserveOnly
-	newcomers   bool          // WithNewcomersQuarter
-	fair        kindSet       // WithFairShare
-	allowlisted []allowlistEntry
-	gates       gateConfig            // of a limit configuration that does not say otherwise
-	subnets     subnetConfig          // nil lists: what the limit configuration says
-	callerRates *callerRates          // nil: likewise
-	gatesSaid   GateLimits            // by WithGates
-	leaks       *LeakFinderConfig     // nil: no records of what is open
-	pressure    *MemoryPressureConfig // nil: the process's memory is not looked at
+	stripes       int
+	admission     Admission
+	refusalLog    time.Duration // 0: off
+	observed      kindSet       // WithObserveOnly
+	newcomers     bool          // WithNewcomersQuarter
+	fair          kindSet       // WithFairShare
+	allowlisted   []allowlistEntry
+	gates         gateConfig            // of a limit configuration that does not say otherwise
+	subnets       subnetConfig          // nil lists: what the limit configuration says
+	callerRates   *callerRates          // nil: likewise
+	gatesByOption GateLimits            // by WithGates
+	leaks         *LeakFinderConfig     // nil: no records of what is open
+	pressure      *MemoryPressureConfig // nil: the process's memory is not looked at
 
 	nearLimit  []func(NearLimitEvent)
 	trimmed    []connmgr.ConnManager
@@ -206,7 +206,7 @@ func WithGates(gates GateLimits) Option {
 		if _, err := gates.config(defaultGateConfig()); err != nil {
 			return fmt.Errorf("WithGates: %w", err)
 		}
-		c.gatesSaid = *gates.over(nil)
+		c.gatesByOption = *gates.over(nil)
 		return nil
 	}
 }
@@ -271,7 +271,7 @@ func (c *config) gateConfig(limits Limiter) (gateConfig, error) {
 	if err != nil {
 		return gateConfig{}, err
 	}
-	if g, err = c.gatesSaid.config(g); err != nil {
+	if g, err = c.gatesByOption.config(g); err != nil {
 		return gateConfig{}, err
 	}
 	replace(&g.subnets.perSubnet, c.subnets.perSubnet[ipv4], c.subnets.perSubnet[ipv6])

@@ -140,7 +140,7 @@ type pool struct {
 	most, batch, looseBelow amounts // what may be held of the limit, see engine.most; and what follows
 	pairLimit               amounts // of one peer in this service or protocol
 	// told is a copy of limit for who has no lock, and does not change.
-	told atomic.Pointer[amounts]
+	limitCopy atomic.Pointer[amounts]
 
 	// word holds, for each dimension, what is handed out and whether the pool
 	// is tight: handed<<1 | tight. Both are one word, because a tight mark
@@ -216,7 +216,7 @@ func (p *pool) seemsFullFor(u unit) bool {
 	if !p.tight(u.dir) && !p.tight(u.both) && !p.tight(dimFD) {
 		return false
 	}
-	_, _, full := p.fullFor(u, p.told.Load())
+	_, _, full := p.fullFor(u, p.limitCopy.Load())
 	return full
 }
 
@@ -265,7 +265,7 @@ func (p *pool) takesBack(d dim, n int64) bool {
 // there are no shares.
 func (p *pool) setLimit(limit amounts) {
 	p.limit = limit
-	p.told.Store(&limit)
+	p.limitCopy.Store(&limit)
 	for d := range numDims {
 		p.most[d] = p.engine.most(p.kind, &limit, d)
 		p.batch[d] = batchOf(p.most[d], len(p.shares))

@@ -27,11 +27,11 @@ import (
 type callerRates struct{ limiter *xrate.Limiter }
 
 // limits tells whether there is any limit. c may be nil.
-func (c *callerRates) limits() bool { return c != nil && c.limiter != nil }
+func (c *callerRates) set() bool { return c != nil && c.limiter != nil }
 
 // allows takes a token for an address, if there is a limit on it.
 func (c *callerRates) allows(addr netip.Addr) bool {
-	return !c.limits() || !addr.IsValid() || c.limiter.Allow(addr)
+	return !c.set() || !addr.IsValid() || c.limiter.Allow(addr)
 }
 
 // rateLimit describes a bucket: it starts full, with burst tokens, and gets

@@ -10,7 +10,7 @@ func countTransient(c *chain, d dim, n int32) {
 	if a := c.at[slotTransient]; a != nil && a.kind == KindTransient && d <= dimStreamsOut {
 		ps := c.peer()
 		ps.transientStreams[(d-dimStreamsIn)&1] += n
-		if near := ps.near; near != nil && d == dimStreamsIn {
+		if near := ps.subnet; near != nil && d == dimStreamsIn {
 			near.held[KindTransient].streams.Add(int64(n))
 		}
 	}
@@ -24,14 +24,14 @@ func countStream(c *chain, d dim, by int32) {
 	}
 	ps := c.peer()
 	ps.systemIn += by
-	if n := ps.near; n != nil {
+	if n := ps.subnet; n != nil {
 		n.held[KindSystem].streams.Add(int64(by))
 	}
 }
 
 // countConn adds a connection to what its subnet holds of the standard scopes in which it
 // stands, or takes it away.
-func countConn(c *chain, u unit, n *neighbours, by int64) {
+func countConn(c *chain, u unit, n *fairSubnet, by int64) {
 	for _, a := range c.at[slotTransient:] {
 		if a != nil && a.kind <= KindTransient {
 			n.countConn(a.kind, u.fds, by)
@@ -41,15 +41,15 @@ func countConn(c *chain, u unit, n *neighbours, by int64) {
 
 // adopt makes the peer one of a subnet, with all that it holds already, if it is of none
 // yet. Both are held: the peer's stripe lock, and a connection from the subnet.
-func (ps *peerScope) adopt(f *fairShare, n *neighbours) {
-	if n != nil && ps.near == nil {
-		ps.near = n
+func (ps *peerScope) adopt(f *fairShare, n *fairSubnet) {
+	if n != nil && ps.subnet == nil {
+		ps.subnet = n
 		f.join(n, ps.systemIn, ps.transientStreams[0])
 	}
 }
 
 // holds gives what the subnet holds of a scope's limit.
-func (n *neighbours) holds(k Kind, d dim) int64 {
+func (n *fairSubnet) holds(k Kind, d dim) int64 {
 	if n == nil {
 		return 0
 	}
@@ -150,7 +150,7 @@ func (e *engine) ration(r *request, a *account, it item) int64 {
 	case r.crowds(a.kind, it, most):
 		return most / 2
 	default:
-		return max(most/2, most-r.near.holds(a.kind, it.d))
+		return max(most/2, most-r.subnet.holds(a.kind, it.d))
 	}
 	return most
 }

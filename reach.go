@@ -130,7 +130,7 @@ func (r *room) widen(s *placedScope) {
 // that what counts in it needs. The one with the least room is named.
 func (r *reach) check(k Kind, s *placedScope, rooms ...*room) {
 	for d := range numDims {
-		if !k.limits(d) || s.inherits(d) || d != dimMemory && (k == KindConn || k == KindStream) { // which are one connection or stream
+		if !k.canRunOutOf(d) || s.inherits(d) || d != dimMemory && (k == KindConn || k == KindStream) { // which are one connection or stream
 			continue
 		}
 		r.compare(s.at(d), neverReached, d, append([]*room{roomOf(s)}, rooms...))
@@ -202,7 +202,7 @@ func (r *reach) checkSubnets(cfg *ConcreteLimitConfig) {
 		return // no manager has these limits
 	}
 	origins := cfg.originsOfGates()
-	said := gates.limits()
+	said := gates.gateLimits()
 	lists := gateLists[LimitVal](said.Subnets)
 	limitAt := func(place string, v LimitVal) placedLimit {
 		return placedLimit{func() string { return place }, int64(v.Build(0)), origins[place]}

@@ -90,8 +90,8 @@ func (st *stripe) collect(a *account) {
 	switch a.kind {
 	case KindPeer:
 		delete(st.peers, a.ps.id)
-		st.engine.fair.leave(a.ps.near)
-		a.ps.near = nil // it may come back
+		st.engine.fair.leave(a.ps.subnet)
+		a.ps.subnet = nil // it may come back
 		st.peers = withoutCrowd(st.peers, &st.crowd)
 	case KindServicePeer, KindProtocolPeer:
 		a.ps.dropPair(a.ps.pair(a.share))

@@ -34,7 +34,7 @@ func TestACrowdOfPeersLeavesNoMemoryBehind(t *testing.T) {
 func TestACrowdOfSubnetsLeavesNoMemoryBehind(t *testing.T) {
 	f := newFairShare(1 << KindSystem)
 	before := heapNow()
-	var crowd []*neighbours
+	var crowd []*fairSubnet
 	for i := range uint32(50_000) {
 		addr := netip.AddrFrom4([4]byte{11, byte(i >> 8), byte(i), 1})
 		crowd = append(crowd, f.enter(addr, dimConnsIn))

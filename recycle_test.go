@@ -158,9 +158,9 @@ func TestHoldersOfConnectionsAreReused(t *testing.T) {
 	for range rounds {
 		c, err := m.OpenConnection(network.DirInbound, true, addr)
 		require.NoError(t, err)
-		of := c.(*connScope).conn()
+		of := c.(*connScope).state()
 		require.NotNil(t, of.gate)
-		require.NotNil(t, of.near)
+		require.NotNil(t, of.subnet)
 		require.NoError(t, c.SetPeer(testPeer))
 		if len(served) == 0 {
 			refuses(KindSystem, network.DirInbound, 1)  // seen by the gates
@@ -178,7 +178,7 @@ func TestHoldersOfConnectionsAreReused(t *testing.T) {
 		require.True(t, h.done)
 		require.Same(t, m.stripeOf(testPeer), h.tree.at.Load(), "it stays where it was done")
 		require.Nil(t, of.gate, "it would keep gates that have been replaced")
-		require.Nil(t, of.near, "and subnets that are gone")
+		require.Nil(t, of.subnet, "and subnets that are gone")
 		require.Equal(t, chain{}, h.tree.chain, "and peers")
 	}
 	// A collection of garbage may take them, too.

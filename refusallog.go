@@ -19,7 +19,7 @@ import (
 
 // logRefusals writes what was refused since the last time.
 func (m *Manager) logRefusals() {
-	var refused, would saidRefusals
+	var refused, would unloggedRefusals
 	for i := range m.stripes {
 		m.stripes[i].giveRemarks(&refused, &would)
 	}
@@ -28,7 +28,7 @@ func (m *Manager) logRefusals() {
 	m.logLines("Would have protected", &would, &m.refusalLog.would)
 }
 
-func (m *Manager) logLines(begin string, now *saidRefusals, logged *[numKinds]dimCounts) {
+func (m *Manager) logLines(begin string, now *unloggedRefusals, logged *[numKinds]dimCounts) {
 	for k := range now.counts {
 		for d, n := range now.counts[k] {
 			if times := n - logged[k][d]; times > 0 {
@@ -41,7 +41,7 @@ func (m *Manager) logLines(begin string, now *saidRefusals, logged *[numKinds]di
 
 // giveRemarks adds up what the stripe has counted, and hands over what it has
 // kept for the log.
-func (st *stripe) giveRemarks(refused, would *saidRefusals) {
+func (st *stripe) giveRemarks(refused, would *unloggedRefusals) {
 	st.lock()
 	defer st.unlock()
 	if st.notes == nil {

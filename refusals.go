@@ -74,8 +74,8 @@ func (r *remarks) add(o *remarks) {
 	}
 }
 
-// saidRefusals is what the log has to say: how much in all, and what of the last.
-type saidRefusals struct {
+// unloggedRefusals is what the log has to say next: how much in all, and what of the last.
+type unloggedRefusals struct {
 	counts [numKinds]dimCounts
 	said   [numKinds]remarks
 }
@@ -85,7 +85,7 @@ type saidRefusals struct {
 type refusalLog struct{ refused, would [numKinds]dimCounts }
 
 // take adds what has been counted, and takes over what was noted.
-func (s *saidRefusals) take(counts *[numKinds]dimCounts, said *[numKinds]*remarks) {
+func (s *unloggedRefusals) take(counts *[numKinds]dimCounts, said *[numKinds]*remarks) {
 	for k, of := range said {
 		s.counts[k].add(&counts[k])
 		s.said[k].add(of)

@@ -93,8 +93,8 @@ func (r *request) holderOf(e *engine, a *account, it item, cause Cause) *scopeNa
 	case cause != CauseCrowding && cause != CauseFairShare:
 	case r.crowds(a.kind, it, e.most(a.kind, a.limit(), it.d)):
 		return &r.asker.deny().name
-	case cause == CauseFairShare && r.near != nil:
-		return &r.near.name
+	case cause == CauseFairShare && r.subnet != nil:
+		return &r.subnet.name
 	}
 	return nil
 }
@@ -217,7 +217,7 @@ type observations struct {
 
 // beyond reports whether a request that was not admitted is to be decided once more, without
 // the limits that are only observed. It is asked after each attempt.
-func (st *stripe) beyond(r *request, v verdict, why *noted) bool {
+func (st *stripe) retryUnobserved(r *request, v verdict, why *noted) bool {
 	if v == undecided {
 		r.observed = 0 // it will be decided from anew
 		return false

@@ -100,7 +100,7 @@ func TestDefaultLimitsThatAreTooSmallForCredit(t *testing.T) {
 		} {
 			a := limitsOf(&of.limit)
 			for d := range numDims {
-				if of.kind.limits(d) && batchOf(a[d], stripes) == 0 {
+				if of.kind.canRunOutOf(d) && batchOf(a[d], stripes) == 0 {
 					list = append(list, of.kind.String()+"."+limitNames[d])
 				}
 			}

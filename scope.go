@@ -19,9 +19,9 @@ import (
 type root struct {
 	// at is the stripe that the tree lies in. It is written under the locks of
 	// both stripes, when a connection moves: load, lock, compare.
-	at    atomic.Pointer[stripe]
-	chain chain
-	conn  *conn // nil if it is not the tree of a connection
+	at        atomic.Pointer[stripe]
+	chain     chain
+	connState *connState // nil if it is not the tree of a connection
 }
 
 // lock takes the lock of the stripe that the tree lies in. Where each nanosecond counts
@@ -124,10 +124,10 @@ type top struct {
 }
 
 // conn is what the engine keeps of a connection besides its holder and chain.
-type conn struct {
-	far  subnetKey     // its far end, if that has an address; see endpoint
-	gate *subnetStripe // in which its address counts; may be nil
-	near *neighbours   // that it counts for; may be nil
+type connState struct {
+	remote subnetKey     // its far end, if that has an address; see endpoint
+	gate   *subnetStripe // in which its address counts; may be nil
+	subnet *fairSubnet   // that it counts for; may be nil
 }
 
 // mark is what else there is to know of a connection.
@@ -147,7 +147,7 @@ func (all mark) has(m mark) bool { return all&m != 0 }
 // topConn is the topmost holder of a connection.
 type topConn struct {
 	top
-	of conn
+	state connState
 }
 
 // role says what a holder is.
@@ -161,7 +161,7 @@ const (
 
 // is tells whether the holder is not done, and belongs to the tree of the connection or
 // stream with this number. Once that is done, another one may have taken its place.
-func (h *holder) is(num int64) bool { return h.num == num && !h.done }
+func (h *holder) serves(num int64) bool { return h.num == num && !h.done }
 
 // name returns the name of the scope that has, or had, this number. The lock of its
 // stripe is held.
@@ -192,16 +192,16 @@ func (h *holder) asked(num int64) askedScope {
 
 // limits gives the limit in force: a span follows its owner's unless it has
 // been given its own. It is nil where the owner is done, who refuses for the span.
-func (h *holder) limits() *amounts {
+func (h *holder) limitInForce() *amounts {
 	switch {
 	case h.limit != nil:
 		return h.limit
 	case h.owner == nil:
 		return h.tree.chain.first().limit()
-	case !h.owner.is(h.num):
+	case !h.owner.serves(h.num):
 		return nil
 	}
-	return h.owner.limits()
+	return h.owner.limitInForce()
 }
 
 // userScope is what the user of a connection, stream or span has of it. When a
@@ -214,7 +214,7 @@ type userScope struct {
 }
 
 // live tells whether the scope is not done. The lock of its stripe is held.
-func (s *userScope) live() bool { return s.h.is(s.num) }
+func (s *userScope) live() bool { return s.h.serves(s.num) }
 
 func (s *userScope) name() scopeName { return s.h.name(s.num) }
 
@@ -222,7 +222,7 @@ func (s *userScope) asked() askedScope { return s.h.asked(s.num) }
 
 // openIn tells whether the scope may still ask for something. The lock of its stripe,
 // st, is held.
-func (s *userScope) openIn(st *stripe) error {
+func (s *userScope) checkOpen(st *stripe) error {
 	if !s.live() {
 		return &scopeError{s.name(), network.ErrResourceScopeClosed}
 	}
@@ -268,7 +268,7 @@ func (s *userScope) ReserveMemory(size int, priority uint8) error {
 
 // reserve decides a reservation through the tree and its chain.
 func (st *stripe) reserve(s *userScope, n int64, priority uint8, g grip) (verdict, error) {
-	if err := s.openIn(st); err != nil {
+	if err := s.checkOpen(st); err != nil {
 		return refused, err
 	}
 	h := s.h
@@ -293,7 +293,7 @@ func (st *stripe) reserve(s *userScope, n int64, priority uint8, g grip) (verdic
 				st.exceeded()
 			}
 			return v, nil
-		case st.beyond(&r, v, why):
+		case st.retryUnobserved(&r, v, why):
 			continue
 		case v == refused:
 			return v, st.refusal(why, s.asked(), &r)
@@ -306,12 +306,12 @@ func (st *stripe) reserve(s *userScope, n int64, priority uint8, g grip) (verdic
 // there is none. An owner that is done is an error.
 func (st *stripe) checkTree(h *holder, r *request) (*noted, error) {
 	for x := h; x != nil; x = x.owner {
-		if !x.is(h.num) {
+		if !x.serves(h.num) {
 			// A span may outlive its owner, but it gets nothing more (I5).
 			return nil, &scopeError{h.name(h.num), &scopeError{x.name(h.num), network.ErrResourceScopeClosed}}
 		}
 		limit, bound := int64(math.MaxInt64), int64(math.MaxInt64)
-		if limits := x.limits(); limits != nil {
+		if limits := x.limitInForce(); limits != nil {
 			limit = limits[dimMemory]
 		}
 		if !r.observed.has(x.kind) {
@@ -322,7 +322,7 @@ func (st *stripe) checkTree(h *holder, r *request) (*noted, error) {
 			for top.owner != nil {
 				top = top.owner
 			}
-			if top.is(h.num) { // else the chain is that of another connection or stream by now
+			if top.serves(h.num) { // else the chain is that of another connection or stream by now
 				r.asker = h.tree.chain.peer()
 			}
 			name := x.name(h.num)
@@ -385,7 +385,7 @@ func (s *userScope) Stat() network.ScopeStat {
 }
 
 // total is everything that a holder holds, as a request.
-func (h *holder) total() request { return h.unit.whole(h.use) }
+func (h *holder) total() request { return h.unit.request(h.use) }
 
 // amounts is everything that a holder holds.
 func (h *holder) amounts() amounts {
@@ -407,7 +407,7 @@ func (s *userScope) BeginSpan() (network.ResourceScopeSpan, error) {
 	span := &spanScope{node: holder{tree: h.tree, owner: h, num: s.num, kind: h.kind, role: innerSpan}}
 	span.userScope = userScope{&span.node, s.num}
 	st := h.tree.follow(h.tree.at.Load().lockNow())
-	if err := s.openIn(st); err != nil {
+	if err := s.checkOpen(st); err != nil {
 		st.mu.Unlock()
 		return nil, err
 	}
@@ -443,10 +443,10 @@ func (h *holder) finish(st *stripe) {
 		}
 		st.leave(c, h.unit)
 		if st.trace != nil {
-			total := h.whole(held)
+			total := h.request(held)
 			st.traceChain(c, &total, (*tracer).returned)
 		}
-	case h.owner.is(h.num):
+	case h.owner.serves(h.num):
 		st.drop(c, h.owner, h.num, held)
 	}
 	st.traceDone(h)
@@ -458,7 +458,7 @@ func (s *userScope) Limit() Limit {
 	st := s.h.tree.lock()
 	defer st.unlock()
 	var l BaseLimit
-	if limits := s.h.limits(); limits != nil && s.live() {
+	if limits := s.h.limitInForce(); limits != nil && s.live() {
 		l = limits.baseLimit()
 	}
 	return &l

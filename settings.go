@@ -59,7 +59,7 @@ func (cfg *ConcreteLimitConfig) gateSettings() []ConfigSetting {
 		return nil // no manager has these limits
 	}
 	origins := cfg.originsOfGates()
-	full := gates.limits()
+	full := gates.gateLimits()
 	all := full.settings()
 	for i := range all {
 		all[i].Origin = origins[all[i].Place]
@@ -176,7 +176,7 @@ func (cfg *ConcreteLimitConfig) gatesDiff(others ConcreteLimitConfig) *GateLimit
 	if err != nil || err2 != nil {
 		return cfg.limits.Gates // what is wrong stays so, for whoever makes a manager of it
 	}
-	a, b := mine.limits(), theirs.limits()
+	a, b := mine.gateLimits(), theirs.gateLimits()
 	out := GateLimits{
 		Subnets: SubnetLimits(listsDiff(gateLists[LimitVal](a.Subnets), gateLists[LimitVal](b.Subnets))),
 		Rate:    RateLimits(listsDiff(gateLists[ConnRate](a.Rate), gateLists[ConnRate](b.Rate))),

@@ -127,7 +127,7 @@ type peerScope struct {
 	// peak is the most that the peer has held of each dimension.
 	peak held
 	// near is the subnet of its first inbound connection; nil if it is of none.
-	near *neighbours
+	subnet *fairSubnet
 }
 
 var (

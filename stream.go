@@ -147,7 +147,7 @@ func (s *streamScope) attach(kind Kind, name string) error {
 // mayAttach reports, by a nil error, whether the stream can still be given a protocol or
 // service of this name.
 func (s *streamScope) mayAttach(st *stripe, kind Kind, slot int, name string) error {
-	if err := s.openIn(st); err != nil {
+	if err := s.checkOpen(st); err != nil {
 		return err
 	}
 	c := &s.h.tree.chain
@@ -186,11 +186,11 @@ func (s *streamScope) attachReady(st *stripe, kind Kind, slot int, name string) 
 }
 
 func (s *streamScope) attachLocked(st *stripe, pr *pair, slot int, g grip) (verdict, error) {
-	var place chain
-	place.at[slot-pairsBefore], place.at[slot] = &pr.account, &pr.share.account
+	var target chain
+	target.at[slot-pairsBefore], target.at[slot] = &pr.account, &pr.share.account
 	total := s.h.total()
 	total.grip, total.sharedFirst = g, true
-	switch v, why := st.take(&place, &total); v {
+	switch v, why := st.take(&target, &total); v {
 	case refused:
 		return v, st.refusal(why, s.asked(), &total)
 	case undecided:

@@ -562,7 +562,7 @@ func (g *gateRefusals) takeOver(o *gateRefusals) {
 }
 
 // give adds the counts to those of all kinds, and hands over what the log will say.
-func (g *gateRefusals) give(to *saidRefusals) {
+func (g *gateRefusals) give(to *unloggedRefusals) {
 	for i, k := range gateKinds {
 		to.counts[k].add(&g.counts[i])
 		to.said[k].add(g.remarks[i])
@@ -571,7 +571,7 @@ func (g *gateRefusals) give(to *saidRefusals) {
 }
 
 // giveRemarks is stripe.giveRemarks for the gates.
-func (s *subnets) giveRemarks(refused, would *saidRefusals) {
+func (s *subnets) giveRemarks(refused, would *unloggedRefusals) {
 	s.each(func(st *subnetStripe) {
 		st.mu.Lock()
 		defer st.mu.Unlock()

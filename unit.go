@@ -33,8 +33,8 @@ func unitOf(kind Kind, dir network.Direction, fd bool) unit {
 }
 
 // whole asks for a connection or stream with all the memory that it holds.
-func (u unit) whole(memory int64) request {
-	return request{memory: memory, weight: whole, priority: network.ReservationPriorityAlways,
+func (u unit) request(memory int64) request {
+	return request{memory: memory, weight: fullWeight, priority: network.ReservationPriorityAlways,
 		count: int64(u.count), fds: int64(u.fds), dir: u.dir, both: u.both}
 }
 
@@ -143,7 +143,7 @@ func (st *stripe) giveBack(sh *share, u unit, memory int64) {
 		st.trimUnit(sh, u)
 	}
 	if st.trace != nil {
-		r, use := u.whole(memory), sh.use.amounts()
+		r, use := u.request(memory), sh.use.amounts()
 		st.trace.returned(sh.name(), r.delta(), &use)
 	}
 }

@@ -33,7 +33,7 @@ func (st *stripe) traceHeld(h *holder, r *request, tell func(*tracer, scopeName,
 	switch {
 	case h.owner == nil:
 		st.traceChain(&h.tree.chain, r, tell)
-	case h.owner.is(h.num):
+	case h.owner.serves(h.num):
 		st.traceHeld(h.owner, r, tell)
 	}
 	use := h.amounts()
@@ -45,7 +45,7 @@ func (st *stripe) traceSpan(h *holder) {
 	if st.trace == nil {
 		return
 	}
-	limits := h.limits()
+	limits := h.limitInForce()
 	if limits == nil { // its owner is done
 		limits = &amounts{}
 	}

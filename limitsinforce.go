@@ -93,7 +93,7 @@ func (m *Manager) gateOrigins(b *limitBook) map[string]Origin {
 			lists.Networks[normalPrefix(l.Network)] = limitVal(l.ConnCount)
 		}
 	}
-	maps.Copy(origins, by.gatesSaid.origins(OriginCode))
+	maps.Copy(origins, by.gatesByOption.origins(OriginCode))
 	maps.Copy(origins, said.origins(OriginCode))
 	if by.callerRates != nil {
 		origins[allRates] = OriginCode

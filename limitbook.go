@@ -127,7 +127,7 @@ func readLimit(where string, l Limit) (*amounts, error) {
 	if err := checkLimit(where, l); err != nil {
 		return nil, err
 	}
-	if said, ok := l.(*saidLimit); ok {
+	if said, ok := l.(*copiedLimit); ok {
 		return &said.amounts, nil
 	}
 	a := limitsOf(l)
@@ -266,7 +266,7 @@ func guardLimiter(l Limiter) Limiter {
 }
 
 func (g *guardedLimiter) ask(get func() Limit) Limit {
-	said, none := new(saidLimit), false
+	said, none := new(copiedLimit), false
 	said.err = g.try(func() {
 		l := get()
 		if none = isNoLimit(l); !none {

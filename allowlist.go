@@ -120,8 +120,7 @@ func (al *Allowlist) Remove(ma multiaddr.Multiaddr) error {
 // names a peer as well: for a connection whose peer is not known yet. It is
 // false for a multiaddr without an IP address, and for one that is relayed.
 func (al *Allowlist) Allowed(ma multiaddr.Multiaddr) bool {
-	open, named := al.allowsAddr(endpointOf(ma))
-	return open || named
+	return al.trustIn(endpointOf(ma)) != noTrust
 }
 
 // AllowedPeerAndMultiaddr tells if an entry covers this peer at the address of
@@ -131,14 +130,27 @@ func (al *Allowlist) AllowedPeerAndMultiaddr(peerID peer.ID, ma multiaddr.Multia
 	return al.allows(peerID, endpointOf(ma).addr)
 }
 
-// allowsAddr tells what the list says of an endpoint whose peer is not known:
-// open, everybody there is allowlisted; named, some peer there is.
-func (al *Allowlist) allowsAddr(ep endpoint) (open, named bool) {
+// trust is what the list says of an endpoint whose peer is not known.
+type trust uint8
+
+const (
+	noTrust    trust = iota
+	trustsPeer       // a peer that may come from there is allowlisted
+	trustsAddr       // every peer there is
+)
+
+// trustIn returns how far the list trusts an endpoint.
+func (al *Allowlist) trustIn(ep endpoint) trust {
 	v := al.view.Load()
-	if v == nil || !ep.addr.IsValid() {
-		return false, false
+	switch {
+	case v == nil || !ep.addr.IsValid():
+		return noTrust
+	case v.open.Contains(ep.addr):
+		return trustsAddr
+	case v.named.Contains(ep.addr):
+		return trustsPeer
 	}
-	return v.open.Contains(ep.addr), v.named.Contains(ep.addr)
+	return noTrust
 }
 
 // allows tells if a peer is allowlisted at an address, which may be invalid: then

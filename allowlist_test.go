@@ -63,9 +63,8 @@ func TestAllowlistEntriesAdmitWhatTheyName(t *testing.T) {
 			require.NoError(t, al.Add(mustMA(t, c.entry)))
 			for _, w := range c.want {
 				ma := mustMA(t, w.ma)
-				open, named := al.allowsAddr(endpointOf(ma))
-				require.Equal(t, []bool{w.open, w.named}, []bool{open, named}, w.ma)
-				require.Equal(t, open || named, al.Allowed(ma), w.ma)
+				require.Equal(t, trustOf(w.open, w.named), al.trustIn(endpointOf(ma)), w.ma)
+				require.Equal(t, w.open || w.named, al.Allowed(ma), w.ma)
 				require.Equal(t, w.allowsA, al.AllowedPeerAndMultiaddr(a, ma), w.ma)
 				require.Equal(t, w.allowsB, al.AllowedPeerAndMultiaddr(b, ma), w.ma)
 				require.Equal(t, []bool{w.bareA, w.bareB}, []bool{al.allowsPeer(a), al.allowsPeer(b)}, w.ma)
@@ -186,9 +185,9 @@ func TestAllowlistDecidesLikeAPlainList(t *testing.T) {
 			at = at || covers && e.peer == p
 			bare = bare || !e.network.IsValid() && e.peer == p
 		}
-		gotOpen, gotNamed := al.allowsAddr(ep)
-		require.Equal(t, []bool{open, named, open || at || bare, bare},
-			[]bool{gotOpen, gotNamed, al.allows(p, ep.addr), al.allowsPeer(p)}, "step %d: %v %s %v", step, ep, p, list)
+		require.Equal(t, trustOf(open, named), al.trustIn(ep), "step %d: %v %v", step, ep, list)
+		require.Equal(t, []bool{open || at || bare, bare},
+			[]bool{al.allows(p, ep.addr), al.allowsPeer(p)}, "step %d: %v %s %v", step, ep, p, list)
 	}
 	for _, e := range list {
 		require.NoError(t, al.Remove(e.ma))
@@ -212,8 +211,7 @@ func TestAllowlistEntriesStayWhileOthersComeAndGo(t *testing.T) {
 					return
 				default:
 				}
-				_, named := al.allowsAddr(endpointOf(friend))
-				if !named || !al.AllowedPeerAndMultiaddr(p, friend) {
+				if al.trustIn(endpointOf(friend)) != trustsPeer || !al.AllowedPeerAndMultiaddr(p, friend) {
 					t.Error("an entry that stays was not seen")
 					return
 				}
@@ -244,7 +242,7 @@ func TestAllowlistLookupsAllocateNothing(t *testing.T) {
 	ep := endpoint{addr: netip.MustParseAddr("10.0.0.1")}
 	p := mustPeer(t, peerA)
 	require.Zero(t, testing.AllocsPerRun(100, func() {
-		al.allowsAddr(ep)
+		al.trustIn(ep)
 		al.allows(p, netip.Addr{})
 		al.allowsPeer(p)
 	}))
@@ -364,10 +362,10 @@ func BenchmarkAllowlist(b *testing.B) {
 			eps[i].addr = someAddr(rng)
 		}
 		peers := randomPeers(rng, 1024)
-		b.Run(fmt.Sprintf("allowsAddr/entries=%d", n), func(b *testing.B) {
+		b.Run(fmt.Sprintf("trustIn/entries=%d", n), func(b *testing.B) {
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				al.allowsAddr(eps[i%len(eps)])
+				al.trustIn(eps[i%len(eps)])
 			}
 		})
 		b.Run(fmt.Sprintf("connection/entries=%d", n), func(b *testing.B) {
@@ -384,4 +382,16 @@ func BenchmarkAllowlist(b *testing.B) {
 			}
 		})
 	}
+}
+
+// trustOf returns how far a list trusts an address that entries cover: all peers there, or
+// one that they name.
+func trustOf(open, named bool) trust {
+	switch {
+	case open:
+		return trustsAddr
+	case named:
+		return trustsPeer
+	}
+	return noTrust
 }

@@ -10,31 +10,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
-// refuseForMemory refuses to go on with a connection that the allowlist had let in
-// for somebody else.
-func (c *connScope) refuseForMemory() error {
-	st := c.h.tree.lock()
-	defer st.unlock()
-	if err := c.checkOpen(st); err != nil {
-		return err
-	}
-	total := c.h.total()
-	why := st.noteMemory(&total)
-	if st.onlyObserves(why) {
-		return nil
-	}
-	return st.refusal(why, c.asked(), &total)
-}
-
-func (e *engine) reportPeer(p peer.ID, err error) {
-	switch v, _ := decisionOf(err); v {
-	case admitted:
-		e.reporter.AllowPeer(p)
-	case refused:
-		e.reporter.BlockPeer(p)
-	}
-}
-
 // connScope is a connection: transient until its peer is known.
 type connScope struct {
 	userScope
@@ -341,3 +316,27 @@ const (
 	due
 	passed
 )
+
+// refuseForMemory refuses to go on with a connection that the allowlist had let in
+// for somebody else.
+func (c *connScope) refuseForMemory() error {
+	st := c.h.tree.lock()
+	defer st.unlock()
+	if err := c.checkOpen(st); err != nil {
+		return err
+	}
+	total := c.h.total()
+	why := st.noteMemory(&total)
+	if st.onlyObserves(why) {
+		return nil
+	}
+	return st.refusal(why, c.asked(), &total)
+}
+
+func (e *engine) reportPeer(p peer.ID, err error) {
+	if admitted, _, refused := decisionOf(err); admitted {
+		e.reporter.AllowPeer(p)
+	} else if refused {
+		e.reporter.BlockPeer(p)
+	}
+}

@@ -14,16 +14,16 @@ import (
 // passEntry decides whether a connection may ask the scopes. The allowlist may mean its address
 // alone, which opens the gates to it, or name a peer that may come from there: then it is on
 // trial until its peer is known. What the gates gave is written to p.
-func (e *engine) passEntry(o *opening, remote endpoint, open, named bool, p *gatePass) error {
-	if e.pressure.refuses(o.dir) && !open && !named {
+func (e *engine) passEntry(o *opening, remote endpoint, trusts trust, p *gatePass) error {
+	if trusts == noTrust && e.pressure.refuses(o.dir) {
 		if err := e.refuseForMemory(o); err != nil {
 			return err
 		}
 	}
-	if open || !e.gate().concerns(o.dir) {
+	if trusts == trustsAddr || !e.gate().concerns(o.dir) {
 		return nil
 	}
-	if named {
+	if trusts == trustsPeer {
 		o.marks |= onTrial
 		return nil
 	}

@@ -367,22 +367,22 @@ func (e *explainer) standing(ofPeer bool, transient, system Kind) *chain {
 func (e *explainer) conn() {
 	u := unitOf(KindConn, e.q.Direction, e.q.UseFD && !e.far.relayed)
 	r := u.request(e.cost)
-	open, named := e.m.allowlist.allowsAddr(e.far)
-	if !open {
+	trusts := e.m.allowlist.trustIn(e.far)
+	if trusts != trustsAddr {
 		r.subnet = e.m.fair.enter(e.far.addr, u.dir)
 		defer e.m.fair.leave(r.subnet)
 	}
-	gated := !open && e.m.gate().concerns(u.dir)
-	if !open && !named {
+	gated := trusts != trustsAddr && e.m.gate().concerns(u.dir)
+	if trusts == noTrust {
 		e.process(u.dir)
 	}
-	c := e.open(&r, open || named, false)
-	if gated && !named {
+	c := e.open(&r, trusts != noTrust, false)
+	if gated && trusts != trustsPeer {
 		e.gate(u.dir)
 	}
 	if e.q.Peer != "" {
 		trusted := e.m.allowlist.allows(e.q.Peer, e.far.addr)
-		if gated && named && !trusted {
+		if gated && trusts == trustsPeer && !trusted {
 			e.process(u.dir)
 			e.gate(u.dir)
 		}

@@ -33,12 +33,12 @@ func (e *engine) openConnection(dir network.Direction, usefd bool, remote endpoi
 	if remote.addr.IsValid() {
 		o.marks |= located
 	}
-	open, named := e.allowlist.allowsAddr(remote)
+	trusts := e.allowlist.trustIn(remote)
 	var pass gatePass
-	if err := e.passEntry(&o, remote, open, named, &pass); err != nil {
+	if err := e.passEntry(&o, remote, trusts, &pass); err != nil {
 		return nil, err
 	}
-	if e.fair != nil && !open {
+	if e.fair != nil && trusts != trustsAddr {
 		o.subnet = e.fair.enter(remote.addr, o.dir)
 	}
 	h, st := e.lockIdle()
@@ -46,7 +46,7 @@ func (e *engine) openConnection(dir network.Direction, usefd bool, remote endpoi
 	if st.openReady(&o) {
 		h.become(&o)
 		st.mu.Unlock()
-	} else if err := e.openConnectionSlowly(st, h, &o, open || named); err != nil {
+	} else if err := e.openConnectionSlowly(st, h, &o, trusts != noTrust); err != nil {
 		e.idleConns.Put(h)
 		pass.undo()
 		e.fair.leave(o.subnet)
@@ -230,19 +230,17 @@ func (st *stripe) takeOpening(o *opening, r *request, fallBack bool) (verdict, *
 }
 
 func (e *engine) reportConn(dir network.Direction, usefd bool, err error) {
-	switch v, _ := decisionOf(err); v {
-	case admitted:
+	if admitted, _, refused := decisionOf(err); admitted {
 		e.reporter.AllowConn(dir, usefd)
-	case refused:
+	} else if refused {
 		e.reporter.BlockConn(dir, usefd)
 	}
 }
 
 func (e *engine) reportStream(p peer.ID, dir network.Direction, err error) {
-	switch v, _ := decisionOf(err); v {
-	case admitted:
+	if admitted, _, refused := decisionOf(err); admitted {
 		e.reporter.AllowStream(p, dir)
-	case refused:
+	} else if refused {
 		e.reporter.BlockStream(p, dir)
 	}
 }

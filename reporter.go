@@ -117,14 +117,16 @@ func (g *guardedReporter) BlockMemory(size int) {
 	g.tell(func(r MetricsReporter) { r.BlockMemory(size) })
 }
 
-// decisionOf reads a decision from what a call answers: admitted, refused by a
-// limit, or undecided, for the scope was closed or the call was wrong.
-func decisionOf(err error) (verdict, Kind) {
+// decisionOf returns what a MetricsReporter hears of a call that returned err: that it was
+// admitted, or else the kind of the scope or gate whose limit refused it. Neither is so if the
+// scope was closed, or the call was wrong.
+func decisionOf(err error) (admitted bool, by Kind, refused bool) {
+	var e *LimitError
 	if err == nil {
-		return admitted, 0
+		return true, 0, false
 	}
-	if refusal, ok := err.(*LimitError); ok {
-		return refused, refusal.Kind()
+	if e, refused = err.(*LimitError); refused {
+		by = e.Kind()
 	}
-	return undecided, 0
+	return false, by, refused
 }

@@ -478,15 +478,6 @@ func (s *userScope) SetLimit(limit Limit) {
 	}
 }
 
-func (e *engine) reportMemory(size int, err error) {
-	switch v, _ := decisionOf(err); v {
-	case admitted:
-		e.reporter.AllowMemory(size)
-	case refused:
-		e.reporter.BlockMemory(size)
-	}
-}
-
 // recordOpened takes note, for the finder of leaks, of a connection or stream that nobody else
 // knows of yet.
 func (s *userScope) recordOpened(l *leakFinder, p peer.ID) {
@@ -511,4 +502,12 @@ func (s *userScope) recordMoved(l *leakFinder, note func(*openRecord)) {
 func (s *userScope) recordClosed(l *leakFinder) {
 	l.closed(s.num)
 	runtime.KeepAlive(s)
+}
+
+func (e *engine) reportMemory(size int, err error) {
+	if admitted, _, refused := decisionOf(err); admitted {
+		e.reporter.AllowMemory(size)
+	} else if refused {
+		e.reporter.BlockMemory(size)
+	}
 }

@@ -9,28 +9,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 )
 
-func (e *engine) reportProtocol(proto protocol.ID, p peer.ID, err error) {
-	switch v, by := decisionOf(err); {
-	case v == admitted:
-		e.reporter.AllowProtocol(proto)
-	case v == refused && by == KindProtocolPeer:
-		e.reporter.BlockProtocolPeer(proto, p)
-	case v == refused:
-		e.reporter.BlockProtocol(proto)
-	}
-}
-
-func (e *engine) reportService(svc string, p peer.ID, err error) {
-	switch v, by := decisionOf(err); {
-	case v == admitted:
-		e.reporter.AllowService(svc)
-	case v == refused && by == KindServicePeer:
-		e.reporter.BlockServicePeer(svc, p)
-	case v == refused:
-		e.reporter.BlockService(svc)
-	}
-}
-
 // streamScope is a stream: transient until its protocol is known.
 type streamScope struct {
 	userScope
@@ -239,4 +217,26 @@ func (s *streamScope) Done() {
 		}
 	}
 	st.mu.Unlock()
+}
+
+func (e *engine) reportProtocol(proto protocol.ID, p peer.ID, err error) {
+	switch admitted, by, refused := decisionOf(err); {
+	case admitted:
+		e.reporter.AllowProtocol(proto)
+	case refused && by == KindProtocolPeer:
+		e.reporter.BlockProtocolPeer(proto, p)
+	case refused:
+		e.reporter.BlockProtocol(proto)
+	}
+}
+
+func (e *engine) reportService(svc string, p peer.ID, err error) {
+	switch admitted, by, refused := decisionOf(err); {
+	case admitted:
+		e.reporter.AllowService(svc)
+	case refused && by == KindServicePeer:
+		e.reporter.BlockServicePeer(svc, p)
+	case refused:
+		e.reporter.BlockService(svc)
+	}
 }

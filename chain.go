@@ -1,11 +1,10 @@
 package rcmgr
 
-// One operation touches the accounts of its chain. It takes its stripe's lock
-// once, checks them all, then charges them all: nobody ever sees a charge before
-// everything has been checked, so nobody else is refused because of a
-// reservation that never was. What is at hand is checked and charged in one pass
-// (addAllReady); where that does not do, check decides, and draws credit from
-// pools.
+// An operation touches the accounts of its chain. It takes its stripe's lock once, checks
+// all accounts, and then charges all of them. No other operation sees a charge before
+// everything has been checked, so none is refused because of a reservation that is refused
+// itself. addAllReady checks and charges in one pass what needs no pool; everything else is
+// for check, which draws credit from pools.
 
 import (
 	"math"
@@ -22,23 +21,23 @@ const (
 	slotSystem // standard or allowlisted
 	numSlots
 
-	// A peer's part of a service or protocol stands so far before the whole of it.
+	// pairsBefore is how far a peer's part of a service or protocol stands before the whole.
 	pairsBefore = slotProtocol - slotProtocolPeer
 
-	// Who has no protocol yet stands in transient in its place, standard or allowlisted.
+	// What has no protocol yet stands in transient in its place, standard or allowlisted.
 	slotTransient = slotProtocol
 
 	firstShared = slotProtocol
 	numShared   = numSlots - firstShared
 )
 
-// The accounts before those are the kinds of members of which peaks are kept.
+// The slots before the shared ones are those of the members whose peaks are kept.
 var _ [firstShared]Kind = memberKinds
 
 // chain is the accounts above a scope, nil where there is none.
 type chain struct{ at [numSlots]*account }
 
-// peer gives the peer's scope, nil if there is none.
+// peer returns the peer's scope, nil if there is none.
 func (c *chain) peer() *peerScope {
 	if a := c.at[slotPeer]; a != nil {
 		return a.ps
@@ -46,19 +45,19 @@ func (c *chain) peer() *peerScope {
 	return nil
 }
 
-// clear empties the chain. Slot by slot: all at once would go through the garbage
-// collector's hands.
+// clear empties the chain. One store per slot: assigning chain{} would run the bulk write
+// barrier.
 func (c *chain) clear() {
 	c.at[slotPeer], c.at[slotProtocolPeer], c.at[slotServicePeer] = nil, nil, nil
 	c.at[slotProtocol], c.at[slotService], c.at[slotSystem] = nil, nil, nil
 }
 
-// shared gives the part of the chain that consists of shares.
+// shared returns the part of the chain that consists of shares.
 func (c *chain) shared() *[numShared]*account {
 	return (*[numShared]*account)(c.at[firstShared:])
 }
 
-// first is the account on which a span of a peer or of a shared scope stands.
+// first returns the account on which a span of a peer or of a shared scope stands.
 func (c *chain) first() *account {
 	for _, a := range &c.at {
 		if a != nil {
@@ -68,28 +67,26 @@ func (c *chain) first() *account {
 	return nil
 }
 
-// onlyPair returns the slot of a service or protocol and that of the peer's part of it as a
-// chain.
+// onlyPair returns a chain of a service or protocol and of the peer's part of it.
 func (c *chain) onlyPair(slot int) *chain {
 	pair := c.only(slot)
 	pair.at[slot-pairsBefore] = c.at[slot-pairsBefore]
 	return pair
 }
 
-// only gives one slot of a chain as a chain.
+// only returns a chain of one slot.
 func (c *chain) only(slot int) *chain {
 	one := &chain{}
 	one.at[slot] = c.at[slot]
 	return one
 }
 
-// addAllReady charges a request to the whole chain if all of it has that much to
-// spare without asking a pool, and tells whether it did. Credit that lies idle may
-// be spent by every request that may fill half of a limit, for a loose pool has
-// handed out no more than that. It checks and charges in one pass and takes back
-// what did not fit; nobody sees that, for it all is under the stripe's lock. An
-// account that holds more than it may of something that is not asked for has
-// nothing ready either: check tells the two apart.
+// addAllReady charges a request to the whole chain if every account has that much to spare
+// without asking a pool, and reports whether it did. Any request that may fill half of a
+// limit may spend idle credit, because a loose pool has handed out no more than half. It
+// charges as it checks, and takes the charges back at the first account that has too little;
+// the stripe's lock hides that. An account over its limit in another dimension also fails
+// here, and check sorts that out.
 func (c *chain) addAllReady(r *request) bool {
 	for i, a := range &c.at {
 		if a == nil {
@@ -125,8 +122,8 @@ func (c *chain) addAll(r *request) {
 	}
 }
 
-// peerGot keeps the distributions of what peers hold, and the peer's peaks, after it
-// got what a request asked for.
+// peerGot brings the distributions of what peers hold, and the peer's peaks, up to date after
+// the peer got what a request asked for.
 func (st *stripe) peerGot(ps *peerScope, r *request) {
 	if r.count != 0 {
 		st.peerGotUnit(ps, unit{count: 1, dir: r.dir, both: r.both})
@@ -147,9 +144,10 @@ type request struct {
 	priority    uint8
 	grip        grip    // which locks are held while it is decided
 	sharedFirst bool    // a move reports the shared scope before the peer's part of it
-	observed    kindSet // whose limits are not asked, see observe.go
+	observed    kindSet // the kinds whose limits are not asked, see refusing.go
 
-	// Who asks, as far as others are to get something, too; see fairshare.go.
+	// The peer and the subnet that ask, of which ration.go may want to leave something for
+	// others; nil if there is none.
 	asker  *peerScope
 	subnet *fairSubnet
 }
@@ -158,7 +156,7 @@ func memoryRequest(a Admission, size int64, priority uint8) request {
 	return request{memory: size, weight: a.weight(priority), priority: priority}
 }
 
-// fits tells whether a limit admits the request while nothing is held.
+// fits reports whether a limit admits the request while nothing is held.
 func (r *request) fits(limit *amounts) bool {
 	return r.count <= limit[r.dir&dimMask] && r.count <= limit[r.both&dimMask] &&
 		r.fds <= limit[dimFD] && r.memory <= limit[dimMemory]
@@ -174,11 +172,10 @@ type item struct {
 // descriptor.
 const maxItems = 4
 
-// list gives the n things that are asked for, in the order in which they are
-// checked. Where there is room for all of them, nobody needs the list.
+// list returns the n items that are asked for, in the order in which they are checked.
 func (r *request) list() (list [maxItems]item, n int) {
 	if r.memory != 0 || r.count == 0 {
-		list[0] = item{dimMemory, r.memory} // of nothing, too: there may be no room even for that
+		list[0] = item{dimMemory, r.memory} // also of nothing: there may be no room even for that
 		n = 1
 	}
 	if r.count != 0 {
@@ -193,7 +190,7 @@ func (r *request) list() (list [maxItems]item, n int) {
 	return list, n
 }
 
-// askThrough notes on whose behalf a chain is asked: for its peer, if it has one.
+// askThrough notes the peer on whose behalf a chain is asked, if the chain has one.
 func (r *request) askThrough(c *chain) {
 	ps := c.peer()
 	if ps == nil {
@@ -205,7 +202,7 @@ func (r *request) askThrough(c *chain) {
 	}
 }
 
-// bound gives the most that an account may hold after it got an item of this request.
+// bound returns the most that an account may hold once it has an item of this request.
 func (r *request) bound(e *engine, a *account, it item) int64 {
 	most := r.threshold(e, a, it.d)
 	if a.kind <= KindTransient && !r.observed.has(a.kind) && e.rations(r) {
@@ -214,7 +211,7 @@ func (r *request) bound(e *engine, a *account, it item) int64 {
 	return most
 }
 
-// threshold returns how much of a limit requests like this one may fill, whoever asks.
+// threshold returns how much of a limit a request like this one may fill, whichever peer asks.
 func (r *request) threshold(e *engine, a *account, d dim) int64 {
 	if r.observed.has(a.kind) {
 		return math.MaxInt64
@@ -225,15 +222,15 @@ func (r *request) threshold(e *engine, a *account, d dim) int64 {
 	return e.most(a.kind, a.limit(), d)
 }
 
-// exact tells whether a request has to be decided on the sum even where the
-// stripe holds credit for it: half of the limit may be too much for it, or it
-// asks for nothing and wants to know whether there is room.
+// exact reports whether a request has to be decided on the sum even though the stripe holds
+// credit for it. It may not fill half of the limit, or it asks for nothing, in order to learn
+// whether there is room.
 func (r *request) exact(it item) bool {
 	return it.d == dimMemory && (r.weight < fullWeight/2 || it.n == 0)
 }
 
-// mayBeReady tells whether what an account has ready decides: all of its limit
-// is there for the request, and it asks for something.
+// mayBeReady reports whether what an account has ready can decide the request: it may fill all
+// of a limit, and it asks for something.
 func (r *request) mayBeReady() bool {
 	return r.weight == fullWeight && r.memory|r.count != 0
 }
@@ -248,7 +245,7 @@ func (st *stripe) take(c *chain, r *request) (verdict, *noted) {
 	}
 }
 
-// takeOnce is take by the limits that the request has to fit now.
+// takeOnce is take with the limits that are not observed for this request.
 func (st *stripe) takeOnce(c *chain, r *request) (verdict, *noted) {
 	if !r.mayBeReady() || !c.addAllReady(r) {
 		if v, why := st.check(c, r); v != admitted {
@@ -299,10 +296,10 @@ func (st *stripe) checkPrivate(c *chain, r *request) *noted {
 	return nil
 }
 
-// shares is the shares of a chain that lack credit for a request, by slot.
+// shares has the shares of a chain that lack credit for a request, by slot.
 type shares [numShared]*share
 
-// lacking finds the shares that have to ask their pools.
+// lacking returns the shares that have to ask their pools.
 func (c *chain) lacking(r *request) (list shares, some bool) {
 	items, n := r.list()
 	for i, a := range c.shared() {
@@ -318,7 +315,7 @@ func (c *chain) lacking(r *request) (list shares, some bool) {
 	return list, some
 }
 
-// What checkShared is called for: only to ask, or to get the credit that is lacking, too.
+// checkShared only asks, or also draws the credit that is lacking.
 const (
 	onlyAsk = false
 	andDraw = true
@@ -327,7 +324,7 @@ const (
 // checkShared decides for the shared accounts.
 func (st *stripe) checkShared(c *chain, r *request, draw bool) (verdict, *noted) {
 	if r.grip == oneStripe {
-		// First a look without a lock: what one loaded word refuses is refused.
+		// First without the drawing lock: a refusal by one loaded word is final.
 		if v, why := st.judge(c, r, onlyAsk); v != admitted || !draw {
 			return v, why
 		}
@@ -351,10 +348,10 @@ func (st *stripe) checkShared(c *chain, r *request, draw bool) (verdict, *noted)
 	return v, why
 }
 
-// judge decides for every share that lacks credit, first in the order of the
-// chain. With draw, the drawing lock is held and it has been decided that everything fits:
-// it draws, and does not ask again what a peer or subnet may have. What others of its
-// subnet hold may have changed in between, for that is counted without this lock.
+// judge decides for every share that lacks credit, in the order of the chain. With draw, the
+// drawing lock is held and everything is known to fit, so judge draws and does not ask again
+// what the peer or the subnet may have: that may have changed in between, since what a
+// subnet holds is counted without this lock.
 func (st *stripe) judge(c *chain, r *request, draw bool) (verdict, *noted) {
 	items, n := r.list()
 	for _, a := range c.shared() {
@@ -388,8 +385,8 @@ func (st *stripe) judge(c *chain, r *request, draw bool) (verdict, *noted) {
 	return admitted, nil
 }
 
-// settle decides on the exact sums, under all stripe locks, and gets the credit
-// that is lacking by calling in what lies idle.
+// settle decides on the exact sums, under all stripe locks. With draw, it gets the credit that
+// is lacking by calling in credit that lies idle.
 func (st *stripe) settle(list *shares, r *request, draw bool) *noted {
 	items, n := r.list()
 	st.settled++
@@ -406,9 +403,9 @@ func (st *stripe) settle(list *shares, r *request, draw bool) *noted {
 				continue
 			}
 			if !r.exact(it) {
-				// A pool of which more than a quarter is used becomes tight, so that
-				// the next refusal is cheap. Below, only requests for most of a
-				// limit at once are refused; each of them is decided here.
+				// A pool of which more than a quarter is used becomes tight, so that the next
+				// refusal is cheap. Below a quarter, only a request for most of a limit at
+				// once is refused, and each of those is decided here.
 				sh.pool.recall(it.d, 0)
 			}
 			return st.refuse(r, &sh.account, it, used)
@@ -443,24 +440,24 @@ func (u *held) refund(r *request) {
 	u.memory -= r.memory
 }
 
-// stand puts what is new into a transient and a system scope.
+// stand puts a new connection or stream into a transient and a system scope.
 func (c *chain) stand(transient, system *share) {
 	c.at[slotTransient], c.at[slotSystem] = &transient.account, &system.account
 }
 
-// short tells how much credit is lacking.
+// short returns how much credit is lacking.
 func (sh *share) short(it item) int64 {
 	d := it.d & dimMask
 	return max(0, it.n-(sh.credit[d]-sh.use.of(d)))
 }
 
-// lacks tells whether the pool has to be asked.
+// lacks reports whether the pool has to be asked.
 func (sh *share) lacks(r *request, it item) bool {
 	return it.n > sh.credit[it.d]-sh.use.of(it.d) || r.exact(it)
 }
 
-// drawSettled hands out what is short, and calls in what lies idle where that
-// would pass half of the limit. All stripe locks are held.
+// drawSettled hands out what is short. If that would pass half of the limit, it calls in the
+// credit that lies idle. All stripe locks are held.
 func (sh *share) drawSettled(it item, short int64) {
 	l := sh.pool.tally(it.d)
 	if !l.tight && short <= l.limit/2-l.handed {

@@ -21,11 +21,11 @@ var (
 	_ ResourceScopeLimiter        = (*connScope)(nil)
 )
 
-// conn gives what the engine keeps of the connection, while it is not done. The lock of
-// its stripe is held.
+// state returns what the engine keeps of the connection while it is not done. The lock of its
+// stripe is held.
 func (c *connScope) state() *connState { return c.h.tree.connState }
 
-// PeerScope gives the scope of the connection's peer, or nil before SetPeer.
+// PeerScope returns the scope of the connection's peer, or nil before SetPeer.
 func (c *connScope) PeerScope() network.PeerScope {
 	st := c.h.tree.lock()
 	defer st.unlock()
@@ -67,8 +67,8 @@ func (c *connScope) setPeer(e *engine, p peer.ID) error {
 	return err
 }
 
-// enterGates is for a connection for which the allowlist opened the gates, and that turns
-// out to be somebody else's.
+// enterGates asks the gates for a connection that the allowlist let past them, but whose peer
+// is not the one that the allowlist names.
 func (c *connScope) enterGates(e *engine, p *gatePass) error {
 	o, remote, err := c.copied()
 	if err != nil {
@@ -85,8 +85,8 @@ func (c *connScope) enterGates(e *engine, p *gatePass) error {
 	return nil
 }
 
-// copied returns what the connection is, and the address of its far end, an invalid one if
-// that has none, if the connection can still be given a peer.
+// copied returns a copy of the connection, and the address of its far end, which is invalid if
+// that has none. It is an error if the connection can no longer be given a peer.
 func (c *connScope) copied() (o opening, remote netip.Addr, err error) {
 	st := c.h.tree.lock()
 	defer st.unlock()
@@ -100,13 +100,13 @@ func (c *connScope) copied() (o opening, remote netip.Addr, err error) {
 	return opening{kind: h.kind, unit: h.unit, limit: h.limit, cost: h.use, num: h.num, moves: true}, remote, nil
 }
 
-// allowlisted tells whether the connection is charged to the allowlisted scopes. The lock
+// allowlisted reports whether the connection is charged to the allowlisted scopes. The lock
 // of its stripe is held.
 func (c *connScope) allowlisted() bool {
 	return c.h.tree.chain.at[slotSystem].kind == KindAllowlistedSystem
 }
 
-// mayMove tells whether the connection can still be given a peer.
+// mayMove returns an error if the connection can no longer be given a peer.
 func (c *connScope) mayMove(st *stripe) error {
 	err := c.checkOpen(st)
 	if err == nil && c.peer != nil {
@@ -115,15 +115,15 @@ func (c *connScope) mayMove(st *stripe) error {
 	return err
 }
 
-// move is where a connection is to go.
+// move says where a connection is to go.
 type move struct {
 	to      *stripe
-	trusted bool     // the allowlist means this peer at this address
-	gates   gating   // whether the gates have to be asked, because it does not
-	pass    gatePass // what they gave
+	trusted bool     // the allowlist covers this peer at this address
+	gates   gating   // whether the gates have to be asked, if it does not
+	pass    gatePass // what the gates gave
 }
 
-// gating is how far a connection that moves has got with the gates.
+// gating is the progress of a moving connection at the gates.
 type gating uint8
 
 func (c *connScope) moveTo(p peer.ID, mv *move) error {
@@ -152,7 +152,7 @@ func (c *connScope) moveTo(p peer.ID, mv *move) error {
 		}
 		v, err := c.moveLocked(from, ps, mv, g)
 		if v != admitted {
-			mv.to.enqueue(&ps.account) // it may have been made for this
+			mv.to.enqueue(&ps.account) // it may have been made for this connection
 		}
 		return v, err
 	})
@@ -201,8 +201,8 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, g grip) (v
 	return admitted, nil
 }
 
-// takeNewPlace charges the connection to where it is to go, as far as it does not
-// stand there already.
+// takeNewPlace charges the connection to the accounts of its new place in which it does not
+// stand already.
 func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted bool, g grip) (verdict, error) {
 	total := c.h.total()
 	total.grip = g
@@ -230,15 +230,16 @@ func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted bool, g grip
 	return v, to.refusal(why, c.asked(), &total)
 }
 
-// countNear counts the connection for its subnet, in the scopes where it stands now.
+// countSubnet adds by connections to what the subnet of the connection holds of the scopes
+// that the connection stands in now.
 func (c *connScope) countSubnet(by int64) {
 	if subnet := c.state().subnet; subnet != nil {
 		countConn(&c.h.tree.chain, c.h.unit, subnet, by)
 	}
 }
 
-// takeStranger is take for a connection that is not whom the allowlist meant: it has
-// to fit the standard scopes, also transient, though it does not stay there.
+// takeStranger is take for a connection whose peer is not the one that the allowlist names. It
+// has to fit the standard scopes, transient included, although it does not stay in transient.
 func (st *stripe) takeStranger(target *chain, r *request) (verdict, *noted) {
 	var standard chain
 	standard.stand(st.fixed[KindTransient], st.fixed[KindSystem])
@@ -256,10 +257,11 @@ func (st *stripe) takeStranger(target *chain, r *request) (verdict, *noted) {
 	}
 }
 
-// carry moves the connection's use of its system scope to the scope's share in another
-// stripe. If it holds no memory, and there lies idle credit for all that it counts in, it
-// stands on that; else it takes its own along. If all did, the credit would gather in the
-// stripes of those who come and go the most, and be drawn anew where they open.
+// carry moves the connection's use of its system scope to the scope's share in another stripe,
+// and returns that share. If the connection holds no memory and the share has idle credit for
+// it, it stands on that. Otherwise it takes its own credit along. If every connection did, the
+// credit would gather in the stripes of the busiest peers, and would have to be drawn again in
+// the stripes where connections open.
 func (c *connScope) carry(from, to *stripe) *share {
 	h := c.h
 	here := h.tree.chain.at[slotSystem].share
@@ -279,8 +281,7 @@ func (c *connScope) carry(from, to *stripe) *share {
 	return there
 }
 
-// Done releases the connection and everything that it holds. Again, it does
-// nothing.
+// Done releases the connection and everything that it holds. A second call does nothing.
 func (c *connScope) Done() {
 	tree := c.h.tree
 	st := tree.follow(tree.at.Load().lockNow())
@@ -312,13 +313,13 @@ func (c *connScope) Done() {
 }
 
 const (
-	notDue gating = iota // as far as is known
+	notDue gating = iota // as far as is known now
 	due
 	passed
 )
 
-// refuseForMemory refuses to go on with a connection that the allowlist had let in
-// for somebody else.
+// refuseForMemory refuses, for the sake of the process's memory, a connection that the
+// allowlist let in for another peer.
 func (c *connScope) refuseForMemory() error {
 	st := c.h.tree.lock()
 	defer st.unlock()

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// The engine is what decides: the stripes, the scopes that all peers share, and what else
-// each decision reads. A Manager is an engine with a front door and watchers; the engine
-// knows nothing of those.
+// The engine decides: it has the stripes, the scopes that all peers share, and everything
+// else that a decision reads. A Manager is an engine with a door for the host and with
+// views on what it does; the engine knows neither.
 
 // engine is the part of a Manager that decides and accounts.
 type engine struct {
@@ -23,21 +23,21 @@ type engine struct {
 	idleConns sync.Pool // of *holder: they wait for the next connections; see lockIdle
 	dir       directory
 	drawing   drawingLock
-	members   memberHistory // the most that any one has held
+	members   memberHistory // the most that any one member has held
 	fixed     [KindAllowlistedTransient + 1]*pool
 	limits    atomic.Pointer[limitBook] // in force; see setlimits.go
 	classes   classLimits               // in force
 	admission Admission
 	newcomers bool
-	fair      *fairShare // nil: nobody has a share
+	fair      *fairShare // nil: no scope has shares
 	allowlist *Allowlist
-	observed  observedKinds        // whose limits refuse nothing; see observe.go
+	observed  observedKinds        // the kinds whose limits refuse nothing
 	gates     atomic.Pointer[gate] // in force; see gateswap.go
-	trace     *tracer              // nil: nobody listens
-	reporter  MetricsReporter      // nil: nobody is told of decisions
+	trace     *tracer              // nil: nothing is traced
+	reporter  MetricsReporter      // nil: decisions are not reported
 	leaks     *leakFinder          // nil: no records of what is open
-	pressure  *pressure            // nil: the process's memory is not looked at
-	noting    bool                 // refusals are logged: remarks on them are kept
+	pressure  *pressure            // nil: the process's memory does not matter
+	noting    bool                 // refusals are logged, so remarks on them are kept
 
 	lastID     atomic.Int64
 	callerBugs atomic.Uint64
@@ -45,8 +45,9 @@ type engine struct {
 	ended      atomic.Bool    // Close has begun
 }
 
-// grip says which locks a decision holds. Under that of one stripe, what shared scopes hold
-// is known within bounds; under those of all, it is known exactly, and every decision is final.
+// grip is the set of stripe locks that a decision holds. Under the lock of one stripe, what
+// a shared scope holds is known within bounds. Under all of them it is known exactly, and
+// every decision is final.
 type grip uint8
 
 const (
@@ -54,11 +55,11 @@ const (
 	allStripes
 )
 
-// decide calls try until it comes to a verdict. try takes the locks that it is told, and
-// releases them again. It looks limits up by the book in force; what that cannot tell by
-// itself, try has to be given, as fetched from the same book, and is unknown otherwise. Then
-// the Limiter is asked, without a lock. Where try is undecided, it is called with all locks
-// from then on.
+// decide calls try until it admits or refuses, or fails. try takes the locks of the grip that
+// it is given, and releases them. If it returns undecided, it is called again with all locks.
+// If it returns unknown, a limit is missing that the book in force does not have itself:
+// decide fetches it without a lock and calls try again with what was fetched. try uses that
+// only while the same book is in force.
 func decide[T any](e *engine, fetch func(*limitBook) (fetched[T], error), try func(grip, fetched[T]) (verdict, error)) error {
 	var f fetched[T]
 	for g := oneStripe; ; {
@@ -76,7 +77,7 @@ func decide[T any](e *engine, fetch func(*limitBook) (fetched[T], error), try fu
 	}
 }
 
-// nothing is decide's fetch where there is nothing to ask a Limiter for.
+// nothing is the fetch for a decision that needs no limit from a Limiter.
 func nothing(*limitBook) (f fetched[struct{}], err error) { return f, nil }
 
 // peerLimit returns the limit of a peer by the book in force, or nil if its Limiter has to
@@ -106,8 +107,8 @@ func (e *engine) streamLimit(f fetched[openingLimits]) *amounts {
 	return nil
 }
 
-// build makes the stripes and the four scopes that are always there. A trace begins with
-// these.
+// build makes the stripes and the four scopes that are always there, which are the first
+// events of a trace.
 func (e *engine) build() {
 	e.dir.mu.services = make(map[string]*pool)
 	e.dir.mu.protocols = make(map[string]*pool)
@@ -133,8 +134,8 @@ func (e *engine) makePool(kind Kind, name string, limit, pairLimit amounts) *poo
 	return p
 }
 
-// newPool makes the scope of a service or protocol; nobody knows of it yet.
-// The limiter is asked, so no lock may be held.
+// newPool makes the scope of a service or protocol. It is not in the directory yet. The
+// Limiter may be asked, so no lock may be held.
 func (e *engine) newPool(kind Kind, name string) (*pool, error) {
 	book := e.limits.Load()
 	f, err := book.fetchShared(kind, name)
@@ -147,7 +148,7 @@ func (e *engine) newPool(kind Kind, name string) (*pool, error) {
 	return p, nil
 }
 
-// readLimit reads a limit that somebody sets at run time.
+// readLimit reads the limit of a call to SetLimit. An invalid one is a caller's bug.
 func (e *engine) readLimit(scope *scopeName, limit Limit) (*amounts, bool) {
 	if err := checkLimit(scope.String(), limit); err != nil {
 		e.reportBug("a limit that is none was set", "scope", scope.String(), "err", err)
@@ -157,25 +158,26 @@ func (e *engine) readLimit(scope *scopeName, limit Limit) (*amounts, bool) {
 	return &a, true
 }
 
-// reportRelease says that a scope was asked to release what it did not hold.
+// reportRelease reports that a scope was to release memory that was not reserved at it.
 func (e *engine) reportRelease(scope scopeName, excess int64) {
 	e.reportBug("memory was released that had not been reserved at the scope",
 		"scope", scope.String(), "excess", loggedAmount{dimMemory, excess})
 }
 
-// reportBug counts a caller's bug, and logs it unless another one was logged
-// shortly before. No lock is held.
+// reportBug counts a caller's bug, and logs it unless another one was logged shortly
+// before. No lock is held.
 func (e *engine) reportBug(msg string, args ...any) {
 	n := e.callerBugs.Add(1)
 	tell := false
-	e.bugLog.Do(func() { tell = true }) // under a lock of its own: nothing is logged there
+	e.bugLog.Do(func() { tell = true }) // it holds a lock of its own, so the line is logged after it
 	if tell {
 		log.Warn("BUG of a caller: "+msg, append(args, "bugs", n)...)
 	}
 }
 
-// stripeOf returns the stripe that a peer belongs to; who puts something into it has to wake
-// it. What an ID ends with is a key, or a hash of one: that is enough to tell peers apart.
+// stripeOf returns the stripe that a peer belongs to. A caller that puts something into it
+// has to wake it. An ID ends with a key or the hash of one, which is enough to tell peers
+// apart.
 func (e *engine) stripeOf(p peer.ID) *stripe {
 	const enough = 16
 	var end subnetKey
@@ -188,7 +190,7 @@ func (e *engine) stripeOf(p peer.ID) *stripe {
 	return &e.stripes[e.secret.of(end)>>32&uint64(len(e.stripes)-1)]
 }
 
-// anyStripe returns a stripe, ready for use, for what has no peer, or has none yet.
+// anyStripe returns a random stripe, ready for use, for what has no peer.
 func (e *engine) anyStripe() *stripe {
 	return e.stripes[rand.Uint64()&uint64(len(e.stripes)-1)].awake()
 }
@@ -205,12 +207,12 @@ func (e *engine) unlockAll() {
 	}
 }
 
-// inOneCut runs f under all stripe locks: what it sees belongs together.
+// inOneCut runs f under all stripe locks, so that everything that f sees belongs to one instant.
 func (e *engine) inOneCut(f func()) {
 	e.lockAll()
 	defer e.unlockAll()
 	f()
 }
 
-// gate gives the gates in force.
+// gate returns the gates in force.
 func (e *engine) gate() *gate { return e.gates.Load() }

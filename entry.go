@@ -1,8 +1,8 @@
 package rcmgr
 
-// What a connection passes before any scope is asked: the memory of the process, the
-// allowlist and the gates. A glance at scopes that are full comes before the gates, so that
-// what would be refused anyway costs no subnet anything.
+// What a connection passes before any scope is asked: the memory of the process, the allowlist
+// and the gates. A glance at the scopes comes before the gates: a connection for which there
+// is no room anyway takes no token of its subnet.
 
 import (
 	"net"
@@ -11,9 +11,9 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 )
 
-// passEntry decides whether a connection may ask the scopes. The allowlist may mean its address
-// alone, which opens the gates to it, or name a peer that may come from there: then it is on
-// trial until its peer is known. What the gates gave is written to p.
+// passEntry decides whether a connection may ask the scopes. If the allowlist covers its
+// address, it passes the gates unasked. If the allowlist names a peer at that address, it
+// passes, too, but is on trial until its peer is known. What the gates gave is written to p.
 func (e *engine) passEntry(o *opening, remote endpoint, trusts trust, p *gatePass) error {
 	if trusts == noTrust && e.pressure.refuses(o.dir) {
 		if err := e.refuseForMemory(o); err != nil {
@@ -30,8 +30,9 @@ func (e *engine) passEntry(o *opening, remote endpoint, trusts trust, p *gatePas
 	return e.passGates(o, remote, p)
 }
 
-// passGates asks the gates in order: is there any room at all, has the subnet room, is it
-// slow enough. What the first refuses leaves no trace in the others.
+// passGates asks in order whether there is room at all, whether the subnet has room, and
+// whether connections from it come slowly enough. A refusal by one leaves no trace in the
+// others.
 func (e *engine) passGates(o *opening, remote endpoint, p *gatePass) error {
 	if e.fixed[KindTransient].seemsFullFor(o.unit) || e.fixed[KindSystem].seemsFullFor(o.unit) {
 		o.subnet = e.fair.enter(remote.addr, o.dir)
@@ -50,8 +51,7 @@ func (e *engine) passGates(o *opening, remote endpoint, p *gatePass) error {
 	return nil
 }
 
-// refusedAtGate returns as an error that a gate refused a connection. It has been counted
-// there.
+// refusedAtGate returns the error for a connection that a gate refused. The gate has counted it.
 func (e *engine) refusedAtGate(o *opening, why *LimitError) error {
 	if e.ended.Load() {
 		return errClosed
@@ -74,7 +74,7 @@ func (st *stripe) glance(o *opening) error {
 		if !full || observed.has(k) {
 			continue
 		}
-		st.number(o) // its own limit may refuse it, and is named by it
+		st.number(o) // its own limit may refuse it, and is named after it
 		o.cost = st.engine.classes.connCost
 		r := o.total()
 		r.observed = observed
@@ -82,7 +82,7 @@ func (st *stripe) glance(o *opening) error {
 		if why == nil {
 			var v verdict
 			if v, why = st.checkFirst(&r); v == undecided {
-				return nil // it may be refused for its cost
+				return nil // its cost may be what is refused
 			}
 		}
 		if why == nil {
@@ -93,8 +93,8 @@ func (st *stripe) glance(o *opening) error {
 	return nil
 }
 
-// checkFirst decides by the standard scopes about a connection that one of them is full for,
-// as far as something else may come first: what it costs in memory, or a share.
+// checkFirst decides what comes before a full scope: whether the standard scopes admit what the
+// connection costs in memory, and what its subnet may have.
 func (st *stripe) checkFirst(r *request) (verdict, *noted) {
 	if r.memory == 0 && !st.engine.rations(r) {
 		return admitted, nil
@@ -104,26 +104,26 @@ func (st *stripe) checkFirst(r *request) (verdict, *noted) {
 	return st.checkShared(&c, r, onlyAsk)
 }
 
-// VerifySourceAddress tells a transport whether to make sure of a source
-// address before it spends anything on the connection: when the address's
-// subnet has come often lately, and when more than half of the transient scope's
-// inbound connections are taken, whoever asks.
+// VerifySourceAddress reports whether a transport should verify a source address before it
+// spends anything on the connection. It should if connections from the address's subnet have
+// come often lately, and, for every address, if more than half of the transient scope's
+// inbound connections are taken.
 func (m *Manager) VerifySourceAddress(addr net.Addr) bool {
 	return m.halfConnected() || m.gate().suspicious(addr)
 }
 
-// halfConnected reports whether transient holds more than half of the inbound
-// connections that it may. A loose pool never does, and the word of a tight one says what is
-// used. It is asked for each packet that begins a connection, and takes no lock.
+// halfConnected reports whether transient holds more than half of its limit on inbound
+// connections. A loose pool never does, and the word of a tight one is the exact use. It is
+// called for each packet that begins a connection, and takes no lock.
 func (e *engine) halfConnected() bool {
 	p := e.fixed[KindTransient]
 	w := p.word[dimConnsIn].Load()
 	return w&tightMark != 0 && int64(w>>1) > p.limitCopy.Load()[dimConnsIn]/2
 }
 
-// enterGates asks the gates in force for a connection from addr, or tells why not.
-// Without an address there is nothing to ask. d is inbound connections, or outbound
-// ones. What was given is written to p.
+// enterGates asks the gates in force for a connection from addr, and returns the refusal, nil
+// if there is none. Without an address there is nothing to ask. d is inbound or outbound
+// connections. What the gates gave is written to p.
 func (e *engine) enterGates(addr netip.Addr, d dim, p *gatePass) *LimitError {
 	for {
 		g := e.gate()
@@ -134,7 +134,7 @@ func (e *engine) enterGates(addr netip.Addr, d dim, p *gatePass) *LimitError {
 		if ok || why != nil {
 			return why
 		}
-		// They had retired: others are in force.
+		// These gates have retired, and others are in force.
 	}
 }
 
@@ -149,9 +149,8 @@ func (e *engine) refuseForMemory(o *opening) error {
 	return st.refuseForMemory(o, nil)
 }
 
-// refuseForMemory refuses a peer's stream or a connection for the sake of the process's
-// memory. Where memory is only observed, it counts that, and refuses nothing. The stripe's
-// lock is held.
+// refuseForMemory refuses a stream or a connection for the sake of the process's memory. If
+// memory is only observed, it counts that, and returns nil. The stripe's lock is held.
 func (st *stripe) refuseForMemory(o *opening, asker *peerScope) error {
 	r := o.total()
 	r.asker = asker
@@ -163,7 +162,7 @@ func (st *stripe) refuseForMemory(o *opening, asker *peerScope) error {
 	return st.refuseOpening(why, o, &r)
 }
 
-// onlyObserves reports whether memory refuses nothing, and counts what was noted if so.
+// onlyObserves reports whether memory is only observed, and counts the refusal if so.
 func (st *stripe) onlyObserves(why *noted) bool {
 	if !st.engine.observed.load().has(KindProcess) {
 		return false

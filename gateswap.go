@@ -1,16 +1,15 @@
 package rcmgr
 
-// Other gates while the manager runs. They are made anew, and take over how many
-// connections each subnet has: those that leave the last gates later leave their
-// heirs, too. Tokens are not taken over, so how fast connections come is counted
-// from anew.
+// Other gates while the manager runs. They are made anew and take over the number of
+// connections of each subnet. A connection that leaves the last gates later leaves the new
+// ones, too. Tokens are not taken over: how fast connections come is counted anew.
 
 import (
 	"reflect"
 )
 
-// makeGates makes the gates that limits and options ask for, or gives those in
-// force if they are the same.
+// makeGates returns the gates that limits and options ask for: new ones, or those in force if
+// they are the same.
 func (m *Manager) makeGates(limits Limiter) (*gate, error) {
 	cfg, err := m.options.gateConfig(limits)
 	if err != nil {
@@ -27,9 +26,9 @@ func (m *Manager) makeGates(limits Limiter) (*gate, error) {
 	return g, nil
 }
 
-// swapGates puts the next gates in the place of the last ones. m.changing is held.
-// All locks of the last gates are taken, and under them those of the next, which
-// nobody else knows yet.
+// swapGates puts the next gates in the place of the last ones. Manager.changing is held. It
+// takes all locks of the last gates, and under them those of the next, which no other
+// goroutine has yet.
 func (e *engine) swapGates(next *gate) {
 	last := e.gate()
 	if last == next {

@@ -1,7 +1,7 @@
 package rcmgr
 
-// How connections and streams come to be: past the allowlist and the gates,
-// through the scopes that all of them stand in.
+// How connections and streams are opened. A connection passes the allowlist and the gates
+// first (entry.go); both then ask the scopes that they are to stand in.
 
 import (
 	"github.com/libp2p/go-libp2p/core/network"
@@ -11,11 +11,11 @@ import (
 
 // OpenConnection admits a connection into the transient scope, or refuses it with a
 // *LimitError. After Close, the error matches network.ErrResourceScopeClosed.
-// usefd says whether the connection takes a file descriptor; endpoint is the far
-// end, and may be nil.
+// usefd says whether the connection takes a file descriptor. endpoint is the address of the
+// far end, and may be nil.
 func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint multiaddr.Multiaddr) (network.ConnManagementScope, error) {
 	remote := endpointOf(endpoint)
-	usefd = usefd && !remote.relayed // the descriptor is that of the connection to the relay
+	usefd = usefd && !remote.relayed // the connection to the relay has the descriptor
 	c, err := m.openConnection(dir, usefd, remote)
 	if m.reporter != nil {
 		m.reportConn(dir, usefd, err)
@@ -28,7 +28,7 @@ func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint mul
 }
 
 func (e *engine) openConnection(dir network.Direction, usefd bool, remote endpoint) (*connScope, error) {
-	var o opening // field by field: a literal would be made elsewhere, and copied
+	var o opening // set field by field: a literal would be built in a temporary and copied
 	o.kind, o.unit, o.limit = KindConn, unitOf(KindConn, dir, usefd), &e.classes.conn
 	if remote.addr.IsValid() {
 		o.marks |= located
@@ -53,7 +53,7 @@ func (e *engine) openConnection(dir network.Direction, usefd bool, remote endpoi
 		return nil, err
 	}
 	scope := &connScope{userScope: userScope{h, o.num}}
-	state := scope.state() // without a lock: nobody else has it, and whoever had the holder before does not look
+	state := scope.state() // without a lock: nobody else has this scope, and older handles do not read it
 	state.remote, state.gate, state.subnet = pass.key, pass.conns, o.subnet
 	if pass.key == (subnetKey{}) && o.marks.has(located) {
 		state.remote = keyOf(remote.addr)
@@ -64,8 +64,7 @@ func (e *engine) openConnection(dir network.Direction, usefd bool, remote endpoi
 	return scope, nil
 }
 
-// openConnectionSlowly makes h a connection where not everything is at hand. Its stripe is
-// locked.
+// openConnectionSlowly is the general way to make h a connection. Its stripe is locked.
 func (e *engine) openConnectionSlowly(st *stripe, h *holder, o *opening, fallBack bool) error {
 	lock := firstLock{st, true}
 	return decide(e, nothing, func(g grip, _ fetched[struct{}]) (verdict, error) {
@@ -109,21 +108,21 @@ func (e *engine) openStream(p peer.ID, dir network.Direction) (*streamScope, err
 	return e.newStream(st, h, &o, ps), nil
 }
 
-// openStreamReady opens a stream of a peer that is known where all that it takes is at hand;
-// if not, it changes nothing.
+// openStreamReady is the short way to open a stream: it works if the peer is known and
+// everything that the stream takes is at hand. If not, it changes nothing.
 func (st *stripe) openStreamReady(ps *peerScope, o *opening) bool {
 	o.limit, o.cost = st.engine.streamLimit(fetched[openingLimits]{}), st.engine.classes.streamCost
 	o.chain.at[slotPeer] = &ps.account
 	return o.limit != nil && !st.engine.pressure.refuses(o.dir) && st.openReady(o)
 }
 
-// openStreamSlowly is openStream where not everything is at hand. The stripe is locked.
+// openStreamSlowly is the general way to open a stream. The stripe is locked.
 func (e *engine) openStreamSlowly(st *stripe, p peer.ID, o *opening) (scope *streamScope, err error) {
 	lock, newPeer := firstLock{st, true}, false
 	err = decide(e, func(b *limitBook) (fetched[openingLimits], error) { return b.fetchOpening(p, newPeer) },
 		func(g grip, f fetched[openingLimits]) (verdict, error) {
 			lock.take(g)
-			if st.closed { // before a scope is made that nobody collects any more
+			if st.closed { // before a scope is made that no worker would collect
 				st.unlockAs(g)
 				return refused, errClosed
 			}
@@ -140,7 +139,7 @@ func (e *engine) openStreamSlowly(st *stripe, p peer.ID, o *opening) (scope *str
 				v, err = st.openStreamOf(ps, o, g)
 			}
 			if v != admitted {
-				st.enqueue(&ps.account) // it may have been made for this
+				st.enqueue(&ps.account) // it may have been made for this stream
 				st.unlockAs(g)
 				return v, err
 			}
@@ -152,8 +151,8 @@ func (e *engine) openStreamSlowly(st *stripe, p peer.ID, o *opening) (scope *str
 	return scope, err
 }
 
-// openStreamOf admits a stream of a peer, unless the memory of the process or a limit
-// refuses it.
+// openStreamOf opens a stream of a peer, unless the memory of the process or a limit refuses
+// it.
 func (st *stripe) openStreamOf(ps *peerScope, o *opening, g grip) (verdict, error) {
 	e := st.engine
 	if g == oneStripe && e.pressure.refuses(o.dir) && ps.trusted == 0 && !e.allowlist.allowsPeer(ps.id) {
@@ -164,7 +163,7 @@ func (st *stripe) openStreamOf(ps *peerScope, o *opening, g grip) (verdict, erro
 	return st.open(o, ps.trusted > 0, g)
 }
 
-// newStream returns the scope of a stream that was admitted, in a new holder if it has none.
+// newStream returns the scope of a stream that was admitted. A nil h is a new holder.
 func (e *engine) newStream(st *stripe, h *holder, o *opening, ps *peerScope) *streamScope {
 	if h == nil {
 		t := &top{}
@@ -178,8 +177,8 @@ func (e *engine) newStream(st *stripe, h *holder, o *opening, ps *peerScope) *st
 	return scope
 }
 
-// open charges what is to be opened to the standard scopes, or if they refuse it and it may
-// fall back, to the allowlisted ones.
+// open charges a connection or stream to the standard scopes. If they refuse it and it may fall
+// back, it is charged to the allowlisted ones.
 func (st *stripe) open(o *opening, fallBack bool, g grip) (verdict, error) {
 	if st.openReady(o) {
 		return admitted, nil

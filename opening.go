@@ -1,23 +1,23 @@
 package rcmgr
 
-// What a connection or stream is before it is open: a value that is checked, charged and
-// then becomes a holder. Holders serve again and again: those of streams wait in their
-// stripe, those of connections on their processor.
+// A connection or stream before it is open: a value that is checked and charged, and then
+// becomes a holder. Holders are used again. Those of streams wait in their stripe, those of
+// connections in a sync.Pool, which is one list for each processor.
 
 // opening is a connection or stream that is to be opened, or a connection that is to move.
 type opening struct {
 	kind Kind
 	unit
 	limit  *amounts    // of the connection or stream itself
-	cost   int64       // bytes that it holds by itself
+	cost   int64       // bytes that it takes by itself
 	num    int64       // of the connection or stream; 0 until it has one
 	marks  mark        // of a connection
 	subnet *fairSubnet // that a connection counts for; may be nil
-	moves  bool        // it is open
+	moves  bool        // it is open already
 	chain  chain       // the accounts that it stands on
 }
 
-// total is everything that it asks for.
+// total returns everything that it asks for.
 func (o *opening) total() request {
 	r := o.request(o.cost)
 	r.subnet = o.subnet
@@ -26,8 +26,8 @@ func (o *opening) total() request {
 
 func (o *opening) name() scopeName { return scopeName{kind: o.kind, num: o.num} }
 
-// openReady opens a connection or stream that costs nothing but itself, where that is
-// at hand everywhere, in the standard scopes; if not, it changes nothing.
+// openReady is the short way to open a connection or stream in the standard scopes: it works if
+// that costs no memory, and there is room at hand in every account. If not, it changes nothing.
 func (st *stripe) openReady(o *opening) bool {
 	u, ps := o.unit, o.chain.peer()
 	transient, system := st.fixed[KindTransient], st.fixed[KindSystem]
@@ -56,7 +56,7 @@ func (st *stripe) openReady(o *opening) bool {
 	return true
 }
 
-// number gives a connection or stream its number, once.
+// number gives a connection or stream its number, if it has none.
 func (st *stripe) number(o *opening) {
 	if o.num == 0 {
 		o.num = st.newID()
@@ -84,15 +84,14 @@ func (st *stripe) checkOpening(o *opening, r *request) *noted {
 	return nil
 }
 
-// refuseOpening returns as an error why a connection or stream will not be.
+// refuseOpening counts the refusal of a connection or stream, and returns it as an error.
 func (st *stripe) refuseOpening(why *noted, o *opening, r *request) error {
 	err := st.refusal(why, askedScope{num: o.num, kind: o.kind}, r)
 	st.traceNotOpened(o)
 	return err
 }
 
-// traceGate tells of a refusal by a gate: of a connection that will not be, or of one that
-// was to move to its peer.
+// traceGate passes on that a gate refused to open a connection, or to let it move to its peer.
 func (st *stripe) traceGate(o *opening, why *LimitError) {
 	st.lock()
 	defer st.unlock()
@@ -104,14 +103,14 @@ func (st *stripe) traceGate(o *opening, why *LimitError) {
 	}
 }
 
-// traceOpening tells of a connection or stream that is to be opened.
+// traceOpening passes on that a connection or stream is to be opened.
 func (st *stripe) traceOpening(o *opening) {
 	if st.trace != nil {
 		st.trace.created(o.name(), *o.limit)
 	}
 }
 
-// traceOpened tells that a connection or stream holds what it asked for.
+// traceOpened passes on that a connection or stream holds what it asked for.
 func (st *stripe) traceOpened(o *opening, r *request) {
 	if st.trace != nil {
 		use := r.amounts()
@@ -119,18 +118,18 @@ func (st *stripe) traceOpened(o *opening, r *request) {
 	}
 }
 
-// traceNotOpened tells of a connection or stream that was refused.
+// traceNotOpened passes on that a connection or stream was refused.
 func (st *stripe) traceNotOpened(o *opening) {
 	if st.trace != nil {
 		st.trace.destroyed(o.name())
 	}
 }
 
-// maxIdle bounds the holders that a stripe keeps for streams that come next.
+// maxIdle bounds the holders that a stripe keeps for its next streams.
 const maxIdle = 64
 
-// begin gives a stream that was admitted a holder, one that was used before where there is
-// one.
+// begin makes a holder that waits in the stripe the stream that was admitted, and returns it.
+// It returns nil if none waits.
 func (st *stripe) begin(o *opening) (h *holder) {
 	if last := len(st.idle) - 1; last >= 0 {
 		h, st.idle = st.idle[last], st.idle[:last]
@@ -139,8 +138,8 @@ func (st *stripe) begin(o *opening) (h *holder) {
 	return h
 }
 
-// start makes t a holder for connections or streams, in a stripe. Its kind never changes:
-// a handle from before can still be told a name.
+// start makes t a holder for connections or streams, in a stripe. Its kind never changes, so
+// that an old handle still has a name.
 func (t *top) start(k Kind, st *stripe) *holder {
 	t.kind, t.role, t.tree = k, leaf, &t.root
 	t.at.Store(st)
@@ -157,17 +156,16 @@ func (h *holder) become(o *opening) {
 }
 
 // lockIdle returns a holder that waits for a connection, and the stripe in which it lies,
-// locked. Mostly it is that of the connection that was done last on this processor, whose
-// stripe is what this processor has touched last. If that stripe's lock is taken, two
-// processors would meet there again and again: then it is a new holder in the next stripe,
-// if there is one, and the other is garbage. A caller that does not use the holder puts it
-// back.
+// locked. Mostly it is the holder of the connection that was done last on this processor, in
+// the stripe that this processor touched last. If that stripe's lock is taken, two processors
+// would meet there again and again; so it is a new holder in the next stripe instead, and the
+// other one is garbage. A caller that does not use the holder puts it back.
 func (e *engine) lockIdle() (*holder, *stripe) {
 	h, ok := e.idleConns.Get().(*holder)
 	if !ok {
 		h = newConnHolder(e.anyStripe())
 	}
-	st := h.tree.at.Load() // where it stays: while it waits, it does not move
+	st := h.tree.at.Load() // a holder that waits does not move
 	if st.mu.TryLock() {
 		return h, st
 	}

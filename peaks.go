@@ -1,23 +1,23 @@
 package rcmgr
 
-// Peaks of shared scopes: the most that was held at one instant. Above half of a limit, where
-// a pool is tight, its word says what is used, and nothing is missed. Below, stripes spend
-// credit on their own, and the sum is known only to those who hold all stripe locks: once a
-// second it is looked at, of the scopes that are always there, and of services and protocols
-// that have drawn credit since: what others use more by then lay idle, an eighth of the limit
-// at most. What comes and goes in between is not seen, but for what a stripe holds when it
+// Peaks of shared scopes: the most that was held at one instant. Above half of a limit a pool
+// is tight, its word is the exact use, and no peak is missed. Below half, stripes spend credit
+// on their own, and the sum is known only under all stripe locks. There it is read once a
+// second: for the scopes that are always there, and for services and protocols that have drawn
+// credit since. The others can only have used credit that lay idle, an eighth of the limit at
+// most. A rise and fall within a second is missed, except for what a stripe holds when it
 // draws.
 
 import "time"
 
 const (
-	// peakInterval is the time between two looks.
+	// peakInterval is the time between two readings.
 	peakInterval = time.Second
-	// peaksAtOnce bounds the services and protocols that are looked at under all locks.
+	// peaksAtOnce bounds the services and protocols that are read under all locks at once.
 	peaksAtOnce = 16
 )
 
-// followPeaks looks at what is used.
+// followPeaks reads what is used.
 func (e *engine) followPeaks() {
 	e.inOneCut(func() {
 		for _, p := range e.fixed {
@@ -34,14 +34,14 @@ func (e *engine) followPeaks() {
 				p.used()
 			}
 			if len(e.drawing.grown) == 0 {
-				e.drawing.grown = nil // its room may have been made for a crowd
+				e.drawing.grown = nil // do not keep the memory of a long list
 			}
 		})
 	}
 }
 
-// grown returns how many services and protocols are to be looked at. The list is guarded by
-// the drawing lock and the lock of any stripe, or by all stripe locks.
+// grown returns how many services and protocols have to be read. The list is guarded by the
+// drawing lock and the lock of any stripe, or by all stripe locks.
 func (e *engine) grown() int {
 	st := &e.stripes[0]
 	st.lock()

@@ -1,11 +1,12 @@
 package rcmgr
 
-// How much of a limit a request may fill, for the sake of others: the last quarter of
-// transient's streams is kept for newcomers (WithNewcomersQuarter), and with WithFairShare no
-// peer and no subnet takes more than its share of what all of them use.
+// How much of a limit a request may fill, so that others get something. Two policies are
+// here. WithNewcomersQuarter, which is on by default, keeps the last quarter of transient's
+// streams for peers that hold little of it. WithFairShare limits each peer and each subnet to
+// a share of what all of them use.
 
-// countTransient keeps the number of streams that a peer has in the standard
-// transient scope.
+// countTransient adds n streams to the number that the chain's peer, and that peer's subnet,
+// have in the standard transient scope, if the chain stands in it.
 func countTransient(c *chain, d dim, n int32) {
 	if a := c.at[slotTransient]; a != nil && a.kind == KindTransient && d <= dimStreamsOut {
 		ps := c.peer()
@@ -16,8 +17,8 @@ func countTransient(c *chain, d dim, n int32) {
 	}
 }
 
-// countStream adds a stream to what its peer and that one's subnet hold of the standard
-// system scope, or takes it away.
+// countStream adds by streams to the number that the chain's peer, and that peer's subnet, have
+// in the standard system scope, if the chain stands in it.
 func countStream(c *chain, d dim, by int32) {
 	if d != dimStreamsIn || c.at[slotSystem].kind != KindSystem {
 		return
@@ -29,8 +30,8 @@ func countStream(c *chain, d dim, by int32) {
 	}
 }
 
-// countConn adds a connection to what its subnet holds of the standard scopes in which it
-// stands, or takes it away.
+// countConn adds by connections to what a subnet holds of the standard scopes that the chain
+// stands in.
 func countConn(c *chain, u unit, n *fairSubnet, by int64) {
 	for _, a := range c.at[slotTransient:] {
 		if a != nil && a.kind <= KindTransient {
@@ -39,8 +40,8 @@ func countConn(c *chain, u unit, n *fairSubnet, by int64) {
 	}
 }
 
-// adopt makes the peer one of a subnet, with all that it holds already, if it is of none
-// yet. Both are held: the peer's stripe lock, and a connection from the subnet.
+// adopt puts the peer, with all that it holds already, into a subnet, unless it is in one. The
+// lock of the peer's stripe is held, and so is a connection from the subnet.
 func (ps *peerScope) adopt(f *fairShare, n *fairSubnet) {
 	if n != nil && ps.subnet == nil {
 		ps.subnet = n
@@ -48,7 +49,7 @@ func (ps *peerScope) adopt(f *fairShare, n *fairSubnet) {
 	}
 }
 
-// holds gives what the subnet holds of a scope's limit.
+// holds returns what the subnet holds of a scope's limit.
 func (n *fairSubnet) holds(k Kind, d dim) int64 {
 	if n == nil {
 		return 0
@@ -56,7 +57,7 @@ func (n *fairSubnet) holds(k Kind, d dim) int64 {
 	switch resourceOf[d] {
 	case ResourceStream:
 		if d == dimStreamsOut {
-			return 0 // those that this host opened
+			return 0 // this host opened them
 		}
 		return n.held[k].streams.Load()
 	case ResourceConnection:
@@ -67,8 +68,8 @@ func (n *fairSubnet) holds(k Kind, d dim) int64 {
 	return 0
 }
 
-// holds gives what the peer holds of a scope's limit, as far as it has a share of it; of
-// descriptors, also those of connections to it.
+// holds returns what the peer holds of a scope's limit, as far as the peer has a share of it.
+// Descriptors include those of outbound connections.
 func (ps *peerScope) holds(k Kind, d dim) int64 {
 	switch {
 	case ps == nil:
@@ -87,8 +88,8 @@ func (ps *peerScope) holds(k Kind, d dim) int64 {
 	return ps.use.of(d)
 }
 
-// checkPeersShare decides whether a peer may have another of the inbound connections
-// that stand in the system scope already, without a peer.
+// checkPeersShare returns the refusal to give a peer one more of the inbound connections that
+// stand in the system scope without a peer, nil if the peer may have it.
 func (st *stripe) checkPeersShare(ps *peerScope, r *request) *noted {
 	if r.asker = ps; !st.engine.fair.on(KindSystem) || !st.engine.rations(r) {
 		return nil
@@ -96,9 +97,9 @@ func (st *stripe) checkPeersShare(ps *peerScope, r *request) *noted {
 	system := st.fixed[KindSystem]
 	items, n := r.list()
 	for _, it := range items[:n] {
-		// Above half, what has been handed out is in use, this connection included.
-		// Whoever may have all of a limit has been let in, and stays if it has been
-		// lowered since.
+		// Above half of the limit, what has been handed out is in use, this connection
+		// included. A connection that may have all of a limit was admitted, and stays even
+		// if the limit has been lowered since.
 		used, most := system.pool.tally(it.d).handed, st.engine.ration(r, &system.account, it)
 		if it.d != dimMemory && used > most && most < system.limit()[it.d] {
 			return st.refuse(r, &system.account, it, used-it.n)
@@ -107,10 +108,10 @@ func (st *stripe) checkPeersShare(ps *peerScope, r *request) *noted {
 	return nil
 }
 
-// most returns the most that a scope of a kind with these limits may hold of d, whoever asks.
-// It is the limit but for transient's outbound streams: they leave inbound ones a quarter of
-// the total, or their limit if that is less. A part of the total that is never taken needs no
-// sum over both directions.
+// most returns the most that a scope of a kind with these limits may hold of d, whichever peer
+// asks. That is the limit, except for transient's outbound streams: they leave a quarter of
+// the total to inbound ones, or the inbound limit if that is less. As a bound on one
+// dimension alone, it needs no sum over both directions.
 func (e *engine) most(k Kind, limit *amounts, d dim) int64 {
 	if k != KindTransient || d != dimStreamsOut || !e.newcomers {
 		return limit[d]
@@ -119,9 +120,8 @@ func (e *engine) most(k Kind, limit *amounts, d dim) int64 {
 	return min(limit[d], total-min(total/4, limit[dimStreamsIn]))
 }
 
-// rations reports whether a request may not get all of a limit. Connections and memory that
-// this host asks for itself are its own; of streams it opens, no peer has too many that wait
-// in transient.
+// rations reports whether a request may not fill all of a limit. Outbound connections may: the
+// host chooses them. Of the outbound streams that wait in transient, no peer may have too many.
 func (e *engine) rations(r *request) bool {
 	switch r.dir {
 	case dimConnsOut:
@@ -136,8 +136,8 @@ func (e *engine) rations(r *request) bool {
 	return e.fair.on(KindSystem) // memory
 }
 
-// ration returns the most that a standard scope may hold after it got an item of a
-// request that may not get all.
+// ration returns the most that a standard scope may hold once it has an item of a request that
+// may not fill all of a limit.
 func (e *engine) ration(r *request, a *account, it item) int64 {
 	most := e.most(a.kind, a.limit(), it.d)
 	switch {
@@ -155,14 +155,14 @@ func (e *engine) ration(r *request, a *account, it item) int64 {
 	return most
 }
 
-// crowds reports whether the peer that asks for an item holds something of a limit, and would
-// hold more than a quarter of it.
+// crowds reports whether the peer that asks for an item holds some of a limit already, and
+// would hold more than a quarter of it.
 func (r *request) crowds(k Kind, it item, limit int64) bool {
 	held := r.asker.holds(k, it.d)
 	return held > 0 && it.n > max(0, limit/4-held)
 }
 
-// rationedBy returns the rule that bounds what is within a scope's limit.
+// rationedBy returns the rule by which a scope refuses what its limit would admit.
 func (e *engine) rationedBy(k Kind) Cause {
 	if e.fair.on(k) {
 		return CauseFairShare
@@ -170,9 +170,8 @@ func (e *engine) rationedBy(k Kind) Cause {
 	return CauseCrowding
 }
 
-// rationed reports whether a limit on d in a scope of this kind is shared out among those who
-// make requests like r. Of what a host opens itself, only the streams that wait in transient
-// for their protocol are.
+// rationed reports whether requests like r share out a limit on d in a scope of this kind. Of
+// what a host opens itself, only the streams that wait in transient for their protocol do.
 func (k Kind) rationed(r *request, d dim) bool {
 	return r.dir != dimStreamsOut || k.hasLastQuarter(d) && d == dimStreamsOut
 }

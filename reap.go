@@ -1,18 +1,18 @@
 package rcmgr
 
-// Idle scopes go. An account that loses its last reference stands in its
-// stripe's queue, and once a minute the queues are emptied: what is still
-// unused goes, a few accounts at a time under the lock. Nothing that is used,
-// or that holds anything, memory included, is collected (I7). Close collects for the last
-// time; from then on, whoever leaves a scope takes it along.
+// Unused scopes are collected. An account that loses its last reference enters the queue of
+// its stripe. Once a minute the queues are worked off, a few accounts at a time under the
+// lock, and those that are still unused are collected. A scope that is used, or that holds
+// anything, memory included, never is (I7). Close collects for the last time. From then on
+// each operation collects what it has made unused itself.
 
 import (
 	"time"
 )
 
 const (
-	// reapInterval is the time between two collections: an unused scope lives no
-	// longer, unless others that are unused, too, hold it until the next one.
+	// reapInterval is the time between two collections. An unused scope lives no longer,
+	// unless another unused scope holds it until the next collection.
 	reapInterval = time.Minute
 	// reapChunk bounds the accounts that are looked at under one lock.
 	reapChunk = 64
@@ -22,9 +22,9 @@ const (
 func (e *engine) reap() {
 	for i := range e.stripes {
 		st := &e.stripes[i]
-		// Twice: what goes in the first round may have been the last to hold a
-		// peer, a service or a protocol. Not until the queue is empty: on a busy
-		// host it may never be.
+		// Two rounds: an account that goes in the first may have been the last to hold a
+		// peer, a service or a protocol. A bounded number, because the queue of a busy host
+		// may never be empty.
 		for range 2 {
 			for left, n := st.waiting(), 1; left > 0 && n > 0; left -= n {
 				n = st.reapSome(left)
@@ -35,23 +35,22 @@ func (e *engine) reap() {
 	e.beginMemberPeaks()
 }
 
-// waiting gives the length of the queue.
+// waiting returns the length of the queue.
 func (st *stripe) waiting() int {
 	st.lock()
 	defer st.unlock()
 	return len(st.queue)
 }
 
-// reapSome is reapLocked for who has no lock.
+// reapSome is reapLocked for a caller without the lock.
 func (st *stripe) reapSome(most int) int {
 	st.lock()
 	defer st.unlock()
 	return st.reapLocked(most)
 }
 
-// sweep collects what has become unused in a stripe of a manager that is closed, for no
-// worker comes to do it. Its lock is held. Each operation makes but a few accounts unused,
-// and one round may make others so, as in reap.
+// sweep collects what has become unused in a stripe after Close, when no worker does. Its lock
+// is held. An operation makes only a few accounts unused; two rounds, as in reap.
 func (st *stripe) sweep() {
 	for range 2 {
 		st.reapLocked(reapChunk)
@@ -78,7 +77,7 @@ func (st *stripe) reapLocked(most int) int {
 	}
 	st.queue = st.queue[n:]
 	if len(st.queue) == 0 {
-		st.queue = nil // its room may have been made for a crowd
+		st.queue = nil // do not keep the memory of a long queue
 	}
 	return n
 }
@@ -106,8 +105,8 @@ func (st *stripe) collect(a *account) {
 	}
 }
 
-// memberPeaks returns the most that members have held since the manager was made, and in
-// the last two generations. All stripe locks are held.
+// memberPeaks returns the most that any one member has held since the manager was made, and
+// in the last two generations. All stripe locks are held.
 func (e *engine) memberPeaks() (ever, recent memberPeaks) {
 	recent = e.members.last
 	for i := range e.stripes {
@@ -128,8 +127,8 @@ func (p *memberPeaks) raisePair(pr *pair) {
 	p.raise(slot, &pr.use)
 }
 
-// beginMemberPeaks begins the next generation. What members hold is added a few peers at a
-// time; until all have been asked, the generation before has it.
+// beginMemberPeaks begins the next generation of peaks. What members hold now is added a few
+// peers at a time; until that is done, the generation before has it.
 func (e *engine) beginMemberPeaks() {
 	e.inOneCut(func() {
 		over := &e.members

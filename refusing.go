@@ -1,17 +1,18 @@
 package rcmgr
 
 // A refusal, from the account that refuses to the error that the caller gets. It is noted
-// while something may still override it, then counted, kept for the log, traced and made
-// into an error, all under the lock of a stripe; the caller is told when that is released.
+// first, because the allowlist or an observed limit may override it. If none does, it is
+// counted, kept for the log, traced, and returned as an error (refusal), all under the lock
+// of a stripe. Once that is released it is logged for debugging (logRefusal). The log of
+// refusals is written later, from the counts (refusallog.go).
 //
-// Limits may be observed only: what they would refuse is admitted and counted, so that
-// limits can be tried on a node before they bite. Nothing is different until something is
-// refused. Then, if the limit that refused is of a class that is observed, the same is
-// decided once more without the limits of these classes: they end at what a number can
-// hold. What all others admit is charged to all, also above the limits that are observed,
-// and the first refusal is counted as one that would have been. Accounts stay exact, and
-// credit is handed out above such a limit as it is after a limit was lowered (I1): its pool
-// is tight, and every decision about it is one on the exact sum.
+// A limit may be only observed: what it would refuse is admitted and counted, so that limits
+// can be tried on a node before they bite. Nothing is different until a limit refuses. If it
+// is of an observed kind, the request is decided once more without the limits of the observed
+// kinds, which then end at what a number can hold. What the other limits admit is charged to
+// all accounts, also above an observed limit, and the first refusal is counted as one that
+// would have been. Accounts stay exact. Credit is handed out above such a limit as it is
+// after a limit was lowered (I1): the pool is tight, and is decided on the exact sum.
 
 import (
 	"context"
@@ -28,7 +29,7 @@ type noted struct {
 	asker peer.ID  // the peer that asked, where that is known
 	// holder is the name of the peer or subnet that holds too much, where that is the cause.
 	holder *scopeName
-	held   *amounts // by what refused, if somebody listens to the tracer
+	held   *amounts // what the scope that refused holds, for the tracer; nil without one
 }
 
 // note notes a refusal. It is valid until the stripe notes the next one.
@@ -54,7 +55,7 @@ func (st *stripe) refuse(r *request, a *account, it item, current int64) *noted 
 	return why
 }
 
-// deny returns what the account has refused, with its name, and makes it where there is none.
+// deny returns what the account has refused, with its name.
 func (a *account) deny() *denied {
 	if a.denied == nil {
 		a.denied = &denied{name: a.name()}
@@ -62,8 +63,8 @@ func (a *account) deny() *denied {
 	return a.denied
 }
 
-// denied is what an account has refused, and its name, to which refusals point: it is
-// never written again.
+// denied is what an account has refused, and its name. Refusals point to the name, so it is
+// not written again.
 type denied struct {
 	name scopeName
 	denials
@@ -79,15 +80,15 @@ func (n *denials) add(o *denials) {
 	n.would.add(&o.would)
 }
 
-// addOf adds what an account has refused, if it has.
+// addOf adds what an account has refused.
 func (n *denials) addOf(a *account) {
 	if a.denied != nil {
 		n.add(&a.denied.denials)
 	}
 }
 
-// holderOf returns the name of the peer or subnet that holds too much of a limit, nil if
-// that is not the cause, or if it is outbound streams that have left their part of transient.
+// holderOf returns the name of the peer or subnet that holds too much of a limit. It is nil if
+// that is not the cause, or if outbound streams of many peers are.
 func (r *request) holderOf(e *engine, a *account, it item, cause Cause) *scopeName {
 	switch {
 	case cause != CauseCrowding && cause != CauseFairShare:
@@ -105,15 +106,14 @@ func (r *request) causeOf(e *engine, a *account, it item, current int64) Cause {
 	case it.n <= r.threshold(e, a, it.d)-current:
 		return e.rationedBy(a.kind)
 	case it.n <= a.limit()[it.d]-current && it.d != dimMemory:
-		return CauseCrowding // of inbound streams, by outbound ones
+		return CauseCrowding // outbound streams leave room for inbound ones
 	}
 	return CauseLimit
 }
 
-// concerned returns the name that the log may have to name: that of the peer or subnet which
-// holds too much, if one does; else, if the refusing scope is everybody's or a single
-// connection or stream, that of the peer which asked; and otherwise that of the scope itself,
-// not of a span of it.
+// concerned returns the name for the log. If a peer or subnet holds too much, it is that one.
+// If the scope that refused is shared by all or is a single connection or stream, it is the
+// peer that asked. Otherwise it is the scope itself, without its spans.
 func (why *noted) concerned() scopeName {
 	if why.holder != nil {
 		return *why.holder
@@ -126,7 +126,7 @@ func (why *noted) concerned() scopeName {
 	return name
 }
 
-// keepRemark keeps what the log will say about a refusal.
+// keepRemark keeps what the log is to say of a refusal.
 func keepRemark(to *[numKinds]*remarks, why *noted) {
 	of := &to[why.scope.kind]
 	if *of == nil {
@@ -135,9 +135,9 @@ func keepRemark(to *[numKinds]*remarks, why *noted) {
 	(*of)[why.d].note(&why.refusal, why.concerned(), 1)
 }
 
-// placeOf returns the place of the limit that refused, by the limits in force. Most peers
-// that refuse have no name there, which a look at the limit tells. The stripe's lock is
-// held.
+// placeOf returns the place of the limit that refused, by the limits in force. Most peers have
+// no limit by name, which their limit shows without a look into the book. The stripe's lock
+// is held.
 func (st *stripe) placeOf(why *noted) limitPlace {
 	if why.scope.kind != KindPeer || why.by != nil && why.by.ready == &st.engine.classes.peer {
 		return placeOfAll
@@ -162,8 +162,8 @@ func (st *stripe) refusal(why *noted, asked askedScope, r *request) error {
 	blocked[r.dir&dimMask] += r.count
 	blocked[r.both&dimMask] += r.count
 	blocked[dimFD] += r.fds
-	// A connection or stream that is refused when it moves may hold memory, but it is
-	// not memory that was asked for.
+	// A connection or stream that is refused when it moves may hold memory, but it did not ask
+	// for it.
 	if why.d == dimMemory {
 		blocked[dimMemory] = addCapped(blocked[dimMemory], r.memory)
 	}
@@ -176,8 +176,8 @@ func (st *stripe) refusal(why *noted, asked askedScope, r *request) error {
 	return &LimitError{why.refusal, asked}
 }
 
-// limitKey returns the place in the configuration of limits that says how much of d
-// a scope may hold, by a book and gates; see configKey.
+// limitKey returns the place of the configuration that says how much of d a scope may hold,
+// by a book and gates; see configKey.
 func limitKey(b *limitBook, g *gate, k Kind, d dim, which *scopeName) string {
 	place := placeOfAll
 	switch k {
@@ -206,7 +206,7 @@ func (g *gate) placeOfSubnet(name *scopeName) limitPlace {
 	return placeOfAll
 }
 
-// observations is what a stripe keeps of limits that are only observed.
+// observations is what a stripe counts for limits that are only observed.
 type observations struct {
 	// last is what would have refused the request that is being decided.
 	last     noted
@@ -215,11 +215,11 @@ type observations struct {
 	remarks  [numKinds]*remarks
 }
 
-// beyond reports whether a request that was not admitted is to be decided once more, without
-// the limits that are only observed. It is asked after each attempt.
+// retryUnobserved reports whether a request that was not admitted has to be decided once more,
+// without the limits that are only observed. It is called after each attempt.
 func (st *stripe) retryUnobserved(r *request, v verdict, why *noted) bool {
 	if v == undecided {
-		r.observed = 0 // it will be decided from anew
+		r.observed = 0 // it is decided anew
 		return false
 	}
 	observed := st.engine.observed.load()
@@ -231,7 +231,7 @@ func (st *stripe) retryUnobserved(r *request, v verdict, why *noted) bool {
 	return true
 }
 
-// observe keeps what would have refused.
+// observe keeps the refusal by an observed limit.
 func (st *stripe) observe(why *noted) {
 	if st.observed == nil {
 		st.observed = new(observations)
@@ -264,8 +264,8 @@ func (st *stripe) addWouldRefuse(to *[numKinds]dimCounts) {
 	}
 }
 
-// logRefusal logs one refusal with its numbers, for people who debug. It is called without
-// locks, with what the caller gets.
+// logRefusal logs one refusal with its numbers, at level debug. It is called without locks,
+// with the error that the caller gets.
 func logRefusal(err error) {
 	ctx := context.Background()
 	if !log.Enabled(ctx, slog.LevelDebug) {

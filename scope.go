@@ -1,8 +1,7 @@
 package rcmgr
 
-// The scopes that something is held by: connections, streams, and spans. Above
-// a connection or stream stands its chain of accounts; below it may stand a
-// tree of spans. The whole tree lies in one stripe.
+// Trees of holders. A holder is a connection, a stream or a span. Above a connection or
+// stream stands its chain of accounts, and below it a tree of spans, all in one stripe.
 
 import (
 	"encoding/binary"
@@ -17,15 +16,16 @@ import (
 
 // root is where a tree of holders is attached: to its stripe and its chain.
 type root struct {
-	// at is the stripe that the tree lies in. It is written under the locks of
-	// both stripes, when a connection moves: load, lock, compare.
+	// at is the stripe that the tree lies in. When a connection moves, it is written under
+	// the locks of both stripes. A reader loads it, takes that stripe's lock, and compares
+	// (follow).
 	at        atomic.Pointer[stripe]
 	chain     chain
 	connState *connState // nil if it is not the tree of a connection
 }
 
-// lock takes the lock of the stripe that the tree lies in. Where each nanosecond counts
-// it is written out, for it is too long to be inlined:
+// lock takes the lock of the stripe that the tree lies in. It is too long to be inlined, so
+// the hottest callers write it out and save a call:
 //
 //	st := tree.follow(tree.at.Load().lockNow())
 func (r *root) lock() *stripe { return r.follow(r.at.Load().lockNow()) }
@@ -36,8 +36,8 @@ func (st *stripe) lockNow() *stripe {
 	return st
 }
 
-// follow takes the stripe in which the tree lay a moment ago, locked, and gives the one
-// in which it lies now, locked. Mostly they are the same.
+// follow takes the stripe in which the tree lay a moment ago, locked, and returns the one in
+// which it lies now, locked. They differ only if the tree has moved in between.
 func (r *root) follow(st *stripe) *stripe {
 	if r.at.Load() != st {
 		return r.lockAgain(st)
@@ -45,7 +45,7 @@ func (r *root) follow(st *stripe) *stripe {
 	return st
 }
 
-// lockAgain is for a tree that has moved while its lock was waited for.
+// lockAgain is follow for a tree that moved while its lock was waited for.
 func (r *root) lockAgain(st *stripe) *stripe {
 	for r.at.Load() != st {
 		st.mu.Unlock()
@@ -103,12 +103,12 @@ type holder struct {
 	tree  *root
 	owner *holder // nil for the topmost one
 	limit *amounts
-	use   int64 // bytes, with all spans below
-	own   int64 // bytes reserved at this very holder (I6)
-	// num is the number of the connection or stream that the tree belongs to; 0 if it
-	// belongs to none.
+	use   int64 // bytes, with those of all spans below
+	own   int64 // bytes reserved at this holder itself: 0 <= own <= use (I6)
+	// num is the number of the connection or stream that the tree belongs to, 0 for a span
+	// of a peer or of a shared scope.
 	num   int64
-	seq   uint32 // of a span, in its name; 0 for what is none
+	seq   uint32 // the number of a span among those of its owner, from 1
 	spans uint32 // begun so far
 	unit         // of a leaf
 	kind  Kind
@@ -123,20 +123,20 @@ type top struct {
 	root
 }
 
-// conn is what the engine keeps of a connection besides its holder and chain.
+// connState is what the engine keeps of a connection besides its holder and chain.
 type connState struct {
-	remote subnetKey     // its far end, if that has an address; see endpoint
+	remote subnetKey     // the address of the far end, if it has one; see endpoint
 	gate   *subnetStripe // in which its address counts; may be nil
 	subnet *fairSubnet   // that it counts for; may be nil
 }
 
-// mark is what else there is to know of a connection.
+// mark is a fact about a connection.
 type mark uint8
 
 const (
 	located mark = 1 << iota // its far end has an address
-	// An entry of the allowlist that names a peer let it past the gates, before it
-	// was known who it is.
+	// An entry of the allowlist that names a peer let it past the gates before its peer was
+	// known.
 	onTrial
 	// Its peer may fall back on the allowlisted scopes for streams.
 	trusted
@@ -150,7 +150,7 @@ type topConn struct {
 	state connState
 }
 
-// role says what a holder is.
+// role is what a holder stands for.
 type role uint8
 
 const (
@@ -159,8 +159,8 @@ const (
 	innerSpan             // a span of a leaf or of another span
 )
 
-// is tells whether the holder is not done, and belongs to the tree of the connection or
-// stream with this number. Once that is done, another one may have taken its place.
+// serves reports whether the holder is not done and belongs to the connection or stream with
+// this number. Once that is done, the holder may serve another one.
 func (h *holder) serves(num int64) bool { return h.num == num && !h.done }
 
 // name returns the name of the scope that has, or had, this number. The lock of its
@@ -181,7 +181,8 @@ func (h *holder) name(num int64) scopeName {
 	return name
 }
 
-// asked names the scope for who is refused. The lock of its stripe is held.
+// asked returns the scope as the one that was asked, for a refusal. The lock of its stripe is
+// held.
 func (h *holder) asked(num int64) askedScope {
 	if h.role == leaf || h.owner != nil && h.owner.role == leaf {
 		return askedScope{num: num, kind: h.kind, span: h.seq}
@@ -190,8 +191,8 @@ func (h *holder) asked(num int64) askedScope {
 	return askedScope{name: &name}
 }
 
-// limits gives the limit in force: a span follows its owner's unless it has
-// been given its own. It is nil where the owner is done, who refuses for the span.
+// limitInForce returns the limit of the holder. A span has that of its owner unless SetLimit
+// gave it one. It is nil if the owner is done; the owner then refuses for the span.
 func (h *holder) limitInForce() *amounts {
 	switch {
 	case h.limit != nil:
@@ -204,23 +205,23 @@ func (h *holder) limitInForce() *amounts {
 	return h.owner.limitInForce()
 }
 
-// userScope is what the user of a connection, stream or span has of it. When a
-// connection or stream is done, its holder becomes that of another one: most of what
-// opening one costs is new memory, and its collection. The holder has another number
-// then, and the user has a scope that is done.
+// userScope is the handle that a user has on a connection, stream or span. When a connection
+// or stream is done, its holder serves another one, because most of the cost of opening is
+// the allocation and its collection. The holder has another number then, so the old handle is
+// one of a scope that is done (I5).
 type userScope struct {
 	h   *holder
 	num int64
 }
 
-// live tells whether the scope is not done. The lock of its stripe is held.
+// live reports whether the scope is not done. The lock of its stripe is held.
 func (s *userScope) live() bool { return s.h.serves(s.num) }
 
 func (s *userScope) name() scopeName { return s.h.name(s.num) }
 
 func (s *userScope) asked() askedScope { return s.h.asked(s.num) }
 
-// openIn tells whether the scope may still ask for something. The lock of its stripe,
+// checkOpen returns an error if the scope or the manager is closed. The lock of its stripe,
 // st, is held.
 func (s *userScope) checkOpen(st *stripe) error {
 	if !s.live() {
@@ -232,8 +233,7 @@ func (s *userScope) checkOpen(st *stripe) error {
 	return nil
 }
 
-// ReserveMemory reserves size bytes, at this scope and everything above it, or
-// nothing.
+// ReserveMemory reserves size bytes at this scope and everything above it, or nothing.
 func (s *userScope) ReserveMemory(size int, priority uint8) error {
 	h, n := s.h, int64(size)
 	tree := h.tree
@@ -344,10 +344,10 @@ func (st *stripe) change(h *holder, n int64) {
 	h.use += n
 }
 
-// ReleaseMemory gives back size bytes that were reserved at this scope. What
-// was not reserved here is not released: that is a caller's bug. A scope that
-// is done has released everything already; go-libp2p itself releases at closed
-// streams, so that is counted, but it is nothing to complain about.
+// ReleaseMemory releases size bytes that were reserved at this scope. Bytes that were not
+// reserved here are not released, and are a caller's bug. A scope that is done has released
+// everything already. go-libp2p itself releases at closed streams, so that is counted but not
+// logged.
 func (s *userScope) ReleaseMemory(size int) {
 	h := s.h
 	tree := h.tree
@@ -373,7 +373,7 @@ func (s *userScope) ReleaseMemory(size int) {
 	st.engine.reportRelease(name, int64(size)-n)
 }
 
-// Stat gives what the scope holds.
+// Stat returns what the scope holds.
 func (s *userScope) Stat() network.ScopeStat {
 	st := s.h.tree.lock()
 	defer st.unlock()
@@ -384,10 +384,10 @@ func (s *userScope) Stat() network.ScopeStat {
 	return a.stat()
 }
 
-// total is everything that a holder holds, as a request.
+// total returns everything that the holder holds, as a request.
 func (h *holder) total() request { return h.unit.request(h.use) }
 
-// amounts is everything that a holder holds.
+// amounts returns everything that the holder holds.
 func (h *holder) amounts() amounts {
 	r := h.total()
 	return r.amounts()
@@ -418,7 +418,7 @@ func (s *userScope) BeginSpan() (network.ResourceScopeSpan, error) {
 	return span, nil
 }
 
-// Done ends a span and releases what it holds. Again, it does nothing.
+// Done ends a span and releases what it holds. A second call does nothing.
 func (s *userScope) Done() {
 	tree := s.h.tree
 	st := tree.follow(tree.at.Load().lockNow())
@@ -452,8 +452,8 @@ func (h *holder) finish(st *stripe) {
 	st.traceDone(h)
 }
 
-// Limit gives a copy of the limit in force. One that admits nothing is that of a scope
-// that is done, or of a span whose owner is and that has none of its own.
+// Limit returns a copy of the limit in force. For a scope that is done, and for a span
+// without a limit of its own whose owner is done, it is one that admits nothing.
 func (s *userScope) Limit() Limit {
 	st := s.h.tree.lock()
 	defer st.unlock()
@@ -478,8 +478,8 @@ func (s *userScope) SetLimit(limit Limit) {
 	}
 }
 
-// recordOpened takes note, for the finder of leaks, of a connection or stream that nobody else
-// knows of yet.
+// recordOpened makes the leak finder's record of a connection or stream, before its user has
+// it.
 func (s *userScope) recordOpened(l *leakFinder, p peer.ID) {
 	scope := weak.Make(s)
 	r := &openRecord{kind: s.h.kind, dir: s.h.dir, num: s.num, peer: p, memory: func() int64 {
@@ -492,13 +492,13 @@ func (s *userScope) recordOpened(l *leakFinder, p peer.ID) {
 	runtime.AddCleanup(s, l.drop, r)
 }
 
-// recordMoved takes note of what an open connection or stream belongs to now.
+// recordMoved notes what an open connection or stream belongs to now.
 func (s *userScope) recordMoved(l *leakFinder, note func(*openRecord)) {
 	l.moved(s.num, note)
 	runtime.KeepAlive(s) // see leakFinder.opened
 }
 
-// recordClosed forgets a connection or stream. The lock of its stripe is held.
+// recordClosed removes the record. The lock of the stripe is held.
 func (s *userScope) recordClosed(l *leakFinder) {
 	l.closed(s.num)
 	runtime.KeepAlive(s)

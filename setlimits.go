@@ -1,11 +1,10 @@
 package rcmgr
 
-// Other limits while the manager runs: all of them at once or none. Everything is
-// read and checked first; then, under all stripe locks, the next book takes the
-// place of the last one, and what lives gets its limits; the gates follow. A
-// connection, stream or peer that is not named points to the limits of its kind,
-// so it has the new ones without a visit. What was set by hand stays until it is
-// taken back.
+// Other limits while the manager runs: all of them at once, or none. Everything is read and
+// checked first. Then, under all stripe locks, the next book takes the place of the last one,
+// and the scopes that are there get their limits. The gates follow. A connection, stream or
+// peer without a name in the configuration points to the limits of its kind, so it has the
+// new ones without a visit. A limit that SetLimit gave stays until ResetLimit.
 
 import (
 	"fmt"
@@ -13,19 +12,18 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
-// SetLimits puts other limits in force, as if the manager had been made with
-// them: scopes that live have them at once, and so have the gates. What is held
-// stays: a scope above its new limit gets nothing more until it has drained. A
-// scope that was given a limit by SetLimit keeps that, see LimitResetter. Options
-// go before the limits as they did in New. With nil, the default limits are
-// computed again, for what this process may use now.
+// SetLimits puts other limits in force, as if the manager had been made with them. Open scopes
+// and gates have them at once. What is held stays: a scope above its new limit admits nothing
+// until it has drained below it. A scope that SetLimit gave a limit keeps that, see
+// LimitResetter. Options take precedence over the limits, as they did in New. With nil, the
+// default limits are computed again, for what this process may use now.
 //
-// An error says what is wrong, and that all limits are as they were. Of a Limiter
-// that is not of this package, streams that are open keep their limit, and the
-// limits of every peer, service and protocol that has a scope are asked for,
-// before any lock is taken; all peers are then visited under all stripe locks.
-// Otherwise, only those are that the limits name. Gates that change count from
-// anew how fast connections come. SetLimits is safe for concurrent use.
+// On an error, all limits are as they were. A Limiter that is not of this package is asked
+// for the limits of every peer, service and protocol that has a scope, before any lock is
+// taken, and all peers are then visited under all stripe locks; streams that are open keep
+// their limit. With a Limiter of this package, only the peers that the limits name are
+// visited. Gates that change count anew how fast connections come. SetLimits is safe for
+// concurrent use.
 func (m *Manager) SetLimits(limits Limiter) error {
 	if limits == nil {
 		limits = defaultLimiter()
@@ -34,8 +32,8 @@ func (m *Manager) SetLimits(limits Limiter) error {
 	return err
 }
 
-// changeLimits is SetLimits, if the book in force is still last, or last is nil: it
-// reports whether.
+// changeLimits is SetLimits on condition that the book in force is still last, or last is nil.
+// It reports whether that was so.
 func (m *Manager) changeLimits(limits Limiter, last *limitBook) (changed bool, err error) {
 	next, err := newLimitBook(limits)
 	if err != nil {
@@ -55,13 +53,13 @@ func (m *Manager) changeLimits(limits Limiter, last *limitBook) (changed bool, e
 	return true, nil
 }
 
-// Refresh asks the Limiter for all limits again, as SetLimits with the same one
-// does, errors included. A Limiter of this package says what it said before. It is
-// safe for concurrent use.
+// Refresh asks the Limiter for all limits again. It is SetLimits with the Limiter in force,
+// errors included. A Limiter of this package returns what it returned before. Refresh is safe
+// for concurrent use.
 func (m *Manager) Refresh() error {
 	for {
 		book := m.limits.Load()
-		// While this Limiter is asked, another one may come into force. It stays then.
+		// If another Limiter comes into force while this one is asked, that one stays.
 		changed, err := m.changeLimits(book.limiter, book)
 		if changed || err != nil {
 			return err
@@ -79,8 +77,8 @@ func noneLiving() living {
 	return living{make(map[peer.ID]fetched[*amounts]), make(map[*pool]fetched[sharedLimits])}
 }
 
-// fetchLiving asks a Limiter that is not of this package for the limits of all that
-// has a scope.
+// fetchLiving asks a Limiter that is not of this package for the limits of every peer, service
+// and protocol that has a scope.
 func (m *Manager) fetchLiving(b *limitBook) (l living, err error) {
 	l = noneLiving()
 	if b.own != nil {
@@ -99,9 +97,9 @@ func (m *Manager) fetchLiving(b *limitBook) (l living, err error) {
 	return l, nil
 }
 
-// putInForce puts the next book in the place of the last one, if that is still in force
-// or last is nil, and with it the gates that its Limiter asks for. It returns the scopes
-// that came to be after the Limiter was asked for all that were there.
+// putInForce puts the next book in the place of the last one, if that is still in force or last
+// is nil, and with it the gates that its Limiter asks for. late has the scopes that were made
+// after the Limiter was asked.
 func (m *Manager) putInForce(next, last *limitBook, known living) (late living, changed bool, err error) {
 	m.changing.Lock()
 	defer m.changing.Unlock()
@@ -148,8 +146,8 @@ func (m *Manager) putInForce(next, last *limitBook, known living) (late living, 
 	return late, true, nil
 }
 
-// eachToRenew calls f with the peers that do not have new limits by what they
-// point to. All stripe locks are held.
+// eachToRenew calls f with the peers that do not point to the limits of their kind, and so have
+// to be visited. All stripe locks are held.
 func (m *Manager) eachToRenew(last, next *limitBook, f func(*peerScope)) {
 	if last.own == nil || next.own == nil {
 		for i := range m.stripes {
@@ -169,8 +167,8 @@ func (m *Manager) eachToRenew(last, next *limitBook, f func(*peerScope)) {
 	}
 }
 
-// catchUp gives those that came late their limits. What cannot be asked for keeps
-// its limit.
+// catchUp gives scopes that were made late their limits. A scope whose limit cannot be fetched
+// keeps the one that it has.
 func (m *Manager) catchUp(b *limitBook, late living) {
 	for p := range late.shared {
 		f, err := b.fetchShared(p.kind, p.name)
@@ -192,7 +190,7 @@ func (m *Manager) catchUp(b *limitBook, late living) {
 		}
 		st := m.stripeOf(id)
 		st.lock()
-		// By another book that is in force by now it has been, or is being, renewed.
+		// If another book is in force by now, that one renews the scope.
 		if ps := st.peers[id]; ps != nil && !ps.sticky && m.limits.Load() == b {
 			ps.ready = f.limits
 		}
@@ -232,7 +230,8 @@ func (s *userScope) ResetLimit() {
 	}))
 }
 
-// reportUnreset reports that a Limiter gave no limit to go back to, if err says so.
+// reportUnreset reports a limit that cannot be taken back, because the Limiter gave no valid
+// one. A nil err is nothing.
 func (e *engine) reportUnreset(err error) {
 	if err != nil {
 		e.reportBug("a limit cannot be taken back", "err", err)

@@ -1,8 +1,8 @@
 package rcmgr
 
-// The scopes that others stand on: peers, services, protocols, and the four
-// that are always there. What their users hold is such a scope itself; if it
-// was collected in between, it looks its name up again (I7).
+// The scopes that others stand on: peers, services, protocols, and the four that are always
+// there. A user holds such a scope directly. If it was collected in between, each method
+// looks its name up again (I7).
 
 import (
 	"github.com/libp2p/go-libp2p/core/network"
@@ -80,7 +80,7 @@ func releaseAt(pl directScope, size int) {
 	}
 }
 
-// beginSpanAt opens a span with the number that the scope's account gives it.
+// beginSpanAt opens a span below a scope. number returns the span's number.
 func beginSpanAt(pl directScope, number func(*account, *chain) uint32) (network.ResourceScopeSpan, error) {
 	span := &rootSpan{}
 	span.h, span.tree = &span.holder, &span.root
@@ -101,7 +101,7 @@ func beginSpanAt(pl directScope, number func(*account, *chain) uint32) (network.
 	return span, nil
 }
 
-// rootSpan is a span of a peer or of a shared scope: it has a tree of its own.
+// rootSpan is a span of a peer or of a shared scope, with a tree of its own.
 type rootSpan struct {
 	userScope
 	top
@@ -114,19 +114,19 @@ type peerScope struct {
 	account
 	id peer.ID
 	st *stripe
-	// pairs has the peer's parts of services and protocols in a list. Once there are many,
-	// it is empty, and they are in rare.
+	// pairs lists the peer's parts of services and protocols. Once there are many, the list is
+	// empty and they are in rare.
 	pairs *pair
 	rare  *rarePeer // nil for most peers
 	// systemIn counts the peer's inbound streams in the system scope, if that has shares.
 	systemIn int32
 	// transientStreams counts the peer's streams in the transient scope: inbound, outbound.
 	transientStreams [2]int32
-	// trusted counts the peer's connections that the allowlist means.
+	// trusted counts the peer's connections that the allowlist covers.
 	trusted int32
 	// peak is the most that the peer has held of each dimension.
 	peak held
-	// near is the subnet of its first inbound connection; nil if it is of none.
+	// subnet is that of its first inbound connection, nil if it has none.
 	subnet *fairSubnet
 }
 
@@ -135,13 +135,13 @@ var (
 	_ ResourceScopeLimiter = (*peerScope)(nil)
 )
 
-// rarePeer is what is kept of few peers: of those with many pairs, or with spans.
+// rarePeer has what few peers need: many pairs, or spans.
 type rarePeer struct {
-	byShare map[*share]*pair // by what they are a part of; nil if they are in the list
+	byShare map[*share]*pair // by the share that each is a part of; nil if the list has them
 	spans   uint32           // begun so far
 }
 
-// makeRare returns rare, and makes it where there is none.
+// makeRare returns rare, and makes it if there is none.
 func (ps *peerScope) makeRare() *rarePeer {
 	if ps.rare == nil {
 		ps.rare = &rarePeer{}
@@ -163,8 +163,8 @@ type pair struct {
 	next *pair // in the peer's list
 }
 
-// pair gives a peer's part of a service or protocol, and makes it where there
-// is none. Who does not use it after all is to enqueue it.
+// pair returns a peer's part of a service or protocol, and makes it if there is none. A
+// caller that does not use it has to enqueue it.
 func (st *stripe) pair(ps *peerScope, sh *share) *pair {
 	if pr := ps.pair(sh); pr != nil {
 		return pr
@@ -177,11 +177,10 @@ func (st *stripe) pair(ps *peerScope, sh *share) *pair {
 	return pr
 }
 
-// manyPairs is the number of pairs of one peer beyond which they are looked up
-// by a map.
+// manyPairs is the number of pairs of one peer above which they are in a map.
 const manyPairs = 16
 
-// pair finds the peer's part of a service or protocol, if it has one.
+// pair returns the peer's part of a service or protocol, nil if it has none.
 func (ps *peerScope) pair(sh *share) *pair {
 	if all := ps.byShare(); all != nil {
 		return all[sh]
@@ -194,8 +193,8 @@ func (ps *peerScope) pair(sh *share) *pair {
 	return nil
 }
 
-// pairNamed finds the peer's part of a service or protocol by name, where there are few:
-// that is quicker than to look up the share. It gives nil where it does not know.
+// pairNamed returns the peer's part of a service or protocol by its name, if the peer has few
+// parts: that is faster than to look up the share. nil means that the caller has to look.
 func (ps *peerScope) pairNamed(k Kind, name string) *pair {
 	for pr := ps.pairs; pr != nil; pr = pr.next {
 		if pr.kind == k.ofPeer() && pr.share.pool.name == name {
@@ -246,7 +245,7 @@ func (ps *peerScope) enter(g grip) (*stripe, *account, chain) {
 	_ = decide(st.engine, func(b *limitBook) (fetched[*amounts], error) {
 		limit, err := b.fetchPeer(ps.id)
 		if err != nil {
-			limit = fetched[*amounts]{b, last} // as it was when it was last heard of
+			limit = fetched[*amounts]{b, last} // the last one known
 		}
 		return limit, nil
 	}, func(_ grip, limit fetched[*amounts]) (verdict, error) {
@@ -266,7 +265,7 @@ func (ps *peerScope) enter(g grip) (*stripe, *account, chain) {
 func (ps *peerScope) scope() scopeName { return scopeName{kind: KindPeer, peer: ps.id} }
 func (ps *peerScope) manager() *engine { return ps.st.engine }
 
-// Peer gives the peer's ID.
+// Peer returns the peer's ID.
 func (ps *peerScope) Peer() peer.ID { return ps.id }
 
 // ReserveMemory reserves size bytes at the peer and the system, or nothing.
@@ -274,7 +273,7 @@ func (ps *peerScope) ReserveMemory(size int, priority uint8) error {
 	return reserveAt(ps, size, priority)
 }
 
-// ReleaseMemory gives back bytes that were reserved at this very scope.
+// ReleaseMemory releases bytes that were reserved at this scope itself.
 func (ps *peerScope) ReleaseMemory(size int) { releaseAt(ps, size) }
 
 // BeginSpan opens a span below the peer.
@@ -286,7 +285,7 @@ func (ps *peerScope) BeginSpan() (network.ResourceScopeSpan, error) {
 	})
 }
 
-// Stat gives what the peer holds.
+// Stat returns what the peer holds.
 func (ps *peerScope) Stat() network.ScopeStat {
 	_, a, _ := ps.enter(oneStripe)
 	defer ps.st.exit(oneStripe)
@@ -294,7 +293,7 @@ func (ps *peerScope) Stat() network.ScopeStat {
 	return use.stat()
 }
 
-// Limit gives a copy of the limit in force.
+// Limit returns a copy of the limit in force.
 func (ps *peerScope) Limit() Limit {
 	_, a, _ := ps.enter(oneStripe)
 	defer ps.st.exit(oneStripe)
@@ -302,7 +301,7 @@ func (ps *peerScope) Limit() Limit {
 	return &l
 }
 
-// SetLimit gives this peer a limit of its own, which survives idleness.
+// SetLimit gives this peer a limit of its own, and keeps its scope from being collected.
 func (ps *peerScope) SetLimit(limit Limit) {
 	name := ps.scope()
 	l, ok := ps.st.engine.readLimit(&name, limit)
@@ -327,7 +326,7 @@ func (p *pool) enterAt(st *stripe, g grip) (*stripe, *account, chain) {
 	_ = decide(p.engine, func(b *limitBook) (fetched[sharedLimits], error) {
 		limits, err := b.fetchShared(p.kind, p.name)
 		if err != nil {
-			limits = fetched[sharedLimits]{by: b} // as they were when they were last heard of
+			limits = fetched[sharedLimits]{by: b} // the last ones known stay
 		}
 		return limits, nil
 	}, func(_ grip, limits fetched[sharedLimits]) (verdict, error) {
@@ -365,15 +364,15 @@ func (p *pool) ReserveMemory(size int, priority uint8) error {
 	return reserveAt(p, size, priority)
 }
 
-// ReleaseMemory gives back bytes that were reserved at this very scope.
+// ReleaseMemory releases bytes that were reserved at this scope itself.
 func (p *pool) ReleaseMemory(size int) { releaseAt(p, size) }
 
-// BeginSpan opens a span below the scope, in any stripe.
+// BeginSpan opens a span below the scope.
 func (p *pool) BeginSpan() (network.ResourceScopeSpan, error) {
 	return beginSpanAt(p, func(a *account, _ *chain) uint32 { return a.share.pool.spans.Add(1) })
 }
 
-// Stat gives what the scope holds, over all stripes at one instant.
+// Stat returns what the scope holds, over all stripes at one instant.
 func (p *pool) Stat() network.ScopeStat {
 	st, a, _ := p.enter(allStripes)
 	defer st.exit(allStripes)
@@ -381,7 +380,7 @@ func (p *pool) Stat() network.ScopeStat {
 	return used.stat()
 }
 
-// Limit gives a copy of the limit in force.
+// Limit returns a copy of the limit in force.
 func (p *pool) Limit() Limit {
 	st, a, _ := p.enter(oneStripe)
 	defer st.exit(oneStripe)
@@ -389,7 +388,7 @@ func (p *pool) Limit() Limit {
 	return &l
 }
 
-// SetLimit replaces the limit, which then survives idleness.
+// SetLimit replaces the limit, and keeps the scope from being collected.
 func (p *pool) SetLimit(limit Limit) {
 	name := p.scope()
 	l, ok := p.engine.readLimit(&name, limit)
@@ -407,7 +406,7 @@ type serviceScope struct{ *pool }
 
 var _ network.ServiceScope = serviceScope{}
 
-// Name gives the service's name.
+// Name returns the service's name.
 func (s serviceScope) Name() string { return s.name }
 
 // protocolScope is a protocol as network.ProtocolScope.
@@ -415,5 +414,5 @@ type protocolScope struct{ *pool }
 
 var _ network.ProtocolScope = protocolScope{}
 
-// Protocol gives the protocol's ID.
+// Protocol returns the protocol's ID.
 func (s protocolScope) Protocol() protocol.ID { return protocol.ID(s.name) }

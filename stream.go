@@ -1,7 +1,7 @@
 package rcmgr
 
-// A stream: its peer is known from the start; it is transient until its protocol is known,
-// and may be attached to a service after that.
+// A stream. Its peer is known from the start. It is transient until its protocol is known, and
+// may be attached to a service after that.
 
 import (
 	"github.com/libp2p/go-libp2p/core/network"
@@ -20,12 +20,12 @@ var (
 	_ ResourceScopeLimiter          = (*streamScope)(nil)
 )
 
-// PeerScope gives the scope of the stream's peer.
+// PeerScope returns the scope of the stream's peer.
 func (s *streamScope) PeerScope() network.PeerScope {
 	return s.peer
 }
 
-// ProtocolScope gives the scope of the stream's protocol, or nil before
+// ProtocolScope returns the scope of the stream's protocol, or nil before
 // SetProtocol and after Done.
 func (s *streamScope) ProtocolScope() network.ProtocolScope {
 	if p := s.pool(slotProtocol, KindProtocol); p != nil {
@@ -34,7 +34,7 @@ func (s *streamScope) ProtocolScope() network.ProtocolScope {
 	return nil
 }
 
-// ServiceScope gives the scope of the stream's service, or nil before
+// ServiceScope returns the scope of the stream's service, or nil before
 // SetService and after Done.
 func (s *streamScope) ServiceScope() network.ServiceScope {
 	if p := s.pool(slotService, KindService); p != nil {
@@ -43,7 +43,7 @@ func (s *streamScope) ServiceScope() network.ServiceScope {
 	return nil
 }
 
-// pool gives the protocol or service, nil where there is none yet.
+// pool returns the protocol or service of the stream, nil if it has none yet.
 func (s *streamScope) pool(slot int, k Kind) *pool {
 	st := s.h.tree.lock()
 	defer st.unlock()
@@ -89,7 +89,7 @@ func (s *streamScope) attach(kind Kind, name string) error {
 	if kind == KindService {
 		slot = slotService
 	}
-	st := s.peer.st // in which the stream stays
+	st := s.peer.st // a stream never leaves it
 	st.mu.Lock()
 	if s.attachReady(st, kind, slot, name) {
 		st.mu.Unlock()
@@ -116,14 +116,13 @@ func (s *streamScope) attach(kind Kind, name string) error {
 		}
 		v, err := s.attachLocked(st, pr, slot, g)
 		if v != admitted {
-			st.enqueue(&pr.account) // it may have been made for this
+			st.enqueue(&pr.account) // it may have been made for this stream
 		}
 		return v, err
 	})
 }
 
-// mayAttach reports, by a nil error, whether the stream can still be given a protocol or
-// service of this name.
+// mayAttach returns an error if the stream cannot be given a protocol or service of this name.
 func (s *streamScope) mayAttach(st *stripe, kind Kind, slot int, name string) error {
 	if err := s.checkOpen(st); err != nil {
 		return err
@@ -143,9 +142,9 @@ func (s *streamScope) mayAttach(st *stripe, kind Kind, slot int, name string) er
 	return &scopeError{s.name(), err}
 }
 
-// attachReady attaches a stream that holds nothing but itself to a service or protocol
-// in which its peer has a part already, where there is room at hand; if not, it changes
-// nothing.
+// attachReady is the short way to attach a stream: it works if the stream holds no memory, its
+// peer has a part in the service or protocol already, and there is room at hand. If not, it
+// changes nothing.
 func (s *streamScope) attachReady(st *stripe, kind Kind, slot int, name string) bool {
 	h := s.h
 	c := &h.tree.chain
@@ -178,7 +177,7 @@ func (s *streamScope) attachLocked(st *stripe, pr *pair, slot int, g grip) (verd
 	return admitted, nil
 }
 
-// attached puts a stream below what it has been charged to.
+// attached puts a stream below the service or protocol that it has been charged to.
 func (st *stripe) attached(h *holder, pr *pair, slot int) {
 	c := &h.tree.chain
 	pr.refs++
@@ -194,8 +193,7 @@ func (st *stripe) attached(h *holder, pr *pair, slot int) {
 	most.memory = max(most.memory, pr.use.memory)
 }
 
-// Done releases the stream and everything that it holds. Again, it does
-// nothing.
+// Done releases the stream and everything that it holds. A second call does nothing.
 func (s *streamScope) Done() {
 	h, st := s.h, s.peer.st
 	st.mu.Lock()

@@ -1,9 +1,9 @@
 package rcmgr
 
 // A stripe is a lock and everything under it. A peer belongs to one stripe, by
-// a seeded hash of its ID, so that nobody can aim at one: the peer's scope, its
-// part of each protocol and service, its connections, its streams and all
-// their spans live there, in plain integers.
+// a seeded hash of its ID, so that strangers cannot choose one. The peer's scope, its
+// part of each protocol and service, its connections, its streams and all their
+// spans live there, in plain integers.
 
 import (
 	"runtime"
@@ -29,9 +29,9 @@ func defaultStripes() int {
 	return n
 }
 
-// stripe is one of many, and a host that does nothing uses none of them. What is only for
-// use is made by awake, once and for all; until then, fixed is empty, the maps and the notes
-// are nil, and only those look who read every stripe.
+// stripe is one of many, and an idle host uses none of them. awake makes what a stripe needs
+// when it is first used. Until then fixed is empty, the maps and the notes are nil, and only
+// readers of all stripes look into it.
 type stripe struct {
 	mu     sync.Mutex
 	engine *engine
@@ -39,21 +39,21 @@ type stripe struct {
 	// wholeFrom is the least priority that may fill all of a limit.
 	wholeFrom uint8
 	closed    bool // the manager is closed: nothing new is admitted
-	// plain: nobody listens, nobody has a share, and the manager is not closed. Then
-	// accounts alone decide, and are all that has to know.
+	// plain: there is no tracer and no fair share, and the manager is not closed. Then the
+	// accounts alone decide, and nothing else has to be told.
 	plain bool
-	woken atomic.Bool // awake has made what is for use; read without the lock
+	woken atomic.Bool // awake has made what is needed; read without the lock
 
 	// fixed holds the shares of the four scopes that are always there, by kind.
 	fixed [KindAllowlistedTransient + 1]*share
 
 	// On the next cache line is what each connection and stream takes as well.
 
-	// idle has holders of streams that are done, for those who come next.
+	// idle has holders of streams that are done, for the next streams.
 	idle          []*holder
 	nextID, endID int64 // numbers for connections and streams, taken in blocks
 
-	trace *tracer // nil: nobody listens
+	trace *tracer // nil: nothing is traced
 	*notes
 	peers map[peer.ID]*peerScope
 
@@ -69,15 +69,15 @@ type stripe struct {
 // notes is what a stripe notes and counts besides its accounts.
 type notes struct {
 	why     noted              // room for the refusal that is noted
-	remarks [numKinds]*remarks // what the log will say
+	remarks [numKinds]*remarks // for the log
 	// observed is nil until a limit that is only observed would have refused.
 	observed *observations
 
-	// What metrics read. An addition under a lock that is held anyway.
+	// What metrics read. Each costs an addition under a lock that is held anyway.
 	engineCounts
 	peerCounts             [4]spread.Spread // of connections and streams, by dim.oneWay
 	peerMemory, connMemory spread.Spread
-	most                   memberPeaks // that one member has held, since the generation began
+	most                   memberPeaks // that any one member has held since the generation began
 }
 
 // engineCounts is what stripes count, and only grows.
@@ -85,7 +85,7 @@ type engineCounts struct {
 	refusals [numKinds]dimCounts
 	// blocked is what was asked for and refused, by the kind of the scope or
 	// gate that refused: numbers of streams, connections and file descriptors,
-	// bytes of memory. The dimensions for both directions together say nothing.
+	// bytes of memory. The dimensions for both directions together have no meaning.
 	blocked      [numKinds]amounts
 	rationed     rationCounts // those of refusals that no limit itself refused
 	lateReleases uint64       // at scopes that are done
@@ -147,7 +147,7 @@ func (st *stripe) named(k Kind) map[string]*share {
 // idBlock is how many numbers a stripe takes at once.
 const idBlock = 64
 
-// newID gives the next number for a connection or stream.
+// newID returns the next number for a connection or stream.
 func (st *stripe) newID() int64 {
 	if st.nextID == st.endID {
 		st.endID = st.engine.lastID.Add(idBlock)
@@ -177,7 +177,7 @@ func (st *stripe) unlockAs(g grip) {
 	}
 }
 
-// firstLock is a stripe that may be locked already when its lock is to be taken first.
+// firstLock is the lock of a stripe that a decision may hold already when it begins.
 type firstLock struct {
 	st   *stripe
 	held bool
@@ -204,8 +204,8 @@ func (st *stripe) enqueue(a *account) {
 	}
 }
 
-// peer gives the scope of a peer, or nil if it has none and the Limiter has to be
-// asked for its limit first. Who does not use it after all is to enqueue it.
+// peer returns the scope of a peer, or nil if it has none and the Limiter has to be
+// asked for its limit first. A caller that does not use the scope has to enqueue it.
 func (st *stripe) peer(p peer.ID, f fetched[*amounts]) *peerScope {
 	ps := st.peers[p]
 	if ps != nil {
@@ -221,9 +221,9 @@ func (st *stripe) peer(p peer.ID, f fetched[*amounts]) *peerScope {
 	return ps
 }
 
-// current gives the account that stands for a peer now: ps itself, another if
-// ps was collected and the peer came back, or ps brought back (I7), unless the
-// Limiter has to be asked for its limit first.
+// current returns the scope that a peer has now (I7). It is ps itself, or a newer one if ps
+// was collected and the peer came back. If the peer has none, ps is brought back. It is nil
+// if the Limiter has to be asked for the limit first.
 func (st *stripe) current(ps *peerScope, f fetched[*amounts]) *peerScope {
 	if !ps.gone {
 		return ps
@@ -243,10 +243,9 @@ func (st *stripe) current(ps *peerScope, f fetched[*amounts]) *peerScope {
 	return ps
 }
 
-// shareOf gives the stripe's share of the scope that p stands for, and makes
-// it where there is none. If p was collected, its name may belong to another
-// pool by now, or p comes back (I7), unless the Limiter has to be asked for its
-// limits first.
+// shareOf returns the stripe's share of the scope that bears the name of p, and makes one
+// if there is none (I7). If p was collected, that scope may be another pool by now; if there
+// is none, p is brought back. It is nil if the Limiter has to be asked for the limits first.
 func (st *stripe) shareOf(p *pool, f fetched[sharedLimits]) *share {
 	if sh := p.shares[st.index]; sh != nil {
 		return sh
@@ -274,9 +273,9 @@ func (st *stripe) addShare(p *pool) *share {
 	return sh
 }
 
-// shareNamed gives the share of a service or protocol. If no scope of that name is
-// known, fresh becomes that scope; it is nil where there is none or its limits
-// are no longer in force.
+// shareNamed returns the share of a service or protocol. If no scope of that name is
+// known, fresh becomes that scope. It returns nil if fresh is nil, or if the limits of
+// fresh are no longer in force.
 func (st *stripe) shareNamed(k Kind, name string, fresh *pool) *share {
 	sh := st.named(k)[name]
 	if sh == nil && fresh == nil {
@@ -310,9 +309,9 @@ func (dir *directory) find(k Kind, name string) *pool {
 	return dir.namedLocked(k)[name]
 }
 
-// join adds a member to the pool that bears p's name: p itself if there is none
-// yet, with limits that are in force. It gives nil if the Limiter has to be asked
-// for these first.
+// join adds a member to the pool that bears the name of p, and returns that pool. If there is
+// none, it is p itself, with the limits in force. It returns nil if the Limiter has to be
+// asked for those first.
 func (dir *directory) join(p *pool, f fetched[sharedLimits]) *pool {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
@@ -333,8 +332,8 @@ func (dir *directory) join(p *pool, f fetched[sharedLimits]) *pool {
 	return p
 }
 
-// leave takes a member away, and keeps what it has refused; a pool without members is
-// forgotten.
+// leave removes a member, and keeps the count of what it has refused. A pool without members
+// is forgotten.
 func (dir *directory) leave(sh *share) {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
@@ -345,14 +344,14 @@ func (dir *directory) leave(sh *share) {
 	}
 }
 
-// stick says whether a pool keeps its limit, and survives idleness.
+// stick sets whether a pool keeps its limit and is not collected.
 func (dir *directory) stick(p *pool, on bool) {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
 	p.sticky = on
 }
 
-// sticks tells what stick said.
+// sticks returns what stick has set.
 func (dir *directory) sticks(p *pool) bool {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
@@ -390,9 +389,9 @@ func (dir *directory) list() []*pool {
 // peersAtOnce bounds the peers that are looked at under one lock.
 const peersAtOnce = 256
 
-// eachPeer calls f with every peer that is there from beginning to end, and
-// maybe others, under the stripe's lock, which is let go in between: a map may
-// change while it is ranged over.
+// eachPeer calls f with every peer that has a scope from beginning to end, and perhaps with
+// others, under the stripe's lock. The lock is released in between; a map may change while
+// it is ranged over.
 func (st *stripe) eachPeer(f func(*peerScope)) {
 	st.lock()
 	defer st.unlock()

@@ -1,12 +1,10 @@
 package rcmgr
 
-// Where the engine tells the tracer what happens. A traced manager has one
-// stripe, so whatever is told under its lock is in one order, and what one
-// account holds is what the scope holds. Nothing of this costs more than a look
-// at a nil pointer where nobody listens.
+// The events that the engine passes to the tracer. A traced manager has one stripe, so the
+// events under its lock have one order, and an account holds what its whole scope holds.
+// Without a tracer each call costs a comparison with nil.
 
-// traceChain tells that every account of a chain got or gave up what a request
-// asks for.
+// traceChain passes on that every account of a chain got or gave up what a request asks for.
 func (st *stripe) traceChain(c *chain, r *request, tell func(*tracer, scopeName, *traceDelta, *amounts)) {
 	if st.trace == nil {
 		return
@@ -20,15 +18,15 @@ func (st *stripe) traceChain(c *chain, r *request, tell func(*tracer, scopeName,
 	}
 }
 
-// traceMemory tells that a holder got or gave up n bytes.
+// traceMemory passes on that a holder got or gave up n bytes.
 func (st *stripe) traceMemory(h *holder, n int64, priority uint8, tell func(*tracer, scopeName, *traceDelta, *amounts)) {
 	r := memoryRequest(st.engine.admission, n, priority)
 	st.traceHeld(h, &r, tell)
 }
 
-// traceHeld tells that a holder got or gave up memory: the chain first, then
-// its owners from the outermost one, then itself. After a holder that is done,
-// nothing was changed any more.
+// traceHeld passes on that a holder got or gave up memory: first for the chain, then for its
+// owners from the outermost one, and then for the holder. Above an owner that is done,
+// nothing has changed.
 func (st *stripe) traceHeld(h *holder, r *request, tell func(*tracer, scopeName, *traceDelta, *amounts)) {
 	switch {
 	case h.owner == nil:
@@ -40,7 +38,7 @@ func (st *stripe) traceHeld(h *holder, r *request, tell func(*tracer, scopeName,
 	tell(st.trace, h.name(h.num), r.delta(), &use)
 }
 
-// traceSpan tells of a new span.
+// traceSpan passes on that a span has begun.
 func (st *stripe) traceSpan(h *holder) {
 	if st.trace == nil {
 		return
@@ -52,21 +50,21 @@ func (st *stripe) traceSpan(h *holder) {
 	st.trace.created(h.name(h.num), *limits)
 }
 
-// traceDone tells of a connection, stream or span that is done.
+// traceDone passes on that a connection, stream or span is done.
 func (st *stripe) traceDone(h *holder) {
 	if st.trace != nil {
 		st.trace.destroyed(h.name(h.num))
 	}
 }
 
-// traceCreated tells of a new account.
+// traceCreated passes on that an account was made.
 func (st *stripe) traceCreated(a *account) {
 	if st.trace != nil {
 		st.trace.created(a.name(), *a.limit())
 	}
 }
 
-// traceDestroyed tells of an account that goes.
+// traceDestroyed passes on that an account was collected.
 func (st *stripe) traceDestroyed(a *account) {
 	if st.trace != nil {
 		st.trace.destroyed(a.name())

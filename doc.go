@@ -1,8 +1,8 @@
 // Package rcmgr is a network resource manager for go-libp2p hosts. A host asks
 // it before it takes a connection, a stream, a file descriptor or memory; it
-// answers yes or no from limits on a graph of scopes, and keeps exact account
-// of what is held. It stands where go-libp2p's own resource manager stands,
-// behind network.ResourceManager, with the same exported names:
+// answers yes or no from limits on a graph of scopes, and keeps exact account of
+// what is held. It implements network.ResourceManager in place of go-libp2p's own
+// manager, with the same exported names:
 //
 //	rm, err := rcmgr.New(nil) // default limits, for what this process may use
 //	host, err := libp2p.New(libp2p.ResourceManager(rm))
@@ -25,9 +25,9 @@
 //
 // # Stripes and credit
 //
-// A limit on a scope that all peers share is a fact about everything at once,
-// and no common operation may take all locks. So the accounts are cut into
-// stripes, each under one lock, and the shared scopes hand out credit to them:
+// A limit on a scope that all peers share depends on everything at once, but no
+// common operation may take all locks. So the accounts are cut into stripes,
+// each under one lock, and the shared scopes hand out credit to the stripes:
 //
 //	           system   transient   allowlisted×2   protocol…   service…     pools of credit
 //	             │          │             │             │           │
@@ -37,11 +37,46 @@
 //	           peers ── …
 //
 // An operation takes its stripe's lock once, checks every account of its chain,
-// and then charges all of them: up from the scope itself through its owners,
-// if it is a span, to the peer, protocol×peer, service×peer, protocol, service,
-// transient and system, whichever apply. The first that refuses is the one that
-// the error names. How stripes spend credit below half of a limit, and how
-// everything is exact above, stands in pool.go.
+// and then charges all of them: from the scope itself through its owners, if it
+// is a span, up to those of peer, protocol×peer, service×peer, protocol, service,
+// transient and system that apply. The error names the first that refuses.
+// pool.go explains how stripes spend credit below half of a limit, and why
+// everything is exact above.
+//
+// # Objects
+//
+// What points to what in the engine, for a stream with a span below it:
+//
+//	streamScope ── userScope ─┐
+//	                          ▼
+//	spanScope ──▶ holder ──▶ holder      a tree: the span, and the stream that owns it
+//	                 │ tree   │ tree
+//	                 └───┬────┘
+//	                     ▼    at
+//	                   root ──────▶ stripe ◀── the stripe's lock guards all on this drawing
+//	                     │ chain               but pools; it lists the peers and shares here
+//	                     ▼
+//	     slots of the chain, each an account: what is used, and what may be
+//	     ┌───────────┬─────────────────┬────────────────────────────────┐
+//	     ▼           ▼                 ▼                                ▼
+//	 peerScope ──▶ pair ─────────▶ share of a protocol       share of the system
+//	 one peer      its part of it      │ pool   credit              │ pool   credit
+//	                                   ▼                            ▼
+//	                                 pool                         pool
+//	                                 limit, word: credit handed out to the shares
+//
+// A user has a userScope, a handle of a holder and a number: holders serve again, and a handle
+// with an old number is one of a scope that is done (I5). A holder belongs to a tree; the root
+// of the tree knows the stripe and the chain. root.at alone is read without the stripe's lock,
+// and compared again under it. A pool's limit is written under all stripe locks and read under
+// any of them. Its word is atomic: under the lock of one stripe it shrinks; to grow, or to
+// become loose, it takes the drawing lock, too. Services and protocols are found by name in the
+// directory, which has a lock of its own. (I8 has the order of the locks.)
+//
+// An operation finds its stripe and takes the lock, asks all accounts of the chain
+// (stripe.check), draws credit for shares that lack it (stripe.judge), and then charges every
+// account (stripe.hold, chain.addAll). A refusal is noted, counted and made into an error in
+// refusing.go, and is shown by Snapshot, metrics and the log of refusals.
 //
 // # Invariants
 //
@@ -50,36 +85,36 @@
 //   - I1: For every share and dimension, use ≤ credit. For every pool, the
 //     credit of all shares is what it has handed out, and no more than the
 //     limit. (After a limit was lowered below use, nothing is admitted until use
-//     has drained. A limit that is only observed is passed, by whatever the
-//     limits that are not admit.)
+//     has drained. A limit that is only observed is exceeded by what the other
+//     limits admit.)
 //   - I2: No overshoot: at no instant does a scope hold more than its limit,
-//     unless that was lowered, or is or was only observed. No
-//     false refusal: a request is refused only if at that instant it did not
-//     fit the limits, or the part of the transient scope's streams that is kept
-//     for others (WithNewcomersQuarter), or, where that is on, its fair share.
+//     unless that was lowered, or is or was only observed. No false refusal: a
+//     request is refused only if at that instant it did not fit the limits, the
+//     part of the transient scope's streams that is kept for newcomers
+//     (WithNewcomersQuarter), or its fair share, if that is on.
 //   - I3: All or nothing: a refused operation leaves every account as it was,
 //     and a failed move leaves the scope where it was.
-//   - I4: Conservation: what a scope uses is the sum over the connections,
-//     streams and spans, and of what was reserved directly, below it; in one
-//     consistent cut over all stripes.
+//   - I4: Conservation: in one consistent cut over all stripes, what a scope uses
+//     is the sum over the connections, streams and spans below it, and of what
+//     was reserved at it directly.
 //   - I5: A scope that is done holds nothing, refuses everything with
-//     network.ErrResourceScopeClosed, takes no reference, and being done again
-//     does nothing. A span may outlive its owner: every walk up a chain stops
-//     at the first owner that is done. What a connection or stream was kept in
-//     may serve another one by then: whoever still has the first sees nothing of
-//     that, and does nothing to it.
-//   - I6: Each scope knows what was reserved at it besides its total. A release
-//     takes from the former only; what is too much is a caller's bug, counted
-//     and logged with the scope's name. When all scopes are done, every account
-//     is zero.
-//   - I7: A scope in use, by references or by anything it holds, is never
-//     collected; an unused one goes within two minutes, with a bounded amount
-//     of work under any lock. A scope that was kept from a View goes on working
-//     after it was collected, and two accounts of one name never coexist.
-//   - I8: Lock order: stripes by index, then the directory of shared scopes,
-//     then the one for drawing from pools, then the shards of subnets that have a
-//     share and of records of what is open, and last the queue of the tracer. The
-//     locks of the gates are never held together with any of these. A change of limits
-//     has a lock that comes before all. No callback, limiter, log line, metric or I/O
+//     network.ErrResourceScopeClosed, and takes no reference; being done again
+//     does nothing. A span may outlive its owner: every walk up a tree stops at
+//     the first owner that is done. The holder of a connection or stream that is
+//     done may serve another one; a handle of the first neither sees nor affects
+//     that.
+//   - I6: Each scope knows what was reserved at it, besides its total. A release
+//     takes from the former only; releasing more is a caller's bug, counted and
+//     logged with the scope's name. When all scopes are done, every account is
+//     zero.
+//   - I7: A scope in use, by references or by anything that it holds, is never
+//     collected. An unused one is, within two minutes, with a bounded amount of
+//     work under any lock. A scope that was kept from a View goes on working after
+//     it was collected, and two accounts of one name never coexist.
+//   - I8: Lock order: stripes by index, then the directory of shared scopes, then
+//     the drawing lock, then the shards of subnets that have a share and of
+//     records of what is open, and last the queue of the tracer. The locks of the
+//     gates are never held together with any of these. A change of limits has a
+//     lock that comes before all. No callback, Limiter, log line, metric or I/O
 //     runs under any of them.
 package rcmgr

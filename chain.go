@@ -460,7 +460,7 @@ func (sh *share) lacks(r *request, it item) bool {
 // credit that lies idle. All stripe locks are held.
 func (sh *share) drawSettled(it item, short int64) {
 	l := sh.pool.tally(it.d)
-	if !l.tight && short <= l.limit/2-l.handed {
+	if l.hasBelowHalf(short) {
 		sh.drawLocked(it, short)
 		return
 	}

@@ -117,8 +117,8 @@ func (m *Manager) VerifySourceAddress(addr net.Addr) bool {
 // called for each packet that begins a connection, and takes no lock.
 func (e *engine) halfConnected() bool {
 	p := e.fixed[KindTransient]
-	w := p.word[dimConnsIn].Load()
-	return w&tightMark != 0 && int64(w>>1) > p.limitCopy.Load()[dimConnsIn]/2
+	w := p.load(dimConnsIn)
+	return w.tight() && w.handed() > p.limitCopy.Load()[dimConnsIn]/2
 }
 
 // enterGates asks the gates in force for a connection from addr, and returns the refusal, nil

@@ -4,10 +4,13 @@ package rcmgr
 // interleaving of a few operations on a few stripes and pools, and checks in
 // every state what they promise.
 //
-// What decides is the engine's own code: tally.draw, giveBack, settle, keep,
-// batchOf and Admission.threshold. What is modelled here are the steps between
-// them, as checkShared, settle, giveTo and moveTo take them; drawUnit takes those of
-// checkShared, and drawMemory too, where pools are tight:
+// What decides is the engine's own code: tally.draw, giveBack, settle, keep and
+// hasBelowHalf, word.hasOne, hasTight and less, batchOf and Admission.threshold. What is
+// modelled here are the steps between them. checkShared, settle, takeBack and moveTo take
+// them; drawUnit and drawMemory take those of checkShared, and ask the word alone; where it
+// does not have what they need, checkShared begins from anew under the same stripe lock.
+// Requests for one that may fill all of a limit go the way of drawUnit first, larger ones
+// that of drawMemory, and what is given back that of takesBack:
 //
 //	find the connection's stripe · lock it (both for a move, or all of them),
 //	look at the shares · load the word of each pool that has to be asked · take
@@ -156,6 +159,11 @@ type creditRules struct {
 	settle   func(l tally, used int64) tally
 	keep     func(l tally) int64
 
+	hasBelowHalf func(l tally, short int64) bool
+	hasOne       func(w word, limit int64) bool
+	hasTight     func(w word, n, limit int64) bool
+	less         func(w word, n, looseBelow int64) (word, bool)
+
 	markApart       bool // handed out and the tight mark are loaded one after the other
 	letGo           bool // call idle credit in under all locks, let go, try again
 	unlimitedFree   bool // a pool without a limit hands out no credit
@@ -172,7 +180,8 @@ type creditRules struct {
 }
 
 func engineRules() creditRules {
-	return creditRules{draw: tally.draw, giveBack: tally.giveBack, settle: tally.settle, keep: tally.keep}
+	return creditRules{draw: tally.draw, giveBack: tally.giveBack, settle: tally.settle, keep: tally.keep,
+		hasBelowHalf: tally.hasBelowHalf, hasOne: word.hasOne, hasTight: word.hasTight, less: word.less}
 }
 
 // A state: comparable, small, without pointers.
@@ -203,6 +212,7 @@ type (
 		locked  int8    // how many of the stripe locks it needs it has
 		allTime int8    // how often it went for all locks
 		all     bool    // it needs all stripe locks
+		general bool    // it has gone the short way in vain
 		decided bool    // its request is admitted, and not yet charged
 		lacks   poolSet // has to ask these
 		todo    poolSet // of these, still to load, draw from, return to
@@ -407,6 +417,16 @@ func (x *creditModel) look(t int) {
 func (x *creditModel) load(t int) bool {
 	th := &x.thread[t]
 	p := th.todo.first()
+	if x.short(t) {
+		th.todo &^= 1 << p
+		switch {
+		case !x.has(t, p):
+			x.goGenerally(t)
+		case th.todo == 0:
+			th.pc, th.todo = atDrawing, th.lacks
+		}
+		return true
+	}
 	l := x.tally(p)
 	if x.markApart {
 		if !th.marked {
@@ -426,6 +446,28 @@ func (x *creditModel) load(t int) bool {
 		th.pc, th.todo = atDrawing, th.lacks
 	}
 	return true
+}
+
+// short reports whether t goes the way of drawUnit or drawMemory, where word decides.
+func (x *creditModel) short(t int) bool {
+	th, o := &x.thread[t], x.threads[t][x.thread[t].op]
+	return o.do == reserveVerb && o.weight == fullWeight && !th.all && !th.general && !x.rollBack
+}
+
+// has is what drawUnit or drawMemory asks a pool.
+func (x *creditModel) has(t, p int) bool {
+	l := x.tally(p)
+	if _, _, n := x.asks(t); n > 1 {
+		return x.hasTight(l.word(), n, l.limit)
+	}
+	return x.hasOne(l.word(), l.limit)
+}
+
+// goGenerally leaves the short way for the general one.
+func (x *creditModel) goGenerally(t int) {
+	th := &x.thread[t]
+	x.unlockDrawing(t)
+	th.general, th.pc, th.todo = true, atLoad, th.lacks
 }
 
 func (x *creditModel) ask(t, p int, l tally) (grant int64, v verdict) {
@@ -453,6 +495,13 @@ func (x *creditModel) decide(t int) {
 		if !th.lacks.has(p) || x.oneLook {
 			continue
 		}
+		if x.short(t) {
+			if !x.has(t, p) {
+				x.goGenerally(t)
+				return
+			}
+			continue
+		}
 		switch _, v := x.ask(t, p, x.tally(p)); v {
 		case refused:
 			x.refuse(t, p)
@@ -470,8 +519,12 @@ func (x *creditModel) decide(t int) {
 func (x *creditModel) drawFrom(t int) bool {
 	th := &x.thread[t]
 	p := th.todo.first()
-	grant, _ := x.ask(t, p, x.tally(p))
-	x.handOut(t, p, grant)
+	if _, _, n := x.asks(t); x.short(t) && (n > 1 || x.pool[p].tight) {
+		x.handOutTight(t, p, n)
+	} else {
+		grant, _ := x.ask(t, p, x.tally(p))
+		x.handOut(t, p, grant)
+	}
 	if th.todo &^= 1 << p; th.todo == 0 {
 		x.unlockDrawing(t)
 		x.charge(t)
@@ -489,6 +542,15 @@ func (x *creditModel) handOut(t, p int, grant int64) {
 	l.handed += grant
 	x.store(p, l)
 	x.setCredit(p, stripe, sh.credit+grant, l)
+	x.thread[t].drawn |= 1 << p
+}
+
+// handOutTight is what drawMemoryLocked does, and drawOneLocked in a tight pool.
+func (x *creditModel) handOutTight(t, p int, n int64) {
+	stripe, _, _ := x.asks(t)
+	x.pool[p].handed += n
+	x.share[p][stripe].credit += n
+	x.share[p][stripe].floor += n
 	x.thread[t].drawn |= 1 << p
 }
 
@@ -544,7 +606,7 @@ func (x *creditModel) settleAll(t int) {
 	for p := range x.limits {
 		sh := &x.share[p][stripe]
 		if short := sh.short(n); th.lacks.has(p) && short > 0 {
-			if l := x.tally(p); !l.tight && short <= l.limit/2-l.handed {
+			if x.hasBelowHalf(x.tally(p), short) {
 				x.handOut(t, p, short)
 				continue
 			}
@@ -649,6 +711,12 @@ func (x *creditModel) carry(pools poolSet, from, to int, n int64) (leaves poolSe
 func (x *creditModel) trim(t int) bool {
 	th := &x.thread[t]
 	p := th.todo.first()
+	if x.returnTight(p, int(th.from)) {
+		if th.todo &^= 1 << p; th.todo == 0 {
+			x.finish(t)
+		}
+		return true
+	}
 	if x.draws != 0 && x.returned(p, int(th.from)).tight != x.pool[p].tight && !x.looseAnytime {
 		return false
 	}
@@ -657,6 +725,19 @@ func (x *creditModel) trim(t int) bool {
 		x.finish(t)
 	}
 	return true
+}
+
+// returnTight is what trim does where takesBack does.
+func (x *creditModel) returnTight(p, stripe int) bool {
+	l, sh := x.tally(p), &x.share[p][stripe]
+	idle := sh.credit - sh.use
+	now, tight := x.less(l.word(), idle, looseBelow(l.limit, l.batch))
+	if tight {
+		x.store(p, tally{handed: now.handed(), tight: now.tight()})
+		sh.credit -= idle
+		sh.floor -= idle
+	}
+	return tight
 }
 
 // excess is what a stripe has to return of a pool's credit.

@@ -528,6 +528,20 @@ func keepTwoBatchesAlways(l tally) int64 { return 2 * l.batch }
 
 func keepFourBatches(l tally) int64 { return 2 * l.keep() }
 
+func hasBelowLimit(l tally, short int64) bool { return !l.tight && short <= l.limit-l.handed }
+
+func hasOnePastHalf(w word, limit int64) bool { return w.handed() < limit }
+
+func hasOneAlways(word, int64) bool { return true }
+
+func hasLoose(w word, n, limit int64) bool { return n <= limit-w.handed() }
+
+func hasTightAlways(w word, _, _ int64) bool { return w.tight() }
+
+func lessNever(w word, _, _ int64) (word, bool) { return w, false }
+
+func lessTight(w word, n, _ int64) (word, bool) { return w - word(n)<<1, w.tight() }
+
 // TestExplorerCatchesEveryBrokenRule breaks the protocol in one way at a time.
 // Only the property named is checked, so each of them is shown to fail; with
 // the engine's rules the same scenario is sound.
@@ -624,7 +638,7 @@ func TestExplorerCatchesEveryBrokenRule(t *testing.T) {
 		[]creditProperty{smallIsTight},
 	}, {
 		"a tight pool becomes loose below half",
-		func(r *creditRules) { r.giveBack = giveBackLooseBelowHalf },
+		func(r *creditRules) { r.giveBack, r.less = giveBackLooseBelowHalf, lessNever },
 		creditScenario{limits: one, conns: apart, threads: alone(doReserve(0, 40, fullWeight), doRelease(0, 10), doRelease(0, 30))},
 		[]creditProperty{turnsAtQuarter},
 	}, {
@@ -685,9 +699,53 @@ func TestExplorerCatchesEveryBrokenRule(t *testing.T) {
 		func(r *creditRules) { r.looseAnytime = true },
 		creditScenario{limits: one, conns: apart, setup: []modelOp{doReserve(0, 40, fullWeight), doRelease(0, 20)}, threads: [][]modelOp{
 			{doRelease(0, 20)},
-			doHold(1, 40, fullWeight),
+			doHold(1, 40, fullWeight-1),
 		}},
 		[]creditProperty{creditCovers},
+	}, {
+		"a pool becomes loose before what its word was asked for while it was tight is drawn",
+		func(r *creditRules) { r.looseAnytime = true },
+		creditScenario{limits: one, conns: apart, setup: []modelOp{doReserve(0, 40, fullWeight), doRelease(0, 20)}, threads: [][]modelOp{
+			{doRelease(0, 20)},
+			doHold(1, 40, fullWeight),
+		}},
+		[]creditProperty{looseBelowHalf},
+	}, {
+		"the exact way leaves a pool loose above half",
+		func(r *creditRules) { r.hasBelowHalf = hasBelowLimit },
+		creditScenario{limits: one, conns: apart, threads: alone(doHold(0, 40, fullWeight)...)},
+		[]creditProperty{looseBelowHalf},
+	}, {
+		"the word of a loose pool has one above half",
+		func(r *creditRules) { r.hasOne = hasOnePastHalf },
+		creditScenario{limits: one, conns: apart, setup: []modelOp{doReserve(2, 32, fullWeight)}, threads: [][]modelOp{
+			doHold(0, 1, fullWeight), {doRelease(2, 32)},
+		}},
+		[]creditProperty{creditCovers},
+	}, {
+		"the word of a tight pool has one when it is full",
+		func(r *creditRules) { r.hasOne = hasOneAlways },
+		creditScenario{limits: one, conns: apart, setup: []modelOp{doReserve(2, 64, fullWeight)}, threads: [][]modelOp{
+			doHold(0, 1, fullWeight), {doRelease(2, 64)},
+		}},
+		[]creditProperty{noOvershoot, noFalseAdmission, creditConserved},
+	}, {
+		"the word of a loose pool has memory",
+		func(r *creditRules) { r.hasTight = hasLoose },
+		creditScenario{limits: one, conns: apart, threads: alone(doHold(0, 40, fullWeight)...)},
+		[]creditProperty{looseBelowHalf},
+	}, {
+		"the word of a tight pool has memory when it is full",
+		func(r *creditRules) { r.hasTight = hasTightAlways },
+		creditScenario{limits: one, conns: apart, setup: []modelOp{doReserve(2, 40, fullWeight)}, threads: [][]modelOp{
+			doHold(0, 30, fullWeight), {doRelease(2, 40)},
+		}},
+		[]creditProperty{noOvershoot, noFalseAdmission, creditConserved},
+	}, {
+		"a tight pool stays tight where little is given back",
+		func(r *creditRules) { r.less = lessTight },
+		creditScenario{limits: one, conns: apart, threads: alone(doHold(0, 40, fullWeight)...)},
+		[]creditProperty{turnsAtQuarter},
 	}} {
 		c.sc.stripes = 2
 		for _, p := range c.want {

@@ -90,8 +90,10 @@ func (a *account) lacking(n int64) *share {
 	return nil
 }
 
-// hasMemory tells whether the pool of a share is tight, and has n bytes to give.
-func (sh *share) hasMemory(n int64) bool { return sh == nil || sh.pool.tally(dimMemory).has(n) }
+// hasMemory reports whether the pool of a share is tight, and has n bytes to give.
+func (sh *share) hasMemory(n int64) bool {
+	return sh == nil || sh.pool.load(dimMemory).hasTight(n, sh.pool.most[dimMemory])
+}
 
 // drawMemoryLocked draws n bytes, and tells how often it had to. The drawing lock is held.
 func (sh *share) drawMemoryLocked(n int64) (draws uint64) {

@@ -25,8 +25,8 @@ package rcmgr
 //   - Below a quarter a tight pool is loose again.
 //
 // Every dimension of a pool is loose or tight on its own. The rules are in
-// tally, without locks or atomics, so that explore_test.go can run the same
-// code through all interleavings.
+// tally and word, without locks or atomics, so that explore_test.go can run the
+// same code through all interleavings.
 
 import (
 	"sync"
@@ -77,10 +77,6 @@ func (l tally) draw(n, short, bound int64) (grant int64, v verdict) {
 	return short, admitted
 }
 
-// has tells whether a tight pool has n to give to a request that may fill all of the
-// limit: for certain, if the drawing lock is held.
-func (l tally) has(n int64) bool { return l.tight && n <= l.limit-l.handed }
-
 // giveBack takes credit back from a share.
 func (l tally) giveBack(n int64) tally {
 	l.handed -= n
@@ -114,6 +110,55 @@ func (l tally) keep() int64 {
 	return 2 * l.batch
 }
 
+// hasBelowHalf reports whether draw admits a request that may fill all of the limit while the
+// pool is loose and stays so.
+func (l tally) hasBelowHalf(short int64) bool { return !l.tight && short <= l.limit/2-l.handed }
+
+// word is what is handed out of one dimension, and whether the pool is tight, as a pool
+// stores the two: handed<<1 | tight. What it decides is what tally decides where that takes
+// little: its methods are short enough to be inlined, and load no more of the pool than they
+// are given. TestTheShortWaysOfAPoolDecideAsItsTallyDoes shows that the two agree.
+type word uint64
+
+// tightMark is the part of a word that says that the pool is tight.
+const tightMark = 1
+
+func (w word) handed() int64 { return int64(w >> 1) }
+
+func (w word) tight() bool { return w&tightMark != 0 }
+
+// word is the inverse of pool.tally.
+func (l tally) word() word {
+	w := word(l.handed) << 1
+	if l.tight {
+		w |= tightMark
+	}
+	return w
+}
+
+// hasOne reports whether draw admits a request for one, by a share without credit, that may
+// fill all of the limit: for certain, if the drawing lock is held.
+func (w word) hasOne(limit int64) bool {
+	if !w.tight() {
+		limit /= 2
+	}
+	return w.handed() < limit
+}
+
+// hasTight reports whether the pool is tight and draw admits a request for n that may fill
+// all of the limit: for certain, if the drawing lock is held.
+func (w word) hasTight(n, limit int64) bool { return w.tight() && n <= limit-w.handed() }
+
+// full reports whether draw refuses a request for one that may fill all of the limit.
+func (w word) full(limit int64) bool { return w.tight() && w.handed() >= limit }
+
+// less is giveBack where the pool is tight and stays so, as it reports. looseBelow is that of
+// the pool.
+func (w word) less(n, looseBelow int64) (now word, tight bool) {
+	now = w - word(n)<<1
+	return now, now.tight() && now.handed() >= looseBelow
+}
+
 // drawingLock is held by whoever draws credit, from whichever pools, and makes a pool
 // loose: what has been decided under it stays true until it is drawn, for whoever gives
 // credit back without it only makes more of it. A request asks all of its pools before
@@ -142,11 +187,10 @@ type pool struct {
 	// told is a copy of limit for who has no lock, and does not change.
 	limitCopy atomic.Pointer[amounts]
 
-	// word holds, for each dimension, what is handed out and whether the pool
-	// is tight: handed<<1 | tight. Both are one word, because a tight mark
-	// read apart from the sum may be stale and refuse what fits. Under the lock of
-	// one stripe it shrinks; to grow, or to become loose, it takes the drawing lock
-	// besides. Under all stripe locks, or while there are no shares, anything goes: nobody
+	// I1: word holds, for each dimension, the sum of the credit of all shares, and with it
+	// the tight mark: one that is read apart from the sum may be stale and refuse what
+	// fits. Under the lock of one stripe it shrinks; to grow, or to become loose, it takes
+	// the drawing lock besides. Under all stripe locks, or while there are no shares, anything goes: nobody
 	// draws then, for that is done under the lock of a stripe that has one. Read without a
 	// lock.
 	word [numDims]atomic.Uint64
@@ -172,26 +216,17 @@ type pool struct {
 	by      *limitBook // that said its limits
 }
 
-// tightMark is the part of a word that says that the pool is tight.
-const tightMark = 1
+// load loads the word of one dimension. Only what is loaded at once belongs together.
+func (p *pool) load(d dim) word { return word(p.word[d&dimMask].Load()) }
 
-// tally loads one dimension. Only what is loaded at once belongs together.
+// tally loads one dimension, with what follows from the limit.
 func (p *pool) tally(d dim) tally {
-	w := p.word[d].Load()
-	return tally{limit: p.most[d], batch: p.batch[d], handed: int64(w >> 1), tight: w&tightMark != 0}
-}
-
-// word is the inverse of pool.tally.
-func (l tally) word() uint64 {
-	w := uint64(l.handed) << 1
-	if l.tight {
-		w |= tightMark
-	}
-	return w
+	w := p.load(d)
+	return tally{limit: p.most[d], batch: p.batch[d], handed: w.handed(), tight: w.tight()}
 }
 
 // tight tells, without a lock, whether the pool is tight in d.
-func (p *pool) tight(d dim) bool { return p.word[d&dimMask].Load()&tightMark != 0 }
+func (p *pool) tight(d dim) bool { return p.load(d).tight() }
 
 // fullFor tells, without the drawing lock, whether it is full of anything that a connection
 // or stream counts in, by this limit: of what, and how much of it is handed out.
@@ -207,8 +242,8 @@ func (p *pool) fullFor(u unit, limit *amounts) (d dim, handed int64, full bool) 
 }
 
 func (p *pool) fullOf(d dim, limit *amounts) (handed int64, full bool) {
-	w := p.word[d&dimMask].Load()
-	return int64(w >> 1), w&tightMark != 0 && int64(w>>1) >= limit[d&dimMask]
+	w := p.load(d)
+	return w.handed(), w.full(limit[d&dimMask])
 }
 
 // seemsFullFor is fullFor for who has no lock. What is loose is not full.
@@ -223,10 +258,10 @@ func (p *pool) seemsFullFor(u unit) bool {
 // handOut notes that a share gets more credit: in a tight pool for what is used at once. The
 // drawing lock is held, or all stripe locks are.
 func (p *pool) handOut(d dim, n int64) {
-	w := p.word[d&dimMask].Add(uint64(n) << 1)
-	handed := int64(w >> 1)
+	w := word(p.word[d&dimMask].Add(uint64(n) << 1))
+	handed := w.handed()
 	p.low[d] = min(p.low[d], handed-n)
-	if w&tightMark != 0 {
+	if w.tight() {
 		p.raisePeak(d, handed)
 	}
 }
@@ -245,7 +280,7 @@ func (p *pool) takeBack(d dim, n int64) tally {
 			locked = true
 			continue
 		}
-		if p.word[d].CompareAndSwap(was.word(), now.word()) {
+		if p.word[d].CompareAndSwap(uint64(was.word()), uint64(now.word())) {
 			if locked {
 				p.engine.drawing.Unlock()
 			}
@@ -256,9 +291,10 @@ func (p *pool) takeBack(d dim, n int64) tally {
 
 // takesBack is takeBack where the pool is tight and stays so, if nobody else is about.
 func (p *pool) takesBack(d dim, n int64) bool {
-	was := p.word[d&dimMask].Load()
-	now := was - uint64(n)<<1
-	return was&tightMark != 0 && int64(now>>1) >= p.looseBelow[d&dimMask] && p.word[d&dimMask].CompareAndSwap(was, now)
+	at := &p.word[d&dimMask]
+	was := word(at.Load())
+	now, tight := was.less(n, p.looseBelow[d&dimMask])
+	return tight && at.CompareAndSwap(uint64(was), uint64(now))
 }
 
 // setLimit puts a limit in force. All stripe locks are held, or the drawing lock is and
@@ -326,7 +362,7 @@ func (p *pool) usedOf(d dim) (sum int64) {
 func (p *pool) recall(d dim, extra int64) {
 	was := p.tally(d)
 	l := was.settle(p.usedOf(d) + extra)
-	p.word[d].Store(l.word())
+	p.word[d].Store(uint64(l.word()))
 	p.low[d] = min(p.low[d], was.handed)
 	p.raisePeak(d, l.handed)
 	for _, sh := range p.shares {
@@ -342,7 +378,7 @@ type share struct {
 	pool *pool
 	// Each on a cache line of its own.
 	_      [32]byte
-	credit amounts
+	credit amounts // I1: never less than use
 	floor  amounts // credit less what may lie idle, as the pool was when last seen
 }
 
@@ -355,16 +391,9 @@ func (sh *share) setCredit(d dim, credit int64, l tally) {
 // lacksOne tells whether there is no credit for one more.
 func (sh *share) lacksOne(d dim) bool { return int64(sh.use.counts[d&dimMask]) >= sh.credit[d&dimMask] }
 
-// mayDrawOne is what tally.draw says to one more.
+// mayDrawOne reports whether there is credit for one more, or the pool has it to give.
 func (sh *share) mayDrawOne(d dim) bool {
-	if !sh.lacksOne(d) {
-		return true
-	}
-	w, limit := sh.pool.word[d&dimMask].Load(), sh.pool.most[d&dimMask]
-	if w&tightMark == 0 {
-		limit /= 2
-	}
-	return int64(w>>1) < limit
+	return !sh.lacksOne(d) || sh.pool.load(d).hasOne(sh.pool.most[d&dimMask])
 }
 
 // drawLocked hands out credit for an item, to be used at once, and more of it. The drawing

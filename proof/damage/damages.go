@@ -92,6 +92,18 @@ var damages = []damage{
 	{"ration.go", "near != nil && d == dimStreamsIn {", "near != nil {"},
 	{"refusing.go", "case it.n <= a.limit()[it.d]-current && it.d != dimMemory:", "case false:"},
 
+	// Short ways that are not taken.
+	{"unit.go", "if !st.plain || o.cost != 0 || ", "if st != nil || o.cost != 0 || "},
+	{"open.go", "return o.limit != nil && !st.engine.pressure", "return st == nil && !st.engine.pressure"},
+	{"stream.go", "if !st.plain || !s.live() || ", "if st != nil || !s.live() || "},
+	{"conn.go", "if to.plain && stays && h.use == 0", "if to == nil && stays && h.use == 0"},
+	{"conn.go", "case h.use == 0 && there.hasUnit(h.unit):", "case there == nil && there.hasUnit(h.unit):"},
+	{"memory.go", "if priority < st.wholeFrom || n <= 0", "if st != nil || n <= 0"},
+	{"memory.go", "if !protocol.hasMemory(n) || !service", "if st != nil || !service"},
+	{"unit.go", "if !one.mayDraw(u) || !other.mayDraw(u) {", "if st != nil || !other.mayDraw(u) {"},
+	{"unit.go", "if sh.pool.tight(d) {", "if sh == nil {"},
+	{"pool.go", "return tight && at.CompareAndSwap", "return p == nil && tight && at.CompareAndSwap"},
+
 	// Explain.
 	{"explain.go", "trusted := e.peer.trusted > 0 || e.m.allowlist", "trusted := e.m.allowlist"},
 	{"explain.go", "\t\te.peersShare(&r)\n", "\t\te.peersShare(&r)\n\t\te.peersShare(&r)\n"},

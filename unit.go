@@ -4,6 +4,12 @@ package rcmgr
 // while they do. So what they are counted as, a unit, has paths of its own, without a
 // request to put together: what is at hand everywhere is charged, and the unit leaves
 // its whole chain at once. All else is for check in chain.go to decide.
+//
+// What is written here for a unit must agree with what is written for a request: addUnit
+// and subUnit with charge and refund, hasUnit with hasReady, within with fits, peerGotUnit
+// with peerGot, mayDraw and drawUnit with judge, trim with trimMemory; and openReady,
+// attachReady and the first branch of moveLocked with take. unit_test.go goes through all
+// these pairs.
 
 import (
 	"github.com/libp2p/go-libp2p/core/network"

@@ -21,10 +21,7 @@ import (
 // A unit needs room in all that it counts in, and credit of any of that which lies idle
 // is seen.
 func TestAUnitNeedsRoomInEveryDimensionThatItCountsIn(t *testing.T) {
-	for _, u := range []unit{
-		unitOf(KindStream, network.DirInbound, false), unitOf(KindStream, network.DirOutbound, false),
-		unitOf(KindConn, network.DirInbound, true), unitOf(KindConn, network.DirOutbound, true),
-	} {
+	for _, u := range everyUnit {
 		var use held
 		use.addUnit(u)
 		just := use.amounts()
@@ -43,6 +40,146 @@ func TestAUnitNeedsRoomInEveryDimensionThatItCountsIn(t *testing.T) {
 			more[d]++
 			require.Equal(t, []bool{false, false}, has(&less), "%v without dimension %d", u, d)
 			require.True(t, (&share{account: account{use: use}, floor: more}).idlesUnit(u), "%v with dimension %d idle", u, d)
+		}
+	}
+}
+
+// everyUnit has all that a connection or stream can count in.
+var everyUnit = []unit{
+	unitOf(KindStream, network.DirInbound, false), unitOf(KindStream, network.DirOutbound, false),
+	unitOf(KindConn, network.DirInbound, false), unitOf(KindConn, network.DirOutbound, false),
+	unitOf(KindConn, network.DirInbound, true), unitOf(KindConn, network.DirOutbound, true),
+}
+
+// eachSmall calls f with all small amounts of what a unit counts in, each below n.
+func eachSmall(u unit, n int64, f func(a amounts)) {
+	for dir := range n {
+		for both := range n {
+			for fds := range n {
+				a := amounts{dimFD: fds}
+				a[u.dir], a[u.both] = dir, both
+				f(a)
+			}
+		}
+	}
+}
+
+// All that is written for a unit, or for memory, beside what is written for a request: each
+// pair decides and books the same.
+func TestByUnitAndByMemoryIsAsByRequest(t *testing.T) {
+	for _, u := range everyUnit {
+		r := u.whole(0)
+		eachSmall(u, 3, func(use amounts) {
+			byUnit, byRequest := heldOf(use), heldOf(use)
+			byUnit.addUnit(u)
+			byRequest.charge(&r)
+			require.Equal(t, byRequest, byUnit)
+			byUnit.subUnit(u)
+			byRequest.refund(&r)
+			require.Equal(t, byRequest, byUnit)
+			require.Equal(t, heldOf(use), byUnit)
+
+			eachSmall(u, 4, func(ready amounts) {
+				sh := share{account: account{use: heldOf(use), ready: &ready}}
+				has := sh.hasReady(&r)
+				if sh.hasUnit(u) != has || (sh.lackingUnit(u) == nil) != has {
+					t.Fatalf("%+v: of %v, %v is used: by request it is %v that there is room", u, ready, use, has)
+				}
+				if u.within(&ready) != r.fits(&ready) {
+					t.Fatalf("%+v: by request it is %v that it fits %v", u, r.fits(&ready), ready)
+				}
+			})
+
+			books := func(got func(st *stripe, ps *peerScope)) (notes, held) {
+				st, ps := &stripe{notes: &notes{}}, &peerScope{}
+				ps.use = heldOf(use)
+				ps.use.addUnit(u)
+				got(st, ps)
+				return *st.notes, ps.peak
+			}
+			unitNotes, unitPeak := books(func(st *stripe, ps *peerScope) { st.peerGotUnit(ps, u) })
+			requestNotes, requestPeak := books(func(st *stripe, ps *peerScope) { st.peerGot(ps, &r) })
+			require.Equal(t, requestNotes, unitNotes)
+			require.Equal(t, requestPeak, unitPeak)
+		})
+	}
+
+	for n := int64(1); n < 4; n++ {
+		r := memoryRequest(AdmissionHalf, n, network.ReservationPriorityAlways)
+		for use := range int64(6) {
+			byMemory, byRequest := account{use: held{memory: use}}, held{memory: use}
+			byMemory.addMemory(n)
+			byRequest.charge(&r)
+			require.Equal(t, byRequest, byMemory.use)
+			for ready := range int64(6) {
+				a := account{use: held{memory: use}, ready: &amounts{dimMemory: ready}}
+				require.Equal(t, !a.hasReady(&r), a.lacksMemory(n), "of %d, %d is used, and %d asked for", ready, use, n)
+			}
+		}
+	}
+}
+
+// A pool gives and takes back a count as it does memory.
+func TestCountsAreReturnedAsMemoryIs(t *testing.T) {
+	smallTallies(func(l tally) {
+		for idle := range min(l.handed, 4) + 1 {
+			st, counts := smallPool(l, dimStreams, l.handed-idle, l.handed)
+			st.trim(counts, dimStreams)
+			st, memory := smallPool(l, dimMemory, l.handed-idle, l.handed)
+			st.trimMemory(memory)
+			if c, m := counts.books(dimStreams), memory.books(dimMemory); c != m {
+				t.Fatalf("%+v, of which %d lies idle: a count is left with\n%+v, memory with\n%+v", l, idle, c, m)
+			}
+		}
+	})
+}
+
+// What mayDraw says of a unit is what draw says of everything that it counts in and lacks, and
+// drawUnit draws that, of both shares or of none.
+func TestAUnitIsDrawnAsEverythingThatItCountsInIs(t *testing.T) {
+	states := []tally{ // as they are before a share with room for one more draws
+		{limit: 8, handed: 8, tight: true}, {limit: 8, handed: 7, tight: true},
+		{limit: 64, batch: 2, handed: 32}, {limit: 64, batch: 2, handed: 31}, {limit: 64, batch: 2, handed: 4},
+	}
+	shareWith := func(u unit, dir, both, fds tally, ready amounts) (*stripe, *share) {
+		st, sh := smallPool(dir, u.dir, 0, ready[u.dir])
+		for d, l := range map[dim]tally{u.both: both, dimFD: fds} {
+			_, of := smallPool(l, d, 0, ready[d])
+			p := sh.pool
+			p.most[d], p.batch[d], p.looseBelow[d] = of.pool.most[d], of.pool.batch[d], of.pool.looseBelow[d]
+			p.word[d].Store(uint64(l.word()))
+			sh.setCredit(d, ready[d], l)
+		}
+		return st, sh
+	}
+	for _, u := range everyUnit {
+		r := u.whole(0)
+		items, n := r.list()
+		for _, dir := range states {
+			for _, both := range states {
+				for _, fds := range states {
+					eachSmall(u, 2, func(ready amounts) {
+						st, sh := shareWith(u, dir, both, fds, ready)
+						may, drawn := true, ready
+						for _, it := range items[:n] {
+							if short := sh.short(it); short > 0 {
+								grant, v := sh.pool.tally(it.d).draw(1, short, sh.pool.most[it.d])
+								may = may && v == admitted
+								drawn[it.d] += grant
+							}
+						}
+						if !may {
+							drawn = ready
+						}
+						_, other := shareWith(u, states[4], states[4], states[4], amounts{})
+						before := other.credit
+						if sh.mayDraw(u) != may || st.drawUnit(u, sh, other) != may || sh.credit != drawn || (other.credit != before) != may {
+							t.Fatalf("%+v with %v of %+v, %+v, %+v: it is %v that draw admits it all, and the credit is %v then; drawUnit leaves %v",
+								u, ready, dir, both, fds, may, drawn, sh.credit)
+						}
+					})
+				}
+			}
 		}
 	}
 }

@@ -23,12 +23,12 @@ var inlinedInto = map[string][]string{
 	// Memory.
 	"(*userScope).ReserveMemory": {"(*root).follow", "(*stripe).lockNow"},
 	"(*userScope).ReleaseMemory": {"(*root).follow", "(*stripe).lockNow", "(*userScope).live"},
-	"(*stripe).holdReady":        {"(*holder).is", "(*account).lacksMemory", "(*fairShare).on"},
+	"(*stripe).holdReady":        {"(*holder).serves", "(*account).lacksMemory", "(*fairShare).on"},
 	"(*stripe).hold": {"(*stripe).change", "(*stripe).peerGotMemory", "(*account).gotMemory", "(*account).addMemory",
 		"spread.(*Spread).MoveMemory"},
 	"(*stripe).drawMemory":      {"(*account).lacking", "(*share).hasMemory", "word.hasTight"},
 	"(*share).drawMemoryLocked": {"(*pool).handOut", "(*share).addCredit"},
-	"(*stripe).drop": {"(*holder).is", "(*stripe).change", "(*account).addMemory", "(*account).freeMemory", "(*share).idlesMemory",
+	"(*stripe).drop": {"(*holder).serves", "(*stripe).change", "(*account).addMemory", "(*account).freeMemory", "(*share).idlesMemory",
 		"spread.(*Spread).MoveMemory"},
 	"(*stripe).trimMemory": {"(*pool).takesBack", "word.less", "(*share).addCredit"},
 
@@ -50,7 +50,7 @@ var inlinedInto = map[string][]string{
 	"(*userScope).Done":          {"(*root).follow", "(*stripe).lockNow", "(*userScope).live"},
 	"(*connScope).Done":          {"(*root).follow", "(*stripe).lockNow", "(*userScope).live", "(*chain).clear", "(*fairShare).leave"},
 	"(*streamScope).Done":        {"(*userScope).live", "(*chain).clear"},
-	"(*holder).finish":           {"(*stripe).change", "(*holder).is"},
+	"(*holder).finish":           {"(*stripe).change", "(*holder).serves"},
 	"(*stripe).leave":            {"(*held).subUnit", "(*share).idlesUnit", "(*stripe).enqueue", "(*account).lasting", "spread.(*Spread).MoveCount"},
 	"(*stripe).trimUnit":         {"(*share).idles", "(*share).idlesMemory"},
 	"(*stripe).trim":             {"(*pool).takesBack", "word.less", "(*share).addCredit"},

@@ -68,7 +68,7 @@ func eachSmall(u unit, n int64, f func(a amounts)) {
 // pair decides and books the same.
 func TestByUnitAndByMemoryIsAsByRequest(t *testing.T) {
 	for _, u := range everyUnit {
-		r := u.whole(0)
+		r := u.request(0)
 		eachSmall(u, 3, func(use amounts) {
 			byUnit, byRequest := heldOf(use), heldOf(use)
 			byUnit.addUnit(u)
@@ -153,7 +153,7 @@ func TestAUnitIsDrawnAsEverythingThatItCountsInIs(t *testing.T) {
 		return st, sh
 	}
 	for _, u := range everyUnit {
-		r := u.whole(0)
+		r := u.request(0)
 		items, n := r.list()
 		for _, dir := range states {
 			for _, both := range states {

@@ -17,6 +17,8 @@ import (
 	"github.com/gaissmai/bart"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
 // Allowlist names the peers and networks whose connections and streams may use
@@ -332,6 +334,6 @@ func parseAllowlistEntry(ma multiaddr.Multiaddr) (e allowlistEntry, err error) {
 	if bits < 0 {
 		bits = addr.BitLen()
 	}
-	e.network = normalPrefix(netip.PrefixFrom(addr, bits))
+	e.network = ip.NormalPrefix(netip.PrefixFrom(addr, bits))
 	return e, nil
 }

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
 // contended counts the acquisitions of a sync.Mutex that have waited, of all goroutines. The
@@ -152,7 +154,7 @@ func TestPoolsAreSeldomAskedBelowHalf(t *testing.T) {
 				for _, anywhere := range []bool{false, true} {
 					what := fmt.Sprintf("%s/%s/peers=%d/anywhere=%v", l.name, w.name, peers, anywhere)
 					m := oursWithStripes(t, w.limits.Build(l.build()), 8)
-					m.secret = subnetHash{6, 7} // as many peers in each stripe as usual: chance may be worse
+					m.secret = ip.Hash{A: 6, B: 7} // as many peers in each stripe as usual: chance may be worse
 					round := w.prepare(t, m, 0)
 					run := func(rounds int) counts {
 						for i := range rounds {

@@ -8,6 +8,8 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
 // connScope is a connection: transient until its peer is known.
@@ -62,14 +64,14 @@ func (c *connScope) setPeer(e *engine, p peer.ID) error {
 	}
 	err := c.moveTo(p, &mv)
 	if err != nil {
-		mv.pass.undo()
+		mv.pass.Undo()
 	}
 	return err
 }
 
 // enterGates asks the gates for a connection that the allowlist let past them, but whose peer
 // is not the one that the allowlist names.
-func (c *connScope) enterGates(e *engine, p *gatePass) error {
+func (c *connScope) enterGates(e *engine, p *subnets.Pass) error {
 	o, remote, err := c.copied()
 	if err != nil {
 		return err
@@ -94,7 +96,7 @@ func (c *connScope) copied() (o opening, remote netip.Addr, err error) {
 		return o, remote, err
 	}
 	if c.h.marks.has(located) {
-		remote = c.state().remote.addr()
+		remote = c.state().remote.Addr()
 	}
 	h := c.h
 	return opening{kind: h.kind, unit: h.unit, limit: h.limit, cost: h.use, num: h.num, moves: true}, remote, nil
@@ -118,9 +120,9 @@ func (c *connScope) mayMove(st *stripe) error {
 // move says where a connection is to go.
 type move struct {
 	to      *stripe
-	trusted bool     // the allowlist covers this peer at this address
-	gates   gating   // whether the gates have to be asked, if it does not
-	pass    gatePass // what the gates gave
+	trusted bool         // the allowlist covers this peer at this address
+	gates   gating       // whether the gates have to be asked, if it does not
+	pass    subnets.Pass // what the gates gave
 }
 
 // gating is the progress of a moving connection at the gates.
@@ -185,8 +187,8 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, g grip) (v
 		ps.trusted++
 		h.marks |= trusted
 	}
-	if mv.pass.conns != nil {
-		state.gate = mv.pass.conns
+	if mv.pass.Conns != nil {
+		state.gate = mv.pass.Conns
 	}
 	c.countSubnet(-1)
 	if mv.trusted {
@@ -308,7 +310,7 @@ func (c *connScope) Done() {
 	st.engine.idleConns.Put(c.h)
 	st.engine.fair.leave(subnet)
 	if gate != nil {
-		gate.leave(remote)
+		gate.Leave(remote)
 	}
 }
 

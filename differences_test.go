@@ -56,8 +56,10 @@ func readDifferences(t testing.TB) (list []difference) {
 func TestEveryDifferenceNamesATest(t *testing.T) {
 	files, err := filepath.Glob("*_test.go")
 	require.NoError(t, err)
+	within, err := filepath.Glob("internal/*/*_test.go")
+	require.NoError(t, err)
 	here := map[string]bool{}
-	for _, name := range files {
+	for _, name := range append(files, within...) {
 		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
 		require.NoError(t, err)
 		for _, decl := range file.Decls {

@@ -9,11 +9,13 @@ import (
 	"net/netip"
 
 	"github.com/multiformats/go-multiaddr"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
 // endpoint is the far end of a connection.
 type endpoint struct {
-	// addr is normalised (see normalAddr), and invalid if the far end has no
+	// addr is normal (see ip.Normal), and invalid if the far end has no
 	// IP address of its own: no IP gate applies to it then.
 	addr netip.Addr
 	// relayed tells that the far end is reached through a relay. An IP address
@@ -31,7 +33,7 @@ func endpointOf(ma multiaddr.Multiaddr) (e endpoint) {
 		case known || code == multiaddr.P_IP6ZONE:
 		case code == multiaddr.P_IP4 || code == multiaddr.P_IP6:
 			addr, _ := netip.AddrFromSlice(ma[i].RawValue())
-			e.addr, known = normalAddr(addr), true
+			e.addr, known = ip.Normal(addr), true
 		default:
 			known = true // an IP address behind a transport is not the far end's
 		}
@@ -39,61 +41,5 @@ func endpointOf(ma multiaddr.Multiaddr) (e endpoint) {
 	return e
 }
 
-// nat64 is the well-known prefix (RFC 6052) under which a NAT64 gateway shows
-// IPv4 hosts: the last 32 bits are the host's IPv4 address.
-var nat64 = netip.MustParsePrefix("64:ff9b::/96")
-
-// normalAddr gives the one form in which the gates know an address: without
-// zone, and as IPv4 if it is an IPv4 host's address in IPv6 clothes (mapped, or
-// translated by NAT64). Otherwise all of IPv4 would fall into one IPv6 subnet.
-func normalAddr(addr netip.Addr) netip.Addr {
-	if addr.Is4() {
-		return addr
-	}
-	return normalIPv6(addr)
-}
-
-// normalIPv6 is normalAddr for what is written as IPv6.
-func normalIPv6(addr netip.Addr) netip.Addr {
-	addr = addr.WithZone("").Unmap()
-	if addr.Is6() && nat64.Contains(addr) {
-		b := addr.As16()
-		return netip.AddrFrom4([4]byte(b[12:]))
-	}
-	return addr
-}
-
-// normalPrefix is normalAddr for networks. A network that is wider than the
-// IPv4 part of IPv6 stays IPv6, and covers no IPv4 host.
-func normalPrefix(network netip.Prefix) netip.Prefix {
-	const ipv4InIPv6 = 96
-	addr := network.Addr()
-	if plain := normalAddr(addr); addr.Is6() && plain.Is4() && network.Bits() >= ipv4InIPv6 {
-		return netip.PrefixFrom(plain, network.Bits()-ipv4InIPv6).Masked()
-	}
-	return network.Masked()
-}
-
-// family is IPv4 or IPv6.
-type family uint8
-
-const (
-	ipv4 family = iota
-	ipv6
-	numFamilies
-)
-
-// familyOf takes normalised addresses only: a mapped one would be IPv6.
-func familyOf(addr netip.Addr) family {
-	if addr.Is4() {
-		return ipv4
-	}
-	return ipv6
-}
-
-func (f family) String() string { return [...]string{"ipv4", "ipv6"}[f] }
-
-func (f family) bitLen() int { return [...]int{32, 128}[f] }
-
 // familyNames are the names of families in configurations.
-var familyNames = [numFamilies]string{"IPv4", "IPv6"}
+var familyNames = [ip.Families]string{"IPv4", "IPv6"}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"golang.org/x/time/rate"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
 // The engine decides: it has the stripes, the scopes that all peers share, and everything
@@ -18,7 +20,7 @@ import (
 // engine is the part of a Manager that decides and accounts.
 type engine struct {
 	seed      maphash.Seed
-	secret    subnetHash // chooses the stripes of peers
+	secret    ip.Hash // chooses the stripes of peers
 	stripes   []stripe
 	idleConns sync.Pool // of *holder: they wait for the next connections; see lockIdle
 	dir       directory
@@ -180,14 +182,14 @@ func (e *engine) reportBug(msg string, args ...any) {
 // apart.
 func (e *engine) stripeOf(p peer.ID) *stripe {
 	const enough = 16
-	var end subnetKey
+	var end ip.Key
 	if at := len(p) - enough; at >= 0 {
-		end.hi = binary.LittleEndian.Uint64([]byte(p[at:]))
-		end.lo = binary.LittleEndian.Uint64([]byte(p[at+enough/2:]))
+		end.Hi = binary.LittleEndian.Uint64([]byte(p[at:]))
+		end.Lo = binary.LittleEndian.Uint64([]byte(p[at+enough/2:]))
 	} else {
-		end.hi = maphash.String(e.seed, string(p)) // no ID of a peer is so short
+		end.Hi = maphash.String(e.seed, string(p)) // no ID of a peer is so short
 	}
-	return &e.stripes[e.secret.of(end)>>32&uint64(len(e.stripes)-1)]
+	return &e.stripes[e.secret.Of(end)>>32&uint64(len(e.stripes)-1)]
 }
 
 // anyStripe returns a random stripe, ready for use, for what has no peer.

@@ -9,12 +9,14 @@ import (
 	"net/netip"
 
 	"github.com/libp2p/go-libp2p/core/network"
+
+	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
 // passEntry decides whether a connection may ask the scopes. If the allowlist covers its
 // address, it passes the gates unasked. If the allowlist names a peer at that address, it
 // passes, too, but is on trial until its peer is known. What the gates gave is written to p.
-func (e *engine) passEntry(o *opening, remote endpoint, trusts trust, p *gatePass) error {
+func (e *engine) passEntry(o *opening, remote endpoint, trusts trust, p *subnets.Pass) error {
 	if trusts == noTrust && e.pressure.refuses(o.dir) {
 		if err := e.refuseForMemory(o); err != nil {
 			return err
@@ -33,7 +35,7 @@ func (e *engine) passEntry(o *opening, remote endpoint, trusts trust, p *gatePas
 // passGates asks in order whether there is room at all, whether the subnet has room, and
 // whether connections from it come slowly enough. A refusal by one leaves no trace in the
 // others.
-func (e *engine) passGates(o *opening, remote endpoint, p *gatePass) error {
+func (e *engine) passGates(o *opening, remote endpoint, p *subnets.Pass) error {
 	if e.fixed[KindTransient].seemsFullFor(o.unit) || e.fixed[KindSystem].seemsFullFor(o.unit) {
 		o.subnet = e.fair.enter(remote.addr, o.dir)
 		idle, st := e.lockIdle()
@@ -124,13 +126,9 @@ func (e *engine) halfConnected() bool {
 // enterGates asks the gates in force for a connection from addr, and returns the refusal, nil
 // if there is none. Without an address there is nothing to ask. d is inbound or outbound
 // connections. What the gates gave is written to p.
-func (e *engine) enterGates(addr netip.Addr, d dim, p *gatePass) *LimitError {
+func (e *engine) enterGates(addr netip.Addr, d dim, p *subnets.Pass) *LimitError {
 	for {
-		g := e.gate()
-		why, ok := g.subnets.enter(addr, d, p)
-		if ok && g.caller.set() {
-			why, ok = g.askCaller(d, p)
-		}
+		why, ok := e.gate().enter(addr, d, p)
 		if ok || why != nil {
 			return why
 		}

@@ -15,6 +15,8 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
 // Cause says which rule refused a request.
@@ -59,18 +61,18 @@ func (c *Cause) UnmarshalText(text []byte) error {
 // Without more than a kind, it is the name of the kind.
 type scopeName struct {
 	kind Kind
-	bits uint8     // of a subnet, and one more: 0 is none
-	span uint32    // the number of a span of the scope that is meant, 0 for the scope itself
-	num  int64     // of a connection or stream
-	text string    // of a service or protocol
-	peer peer.ID   // of a peer, or of a peer's part of a service or protocol
-	net  subnetKey // of a subnet
+	bits uint8   // of a subnet, and one more: 0 is none
+	span uint32  // the number of a span of the scope that is meant, 0 for the scope itself
+	num  int64   // of a connection or stream
+	text string  // of a service or protocol
+	peer peer.ID // of a peer, or of a peer's part of a service or protocol
+	net  ip.Key  // of a subnet
 	// around has the numbers of the spans around the span, spanBytes each, its owner's first.
 	around string
 }
 
 // subnetName returns the name of a subnet at a gate.
-func subnetName(k Kind, key subnetKey, bits int) scopeName {
+func subnetName(k Kind, key ip.Key, bits int) scopeName {
 	return scopeName{kind: k, net: key, bits: uint8(bits) + 1}
 }
 
@@ -79,7 +81,7 @@ func (n *scopeName) prefix() netip.Prefix {
 	if n.bits == 0 {
 		return netip.Prefix{}
 	}
-	return n.net.prefix(int(n.bits) - 1)
+	return n.net.Prefix(int(n.bits) - 1)
 }
 
 // own returns what tells a service, protocol or subnet from others of its kind.
@@ -447,5 +449,5 @@ func gateKey(path string, p netip.Prefix, place limitPlace) string {
 	case place == placeOfName:
 		return fmt.Sprintf("%s.Networks[%q]", path, p)
 	}
-	return fmt.Sprintf("%s.%s[%q]", path, familyNames[familyOf(p.Addr())], strconv.Itoa(p.Bits()))
+	return fmt.Sprintf("%s.%s[%q]", path, familyNames[ip.FamilyOf(p.Addr())], strconv.Itoa(p.Bits()))
 }

@@ -522,14 +522,12 @@ func (e *explainer) process(d dim) {
 func (e *explainer) gate(d dim) {
 	g := e.m.gate()
 	var c checked
-	for _, s := range g.subnets.look(e.far.addr) {
-		k := LimitCheck{Step: "gate", Scope: s.scope.String(), Kind: s.scope.kind, Name: limitNames[d], Use: s.use, Asked: 1,
-			Limit: s.limit, Threshold: s.limit, Room: s.limit - s.use, Fits: s.use < s.limit, Observed: e.observed.has(s.scope.kind)}
+	for _, s := range g.subnets.Look(e.far.addr) {
+		scope := nameAtGate(s.Gate, s.Subnet)
+		k := LimitCheck{Step: "gate", Scope: scope.String(), Kind: scope.kind, Name: limitNames[d], Use: s.Use, Asked: 1,
+			Limit: s.Limit, Threshold: s.Limit, Room: s.Limit - s.Use, Fits: s.Use < s.Limit, Observed: e.observed.has(scope.kind)}
 		if !k.Fits {
-			k.Cause, k.ConfigKey = CauseSubnet.String(), limitKey(e.book, g, s.scope.kind, d, &s.scope)
-			if s.scope.kind == KindRate {
-				k.Cause = CauseRate.String()
-			}
+			k.Cause, k.ConfigKey = gateCauses[s.Gate].String(), limitKey(e.book, g, scope.kind, d, &scope)
 		}
 		c.checks = append(c.checks, k)
 	}

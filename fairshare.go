@@ -21,6 +21,8 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
 // The subnets that have a share: what one customer is usually given of IPv6, and of
@@ -43,8 +45,8 @@ type fairShare struct {
 type fairShard struct {
 	mu struct {
 		sync.Mutex
-		subnets map[subnetKey]*fairSubnet // as long as connections or peers point there
-		crowd   int                       // see withoutCrowd
+		subnets map[ip.Key]*fairSubnet // as long as connections or peers point there
+		crowd   int                    // see withoutCrowd
 	}
 	_ [40]byte // the next shard's lock is on a cache line of its own
 }
@@ -52,7 +54,7 @@ type fairShard struct {
 // fairSubnet is what all of one subnet hold of the standard system and transient
 // scopes, from outside.
 type fairSubnet struct {
-	key  subnetKey
+	key  ip.Key
 	bits int
 	name scopeName // does not change
 	refs int       // connections from there, and peers that came from there; under the shard's lock
@@ -66,7 +68,7 @@ func newFairShare(scopes kindSet) *fairShare {
 	return &fairShare{scopes: scopes, seed: maphash.MakeSeed()}
 }
 
-func (f *fairShare) shard(k subnetKey) *fairShard {
+func (f *fairShare) shard(k ip.Key) *fairShard {
 	return &f.shards[maphash.Comparable(f.seed, k)%fairShards]
 }
 
@@ -79,11 +81,11 @@ func (f *fairShare) enter(addr netip.Addr, d dim) *fairSubnet {
 	if f == nil || d != dimConnsIn || !addr.IsValid() || addr == localhost4 || addr == localhost6 {
 		return nil
 	}
-	fam, bits := familyOf(addr), fairBits4
-	if fam == ipv6 {
+	fam, bits := ip.FamilyOf(addr), fairBits4
+	if fam == ip.V6 {
 		bits = fairBits6
 	}
-	key := keyOf(addr).cut(uint(fam.bitLen() - bits))
+	key := ip.KeyOf(addr).Cut(uint(fam.BitLen() - bits))
 	s := f.shard(key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -91,7 +93,7 @@ func (f *fairShare) enter(addr netip.Addr, d dim) *fairSubnet {
 	if n == nil {
 		n = &fairSubnet{key: key, bits: bits, name: subnetName(KindSubnet, key, bits)}
 		if s.mu.subnets == nil {
-			s.mu.subnets = make(map[subnetKey]*fairSubnet)
+			s.mu.subnets = make(map[ip.Key]*fairSubnet)
 		}
 		s.mu.subnets[key] = n
 		s.mu.crowd = max(s.mu.crowd, len(s.mu.subnets))
@@ -185,7 +187,7 @@ func (s *fairShard) addTo(to *FairShareState, n int) {
 	}
 }
 
-func (n *fairSubnet) prefix() netip.Prefix { return n.key.prefix(n.bits) }
+func (n *fairSubnet) prefix() netip.Prefix { return n.key.Prefix(n.bits) }
 
 func (n *fairSubnet) share(k Kind) SubnetUse {
 	h := &n.held[k]

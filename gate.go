@@ -8,12 +8,15 @@ package rcmgr
 import (
 	"net"
 	"net/netip"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
+	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
 type gate struct {
-	subnets *subnets     // connections, and tokens unless a caller brought its own
-	caller  *callerRates // nil: nobody did
-	sources *subnets     // attempts that need not prove their source address
+	subnets *subnets.Subnets // connections, and tokens unless a caller brought its own
+	caller  *callerRates     // nil: nobody did
+	sources *subnets.Subnets // attempts that need not prove their source address
 
 	outbound bool // outbound connections pass the gates, too
 
@@ -21,22 +24,24 @@ type gate struct {
 }
 
 // newGate makes the gates. Bad prefixes are errors. noting tells whether refusals
-// are noted for the log.
-func newGate(cfg gateConfig, caller *callerRates, noting bool) (*gate, error) {
+// are noted for the log. observed has the gates that refuse nothing; nil is none.
+func newGate(cfg gateConfig, caller *callerRates, noting bool, observed *observedKinds) (*gate, error) {
 	limits := cfg.gateLimits()
 	if caller != nil {
 		cfg.rate = rateConfig{}
 	}
-	s, err := newSubnets(cfg.subnets, cfg.rate)
+	how := subnets.Config{Error: gateRefusal, Noting: noting}
+	if observed != nil {
+		how.Observed = func(g subnets.Gate) bool { return observed.load().has(gateKinds[g]) }
+	}
+	s, err := newSubnets(cfg.subnets, cfg.rate, how)
 	if err != nil {
 		return nil, err
 	}
-	s.noting = noting
-	sources, err := newSubnets(subnetConfig{}, cfg.subnets.sourceRates())
+	sources, err := newSubnets(subnetConfig{}, cfg.subnets.sourceRates(), subnets.Config{})
 	if err != nil {
 		return nil, err
 	}
-	sources.quiet = true
 	return &gate{subnets: s, caller: caller, sources: sources, outbound: cfg.outbound, limits: limits}, nil
 }
 
@@ -45,22 +50,69 @@ func (g *gate) concerns(d dim) bool {
 	return d == dimConnsIn || g.outbound
 }
 
+// newSubnets makes one of the gates' two counts. Bad prefixes are errors.
+func newSubnets(conns subnetConfig, rates rateConfig, how subnets.Config) (*subnets.Subnets, error) {
+	var b subnets.Builder
+	if err := conns.each(
+		func(f ip.Family, l ConnLimitPerSubnet) error {
+			return b.LimitConns(f, l.PrefixLength, connLimit(l.ConnCount))
+		},
+		func(f ip.Family, l NetworkPrefixLimit) error {
+			return b.LimitNetworkConns(f, l.Network, connLimit(l.ConnCount))
+		},
+	); err != nil {
+		return nil, err
+	}
+	if err := rates.each(b.LimitRate, b.LimitNetworkRate); err != nil {
+		return nil, err
+	}
+	return b.New(how), nil
+}
+
+// enter asks the gates for a connection from addr, or tells why not: no reason is given by
+// those that have retired. d is inbound connections, or outbound ones. What was given is
+// written to p.
+func (g *gate) enter(addr netip.Addr, d dim, p *subnets.Pass) (why *LimitError, ok bool) {
+	err, ok := g.subnets.Enter(addr, wayOf(d), p)
+	if ok && g.caller.set() {
+		err, ok = g.askCaller(d, p)
+	}
+	why, _ = err.(*LimitError)
+	return why, ok
+}
+
 // askCaller asks the caller's own rates for an address that has passed the subnets,
 // or takes back what they gave it.
-func (g *gate) askCaller(d dim, p *gatePass) (why *LimitError, ok bool) {
-	if g.caller.allows(p.addr) || g.subnets.lets(p.addr, KindRate, d) {
+func (g *gate) askCaller(d dim, p *subnets.Pass) (why error, ok bool) {
+	if g.caller.allows(p.Addr) {
 		return nil, true
 	}
-	refused := *p
-	*p = gatePass{}
-	refused.undo()
-	return g.subnets.refuse(refused.addr, KindRate, d), false
+	if why, ok = g.subnets.RefuseRate(p.Addr, wayOf(d)); !ok {
+		refused := *p
+		*p = subnets.Pass{}
+		refused.Undo()
+	}
+	return why, ok
+}
+
+// addRefusals adds what the gates have refused, and would have, to counts by kind.
+func (g *gate) addRefusals(refused, would *[numKinds]dimCounts) {
+	r, w := g.subnets.Refusals()
+	addGateCounts(refused, &r)
+	addGateCounts(would, &w)
+}
+
+// giveRemarks is stripe.giveRemarks for the gates.
+func (g *gate) giveRemarks(refused, would *unloggedRefusals) {
+	r, w := g.subnets.TakeNotes()
+	takeFromGates(refused, &r)
+	takeFromGates(would, &w)
 }
 
 // forget drops what the gates keep of addresses that have been quiet.
 func (g *gate) forget() {
-	g.subnets.forget(g.subnets.now())
-	g.sources.forget(g.sources.now())
+	g.subnets.Forget(0)
+	g.sources.Forget(0)
 }
 
 // suspicious tells whether the subnet of a source address has come so often
@@ -73,6 +125,6 @@ func (g *gate) suspicious(addr net.Addr) bool {
 	if err != nil {
 		return true
 	}
-	_, ok := g.sources.enter(normalAddr(ap.Addr()), dimConnsIn, &gatePass{})
+	_, ok := g.sources.Enter(ip.Normal(ap.Addr()), subnets.Inbound, &subnets.Pass{})
 	return !ok
 }

@@ -16,6 +16,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
 // inSubnet returns the i-th address of a network.
@@ -203,10 +205,10 @@ func TestAConnectionThatIsRefusedAfterTheGatesReturnsItsPlaceAndToken(t *testing
 // enterNow takes a token for an endpoint, and returns its place in the subnets
 // back.
 func (g *gate) enterNow(far multiaddr.Multiaddr) bool {
-	var pass gatePass
+	var pass subnets.Pass
 	why := withGates(g).enterGates(endpointOf(far).addr, dimConnsIn, &pass)
-	if pass.conns != nil {
-		pass.conns.leave(pass.key)
+	if pass.Conns != nil {
+		pass.Conns.Leave(pass.Key)
 	}
 	return why == nil
 }

@@ -11,6 +11,8 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
 // gateConfig is what the gates of a manager are made from.
@@ -38,7 +40,7 @@ func (cfg *ConcreteLimitConfig) gateConfig(defaults gateConfig) (gateConfig, err
 	if cfg.ungated {
 		// Loopback keeps its name, for an option that adds limits per subnet.
 		c := defaults
-		c.subnets.perSubnet, c.rate.perSubnet = [numFamilies][]ConnLimitPerSubnet{}, [numFamilies][]subnetRate{}
+		c.subnets.perSubnet, c.rate.perSubnet = [ip.Families][]ConnLimitPerSubnet{}, [ip.Families][]subnetRate{}
 		return c, nil
 	}
 	return cfg.limits.Gates.config(defaults)
@@ -55,10 +57,10 @@ func (g *GateLimits) config(defaults gateConfig) (gateConfig, error) {
 		c.outbound = *g.Outbound
 	}
 	var errs configErrors
-	perSubnet, networks := c.subnets.perSubnet, [numFamilies][]NetworkPrefixLimit{}
+	perSubnet, networks := c.subnets.perSubnet, [ip.Families][]NetworkPrefixLimit{}
 	visit(&errs, "Gates.Subnets", gateLists[LimitVal](g.Subnets),
-		func(f family) { c.subnets.perSubnet[f] = nil },
-		func(f family, bits int, v LimitVal) (string, error) {
+		func(f ip.Family) { c.subnets.perSubnet[f] = nil },
+		func(f ip.Family, bits int, v LimitVal) (string, error) {
 			var under LimitVal
 			if i := slices.IndexFunc(perSubnet[f], func(l ConnLimitPerSubnet) bool { return l.PrefixLength == bits }); i >= 0 {
 				under = limitVal(perSubnet[f][i].ConnCount)
@@ -67,19 +69,19 @@ func (g *GateLimits) config(defaults gateConfig) (gateConfig, error) {
 			c.subnets.perSubnet[f] = append(c.subnets.perSubnet[f], ConnLimitPerSubnet{bits, n})
 			return "", err
 		},
-		func(f family, network netip.Prefix, v LimitVal) (string, error) {
+		func(f ip.Family, network netip.Prefix, v LimitVal) (string, error) {
 			n, err := countOf(v)
 			networks[f] = append(networks[f], NetworkPrefixLimit{network, n})
 			return "", err
 		})
-	for f := range numFamilies { // of two entries for one network the first holds
+	for f := range ip.Families { // of two entries for one network the first holds
 		c.subnets.networks[f] = slices.Concat(networks[f], c.subnets.networks[f])
 	}
 
-	rates, rateNetworks := c.rate.perSubnet, [numFamilies][]networkRate{}
+	rates, rateNetworks := c.rate.perSubnet, [ip.Families][]networkRate{}
 	visit(&errs, "Gates.Rate", gateLists[ConnRate](g.Rate),
-		func(f family) { c.rate.perSubnet[f] = nil },
-		func(f family, bits int, v ConnRate) (string, error) {
+		func(f ip.Family) { c.rate.perSubnet[f] = nil },
+		func(f ip.Family, bits int, v ConnRate) (string, error) {
 			if i := slices.IndexFunc(rates[f], func(l subnetRate) bool { return l.prefixLength == bits }); i >= 0 {
 				v = v.fillIn(ConnRate{rates[f][i].perSecond, limitVal(rates[f][i].burst)})
 			}
@@ -87,7 +89,7 @@ func (g *GateLimits) config(defaults gateConfig) (gateConfig, error) {
 			c.rate.perSubnet[f] = append(c.rate.perSubnet[f], subnetRate{bits, l})
 			return field, err
 		},
-		func(f family, network netip.Prefix, v ConnRate) (string, error) {
+		func(f ip.Family, network netip.Prefix, v ConnRate) (string, error) {
 			l, field, err := v.rateLimit()
 			rateNetworks[f] = append(rateNetworks[f], networkRate{network, l})
 			return field, err
@@ -95,7 +97,7 @@ func (g *GateLimits) config(defaults gateConfig) (gateConfig, error) {
 	if err := errs.err(); err != nil {
 		return gateConfig{}, err
 	}
-	for f := range numFamilies {
+	for f := range ip.Families {
 		c.rate.networks[f] = slices.Concat(rateNetworks[f], c.rate.networks[f])
 	}
 	return c, nil
@@ -105,9 +107,9 @@ func (g *GateLimits) config(defaults gateConfig) (gateConfig, error) {
 // that is given, begin first and then the smallest subnets first, and over the
 // networks that are not left to the defaults. An error of the callbacks is
 // about the field that they name.
-func visit[V comparable](errs *configErrors, path string, said gateLists[V], begin func(family),
-	level func(family, int, V) (string, error), network func(family, netip.Prefix, V) (string, error)) {
-	for f := range numFamilies {
+func visit[V comparable](errs *configErrors, path string, said gateLists[V], begin func(ip.Family),
+	level func(ip.Family, int, V) (string, error), network func(ip.Family, netip.Prefix, V) (string, error)) {
+	for f := range ip.Families {
 		levels := *said.perSubnet(f)
 		if levels == nil {
 			continue
@@ -115,8 +117,8 @@ func visit[V comparable](errs *configErrors, path string, said gateLists[V], beg
 		begin(f)
 		for _, bits := range slices.Backward(slices.Sorted(maps.Keys(levels))) {
 			at := levelPlace(path, f, bits)
-			if bits < 0 || bits > f.bitLen() {
-				errs.addf(at, "expected a prefix length from 0 to %d", f.bitLen())
+			if bits < 0 || bits > f.BitLen() {
+				errs.addf(at, "expected a prefix length from 0 to %d", f.BitLen())
 			} else if field, err := level(f, bits, levels[bits]); err != nil {
 				errs.add(&ConfigError{Path: at + field, Err: err})
 			}
@@ -126,14 +128,14 @@ func visit[V comparable](errs *configErrors, path string, said gateLists[V], beg
 	seen := make(map[netip.Prefix]bool)
 	for _, n := range slices.SortedFunc(maps.Keys(said.Networks), netip.Prefix.Compare) {
 		at := networkPlace(path, n)
-		plain := normalPrefix(n)
+		plain := ip.NormalPrefix(n)
 		switch {
 		case !n.IsValid():
 			errs.addf(at, "expected a network such as 192.0.2.0/24")
 		case seen[plain]:
 			errs.addf(at, "the network %s is given twice", plain)
 		case said.Networks[n] != none:
-			if field, err := network(familyOf(plain.Addr()), n, said.Networks[n]); err != nil {
+			if field, err := network(ip.FamilyOf(plain.Addr()), n, said.Networks[n]); err != nil {
 				errs.add(&ConfigError{Path: at + field, Err: err})
 			}
 		}
@@ -182,7 +184,7 @@ func (c *gateConfig) gateLimits() GateLimits {
 	}
 	g.Outbound = new(c.outbound)
 	subnets, rates := (*gateLists[LimitVal])(&g.Subnets), (*gateLists[ConnRate])(&g.Rate)
-	for f := range numFamilies {
+	for f := range ip.Families {
 		*subnets.perSubnet(f), *rates.perSubnet(f) = make(map[int]LimitVal), make(map[int]ConnRate)
 		for _, l := range c.subnets.perSubnet[f] {
 			levels := *subnets.perSubnet(f)
@@ -194,10 +196,10 @@ func (c *gateConfig) gateLimits() GateLimits {
 			(*rates.perSubnet(f))[l.prefixLength] = l.connRate()
 		}
 		for _, l := range c.subnets.networks[f] {
-			setFirst(g.Subnets.Networks, normalPrefix(l.Network), limitVal(l.ConnCount))
+			setFirst(g.Subnets.Networks, ip.NormalPrefix(l.Network), limitVal(l.ConnCount))
 		}
 		for _, l := range c.rate.networks[f] {
-			setFirst(g.Rate.Networks, normalPrefix(l.network), l.connRate())
+			setFirst(g.Rate.Networks, ip.NormalPrefix(l.network), l.connRate())
 		}
 	}
 	return g

@@ -11,6 +11,8 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
 // GateLimits says how many connections may come from one part of the IP
@@ -72,7 +74,7 @@ type gateLists[V comparable] struct {
 	Networks   map[netip.Prefix]V
 }
 
-func (l *gateLists[V]) perSubnet(f family) *map[int]V {
+func (l *gateLists[V]) perSubnet(f ip.Family) *map[int]V {
 	return [...]*map[int]V{&l.IPv4, &l.IPv6}[f]
 }
 
@@ -101,7 +103,7 @@ func (upper *GateLimits) over(lower *GateLimits) *GateLimits {
 }
 
 func overLists[V comparable](upper, lower gateLists[V], join func(V, V) V) (out gateLists[V]) {
-	for f := range numFamilies {
+	for f := range ip.Families {
 		a, b := *upper.perSubnet(f), *lower.perSubnet(f)
 		if a == nil {
 			*out.perSubnet(f) = maps.Clone(b)
@@ -119,7 +121,7 @@ func overLists[V comparable](upper, lower gateLists[V], join func(V, V) V) (out 
 }
 
 // normalNetworks returns the map with each network under the one name by which the
-// gates know it, see normalPrefix. What is none, and the second of two names for one
+// gates know it, see ip.NormalPrefix. What is none, and the second of two names for one
 // network, stays as it is, to be an error of whatever is made of it.
 func normalNetworks[V any](networks map[netip.Prefix]V) map[netip.Prefix]V {
 	if networks == nil {
@@ -127,7 +129,7 @@ func normalNetworks[V any](networks map[netip.Prefix]V) map[netip.Prefix]V {
 	}
 	out := make(map[netip.Prefix]V, len(networks))
 	for _, n := range slices.SortedFunc(maps.Keys(networks), netip.Prefix.Compare) {
-		plain := normalPrefix(n)
+		plain := ip.NormalPrefix(n)
 		if _, taken := out[plain]; taken || !n.IsValid() {
 			plain = n
 		}
@@ -175,7 +177,7 @@ func (g *GateLimits) settings() (all []ConfigSetting) {
 
 // eachGate calls f with everything that is said about one gate, and its place.
 func eachGate[V comparable](path string, said *gateLists[V], f func(place string, v V)) {
-	for at := range numFamilies {
+	for at := range ip.Families {
 		levels := *said.perSubnet(at)
 		for _, bits := range slices.Sorted(maps.Keys(levels)) {
 			f(levelPlace(path, at, bits), levels[bits])
@@ -197,12 +199,12 @@ func (r ConnRate) text() string {
 // eachNetwork is eachGate for the networks that are named.
 func eachNetwork[V any](path string, networks map[netip.Prefix]V, f func(place string, v V)) {
 	for _, n := range slices.SortedFunc(maps.Keys(networks), netip.Prefix.Compare) {
-		f(networkPlace(path, normalPrefix(n)), networks[n])
+		f(networkPlace(path, ip.NormalPrefix(n)), networks[n])
 	}
 }
 
 // levelPlace returns the place of what is said about all subnets of one size.
-func levelPlace(path string, f family, bits int) string {
+func levelPlace(path string, f ip.Family, bits int) string {
 	return fmt.Sprintf("%s.%s[%q]", path, familyNames[f], strconv.Itoa(bits))
 }
 

@@ -14,6 +14,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
 // readGates returns what the strict reader makes of a configuration of the gates.
@@ -178,9 +180,9 @@ func TestANetworkOfAProgramWithHostBitsIsThatNetworkAndKeepsItsOrigin(t *testing
 		require.Len(t, applied.Gates.Subnets.Networks, 1)
 
 		network := NetworkPrefixLimit{netip.MustParsePrefix(spelt), 4}
-		lists := [numFamilies][]NetworkPrefixLimit{}
-		lists[familyOf(netip.MustParsePrefix(place).Addr())] = []NetworkPrefixLimit{network}
-		opted, err := New(nil, WithNetworkPrefixLimit(lists[ipv4], lists[ipv6]))
+		lists := [ip.Families][]NetworkPrefixLimit{}
+		lists[ip.FamilyOf(netip.MustParsePrefix(place).Addr())] = []NetworkPrefixLimit{network}
+		opted, err := New(nil, WithNetworkPrefixLimit(lists[ip.V4], lists[ip.V6]))
 		require.NoError(t, err)
 		t.Cleanup(func() { opted.Close() })
 		at := `Gates.Subnets.Networks["` + place + `"]`

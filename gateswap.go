@@ -18,27 +18,14 @@ func (m *Manager) makeGates(limits Limiter) (*gate, error) {
 	if g := m.gate(); g != nil && reflect.DeepEqual(g.limits, cfg.gateLimits()) {
 		return g, nil
 	}
-	g, err := newGate(cfg, m.options.callerRates, m.options.refusalLog > 0)
-	if err != nil {
-		return nil, err
-	}
-	g.subnets.observed = &m.observed
-	return g, nil
+	return newGate(cfg, m.options.callerRates, m.options.refusalLog > 0, &m.observed)
 }
 
-// swapGates puts the next gates in the place of the last ones. Manager.changing is held. It
-// takes all locks of the last gates, and under them those of the next, which no other
-// goroutine has yet.
+// swapGates puts the next gates in the place of the last ones. Manager.changing is held.
 func (e *engine) swapGates(next *gate) {
 	last := e.gate()
 	if last == next {
 		return
 	}
-	for _, st := range last.subnets.inLockOrder() {
-		st.mu.Lock()
-		defer st.mu.Unlock()
-	}
-	next.subnets.takeOver(last.subnets)
-	last.subnets.each(func(st *subnetStripe) { st.mu.heir = next.subnets })
-	e.gates.Store(next)
+	next.subnets.TakeOver(last.subnets, func() { e.gates.Store(next) })
 }

@@ -10,6 +10,9 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
+	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
 // bySubnet is unlimited but for the connections of subnets.
@@ -150,46 +153,17 @@ func TestReplacedGatesAdmitNothing(t *testing.T) {
 	defer m.Close()
 	last, addr := m.gate(), netip.MustParseAddr("192.0.2.1")
 	require.NoError(t, m.SetLimits(bySubnet(ofIPv4(map[int]LimitVal{32: 1}))))
-	var pass gatePass
-	why, ok := last.subnets.enter(addr, dimConnsIn, &pass)
-	require.Equal(t, gatePass{addr: addr, key: keyOf(addr)}, pass)
+	var pass subnets.Pass
+	why, ok := last.enter(addr, dimConnsIn, &pass)
+	require.Equal(t, subnets.Pass{Addr: addr, Key: ip.KeyOf(addr)}, pass)
 	require.False(t, ok)
 	require.Nil(t, why)
 	require.Zero(t, countEntries(t, last.subnets))
 	why = m.enterGates(addr, dimConnsIn, &pass)
-	require.NotNil(t, pass.conns)
+	require.NotNil(t, pass.Conns)
 	require.Nil(t, why)
-	why = m.enterGates(addr, dimConnsIn, &gatePass{})
+	why = m.enterGates(addr, dimConnsIn, &subnets.Pass{})
 	require.NotNil(t, why)
-}
-
-func TestAllSubnetsAreLockedInTheOrderThatEnteringUses(t *testing.T) {
-	networks := func(ns ...string) (all [numFamilies][]NetworkPrefixLimit) {
-		for _, n := range ns {
-			all[ipv4] = append(all[ipv4], NetworkPrefixLimit{netip.MustParsePrefix(n), 5})
-		}
-		return all
-	}
-	rate := rateLimit{perSecond: 1, burst: 1}
-	s, err := newSubnets(subnetConfig{networks: networks("10.0.0.0/8", "10.1.0.0/16", "11.0.0.0/8")}, rateConfig{networks: [numFamilies][]networkRate{
-		ipv4: {{netip.MustParsePrefix("10.0.0.0/8"), rate}, {netip.MustParsePrefix("10.1.0.0/16"), rate}, {netip.MustParsePrefix("12.0.0.0/8"), rate}},
-	}})
-	require.NoError(t, err)
-	place := make(map[*subnetStripe]int)
-	for i, st := range s.inLockOrder() {
-		place[st] = i
-	}
-	require.Len(t, place, len(s.named)+gateStripes)
-	for _, n := range s.networks.All() {
-		if n.conns != nil && n.tokens != nil {
-			require.Less(t, place[n.conns], place[n.tokens])
-		}
-		for _, st := range []*subnetStripe{n.conns, n.tokens} {
-			if st != nil {
-				require.Less(t, place[st], place[&s.all()[0]])
-			}
-		}
-	}
 }
 
 // Connections come and go while gates change; nothing is left in any of them.

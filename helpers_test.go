@@ -20,7 +20,6 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -33,18 +32,13 @@ import (
 	"github.com/multiformats/go-multiaddr"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr/internal/testseed"
 )
 
-// A failure prints its seed and the flags that repeat it.
-var (
-	seedFlag  = flag.Uint64("rcmgr.seed", envUint("RCMGR_SEED"), "seed of random sequences; 0 takes the time (also RCMGR_SEED)")
-	stepsFlag = flag.Int("rcmgr.steps", int(envUint("RCMGR_STEPS")), "random calls for each cell of the grid; 0 takes the default (also RCMGR_STEPS)")
-)
+var stepsFlag = flag.Int("rcmgr.steps", int(envUint("RCMGR_STEPS")), "random calls for each cell of the grid; 0 takes the default (also RCMGR_STEPS)")
 
-func envUint(name string) uint64 {
-	n, _ := strconv.ParseUint(os.Getenv(name), 0, 64)
-	return n
-}
+func envUint(name string) uint64 { return testseed.Env(name) }
 
 // raceDetector reports whether this test binary was built with -race.
 func raceDetector() bool {
@@ -52,43 +46,14 @@ func raceDetector() bool {
 	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }
 
-// seeds has what testSeed returned first for each running test, and how often it was
-// asked.
-var seeds = struct {
-	sync.Mutex
-	of map[testing.TB]*struct{ first, asked uint64 }
-}{of: map[testing.TB]*struct{ first, asked uint64 }{}}
-
-// testSeed returns a seed for a random test: -rcmgr.seed, or the time. Each further
-// one of the same test is larger by one. If the test fails, it says how to repeat it.
-func testSeed(t testing.TB) uint64 {
-	seeds.Lock()
-	defer seeds.Unlock()
-	s := seeds.of[t]
-	if s == nil {
-		s = &struct{ first, asked uint64 }{first: *seedFlag}
-		if s.first == 0 {
-			s.first = uint64(time.Now().UnixNano())
-		}
-		seeds.of[t] = s
-		t.Cleanup(func() {
-			if t.Failed() {
-				t.Logf("repeat with: go test -run '^%s$' -rcmgr.seed=%d", strings.SplitN(t.Name(), "/", 2)[0], s.first)
-			}
-			seeds.Lock()
-			defer seeds.Unlock()
-			delete(seeds.of, t)
-		})
-	}
-	s.asked++
-	return s.first + s.asked - 1
-}
+// testSeed returns a seed for a random test, see testseed.Of.
+func testSeed(t testing.TB) uint64 { return testseed.Of(t) }
 
 // testRandom returns random numbers from the seed of a test.
-func testRandom(t testing.TB) *rand.Rand { return randomFrom(testSeed(t), 0) }
+func testRandom(t testing.TB) *rand.Rand { return testseed.Random(t) }
 
 // randomFrom returns random numbers that are the same for the same seed and stream.
-func randomFrom(seed, stream uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, stream)) }
+func randomFrom(seed, stream uint64) *rand.Rand { return testseed.From(seed, stream) }
 
 func pick[T any](r *rand.Rand, list []T) T { return list[r.IntN(len(list))] }
 

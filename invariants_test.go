@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
 	"github.com/weir-p2p/rcmgr/internal/spread"
+	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
 // checkInvariants checks I1, I4 and the books that are kept along the way.
@@ -334,106 +336,28 @@ func assertEmpty(t testing.TB, m *Manager) {
 func requireGatesEmpty(t testing.TB, m *Manager) {
 	t.Helper()
 	require.Zero(t, countEntries(t, m.gate().subnets))
-	for _, s := range []*subnets{m.gate().subnets, m.gate().sources} {
-		s.forget(s.now() + int64(time.Hour))
+	for _, s := range []*subnets.Subnets{m.gate().subnets, m.gate().sources} {
+		s.Forget(time.Hour)
 		require.Zero(t, bucketEntries(t, s))
-		requireNoRecords(t, s)
+		require.Zero(t, countEntries(t, s))
 	}
 }
 
 // countEntries counts the subnets that have connections, on all levels, and checks
 // that the records hang together. No goroutine may be using s.
-func countEntries(t testing.TB, s *subnets) (n int) {
+func countEntries(t testing.TB, s *subnets.Subnets) int {
 	t.Helper()
-	checkRecords(t, s)
-	for i := range s.all() {
-		for _, rec := range s.all()[i].mu.table.slots {
-			if rec.conns > 0 {
-				n++
-			}
-		}
-	}
-	for _, st := range s.named {
-		if st.mu.own.conns > 0 {
-			n++
-		}
-	}
+	require.NoError(t, s.Check())
+	n, _ := s.InUse()
 	return n
 }
 
-// bucketEntries counts the buckets that are kept, on all levels.
-func bucketEntries(t testing.TB, s *subnets) (n int) {
+// bucketEntries is countEntries for the buckets that are kept.
+func bucketEntries(t testing.TB, s *subnets.Subnets) int {
 	t.Helper()
-	checkRecords(t, s)
-	for i := range s.all() {
-		n += s.all()[i].mu.owing
-	}
+	require.NoError(t, s.Check())
+	_, n := s.InUse()
 	return n
-}
-
-// checkRecords checks that every record can be found, is of some use, and within
-// its limits; and that the counts are right.
-func checkRecords(t testing.TB, s *subnets) {
-	t.Helper()
-	for i := range s.all() {
-		if err := brokenRecords(s, &s.all()[i]); err != nil {
-			t.Fatalf("stripe %d: %v", i, err)
-		}
-	}
-}
-
-// brokenRecords returns what is wrong with the records of one stripe. It is asked after
-// every step of random tests, so it compares without reflection.
-func brokenRecords(s *subnets, st *subnetStripe) error {
-	table := &st.mu.table
-	n, busy, owing := 0, 0, 0
-	for i := range table.slots {
-		rec := &table.slots[i]
-		if !rec.used() {
-			if *rec != (subnetRecord{}) {
-				return fmt.Errorf("an empty place has %+v", *rec)
-			}
-			continue
-		}
-		n++
-		l := st.byID[rec.id-1]
-		prefix := subnet{l, rec.key}.prefix()
-		_, at := table.find(rec.key, rec.id)
-		switch widest := s.families[familyOf(prefix.Addr())].widest; {
-		case at != i:
-			return fmt.Errorf("%s lies in place %d, and is found in %d", prefix, i, at)
-		case rec.key.cut(l.host) != rec.key:
-			return fmt.Errorf("%s is kept by a longer key: %+v", prefix, rec.key)
-		case s.stripeOf(rec.key.cut(widest)) != st:
-			return fmt.Errorf("%s belongs to another stripe", prefix)
-		case rec.conns == 0 && rec.fullAt == 0:
-			return fmt.Errorf("%s is kept for nothing", prefix)
-		case rec.conns < 0 || int64(rec.conns) > l.conns:
-			return fmt.Errorf("%s has %d connections of %d", prefix, rec.conns, l.conns)
-		}
-		if rec.conns > 0 {
-			busy++
-		}
-		if rec.fullAt != 0 {
-			owing++
-		}
-	}
-	switch {
-	case n != table.n || busy != st.mu.busy || owing != st.mu.owing:
-		return fmt.Errorf("%d records, %d busy, %d owing; counted are %d, %d and %d", n, busy, owing, table.n, st.mu.busy, st.mu.owing)
-	case len(table.slots) > leastSlots && 8*n < len(table.slots), 4*n > 3*len(table.slots):
-		return fmt.Errorf("%d records in %d places", n, len(table.slots))
-	}
-	return nil
-}
-
-// requireNoRecords checks that nothing is kept of any subnet, nor much room for it.
-func requireNoRecords(t testing.TB, s *subnets) {
-	t.Helper()
-	for i := range s.all() {
-		require.Zero(t, s.all()[i].mu.table.n)
-		require.LessOrEqual(t, len(s.all()[i].mu.table.slots), leastSlots)
-	}
 }
 
 // holding is what one account holds; the zero value is nothing.

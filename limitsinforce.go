@@ -9,6 +9,8 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
 // Limits returns the limits in force: those that the manager was made with and
@@ -82,7 +84,7 @@ func (m *Manager) gateOrigins(b *limitBook) map[string]Origin {
 	by := &m.options
 	said := GateLimits{Subnets: SubnetLimits{Networks: make(map[netip.Prefix]LimitVal)}}
 	lists := (*gateLists[LimitVal])(&said.Subnets)
-	for f := range numFamilies {
+	for f := range ip.Families {
 		if by.subnets.perSubnet[f] != nil {
 			*lists.perSubnet(f) = make(map[int]LimitVal)
 		}
@@ -90,7 +92,7 @@ func (m *Manager) gateOrigins(b *limitBook) map[string]Origin {
 			(*lists.perSubnet(f))[l.PrefixLength] = limitVal(l.ConnCount)
 		}
 		for _, l := range by.subnets.networks[f] {
-			lists.Networks[normalPrefix(l.Network)] = limitVal(l.ConnCount)
+			lists.Networks[ip.NormalPrefix(l.Network)] = limitVal(l.ConnCount)
 		}
 	}
 	maps.Copy(origins, by.gatesByOption.origins(OriginCode))

@@ -22,6 +22,8 @@ import (
 
 	"github.com/dustin/go-humanize"
 	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
 	"github.com/weir-p2p/rcmgr/internal/strictjson"
 )
 
@@ -156,7 +158,7 @@ func normalKey(key any) error {
 		return nil
 	}
 	err := checkHostBits(*network)
-	*network = normalPrefix(*network)
+	*network = ip.NormalPrefix(*network)
 	return err
 }
 
@@ -168,7 +170,7 @@ func checkHostBits(network netip.Prefix) error {
 	}
 	addr := network.Addr()
 	return fmt.Errorf("has host bits, did you mean %s or %s?",
-		normalPrefix(network), normalPrefix(netip.PrefixFrom(addr, addr.BitLen())))
+		ip.NormalPrefix(network), ip.NormalPrefix(netip.PrefixFrom(addr, addr.BitLen())))
 }
 
 // keyNouns say what is expected as key of a map, by its type.

@@ -11,6 +11,8 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"golang.org/x/time/rate"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
 // New makes a manager with the given limits. With nil they are DefaultLimits and the limits
@@ -39,7 +41,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	m := &Manager{
 		engine: engine{
 			seed:      maphash.MakeSeed(),
-			secret:    subnetHash{rand.Uint64(), rand.Uint64()},
+			secret:    ip.Hash{A: rand.Uint64(), B: rand.Uint64()},
 			stripes:   make([]stripe, cfg.stripes),
 			admission: cfg.admission,
 			newcomers: cfg.newcomers,

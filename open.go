@@ -7,6 +7,9 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
+	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
 // OpenConnection admits a connection into the transient scope, or refuses it with a
@@ -34,7 +37,7 @@ func (e *engine) openConnection(dir network.Direction, usefd bool, remote endpoi
 		o.marks |= located
 	}
 	trusts := e.allowlist.trustIn(remote)
-	var pass gatePass
+	var pass subnets.Pass
 	if err := e.passEntry(&o, remote, trusts, &pass); err != nil {
 		return nil, err
 	}
@@ -48,15 +51,15 @@ func (e *engine) openConnection(dir network.Direction, usefd bool, remote endpoi
 		st.mu.Unlock()
 	} else if err := e.openConnectionSlowly(st, h, &o, trusts != noTrust); err != nil {
 		e.idleConns.Put(h)
-		pass.undo()
+		pass.Undo()
 		e.fair.leave(o.subnet)
 		return nil, err
 	}
 	scope := &connScope{userScope: userScope{h, o.num}}
 	state := scope.state() // without a lock: nobody else has this scope, and older handles do not read it
-	state.remote, state.gate, state.subnet = pass.key, pass.conns, o.subnet
-	if pass.key == (subnetKey{}) && o.marks.has(located) {
-		state.remote = keyOf(remote.addr)
+	state.remote, state.gate, state.subnet = pass.Key, pass.Conns, o.subnet
+	if pass.Key == (ip.Key{}) && o.marks.has(located) {
+		state.remote = ip.KeyOf(remote.addr)
 	}
 	if e.leaks != nil {
 		scope.recordOpened(e.leaks, "")

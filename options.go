@@ -15,6 +15,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/x/rate"
 	"github.com/multiformats/go-multiaddr"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
 // config is what options set.
@@ -274,18 +276,18 @@ func (c *config) gateConfig(limits Limiter) (gateConfig, error) {
 	if g, err = c.gatesByOption.config(g); err != nil {
 		return gateConfig{}, err
 	}
-	replace(&g.subnets.perSubnet, c.subnets.perSubnet[ipv4], c.subnets.perSubnet[ipv6])
-	replace(&g.subnets.networks, c.subnets.networks[ipv4], c.subnets.networks[ipv6])
+	replace(&g.subnets.perSubnet, c.subnets.perSubnet[ip.V4], c.subnets.perSubnet[ip.V6])
+	replace(&g.subnets.networks, c.subnets.networks[ip.V4], c.subnets.networks[ip.V6])
 	return g, nil
 }
 
 // replace sets the lists that are given, by family.
-func replace[T any](lists *[numFamilies][]T, v4, v6 []T) {
+func replace[T any](lists *[ip.Families][]T, v4, v6 []T) {
 	if v4 != nil {
-		lists[ipv4] = v4
+		lists[ip.V4] = v4
 	}
 	if v6 != nil {
-		lists[ipv6] = v6
+		lists[ip.V6] = v6
 	}
 }
 

@@ -3,22 +3,17 @@ package rcmgr
 // How fast one subnet may connect: token buckets, over the same division of the
 // address space as the connections per subnet. The same buckets tell when the
 // source addresses of a subnet must be verified.
-//
-// A bucket is one number, the time at which it will be full again: it lacks one
-// token for every interval until then. That is golang.org/x/time/rate's bucket
-// exactly (the tests compare them), in whole nanoseconds and a tenth of the
-// space; it needs no lock of its own, forgets itself when its time has come,
-// and gives a token back at any time, where a reservation there can be
-// cancelled only before its time has come, which for a connection is at once.
 
 import (
-	"cmp"
 	"fmt"
 	"math"
 	"net/netip"
 	"time"
 
 	xrate "github.com/libp2p/go-libp2p/x/rate"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
+	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
 // callerRates is a limiter of go-libp2p's x/rate. It goes by its own clock and
@@ -55,8 +50,8 @@ type networkRate struct {
 
 // rateConfig is what buckets are made from, by family.
 type rateConfig struct {
-	perSubnet [numFamilies][]subnetRate
-	networks  [numFamilies][]networkRate
+	perSubnet [ip.Families][]subnetRate
+	networks  [ip.Families][]networkRate
 }
 
 // defaultRateConfig lets a subnet connect twice as often as it may be connected
@@ -66,20 +61,20 @@ func defaultRateConfig() rateConfig {
 	host := rateLimit{perSecond: 0.2, burst: 2 * connsPerHost}
 	site := rateLimit{perSecond: 0.5, burst: 10 * connsPerHost}
 	return rateConfig{
-		perSubnet: [numFamilies][]subnetRate{
-			ipv4: {{32, host}},
-			ipv6: {{56, host}, {48, site}},
+		perSubnet: [ip.Families][]subnetRate{
+			ip.V4: {{32, host}},
+			ip.V6: {{56, host}, {48, site}},
 		},
-		networks: [numFamilies][]networkRate{
-			ipv4: {{network: netip.MustParsePrefix("127.0.0.0/8")}},
-			ipv6: {{network: netip.MustParsePrefix("::1/128")}},
+		networks: [ip.Families][]networkRate{
+			ip.V4: {{network: netip.MustParsePrefix("127.0.0.0/8")}},
+			ip.V6: {{network: netip.MustParsePrefix("::1/128")}},
 		},
 	}
 }
 
 // describe says the limits in short, as "ipv4/32: 16 and 0.2/s".
 func (cfg *rateConfig) describe() (all []string) {
-	for f := range numFamilies {
+	for f := range ip.Families {
 		for _, l := range cfg.perSubnet[f] {
 			all = append(all, fmt.Sprintf("%s/%d: %s", f, l.prefixLength, l.rateLimit))
 		}
@@ -91,7 +86,7 @@ func (cfg *rateConfig) describe() (all []string) {
 }
 
 func (l rateLimit) String() string {
-	if b, err := l.bucket(); err == nil && b.unlimited() {
+	if b, err := l.bucket(); err == nil && b.Unlimited() {
 		return "unlimited"
 	}
 	return fmt.Sprintf("%d and %g/s", l.burst, l.perSecond)
@@ -100,13 +95,13 @@ func (l rateLimit) String() string {
 // each hands every entry to the function of its list. An error names the place
 // in the lists.
 func (cfg *rateConfig) each(
-	perSubnet func(family, int, bucketLimit) error,
-	network func(family, netip.Prefix, bucketLimit) error,
+	perSubnet func(ip.Family, int, subnets.Bucket) error,
+	network func(ip.Family, netip.Prefix, subnets.Bucket) error,
 ) error {
-	for f := range numFamilies {
+	for f := range ip.Families {
 		for i, l := range cfg.perSubnet[f] {
 			b, err := l.bucket()
-			if err = cmp.Or(err, f.checkPrefixLength(l.prefixLength)); err == nil {
+			if err == nil {
 				err = perSubnet(f, l.prefixLength, b)
 			}
 			if err != nil {
@@ -142,7 +137,7 @@ func (cfg *subnetConfig) sourceRates() (rates rateConfig) {
 		}
 		return rateLimit{perSecond: 1 / verifyEvery.Seconds(), burst: burst}
 	}
-	for f := range numFamilies {
+	for f := range ip.Families {
 		least := make(map[int]int)
 		for _, l := range cfg.perSubnet[f] {
 			if n, ok := least[l.PrefixLength]; !ok || l.ConnCount < n {
@@ -159,44 +154,5 @@ func (cfg *subnetConfig) sourceRates() (rates rateConfig) {
 	return rates
 }
 
-// bucketLimit is the arithmetic of a token bucket whose state is the time at
-// which it will be full. Times and durations are in nanoseconds. The zero value
-// is no limit.
-type bucketLimit struct {
-	interval int64 // from one new token to the next
-	capacity int64 // from empty to full
-}
-
-func (b bucketLimit) unlimited() bool { return b.interval == 0 }
-
-// take gives the time at which the bucket will be full once a token is taken
-// from it, and whether there was one to take.
-func (b bucketLimit) take(fullAt, at int64) (next int64, ok bool) {
-	next = max(fullAt, at) + b.interval
-	return next, next-at <= b.capacity
-}
-
-// bucket checks a limit and turns it into arithmetic. Bursts that no host can
-// use up are no limit; and no bucket takes so long to fill that times overflow.
-func (l rateLimit) bucket() (bucketLimit, error) {
-	const (
-		boundless = 1 << 30
-		longest   = 1 << 61 // about 73 years
-	)
-	switch {
-	case !(l.perSecond >= 0) || math.IsInf(l.perSecond, 1):
-		return bucketLimit{}, fmt.Errorf("rate is %v tokens per second, expected a finite number, 0 or more", l.perSecond)
-	case l.burst < 0:
-		return bucketLimit{}, fmt.Errorf("burst is %d tokens, expected 0 or more", l.burst)
-	case l.perSecond == 0 || l.burst >= boundless:
-		return bucketLimit{}, nil
-	}
-	interval := math.Round(float64(time.Second) / l.perSecond)
-	interval = max(1, min(interval, float64(longest/max(1, int64(l.burst)))))
-	return bucketLimit{interval: int64(interval), capacity: int64(interval) * int64(l.burst)}, nil
-}
-
-// taken returns how many tokens a bucket lacks, of how many.
-func (b bucketLimit) taken(fullAt, at int64) (tokens, burst int64) {
-	return (max(0, fullAt-at) + b.interval - 1) / b.interval, b.capacity / b.interval
-}
+// bucket checks a limit and turns it into arithmetic.
+func (l rateLimit) bucket() (subnets.Bucket, error) { return subnets.NewBucket(l.perSecond, l.burst) }

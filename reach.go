@@ -11,6 +11,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
 // Warnings returns a sentence for each limit that somebody wrote and that can never
@@ -211,7 +213,7 @@ func (r *reach) checkSubnets(cfg *ConcreteLimitConfig) {
 	if gates.outbound {
 		d = dimConns
 	}
-	for f := range numFamilies {
+	for f := range ip.Families {
 		levels := *lists.perSubnet(f)
 		var wider []placedLimit
 		for _, bits := range slices.Sorted(maps.Keys(levels)) {

@@ -23,7 +23,7 @@ func (m *Manager) logRefusals() {
 	for i := range m.stripes {
 		m.stripes[i].giveRemarks(&refused, &would)
 	}
-	m.gate().subnets.giveRemarks(&refused, &would)
+	m.gate().giveRemarks(&refused, &would)
 	m.logLines("Protected", &refused, &m.refusalLog.refused)
 	m.logLines("Would have protected", &would, &m.refusalLog.would)
 }
@@ -55,12 +55,12 @@ func (st *stripe) giveRemarks(refused, would *unloggedRefusals) {
 
 func (m *Manager) logLine(begin string, k Kind, d dim, times uint64, r *remark) {
 	// Who has a tenth of all for certain is worth a name.
-	worst, named := r.worst.name, r.worst.votes > 0 && r.worst.votes >= times/10
+	worst, named := r.worst.Name, r.worst.Votes > 0 && r.worst.Votes >= times/10
 	if worst.kind == KindPeer && worst.peer == "" {
 		named = false // nobody knows who asked
 	}
 	refuser := scopeName{kind: k}
-	if named && r.worst.votes == times && (k == KindService || k == KindProtocol) {
+	if named && r.worst.Votes == times && (k == KindService || k == KindProtocol) {
 		refuser = worst // all of them were its
 	}
 	e := LimitError{why: refusal{scope: &refuser, d: d}}
@@ -72,7 +72,7 @@ func (m *Manager) logLine(begin string, k Kind, d dim, times uint64, r *remark) 
 		attrs = append(attrs, slog.String("cause", r.cause.String()))
 	}
 	if named {
-		attrs = append(attrs, slog.String("worst", printable(worst.String())), slog.Uint64("worst_times", r.worst.votes))
+		attrs = append(attrs, slog.String("worst", printable(worst.String())), slog.Uint64("worst_times", r.worst.Votes))
 	} else {
 		worst = scopeName{kind: k}
 	}
@@ -99,7 +99,7 @@ func (m *Manager) refusedByNow() RefusalsAt {
 		st.addCounts(&counted)
 		st.unlock()
 	}
-	m.gate().subnets.addRefusals(&counted.refusals, &would)
+	m.gate().addRefusals(&counted.refusals, &would)
 	now := RefusalsAt{At: time.Now()}
 	for k := range counted.refusals {
 		now.Refusals += counted.refusals[k].refusals().Total()

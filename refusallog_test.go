@@ -18,6 +18,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/x/rate"
 	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
 // protected finds how many refusals a line counts, and whose.
@@ -173,7 +175,7 @@ func TestTheLogMissesNoRefusal(t *testing.T) {
 // nameOfSubnet is subnetName of a prefix as text.
 func nameOfSubnet(k Kind, prefix string) scopeName {
 	p := netip.MustParsePrefix(prefix)
-	return subnetName(k, keyOf(p.Addr()), p.Bits())
+	return subnetName(k, ip.KeyOf(p.Addr()), p.Bits())
 }
 
 func TestARefusalNamesTheSettingToRaise(t *testing.T) {
@@ -321,35 +323,6 @@ func (h *rawValues) Handle(_ context.Context, r slog.Record) error {
 		return true
 	})
 	return nil
-}
-
-func TestTheMostFrequentRefuserIsFoundAndNeverOvercounted(t *testing.T) {
-	random := testRandom(t)
-	for range 200 {
-		var parts [3]majority
-		had, total := map[scopeName]uint64{}, uint64(0)
-		favourite := random.IntN(5)
-		for range 1 + random.IntN(300) {
-			who := random.IntN(5)
-			if random.IntN(3) == 0 {
-				who = favourite
-			}
-			name := scopeName{kind: KindPeer, peer: peer.ID(fmt.Sprint(who))}
-			had[name]++
-			total++
-			parts[random.IntN(len(parts))].vote(name, 1)
-		}
-		var all majority
-		for _, p := range parts {
-			all.vote(p.name, p.votes)
-		}
-		require.LessOrEqual(t, all.votes, had[all.name])
-		for name, n := range had {
-			if n > total/2 {
-				require.Equal(t, name, all.name)
-			}
-		}
-	}
 }
 
 func TestNamesOfStrangersAreQuotedInTheLog(t *testing.T) {

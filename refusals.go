@@ -3,6 +3,8 @@ package rcmgr
 // Refusals as they are counted: by kind and dimension, by the rule that refused, and by
 // who asked.
 
+import "github.com/weir-p2p/rcmgr/internal/vote"
+
 // rationCounts counts, among refusals, those of requests that the limit itself had room
 // for.
 type rationCounts struct {
@@ -26,23 +28,8 @@ func (c *rationCounts) add(o *rationCounts) {
 	}
 }
 
-// majority finds the name that has more than half of all votes, if there is
-// one (Boyer and Moore's algorithm): votes is never more than the name has had.
-type majority struct {
-	name  scopeName
-	votes uint64
-}
-
-func (m *majority) vote(name scopeName, n uint64) {
-	switch {
-	case m.name == name:
-		m.votes += n
-	case m.votes >= n:
-		m.votes -= n
-	default:
-		m.name, m.votes = name, n-m.votes
-	}
-}
+// majority is the name that has more than half of all votes, if there is one.
+type majority = vote.Majority[scopeName]
 
 // remark is what the log says about refusals of one kind and limit.
 type remark struct {
@@ -59,7 +46,7 @@ func (r *remark) add(o *remark) {
 	}
 	r.told = true
 	r.current, r.limit, r.cause = o.current, o.limit, o.cause
-	r.worst.vote(o.worst.name, o.worst.votes)
+	r.worst.Add(o.worst.Name, o.worst.Votes)
 }
 
 // remarks has what the log says of one kind, by what ran out.
@@ -143,5 +130,5 @@ func (r *Refusals) dimCounts() dimCounts {
 func (r *remark) note(why *refusal, concerned scopeName, times uint64) {
 	r.told = true
 	r.current, r.limit, r.cause = why.current, why.limit, why.cause
-	r.worst.vote(concerned, times)
+	r.worst.Add(concerned, times)
 }

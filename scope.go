@@ -12,6 +12,9 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
+	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
 // root is where a tree of holders is attached: to its stripe and its chain.
@@ -125,9 +128,9 @@ type top struct {
 
 // connState is what the engine keeps of a connection besides its holder and chain.
 type connState struct {
-	remote subnetKey     // the address of the far end, if it has one; see endpoint
-	gate   *subnetStripe // in which its address counts; may be nil
-	subnet *fairSubnet   // that it counts for; may be nil
+	remote ip.Key          // the address of the far end, if it has one; see endpoint
+	gate   *subnets.Stripe // in which its address counts; may be nil
+	subnet *fairSubnet     // that it counts for; may be nil
 }
 
 // mark is a fact about a connection.

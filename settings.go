@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
 // ConfigSettings is a list of the values of a configuration.
@@ -191,7 +193,7 @@ func (cfg *ConcreteLimitConfig) gatesDiff(others ConcreteLimitConfig) *GateLimit
 }
 
 func listsDiff[V comparable](a, b gateLists[V]) (out gateLists[V]) {
-	for f := range numFamilies {
+	for f := range ip.Families {
 		if levels := *a.perSubnet(f); !maps.Equal(levels, *b.perSubnet(f)) {
 			*out.perSubnet(f) = levels
 		}

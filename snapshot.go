@@ -216,7 +216,7 @@ func (m *Manager) snapshot(subnets int, add func(*cut)) Snapshot {
 	s.Process = m.pressure.state()
 	s.FairShare = m.fair.state(subnets)
 	s.Leaks = m.leaks.state()
-	m.gate().subnets.addRefusals(&counted.refusals, &would)
+	m.gate().addRefusals(&counted.refusals, &would)
 	s.Scopes = make([]ScopeState, len(c.scopes))
 	for i := range c.scopes {
 		s.Scopes[i] = c.scopes[i].state()

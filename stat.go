@@ -90,8 +90,8 @@ func (m *Manager) readWith(b *busiest) reading {
 	if r.process = m.pressure.state(); r.process.Refusing {
 		r.pressed = 1
 	}
-	r.subnets, r.rateBuckets = m.gate().inUse()
-	m.gate().subnets.addRefusals(&r.counts.refusals, &r.counts.would)
+	r.subnets, r.rateBuckets = m.gate().subnets.InUse()
+	m.gate().addRefusals(&r.counts.refusals, &r.counts.would)
 	for _, k := range m.Observed() {
 		r.observed[k]++
 	}

@@ -5,11 +5,13 @@ package rcmgr
 // network that its far end is in.
 
 import (
-	"cmp"
 	"fmt"
 	"math"
 	"net/netip"
 	"slices"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
+	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
 // ConnLimitPerSubnet limits the connections of every subnet of one size. An
@@ -54,8 +56,8 @@ const connsPerHost = 8
 
 // subnetConfig is what the subnet counts are made from, by family.
 type subnetConfig struct {
-	perSubnet [numFamilies][]ConnLimitPerSubnet
-	networks  [numFamilies][]NetworkPrefixLimit
+	perSubnet [ip.Families][]ConnLimitPerSubnet
+	networks  [ip.Families][]NetworkPrefixLimit
 }
 
 // defaultSubnetConfig returns one host's connections to every IPv4 address and
@@ -63,16 +65,16 @@ type subnetConfig struct {
 // /48, which is what a site gets.
 func defaultSubnetConfig() subnetConfig {
 	return subnetConfig{
-		perSubnet: [numFamilies][]ConnLimitPerSubnet{
-			ipv4: {{PrefixLength: 32, ConnCount: connsPerHost}},
-			ipv6: {
+		perSubnet: [ip.Families][]ConnLimitPerSubnet{
+			ip.V4: {{PrefixLength: 32, ConnCount: connsPerHost}},
+			ip.V6: {
 				{PrefixLength: 56, ConnCount: connsPerHost},
 				{PrefixLength: 48, ConnCount: 8 * connsPerHost},
 			},
 		},
-		networks: [numFamilies][]NetworkPrefixLimit{
-			ipv4: slices.Clone(DefaultNetworkPrefixLimitV4),
-			ipv6: slices.Clone(DefaultNetworkPrefixLimitV6),
+		networks: [ip.Families][]NetworkPrefixLimit{
+			ip.V4: slices.Clone(DefaultNetworkPrefixLimitV4),
+			ip.V6: slices.Clone(DefaultNetworkPrefixLimitV6),
 		},
 	}
 }
@@ -80,12 +82,12 @@ func defaultSubnetConfig() subnetConfig {
 // each hands every entry to the function of its list, and says in an error
 // which entry it is about.
 func (cfg *subnetConfig) each(
-	perSubnet func(family, ConnLimitPerSubnet) error,
-	network func(family, NetworkPrefixLimit) error,
+	perSubnet func(ip.Family, ConnLimitPerSubnet) error,
+	network func(ip.Family, NetworkPrefixLimit) error,
 ) error {
-	for f := range numFamilies {
+	for f := range ip.Families {
 		for i, l := range cfg.perSubnet[f] {
-			err := cmp.Or(checkConnCount(l.ConnCount), f.checkPrefixLength(l.PrefixLength))
+			err := checkConnCount(l.ConnCount)
 			if err == nil {
 				err = perSubnet(f, l)
 			}
@@ -108,7 +110,7 @@ func (cfg *subnetConfig) each(
 
 // describe says the limits in short, as "ipv4/32: 8".
 func (cfg *subnetConfig) describe() (all []string) {
-	for f := range numFamilies {
+	for f := range ip.Families {
 		for _, l := range cfg.perSubnet[f] {
 			all = append(all, fmt.Sprintf("%s/%d: %s", f, l.PrefixLength, limitText(int64(l.ConnCount))))
 		}
@@ -117,6 +119,14 @@ func (cfg *subnetConfig) describe() (all []string) {
 		}
 	}
 	return all
+}
+
+// connLimit returns how the gates know a ConnCount.
+func connLimit(n int) int64 {
+	if n == math.MaxInt {
+		return subnets.NoLimit
+	}
+	return int64(n)
 }
 
 func checkConnCount(n int) error {

@@ -76,7 +76,7 @@ var floors = []floor{
 	}},
 	{"in force", "what the engine asks", []room{
 		{"limitbook.go", "what one Limiter says, read for the engine"},
-		{"gate.go", "the gates, made from a configuration"},
+		{"gate.go gaterefusals.go", "the gates, made from a configuration; what they refuse, as errors. `internal/subnets/` counts for them"},
 	}},
 	{"limits", "what a configuration says", []room{
 		{"limits.go", "configurations: partial ones and complete ones"},
@@ -95,9 +95,6 @@ var floors = []floor{
 		{"adapter.go", "limits made with another package"},
 	}},
 	{"gates", "count by address, before the scopes", []room{
-		{"subnets.go subnettable.go", "what is kept of subnets, connections and tokens, under 64 locks; the table of one lock's records"},
-		{"subnetheirs.go", "other gates take over what is open"},
-		{"partition.go", "how the gates divide the address space"},
 		{"subnet.go rate.go", "limits on connections at a time; on connections in a time, and source verification"},
 	}},
 	{"refusals", "what a refusal says", []room{
@@ -111,10 +108,9 @@ var floors = []floor{
 	{"words", "what everything is said in", []room{
 		{"amounts.go", "amounts, limits and thresholds: arithmetic without locks"},
 		{"kind.go", "the kinds of scopes and gates"},
-		{"endpoint.go", "the address of the far end, or that it has none"},
+		{"endpoint.go", "the address of the far end, or that it has none; `internal/ip/` has the form and keys of addresses"},
 		{"allowlist.go", "what is let in when everything else is refused"},
 		{"scopenames.go", "names of scopes, as upstream's metrics spell them"},
-		{"key.go", "keys of 128 bits, and a secret hash of them"},
 		{"crowd.go", "maps that were large once"},
 		{"topn.go", "the first few of many by an order"},
 		{"enum.go", "small numbers that have names"},

@@ -1,29 +1,32 @@
-package rcmgr
+package subnets
 
 import (
 	"testing"
 	"unsafe"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
+	"github.com/weir-p2p/rcmgr/internal/testseed"
 )
 
 func TestSubnetRecordsAre32BytesWithoutPointers(t *testing.T) {
-	require.Equal(t, 32, int(unsafe.Sizeof(subnetRecord{})))
+	require.Equal(t, 32, int(unsafe.Sizeof(record{})))
 }
 
 // The table beside a map, with keys that spread well, and with a hash that sends all
 // of them to one place.
 func TestSubnetTableKeepsWhatAMapKeeps(t *testing.T) {
 	type name struct {
-		key subnetKey
+		key ip.Key
 		id  uint16
 	}
-	rng := testRandom(t)
-	for _, hash := range []subnetHash{{rng.Uint64(), rng.Uint64()}, {}} {
-		table, model := newSubnetTable(hash), map[name]int32{}
+	rng := testseed.Random(t)
+	for _, hash := range []ip.Hash{{A: rng.Uint64(), B: rng.Uint64()}, {}} {
+		table, model := newTable(hash), map[name]int32{}
 		for step := range 20_000 {
 			// The number of records swings between few and many.
-			k := name{subnetKey{lo: rng.Uint64N(300)}, uint16(1 + rng.IntN(2))}
+			k := name{ip.Key{Lo: rng.Uint64N(300)}, uint16(1 + rng.IntN(2))}
 			rec, at := table.find(k.key, k.id)
 			held, ok := model[k]
 			require.Equal(t, ok, rec.used(), "step %d", step)
@@ -54,13 +57,13 @@ func TestSubnetTableKeepsWhatAMapKeeps(t *testing.T) {
 
 // next comes to every place, whatever has been removed.
 func TestNextVisitsEveryPlaceOfTheSubnetTable(t *testing.T) {
-	table := newSubnetTable(subnetHash{1, 2})
+	table := newTable(ip.Hash{A: 1, B: 2})
 	for i := range uint64(100) {
-		k := subnetKey{lo: i}
+		k := ip.Key{Lo: i}
 		free, _ := table.find(k, 1)
 		table.add(free, k, 1)
 	}
-	seen := make(map[subnetKey]bool)
+	seen := make(map[ip.Key]bool)
 	for range table.slots {
 		if rec, _ := table.next(); rec.used() {
 			seen[rec.key] = true

@@ -1,0 +1,97 @@
+package subnets
+
+// What is kept, to look at. The locks are taken one at a time.
+
+import (
+	"net/netip"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
+)
+
+// A Share is how much of a limit one subnet has taken: connections at a time, or tokens of a
+// bucket that are taken, by the gate.
+type Share struct {
+	Subnet     netip.Prefix
+	Gate       Gate
+	Use, Limit int64
+}
+
+// Busy calls f with every subnet and network that has connections and a limit
+// of them. It calls f under the lock of a stripe: one in 64 of all subnets.
+func (s *Subnets) Busy(f func(Share)) {
+	s.each(func(st *Stripe) {
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		if own := &st.mu.own; own.conns > 0 {
+			f(st.named.share(own))
+		}
+		for i := range st.mu.table.slots {
+			if rec := &st.mu.table.slots[i]; rec.conns > 0 {
+				f(subnet{st.byID[rec.id-1], rec.key}.share(rec))
+			}
+		}
+	})
+}
+
+// share returns what a subnet has of its connections.
+func (sub subnet) share(rec *record) Share {
+	return Share{sub.prefix(), Conns, int64(rec.conns), sub.level.conns}
+}
+
+// InUse counts what is kept, without a look at every subnet: subnets and networks that have
+// connections, and buckets that are not full or have been lately.
+func (s *Subnets) InUse() (subnets, buckets int) {
+	s.each(func(st *Stripe) {
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		subnets += st.mu.busy
+		buckets += st.mu.owing
+	})
+	return subnets, buckets
+}
+
+// Look returns what the subnets of a normal address have taken, connections before tokens and narrow
+// subnets before wide ones. It takes nothing. An invalid address is in no subnet.
+func (s *Subnets) Look(addr netip.Addr) (conns []Share) {
+	n, _ := s.networks.Lookup(addr)
+	if !addr.IsValid() || n.free {
+		return nil
+	}
+	var tokens []Share
+	add := func(st *Stripe, sub subnet, counts, takes bool) {
+		rec := &st.mu.own
+		if st.named == nil {
+			rec, _ = st.mu.table.find(sub.key, sub.level.id)
+		}
+		if counts && sub.level.conns != NoLimit {
+			conns = append(conns, sub.share(rec))
+		}
+		if takes && !sub.level.tokens.Unlimited() {
+			use, limit := sub.level.tokens.taken(rec.fullAt, max(s.now(), st.mu.latest))
+			tokens = append(tokens, Share{sub.prefix(), Rate, use, limit})
+		}
+	}
+	look := func(st *Stripe, f func()) {
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		f()
+	}
+	if n.conns != nil {
+		look(n.conns, func() { add(n.conns, *n.conns.named, true, false) })
+	}
+	if n.tokens != nil {
+		look(n.tokens, func() { add(n.tokens, *n.tokens.named, false, true) })
+	}
+	f, key := ip.FamilyOf(addr), ip.KeyOf(addr)
+	div := &s.families[f]
+	counts, takes := div.counts && !n.forConns, div.takes && !n.forTokens
+	if counts || takes {
+		st := s.stripeOf(key.Cut(div.widest))
+		look(st, func() {
+			for l := div.narrowest; l != nil; l = l.wider {
+				add(st, subnet{l, key.Cut(l.host)}, counts, takes)
+			}
+		})
+	}
+	return append(conns, tokens...)
+}

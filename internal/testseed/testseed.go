@@ -1,0 +1,59 @@
+// Package testseed gives random tests their seeds: the flag -rcmgr.seed, or RCMGR_SEED in the
+// environment, or the time. A test that fails says how to repeat it.
+package testseed
+
+import (
+	"flag"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+var given = flag.Uint64("rcmgr.seed", Env("RCMGR_SEED"), "seed of random sequences; 0 takes the time (also RCMGR_SEED)")
+
+// Env returns the number in a variable of the environment, 0 if there is none.
+func Env(name string) uint64 {
+	n, _ := strconv.ParseUint(os.Getenv(name), 0, 64)
+	return n
+}
+
+// seeds has what Of returned first for each running test, and how often it was asked.
+var seeds = struct {
+	sync.Mutex
+	of map[testing.TB]*struct{ first, asked uint64 }
+}{of: map[testing.TB]*struct{ first, asked uint64 }{}}
+
+// Of returns a seed for a random test. Each further one of the same test is larger by one. It
+// is safe for concurrent use.
+func Of(t testing.TB) uint64 {
+	seeds.Lock()
+	defer seeds.Unlock()
+	s := seeds.of[t]
+	if s == nil {
+		s = &struct{ first, asked uint64 }{first: *given}
+		if s.first == 0 {
+			s.first = uint64(time.Now().UnixNano())
+		}
+		seeds.of[t] = s
+		t.Cleanup(func() {
+			if t.Failed() {
+				t.Logf("repeat with: go test -run '^%s$' -rcmgr.seed=%d", strings.SplitN(t.Name(), "/", 2)[0], s.first)
+			}
+			seeds.Lock()
+			defer seeds.Unlock()
+			delete(seeds.of, t)
+		})
+	}
+	s.asked++
+	return s.first + s.asked - 1
+}
+
+// Random returns random numbers from the seed of a test.
+func Random(t testing.TB) *rand.Rand { return From(Of(t), 0) }
+
+// From returns random numbers that are the same for the same seed and stream.
+func From(seed, stream uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, stream)) }

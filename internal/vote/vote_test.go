@@ -35,3 +35,22 @@ func TestTheMajorityIsFoundAndNeverOvercounted(t *testing.T) {
 		}
 	}
 }
+
+// Votes are a lead over the votes of all others, as far as they were counted together.
+func TestAVoteForAnotherNameIsTakenOff(t *testing.T) {
+	var m Majority[string]
+	for _, step := range []struct {
+		name  string
+		votes uint64
+		want  Majority[string]
+	}{
+		{"a", 2, Majority[string]{"a", 2}},
+		{"b", 5, Majority[string]{"b", 3}},
+		{"a", 2, Majority[string]{"b", 1}},
+		{"c", 1, Majority[string]{"b", 0}},
+		{"c", 1, Majority[string]{"c", 1}},
+	} {
+		m.Add(step.name, step.votes)
+		require.Equal(t, step.want, m)
+	}
+}

@@ -93,7 +93,7 @@ var damages = []damage{
 	{"refusing.go", "case it.n <= a.limit()[it.d]-current && it.d != dimMemory:", "case false:"},
 
 	// Short ways that are not taken.
-	{"unit.go", "if !st.plain || o.cost != 0 || ", "if st != nil || o.cost != 0 || "},
+	{"opening.go", "if !st.plain || o.cost != 0 || ", "if st != nil || o.cost != 0 || "},
 	{"open.go", "return o.limit != nil && !st.engine.pressure", "return st == nil && !st.engine.pressure"},
 	{"stream.go", "if !st.plain || !s.live() || ", "if st != nil || !s.live() || "},
 	{"conn.go", "if to.plain && stays && h.use == 0", "if to == nil && stays && h.use == 0"},

@@ -1,7 +1,7 @@
 package rcmgr
 
-// Limits that contradict each other, or the connection manager. Nobody means
-// them, and nothing fails: connections are just refused that were to be let in.
+// Limits that contradict the connection manager. No operator means to set them, but
+// nothing fails at once: connections that were meant to be accepted are refused.
 
 import (
 	"fmt"
@@ -12,15 +12,15 @@ import (
 	"github.com/libp2p/go-libp2p/core/connmgr"
 )
 
-// watched are the limits of the system scope that a connection manager must be
-// able to reach the high water mark below.
+// watched are the limits of the system scope that have to lie above the high water mark
+// of a connection manager.
 var watched = [...]dim{dimConns, dimConnsIn, dimStreams, dimStreamsIn}
 
-// CheckHighWater returns, as an error of one sentence, which limits of the system
-// scope are not above the high water mark of the connection manager: connections
-// would be refused before it closes any, however useless those are. nil is no
-// conflict. Where an allowlist admits whom these limits refuse, they may be so on
-// purpose.
+// CheckHighWater returns an error that names the limits of the system scope that are
+// not above the connection manager's high water mark, or nil if all of them are. With a
+// limit at or below the mark, connections are refused before the connection manager
+// closes any, however little the open ones are worth. A manager with an allowlist may
+// have such limits on purpose.
 func (cfg ConcreteLimitConfig) CheckHighWater(highWater int) error {
 	if conflict := cfg.highWaterConflict(highWater); conflict != nil {
 		return conflict
@@ -34,14 +34,17 @@ func (cfg *ConcreteLimitConfig) highWaterConflict(highWater int) *ConfigError {
 	if conflict == "" {
 		return nil
 	}
-	return &ConfigError{also: places, Err: fmt.Errorf("%s not above the connection manager's high water mark of %d, so that connections are refused before any is closed: set at least %d, twice the mark, or lower the mark",
+	return &ConfigError{also: places, Err: fmt.Errorf("%s not above the connection manager's high water mark of %d, "+
+		"so that connections are refused before any is closed: set at least %d, twice the mark, or lower the mark",
 		conflict, highWater, 2*int64(highWater))}
 }
 
-// CheckConnManager is CheckHighWater for the limits in force and any connection
-// manager, which it asks by way of connmgr.GetConnLimiter; if that panics, it is an error.
-// One that was given to WithTrimming makes room before a limit on connections is reached,
-// wherever its high water mark lies. With an allowlist, all is well.
+// CheckConnManager returns an error if limits of the system scope that are now in force
+// are not above the high water mark of cm, as CheckHighWater does for a known mark. It
+// finds out by calling cm.CheckLimit; a panic of that is returned as an error. Limits on
+// connections pass if cm was given to WithTrimming, because it then closes
+// connections before such a limit is reached. If the manager has an allowlist,
+// CheckConnManager always returns nil.
 func (m *Manager) CheckConnManager(cm connmgr.ConnManager) error {
 	if m.allowlist.hasEntries() {
 		return nil
@@ -54,7 +57,7 @@ func (m *Manager) CheckConnManager(cm connmgr.ConnManager) error {
 		trims := m.trims(cm)
 		conflict, _ = belowMark(&system, func(d dim, limit int64) bool {
 			helped := madeRoomFor(d, limit)
-			if trims && helped || cm.CheckLimit(oneConnLimit(limit-1)) == nil { // they may be equal there
+			if trims && helped || cm.CheckLimit(oneConnLimit(limit-1)) == nil { // a limit equal to the mark passes CheckLimit
 				return true
 			}
 			wouldTrim = wouldTrim || helped
@@ -71,8 +74,8 @@ func (m *Manager) CheckConnManager(cm connmgr.ConnManager) error {
 	if wouldTrim {
 		advice = "set at least twice the mark, lower the mark, or give the connection manager to WithTrimming"
 	}
-	return fmt.Errorf("limits: %s not above the connection manager's high water mark, so that connections are refused before any is closed: %s",
-		conflict, advice)
+	return fmt.Errorf("limits: %s not above the connection manager's high water mark, "+
+		"so that connections are refused before any is closed: %s", conflict, advice)
 }
 
 // trims reports whether a connection manager was given to WithTrimming.
@@ -80,13 +83,13 @@ func (m *Manager) trims(cm connmgr.ConnManager) bool {
 	return reflect.ValueOf(cm).Comparable() && slices.Contains(m.options.trimmed, cm)
 }
 
-// oneConnLimit is a limit as connection managers ask for it.
+// oneConnLimit is a limit on connections, as a connmgr.GetConnLimiter.
 type oneConnLimit int
 
 func (l oneConnLimit) GetConnLimit() int { return int(l) }
 
-// belowMark names the watched limits that are not above the mark, and returns their
-// places.
+// belowMark returns the watched limits that are not above the mark, as the beginning of
+// a sentence, and their places in a configuration.
 func belowMark(system *amounts, above func(d dim, limit int64) bool) (conflict string, places []string) {
 	var low []string
 	for _, d := range watched {

@@ -1,11 +1,11 @@
 package rcmgr
 
-// Explain on the page: a question as the query of its address,
+// A question to Explain as the query of the page's address:
 //
 //	?explain=stream&direction=inbound&peer=12D3Koo…&protocol=/ipfs/ping/1.0.0
 //
-// with the names of ExplainRequest's fields in small letters, and fd for UseFD. What the
-// page itself answers in, text, JSON or HTML, the explanation is in, too.
+// The keys are the names of ExplainRequest's fields in lower case, but explain stands for
+// Kind and fd for UseFD.
 
 import (
 	"fmt"
@@ -20,7 +20,7 @@ import (
 	"github.com/multiformats/go-multiaddr"
 )
 
-// questionOf reads a question from a query. Its errors name the key.
+// questionOf reads a question from a query. An error names the key.
 func questionOf(query url.Values) (q ExplainRequest, err error) {
 	q.Protocol, q.Service = protocol.ID(query.Get("protocol")), query.Get("service")
 	q.UseFD = query.Get("fd") != ""

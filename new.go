@@ -1,7 +1,6 @@
 package rcmgr
 
-// How a manager is made from limits and options, what the log tells of it, and how it is
-// closed.
+// Making a manager from limits and options, what it logs when it starts, and closing it.
 
 import (
 	"fmt"
@@ -15,9 +14,11 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
-// New makes a manager with the given limits. With nil they are DefaultLimits and the limits
-// of libp2p's services, for what this process may use of its machine (ThisMachine). Limits
-// are read when a scope is made, and when SetLimits or Refresh says so. Close ends it.
+// New returns a manager with the given limits. If limits is nil, the manager has the
+// default limits and those of libp2p's own services, scaled to what this process may
+// use of its machine (see ThisMachine). The manager reads the limits of a scope when
+// it makes the scope, and reads all limits again when SetLimits or Refresh is called.
+// The manager has a goroutine of its own; call Close when it is no longer needed.
 func New(limits Limiter, opts ...Option) (*Manager, error) {
 	cfg := defaultConfig()
 	for i, opt := range opts {
@@ -78,9 +79,9 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	return m, nil
 }
 
-// logStart tells in one line what is on.
+// logStart logs in one line which features are on.
 func (m *Manager) logStart() {
-	gates, _ := m.options.gateConfig(m.limits.Load().limiter) // of which gates were made
+	gates, _ := m.options.gateConfig(m.limits.Load().limiter) // what New made the gates from
 	rates := gates.rate.describe()
 	if caller := m.gate().caller; caller != nil {
 		rates = []string{"as WithConnRateLimiters says"}
@@ -89,12 +90,13 @@ func (m *Manager) logStart() {
 		}
 	}
 	log.Info("resource manager started", append([]any{"stripes", len(m.stripes), "admission", m.admission,
-		"newcomers_quarter", m.newcomers, "fair_share", m.options.fair, "observe_only", m.observed.load(), "connections_per_subnet", gates.subnets.describe(),
+		"newcomers_quarter", m.newcomers, "fair_share", m.options.fair,
+		"observe_only", m.observed.load(), "connections_per_subnet", gates.subnets.describe(),
 		"connect_rates", rates, "outbound_gates", gates.outbound,
 		"allowlist_entries", len(m.options.allowlisted), "traced", m.trace != nil}, m.limits.Load().startAttrs()...)...)
 }
 
-// NewResourceManager is New as go-libp2p's own package spells it.
+// NewResourceManager is New under the name that it has in go-libp2p's own package.
 func NewResourceManager(limits Limiter, opts ...Option) (network.ResourceManager, error) {
 	m, err := New(limits, opts...)
 	if err != nil {
@@ -103,10 +105,11 @@ func NewResourceManager(limits Limiter, opts ...Option) (network.ResourceManager
 	return m, nil
 }
 
-// Close ends the manager: nothing more is admitted, and the error then matches
-// network.ErrResourceScopeClosed. What is open can still be released; scopes go with the
-// last that they hold, but for those whose limit was set by hand. A trace is written to its
-// end. Again, it does nothing. It always returns nil.
+// Close ends the manager. Every later request fails with an error that matches
+// network.ErrResourceScopeClosed. Connections, streams and memory that are still held
+// can be released as before. Each scope is removed when it holds nothing any more, except
+// scopes whose limit was set by SetLimit. If the manager writes a trace, Close writes the
+// rest of it. Closing a manager again does nothing. Close always returns nil.
 func (m *Manager) Close() error {
 	m.closeOnce.Do(func() {
 		m.ended.Store(true)
@@ -122,7 +125,7 @@ func (m *Manager) Close() error {
 		}
 		live.remove(m)
 		m.trace.close()
-		m.reap() // for the last time; see stripe.sweep
+		m.reap() // for the last time: from now on releases collect, see stripe.sweep
 	})
 	return nil
 }

@@ -1,9 +1,9 @@
 package rcmgr
 
-// Limits for a node that has its machine, or its container, to itself: two
-// numbers, from which all others follow as they do in Kubo. What it computes is
-// for the system, transient and peer scopes; libp2p's own services and protocols
-// keep their limits, and everything else is unlimited.
+// Limits for a node that has its machine or container to itself, computed as Kubo
+// does from two numbers, memory and file descriptors. Only the system, transient and
+// peer scopes get computed limits. libp2p's own services and protocols keep their
+// default limits, and everything else is unlimited.
 
 import (
 	"cmp"
@@ -12,54 +12,55 @@ import (
 	"slices"
 )
 
-// NodeLimits says what a node may use. Its zero value is half of the memory and
-// of the file descriptors of this process. The rules are those of Kubo v0.43:
+// NodeLimits describes what a node may use. The zero value lets it use half of the
+// memory and half of the file descriptors of this process. Build computes limits from
+// it by the rules of Kubo v0.43, and NewForNode makes a manager with these limits:
 //
-//   - System holds MaxMemory, MaxFileDescriptors, and one inbound connection for
-//     each MiB of the memory; at least 800 of these, and at least twice
-//     ConnMgrHighWater. Inbound streams are unlimited there, so that they need
-//     not be raised along with the connections.
-//   - Transient holds a quarter of the memory, the descriptors, and the inbound
-//     connections that the memory alone gives.
-//   - A peer holds as many inbound connections and streams as by DefaultLimits.
-//   - What the node itself begins is trusted: outbound is unlimited.
+//   - The system scope may hold MaxMemory, MaxFileDescriptors, and one inbound
+//     connection for each MiB of the memory, but at least 800 connections and at
+//     least twice ConnMgrHighWater. Its inbound streams are unlimited, so that they
+//     need not be raised along with the connections.
+//   - The transient scope may hold a quarter of the memory, of the descriptors, and of
+//     the inbound connections that follow from the memory alone.
+//   - A peer may hold as many inbound connections and streams as in DefaultLimits.
+//   - Outbound connections and streams are unlimited, because the node itself opens
+//     them.
 //   - The allowlisted scopes are unlimited.
-//
-// Build makes limits of it, NewForNode a manager.
 type NodeLimits struct {
-	// MaxMemory is what libp2p may use, in bytes. 0 is half of what the process
-	// may use, see ThisMachine.
+	// MaxMemory is how much memory libp2p may use, in bytes. 0 stands for half of
+	// what the process may use (see ThisMachine).
 	MaxMemory int64
-	// MaxFileDescriptors is how many libp2p may use; math.MaxInt is no limit. 0
-	// is half of those that the process may open.
+	// MaxFileDescriptors is how many file descriptors libp2p may use; math.MaxInt is
+	// no limit. 0 stands for half of those that the process may open.
 	MaxFileDescriptors int
-	// ConnMgrHighWater is the number of connections from which on the connection
-	// manager closes some. Limits that would refuse connections before that are
-	// an error, unless there is an Allowlist. 0 is not known.
+	// ConnMgrHighWater is the number of connections above which the connection
+	// manager starts to close some; 0 means that it is not known. It is an error if
+	// overrides make limits that would refuse connections below this number, unless
+	// there is an Allowlist.
 	ConnMgrHighWater int
-	// NoConnMgr says that no connection manager closes connections. Then one
-	// inbound connection for each MiB is all there is, however few that are.
+	// NoConnMgr means that no connection manager closes connections. The limit on
+	// inbound connections is then one for each MiB, even if that is below 800.
 	NoConnMgr bool
-	// Allowlist names who is served when everybody else is refused, see
-	// WithAllowlistStrings. Build only looks whether there is any; NewForNode
-	// lets them in.
+	// Allowlist lists the addresses and peers that are admitted when all others are
+	// refused, in the form of WithAllowlistStrings. NewForNode passes it on; Build only
+	// checks whether it is empty.
 	Allowlist []string
-	// Overrides go before everything that is computed. ReadLimitsFile reads them
-	// from a file.
+	// Overrides take precedence over all computed limits. ReadLimitsFile reads such
+	// overrides from a file.
 	Overrides PartialLimitConfig
-	// OverridesFile is the name of a file that goes before Overrides, read by Build as
-	// ReadLimitsFile reads it. Its advantage over that is that errors which show only
-	// when limits are built name the line, too. Empty is no file; if there is none of
-	// the name, the error matches fs.ErrNotExist.
+	// OverridesFile is the name of a file whose limits take precedence over Overrides;
+	// empty means no file. Build reads it as ReadLimitsFile does, and can name the line
+	// of the file even in errors that show only once the limits are built. If there is
+	// no such file, the error matches fs.ErrNotExist.
 	OverridesFile string
 }
 
-// minConnsInbound is how many inbound connections a node should be able to take
-// for the network's sake.
+// minConnsInbound is the number of inbound connections that a node should accept at
+// least, for the health of the network.
 const minConnsInbound = 800
 
-// NewForNode makes a manager with the limits of a node. It is New with what Build
-// gives, and with the allowlist.
+// NewForNode returns a manager with the limits that n.Build computes and with
+// n.Allowlist. Options in opts are applied as by New.
 func NewForNode(n NodeLimits, opts ...Option) (*Manager, error) {
 	cfg, err := n.Build()
 	if err != nil {
@@ -69,9 +70,9 @@ func NewForNode(n NodeLimits, opts ...Option) (*Manager, error) {
 	return New(NewFixedLimiter(cfg), opts...)
 }
 
-// Build computes the limits. An error names the field of n, or the limits that
-// contradict each other, and what was expected; errors of the latter kind are a
-// ConfigError each.
+// Build computes the limits. An error names the field of n that is invalid, or the
+// limits that contradict each other, and says what was expected. Each error about
+// limits is a ConfigError.
 func (n NodeLimits) Build() (ConcreteLimitConfig, error) {
 	return n.build(ThisMachine)
 }
@@ -135,8 +136,8 @@ func (n *NodeLimits) check() error {
 	return nil
 }
 
-// computed is what the numbers say. Where a part comes to nothing, it is left to
-// the defaults, as DefaultLimit does.
+// computed returns the limits that follow from the two numbers. A limit that comes to 0
+// reads as DefaultLimit, so the default limit takes its place.
 func (n *NodeLimits) computed(memory int64, descriptors int) PartialLimitConfig {
 	perMiB := int(min(memory>>20, math.MaxInt))
 	inbound := perMiB

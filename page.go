@@ -1,10 +1,9 @@
 package rcmgr
 
-// The live page: the snapshot for people with a browser, for people with a
-// terminal, and for programs, under one address. It is written here in full
-// and readable without JavaScript; the page's script only fetches it again and
-// puts the new one in its place, so what is shown is written once. Nothing
-// comes from elsewhere, nothing can be changed through it.
+// The live page: the snapshot for a browser, for a terminal and for programs, under one
+// address. The server renders the whole page, so it can be read without JavaScript;
+// the page's script only fetches the page again and replaces the old one. The page loads
+// nothing from other servers, and nothing can be changed through it.
 
 import (
 	"bytes"
@@ -41,42 +40,48 @@ var (
 )
 
 const (
-	// pagePeers is how many peers the page has: see SnapshotTop.
+	// pagePeers is how many peers SnapshotTop is asked for.
 	pagePeers = 20
-	// pageFor is how long one look serves everybody who asks: it takes all
-	// stripe locks, and many may watch.
+	// pageFor is how long one snapshot serves all requests. A snapshot takes all
+	// stripe locks, and many clients may watch.
 	pageFor = time.Second
-	// questionsASecond is how many questions are answered, whoever asks, and how
-	// many at once: each takes all stripe locks, and may ask a Limiter of the caller's.
+	// questionsASecond is how many questions to Explain are answered in a second, and
+	// how many at once, for all clients together. Each takes all stripe locks, and may
+	// call a foreign Limiter.
 	questionsASecond = 5
 )
 
-// nearlyFull is the percentage of a limit from which on the page shows it first.
+// nearlyFull is the percentage of a limit above which the page shows the limit first.
 const nearlyFull = 90
 
-// Handler serves what m holds, what it may hold and what it has refused:
+// Handler returns a handler that shows what m holds, what its limits are, and what it has
+// refused:
 //
 //	http.Handle("/rcmgr", rcmgr.Handler(m))
 //
-// A browser gets a page that follows the manager, with the fullest limits first;
-// other clients get the tables as text, or with "Accept: application/json" or
-// ?format=json a Snapshot, as SnapshotTop gives it. ?format= takes html, text
-// and json. With ?explain=stream&direction=inbound&peer=12D3Koo… it answers as
-// Explain does, in all three; the other keys are endpoint, fd, protocol, service,
-// memory and priority, and explain is an ExplainRequest's Kind. It answers GET and HEAD only,
-// under whatever path it is mounted. The page shows peer IDs and subnets: serve it
-// where only operators can see it.
+// A browser gets a page that updates itself and shows the fullest limits first. Other
+// clients get the tables as text, or a Snapshot in JSON if they send the header
+// "Accept: application/json". The query ?format=html, ?format=text or ?format=json
+// overrides the header.
 //
-// However many look, the manager is asked for one snapshot a second at most, and to
-// explain five times a second, with as many more at once after a pause; a question
-// beyond that is answered with the status 429 and Retry-After. HEAD asks it nothing.
-// The handler is safe for concurrent use.
+// A query such as ?explain=stream&direction=inbound&peer=12D3Koo… is a question to
+// Manager.Explain, answered in the same three formats. The value of explain is the Kind
+// of the ExplainRequest; the other keys are direction, endpoint, fd, peer, protocol,
+// service, memory and priority.
+//
+// The handler works under any path, and answers only GET and HEAD. The page shows peer
+// IDs and subnets: serve it where only operators can see it.
+//
+// The number of clients does not matter to the manager: the handler takes at most one
+// snapshot a second, and asks at most five questions a second, with a burst of five.
+// Further questions are answered with status 429 and a Retry-After header. A HEAD request
+// does not reach the manager. The handler is safe for concurrent use.
 func Handler(m *Manager) http.Handler {
 	p := &page{m: m, questions: rate.NewLimiter(questionsASecond, questionsASecond)}
 	p.template = template.Must(template.New("page").Funcs(template.FuncMap{
 		"amount":  amountText,
 		"percent": func(u LimitUse) string { return u.percentText() },
-		"full":    func(u LimitUse) float64 { return min(max(u.fullness(), -1), 100) }, // a number in JavaScript, too
+		"full":    func(u LimitUse) float64 { return min(max(u.fullness(), -1), 100) }, // finite: the script cannot read +Inf
 		"limited": func(u LimitUse) bool { _, ok := u.Percent(); return ok },
 		"near":    func(u LimitUse) bool { return u.fullness() >= nearlyFull },
 		"name":    printable,
@@ -100,7 +105,7 @@ type page struct {
 	m         *Manager
 	template  *template.Template
 	policy    string        // Content-Security-Policy
-	questions *rate.Limiter // a token for each that the manager is asked
+	questions *rate.Limiter // each question to the manager takes a token
 
 	mu   sync.Mutex
 	last Snapshot
@@ -168,7 +173,8 @@ func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Write(body)
 }
 
-// render returns all of an answer: an error must not follow half of it.
+// render returns the whole body of an answer. It is not sent until it is complete, so
+// that no error follows half of it.
 func render(l *look, write func(io.Writer, *look) error, zipped bool) ([]byte, error) {
 	var body bytes.Buffer
 	if !zipped {
@@ -180,17 +186,17 @@ func render(l *look, write func(io.Writer, *look) error, zipped bool) ([]byte, e
 	return body.Bytes(), err
 }
 
-// look is what one request is answered with: a snapshot, and the answer to a question
-// if there is one.
+// look is what one request is answered from: a snapshot, and the answer to the request's
+// question if it has one.
 type look struct {
 	snapshot Snapshot
 	asked    url.Values // the query
 	answer   *Explanation
-	err      error // why a question has no answer
+	err      error // why the question has no answer
 }
 
-// explain answers the question that was asked, if there is one, and returns the status
-// of that. It asks the manager only if all of the answer is wanted.
+// explain answers the request's question, if it has one, and returns the HTTP status. It
+// does not ask the manager if only the header is wanted.
 func (p *page) explain(l *look, onlyHeader bool) (status int) {
 	if l.asked.Get("explain") == "" {
 		return http.StatusOK
@@ -209,8 +215,8 @@ func (p *page) explain(l *look, onlyHeader bool) (status int) {
 	return http.StatusOK
 }
 
-// preferences returns what headers such as Accept and Accept-Encoding list, with the
-// weight of each (RFC 9110, section 12.4.2), in their order.
+// preferences returns, in their order, the values that headers such as Accept and
+// Accept-Encoding list, each with its weight (RFC 9110, section 12.4.2).
 func preferences(headers []string) iter.Seq2[string, float64] {
 	return func(yield func(string, float64) bool) {
 		for _, part := range strings.Split(strings.Join(headers, ","), ",") {
@@ -229,7 +235,8 @@ func preferences(headers []string) iter.Seq2[string, float64] {
 	}
 }
 
-// preferredFormat returns what the client likes best, text for one that takes anything.
+// preferredFormat returns the format that the client prefers, and "text" if it has no
+// preference.
 func preferredFormat(accept []string) string {
 	best, most := "text", 0.0
 	for media, weight := range preferences(accept) {
@@ -244,7 +251,7 @@ func preferredFormat(accept []string) string {
 	return best
 }
 
-// acceptsGzip reports whether the client can read what is compressed.
+// acceptsGzip reports whether the client accepts gzip.
 func acceptsGzip(accept []string) bool {
 	for coding, weight := range preferences(accept) {
 		if coding == "gzip" || coding == "*" {
@@ -264,8 +271,8 @@ func writeJSON(w io.Writer, l *look) error {
 	return e.Encode(&l.snapshot)
 }
 
-// writeText writes the tables: limits of which much is taken, then all; or the
-// answer to a question if there is one.
+// writeText writes the tables, nearly full limits before all limits, or the answer to a
+// question if there is one.
 func writeText(w io.Writer, l *look) error {
 	if l.answer != nil {
 		return l.answer.WriteTable(w)
@@ -274,7 +281,8 @@ func writeText(w io.Writer, l *look) error {
 	fmt.Fprintf(w, "%s, up %s, %d peers, %d refusals, %d bugs of callers\n",
 		s.Taken.UTC().Format(time.RFC3339), s.Uptime().Round(time.Second), s.Peers, s.totalRefusals(), s.CallerBugs)
 	if m := &s.Process; m.Limit > 0 {
-		fmt.Fprintf(w, "%s of %s of memory in use by the process", amountText("Memory", m.InUse), amountText("Memory", m.Limit))
+		fmt.Fprintf(w, "%s of %s of memory in use by the process",
+			amountText("Memory", m.InUse), amountText("Memory", m.Limit))
 		if m.Refusing {
 			fmt.Fprint(w, ", inbound connections and streams of strangers are refused")
 		}
@@ -311,11 +319,13 @@ func writeText(w io.Writer, l *look) error {
 	if len(s.Leaks.Oldest) == 0 {
 		return nil
 	}
-	fmt.Fprintf(w, "\nThe oldest of %d open connections and streams, %d of them dropped without Done\n\n", s.Leaks.Open, s.Leaks.Dropped)
+	fmt.Fprintf(w, "\nThe oldest of %d open connections and streams, %d of them dropped without Done\n\n",
+		s.Leaks.Open, s.Leaks.Dropped)
 	return s.writeOldest(w)
 }
 
-// kindRefusals is what scopes of one kind have refused, and would have.
+// kindRefusals is what the scopes of one kind have refused, and what they would have
+// refused if their limits were enforced.
 type kindRefusals struct {
 	Kind         Kind
 	Total, Would uint64
@@ -323,7 +333,7 @@ type kindRefusals struct {
 	WouldWhat    []string
 }
 
-// each names what was refused.
+// each returns the limits that have refused something, each with its count.
 func (r *Refusals) each() (what []string) {
 	for d, n := range r.dimCounts() {
 		if n > 0 {
@@ -347,15 +357,15 @@ func (s *Snapshot) refusalsByKind() (all []kindRefusals) {
 	return all
 }
 
-// plot is a line of refusals a second over time, for an SVG.
+// plot is a curve of refusals a second over time, for an SVG polyline.
 type plot struct {
 	Width, Height int
 	Points        string
-	Minutes       int     // that the width stands for
+	Minutes       int     // the time that the width stands for
 	Most, Now     float64 // refusals a second
 }
 
-// plotOf gives nothing while there are no two points.
+// plotOf returns nil while there are fewer than two points.
 func plotOf(s *Snapshot) *plot {
 	rates := s.refusalRates()
 	if len(rates) < 2 {
@@ -377,7 +387,7 @@ func plotOf(s *Snapshot) *plot {
 	return &p
 }
 
-// writeHTML writes the page, whose form keeps what it was sent with.
+// writeHTML writes the page. Its form still shows the question that was sent with it.
 func (p *page) writeHTML(w io.Writer, l *look) error {
 	s := &l.snapshot
 	var explained strings.Builder
@@ -386,8 +396,8 @@ func (p *page) writeHTML(w io.Writer, l *look) error {
 			return err
 		}
 	}
-	// Limits that nobody comes near to by being there are left out, and those of
-	// a peer that has nothing to do with them.
+	// A limit that is unlimited, or that belongs to a peer, appears only if something has
+	// used it or was refused by it.
 	said := slices.DeleteFunc(s.LimitUses(), func(u LimitUse) bool {
 		_, limited := u.Percent()
 		return (!limited || u.Kind == KindPeer) && u.Use == 0 && u.Refusals == 0 && u.WouldRefuse == 0

@@ -1,7 +1,7 @@
 package rcmgr
 
-// What a manager does again and again is done by one worker, for a process may have
-// hundreds of managers that are idle.
+// The periodic jobs of a manager. One goroutine runs them all, because a process may
+// have hundreds of idle managers.
 
 import (
 	"slices"
@@ -9,20 +9,21 @@ import (
 	"time"
 )
 
-// job is something that is done every so often, for the first time after that.
+// job is a task that runs periodically. It runs for the first time after one period.
 type job struct {
 	every time.Duration
 	do    func()
-	// apart is for what calls other people's code: that may take long, or end its goroutine.
-	// It has one of its own while it is at work, and holds up nobody. What is due meanwhile
-	// is left out.
+	// apart means that each run has a goroutine of its own. Jobs that call foreign code
+	// need it: that code may take long, or end its goroutine, and must not hold up the
+	// other jobs. If the job is still running when it is due again, that run is skipped.
 	apart bool
 
 	due  time.Time
-	busy atomic.Bool // it is at work, apart
+	busy atomic.Bool // a run that has its own goroutine has not ended
 }
 
-// workUntilClosed does all jobs, one after the other, each when it is due.
+// workUntilClosed runs the jobs one after another, each when it is due, until the
+// manager is closed.
 func (m *Manager) workUntilClosed(jobs []*job) {
 	now := time.Now()
 	for _, j := range jobs {
@@ -43,13 +44,13 @@ func (m *Manager) workUntilClosed(jobs []*job) {
 	}
 }
 
-// putOff makes the job due at its next time after now. Times that were missed are left out.
+// putOff makes the job due at its next time after now, and skips those it has missed.
 func (j *job) putOff(now time.Time) {
 	missed := now.Sub(j.due) / j.every
 	j.due = j.due.Add((missed + 1) * j.every)
 }
 
-// begin does a job, or lets it be done.
+// begin runs a job, or starts a goroutine that does.
 func (m *Manager) begin(j *job) {
 	switch {
 	case !j.apart:
@@ -62,7 +63,7 @@ func (m *Manager) begin(j *job) {
 	}
 }
 
-// jobs returns what this manager does again and again.
+// jobs returns the periodic jobs of this manager.
 func (m *Manager) jobs() []*job {
 	jobs := []*job{
 		{every: reapInterval, do: m.reap},

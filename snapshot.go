@@ -1,10 +1,10 @@
 package rcmgr
 
-// One look at everything: what every scope holds, may hold, has held at most
-// and has refused. The numbers are copied under all stripe locks, and so belong
-// to one instant; names, order and text are made afterwards. Which peers are the
-// fullest is found out before, a few peers at a time, so that a look at the
-// fullest of a million peers keeps nobody waiting for long.
+// Snapshots: what every scope holds, its limits, its peaks and its refusals. The
+// numbers are copied under all stripe locks, so they belong to one instant. Names,
+// order and text are made after the locks are released. The fullest peers are found
+// before the locks are taken, a few peers at a time, so that a snapshot of the fullest
+// of a million peers blocks no other goroutine for long.
 
 import (
 	"cmp"
@@ -15,7 +15,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
-// Amounts is an amount of everything that is limited: counts, and bytes of memory.
+// Amounts holds one number for everything that has a limit. Memory is in bytes, the
+// other fields are counts.
 type Amounts struct {
 	Streams         int
 	StreamsInbound  int
@@ -27,102 +28,103 @@ type Amounts struct {
 	Memory          int64
 }
 
-// ScopeState is what one scope holds and what it may hold. In JSON, the numbers
-// stand together by limit: Limits.ConnsInbound has Limit, Use, Percent, Peak,
-// Refusals and Tight. Limit is a number, "unlimited" or "blockAll"; Percent is
-// left out where there is none. It is read as it is written.
+// ScopeState is what one scope holds and what it may hold. In JSON the numbers are
+// grouped by limit: Limits.ConnsInbound has Limit, Use, Percent, Peak, Refusals,
+// WouldRefuse and Tight. Limit is a number, "unlimited" or "blockAll". Percent is
+// omitted if the limit is unlimited or 0. UnmarshalJSON reads what MarshalJSON writes.
 type ScopeState struct {
-	// Name is the scope's name as it stands in errors: "system",
-	// "protocol:/ipfs/ping/1.0.0", "peer:12D3Koo…".
+	// Name is the scope's name as in errors, such as "system",
+	// "protocol:/ipfs/ping/1.0.0" or "peer:12D3Koo…".
 	Name string
 	Kind Kind
-	// ID is the service's or protocol's name, or the peer's ID as text; empty
-	// for the scopes that are always there.
+	// ID is the name of the service or protocol, or the peer's ID as text. It is empty
+	// for the four scopes that always exist.
 	ID    string
 	Use   network.ScopeStat
 	Limit BaseLimit
-	// Peak is the most that the scope has held of each, at one instant since it was
-	// made. For peers, and above half of a limit, nothing is missed. Below, it is the
-	// most that was seen when somebody looked: the manager does once a second, and so do
-	// Snapshot, Stat and each scrape of the metrics.
+	// Peak is the most that the scope has held of each at any time since it was made.
+	// It is exact for peers, and for other scopes above half of a limit. Below half it is
+	// the most that was seen by the manager, which looks once a second, and by each
+	// Snapshot, Stat and scrape of the metrics.
 	Peak Amounts
-	// Refusals counts what this very scope has refused since it was made, and
-	// WouldRefuse what it admitted because its limit is only observed.
+	// Refusals counts the requests that this scope has refused since it was made.
+	// WouldRefuse counts those that it admitted because its limit is only observed.
 	Refusals    Refusals
 	WouldRefuse Refusals
-	// Tight names the limits that are decided on the exact sum, because much of
-	// them is taken: "ConnsInbound". Peers have none.
+	// Tight lists the limits, such as "ConnsInbound", that are so full that each request
+	// is decided on the exact sum over all stripes. Peers have none.
 	Tight []string
 }
 
-// MemberPeak is the most that any one member of a class has held of each: Ever since the
-// manager was made, Recent in the last one to two minutes. Each number was held at an
-// instant, by whichever member.
+// MemberPeak is the most that any single member of a class of scopes has held of each
+// resource: Ever since the manager was made, and Recent in the last one to two minutes.
+// The numbers may come from different members, and from different times.
 type MemberPeak struct{ Ever, Recent Amounts }
 
-// EngineState says how the engine works inside. It is for those who measure it: what it has
+// EngineState describes the inner workings of the manager, for measurements. Its fields
 // may change with any version.
 type EngineState struct {
-	Stripes int // locks that the accounts are divided over
-	// Draws and Returns count how often a stripe took credit from a shared
-	// scope, and gave some back.
+	Stripes int // the number of locks over which the accounts are divided
+	// Draws counts how often a stripe took credit from a shared scope, and Returns how
+	// often it gave some back.
 	Draws, Returns uint64
-	// Settled counts decisions that needed all stripes.
+	// Settled counts the decisions that needed the locks of all stripes.
 	Settled uint64
 }
 
-// Snapshot is the state of a manager in one consistent cut: the numbers of all
-// scopes belong to the same instant. It is a value like any other, and is read
-// from JSON as it is written.
+// Snapshot is the state of a manager. The numbers of all its scopes belong to the same
+// instant; Gates, Process, FairShare and Leaks are read a little later. A Snapshot is a
+// plain value that does not change. It can be written to JSON and read back.
 type Snapshot struct {
 	Taken   time.Time
 	Started time.Time // when the manager was made
-	// Sizing is what the limits were computed for.
+	// Sizing is the memory and descriptors for which the limits were computed.
 	Sizing Sizing `json:",omitzero"`
-	// Scopes holds the system, transient and allowlisted scopes, then services,
-	// protocols and peers, each sorted by name.
+	// Scopes lists the system, transient and allowlisted scopes, then services,
+	// protocols and peers, each sorted by name. SnapshotTop lists only some of the
+	// services, protocols and peers.
 	Scopes []ScopeState
-	// Peers, Services and Protocols are how many have a scope. Scopes holds all of
-	// them, or those that SnapshotTop found.
+	// Peers, Services and Protocols are the numbers of those that have a scope, whether
+	// listed in Scopes or not.
 	Peers, Services, Protocols int
-	// MemberPeaks has what a limit on each peer, and on each peer in a service or
-	// protocol, has to leave room for: see MemberPeak.
+	// MemberPeaks has the most that any one peer has held, in all (KindPeer), in one
+	// service (KindServicePeer) and in one protocol (KindProtocolPeer). A limit on each
+	// peer that is lower would have refused requests.
 	MemberPeaks map[Kind]MemberPeak `json:",omitempty"`
-	// Refusals counts, for each kind of scope and gate, what it refused since
-	// the manager was made.
+	// Refusals counts, for each kind of scope and gate, the requests that it has refused
+	// since the manager was made.
 	Refusals map[Kind]Refusals
-	// WouldRefuse counts likewise what was admitted beyond a limit that is only
-	// observed, and Observed tells which are; see WithObserveOnly.
+	// WouldRefuse counts the requests that were admitted only because a limit is
+	// observed and not enforced (see WithObserveOnly). Observed lists the kinds whose
+	// limits are observed now.
 	WouldRefuse map[Kind]Refusals `json:",omitempty"`
 	Observed    []Kind            `json:",omitempty"`
-	// Recent has the number of all refusals as it was every ten seconds in the
-	// last five minutes, the oldest first. It is empty in the first ten seconds.
+	// Recent has the total number of refusals at every tenth second of the last five
+	// minutes, the oldest first. It is empty until the manager is ten seconds old.
 	Recent []RefusalsAt `json:",omitempty"`
-	// CallerBugs counts calls that broke the contract of a scope: more
-	// released than reserved, a negative size, a limit that is none.
+	// CallerBugs counts calls that broke the contract of a scope, such as releasing
+	// more than was reserved, reserving a negative size, or setting an invalid limit.
 	CallerBugs uint64
-	// LateReleases counts releases of memory at scopes that were done. They do
-	// nothing: the end of the scope had released everything. go-libp2p's
-	// identify does it routinely.
+	// LateReleases counts releases of memory at scopes that were already done. They do
+	// nothing, because a scope releases everything when it is done. go-libp2p's identify
+	// service makes such calls routinely.
 	LateReleases uint64
 	Gates        GateState
-	// Process is the memory of the whole process; empty without WithMemoryPressure.
+	// Process is the memory of the whole process. It is zero without WithMemoryPressure.
 	Process ProcessMemory `json:",omitzero"`
-	// FairShare is what subnets hold; empty without WithFairShare. It is read a little
-	// later than the scopes.
+	// FairShare is what subnets hold. It is zero without WithFairShare.
 	FairShare FairShareState `json:",omitzero"`
 	Engine    EngineState
-	// Leaks has the oldest open scopes; empty without WithLeakFinder.
+	// Leaks has the oldest open scopes. It is zero without WithLeakFinder.
 	Leaks LeakState `json:",omitzero"`
 }
 
-// Uptime is how old the manager was when the snapshot was taken.
+// Uptime returns how old the manager was when the snapshot was taken.
 func (s *Snapshot) Uptime() time.Duration { return s.Taken.Sub(s.Started) }
 
-// Snapshot gives the state of the manager with all its peers. It takes all
-// stripe locks for as long as it takes to copy the numbers of every peer: a host
-// with very many of them is better served by SnapshotTop. It is safe for
-// concurrent use, as SnapshotTop is.
+// Snapshot returns the state of the manager with all its peers. It holds all stripe locks
+// while it copies the numbers of every peer. Hosts with very many peers should use
+// SnapshotTop. Snapshot is safe for concurrent use.
 func (m *Manager) Snapshot() Snapshot {
 	return m.snapshot(fullestSubnets, func(c *cut) {
 		c.addPools(m.dir.list())
@@ -134,30 +136,34 @@ func (m *Manager) Snapshot() Snapshot {
 	})
 }
 
-// SnapshotTop gives the state of the manager with its fullest peers: for each
-// limit the given number of peers that hold the most, and as many that were
-// refused the most; and with the 256 services and 256 protocols that hold the most
-// streams, or memory where these are as many. Which these are is found out right before
-// the cut, a few at a time. The time under all stripe locks, and the memory, depend on
-// the number that is asked for, not on how many peers and names there are. 0 or less is
-// no peer at all. As many subnets are given.
+// SnapshotTop returns the state of the manager with only the fullest of its peers,
+// services and protocols. For each limit it lists the given number of peers that hold
+// the most, and it lists as many peers that were refused most often. If peers is 0 or
+// less, it lists none. Of services and protocols it lists the 256 each that hold the
+// most streams; those with equally many are ordered by memory. Gates.Fullest and
+// FairShare.Largest list at most that number of subnets, too.
+//
+// SnapshotTop finds these scopes a few at a time right before it copies the numbers of
+// all at one instant. The time under all stripe locks and the memory it takes depend on
+// the number that is asked for, not on how many peers and names there are. SnapshotTop
+// is safe for concurrent use.
 func (m *Manager) SnapshotTop(peers int) Snapshot {
 	peers = max(0, peers)
 	top, names := m.topPeers(peers), m.busiest()
 	return m.snapshot(peers, func(c *cut) {
 		c.addPools(names.present(m))
 		for _, id := range top {
-			if ps := m.stripeOf(id).peers[id]; ps != nil { // it may have gone since
+			if ps := m.stripeOf(id).peers[id]; ps != nil { // it may have been collected since
 				c.addPeer(ps)
 			}
 		}
 	})
 }
 
-// fullestSubnets is how many subnets a Snapshot has.
+// fullestSubnets is how many subnets a Snapshot lists.
 const fullestSubnets = 20
 
-// cut gathers numbers under all stripe locks.
+// cut collects numbers. All stripe locks are held while it does.
 type cut struct{ scopes []scopeCut }
 
 type scopeCut struct {
@@ -169,7 +175,7 @@ type scopeCut struct {
 
 func (c *cut) addPools(pools []*pool) {
 	for _, p := range pools {
-		use := p.used() // before peak, which it may raise
+		use := p.used() // before peak is read, because used may raise it
 		s := scopeCut{name: p.scope(), use: use, peak: p.peak, limit: p.limit, denied: p.denials()}
 		for d := range numDims {
 			s.tight[d] = p.tight(d)
@@ -184,7 +190,8 @@ func (c *cut) addPeer(ps *peerScope) {
 	c.scopes = append(c.scopes, s)
 }
 
-// snapshot is a Snapshot with the services, protocols and peers that add adds.
+// snapshot returns a Snapshot with the services, protocols and peers that add adds under
+// all stripe locks.
 func (m *Manager) snapshot(subnets int, add func(*cut)) Snapshot {
 	s := Snapshot{Started: m.started, Recent: m.history.all(),
 		Engine: EngineState{Stripes: len(m.stripes)}}
@@ -260,8 +267,8 @@ func (c *scopeCut) state() ScopeState {
 	return s
 }
 
-// topPeers returns the peers that hold the most of anything, or were refused the
-// most, n for each of these.
+// topPeers returns, for each dimension, the n peers that hold the most, and the n peers
+// that were refused most often.
 func (m *Manager) topPeers(n int) []peer.ID {
 	var best [numDims + 1][]rankedPeer
 	greatest := func(a, b rankedPeer) int { return cmp.Compare(b.value, a.value) }
@@ -303,14 +310,14 @@ func (s *Snapshot) totalRefusals() (n uint64) {
 	return n
 }
 
-// refusalRate is how many requests were refused each second until At, since the
-// rate before it.
+// refusalRate is how many requests a second were refused between the rate before this
+// one and At.
 type refusalRate struct {
 	At        time.Time
 	PerSecond float64
 }
 
-// refusalRates gives the rates of refusals in the last minutes up to now, the
+// refusalRates returns the rates of refusals in the minutes before the snapshot, the
 // oldest first.
 func (s *Snapshot) refusalRates() (rates []refusalRate) {
 	var known []RefusalsAt
@@ -319,7 +326,7 @@ func (s *Snapshot) refusalRates() (rates []refusalRate) {
 	}
 	known = append(known, s.Recent...)
 	if n := len(known); n > 1 && s.Taken.Sub(known[n-1].At) < historyInterval/2 {
-		known = known[:n-1] // else the rate of the last moment is one of very few
+		known = known[:n-1] // the last interval would be too short for a meaningful rate
 	}
 	known = append(known, RefusalsAt{s.Taken, s.totalRefusals()})
 	for i, to := range known[1:] {

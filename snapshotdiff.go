@@ -1,7 +1,6 @@
 package rcmgr
 
-// What has changed between two snapshots: who has grown, and what was refused
-// in between.
+// The difference of two snapshots: what has grown, and what was refused in between.
 
 import (
 	"cmp"
@@ -12,34 +11,37 @@ import (
 	"time"
 )
 
-// LimitChange is a limit whose use or value has changed, or that has refused
-// something.
+// LimitChange is a limit whose use or value has changed between two snapshots, or that
+// has refused something in between.
 type LimitChange struct {
-	// LimitUse is as it was later, but for Refusals and WouldRefuse: those in between.
+	// LimitUse is the limit in the later snapshot, but its Refusals and WouldRefuse
+	// count only what happened between the two.
 	LimitUse
 	UseBefore   int64
 	LimitBefore int64
 }
 
-// Grown tells how much more is held than before; less than 0 if it is less.
+// Grown returns how much more is held than before. It is negative if less is held.
 func (c *LimitChange) Grown() int64 { return c.Use - c.UseBefore }
 
-// SnapshotDiff is what has happened between two snapshots of one manager.
+// SnapshotDiff is what has changed between two snapshots of one manager. Its counts are
+// those between From and To.
 type SnapshotDiff struct {
 	From, To time.Time
-	// Limits has what has changed: first what refused the most, then what has
-	// grown the most of its limit.
+	// Limits lists the limits that have changed. Those that refused the most come first,
+	// then those whose use has grown by the largest part of the limit.
 	Limits []LimitChange
-	// Refusals counts, for each kind of scope and gate, what it refused, and
-	// WouldRefuse what it admitted because its limit is only observed.
+	// Refusals counts, for each kind of scope and gate, the requests that it refused, and
+	// WouldRefuse those that it admitted because its limit is only observed.
 	Refusals, WouldRefuse    map[Kind]Refusals
 	CallerBugs, LateReleases uint64
 }
 
-// Since gives what has changed since an earlier snapshot. A scope that stands in
-// one of them only held nothing at the other time: take both with all peers, or
-// expect changes of those that were not among the fullest. If a count has fallen,
-// its scope, or the manager, was made anew in between, and all of it is new.
+// Since returns what has changed since an earlier snapshot. A scope that is missing from
+// one of the snapshots counts as having held nothing then. Two results of SnapshotTop
+// may therefore show changes of a peer only because it was not among the fullest in one
+// of them. If a count has fallen, the scope or the manager was replaced in between, and
+// all of the later count is taken as new.
 func (s *Snapshot) Since(before *Snapshot) SnapshotDiff {
 	c := SnapshotDiff{
 		From: before.Taken, To: s.Taken,
@@ -83,7 +85,7 @@ func refusalsByKindSince(now, before map[Kind]Refusals) map[Kind]Refusals {
 	return since
 }
 
-// add notes what has changed of one scope.
+// add adds the changes of one scope.
 func (c *SnapshotDiff) add(before, now *ScopeState) {
 	was := before.limitUses()
 	for d, u := range now.limitUses() {
@@ -109,9 +111,9 @@ func refusalsSince(now, before dimCounts) (since dimCounts) {
 	return since
 }
 
-// WriteTable writes what has changed: a row for each limit, then one for what
-// gates, connections, streams and peers in a service or protocol have refused. An
-// error is that of w.
+// WriteTable writes the changes as a table: a row for each limit, then a row for each
+// kind that is not in Scopes and has refused something, which are the gates, connections,
+// streams, and peers' parts of services and protocols. It returns the error of w, if any.
 func (c *SnapshotDiff) WriteTable(w io.Writer) error {
 	t := newTable(w, "Scope", "Limit Name", "Limit Value", "Before", "Now", "Change", "Refused")
 	for i := range c.Limits {
@@ -120,7 +122,8 @@ func (c *SnapshotDiff) WriteTable(w io.Writer) error {
 		if l.Limit != l.LimitBefore {
 			limit = limitText(l.LimitBefore) + " -> " + limit
 		}
-		t.row(printable(l.Scope), l.Name, limit, strconv.FormatInt(l.UseBefore, 10), strconv.FormatInt(l.Use, 10),
+		t.row(printable(l.Scope), l.Name, limit,
+			strconv.FormatInt(l.UseBefore, 10), strconv.FormatInt(l.Use, 10),
 			fmt.Sprintf("%+d", l.Grown()), strconv.FormatUint(l.Refusals, 10))
 	}
 	for k := range numKinds {

@@ -1,7 +1,7 @@
 package rcmgr
 
-// What the gates keep, for people: how many subnets have connections, and which
-// are the fullest. The locks of the gates are taken one at a time.
+// The state of the gates in a snapshot: how many subnets have connections, and which of
+// them are the fullest. The locks of the gates are taken one at a time.
 
 import (
 	"cmp"
@@ -10,7 +10,7 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
-// state returns what the gates keep, with the n fullest subnets.
+// state returns the state of the gates with the n fullest subnets.
 func (g *gate) state(n int) GateState {
 	var s GateState
 	s.Subnets, s.RateBuckets = g.subnets.InUse()
@@ -20,26 +20,27 @@ func (g *gate) state(n int) GateState {
 	return s
 }
 
-// compareFullness orders the fullest first; of those as full, the first by address.
+// compareFullness orders the fullest first, and equally full subnets by address.
 func compareFullness(a, b SubnetState) int {
 	part := func(s SubnetState) float64 { return float64(s.Conns) / float64(s.Limit) }
 	return cmp.Or(cmp.Compare(part(b), part(a)), a.Prefix.Compare(b.Prefix))
 }
 
-// SubnetState is how many connections one subnet has.
+// SubnetState is how many connections one subnet has, and how many it may have.
 type SubnetState struct {
 	Prefix netip.Prefix
 	Conns  int64
 	Limit  int64
 }
 
-// GateState is what the gates keep. It is read a little later than the scopes.
+// GateState is the state of the gates. In a Snapshot, it is read a little later than the
+// scopes.
 type GateState struct {
-	// Subnets counts the subnets that have connections, each prefix length on
-	// its own; RateBuckets those that have connected lately.
+	// Subnets counts the subnets that have connections, and RateBuckets those that have
+	// connected lately. An address counts once for each prefix length that has a limit.
 	Subnets     int
 	RateBuckets int
-	// Fullest has the subnets and networks with the most of their limit taken,
-	// the fullest first.
+	// Fullest lists the subnets and networks that have used up the largest part of their
+	// limit on connections, the fullest first.
 	Fullest []SubnetState
 }

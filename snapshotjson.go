@@ -1,13 +1,13 @@
 package rcmgr
 
-// The JSON of a Snapshot: limits and amounts by their names, and no limit as a word.
+// The JSON of a Snapshot: amounts grouped by limit, and "unlimited" as a word.
 
 import (
 	"encoding/json"
 	"math"
 )
 
-// scopeJSON is how a ScopeState is written.
+// scopeJSON is the JSON form of a ScopeState.
 type scopeJSON struct {
 	Name   string
 	Kind   Kind
@@ -21,12 +21,12 @@ type limitJSON struct {
 	Percent  *float64 `json:",omitempty"`
 	Peak     int64
 	Refusals uint64 `json:",omitempty"`
-	// WouldRefuse: see ScopeState.
+	// WouldRefuse and Tight are those of ScopeState.
 	WouldRefuse uint64 `json:",omitempty"`
 	Tight       bool   `json:",omitempty"`
 }
 
-// at gives the place of one dimension.
+// at returns the field of one dimension.
 func (s *scopeJSON) at(d dim) *limitJSON {
 	l := &s.Limits
 	return [numDims]*limitJSON{
@@ -35,11 +35,13 @@ func (s *scopeJSON) at(d dim) *limitJSON {
 	}[d]
 }
 
-// MarshalJSON writes the numbers by limit.
+// MarshalJSON writes the state with its numbers grouped by limit, as described at
+// ScopeState.
 func (s ScopeState) MarshalJSON() ([]byte, error) {
 	out := scopeJSON{Name: s.Name, Kind: s.Kind, ID: s.ID}
 	for d, u := range s.limitUses() {
-		l := limitJSON{Limit: limitNumber(u.Limit), Use: u.Use, Peak: u.Peak, Refusals: u.Refusals, WouldRefuse: u.WouldRefuse, Tight: u.Tight}
+		l := limitJSON{Limit: limitNumber(u.Limit), Use: u.Use, Peak: u.Peak,
+			Refusals: u.Refusals, WouldRefuse: u.WouldRefuse, Tight: u.Tight}
 		if percent, ok := u.Percent(); ok {
 			rounded := math.Round(percent*100) / 100
 			l.Percent = &rounded
@@ -49,7 +51,7 @@ func (s ScopeState) MarshalJSON() ([]byte, error) {
 	return json.Marshal(out)
 }
 
-// UnmarshalJSON reads what MarshalJSON writes. On an error s is as before.
+// UnmarshalJSON reads what MarshalJSON writes. If it returns an error, s is unchanged.
 func (s *ScopeState) UnmarshalJSON(b []byte) error {
 	var in scopeJSON
 	if err := json.Unmarshal(b, &in); err != nil {
@@ -58,7 +60,7 @@ func (s *ScopeState) UnmarshalJSON(b []byte) error {
 	c := scopeCut{}
 	for d := range numDims {
 		l := in.at(d)
-		if d != dimMemory { // an int, which may be a small one
+		if d != dimMemory { // the other limits are ints, which may have 32 bits
 			l.Limit = min(l.Limit, math.MaxInt)
 		}
 		c.limit[d], c.use[d], c.peak[d], c.tight[d] = int64(l.Limit), l.Use, l.Peak, l.Tight
@@ -70,7 +72,7 @@ func (s *ScopeState) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// limitNumber is a limit as a number, or as the words of limits in JSON.
+// limitNumber is a limit whose JSON is a number, "unlimited" or "blockAll".
 type limitNumber int64
 
 func (l limitNumber) MarshalJSON() ([]byte, error) {

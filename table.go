@@ -1,7 +1,7 @@
 package rcmgr
 
-// A snapshot as people read it: one row for each limit of a scope, and who
-// holds what.
+// A snapshot as tables: one row for each limit of a scope, what each scope holds, and
+// what was refused.
 
 import (
 	"cmp"
@@ -14,24 +14,24 @@ import (
 	"time"
 )
 
-// LimitUse is one limit of one scope, and how much of it is taken: numbers, and
-// bytes of memory.
+// LimitUse is one limit of one scope, and how much of it is used. Memory is in bytes,
+// everything else is a count.
 type LimitUse struct {
 	Scope string // the scope's name
 	Kind  Kind
-	Name  string // of the limit, as in configurations: "ConnsInbound"
-	Limit int64  // math.MaxInt64 is unlimited
+	Name  string // the limit's name in configurations, such as "ConnsInbound"
+	Limit int64  // math.MaxInt64 if unlimited
 	Use   int64
 	Peak  int64 // see ScopeState.Peak
-	// Refusals counts requests that this very limit refused, WouldRefuse those
-	// that it admitted because it is only observed.
+	// Refusals counts the requests that this limit refused, and WouldRefuse those that it
+	// admitted because it is only observed.
 	Refusals    uint64
 	WouldRefuse uint64
 	Tight       bool // see ScopeState.Tight
 }
 
-// Percent tells how much of the limit is taken. There is no answer if there is
-// no limit, or if it is 0.
+// Percent returns how much of the limit is used, in percent. ok is false if the limit is
+// unlimited or 0.
 func (u *LimitUse) Percent() (percent float64, ok bool) {
 	if u.Limit == math.MaxInt64 || u.Limit == 0 {
 		return 0, false
@@ -39,8 +39,8 @@ func (u *LimitUse) Percent() (percent float64, ok bool) {
 	return float64(u.Use) / float64(u.Limit) * 100, true
 }
 
-// fullness is Percent for sorting. What is held above a limit of 0 is the
-// fullest of all; what has no percentage otherwise is never near its limit.
+// fullness is Percent for sorting. It is +Inf if something is held although the limit is
+// 0, and -Inf if there is no percentage for another reason.
 func (u *LimitUse) fullness() float64 {
 	percent, ok := u.Percent()
 	switch {
@@ -73,7 +73,7 @@ func (s *ScopeState) limitUses() (all [numDims]LimitUse) {
 	return all
 }
 
-// LimitUses is a list of limits with what is used of each.
+// LimitUses is a list of limits, each with how much of it is used.
 type LimitUses []LimitUse
 
 // LimitUses returns all limits of all scopes, in the order of Scopes.
@@ -86,8 +86,8 @@ func (s *Snapshot) LimitUses() LimitUses {
 	return all
 }
 
-// LimitsNear returns the limits of which at least a percentage is taken, such as 90, the
-// fullest first.
+// LimitsNear returns the limits of which at least the given percentage is used, the
+// fullest first. A limit of 0 counts as full if its scope holds anything.
 func (s *Snapshot) LimitsNear(percent float64) LimitUses {
 	near := s.LimitUses()
 	near = slices.DeleteFunc(near, func(u LimitUse) bool {
@@ -97,8 +97,9 @@ func (s *Snapshot) LimitsNear(percent float64) LimitUses {
 	return near
 }
 
-// WriteTable writes the limits in the form of Kubo's `ipfs swarm resources`. Where there is
-// no percentage, it says n/a. The error is that of w.
+// WriteTable writes the limits as a table in the form of Kubo's `ipfs swarm resources`.
+// The percentage is "n/a" if the limit is unlimited or 0. WriteTable returns the error of
+// w, if any.
 func (limits LimitUses) WriteTable(w io.Writer) error {
 	t := newTable(w, "Scope", "Limit Name", "Limit Value", "Limit Usage Amount", "Limit Usage Percent")
 	for i := range limits {
@@ -108,7 +109,7 @@ func (limits LimitUses) WriteTable(w io.Writer) error {
 	return t.Flush()
 }
 
-// fullness is that of the fullest of the scope's limits.
+// fullness returns the fullness of the scope's fullest limit.
 func (s *ScopeState) fullness() float64 {
 	most := math.Inf(-1)
 	for _, u := range s.limitUses() {
@@ -117,8 +118,8 @@ func (s *ScopeState) fullness() float64 {
 	return most
 }
 
-// holders returns services, protocols and peers, each class with the fullest first;
-// what has no limit is ordered by what it holds.
+// holders returns services, protocols and peers, each class with the fullest first.
+// Equally full scopes, such as those without limits, are ordered by what they hold.
 func (s *Snapshot) holders() []ScopeState {
 	type ranked struct {
 		*ScopeState
@@ -142,7 +143,7 @@ func (s *Snapshot) holders() []ScopeState {
 	return sorted
 }
 
-// holdersTitle is a heading for holders, which says how many it leaves out.
+// holdersTitle returns a heading for holders that says how many scopes are left out.
 func (s *Snapshot) holdersTitle() string {
 	var shown [numKinds]int
 	for i := range s.Scopes {
@@ -165,8 +166,8 @@ func (s *Snapshot) holdersTitle() string {
 	return title
 }
 
-// WriteHolders writes what services, protocols and peers hold, memory in bytes, each
-// class with the fullest first. An error is that of w.
+// WriteHolders writes a table of what services, protocols and peers hold, each class with
+// the fullest first. Memory is in bytes. WriteHolders returns the error of w, if any.
 func (s *Snapshot) WriteHolders(w io.Writer) error {
 	t := newTable(w, "Scope", "Conns In", "Conns Out", "FD", "Streams In", "Streams Out", "Memory", "Refused")
 	for _, sc := range s.holders() {
@@ -177,8 +178,9 @@ func (s *Snapshot) WriteHolders(w io.Writer) error {
 	return t.Flush()
 }
 
-// WriteRefusals writes what each class of scopes and gates has refused, and what it
-// would have if its limits were not only observed.
+// WriteRefusals writes a table of what each class of scopes and gates has refused, and of
+// what it would have refused if its limits were not only observed. WriteRefusals returns
+// the error of w, if any.
 func (s *Snapshot) WriteRefusals(w io.Writer) error {
 	t := newTable(w, "Scope or Gate", "Limit Name", "Refused", "Would Have Refused")
 	for k := range numKinds {
@@ -193,8 +195,8 @@ func (s *Snapshot) WriteRefusals(w io.Writer) error {
 	return t.Flush()
 }
 
-// writeMemberPeaks writes the most that any one peer has held, in all and in one service
-// or protocol.
+// writeMemberPeaks writes the most that any one peer has held, in all, in one service and
+// in one protocol.
 func (s *Snapshot) writeMemberPeaks(w io.Writer) error {
 	t := newTable(w, "Scope", "Limit Name", "Last Two Minutes", "Ever")
 	for _, p := range s.memberPeakRows() {
@@ -203,14 +205,14 @@ func (s *Snapshot) writeMemberPeaks(w io.Writer) error {
 	return t.Flush()
 }
 
-// memberPeakRow is what one member of a class has held of one thing at most.
+// memberPeakRow is the most that any one member of a class has held in one dimension.
 type memberPeakRow struct {
 	Kind         Kind
-	Name         string // of the limit on it
+	Name         string // the name of the limit in this dimension
 	Recent, Ever int64
 }
 
-// memberPeakRows leaves out what nobody has held.
+// memberPeakRows leaves out dimensions in which no member has held anything.
 func (s *Snapshot) memberPeakRows() (rows []memberPeakRow) {
 	for _, k := range memberKinds {
 		p := s.MemberPeaks[k]
@@ -224,7 +226,7 @@ func (s *Snapshot) memberPeakRows() (rows []memberPeakRow) {
 	return rows
 }
 
-// observing tells whether limits are only observed, or have been.
+// observing reports whether some limits are only observed, or have been.
 func (s *Snapshot) observing() bool { return len(s.Observed) > 0 || len(s.WouldRefuse) > 0 }
 
 // observedText names the classes whose limits are only observed.
@@ -242,9 +244,10 @@ func (s *Snapshot) observedText() string {
 	return strings.Join(names, ", ")
 }
 
-// numbers gives what a subnet holds, in the order of the tables.
+// numbers returns what a subnet holds, in the order of the table's columns.
 func (s *SubnetShare) numbers() []int64 {
-	return []int64{s.System.ConnsInbound, s.System.FD, s.System.StreamsInbound, s.Transient.ConnsInbound, s.Transient.StreamsInbound}
+	return []int64{s.System.ConnsInbound, s.System.FD, s.System.StreamsInbound,
+		s.Transient.ConnsInbound, s.Transient.StreamsInbound}
 }
 
 func (s *FairShareState) writeLargest(w io.Writer) error {
@@ -264,13 +267,14 @@ func (s *Snapshot) writeOldest(w io.Writer) error {
 	t := newTable(w, "Scope", "Class", "Direction", "Age", "Memory", "Peer", "Protocol", "Opened By")
 	for i := range s.Leaks.Oldest {
 		o := &s.Leaks.Oldest[i]
-		t.row(o.Name, o.Class(), strings.ToLower(o.Direction.String()), s.age(o), amountText(limitNames[dimMemory], o.Memory),
+		t.row(o.Name, o.Class(), strings.ToLower(o.Direction.String()), s.age(o),
+			amountText(limitNames[dimMemory], o.Memory),
 			cmp.Or(o.Peer, "-"), cmp.Or(printable(o.Protocol), "-"), cmp.Or(o.Where(), "-"))
 	}
 	return t.Flush()
 }
 
-// age is how old a scope was when the snapshot was taken.
+// age returns how old a scope was when the snapshot was taken.
 func (s *Snapshot) age(o *OpenScope) string {
 	return max(0, s.Taken.Sub(o.Opened)).Round(time.Second).String()
 }

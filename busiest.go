@@ -1,9 +1,9 @@
 package rcmgr
 
-// Which services and protocols a look names, where there are many of them: strangers may
-// have brought them about. Under all stripe locks, a look visits a bounded number of scopes.
-// Which are the busiest is found out before, a few at a time, and so is what all others hold
-// together.
+// Which services and protocols a snapshot or a scrape shows by name. There may be very many,
+// because remote peers can cause scopes to be made, but only a bounded number may be visited
+// at once under all stripe locks. Therefore the busiest, and the sum of all others, are found
+// beforehand, a few scopes at a time.
 
 import (
 	"cmp"
@@ -12,25 +12,25 @@ import (
 )
 
 const (
-	// mostNamed bounds how many services, and how many protocols, are shown
-	// each by its name.
+	// mostNamed bounds how many services, and how many protocols, are shown by name.
 	mostNamed = 256
-	// othersName stands for all others together.
+	// othersName is the name under which all others are shown together.
 	othersName = "(others)"
-	// namesAtOnce bounds the services and protocols that are looked at under all stripe
-	// locks to find the busiest.
+	// namesAtOnce bounds how many services or protocols are visited at once under all
+	// stripe locks.
 	namesAtOnce = 64
 )
 
-// busiest is what a look knows of services and protocols before its cut.
+// busiest is which services and protocols are shown by name.
 type busiest struct {
 	few    bool // there are so few that all are shown
 	named  []*pool
-	others []scopeReading // what those of a kind hold that are not named
+	others []scopeReading // for each kind, the sum of those that are not named
 }
 
-// busiest finds the services and the protocols that hold the most streams, or of those that
-// hold as many, memory. Each of them is seen at one instant, but not all at the same one.
+// busiest finds the services and the protocols that hold the most streams; those with
+// equally many streams are ordered by memory. All numbers of one scope belong to one instant,
+// but those of different scopes may not.
 func (m *Manager) busiest() *busiest {
 	pools := m.dir.list()
 	protocols := slices.IndexFunc(pools, func(p *pool) bool { return p.kind == KindProtocol })
@@ -59,7 +59,7 @@ func (b *busiest) find(m *Manager, k Kind, pools []*pool) {
 	for some := range slices.Chunk(pools, namesAtOnce) {
 		m.inOneCut(func() {
 			for _, p := range some {
-				// One more than are named, and that one joins the others.
+				// first has room for one more than are named, and that one joins the others.
 				if first = offer(first, candidate{p, p.reading()}, mostNamed+1, busier); len(first) > mostNamed {
 					others.include(&first[mostNamed].seen)
 					first = first[:mostNamed]
@@ -75,18 +75,20 @@ func (b *busiest) find(m *Manager, k Kind, pools []*pool) {
 	}
 }
 
-// present returns the services and protocols that are to be shown by name, but for those
-// that have gone since. All stripe locks are held.
+// present returns the services and protocols that are shown by name, without those that
+// have been collected since. All stripe locks are held.
 func (b *busiest) present(m *Manager) []*pool {
 	if b.few {
 		return m.dir.list()
 	}
-	return slices.DeleteFunc(slices.Clone(b.named), func(p *pool) bool { return m.dir.find(p.kind, p.name) != p })
+	return slices.DeleteFunc(slices.Clone(b.named), func(p *pool) bool {
+		return m.dir.find(p.kind, p.name) != p
+	})
 }
 
-// reading returns what a scope says. All stripe locks are held.
+// reading returns the numbers of a scope. All stripe locks are held.
 func (p *pool) reading() scopeReading {
-	use := p.used() // before peak, which it may raise
+	use := p.used() // before peak is read, because used may raise it
 	s := scopeReading{kind: p.kind, name: p.name, use: use, limit: p.limit, peak: p.peak}
 	for d := range numDims {
 		if p.kind.canRunOutOf(d) && p.tight(d) {
@@ -104,8 +106,8 @@ func compareBusy(a, b *scopeReading) int {
 		cmp.Compare(a.name, b.name))
 }
 
-// othersOf returns what stands for many scopes of a kind: it has no limit, and, as all of
-// them never were at their peak together, no peak.
+// othersOf returns an empty sum for many scopes of a kind. The sum has no limit, and no
+// peak, because not all of the scopes were at their peak at the same time.
 func othersOf(k Kind) scopeReading {
 	s := scopeReading{kind: k, name: othersName}
 	for d := range s.limit {
@@ -114,24 +116,24 @@ func othersOf(k Kind) scopeReading {
 	return s
 }
 
-// include adds what one of them holds.
+// include adds what one scope holds to a sum made by othersOf.
 func (s *scopeReading) include(o *scopeReading) {
 	s.use.addCapped(&o.use)
 	s.tight += o.tight
 }
 
-// scopeReading is what one scope that all peers share says.
+// scopeReading has the numbers of one shared scope.
 type scopeReading struct {
 	kind             Kind
-	name             string // of the service or protocol; empty for others
+	name             string // of a service or protocol; empty for the other scopes
 	use, limit, peak amounts
 	tight            int // how many of its limits are decided on the exact sum
 }
 
-// counts is what only grows while a manager lives.
+// counts are numbers that only grow while a manager lives.
 type counts struct {
 	engineCounts
-	// The same for what would have been refused by limits that are only observed.
+	// would and wouldRationed count what limits that are only observed would have refused.
 	would         [numKinds]dimCounts
 	wouldRationed rationCounts
 

@@ -1,15 +1,14 @@
 package rcmgr
 
-// Explain: would this connection, stream or reservation be admitted now, and what
-// stands in the way. The accounts that it would touch are copied in one cut, and
-// the question is asked of chains of copies, on whose behalf and by the thresholds
-// that the engine takes (request.askThrough, request.bound); nothing is made, charged
-// or counted.
+// Explain: whether a connection, stream or reservation would be admitted now, and what
+// stands in its way. The accounts that the request would touch are copied in one cut,
+// and the request is checked against chains of these copies, with the thresholds of the
+// engine (request.askThrough, request.bound). Nothing is made, charged or counted.
 //
-// A question goes the way of the real thing, in steps: open, then peer, protocol
-// and service, whichever are named, then memory. What one step would be charged is
-// charged to the copies before the next one is asked. TestExplainSaysWhatWillBe does
-// what it asked about, and holds both against each other.
+// The question takes the same steps as the request would: open, then peer, protocol
+// and service, whichever are named, then memory. Each step is charged to the copies
+// before the next one is checked. TestExplainSaysWhatWillBe makes the requests that it
+// asked about, and compares both results.
 
 import (
 	"errors"
@@ -25,69 +24,79 @@ import (
 	"github.com/multiformats/go-multiaddr"
 )
 
-// ExplainRequest is what Explain is asked.
+// ExplainRequest is a question to Manager.Explain: a connection, a stream or a memory
+// reservation that a host might ask for.
 type ExplainRequest struct {
-	// Kind is KindConn for a connection, KindStream for a stream, and KindSystem,
-	// KindTransient, KindPeer, KindProtocol or KindService for a reservation of
-	// Memory right at that scope.
+	// Kind is KindConn for a connection and KindStream for a stream. KindSystem,
+	// KindTransient, KindPeer, KindProtocol or KindService stand for a reservation of
+	// Memory directly at that scope.
 	Kind      Kind
 	Direction network.Direction
-	// Endpoint is the far end of a connection, nil if it has no address; UseFD
-	// tells whether it takes a file descriptor.
+	// Endpoint is the far end of a connection, nil if it has no address. UseFD says
+	// whether the connection takes a file descriptor.
 	Endpoint multiaddr.Multiaddr
 	UseFD    bool
-	// Peer, Protocol and Service are what it is attached to after it was opened. A
-	// stream needs a Peer, and a Protocol before a Service.
+	// Peer, Protocol and Service are those that the connection or stream is attached to
+	// after it was opened. A stream needs a Peer; with a Service, it needs a Protocol too.
 	Peer     peer.ID
 	Protocol protocol.ID
 	Service  string
-	// Memory is reserved at the end, in bytes, with Priority.
+	// Memory is the number of bytes that are reserved as the last step, with Priority.
 	Memory   int64
 	Priority uint8
 }
 
-// LimitCheck is one limit that a question has to fit.
+// LimitCheck is one limit that the request of an ExplainRequest has to fit. Amounts are
+// bytes of memory, or counts.
 type LimitCheck struct {
-	Step  string // open, gate, peer, protocol, service or memory; "allowlist" for open once more
-	Scope string // that would have to admit it; "conn" and "stream" are the new ones
+	// Step is the step of the request: "open", "gate", "peer", "protocol", "service" or
+	// "memory". It is "allowlist" if the request is opened again in the allowlisted
+	// scopes.
+	Step string
+	// Scope is the scope or gate that has the limit. "conn" and "stream" stand for the
+	// new connection or stream itself.
+	Scope string
 	Kind  Kind
-	Name  string // of the limit, as in configurations: "ConnsInbound"
-	Use   int64  // that the scope would hold before
-	Asked int64
-	Limit int64 // math.MaxInt64 is unlimited
-	// Threshold is the most that the scope may hold afterwards, for this question: a
-	// part of Limit for a low priority, or where a peer or a subnet holds much.
+	Name  string // the limit's name in configurations, such as "ConnsInbound"
+	Use   int64  // what the scope would hold before this step
+	Asked int64  // what the step asks for
+	Limit int64  // math.MaxInt64 if unlimited
+	// Threshold is the most that the scope may hold after this step. It is less than
+	// Limit for a low priority, or if a part of the limit is kept for other peers.
 	Threshold int64
-	Room      int64 // Threshold less Use; less than 0 if more is held than allowed
+	Room      int64 // Threshold - Use; negative if the scope holds more already
 	Fits      bool
-	// Observed tells that the limit is only observed: it refuses nothing.
+	// Observed means that the limit is only observed, and refuses nothing.
 	Observed bool
-	Cause    string `json:",omitempty"` // of the refusal, if it does not fit
-	// Holder names the peer or subnet that holds too much of the limit, where that is the
+	Cause    string `json:",omitempty"` // the cause of the refusal, if it does not fit
+	// Holder names the peer or subnet that holds too much of the limit, if that is the
 	// cause.
 	Holder    string `json:",omitempty"`
-	ConfigKey string `json:",omitempty"` // the place in the configuration that would admit more
+	ConfigKey string `json:",omitempty"` // the place in the configuration to change to admit more
 }
 
-// Explanation is what Explain answers.
+// Explanation is the answer of Manager.Explain.
 type Explanation struct {
 	Admitted bool
-	// By is the check that refuses; nil if it is admitted.
+	// By is the check that would refuse the request; nil if it would be admitted.
 	By *LimitCheck `json:",omitempty"`
-	// Checks are all limits that were asked, in their order, also those after the
-	// one that refuses.
+	// Checks lists all limits that were checked, in their order. The list goes on
+	// after the first check that refuses.
 	Checks []LimitCheck
-	// Unknown says what could not be asked: a caller's own rate limiter.
+	// Unknown names what could not be checked. That can only be a rate limiter of
+	// WithConnRateLimiters; it is empty otherwise.
 	Unknown string `json:",omitempty"`
 }
 
 // Explain reports whether a connection, stream or reservation would be admitted now,
-// and which limits it has to fit, with what they have left. The scopes and their limits
-// are seen at one instant, the gates and what subnets hold of the scopes at another. It
-// changes nothing and reserves nothing: somebody else may take the room. If both the limits
-// on connections and a gate refuse a connection, the former are named. An error says what
-// the question lacks, that a Limiter gives no limit for what it names, or that the manager
-// is closed. It takes all stripe locks for a moment. It is safe for concurrent use.
+// and which limits it has to fit. It reserves nothing and changes nothing, so another
+// request may take the room before the real one comes.
+//
+// The scopes and their limits are read at one instant, gates and subnets' shares at
+// another. If both a limit on connections and a gate would refuse a connection, By
+// is the limit. Explain returns an error if the question lacks something, if a Limiter
+// has no valid limit for a name in the question, or if the manager is closed. It takes all
+// stripe locks for a moment. It is safe for concurrent use.
 func (m *Manager) Explain(q ExplainRequest) (*Explanation, error) {
 	if err := q.check(); err != nil {
 		return nil, fmt.Errorf("rcmgr: Explain: %w", err)
@@ -118,7 +127,8 @@ func (q *ExplainRequest) check() error {
 	case q.Kind == KindStream:
 		return nil
 	case q.Memory == 0 && slices.Contains([]Kind{KindSystem, KindTransient, KindPeer, KindProtocol, KindService}, q.Kind):
-		return fmt.Errorf("Kind is %v and Memory is 0: nothing is asked for; expected a number of bytes, or conn or stream as Kind", q.Kind)
+		return fmt.Errorf("Kind is %v and Memory is 0: nothing is asked for; "+
+			"expected a number of bytes, or conn or stream as Kind", q.Kind)
 	case q.Kind <= KindTransient || q.Kind == KindPeer || q.Kind == KindProtocol || q.Kind == KindService:
 		return nil
 	}
@@ -132,7 +142,8 @@ type explainer struct {
 	far endpoint
 	out Explanation
 
-	// What follows is of one cut. Accounts are copies; nil is not concerned.
+	// These are taken in one cut. The accounts are copies; those that the question does
+	// not concern are nil.
 	book                      *limitBook
 	observed                  kindSet
 	fixed                     [KindAllowlistedTransient + 1]*account
@@ -140,16 +151,16 @@ type explainer struct {
 	protocol, service         *account
 	protocolPart, servicePart *account // the peer's parts of the two
 	self                      *account // of the new connection or stream
-	cost                      int64    // of opening, in bytes
+	cost                      int64    // what opening costs, in bytes
 }
 
-// questionLimits are those of everything that a question names.
+// questionLimits are the limits of everything that a question names.
 type questionLimits struct {
 	opening           openingLimits
 	protocol, service sharedLimits
 }
 
-// fetch asks a Limiter that is not of this package for what the question names.
+// fetch asks a foreign Limiter for the limits of what the question names.
 func (e *explainer) fetch(b *limitBook) (f fetched[questionLimits], err error) {
 	f.by = b
 	switch {
@@ -182,7 +193,7 @@ func (e *explainer) fetch(b *limitBook) (f fetched[questionLimits], err error) {
 	return f, nil
 }
 
-// copyAccounts copies what the question concerns, in one cut.
+// copyAccounts copies the accounts that the question concerns, in one cut.
 func (e *explainer) copyAccounts() error {
 	return decide(&e.m.engine, e.fetch, func(_ grip, f fetched[questionLimits]) (v verdict, err error) {
 		e.m.inOneCut(func() { v = e.copyLocked(f) })
@@ -212,35 +223,40 @@ func (e *explainer) copyLocked(f fetched[questionLimits]) verdict {
 		e.copyPeer(ps, m.peerLimit(q.Peer, fetched[*amounts]{f.by, f.limits.opening.peer}))
 	}
 	if q.Protocol != "" {
-		e.protocol, e.protocolPart = e.copyShared(KindProtocol, string(q.Protocol), fetched[sharedLimits]{f.by, f.limits.protocol}, ps)
+		e.protocol, e.protocolPart = e.copyShared(KindProtocol, string(q.Protocol),
+			fetched[sharedLimits]{f.by, f.limits.protocol}, ps)
 	}
 	if q.Service != "" {
-		e.service, e.servicePart = e.copyShared(KindService, q.Service, fetched[sharedLimits]{f.by, f.limits.service}, ps)
+		e.service, e.servicePart = e.copyShared(KindService, q.Service,
+			fetched[sharedLimits]{f.by, f.limits.service}, ps)
 	}
 	return admitted
 }
 
-// copyPeer copies a peer, or makes what would be made where there is none. All stripe locks
-// are held.
+// copyPeer copies a peer's scope, or makes the copy of a new one if ps is nil. All stripe
+// locks are held.
 func (e *explainer) copyPeer(ps *peerScope, unnamed *amounts) {
 	limit, use := *unnamed, held{}
 	e.peer = &peerScope{id: e.q.Peer}
 	if ps != nil {
 		limit, use = *ps.limit(), ps.use
-		e.peer.transientStreams, e.peer.systemIn, e.peer.trusted, e.peer.subnet = ps.transientStreams, ps.systemIn, ps.trusted, ps.subnet
+		e.peer.transientStreams, e.peer.systemIn = ps.transientStreams, ps.systemIn
+		e.peer.trusted, e.peer.subnet = ps.trusted, ps.subnet
 	}
 	e.peer.account = *copyOf(scopeName{kind: KindPeer, peer: e.q.Peer}, limit, use)
 	e.peer.account.ps = e.peer
 }
 
-// copyOf makes an account that lies nowhere: its name is in what it has refused.
+// copyOf returns an account that belongs to no scope. An account has no name of its own,
+// so the copy carries it in denied.
 func copyOf(name scopeName, limit amounts, use held) *account {
 	return &account{kind: name.kind, use: use, ready: &limit, denied: &denied{name: name}}
 }
 
 // copyShared copies a service or protocol and a peer's part of it. All stripe locks
 // are held.
-func (e *explainer) copyShared(k Kind, name string, f fetched[sharedLimits], ps *peerScope) (shared, part *account) {
+func (e *explainer) copyShared(k Kind, name string,
+	f fetched[sharedLimits], ps *peerScope) (shared, part *account) {
 	limits, _ := e.book.sharedLimits(k, name, f)
 	limit, partLimit, use, partUse := *limits.own, *limits.pair, held{}, held{}
 	if p := e.m.dir.find(k, name); p != nil {
@@ -255,7 +271,7 @@ func (e *explainer) copyShared(k Kind, name string, f fetched[sharedLimits], ps 
 		copyOf(scopeName{kind: k.ofPeer(), text: name, peer: e.q.Peer}, partLimit, partUse)
 }
 
-// answer goes through the steps.
+// answer takes all steps of the question.
 func (e *explainer) answer() {
 	e.out.Admitted = true
 	switch e.q.Kind {
@@ -268,21 +284,21 @@ func (e *explainer) answer() {
 	}
 }
 
-// step asks a step's chain, below it self unless that is nil, and then charges them.
+// step checks a step against self, unless that is nil, and a chain, and charges it to
+// them.
 func (e *explainer) step(name string, r *request, self *account, c *chain) {
 	e.take(e.ask(name, r, self, c))
 	e.charge(r, self, c)
 }
 
-// checked is what a step came to: by all limits, and by those that are not only
-// observed.
+// checked is the result of a step.
 type checked struct {
 	checks []LimitCheck
-	by     *LimitCheck // refuses
-	all    bool        // every limit is fit, also those that are only observed
+	by     *LimitCheck // the first check that refuses, nil if none
+	all    bool        // it fits every limit, even those that are only observed
 }
 
-// ask asks self and the accounts of a chain in the order in which the engine does.
+// ask checks self and the accounts of a chain in the engine's order.
 func (e *explainer) ask(step string, r *request, self *account, c *chain) checked {
 	r.askThrough(c)
 	accounts := append([]*account{self}, c.at[:]...)
@@ -314,12 +330,12 @@ func (c checked) decided() checked {
 	return c
 }
 
-// checkOf checks an item against an account that holds use before.
+// checkOf checks an item against an account that so far holds use of it.
 func (e *explainer) checkOf(step string, r *request, a *account, it item, use int64) LimitCheck {
 	bound, name := r.bound(&e.m.engine, a, it), a.name()
 	k := LimitCheck{Step: step, Scope: name.String(), Kind: a.kind, Name: limitNames[it.d], Use: use, Asked: it.n,
 		Limit: a.limit()[it.d], Threshold: bound, Room: bound - use, Fits: it.n <= bound-use}
-	// What no number can hold is refused by all.
+	// A sum above math.MaxInt64 is refused even if the limit is only observed.
 	k.Observed = e.observed.has(a.kind) && it.n <= math.MaxInt64-use
 	if !k.Fits {
 		cause := r.causeOf(&e.m.engine, a, it, use)
@@ -331,7 +347,7 @@ func (e *explainer) checkOf(step string, r *request, a *account, it item, use in
 	return k
 }
 
-// take takes in what a step came to, unless one before has refused.
+// take adds the result of a step to the answer. By stays the first refusal.
 func (e *explainer) take(c checked) {
 	e.out.Checks = append(e.out.Checks, c.checks...)
 	if c.by != nil && e.out.By == nil {
@@ -350,8 +366,9 @@ func (e *explainer) charge(r *request, self *account, c *chain) {
 	}
 }
 
-// standing is the chain of what stands in a transient and a system scope, of these kinds,
-// and below the peer if that is known. No transient scope is KindSystem.
+// standing returns the chain of a request that counts in the transient and the system
+// scope of the given kinds, and in the peer if ofPeer is set. KindSystem as transient
+// means no transient scope.
 func (e *explainer) standing(ofPeer bool, transient, system Kind) *chain {
 	c := &chain{}
 	if ofPeer {
@@ -391,8 +408,8 @@ func (e *explainer) conn() {
 	e.memory(c)
 }
 
-// move moves a connection from a chain without a peer to its peer, as takeNewPlace does, and
-// returns the chain in which it stands then.
+// move moves a connection from a chain without a peer to its peer, as takeNewPlace does,
+// and returns its new chain.
 func (e *explainer) move(opened *request, from *chain, trusted bool) *chain {
 	r := *opened
 	place := &chain{}
@@ -419,8 +436,9 @@ func (e *explainer) move(opened *request, from *chain, trusted bool) *chain {
 	return e.standing(true, KindSystem, system)
 }
 
-// open asks the standard scopes, and if they refuse and the allowlist means it, the
-// allowlisted ones. It returns the chain in which the new one stands.
+// open checks the standard scopes. If they refuse and fallBack is set, because the
+// allowlist covers the request, it checks the allowlisted ones. It returns the chain that
+// the new connection or stream counts in.
 func (e *explainer) open(r *request, fallBack, ofPeer bool) *chain {
 	standard := e.standing(ofPeer, KindTransient, KindSystem)
 	first := e.ask("open", r, e.self, standard)
@@ -459,7 +477,7 @@ func (e *explainer) stream() {
 	e.memory(c)
 }
 
-// memory asks for the memory in the end, in the chain where it is reserved.
+// memory checks the last step, the reservation of memory in a chain.
 func (e *explainer) memory(c *chain) {
 	if e.q.Memory > 0 {
 		r := memoryRequest(e.m.admission, e.q.Memory, e.q.Priority)
@@ -467,7 +485,7 @@ func (e *explainer) memory(c *chain) {
 	}
 }
 
-// reservation asks for memory right at a scope that others stand on.
+// reservation checks a reservation directly at a shared scope or a peer.
 func (e *explainer) reservation() {
 	c := e.standing(e.q.Kind == KindPeer, KindSystem, KindSystem)
 	switch e.q.Kind {
@@ -481,8 +499,8 @@ func (e *explainer) reservation() {
 	e.memory(c)
 }
 
-// peersShare asks for the peer's share of the system scope, in which the connection
-// stands by now, as checkPeersShare does. Its subnet's was asked for before.
+// peersShare checks the peer's fair share of the system scope, as checkPeersShare does.
+// The connection is charged there already. The subnet's share was checked by open.
 func (e *explainer) peersShare(opened *request) {
 	r, system := *opened, e.fixed[KindSystem]
 	r.asker, r.subnet = e.peer, nil
@@ -492,7 +510,7 @@ func (e *explainer) peersShare(opened *request) {
 	var c checked
 	items, n := r.list()
 	for _, it := range items[:n] {
-		// A connection that may have all of a limit was asked for that when it was opened.
+		// A limit that the connection may fill was checked when it was opened.
 		if it.d != dimMemory && e.m.ration(&r, system, it) < system.limit()[it.d] {
 			c.checks = append(c.checks, e.checkOf("peer", &r, system, it, system.use.of(it.d)-it.n))
 		}
@@ -500,7 +518,7 @@ func (e *explainer) peersShare(opened *request) {
 	e.take(c.decided())
 }
 
-// process asks whether the process has memory for strangers.
+// process checks the memory of the process.
 func (e *explainer) process(d dim) {
 	p := e.m.pressure.state()
 	if p.Limit == 0 || d != dimConnsIn && d != dimStreamsIn {
@@ -510,15 +528,17 @@ func (e *explainer) process(d dim) {
 	if p.Refusing {
 		most = p.AdmitBelow
 	}
-	k := LimitCheck{Step: "gate", Scope: KindProcess.String(), Kind: KindProcess, Name: limitNames[d], Use: p.InUse, Asked: 1,
-		Limit: p.RefuseAbove, Threshold: most, Room: most - p.InUse, Fits: !p.Refusing, Observed: e.observed.has(KindProcess)}
+	k := LimitCheck{Step: "gate", Scope: KindProcess.String(), Kind: KindProcess, Name: limitNames[d],
+		Use: p.InUse, Asked: 1, Limit: p.RefuseAbove, Threshold: most, Room: most - p.InUse,
+		Fits: !p.Refusing, Observed: e.observed.has(KindProcess)}
 	if !k.Fits {
-		k.Cause, k.ConfigKey = CauseMemoryPressure.String(), limitKey(e.book, e.m.gate(), KindProcess, d, &scopeName{})
+		k.Cause = CauseMemoryPressure.String()
+		k.ConfigKey = limitKey(e.book, e.m.gate(), KindProcess, d, &scopeName{})
 	}
 	e.take(checked{checks: []LimitCheck{k}}.decided())
 }
 
-// gate asks the gates for the far end.
+// gate checks the gates for the far end.
 func (e *explainer) gate(d dim) {
 	g := e.m.gate()
 	var c checked
@@ -537,7 +557,7 @@ func (e *explainer) gate(d dim) {
 	e.take(c.decided())
 }
 
-// String gives the answer in one line.
+// String returns the answer in one line.
 func (e *Explanation) String() string {
 	if e.Admitted {
 		return "it would be admitted"
@@ -551,7 +571,8 @@ func (e *Explanation) String() string {
 		printable(k.Scope), k.Name, k.Use, k.Limit, k.Asked, k.Threshold, why, k.ConfigKey)
 }
 
-// WriteTable writes the answer, and a row for each limit that was asked.
+// WriteTable writes the answer and a table with a row for each limit that was checked.
+// It returns the error of w, if any.
 func (e *Explanation) WriteTable(w io.Writer) error {
 	fmt.Fprintln(w, e)
 	if e.Unknown != "" {
@@ -572,8 +593,8 @@ func (e *Explanation) WriteTable(w io.Writer) error {
 		if limitText(k.Threshold) == limitText(math.MaxInt64) {
 			room = limitText(k.Threshold)
 		}
-		t.row(k.Step, printable(k.Scope), k.Name, strconv.FormatInt(k.Use, 10), limitText(k.Limit), limitText(k.Threshold),
-			room, strconv.FormatInt(k.Asked, 10), verdict)
+		t.row(k.Step, printable(k.Scope), k.Name, strconv.FormatInt(k.Use, 10),
+			limitText(k.Limit), limitText(k.Threshold), room, strconv.FormatInt(k.Asked, 10), verdict)
 	}
 	return t.Flush()
 }

@@ -1,9 +1,9 @@
 package rcmgr
 
-// What a scrape shows: the families of metrics, and how their series follow
-// from what the managers say. Every family has a bounded number of series,
-// whatever strangers send: peers and connections are shown as distributions and
-// by class, and services and protocols beyond the busiest as one.
+// What a scrape shows: the families of metrics, and how their series are made from a
+// reading. The number of series of each family is bounded, whatever remote peers do: peers
+// and connections are shown by class and as distributions, and only the busiest services
+// and protocols are shown by name.
 
 import (
 	"cmp"
@@ -14,32 +14,31 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/spread"
 )
 
-// reading is what one manager says at a scrape, or the sum of what several
-// say: one consistent cut of each.
+// reading has the numbers of one manager for a scrape, all of one instant, or the sum of
+// several such readings.
 type reading struct {
 	managers int
-	scopes   []scopeReading // all but peers, connections and streams
-	// classes has the limits that each scope of a kind starts with; of several
-	// managers, the greatest. The four scopes that are always there have none.
+	scopes   []scopeReading // the shared scopes
+	// classes has the limits that each scope of a kind starts with. In a sum it has the
+	// greatest. The four scopes that always exist have none.
 	classes [numKinds]amounts
 	// memberPeaks and recentPeaks have the most that any one peer has held, in all, in one
-	// service and in one protocol: see memberpeaks.go. Of several managers, the greatest.
+	// service and in one protocol (memberpeaks.go). In a sum they have the greatest.
 	memberPeaks, recentPeaks [numKinds]amounts
 
-	peers       int              // that have a scope
+	peers       int              // how many have a scope
 	peerConns   [2]spread.Spread // connections for each peer: inbound, outbound
 	peerStreams [2]spread.Spread // streams for each peer: inbound, outbound
 	peerMemory  spread.Spread    // bytes for each peer
 	connMemory  spread.Spread    // bytes for each connection
-	subnets     int              // that have connections, each prefix length on its own
-	rateBuckets int              // that are not full
+	subnets     int              // how many have connections, each prefix length on its own
+	rateBuckets int              // how many are not full
 	stripes     int
-	observed    [numKinds]int // managers in which the limits of this kind are only observed
-	fair        kindSet       // scopes that have shares, in one of the managers
+	observed    [numKinds]int // in how many managers the limits of this kind are only observed
+	fair        kindSet       // the scopes that have shares in any of the managers
 	counts      counts
-	// process is the memory of the process, which is the same for all managers;
-	// empty if none of them looks at it. pressed counts those that refuse for its
-	// sake.
+	// process is the memory of the process, which is the same for all managers. It is zero
+	// if none of them watches it. pressed counts the managers that refuse because of it.
 	process ProcessMemory
 	pressed int
 }
@@ -47,7 +46,7 @@ type reading struct {
 // readingSum adds up readings.
 type readingSum struct {
 	reading
-	at map[readingKey]int // where a scope is among scopes
+	at map[readingKey]int // index of a scope in scopes
 }
 
 type readingKey struct {
@@ -86,10 +85,9 @@ func (t *readingSum) add(r reading) {
 	t.counts.add(&r.counts)
 }
 
-// addScope joins scopes of one name, for a registry fails the whole scrape when
-// it meets a series twice, or a label that is not UTF-8. A protocol's name may
-// be a stranger's choice, and two such names can become one when made valid and
-// short.
+// addScope adds a scope, or joins it with one of the same name. A registry fails the whole
+// scrape if it gets a series twice, or a label that is not UTF-8. Remote peers can choose
+// names of protocols, so names are made valid and cut off, which can make two names equal.
 func (t *readingSum) addScope(s scopeReading) {
 	s.name = strings.ToValidUTF8(s.name, "\uFFFD")
 	if len(s.name) > longestName {
@@ -107,11 +105,11 @@ func (t *readingSum) addScope(s scopeReading) {
 	t.scopes = append(t.scopes, s)
 }
 
-// longestName bounds the bytes of a name in a label.
+// longestName is the greatest number of bytes of a name in a label.
 const longestName = 128
 
-// bounded returns the sum with the busiest services and protocols, and the rest
-// of each kind as one scope.
+// bounded returns the sum with only the busiest services and protocols by name, and the
+// others of each kind as one scope.
 func (t *readingSum) bounded() *reading {
 	slices.SortFunc(t.scopes, func(a, b scopeReading) int {
 		return cmp.Or(cmp.Compare(a.kind, b.kind), compareBusy(&a, &b))
@@ -140,8 +138,8 @@ func (t *readingSum) bounded() *reading {
 	return &t.reading
 }
 
-// metricsFamily is one family of metrics: its name, and how its series follow
-// from a reading. What it is described by is upstream's where help is empty.
+// metricsFamily is one family of metrics: its name, and how its series are made from a
+// reading. If help is empty, the family has upstream's description.
 type metricsFamily struct {
 	name   string
 	series func(*reading, series)
@@ -151,31 +149,55 @@ type metricsFamily struct {
 
 const familyPrefix = "libp2p_rcmgr_"
 
-// desc describes a family of our own.
+// desc returns the description of a family that only this package has.
 func (f *metricsFamily) desc() *prometheus.Desc {
 	return prometheus.NewDesc(familyPrefix+f.name, f.help, f.labels, nil)
 }
 
 var metricsFamilies = [...]metricsFamily{
-	// Those that dashboards for go-libp2p know.
+	// These families are go-libp2p's, and its dashboards know them.
 	{name: "connections", series: (*reading).connections},
 	{name: "streams", series: (*reading).streams},
 	{name: "memory", series: (*reading).memory},
 	{name: "fds", series: (*reading).descriptors},
 	{name: "limit", series: (*reading).limits},
 	{name: "blocked_resources", series: (*reading).blockedResources},
-	{name: "peer_connections", series: func(r *reading, to series) { to.histograms(&r.peerConns, spread.CountScale) }},
-	{name: "peer_streams", series: func(r *reading, to series) { to.histograms(&r.peerStreams, spread.CountScale) }},
-	{name: "peer_memory", series: func(r *reading, to series) { to.histogram(&r.peerMemory, spread.MemoryScale) }},
-	{name: "conn_memory", series: func(r *reading, to series) { to.histogram(&r.connMemory, spread.MemoryScale) }},
-	// Dashboards subtract these from the four above, because upstream's only
-	// ever grow. Ours say what is now, and there is nothing to subtract.
-	{name: "previous_peer_connections", series: func(_ *reading, to series) { to.histograms(new([2]spread.Spread), spread.CountScale) }},
-	{name: "previous_peer_streams", series: func(_ *reading, to series) { to.histograms(new([2]spread.Spread), spread.CountScale) }},
-	{name: "previous_peer_memory", series: func(_ *reading, to series) { to.histogram(new(spread.Spread), spread.MemoryScale) }},
-	{name: "previous_conn_memory", series: func(_ *reading, to series) { to.histogram(new(spread.Spread), spread.MemoryScale) }},
+	{
+		name:   "peer_connections",
+		series: func(r *reading, to series) { to.histograms(&r.peerConns, spread.CountScale) },
+	},
+	{
+		name:   "peer_streams",
+		series: func(r *reading, to series) { to.histograms(&r.peerStreams, spread.CountScale) },
+	},
+	{
+		name:   "peer_memory",
+		series: func(r *reading, to series) { to.histogram(&r.peerMemory, spread.MemoryScale) },
+	},
+	{
+		name:   "conn_memory",
+		series: func(r *reading, to series) { to.histogram(&r.connMemory, spread.MemoryScale) },
+	},
+	// Upstream's four families above only grow, so dashboards subtract the previous ones
+	// from them. Ours show the present state, so there is nothing to subtract.
+	{
+		name:   "previous_peer_connections",
+		series: func(_ *reading, to series) { to.histograms(new([2]spread.Spread), spread.CountScale) },
+	},
+	{
+		name:   "previous_peer_streams",
+		series: func(_ *reading, to series) { to.histograms(new([2]spread.Spread), spread.CountScale) },
+	},
+	{
+		name:   "previous_peer_memory",
+		series: func(_ *reading, to series) { to.histogram(new(spread.Spread), spread.MemoryScale) },
+	},
+	{
+		name:   "previous_conn_memory",
+		series: func(_ *reading, to series) { to.histogram(new(spread.Spread), spread.MemoryScale) },
+	},
 
-	// Those that only this package has.
+	// These families are this package's own.
 	{
 		name: "refusals_total", series: (*reading).refusals,
 		help:   "Requests refused, by the class of the scope or gate that refused, what ran out, and the rule. An empty dir is a limit on both directions together, or on something without a direction.",
@@ -226,22 +248,55 @@ var metricsFamilies = [...]metricsFamily{
 		help:   "How many limits of a class of scopes are decided on the exact sum, because much of them is taken or they are small.",
 		labels: []string{"scope"},
 	},
-	{name: "managers", series: gaugeOf(func(r *reading) int { return r.managers }), help: "Open resource managers that are summed up here."},
-	{name: "peers", series: gaugeOf(func(r *reading) int { return r.peers }), help: "Peers that have a scope."},
-	{name: "subnets", series: gaugeOf(func(r *reading) int { return r.subnets }), help: "Subnets with connections, each prefix length on its own."},
-	{name: "rate_buckets", series: gaugeOf(func(r *reading) int { return r.rateBuckets }), help: "Subnets that have connected lately, each prefix length on its own."},
-	{name: "memory_pressure", series: gaugeOf(func(r *reading) int { return r.pressed }), help: "Managers that refuse strangers, because the process has too much memory in use."},
+	{
+		name: "managers", series: gaugeOf(func(r *reading) int { return r.managers }),
+		help: "Open resource managers that are summed up here.",
+	},
+	{
+		name: "peers", series: gaugeOf(func(r *reading) int { return r.peers }),
+		help: "Peers that have a scope.",
+	},
+	{
+		name: "subnets", series: gaugeOf(func(r *reading) int { return r.subnets }),
+		help: "Subnets with connections, each prefix length on its own.",
+	},
+	{
+		name: "rate_buckets", series: gaugeOf(func(r *reading) int { return r.rateBuckets }),
+		help: "Subnets that have connected lately, each prefix length on its own.",
+	},
+	{
+		name: "memory_pressure", series: gaugeOf(func(r *reading) int { return r.pressed }),
+		help: "Managers that refuse strangers, because the process has too much memory in use.",
+	},
 	{
 		name: "process_memory", series: (*reading).processMemory,
 		help:   "Bytes that the process has in use, and the bounds above which strangers are refused and below which they are admitted again; without a series where nobody looks.",
 		labels: []string{"what"},
 	},
-	{name: "stripes", series: gaugeOf(func(r *reading) int { return r.stripes }), help: "Locks over which the accounts are divided."},
-	{name: "credit_draws_total", series: counterOf(func(c *counts) uint64 { return c.draws }), help: "How often a stripe took credit from a scope that all peers share."},
-	{name: "credit_returns_total", series: counterOf(func(c *counts) uint64 { return c.returns }), help: "How often a stripe returned credit."},
-	{name: "all_lock_decisions_total", series: counterOf(func(c *counts) uint64 { return c.settled }), help: "Decisions that took the locks of all stripes."},
-	{name: "caller_bugs_total", series: counterOf(func(c *counts) uint64 { return c.callerBugs }), help: "Calls that broke the contract of a scope, such as releasing more than was reserved."},
-	{name: "late_releases_total", series: counterOf(func(c *counts) uint64 { return c.lateReleases }), help: "Releases of memory at scopes that were done. They do nothing."},
+	{
+		name: "stripes", series: gaugeOf(func(r *reading) int { return r.stripes }),
+		help: "Locks over which the accounts are divided.",
+	},
+	{
+		name: "credit_draws_total", series: counterOf(func(c *counts) uint64 { return c.draws }),
+		help: "How often a stripe took credit from a scope that all peers share.",
+	},
+	{
+		name: "credit_returns_total", series: counterOf(func(c *counts) uint64 { return c.returns }),
+		help: "How often a stripe returned credit.",
+	},
+	{
+		name: "all_lock_decisions_total", series: counterOf(func(c *counts) uint64 { return c.settled }),
+		help: "Decisions that took the locks of all stripes.",
+	},
+	{
+		name: "caller_bugs_total", series: counterOf(func(c *counts) uint64 { return c.callerBugs }),
+		help: "Calls that broke the contract of a scope, such as releasing more than was reserved.",
+	},
+	{
+		name: "late_releases_total", series: counterOf(func(c *counts) uint64 { return c.lateReleases }),
+		help: "Releases of memory at scopes that were done. They do nothing.",
+	},
 }
 
 func gaugeOf(of func(*reading) int) func(*reading, series) {
@@ -252,8 +307,8 @@ func counterOf(of func(*counts) uint64) func(*reading, series) {
 	return func(r *reading, to series) { to.counter(of(&r.counts)) }
 }
 
-// basic gives system and transient. They have series at all times, also before
-// the first manager is made.
+// basic returns the system and transient scopes. They have series even before the first
+// manager is made.
 func (r *reading) basic() []scopeReading {
 	found := []scopeReading{KindSystem: {kind: KindSystem}, KindTransient: {kind: KindTransient}}
 	for _, s := range r.scopes {
@@ -264,7 +319,7 @@ func (r *reading) basic() []scopeReading {
 	return found
 }
 
-// basicAndProtocols gives the scopes whose streams and memory have series.
+// basicAndProtocols returns the scopes whose streams and memory have series.
 func (r *reading) basicAndProtocols() []scopeReading {
 	found := r.basic()
 	for _, s := range r.scopes {
@@ -314,7 +369,8 @@ func (r *reading) limits(to series) {
 
 func (r *reading) blockedResources(to series) {
 	blocked := r.counts.blocked
-	// Dashboards know a peer's part of a service or protocol as the whole's.
+	// Dashboards count refusals by a peer's part of a service or protocol as refusals by the
+	// service or protocol.
 	blocked[KindService].addCapped(&blocked[KindServicePeer])
 	blocked[KindProtocol].addCapped(&blocked[KindProtocolPeer])
 	blocked[KindServicePeer], blocked[KindProtocolPeer] = amounts{}, amounts{}
@@ -327,13 +383,13 @@ func (r *reading) blockedResources(to series) {
 	}
 }
 
-// refusals has a series for whatever can be refused, also where nothing was:
-// the rate of a series that begins with its first refusal would miss that.
+// refusals sends a series for everything that can be refused, even if nothing was. If a
+// series began with its first refusal, a rate over it would miss that refusal.
 func (r *reading) refusals(to series) {
 	to.refusals(&r.counts.refusals, &r.counts.rationed, allKinds, r.fair)
 }
 
-// wouldRefuse has them for whatever is, or has been, only observed.
+// wouldRefuse sends a series for every limit that is only observed, or has been.
 func (r *reading) wouldRefuse(to series) {
 	var kinds kindSet
 	for k := range numKinds {
@@ -403,7 +459,7 @@ func (r *reading) scopePeak(to series) {
 	})
 }
 
-// eachLimit visits whatever the scopes can run out of.
+// eachLimit calls f with everything that the scopes can run out of.
 func (r *reading) eachLimit(f func(s *scopeReading, d dim, resource string)) {
 	for i := range r.scopes {
 		s := &r.scopes[i]
@@ -487,8 +543,8 @@ func (s series) histogram(members *spread.Spread, on *spread.Scale, labels ...st
 	s.send(prometheus.NewConstHistogram(s.desc, count, float64(members.Sum), upTo, labels...))
 }
 
-// send reports what is wrong with a series as an error of the scrape: a panic
-// in a registry's goroutine would end the host.
+// send sends a series. If the series is invalid, it sends the error, which fails the
+// scrape; a panic in a registry's goroutine would end the host.
 func (s series) send(m prometheus.Metric, err error) {
 	if err != nil {
 		m = prometheus.NewInvalidMetric(s.desc, err)

@@ -38,7 +38,9 @@ func (h *Handle) Unwrap() network.ResourceManager { return h.manager }
 
 // OpenConnection is Manager.OpenConnection while the handle is open. On a closed handle
 // it returns an error that matches network.ErrResourceScopeClosed.
-func (h *Handle) OpenConnection(dir network.Direction, usefd bool, endpoint multiaddr.Multiaddr) (network.ConnManagementScope, error) {
+func (h *Handle) OpenConnection(
+	dir network.Direction, usefd bool, endpoint multiaddr.Multiaddr,
+) (network.ConnManagementScope, error) {
 	if h.closed.Load() {
 		return nil, errClosed
 	}

@@ -1,7 +1,7 @@
 package rcmgr
 
-// The limits in force, read back: what the manager was made with, and what was
-// set by hand since.
+// Reading back the limits in force: those that the manager was made with, or was given
+// by SetLimits, and those that were set by SetLimit since.
 
 import (
 	"maps"
@@ -13,18 +13,21 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
-// Limits returns the limits in force: those that the manager was made with and
-// those that SetLimit has changed since, gates included. NewFixedLimiter makes of
-// them a Limiter for another manager with the same limits; ToPartialLimitConfig and
-// JSON show them. Of a Limiter that is not of this package, services, protocols and
-// peers are named if they have a scope now and a limit other than the unnamed ones.
-// Limits that SetLimit gave to a single connection, stream or span are not in it; nor
-// is WithConnRateLimiters, which has no such form.
+// Limits returns the limits in force, gates included: those that the manager was made
+// with, or that SetLimits has put in their place, and those that SetLimit has changed
+// since. Pass the result to NewFixedLimiter to make another manager with the same limits,
+// or use ToPartialLimitConfig or JSON to show it.
 //
-// The result is a copy: it grows with what the configuration names, and with the peers
-// that have a scope, which are visited a few at a time. It is safe for concurrent use.
+// If the manager has a Limiter that is not of this package, the result names only the
+// services, protocols and peers that have a scope now, and a limit of their own. Limits
+// that SetLimit gave to a single connection, stream or span are not part of the result,
+// and neither is the limiter of WithConnRateLimiters.
+//
+// The result is a copy. The time to make it grows with the number of names in the
+// configuration and of peers that have a scope; peers are visited a few at a time. Limits
+// is safe for concurrent use.
 func (m *Manager) Limits() ConcreteLimitConfig {
-	m.changing.Lock() // what is read one after another is of one set of limits
+	m.changing.Lock() // so that all limits that are read one after another are of one set
 	defer m.changing.Unlock()
 	book := m.limits.Load()
 	out := book.config()
@@ -39,7 +42,8 @@ func (m *Manager) Limits() ConcreteLimitConfig {
 			}
 		}
 		for _, p := range m.dir.list() {
-			pools = append(pools, poolLimits{p.kind, p.name, p.limit.baseLimit(), p.pairLimit.baseLimit(), m.dir.sticks(p)})
+			pools = append(pools, poolLimits{
+				p.kind, p.name, p.limit.baseLimit(), p.pairLimit.baseLimit(), m.dir.sticks(p)})
 		}
 	})
 	for _, p := range pools {
@@ -47,8 +51,9 @@ func (m *Manager) Limits() ConcreteLimitConfig {
 			setNamed(&cfg.Service, &from.Service, p.name, p.limit, cfg.ServiceDefault, p.byHand)
 			setNamed(&cfg.ServicePeer, &from.ServicePeer, p.name, p.pairLimit, cfg.ServicePeerDefault, false)
 		} else {
-			setNamed(&cfg.Protocol, &from.Protocol, protocol.ID(p.name), p.limit, cfg.ProtocolDefault, p.byHand)
-			setNamed(&cfg.ProtocolPeer, &from.ProtocolPeer, protocol.ID(p.name), p.pairLimit, cfg.ProtocolPeerDefault, false)
+			proto := protocol.ID(p.name)
+			setNamed(&cfg.Protocol, &from.Protocol, proto, p.limit, cfg.ProtocolDefault, p.byHand)
+			setNamed(&cfg.ProtocolPeer, &from.ProtocolPeer, proto, p.pairLimit, cfg.ProtocolPeerDefault, false)
 		}
 	}
 	unnamed := limitsOf(cfg.PeerDefault)
@@ -67,19 +72,19 @@ func (m *Manager) Limits() ConcreteLimitConfig {
 	return out
 }
 
-// allFromCode are the origins of a scope that code gave its limits.
+// allFromCode are the origins of a scope all of whose limits were given by code.
 var allFromCode = scopeOrigins{
 	Streams: OriginCode, StreamsInbound: OriginCode, StreamsOutbound: OriginCode,
 	Conns: OriginCode, ConnsInbound: OriginCode, ConnsOutbound: OriginCode,
 	FD: OriginCode, Memory: OriginCode,
 }
 
-// gateOrigins returns the origins of the gates in force that are not the default.
+// gateOrigins returns the origins of the gates in force, without those that are default.
 func (m *Manager) gateOrigins(b *limitBook) map[string]Origin {
 	origins := make(map[string]Origin)
 	if b.own != nil {
 		origins = maps.Clone((*ConcreteLimitConfig)(b.own).originsOfGates())
-		delete(origins, allRates) // of the manager that those limits were read from
+		delete(origins, allRates) // it tells of the manager from which those limits were read
 	}
 	by := &m.options
 	said := GateLimits{Subnets: SubnetLimits{Networks: make(map[netip.Prefix]LimitVal)}}
@@ -107,11 +112,11 @@ type poolLimits struct {
 	kind             Kind
 	name             string
 	limit, pairLimit BaseLimit
-	byHand           bool // limit was set by hand
+	byHand           bool // SetLimit gave it its limit
 }
 
-// setNamed puts a limit under its name, unless it is what the unnamed have and no
-// configuration names it. Where no configuration gave it, its origin is code.
+// setNamed sets the limit of a name, unless no configuration names it and its limit is
+// that of unnamed scopes. The origin of a limit that is not the configuration's is code.
 func setNamed[K comparable](named *map[K]BaseLimit, origins *map[K]scopeOrigins, name K, l, unnamed BaseLimit, byHand bool) {
 	was, ok := (*named)[name]
 	if !ok && l == unnamed {
@@ -123,8 +128,8 @@ func setNamed[K comparable](named *map[K]BaseLimit, origins *map[K]scopeOrigins,
 	}
 }
 
-// config returns a copy of what the limiter says. Of a limiter that is not of this
-// package, that is what it says of the empty name.
+// config returns a copy of the limiter's configuration. For a foreign limiter it has the
+// limits that the limiter gives for the empty name.
 func (b *limitBook) config() ConcreteLimitConfig {
 	if b.own != nil {
 		return ConcreteLimitConfig{
@@ -145,8 +150,8 @@ func (b *limitBook) config() ConcreteLimitConfig {
 	}
 }
 
-// byKind returns the limits of what is not named, by kind. The four scopes that
-// are always there have none.
+// byKind returns the limits of unnamed scopes, by kind. The four scopes that always exist
+// have none.
 func (b *limitBook) byKind() (limits [numKinds]amounts) {
 	for k := KindService; k < numKinds; k++ {
 		limits[k] = b.kinds[k].unnamed

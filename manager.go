@@ -1,7 +1,7 @@
 package rcmgr
 
-// The front door: how a manager is made, how its scopes are viewed, and how it is
-// closed.
+// The Manager: views of its scopes, its allowlist, and switching limits to being only
+// observed.
 
 import (
 	"context"
@@ -19,22 +19,21 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 )
 
-// Manager decides for a go-libp2p host which connections, streams, file
-// descriptors and memory it takes, and keeps exact account of what it holds.
-// Pass it to libp2p.New with libp2p.ResourceManager.
+// Manager decides for a go-libp2p host which connections, streams, file descriptors and
+// memory it may take, and keeps exact account of what the host holds. Pass it to libp2p.New
+// with libp2p.ResourceManager.
 //
-// It is made with New or NewResourceManager; the zero value is of no use. All
-// methods are safe for concurrent use. The scopes that it hands out also
-// implement ResourceScopeLimiter.
+// Use New or NewResourceManager to make one; the zero value is of no use. All methods are
+// safe for concurrent use. The scopes of a manager also implement ResourceScopeLimiter.
 type Manager struct {
 	engine
-	options    config     // what the options said
-	changing   sync.Mutex // held while limits are put in force, before all other locks
-	refusalLog refusalLog // what has been told of refusals
+	options    config     // as set by the options
+	changing   sync.Mutex // held while limits are put in force; taken before all other locks
+	refusalLog refusalLog // which refusals have been logged
 	history    refusalHistory
 	started    time.Time
 
-	handles   atomic.Int64 // of Share, that are open
+	handles   atomic.Int64 // how many handles are open
 	closeOnce sync.Once
 	stop      chan struct{}
 	workers   sync.WaitGroup
@@ -46,39 +45,43 @@ var (
 	_ ResourceManagerState    = (*Manager)(nil)
 )
 
-// ViewSystem calls f with the scope of everything, and returns what f does. f runs
-// under no lock, and may keep the scope; so it is with all views. After Close, scopes can
-// still be looked at, and refuse everything; what a view makes then goes when f returns.
+// ViewSystem calls f with the system scope, which counts everything, and returns f's
+// error. As in all View methods, f runs without any lock, and may keep the scope. After
+// Close, scopes can still be viewed, but they refuse everything.
 func (m *Manager) ViewSystem(f func(network.ResourceScope) error) error {
 	return f(m.fixed[KindSystem])
 }
 
-// ViewTransient calls f with the scope of connections that have no peer yet
-// and streams that have no protocol yet.
+// ViewTransient calls f with the transient scope, which counts connections that have no
+// peer yet and streams that have no protocol yet. It returns f's error.
 func (m *Manager) ViewTransient(f func(network.ResourceScope) error) error {
 	return f(m.fixed[KindTransient])
 }
 
-// ViewAllowlistedSystem is ViewSystem for what the allowlist lets in where system
-// or transient is full.
+// ViewAllowlistedSystem calls f with the scope that takes the place of the system scope for
+// connections and streams that the allowlist admits when the system or the transient scope
+// is full. It returns f's error.
 func (m *Manager) ViewAllowlistedSystem(f func(network.ResourceScope) error) error {
 	return f(m.fixed[KindAllowlistedSystem])
 }
 
-// ViewAllowlistedTransient is ViewTransient for what the allowlist lets in where
-// system or transient is full.
+// ViewAllowlistedTransient calls f with the scope that takes the place of the transient
+// scope for connections and streams that the allowlist admits when the system or the
+// transient scope is full. It returns f's error.
 func (m *Manager) ViewAllowlistedTransient(f func(network.ResourceScope) error) error {
 	return f(m.fixed[KindAllowlistedTransient])
 }
 
-// ViewService calls f with the scope of a service, which is made if there is none,
-// and returns what f does. An empty name is an error, and so is a Limiter that
-// gives no valid limit for the service: f is not called then.
+// ViewService calls f with the scope of a service, and returns f's error. If the service
+// has no scope yet, it is made. If the name is empty, or if a Limiter has no valid limit
+// for the service, ViewService returns an error and does not call f.
 func (m *Manager) ViewService(svc string, f func(network.ServiceScope) error) error {
 	return m.view(KindService, svc, func(p *pool) error { return f(serviceScope{p}) })
 }
 
-// ViewProtocol is ViewService for a protocol.
+// ViewProtocol calls f with the scope of a protocol, and returns f's error. If the protocol
+// has no scope yet, it is made. If the name is empty, or if a Limiter has no valid limit
+// for the protocol, ViewProtocol returns an error and does not call f.
 func (m *Manager) ViewProtocol(proto protocol.ID, f func(network.ProtocolScope) error) error {
 	return m.view(KindProtocol, string(proto), func(p *pool) error { return f(protocolScope{p}) })
 }
@@ -105,9 +108,9 @@ func (e *engine) view(kind Kind, name string, f func(*pool) error) error {
 	return f(a.share.pool)
 }
 
-// ViewPeer calls f with the scope of a peer, which is made if there is none, and
-// returns what f does. A Limiter that gives no valid limit for the peer is an error:
-// f is not called then.
+// ViewPeer calls f with the scope of a peer, and returns f's error. If the peer has no scope
+// yet, it is made. If a Limiter has no valid limit for the peer, ViewPeer returns an error
+// and does not call f.
 func (m *Manager) ViewPeer(p peer.ID, f func(network.PeerScope) error) error {
 	st := m.stripeOf(p).awake()
 	var ps *peerScope
@@ -131,17 +134,18 @@ func (m *Manager) ViewPeer(p peer.ID, f func(network.PeerScope) error) error {
 	return f(ps)
 }
 
-// GetConnLimit gives the system's limit on connections, for the connection
-// manager.
+// GetConnLimit returns the system scope's limit on connections in both directions.
+// Connection managers call it to check that their high water mark lies below.
 func (m *Manager) GetConnLimit() int {
 	return m.fixed[KindSystem].Limit().GetConnTotalLimit()
 }
 
-// GetAllowlist gives the allowlist, which can be changed at any time.
+// GetAllowlist returns the manager's allowlist, which can be changed at any time.
 func (m *Manager) GetAllowlist() *Allowlist { return m.allowlist }
 
-// GetAllowlist gives the allowlist of a manager of this package, also through
-// wrappers that have a method Unwrap() network.ResourceManager; nil for others.
+// GetAllowlist returns the allowlist of rm, if it is a manager of this package or wraps one.
+// A wrapper has a method Unwrap() network.ResourceManager. For any other resource manager,
+// GetAllowlist returns nil.
 func GetAllowlist(rm network.ResourceManager) *Allowlist {
 	for rm != nil {
 		if m, ok := rm.(interface{ GetAllowlist() *Allowlist }); ok {
@@ -158,10 +162,10 @@ func GetAllowlist(rm network.ResourceManager) *Allowlist {
 	return nil
 }
 
-// ObserveOnly switches the limits of some classes, or without any named of all, to
-// being only observed, as WithObserveOnly does for a start; other classes stay as
-// they are. A kind that does not exist is an error, and then nothing is changed. It
-// is safe for concurrent use.
+// ObserveOnly makes the limits of the given kinds of scopes and gates, or of all kinds if
+// none is given, only observed: they count what they would refuse, but refuse nothing (see
+// WithObserveOnly). Other kinds stay as they are. If a kind does not exist, ObserveOnly
+// returns an error and changes nothing. It is safe for concurrent use.
 func (m *Manager) ObserveOnly(kinds ...Kind) error {
 	set, err := kindSetOf(kinds)
 	if err != nil {
@@ -171,9 +175,10 @@ func (m *Manager) ObserveOnly(kinds ...Kind) error {
 	return nil
 }
 
-// Enforce takes ObserveOnly back, for some classes or without any named for all:
-// their limits refuse again. A scope that holds more than its limit by then keeps
-// it, and gets nothing more until it has drained. It is safe for concurrent use.
+// Enforce undoes ObserveOnly for the given kinds, or for all kinds if none is given: their
+// limits refuse again. A scope that now holds more than its limit keeps what it holds, and
+// admits nothing more until it has drained below the limit. If a kind does not exist,
+// Enforce returns an error and changes nothing. It is safe for concurrent use.
 func (m *Manager) Enforce(kinds ...Kind) error {
 	set, err := kindSetOf(kinds)
 	if err != nil {
@@ -183,8 +188,8 @@ func (m *Manager) Enforce(kinds ...Kind) error {
 	return nil
 }
 
-// Observed gives the classes whose limits are only observed, in the order of their
-// numbers. It is safe for concurrent use.
+// Observed returns the kinds whose limits are only observed, in ascending order. It is safe
+// for concurrent use.
 func (m *Manager) Observed() []Kind { return m.observed.load().list() }
 
 func (m *Manager) observe(change func(kindSet) kindSet) {
@@ -192,26 +197,26 @@ func (m *Manager) observe(change func(kindSet) kindSet) {
 	log.Info("limits that are only observed", "kinds", m.observed.load())
 }
 
-// ResourceManagerState is implemented by *Manager, and tells what its scopes are
-// and what they hold. All methods are safe for concurrent use.
+// ResourceManagerState shows which scopes a manager has, and what they hold. *Manager
+// implements it. All methods are safe for concurrent use.
 type ResourceManagerState interface {
-	// ListServices gives the names of all services that have a scope.
+	// ListServices returns the names of all services that have a scope.
 	ListServices() []string
-	// ListProtocols gives the IDs of all protocols that have a scope.
+	// ListProtocols returns the IDs of all protocols that have a scope.
 	ListProtocols() []protocol.ID
-	// ListPeers gives the IDs of all peers that have a scope.
+	// ListPeers returns the IDs of all peers that have a scope.
 	ListPeers() []peer.ID
 
-	// Stat gives what every scope holds.
+	// Stat returns what every scope holds.
 	Stat() ResourceManagerStat
 }
 
-// ListServices gives the names of all services that have a scope, sorted.
+// ListServices returns the names of all services that have a scope, sorted.
 func (m *Manager) ListServices() []string {
 	return m.listNames(KindService)
 }
 
-// ListProtocols gives the IDs of all protocols that have a scope, sorted.
+// ListProtocols returns the IDs of all protocols that have a scope, sorted.
 func (m *Manager) ListProtocols() []protocol.ID {
 	names := m.listNames(KindProtocol)
 	return protocol.ConvertFromStrings(names)
@@ -228,7 +233,7 @@ func (m *Manager) listNames(k Kind) []string {
 	return names
 }
 
-// ListPeers gives the IDs of all peers that have a scope, sorted by their bytes.
+// ListPeers returns the IDs of all peers that have a scope, sorted by their bytes.
 func (m *Manager) ListPeers() []peer.ID {
 	peers := []peer.ID{}
 	for i := range m.stripes {
@@ -241,25 +246,26 @@ func (m *Manager) ListPeers() []peer.ID {
 	return peers
 }
 
-// FlushTrace waits until the events of all that happened before the call have been handed to
-// every TraceReporter, and written to the file of WithTrace, where others can read them. It
-// returns an error if ctx ends before that, which wraps ctx's, or if a reporter has ended the
-// goroutine that delivers. Events for which the queue had no room, a reporter that has
-// failed and a file that could not be written are not waited for. If the manager is not
-// traced, and after Close, which waits for all of this itself, it returns nil at once.
+// FlushTrace waits until all events from before the call have been handed to every
+// TraceReporter and written to the file of WithTrace, where other programs can read them.
+// It does not wait for events that the queue had no room for, for a reporter that has
+// failed, or for a file that can no longer be written.
 //
-// It is safe for concurrent use. Within ConsumeEvent it waits for that very call, and so
-// until ctx ends.
+// FlushTrace returns an error that wraps ctx.Err() if ctx ends first, and an error if a
+// reporter has ended the goroutine that delivers events. It returns nil at once if the
+// manager is not traced, or is closed: Close itself delivers all events. FlushTrace is safe
+// for concurrent use, but must not be called in ConsumeEvent. There it would wait for
+// ConsumeEvent to return, which it never does before ctx ends.
 func (m *Manager) FlushTrace(ctx context.Context) error { return m.trace.flush(ctx) }
 
-// maxWarnings bounds what one line of the log tells.
+// maxWarnings is the greatest number of warnings in one line of the log.
 const maxWarnings = 20
 
-// logUnreachable tells in one line which of the limits that come into force can
-// never be reached, at a level that go-libp2p's loggers show by default.
+// logUnreachable logs in one line which limits of b can never be reached. It logs an error,
+// because go-libp2p's loggers show no lower level by default.
 func (m *Manager) logUnreachable(b *limitBook) {
 	if b.own == nil {
-		return // who wrote what is not known
+		return // a foreign Limiter does not show which limits were written on purpose
 	}
 	all := (*ConcreteLimitConfig)(b.own).unreachable(m.allowlist.hasEntries())
 	if len(all) == 0 {
@@ -269,15 +275,16 @@ func (m *Manager) logUnreachable(b *limitBook) {
 	log.Error("limits that can never be reached", "count", len(all), "first", strings.Join(told, "; "))
 }
 
-// ResourceManagerStat is what every scope holds, in one consistent cut: the
-// numbers of all scopes belong to the same instant.
+// ResourceManagerStat is what every scope holds. The numbers of all scopes belong to the
+// same instant.
 type ResourceManagerStat struct {
 	System    network.ScopeStat
 	Transient network.ScopeStat
 	Services  map[string]network.ScopeStat
 	Protocols map[protocol.ID]network.ScopeStat
 	Peers     map[peer.ID]network.ScopeStat
-	// What the allowlist lets in where system and transient are full.
+	// AllowlistedSystem and AllowlistedTransient count what the allowlist admits when
+	// System or Transient is full.
 	AllowlistedSystem    network.ScopeStat `json:",omitzero"`
 	AllowlistedTransient network.ScopeStat `json:",omitzero"`
 }

@@ -1,23 +1,23 @@
 package rcmgr
 
-// Prometheus. Nothing is reported while the manager works: the stripes count,
-// and a scrape reads them.
+// Registration with Prometheus. Decisions report nothing: the stripes count, and a
+// scrape reads the counts.
 //
-// libp2p.New registers go-libp2p's own resource manager's collectors on the
-// host's registerer, whichever manager the host runs on. Its fourteen families
-// are the ones that dashboards know, so ours must stand in their place, in
-// either order. (families.go has what they show, and those of our own.) A
-// registry takes two collectors for one and the same only if their descriptions
-// are equal; so each family here is one collector with exactly one description,
-// and that is upstream's own, taken from it at registration. If ours came first,
-// upstream's then count as registered already, which libp2p accepts; if
-// upstream's came first, they are replaced.
+// libp2p.New registers the collectors of go-libp2p's own resource manager on the
+// host's registerer, whichever manager the host uses. Dashboards know its fourteen
+// families, so ours have to replace them, whether ours are registered before or after.
+// (families.go has what they show, and the families that only this package has.) A
+// registry takes two collectors for the same only if their descriptions are equal.
+// Therefore each family here is one collector with exactly one description, which is
+// taken from upstream's collector at registration. If ours are registered first,
+// upstream's count as already registered, which libp2p accepts. If upstream's are
+// registered first, ours replace them.
 //
 //	registry ── collector (one for each family) ─┐
 //	            collector ───────────────────────┼─ view ── live managers ── Manager.read
 //	            …                                ┘   one reading for all families of a scrape
 //
-// A view is either the sum over all live managers or one of them.
+// A view shows either one manager or the sum over all live ones.
 
 import (
 	"errors"
@@ -32,27 +32,30 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// MustRegisterWith shows the managers of this process on a registerer: the sum
-// over all that are open, under the names, labels and meaning of go-libp2p's
-// own resource manager's metrics. Managers made later are in it too, and
-// those that are closed leave it; what they refused stays counted. It may be
-// called before or after libp2p.New has registered its own collectors there,
-// which it replaces, and any number of times; where RegisterWith has put one
-// open manager, that stays. It panics when collectors of another make stand in
-// the way. It is safe for concurrent use.
+// MustRegisterWith registers metrics of this process's managers with a registerer. They
+// show the sum over all open managers, with the names, labels and meaning of the metrics
+// of go-libp2p's own resource manager, and some more. Managers that are made later are
+// included. A manager that is closed leaves the sum, but its refusals stay counted.
+//
+// MustRegisterWith may be called before or after libp2p.New registers go-libp2p's own
+// collectors, which it replaces. It may be called any number of times. If RegisterWith
+// has registered a single manager that is still open, MustRegisterWith changes nothing.
+// It panics if foreign collectors already have one of the names. It is safe for
+// concurrent use.
 func MustRegisterWith(reg prometheus.Registerer) {
 	if err := live.register(reg, nil); err != nil {
 		panic(err)
 	}
 }
 
-// RegisterWith shows this manager alone on a registerer, under the same names
-// as MustRegisterWith, before or after libp2p.New. Where another open manager
-// or the sum over all is shown already, it changes nothing and returns an
-// error; give each manager a name of its own with
-// prometheus.WrapRegistererWithPrefix then. A closed manager cannot be
-// registered; the place of one that was closed since goes to the next. It is
-// safe for concurrent use.
+// RegisterWith registers metrics of this manager alone with a registerer, under the same
+// names as MustRegisterWith. It may be called before or after libp2p.New.
+//
+// If another open manager or the sum over all managers is already registered there,
+// RegisterWith changes nothing and returns an error. To show several managers, give each
+// a prefix of its own with prometheus.WrapRegistererWithPrefix. A closed manager cannot be
+// registered, and is replaced by the next one that is. RegisterWith is safe for
+// concurrent use.
 func (m *Manager) RegisterWith(reg prometheus.Registerer) error {
 	if !live.has(m) {
 		return errors.New("register metrics: the resource manager is closed or its metrics are disabled")
@@ -60,21 +63,21 @@ func (m *Manager) RegisterWith(reg prometheus.Registerer) error {
 	return live.register(reg, m)
 }
 
-// reader is what metrics know of a manager. No lock that add, remove or
-// register takes is held during read.
+// reader is a manager as metrics see it. read is called without the lock that add and
+// remove take.
 type reader interface{ read() reading }
 
-// live is the only package-level state that changes: Prometheus' convention is
-// one function that registers everything of a package, before anything of it
-// has been made.
+// live is the only mutable state of the package. It is needed because, by Prometheus'
+// convention, one function registers the metrics of a whole package, before anything of
+// the package has been made.
 var live liveManagers
 
-// liveManagers are those that the sum is taken over.
+// liveManagers are the managers that the sum is taken over.
 type liveManagers struct {
 	mu struct {
 		sync.Mutex
 		managers map[reader]struct{}
-		closed   counts // of managers that are closed: a count must not fall
+		closed   counts // of closed managers, because counts must not fall
 	}
 }
 
@@ -88,8 +91,8 @@ func (l *liveManagers) add(m reader) {
 	l.mu.managers[m] = struct{}{}
 }
 
-// remove is called when a manager is closed, once it admits nothing more and so
-// counts no more refusals. To remove it again does nothing.
+// remove is called when a manager is closed, at a time when it admits nothing more and
+// counts no more refusals. Removing it again does nothing.
 func (l *liveManagers) remove(m reader) {
 	last := m.read()
 	l.mu.Lock()
@@ -107,14 +110,15 @@ func (l *liveManagers) has(m reader) bool {
 	return ok
 }
 
-// all gives the live managers, and what those before them counted.
+// all returns the live managers, and the counts of those that are closed.
 func (l *liveManagers) all() ([]reader, counts) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Collect(maps.Keys(l.mu.managers)), l.mu.closed
 }
 
-// read reads one manager while it is live, or, if only is nil, sums up all.
+// read returns the reading of one manager, which is empty if it is not live, or the sum
+// over all if only is nil.
 func (l *liveManagers) read(only reader) *reading {
 	var sum readingSum
 	if only == nil {
@@ -129,46 +133,46 @@ func (l *liveManagers) read(only reader) *reading {
 	return sum.bounded()
 }
 
-// metricsView is what one set of collectors shows. Its families share readings, so
-// that the numbers of a scrape belong together and one scrape is one reading.
+// metricsView is what one registered set of collectors shows. Its families share a
+// reading, so that a scrape takes only one and its numbers belong together.
 type metricsView struct {
 	live *liveManagers
 	only reader // nil: the sum over all
 	mu   struct {
 		sync.Mutex
 		reading *reading
-		served  map[int]bool // the families that have had this reading
-		taken   time.Time    // when it was taken
+		served  map[int]bool // the families that have used this reading
+		taken   time.Time    // when the reading was taken
 	}
 }
 
-// staleAfter bounds the age of a shared reading. Only scrapes that run beside
-// each other, or ask for a part of the families, ever leave one behind.
+// staleAfter bounds the age of a shared reading. An old one is left over only by scrapes
+// that run concurrently, or that ask for a part of the families.
 const staleAfter = time.Second
 
-// reading returns what a family shows. A family that asks again begins a new
-// scrape, and with it a new reading.
+// reading returns the reading that a family shows. A family that has used the current one
+// begins a new scrape, and so gets a new reading.
 func (v *metricsView) reading(family int) *reading {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.mu.reading == nil || v.mu.served[family] || time.Since(v.mu.taken) >= staleAfter {
-		v.mu.taken = time.Now() // before the cut, so that its age is not understated
+		v.mu.taken = time.Now() // before the reading, so that its age is not understated
 		v.mu.reading, v.mu.served = v.live.read(v.only), make(map[int]bool, len(metricsFamilies))
 	}
 	v.mu.served[family] = true
 	return v.mu.reading
 }
 
-// over tells that the manager that this view shows is closed.
+// over reports whether the view shows a single manager that is closed.
 func (v *metricsView) over() bool { return v.only != nil && !v.live.has(v.only) }
 
-// accepts tells that another view may stand where this one was to be.
+// accepts reports whether a view that is already registered may stay in place of this one.
 func (v *metricsView) accepts(o *metricsView) bool { return v.only == nil || v.only == o.only }
 
 // collector is one family of a view.
 type collector struct {
 	view   *metricsView
-	family int // among metricsFamilies
+	family int // index into metricsFamilies
 	desc   *prometheus.Desc
 }
 
@@ -178,8 +182,8 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	metricsFamilies[c.family].series(c.view.reading(c.family), series{c.desc, to})
 }
 
-// register shows one manager, or, if only is nil, the sum over all. When it
-// fails, none of the collectors that it brought stays behind.
+// register registers the metrics of one manager, or of the sum over all if only is nil.
+// If it fails, it leaves none of its collectors registered.
 func (l *liveManagers) register(reg prometheus.Registerer, only reader) error {
 	if reg == nil {
 		return errors.New("register metrics: the registerer is nil")
@@ -192,7 +196,7 @@ func (l *liveManagers) register(reg prometheus.Registerer, only reader) error {
 		if f.help != "" {
 			their.desc = f.desc()
 		} else if !ok {
-			continue // a go-libp2p that has dropped this family
+			continue // this version of go-libp2p does not have the family
 		}
 		ours := &collector{view: v, family: i, desc: their.desc}
 		ok, err := ours.place(reg, their.collector)
@@ -212,13 +216,12 @@ func (l *liveManagers) register(reg prometheus.Registerer, only reader) error {
 var errShown = errors.New("another resource manager, or the sum over all, is shown on this registerer; " +
 	"register with prometheus.WrapRegistererWithPrefix(prefix, registerer) to give this one a name of its own")
 
-// placeAttempts bounds how often a place is cleared: each further attempt needs
-// a libp2p.New that takes the place in the meantime.
+// placeAttempts bounds the attempts to register a collector. An attempt fails only if a
+// concurrent libp2p.New registers its own collector after ours has made room.
 const placeAttempts = 10
 
-// place registers a collector, in place of upstream's or of one whose manager is
-// closed. Where one of ours stands that may stay, it is not placed, without an
-// error.
+// place registers a collector. It replaces upstream's, and those of a manager that is
+// closed. If one of ours is there that may stay, place returns false and no error.
 func (c *collector) place(reg prometheus.Registerer, upstreams prometheus.Collector) (placed bool, err error) {
 	for range placeAttempts {
 		err = reg.Register(c)
@@ -247,15 +250,15 @@ type upstreamFamily struct {
 	desc      *prometheus.Desc
 }
 
-// upstreamFamilies gives upstream's families by their name without the prefix,
-// by letting upstream register them with nobody.
+// upstreamFamilies returns upstream's families by their name without the prefix. It lets
+// upstream register them with a memorizer.
 func upstreamFamilies() map[string]upstreamFamily {
 	var seen memorizer
 	upstream.MustRegisterWith(&seen)
 	found := make(map[string]upstreamFamily, len(seen.collectors))
 	for _, c := range seen.collectors {
 		for desc := range descriptions(c) {
-			// A description does not give its name away, except in its text.
+			// A description shows its name only in its text.
 			if _, text, ok := strings.Cut(desc.String(), `fqName: "`+familyPrefix); ok {
 				name, _, _ := strings.Cut(text, `"`)
 				found[name] = upstreamFamily{c, desc}
@@ -274,7 +277,7 @@ func descriptions(c prometheus.Collector) <-chan *prometheus.Desc {
 	return descs
 }
 
-// memorizer is a Registerer that remembers what it is given, and does nothing.
+// memorizer is a Registerer that only records its collectors.
 type memorizer struct{ collectors []prometheus.Collector }
 
 func (m *memorizer) Register(c prometheus.Collector) error {

@@ -1,12 +1,11 @@
 package rcmgr
 
-// Who wants to know that a limit is nearly reached, to make room before anything is
-// refused: a trimmer of connections, an operator's pager. A worker looks at the
-// pools of the shared scopes a few times a second, and calls without any lock. A
-// pool in which more than half of a limit is used is tight, and its word says what
-// is used exactly (pool.go); one that is loose is near nothing. Whether use has
-// fallen back in between, and is up again, tells the pool's low. Without a listener
-// nothing runs.
+// Calls to listeners when a limit is nearly reached, so that they can make room before
+// anything is refused: a connection manager can trim, an operator can be alerted. A
+// periodic job looks at the pools of the shared scopes, and calls the listeners without
+// any lock. A pool that uses more than half of a limit is tight, so its word says exactly
+// how much is used (pool.go); a loose pool is near no limit. pool.low shows whether use
+// has fallen and risen again between two looks. The job runs only if there is a listener.
 
 import (
 	"context"
@@ -16,32 +15,33 @@ import (
 )
 
 const (
-	// nearInterval is the time between two looks. What comes and goes in between is
-	// not seen; what goes and comes back is.
+	// nearInterval is the time between two looks. A rise that ends in between is not
+	// seen, but a fall is.
 	nearInterval = 200 * time.Millisecond
-	// nearMargin is how far below a mark use has to fall, in percent of the limit,
-	// before the mark is told again: at the mark it may go up and down all the time.
+	// nearMargin is how far use has to fall below a mark, in percent of the limit, before
+	// the mark is reported again. Without a margin, use that hovers at the mark would be
+	// reported all the time.
 	nearMargin = 5
 )
 
-// nearMarks are the percentages of a limit that are told.
+// nearMarks are the percentages of a limit that are reported.
 var nearMarks = [...]int{80, 95}
 
-// limitWatch is what has been told of each limit.
+// limitWatch keeps which marks of each limit have been reported.
 type limitWatch struct {
 	m    *Manager
 	tell []nearListener
 	trim []trimmedConnMgr
-	told map[*pool]*[numDims]marksReached // of the scopes that are there, where any is
+	told map[*pool]*[numDims]marksReached // only scopes that have reached a mark
 }
 
-// nearListener is one that is not called any more once it has failed.
+// nearListener is a listener. Once it has failed it is not called any more.
 type nearListener struct {
 	*guard
 	listen func(NearLimitEvent)
 }
 
-// trimmedConnMgr is one that is not asked any more once it has failed.
+// trimmedConnMgr is a connection manager. Once it has failed it is not called any more.
 type trimmedConnMgr struct {
 	*guard
 	trim func(context.Context)
@@ -58,10 +58,10 @@ func newLimitWatch(m *Manager, listeners []func(NearLimitEvent), trimmed []connm
 	return w
 }
 
-// marksTold is how many of nearMarks have been told, and not been taken back.
+// marksReached is how many of nearMarks have been reported since use was last below them.
 type marksReached uint8
 
-// after gives what has been told once so much is used.
+// after returns the marks that are reached once use is held.
 func (n marksReached) after(use, limit int64) marksReached {
 	reached := func(percent int) bool { return float64(use) >= float64(limit)/100*float64(percent) }
 	for n > 0 && !reached(nearMarks[n-1]-nearMargin) {
@@ -73,10 +73,10 @@ func (n marksReached) after(use, limit int64) marksReached {
 	return n
 }
 
-// look looks at all shared scopes, and tells what is to be told.
+// look looks at all shared scopes, and reports the marks that were reached.
 func (w *limitWatch) look() {
 	told := make(map[*pool]*[numDims]marksReached)
-	full := false // the host is, of what connections hold
+	full := false // the system scope is nearly full of something that connections hold
 	for _, p := range append(w.m.fixed[:], w.m.dir.list()...) {
 		var before, now [numDims]marksReached
 		if last := w.told[p]; last != nil {
@@ -114,8 +114,8 @@ func (w *limitWatch) tellNew(p *pool, d dim, l tally, marks []int) {
 	}
 }
 
-// lookAt gives all dimensions, by one set of limits, and the least that was handed
-// out of each since the last time.
+// lookAt returns the pool's tally of each dimension, all by one set of limits, and the
+// least that was handed out of each since the last call.
 func (p *pool) lookAt() (all [numDims]tally, low amounts) {
 	p.home.lock()
 	defer p.home.unlock()

@@ -131,7 +131,8 @@ func (n *NodeLimits) check() error {
 		}
 	}
 	if n.NoConnMgr && n.ConnMgrHighWater > 0 {
-		return fmt.Errorf("limits: NodeLimits has ConnMgrHighWater %d and NoConnMgr: set one of the two", n.ConnMgrHighWater)
+		return fmt.Errorf("limits: NodeLimits has ConnMgrHighWater %d and NoConnMgr: set one of the two",
+			n.ConnMgrHighWater)
 	}
 	return nil
 }

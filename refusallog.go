@@ -1,14 +1,11 @@
 package rcmgr
 
-// The log of refusals: what was refused in the last seconds, rolled up into one
-// line for each kind of scope and limit, as Kubo's users know it. It is made from
-// the counts that the stripes keep, so it misses nothing. What a line says
-// besides, the last numbers and who stands out among the refused, is kept in the
-// stripes, one name for each kind and limit: strangers can fill no map, and cause
-// no line of their own.
-//
-// Nothing here runs unless something has been refused, but for one look at the
-// counts in an interval.
+// The log of refusals: one line for each kind of scope and limit that has refused
+// something in the last seconds, in the form that Kubo's users know. The log misses
+// no refusal, because it is made from the counts that the stripes keep. The stripes
+// also keep, for each kind and limit, the numbers of the last refusal, and the one name
+// that stands out among the refused (majority). Remote peers can therefore neither make a
+// map grow nor cause lines of their own.
 
 import (
 	"context"
@@ -17,7 +14,7 @@ import (
 	"time"
 )
 
-// logRefusals writes what was refused since the last time.
+// logRefusals logs what was refused since the last call.
 func (m *Manager) logRefusals() {
 	var refused, would unloggedRefusals
 	for i := range m.stripes {
@@ -39,8 +36,8 @@ func (m *Manager) logLines(begin string, now *unloggedRefusals, logged *[numKind
 	*logged = now.counts
 }
 
-// giveRemarks adds up what the stripe has counted, and hands over what it has
-// kept for the log.
+// giveRemarks adds the stripe's counts of refusals, and hands over the remarks that it
+// has kept for the log.
 func (st *stripe) giveRemarks(refused, would *unloggedRefusals) {
 	st.lock()
 	defer st.unlock()
@@ -54,19 +51,20 @@ func (st *stripe) giveRemarks(refused, would *unloggedRefusals) {
 }
 
 func (m *Manager) logLine(begin string, k Kind, d dim, times uint64, r *remark) {
-	// Who has a tenth of all for certain is worth a name.
+	// A name is logged if it certainly had at least a tenth of the refusals.
 	worst, named := r.worst.Name, r.worst.Votes > 0 && r.worst.Votes >= times/10
 	if worst.kind == KindPeer && worst.peer == "" {
-		named = false // nobody knows who asked
+		named = false // the connections had no known peer
 	}
 	refuser := scopeName{kind: k}
 	if named && r.worst.Votes == times && (k == KindService || k == KindProtocol) {
-		refuser = worst // all of them were its
+		refuser = worst // it caused all of the refusals
 	}
 	e := LimitError{why: refusal{scope: &refuser, d: d}}
 	var attrs []slog.Attr
 	if k != KindRate {
-		attrs = append(attrs, slog.Any("current", amountFor(k, d, r.current)), slog.Any("limit", amountFor(k, d, r.limit)))
+		attrs = append(attrs,
+			slog.Any("current", amountFor(k, d, r.current)), slog.Any("limit", amountFor(k, d, r.limit)))
 	}
 	if r.cause != CauseLimit {
 		attrs = append(attrs, slog.String("cause", r.cause.String()))
@@ -81,7 +79,7 @@ func (m *Manager) logLine(begin string, k Kind, d dim, times uint64, r *remark) 
 	log.LogAttrs(context.Background(), slog.LevelError, msg, attrs...)
 }
 
-// classOf gives a scope's name, or that of its kind where it has none of its own.
+// classOf returns a scope's name, or that of its kind if it has none of its own.
 func classOf(n *scopeName) string {
 	if n.text == "" {
 		return n.kind.String()
@@ -89,7 +87,8 @@ func classOf(n *scopeName) string {
 	return n.String()
 }
 
-// refusedByNow adds up what was refused, one stripe after the other.
+// refusedByNow returns how many requests have been refused up to now. It adds up one
+// stripe after another.
 func (m *Manager) refusedByNow() RefusalsAt {
 	var counted engineCounts
 	var would [numKinds]dimCounts

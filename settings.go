@@ -1,7 +1,7 @@
 package rcmgr
 
-// A configuration as people read and write it: every value with where it comes
-// from, and what of it differs from another one.
+// A configuration in the forms that operators use: a list of all values, each with its
+// origin, and the difference from another configuration.
 
 import (
 	"io"
@@ -15,12 +15,12 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
-// ConfigSettings is a list of the values of a configuration.
+// ConfigSettings is a list of the values of a configuration, each with its origin.
 type ConfigSettings []ConfigSetting
 
-// Settings returns all limits, costs and gates, each with its origin, in the order
-// of the fields of PartialLimitConfig; services, protocols and peers by name.
-// rm.Limits().Settings() is what is in force.
+// Settings returns all limits, costs and gates, each with its origin. They are in the order
+// of the fields of PartialLimitConfig; services, protocols and peers are sorted by name.
+// rm.Limits().Settings() returns the settings that are in force in a manager.
 func (cfg ConcreteLimitConfig) Settings() ConfigSettings {
 	var all []ConfigSetting
 	origins := make(map[string]scopeOrigins)
@@ -53,12 +53,12 @@ func (c *Costs) settings() []ConfigSetting {
 	return []ConfigSetting{{"Costs.Conn", conn, connFrom}, {"Costs.Stream", stream, streamFrom}}
 }
 
-// gateSettings gives the gates: those that are said, and otherwise the default
-// ones, unless there are none at all.
+// gateSettings returns the settings of the gates: those of the configuration, and the
+// default ones for everything that it does not set.
 func (cfg *ConcreteLimitConfig) gateSettings() []ConfigSetting {
 	gates, err := cfg.gateConfig(defaultGateConfig())
 	if err != nil {
-		return nil // no manager has these limits
+		return nil // New does not accept such a configuration
 	}
 	origins := cfg.originsOfGates()
 	full := gates.gateLimits()
@@ -73,7 +73,7 @@ func (cfg *ConcreteLimitConfig) gateSettings() []ConfigSetting {
 	return all
 }
 
-// WriteTable writes the settings as a table. The error is that of w.
+// WriteTable writes the settings as a table. It returns the error of w, if any.
 func (settings ConfigSettings) WriteTable(w io.Writer) error {
 	t := newTable(w, "Setting", "Value", "Origin")
 	for _, s := range settings {
@@ -82,10 +82,10 @@ func (settings ConfigSettings) WriteTable(w io.Writer) error {
 	return t.Flush()
 }
 
-// Diff returns what differs from other limits: what has to lie on those, by Build,
-// to get these. It is what to write to a file that is read on top of them; what is
-// as it is there is not in it. A network of the gates that only the others name
-// cannot be left out by what lies on them.
+// Diff returns the values of cfg that differ from those of others, for example to write
+// them to a file of overrides: the result's Build, called with others, returns cfg.
+// A network that only the gates of others name is an exception. It stays, because no
+// override can remove it.
 func (cfg ConcreteLimitConfig) Diff(others ConcreteLimitConfig) PartialLimitConfig {
 	a, b := &cfg.limits, &others.limits
 	var out PartialLimitConfig
@@ -104,7 +104,7 @@ func (cfg ConcreteLimitConfig) Diff(others ConcreteLimitConfig) PartialLimitConf
 	return out
 }
 
-// beyond gives the limits that differ from those below.
+// diff returns the limits that differ from those below, and DefaultLimit for the rest.
 func (l BaseLimit) diff(below BaseLimit) ResourceLimits {
 	out := l.ToResourceLimits()
 	mine, theirs := (*quantities[int, int64])(&l).counts(), (*quantities[int, int64])(&below).counts()
@@ -119,8 +119,8 @@ func (l BaseLimit) diff(below BaseLimit) ResourceLimits {
 	return out
 }
 
-// namedBeyond gives what named scopes have beyond those of the same name below, or
-// beyond the unnamed ones, on which they lie if there is none.
+// namedDiff returns the limits of named scopes that differ from those of the same name
+// below. A name that is missing on one side has that side's limits for unnamed scopes.
 func namedDiff[K comparable](named map[K]BaseLimit, unnamed BaseLimit, below map[K]BaseLimit) map[K]ResourceLimits {
 	out := make(map[K]ResourceLimits)
 	add := func(name K, l, under BaseLimit) {
@@ -170,13 +170,12 @@ func (c *Costs) diff(below *Costs) *Costs {
 	return &out
 }
 
-// gatesBeyond gives the gates that differ from those that Build gives what lies on
-// the others and says nothing of gates.
+// gatesDiff returns the values of the gates that differ from those of others.
 func (cfg *ConcreteLimitConfig) gatesDiff(others ConcreteLimitConfig) *GateLimits {
 	mine, err := cfg.gateConfig(defaultGateConfig())
 	theirs, err2 := others.limits.Gates.config(defaultGateConfig())
 	if err != nil || err2 != nil {
-		return cfg.limits.Gates // what is wrong stays so, for whoever makes a manager of it
+		return cfg.limits.Gates // left as it is, so that New reports what is wrong with it
 	}
 	a, b := mine.gateLimits(), theirs.gateLimits()
 	out := GateLimits{

@@ -1,7 +1,6 @@
 package rcmgr
 
-// What go-libp2p's own manager lets programs see, the names of what has a scope
-// and Stat; and the reading that metrics are made of.
+// Stat, as go-libp2p's own manager has it, and the reading that metrics are made from.
 
 import (
 	"github.com/libp2p/go-libp2p/core/network"
@@ -9,8 +8,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 )
 
-// Stat gives what every scope holds, in one consistent cut. It takes all
-// stripe locks for as long as it takes to copy the numbers of every peer.
+// Stat returns what every scope holds, all at the same instant. It holds all stripe locks
+// while it copies the numbers of every peer. It is safe for concurrent use.
 func (m *Manager) Stat() ResourceManagerStat {
 	stat := ResourceManagerStat{
 		Services:  make(map[string]network.ScopeStat),
@@ -43,7 +42,7 @@ func (m *Manager) Stat() ResourceManagerStat {
 	return stat
 }
 
-// addTo adds what the stripe has to say to a reading. Its lock is held.
+// addTo adds the stripe's numbers to a reading. The stripe's lock is held.
 func (st *stripe) addTo(r *reading) {
 	n := st.notes
 	if n == nil {
@@ -63,15 +62,15 @@ func (st *stripe) addTo(r *reading) {
 	}
 }
 
-// read returns what metrics show. It visits the shared scopes and the stripes,
-// never the peers or subnets: their distributions are kept as they change.
+// read returns the reading that metrics show. It visits the shared scopes and the stripes,
+// but not the peers and subnets, because the stripes keep their distributions up to date.
 //
-// What it says belongs to one instant, but for three things: the sum of the services and
-// protocols that are too many to be named, which are looked at right before; the bugs of
-// callers; and what gates and the process's memory say, which are asked right after.
+// The numbers belong to one instant, with two exceptions. The sum of the services and
+// protocols that are not named is taken right before. The bugs of callers, the gates and
+// the memory of the process are read right after.
 func (m *Manager) read() reading { return m.readWith(m.busiest()) }
 
-// readWith is read, once it is known which services and protocols are named.
+// readWith is read with the services and protocols that are named.
 func (m *Manager) readWith(b *busiest) reading {
 	r := reading{managers: 1, stripes: len(m.stripes)}
 	m.inOneCut(func() {
@@ -96,7 +95,7 @@ func (m *Manager) readWith(b *busiest) reading {
 		r.observed[k]++
 	}
 	r.fair = m.options.fair
-	for _, k := range gateKinds { // each of one connection
+	for _, k := range gateKinds { // each of their refusals blocked one connection
 		for d, n := range r.counts.refusals[k] {
 			r.counts.blocked[k][d] = int64(n)
 		}

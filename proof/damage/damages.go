@@ -118,7 +118,7 @@ var damages = []damage{
 	{"engine.go", "case b.own == nil && f.by == b:\n\t\treturn f.limits\n", "case b.own == nil && f.by != nil:\n\t\treturn f.limits\n"},
 	{"limitbook.go", "return f.limits, f.by == b", "return f.limits, f.by != nil"},
 	{"engine.go", "\tcase f.by == b:\n\t\treturn f.limits.stream", "\tcase f.by != nil:\n\t\treturn f.limits.stream"},
-	{"limitsinforce.go", "\tm.changing.Lock() // what is read one after another is of one set of limits\n\tdefer m.changing.Unlock()\n", ""},
+	{"limitsinforce.go", "\tm.changing.Lock() // so that all limits that are read one after another are of one set\n\tdefer m.changing.Unlock()\n", ""},
 	{"setlimits.go", "if last != nil && m.limits.Load() != last {", "if false {"},
 	{"explain.go", "if e.book.own == nil && f.by != e.book {", "if e.book.own == nil && f.by == nil {"},
 
@@ -389,7 +389,7 @@ var damages = []damage{
 	{"reach.go", "\tr.checkCosts(cfg.limits.Costs, peers)\n", ""},
 	{"reach.go", "\t\trooms = append(rooms, roomOf(r.all.Transient))\n", ""},
 	{"limitsinforce.go", "maps.Clone((*ConcreteLimitConfig)(b.own).originsOfGates())", "b.own.limits.Gates.origins(OriginOverride)"},
-	{"limitsinforce.go", "\t\tdelete(origins, allRates) // of", "\t\t// of"},
+	{"limitsinforce.go", "\t\tdelete(origins, allRates) // it tells", "\t\t// it tells"},
 	{"limitsjson.go", "\tif f.errs.add(e) {\n\t\tf.locate(e, at)\n\t}\n", "\tf.errs.add(e)\n"},
 	{"internal/strictjson/strictjson.go", "\t\t\tw.skip()\n\t\t\tcontinue\n", "\t\t\treturn\n"},
 	{"limitsjson.go", "append([]string{e.Path}, e.also...)", "[]string{e.Path}"},

@@ -200,47 +200,47 @@ var metricsFamilies = [...]metricsFamily{
 	// These families are this package's own.
 	{
 		name: "refusals_total", series: (*reading).refusals,
-		help:   "Requests refused, by the class of the scope or gate that refused, what ran out, and the rule. An empty dir is a limit on both directions together, or on something without a direction.",
+		help:   "Requests refused, by the class of the scope or gate that refused, what ran out, and the rule. The label dir is empty for limits on both directions together, and for resources without a direction.",
 		labels: []string{"scope", "resource", "dir", "cause"},
 	},
 	{
 		name: "would_refuse_total", series: (*reading).wouldRefuse,
-		help:   "Requests that were admitted because the limit that stood in the way is only observed. Labels as those of refusals_total; without a series where nothing has been observed.",
+		help:   "Requests that were admitted because the limit that stood in the way is only observed. The labels are those of refusals_total. A class that has never been observed has no series.",
 		labels: []string{"scope", "resource", "dir", "cause"},
 	},
 	{
 		name: "observe_only", series: (*reading).observeOnly,
-		help:   "In how many managers the limits of a class are only observed.",
+		help:   "Managers in which the limits of a class are only observed.",
 		labels: []string{"scope"},
 	},
 	{
 		name: "scope_use", series: (*reading).scopeUse,
-		help:   "What a scope that all peers share holds now: numbers, and bytes of memory.",
+		help:   "What a scope that all peers share holds now, as a count or in bytes of memory.",
 		labels: []string{"scope", "name", "resource"},
 	},
 	{
 		name: "scope_limit", series: (*reading).scopeLimit,
-		help:   "What a scope that all peers share may hold; without a series where it is unlimited.",
+		help:   "What a scope that all peers share may hold. An unlimited resource has no series.",
 		labels: []string{"scope", "name", "resource"},
 	},
 	{
 		name: "scope_peak", series: (*reading).scopePeak,
-		help:   "The most that a scope that all peers share has held since it was made. Below half of a limit it is the most that was seen, by a look once a second and by each scrape.",
+		help:   "The most that a scope that all peers share has held since it was made. Below half of a limit it is the most that was seen once a second and at each scrape.",
 		labels: []string{"scope", "name", "resource"},
 	},
 	{
 		name: "class_limit", series: (*reading).classLimits,
-		help:   "What each scope of a class may hold unless it was given a limit of its own; without a series where it is unlimited.",
+		help:   "What each scope of a class may hold unless it has a limit of its own. An unlimited resource has no series.",
 		labels: []string{"scope", "resource"},
 	},
 	{
 		name: "member_peak", series: func(r *reading, to series) { r.members(&r.memberPeaks, to) },
-		help:   "The most that any one peer has held at once since the manager was made: in all, in one service and in one protocol; numbers, and bytes of memory.",
+		help:   "The most that any one peer has held at once since the manager was made, in all, in one service and in one protocol, as a count or in bytes of memory.",
 		labels: []string{"scope", "resource"},
 	},
 	{
 		name: "member_recent_peak", series: func(r *reading, to series) { r.members(&r.recentPeaks, to) },
-		help:   "As member_peak, of the last one to two minutes.",
+		help:   "Like member_peak, but only of the last one to two minutes.",
 		labels: []string{"scope", "resource"},
 	},
 	{
@@ -250,7 +250,7 @@ var metricsFamilies = [...]metricsFamily{
 	},
 	{
 		name: "managers", series: gaugeOf(func(r *reading) int { return r.managers }),
-		help: "Open resource managers that are summed up here.",
+		help: "Open resource managers whose numbers are added up here.",
 	},
 	{
 		name: "peers", series: gaugeOf(func(r *reading) int { return r.peers }),
@@ -270,7 +270,7 @@ var metricsFamilies = [...]metricsFamily{
 	},
 	{
 		name: "process_memory", series: (*reading).processMemory,
-		help:   "Bytes that the process has in use, and the bounds above which strangers are refused and below which they are admitted again; without a series where nobody looks.",
+		help:   "Bytes of memory that the process has in use, and the bounds above which strangers are refused and below which they are admitted again. There is no series if no manager watches the memory.",
 		labels: []string{"what"},
 	},
 	{
@@ -295,7 +295,7 @@ var metricsFamilies = [...]metricsFamily{
 	},
 	{
 		name: "late_releases_total", series: counterOf(func(c *counts) uint64 { return c.lateReleases }),
-		help: "Releases of memory at scopes that were done. They do nothing.",
+		help: "Releases of memory at scopes that were already done. They do nothing.",
 	},
 }
 

@@ -47,7 +47,8 @@ var (
 
 // ViewSystem calls f with the system scope, which counts everything, and returns f's
 // error. As in all View methods, f runs without any lock, and may keep the scope. After
-// Close, scopes can still be viewed, but they refuse everything.
+// Close, scopes can still be viewed, but they refuse everything, and a scope that a View
+// method has to make is removed again when f returns.
 func (m *Manager) ViewSystem(f func(network.ResourceScope) error) error {
 	return f(m.fixed[KindSystem])
 }

@@ -1,7 +1,7 @@
 package rcmgr
 
-// What can be chosen about a manager besides its limits. Options are checked when
-// the manager is made; all that they say ends up in one config.
+// The options of a manager, which are all choices besides its limits. They are checked when
+// the manager is made, and fill in one config.
 
 import (
 	"cmp"
@@ -28,37 +28,38 @@ type config struct {
 	newcomers     bool          // WithNewcomersQuarter
 	fair          kindSet       // WithFairShare
 	allowlisted   []allowlistEntry
-	gates         gateConfig            // of a limit configuration that does not say otherwise
-	subnets       subnetConfig          // nil lists: what the limit configuration says
-	callerRates   *callerRates          // nil: likewise
-	gatesByOption GateLimits            // by WithGates
-	leaks         *LeakFinderConfig     // nil: no records of what is open
-	pressure      *MemoryPressureConfig // nil: the process's memory is not looked at
+	gates         gateConfig            // the gates where the limit configuration sets none
+	subnets       subnetConfig          // nil lists: as in the limit configuration
+	callerRates   *callerRates          // nil: as in the limit configuration
+	gatesByOption GateLimits            // WithGates
+	leaks         *LeakFinderConfig     // nil: open scopes are not recorded
+	pressure      *MemoryPressureConfig // nil: the memory of the process is not watched
 
 	nearLimit  []func(NearLimitEvent)
 	trimmed    []connmgr.ConnManager
 	tracePath  string          // empty: no file
-	reporters  []TraceReporter // of traces; StatsTraceReporter is none of them
-	reporter   MetricsReporter // nil: nobody is told of decisions
+	reporters  []TraceReporter // without any StatsTraceReporter
+	reporter   MetricsReporter // nil: decisions are not reported
 	metricsOff bool            // WithMetricsDisabled
 	statsAsked bool            // a StatsTraceReporter was given
 }
 
-// traced tells whether events are wanted.
+// traced reports whether the manager makes events.
 func (c *config) traced() bool { return c.tracePath != "" || len(c.reporters) > 0 }
 
-// measured tells whether the manager is one of those that metrics show.
+// measured reports whether MustRegisterWith shows the manager.
 func (c *config) measured() bool { return c.statsAsked || !c.metricsOff }
 
-// Option sets something about a manager that is being made. What an option cannot
-// mean is an error of New that names the option. It keeps a copy of the lists that it
-// is made from, and may be given to any number of managers, also at the same time.
+// Option sets a property of a manager that is being made. If an option is invalid, New
+// returns an error that names it. An option keeps copies of the lists that it is made from.
+// It may be passed to any number of managers, also concurrently.
 type Option func(*config) error
 
-// WithStripes sets the number of stripes, a power of two from 1 to 256. More
-// stripes let more processors work at the same time without waiting for each
-// other; fewer make the decisions that need all of them cheaper. The default
-// is four for each processor that Go uses.
+// WithStripes sets the number of stripes, which are the locks over which the manager divides
+// its accounts. It must be a power of two from 1 to 256. With more stripes, more processors
+// can work at the same time without waiting for each other. With fewer, decisions that need
+// the locks of all stripes are cheaper. The default is about four for each processor that Go
+// uses (GOMAXPROCS).
 func WithStripes(n int) Option {
 	return func(c *config) error {
 		if n < 1 || n > maxStripes || bits.OnesCount(uint(n)) != 1 {
@@ -69,8 +70,8 @@ func WithStripes(n int) Option {
 	}
 }
 
-// WithAdmission sets the rule by which priorities of memory reservations are
-// read. The default is AdmissionHalf.
+// WithAdmission sets the rule by which the priority of a memory reservation decides how much
+// of a limit it may fill. The default is AdmissionHalf.
 func WithAdmission(a Admission) Option {
 	return func(c *config) error {
 		if a != AdmissionHalf && a != AdmissionLinear {
@@ -81,15 +82,18 @@ func WithAdmission(a Admission) Option {
 	}
 }
 
-// WithNewcomersQuarter says whether parts of the transient scope's streams are kept free:
+// WithNewcomersQuarter sets whether parts of the transient scope's limits on streams are kept
+// free for others. It is on by default.
 //
-//   - of the streams in each direction, the last quarter, for peers that hold less than a
-//     quarter of them. No single peer can then keep a newcomer's first stream out, and none
-//     that hangs those that this host opens to others; a lone peer still gets three quarters.
-//   - of the total, a quarter for inbound streams, or their own limit if that is less:
-//     outbound ones that wait for their protocol do not take it.
+//   - The last quarter of the limit on each direction is kept for peers that hold no
+//     stream there, or at most a quarter of the limit. A single peer can then neither keep
+//     out the first stream of a newcomer, nor, by not answering, the streams that this host
+//     opens to other peers. A single peer can still get three quarters of the limit.
+//   - A quarter of the limit on both directions, or the limit on inbound streams if that is
+//     less, is kept for inbound streams. Outbound streams that wait for their protocol
+//     cannot take it.
 //
-// It is on by default. What is refused for the sake of others has CauseCrowding.
+// Requests that are refused for this reason have CauseCrowding.
 func WithNewcomersQuarter(on bool) Option {
 	return func(c *config) error {
 		c.newcomers = on
@@ -97,21 +101,25 @@ func WithNewcomersQuarter(on bool) Option {
 	}
 }
 
-// WithRefusalLog sets how often the log tells what has been refused since the
-// last time: at level error, which is what go-libp2p's loggers show by default,
-// one line for each kind of scope and limit that has refused anything, and no
-// line otherwise:
+// WithRefusalLog sets how often the manager logs what it has refused since the last time. The
+// default is every 10 seconds; 0 means never. The log has one line for each kind of scope and
+// limit that has refused something, and no line if nothing was refused. The level is error,
+// because go-libp2p's loggers show no lower level by default:
 //
 //	Protected from exceeding resource limits 2 times: "system: cannot reserve inbound connection: resource limit exceeded"
 //
-// Its attributes are current and limit as they were at the last refusal (of bytes with
-// their unit, which a log in JSON has as a number), cause
-// if that was not the limit itself, raise with the place in the configuration
-// that would admit more, and, if one peer, subnet, service or protocol had at
-// least a tenth of all, worst with its name and worst_times with how often it
-// was refused for certain. Close writes the rest. The default is every 10
-// seconds; 0 is never, for hosts that do it themselves. At level debug, each
-// refusal is logged with its numbers when it happens, whatever is set here.
+// The attributes of a line are
+//
+//   - current and limit: the numbers at the last refusal. Bytes are written with a unit, but
+//     as plain numbers by a JSON handler.
+//   - cause: the cause of the last refusal, if it was not CauseLimit.
+//   - raise: the place in the configuration to change to admit more.
+//   - worst and worst_times: the name of one peer, subnet, service or protocol, and a
+//     number of refusals that it certainly had. They are present only if that is at least a
+//     tenth of all.
+//
+// Close logs the rest. At level debug, each refusal is logged when it happens, whatever
+// interval is set.
 func WithRefusalLog(every time.Duration) Option {
 	return func(c *config) error {
 		if every < 0 {
@@ -122,8 +130,8 @@ func WithRefusalLog(every time.Duration) Option {
 	}
 }
 
-// WithAllowlistedMultiaddrs adds entries to the allowlist. Given again, it
-// adds more. See Allowlist.Add for what an entry looks like.
+// WithAllowlistedMultiaddrs adds entries to the allowlist. See Allowlist for their forms. The
+// option may be given more than once.
 func WithAllowlistedMultiaddrs(mas []multiaddr.Multiaddr) Option {
 	var entries []allowlistEntry
 	for _, ma := range mas {
@@ -139,10 +147,10 @@ func WithAllowlistedMultiaddrs(mas []multiaddr.Multiaddr) Option {
 	}
 }
 
-// WithAllowlistStrings is WithAllowlistedMultiaddrs for entries as text, as they
-// stand in a configuration file. What is no entry is an error of New that
-// quotes it or, with skipBad, is logged and left out: a node then starts
-// despite a slip in its file, and refuses whom the slip was to let in.
+// WithAllowlistStrings adds entries to the allowlist that are given as text, for example in a
+// configuration file. See Allowlist for their forms. If an entry is invalid, New returns an
+// error that quotes it. With skipBad, New instead logs and skips the entry: a node then
+// starts despite a mistake in its file, but the entry admits no connection or stream.
 func WithAllowlistStrings(entries []string, skipBad bool) Option {
 	entries = slices.Clone(entries)
 	return func(c *config) error {
@@ -161,11 +169,11 @@ func WithAllowlistStrings(entries []string, skipBad bool) Option {
 	}
 }
 
-// WithLimitPerSubnet sets how many connections one subnet may have, for IPv4
-// and IPv6; nil leaves what the limit configuration says (see SubnetLimits), by
-// default 8 for an IPv4 address; 8 for an IPv6 /56 and 64 for a /48. A
-// connection has to fit all entries of its family. WithNetworkPrefixLimit goes
-// before it.
+// WithLimitPerSubnet sets how many connections one subnet may have, for IPv4 and IPv6. A
+// connection has to fit all limits of its family, except in networks for which there is a
+// limit of their own (see WithNetworkPrefixLimit). A nil list leaves the limits of the
+// limit configuration (see SubnetLimits), which by default are 8 for an IPv4 address, 8 for
+// an IPv6 /56, and 64 for an IPv6 /48.
 func WithLimitPerSubnet(v4, v6 []ConnLimitPerSubnet) Option {
 	v4, v6 = slices.Clone(v4), slices.Clone(v6)
 	return func(c *config) error {
@@ -174,11 +182,11 @@ func WithLimitPerSubnet(v4, v6 []ConnLimitPerSubnet) Option {
 	}
 }
 
-// WithNetworkPrefixLimit sets how many connections all addresses of given
-// networks may have together, in place of the limits per subnet; nil leaves
-// what the limit configuration says (see SubnetLimits), by default that
-// loopback is unlimited. Where several cover an address, the most specific one
-// counts.
+// WithNetworkPrefixLimit sets, for each of the given networks, how many connections all of
+// its addresses may have together. In these networks, the limits per subnet do not apply. If
+// several networks contain an address, only the most specific one counts. A nil list leaves
+// the networks of the limit configuration (see SubnetLimits), which by default leave
+// loopback addresses unlimited.
 func WithNetworkPrefixLimit(v4, v6 []NetworkPrefixLimit) Option {
 	v4, v6 = slices.Clone(v4), slices.Clone(v6)
 	return func(c *config) error {
@@ -187,10 +195,10 @@ func WithNetworkPrefixLimit(v4, v6 []NetworkPrefixLimit) Option {
 	}
 }
 
-// WithConnRateLimiters replaces the limit on how fast one subnet may connect,
-// whatever the limit configuration says about it (see RateLimits). nil means no
-// such limit. A token taken from a limiter of one's own cannot be given back when
-// something else refuses the connection.
+// WithConnRateLimiters replaces the limits on how fast one subnet may connect, including
+// those of the limit configuration (see RateLimits), by a rate limiter of the caller's. nil
+// means no such limit. If a connection takes a token from the limiter and is then refused by
+// another limit, the token is lost.
 func WithConnRateLimiters(connRateLimiter *rate.Limiter) Option {
 	return func(c *config) error {
 		c.callerRates = &callerRates{connRateLimiter}
@@ -198,11 +206,11 @@ func WithConnRateLimiters(connRateLimiter *rate.Limiter) Option {
 	}
 }
 
-// WithGates sets what it names of the gates, whatever the limit configuration says about
-// that; what it leaves out stays. It is for limits that are not read from a file, and for
-// turning on the gates for outbound connections. WithLimitPerSubnet, WithNetworkPrefixLimit
-// and WithConnRateLimiters, go-libp2p's own options, go before it. What a GateLimits may not
-// say is an error of New. Given again, it replaces what was given before.
+// WithGates sets limits of the gates. Those that gates leaves out stay as in the limit
+// configuration. Use it for limits that are not read from a file, or to turn on the gates for
+// outbound connections. WithLimitPerSubnet, WithNetworkPrefixLimit and WithConnRateLimiters,
+// which are go-libp2p's own options, take precedence over WithGates. If gates is invalid, New
+// returns an error. If the option is given more than once, the last one counts.
 func WithGates(gates GateLimits) Option {
 	return func(c *config) error {
 		if _, err := gates.config(defaultGateConfig()); err != nil {
@@ -213,14 +221,16 @@ func WithGates(gates GateLimits) Option {
 	}
 }
 
-// WithTrace writes everything that happens to a file, as gzip-compressed lines
-// of JSON, one TraceEvt each. What the file held before is lost. A file that
-// cannot be opened is an error of New; one that can no longer be written is
-// closed and logged, and nothing else stops. Lines reach the file after about a
-// second; Close writes the rest and closes it. An empty path is no file.
+// WithTrace writes a trace of everything that happens to a file. The file is compressed with
+// gzip, and has one TraceEvt in JSON on each line. Existing contents are lost. If path is
+// empty, no file is written.
 //
-// A traced manager has its events in one order with exact totals, and for that
-// one stripe, whatever WithStripes says: it works on one processor at a time.
+// If the file cannot be opened, New returns an error. If it can no longer be written, the
+// error is logged and the file is closed, but the manager works as before. Events reach the
+// file after about a second. Close writes the rest and closes the file.
+//
+// A traced manager always has a single stripe, whatever WithStripes sets, so that events have
+// one order and exact totals. It can therefore use only one processor at a time.
 func WithTrace(path string) Option {
 	return func(c *config) error {
 		c.tracePath = path
@@ -228,10 +238,13 @@ func WithTrace(path string) Option {
 	}
 }
 
-// WithTraceReporter hands all events to a reporter, soon after they have happened: from a
-// queue, which Manager.FlushTrace and Close empty, see TraceReporter. Given again, it adds
-// another one. It makes the manager a traced one, see WithTrace,
-// but for a StatsTraceReporter, which only says that metrics are wanted.
+// WithTraceReporter hands all events to a reporter (see TraceReporter). Events pass through a
+// queue, so they reach the reporter a little later; Manager.FlushTrace and Manager.Close wait
+// for them. The manager is then traced, with a single stripe (see WithTrace). The option may
+// be given more than once, for several reporters. The reporter must not be nil.
+//
+// A StatsTraceReporter is an exception. It gets no events, and only ensures that
+// MustRegisterWith shows the manager.
 func WithTraceReporter(reporter TraceReporter) Option {
 	return func(c *config) error {
 		switch reporter.(type) {
@@ -246,8 +259,9 @@ func WithTraceReporter(reporter TraceReporter) Option {
 	}
 }
 
-// WithMetrics tells a reporter of every decision, see MetricsReporter. Given
-// again, it replaces the reporter.
+// WithMetrics reports every decision to a reporter (see MetricsReporter), which must not be
+// nil. If the option is given more than once, the last one counts. Prometheus needs no
+// reporter (see MustRegisterWith).
 func WithMetrics(reporter MetricsReporter) Option {
 	return func(c *config) error {
 		if reporter == nil {
@@ -258,8 +272,8 @@ func WithMetrics(reporter MetricsReporter) Option {
 	}
 }
 
-// WithMetricsDisabled leaves the manager out of what MustRegisterWith shows,
-// unless a StatsTraceReporter asks for it.
+// WithMetricsDisabled leaves the manager out of the metrics that MustRegisterWith shows,
+// unless WithTraceReporter is given a StatsTraceReporter.
 func WithMetricsDisabled() Option {
 	return func(c *config) error {
 		c.metricsOff = true
@@ -267,7 +281,7 @@ func WithMetricsDisabled() Option {
 	}
 }
 
-// gateConfig returns what the gates of a manager with these limits are made from.
+// gateConfig returns the configuration of the gates of a manager with these limits.
 func (c *config) gateConfig(limits Limiter) (gateConfig, error) {
 	g, err := gateConfigOf(limits, c.gates)
 	if err != nil {
@@ -281,7 +295,7 @@ func (c *config) gateConfig(limits Limiter) (gateConfig, error) {
 	return g, nil
 }
 
-// replace sets the lists that are given, by family.
+// replace sets the lists of the families for which there is a new list.
 func replace[T any](lists *[ip.Families][]T, v4, v6 []T) {
 	if v4 != nil {
 		lists[ip.V4] = v4
@@ -291,25 +305,30 @@ func replace[T any](lists *[ip.Families][]T, v4, v6 []T) {
 	}
 }
 
-// WithFairShare keeps single peers and single subnets from taking all of the
-// transient scope, or of the scopes that are named: KindTransient and KindSystem. It
-// is for what comes from outside, and for the outbound streams of a peer that wait in
-// transient. While a scope, with a request, holds more than half
-// of a limit on inbound streams, inbound connections, all streams, all connections or
-// descriptors,
+// WithFairShare keeps a single peer or a single subnet from taking all of a scope. kinds may
+// be KindTransient and KindSystem; if it is empty, the option applies to the transient scope.
+// It is off by default.
 //
-//   - a peer is refused what would give it more than a quarter of the limit, unless
-//     it holds nothing; of memory, too, and of transient's outbound streams;
-//   - a subnet is refused what would leave less than it holds: all inbound connections
-//     from one IPv4 /24 or one IPv6 /56, and all inbound streams of peers whose first
-//     inbound connection with an address came from there.
+// The rule covers inbound connections and streams, and the outbound streams of a peer that
+// are still in the transient scope. It covers the limits on inbound streams, streams in both
+// directions, inbound connections, connections in both directions, and file descriptors. It
+// applies to a request with which the scope would hold more than half of such a limit:
 //
-// Somebody of a subnet that holds nothing is admitted while there is room. Who has no
-// address of their own (behind a relay, or not IP) and this machine's own
-// 127.0.0.1 and ::1 are of no subnet. Whom the allowlist means falls back on the
-// allowlisted scopes, as where a limit refuses, and has no share to keep to once its
-// peer is known. A refusal is a *LimitError of the scope, with CauseFairShare. It is off by default.
-// Other kinds are an error.
+//   - A peer that holds something already is refused if it would hold more than a quarter of
+//     the limit. For peers, this is also true of memory, and of the transient scope's
+//     outbound streams.
+//   - A subnet is refused if less of the limit would be left than the subnet holds. A subnet
+//     is an IPv4 /24 or an IPv6 /56. It holds the inbound connections from its addresses, and
+//     the inbound streams of each peer whose first inbound connection came from it.
+//
+// A subnet that holds nothing is admitted while there is room. Connections without an IP
+// address of their own, such as relayed ones, belong to no subnet, and neither do those from
+// 127.0.0.1 and ::1. Connections and streams of the allowlist fall back on the allowlisted
+// scopes, as if a limit had refused them, and the rule does not apply to them once their peer
+// is known.
+//
+// A refusal is a *LimitError of the scope with CauseFairShare. If kinds contains another
+// kind, New returns an error.
 func WithFairShare(kinds ...Kind) Option {
 	if len(kinds) == 0 {
 		kinds = []Kind{KindTransient}
@@ -329,13 +348,13 @@ func WithFairShare(kinds ...Kind) Option {
 	}
 }
 
-// WithLeakFinder keeps a record of each open connection and stream, so that
-// Snapshot and the live page show the oldest of each class, and finds those that
-// are dropped without Done. It is off by default. When on, opening and closing take
-// about as long again; reservations do not know of it. Ages are exact to a second.
+// WithLeakFinder keeps a record of each open connection and stream, so that Snapshot and the
+// live page show the oldest of each class, and finds those that are dropped without Done. It
+// is off by default. It about doubles the time to open and close a connection or stream, but
+// does not slow down reservations. Ages are exact to a second.
 //
-// What is dropped without Done is a caller's bug, counted and logged as such when
-// the garbage collection has found it. What it held stays reserved.
+// A connection or stream that is dropped without Done is counted and logged as a caller's
+// bug when the garbage collector finds it. Everything that it held stays reserved.
 func WithLeakFinder(f LeakFinderConfig) Option {
 	return func(c *config) error {
 		if f.Stacks < 0 || f.Oldest < 0 {
@@ -346,17 +365,19 @@ func WithLeakFinder(f LeakFinderConfig) Option {
 	}
 }
 
-// WithNearLimitFunc calls f when 80 percent of a limit are used, and again at 95: once
-// each, and again only after use has fallen more than five percent of the limit
-// below the mark. Who passes both at once is told of both. Watched are the scopes
-// that all peers share: system, transient, the allowlisted ones, services and
-// protocols, which are looked at five times a second. Single peers, connections and
-// streams are not, for they come and go as strangers like; nor are the gates.
+// WithNearLimitFunc calls f when the use of a limit reaches 80 percent, and again when it
+// reaches 95 percent. If it reaches both at once, f is called for both. f is called again for
+// a mark only after use has fallen below it by more than five percent of the limit.
 //
-// f is called by one goroutine at a time and without any lock of the manager, which
-// it may ask anything; looks wait for it. Close waits for it, too, so that f must
-// not call Close. If it panics, that is logged, and it is not called again. Given again,
-// the option adds another listener. f may not be nil.
+// The manager looks five times a second at the scopes that all peers share: system,
+// transient, the allowlisted ones, services and protocols. It does not watch single peers,
+// connections and streams, because remote peers can make these come and go as they like, and
+// it does not watch the gates.
+//
+// f is called by one goroutine at a time and without any lock, so it may call all methods of
+// the manager except Close, which waits for f to return. The next look waits for f, too. If f
+// panics, the panic is logged and f is not called again. The option may be given more than
+// once, for several functions. f must not be nil.
 func WithNearLimitFunc(f func(NearLimitEvent)) Option {
 	return func(c *config) error {
 		if f == nil {
@@ -367,17 +388,21 @@ func WithNearLimitFunc(f func(NearLimitEvent)) Option {
 	}
 }
 
-// WithTrimming asks a connection manager to close what it values least, from when 80
-// percent of the connections, descriptors or memory of the whole host are used until
-// that has fallen more than five percent of the limit below, five times a second: what
-// is just being let in or in its grace period can be closed only later. The connection
-// manager trims as if its high water mark had been reached: down to its low water mark,
-// which must lie below 75 percent of the limit for this to make room, and none that it
-// protects. With that, the high water mark may even lie above the limit.
+// WithTrimming asks a connection manager to close its least valuable connections when the
+// system scope uses 80 percent of its limit on connections, file descriptors or memory. It
+// asks five times a second, because new connections and those in their grace period can be
+// closed only later. It stops when use has fallen below 80 percent by more than five percent
+// of the limit.
 //
-// The connection manager is asked by one goroutine at a time, which Close waits for,
-// without any lock of the manager. If it panics, that is logged, and it is not asked
-// again. Given again, the option adds another one. cm may not be nil.
+// The connection manager trims as if its high water mark had been reached: it closes
+// connections that it does not protect, down to its low water mark. The low water mark must
+// lie below 75 percent of the limit for this to make room. The high water mark may even lie
+// above the limit.
+//
+// The connection manager is called by one goroutine at a time and without any lock. Close
+// waits for the call to return. If the connection manager panics, the panic is logged and it
+// is not called again. The option may be given more than once, for several connection
+// managers. cm must not be nil.
 func WithTrimming(cm connmgr.ConnManager) Option {
 	return func(c *config) error {
 		if cm == nil {
@@ -388,14 +413,15 @@ func WithTrimming(cm connmgr.ConnManager) Option {
 	}
 }
 
-// WithObserveOnly starts with the limits of some classes of scopes and gates, or
-// without any named of all, as limits that are only observed: they refuse nothing.
-// What they would have refused is admitted and accounted for exactly, and counted
-// in Snapshot.WouldRefuse and the metrics, and the log tells of it in lines that
-// begin with "Would have". A limit that is not observed refuses as always. Only
-// what no number can hold is refused by limits that are observed: a sum above
-// math.MaxInt64. Manager.Enforce and Manager.ObserveOnly switch at run time. A
-// kind that does not exist is an error.
+// WithObserveOnly starts the manager with limits that are only observed: those of the given
+// kinds of scopes and gates, or of all kinds if none is given. Such limits refuse nothing.
+// Requests that they would have refused are admitted, accounted for exactly, and counted in
+// Snapshot.WouldRefuse and the metrics. They are logged in lines that begin with "Would
+// have". Limits of other kinds refuse as usual. The only requests that an observed limit
+// refuses are those that would bring a sum above math.MaxInt64.
+//
+// Manager.Enforce and Manager.ObserveOnly change the kinds while the manager runs. If a kind
+// does not exist, New returns an error.
 func WithObserveOnly(kinds ...Kind) Option {
 	set, err := kindSetOf(kinds)
 	return func(c *config) error {
@@ -407,17 +433,20 @@ func WithObserveOnly(kinds ...Kind) Option {
 	}
 }
 
-// WithMemoryPressure refuses inbound connections and inbound streams while this
-// process has too much memory in use, whatever it is used for. It is off by
-// default. What is open stays and may reserve what its limits admit; outbound
-// connections and streams go on, and so do those that the allowlist means. A
-// connection from an address at which the allowlist names a peer is refused once it
-// turns out to be somebody else; a bare peer ID helps streams only.
+// WithMemoryPressure refuses inbound connections and inbound streams while this process has
+// too much memory in use, for whatever purpose. It is off by default.
 //
-// A refusal is a *LimitError of KindProcess and CauseMemoryPressure.
+// Connections and streams that are open stay open, and may reserve what their limits admit.
+// Outbound connections and streams are not refused, and neither are those of the allowlist. A
+// connection from an address for which the allowlist names a peer is refused when its peer
+// turns out to be another one. Allowlist entries without an address admit only streams,
+// because the peer of a new connection is not known yet.
+//
+// A refusal is a *LimitError with KindProcess and CauseMemoryPressure. If p is invalid, New
+// returns an error.
 func WithMemoryPressure(p MemoryPressureConfig) Option {
 	return func(c *config) error {
-		own := p // filled in for each manager anew: it reads with buffers of its own
+		own := p // each manager fills in its own copy, with its own buffers for reading
 		if err := own.check(); err != nil {
 			return fmt.Errorf("WithMemoryPressure: %w", err)
 		}
@@ -426,14 +455,14 @@ func WithMemoryPressure(p MemoryPressureConfig) Option {
 	}
 }
 
-// NearLimitEvent tells that much of a limit is used.
+// NearLimitEvent says that a scope uses much of a limit. See WithNearLimitFunc.
 type NearLimitEvent struct {
-	Scope     string // the scope's name: "system", "protocol:/ipfs/ping/1.0.0"
+	Scope     string // the scope's name, such as "system" or "protocol:/ipfs/ping/1.0.0"
 	Kind      Kind
-	Name      string // of the limit, as in configurations: "ConnsInbound"
+	Name      string // the limit's name in configurations, such as "ConnsInbound"
 	Resource  Resource
-	Direction network.Direction // as LimitError.Direction
+	Direction network.Direction // network.DirUnknown as in LimitError.Direction
 	Percent   int               // the mark that was reached: 80 or 95
-	Use       int64             // when it was seen, in bytes or as a number
-	Limit     int64
+	Use       int64             // when the manager looked, in bytes or as a count
+	Limit     int64             // in bytes or as a count
 }

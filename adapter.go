@@ -1,8 +1,8 @@
 package rcmgr
 
-// What was made with another package of the same shape, go-libp2p's own
-// resource manager first of all. Its types have the same methods as ours, but
-// other names, so Go does not take the one for the other.
+// Limiters and configurations that were made for another package of the same shape,
+// mainly go-libp2p's own resource manager. Its types have the same methods as ours, but
+// Go does not convert one to the other.
 
 import (
 	"bytes"
@@ -13,8 +13,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 )
 
-// ForeignLimiter is Limiter with limits of type L: the Limiter of another
-// package, whose Limit is L.
+// ForeignLimiter is the Limiter of another package, whose type of limits is L.
 type ForeignLimiter[L Limit] interface {
 	GetSystemLimits() L
 	GetTransientLimits() L
@@ -29,15 +28,14 @@ type ForeignLimiter[L Limit] interface {
 	GetConnLimits() L
 }
 
-// LimiterFrom makes a Limiter of one that was written for another package,
-// go-libp2p's own resource manager first of all: New(LimiterFrom(theirs)). It
-// asks theirs for each limit, so it is as safe for concurrent use as theirs is.
-// A nil limit stays nil.
+// LimiterFrom returns a Limiter that uses the Limiter of another package, such as
+// go-libp2p's own resource manager: New(LimiterFrom(theirs)). It calls theirs for each
+// limit, so it is as safe for concurrent use as theirs is. A nil limit stays nil.
 func LimiterFrom[L Limit](theirs ForeignLimiter[L]) Limiter {
 	return foreign[L]{theirs}
 }
 
-// foreign is a ForeignLimiter as a Limiter. What it does is to convert.
+// foreign is a ForeignLimiter as a Limiter. Its methods only convert.
 type foreign[L Limit] struct{ theirs ForeignLimiter[L] }
 
 func (f foreign[L]) GetSystemLimits() Limit            { return f.theirs.GetSystemLimits() }
@@ -58,12 +56,12 @@ func (f foreign[L]) GetPeerLimits(p peer.ID) Limit   { return f.theirs.GetPeerLi
 func (f foreign[L]) GetStreamLimits(p peer.ID) Limit { return f.theirs.GetStreamLimits(p) }
 func (f foreign[L]) GetConnLimits() Limit            { return f.theirs.GetConnLimits() }
 
-// PartialLimitConfigFrom takes over the configuration of another package, by
-// way of JSON; give it a pointer, as in PartialLimitConfigFrom(&theirs). From a
-// configuration of go-libp2p's that has all limits, get a partial one first,
-// with its method ToPartialLimitConfig. The other way leads through JSON, too:
-// json.Unmarshal of what json.Marshal gives for ours. An error tells what in
-// the configuration has no meaning here.
+// PartialLimitConfigFrom returns the configuration of another package as one of this
+// package, by way of JSON. Call it with a pointer, as in PartialLimitConfigFrom(&theirs).
+// If theirs is a configuration of go-libp2p's that has all limits, call its method
+// ToPartialLimitConfig first. The way back is JSON, too: json.Unmarshal what json.Marshal
+// returns for ours. An error names the parts of the configuration that have no meaning
+// here.
 func PartialLimitConfigFrom(theirs json.Marshaler) (PartialLimitConfig, error) {
 	text, err := theirs.MarshalJSON()
 	if err != nil {

@@ -1,6 +1,6 @@
 package rcmgr
 
-// The limit of one scope, as go-libp2p's interfaces have it, and as eight numbers.
+// The limit of one scope: go-libp2p's interfaces, and the same as eight numbers.
 
 import (
 	"cmp"
@@ -12,59 +12,58 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 )
 
-// Limit is what one scope may hold at most. Zero admits nothing, math.MaxInt
-// (math.MaxInt64 for memory) everything; a negative limit is an error wherever
-// a limit is taken. A Limit must give the same answers to concurrent callers.
+// Limit is the most that one scope may hold. Zero admits nothing, and math.MaxInt
+// (math.MaxInt64 for memory) admits everything. A negative limit is an error wherever a
+// limit is accepted. A Limit must return the same values to concurrent callers.
 type Limit interface {
-	// GetMemoryLimit gives the limit of memory, in bytes.
+	// GetMemoryLimit returns the limit of memory, in bytes.
 	GetMemoryLimit() int64
-	// GetStreamLimit gives the limit of streams in one direction.
+	// GetStreamLimit returns the limit of streams in one direction.
 	GetStreamLimit(network.Direction) int
-	// GetStreamTotalLimit gives the limit of streams in both directions together.
+	// GetStreamTotalLimit returns the limit of streams in both directions together.
 	GetStreamTotalLimit() int
-	// GetConnLimit gives the limit of connections in one direction.
+	// GetConnLimit returns the limit of connections in one direction.
 	GetConnLimit(network.Direction) int
-	// GetConnTotalLimit gives the limit of connections in both directions together.
+	// GetConnTotalLimit returns the limit of connections in both directions together.
 	GetConnTotalLimit() int
-	// GetFDLimit gives the limit of file descriptors.
+	// GetFDLimit returns the limit of file descriptors.
 	GetFDLimit() int
 }
 
-// Limiter tells a manager the limits of its scopes. The manager asks when it
-// makes a scope, and when SetLimits or Refresh says so, from many goroutines at
-// once and never under a lock of its own. A limit that is nil or below zero is an
-// error of whatever needed it, and so is a panic; that is logged, too, the first time.
+// Limiter returns the limits of a manager's scopes. The manager calls it when it makes a
+// scope, and in SetLimits and Refresh: from many goroutines at once, and never while it
+// holds a lock. If a limit is nil or negative, or the Limiter panics, the operation that
+// needed the limit fails with an error; the first panic is also logged.
 type Limiter interface {
-	// GetSystemLimits gives the limits of everything together.
+	// GetSystemLimits returns the limits of everything together.
 	GetSystemLimits() Limit
-	// GetTransientLimits gives the limits of all connections and streams whose
+	// GetTransientLimits returns the limits of all connections and streams whose
 	// peer or protocol is not known yet.
 	GetTransientLimits() Limit
-	// GetAllowlistedSystemLimits gives the limits of everything allowlisted
+	// GetAllowlistedSystemLimits returns the limits of everything allowlisted
 	// that the system scope had no room for.
 	GetAllowlistedSystemLimits() Limit
-	// GetAllowlistedTransientLimits gives the limits of everything allowlisted
+	// GetAllowlistedTransientLimits returns the limits of everything allowlisted
 	// that the transient scope had no room for.
 	GetAllowlistedTransientLimits() Limit
-	// GetServiceLimits gives the limits of one service.
+	// GetServiceLimits returns the limits of one service.
 	GetServiceLimits(svc string) Limit
-	// GetServicePeerLimits gives the limits of any one peer in one service.
+	// GetServicePeerLimits returns the limits of any one peer in one service.
 	GetServicePeerLimits(svc string) Limit
-	// GetProtocolLimits gives the limits of one protocol.
+	// GetProtocolLimits returns the limits of one protocol.
 	GetProtocolLimits(proto protocol.ID) Limit
-	// GetProtocolPeerLimits gives the limits of any one peer in one protocol.
+	// GetProtocolPeerLimits returns the limits of any one peer in one protocol.
 	GetProtocolPeerLimits(proto protocol.ID) Limit
-	// GetPeerLimits gives the limits of one peer.
+	// GetPeerLimits returns the limits of one peer.
 	GetPeerLimits(p peer.ID) Limit
-	// GetStreamLimits gives the limits of any one stream of a peer.
+	// GetStreamLimits returns the limits of any one stream of a peer.
 	GetStreamLimits(p peer.ID) Limit
-	// GetConnLimits gives the limits of any one connection.
+	// GetConnLimits returns the limits of any one connection.
 	GetConnLimits() Limit
 }
 
-// BaseLimit is a Limit made of plain numbers: counts, and bytes of memory.
-// Its zero value admits nothing. As part of a ScalingLimitConfig it is the
-// limit of the smallest node.
+// BaseLimit is a Limit made of plain numbers: counts, and bytes of memory. Its zero value
+// admits nothing. In a ScalingLimitConfig it is the limit of the smallest node.
 type BaseLimit struct {
 	Streams         int   `json:",omitempty"`
 	StreamsInbound  int   `json:",omitempty"`
@@ -81,7 +80,7 @@ var _ Limit = BaseLimit{}
 // GetMemoryLimit implements Limit.
 func (l BaseLimit) GetMemoryLimit() int64 { return l.Memory }
 
-// GetStreamLimit implements Limit. What is not inbound is outbound.
+// GetStreamLimit implements Limit. Every direction but inbound counts as outbound.
 func (l BaseLimit) GetStreamLimit(dir network.Direction) int {
 	if dir == network.DirInbound {
 		return l.StreamsInbound
@@ -92,7 +91,7 @@ func (l BaseLimit) GetStreamLimit(dir network.Direction) int {
 // GetStreamTotalLimit implements Limit.
 func (l BaseLimit) GetStreamTotalLimit() int { return l.Streams }
 
-// GetConnLimit implements Limit. What is not inbound is outbound.
+// GetConnLimit implements Limit. Every direction but inbound counts as outbound.
 func (l BaseLimit) GetConnLimit(dir network.Direction) int {
 	if dir == network.DirInbound {
 		return l.ConnsInbound
@@ -106,13 +105,13 @@ func (l BaseLimit) GetConnTotalLimit() int { return l.Conns }
 // GetFDLimit implements Limit.
 func (l BaseLimit) GetFDLimit() int { return l.FD }
 
-// Apply fills in each field that is zero from l2.
+// Apply sets each field of l that is zero to its value in l2.
 func (l *BaseLimit) Apply(l2 BaseLimit) {
 	fillIn((*quantities[int, int64])(l), (*quantities[int, int64])(&l2))
 }
 
-// BaseLimitIncrease is what a limit grows by for each GiB (1<<30 bytes) of
-// memory: counts, and bytes of memory. Its zero value is no growth.
+// BaseLimitIncrease is the amount by which a limit grows for each GiB (1<<30 bytes) of
+// memory: counts, and bytes of memory. Its zero value means no growth.
 type BaseLimitIncrease struct {
 	Streams         int   `json:",omitempty"`
 	StreamsInbound  int   `json:",omitempty"`
@@ -121,13 +120,12 @@ type BaseLimitIncrease struct {
 	ConnsInbound    int   `json:",omitempty"`
 	ConnsOutbound   int   `json:",omitempty"`
 	Memory          int64 `json:",omitempty"`
-	// FDFraction is the part of all file descriptors, from 0 to 1, that the
-	// scope may hold if that is more than its base limit. It does not depend
-	// on memory.
+	// FDFraction is the fraction of all file descriptors, from 0 to 1, that the scope may
+	// hold if that is more than its base limit. It does not depend on memory.
 	FDFraction float64 `json:",omitempty"`
 }
 
-// Apply fills in each field that is zero from l2.
+// Apply sets each field of l that is zero to its value in l2.
 func (l *BaseLimitIncrease) Apply(l2 BaseLimitIncrease) {
 	from := l2.counts()
 	for i, n := range l.counts() {
@@ -137,7 +135,7 @@ func (l *BaseLimitIncrease) Apply(l2 BaseLimitIncrease) {
 	l.FDFraction = cmp.Or(l.FDFraction, l2.FDFraction)
 }
 
-// counts gives all that is counted, in the order of quantities.counts.
+// counts returns all counts, in the order of quantities.counts.
 func (l *BaseLimitIncrease) counts() [6]*int {
 	return [...]*int{
 		&l.Streams, &l.StreamsInbound, &l.StreamsOutbound,
@@ -145,14 +143,14 @@ func (l *BaseLimitIncrease) counts() [6]*int {
 	}
 }
 
-// isNoLimit reports whether a Limit is nil, or a nil pointer.
+// isNoLimit reports whether a Limit is nil or a nil pointer.
 func isNoLimit(l Limit) bool {
 	v := reflect.ValueOf(l)
 	return !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil()
 }
 
-// checkLimit returns what is wrong with a limit that a manager was given for the
-// scope where: there is none, or a number in it is negative.
+// checkLimit returns an error if the limit that a manager was given for the scope where
+// is nil or has a negative number.
 func checkLimit(where string, l Limit) error {
 	if isNoLimit(l) {
 		return fmt.Errorf("%s: no limit given, the Limit is nil", where)
@@ -169,7 +167,7 @@ func checkLimit(where string, l Limit) error {
 	return nil
 }
 
-// limitsOf reads a Limit into amounts.
+// limitsOf returns the numbers of a Limit.
 func limitsOf(l Limit) amounts {
 	return amounts{
 		dimMemory:     l.GetMemoryLimit(),
@@ -197,30 +195,30 @@ func (a *amounts) baseLimit() BaseLimit {
 	}
 }
 
-// LimitResetter is implemented by every scope that this package hands out, as
-// ResourceScopeLimiter is. Both are safe for concurrent use.
+// LimitResetter is implemented by every scope that this package returns, like
+// ResourceScopeLimiter. Both are safe for concurrent use.
 type LimitResetter interface {
-	// ResetLimit takes back what SetLimit has set: the scope has the limit that
-	// the manager's limits give it, and follows SetLimits again. Where nothing was
-	// set, it does nothing. If a Limiter that is not of this package gives no valid
-	// limit for the scope, that is counted and logged as a caller's bug, and the
-	// limit stays as it was.
+	// ResetLimit undoes SetLimit: the scope has the limit that the manager's
+	// configuration gives it, and follows SetLimits again. It does nothing if no limit
+	// was set. If a Limiter of the program's own returns no valid limit for the scope,
+	// that is counted and logged as a caller's bug, and the limit does not change.
 	ResetLimit()
 }
 
-// ResourceScopeLimiter is implemented by every scope that this package hands
-// out: type-assert a network.ResourceScope to read or replace its limit.
+// ResourceScopeLimiter is implemented by every scope that this package returns. Use a
+// type assertion on a network.ResourceScope to read or replace its limit.
 type ResourceScopeLimiter interface {
 	// Limit returns a copy of the limit in force.
 	Limit() Limit
-	// SetLimit replaces the limit of this one scope. What is held stays; a
-	// scope that holds more than its new limit admits nothing more until it
-	// has drained. A nil limit or one below zero is a caller's bug: it is
-	// counted and logged, and the limit stays as it was.
+	// SetLimit replaces the limit of this one scope. Existing resources are kept; a scope
+	// that holds more than its new limit admits nothing until it has drained below it. A
+	// limit that is nil or has a negative number is a caller's bug: it is counted and
+	// logged, and the limit does not change.
 	SetLimit(Limit)
 }
 
-// saidLimit is a Limit that has been read, once; err says why it could not be.
+// copiedLimit has the values of a Limit, each read once. err says why they could not be
+// read.
 type copiedLimit struct {
 	amounts
 	err error

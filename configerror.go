@@ -1,7 +1,7 @@
 package rcmgr
 
-// What is wrong with a configuration of limits, and where: all of it at once, so
-// that nobody has to mend one slip to hear of the next.
+// Errors in a configuration of limits, with their places. All are reported at once, so
+// that mending one does not only reveal the next.
 
 import (
 	"cmp"
@@ -10,27 +10,28 @@ import (
 	"strings"
 )
 
-// ConfigError is one thing that is wrong with a configuration of limits. Functions that
-// read a configuration, or make something of it, return an error from which errors.As
-// takes the first one. It wraps an error whose method Unwrap() []error returns all of
-// them, at most 20, in the order of the text or of the fields of PartialLimitConfig.
-// Once returned, a ConfigError does not change.
+// ConfigError is one error in a configuration of limits. Functions that read or build a
+// configuration return an error in which errors.As finds the first one. That error wraps
+// another whose method Unwrap() []error returns all of them, at most 20, in the order of
+// the text or of the fields of PartialLimitConfig. A ConfigError does not change after it
+// is returned.
 type ConfigError struct {
 	// File is the name of the file, or empty if it is not known.
 	File string
-	// Line and Column are where it stands in the text, from 1, columns in characters;
-	// 0 if it was not read from a text.
+	// Line and Column are the position in the text, counted from 1; columns are
+	// characters. Both are 0 if the configuration was not read from a text.
 	Line, Column int
-	// Path is the place in the configuration: "System.Conns",
-	// `Gates.Subnets.IPv4["32"]`. It is empty for all of it.
+	// Path is the place in the configuration, such as "System.Conns" or
+	// `Gates.Subnets.IPv4["32"]`. It is empty if the error concerns the configuration as
+	// a whole.
 	Path string
 	// Err says what is wrong, and what was expected.
 	Err error
 
-	also []string // other paths that it is about, in case the text has no Path
+	also []string // other paths that the error is about, in case Path is not in the text
 }
 
-// Error returns all of it in one line, such as
+// Error returns the error in one line, such as
 //
 //	limits: limits.json: line 2, column 14: System.ConnInbound: unknown name, did you mean ConnsInbound?
 func (e *ConfigError) Error() string {
@@ -55,11 +56,10 @@ func (e *ConfigError) Unwrap() error { return e.Err }
 // maxConfigErrors bounds how many errors are kept; the others are counted.
 const maxConfigErrors = 20
 
-// configErrors is everything that is wrong with a configuration. The zero value holds
-// no error.
+// configErrors has all errors in a configuration. The zero value has none.
 type configErrors struct {
 	all  []*ConfigError
-	more int // how many others there were
+	more int // how many more there were
 }
 
 // Error returns one line for each error.
@@ -83,7 +83,7 @@ func (e *configErrors) Unwrap() []error {
 	return all
 }
 
-// err returns e as an error, or nil if nothing is wrong.
+// err returns e, or nil if it has no error.
 func (e *configErrors) err() error {
 	if len(e.all) == 0 {
 		return nil
@@ -91,7 +91,8 @@ func (e *configErrors) err() error {
 	return e
 }
 
-// add adds an error, and reports whether it is kept: of many, the first ones are.
+// add adds an error and reports whether it is kept: after maxConfigErrors, others are
+// only counted.
 func (e *configErrors) add(one *ConfigError) bool {
 	if len(e.all) == maxConfigErrors {
 		e.more++
@@ -106,7 +107,7 @@ func (e *configErrors) addf(path, format string, args ...any) {
 	e.add(&ConfigError{Path: path, Err: fmt.Errorf(format, args...)})
 }
 
-// join adds what an error that the method err has returned holds, and nothing for nil.
+// join adds the errors in err, which was returned by the method err or is nil.
 func (e *configErrors) join(err error) {
 	var from *configErrors
 	if errors.As(err, &from) {

@@ -1,9 +1,9 @@
 package rcmgr
 
-// What connections and streams cost by themselves. A connection that reserves
-// nothing still takes memory: a goroutine or two, buffers, the state of its
-// encryption. Where that is said, opening one reserves it, and the end of it
-// gives it back.
+// What connections and streams cost by themselves. A connection that reserves nothing
+// still takes memory: a goroutine or two, buffers, the state of its encryption. If the
+// configuration sets a cost, opening a connection or stream reserves it, and Done
+// releases it.
 
 import (
 	"cmp"
@@ -13,20 +13,21 @@ import (
 	"strconv"
 )
 
-// Costs says what a connection and a stream take in memory by themselves, beside
-// what is reserved at them. It is counted in all their scopes from the moment
-// they are opened, at the cost that is in force then. Its zero value leaves it to
-// the defaults, which is none.
+// Costs is the memory that each connection and each stream takes by itself, in addition
+// to what is reserved on it. It counts in all scopes of the connection or stream from the
+// moment it is opened, at the cost in force at that moment. The zero value leaves costs
+// to the defaults, which are none.
 type Costs struct {
 	Conn   Cost `json:",omitempty"`
 	Stream Cost `json:",omitempty"`
 }
 
-// Cost is a number of bytes. Its zero value leaves the cost to the defaults. In
-// JSON it is a number, with or without quotes, or "none".
+// Cost is a number of bytes. Its zero value leaves the cost to the defaults. In JSON it
+// is a number, with or without quotes, or "none".
 type Cost int64
 
-// NoCost is nothing, whatever the defaults say. In JSON, the number 0 is that, too.
+// NoCost is a cost of nothing, whatever the defaults are. The number 0 in JSON is read as
+// NoCost.
 const NoCost Cost = -1
 
 // MarshalJSON writes a number or "none".
@@ -37,8 +38,8 @@ func (c Cost) MarshalJSON() ([]byte, error) {
 	return strconv.AppendInt(nil, int64(c), 10), nil
 }
 
-// UnmarshalJSON reads a number, digits in quotes, or "none". On an error c is as
-// before.
+// UnmarshalJSON reads a number, digits in quotes, or "none". If it fails, c does not
+// change.
 func (c *Cost) UnmarshalJSON(b []byte) error {
 	if string(b) == `"none"` {
 		*c = NoCost
@@ -57,11 +58,11 @@ func (c *Cost) UnmarshalJSON(b []byte) error {
 
 var _ json.Unmarshaler = (*Cost)(nil)
 
-// bytes gives the cost itself.
+// bytes returns the cost in bytes.
 func (c Cost) bytes() int64 { return max(0, int64(c)) }
 
-// over gives upper with what is left to the defaults as it is in lower. The
-// outcome shares nothing with them.
+// over returns upper with everything that it leaves to the defaults taken from lower. The
+// result shares nothing with them.
 func (upper *Costs) over(lower *Costs) *Costs {
 	if upper == nil && lower == nil {
 		return nil
@@ -75,8 +76,8 @@ func (upper *Costs) over(lower *Costs) *Costs {
 	return &out
 }
 
-// check adds what is wrong. What is above the limit of memory of a single connection
-// or stream could never be opened.
+// check adds an error for each cost that is negative, or above the memory limit of a
+// single connection or stream: with that cost none could be opened.
 func (c *Costs) check(errs *configErrors, connLimit, streamLimit int64) {
 	if c == nil {
 		return
@@ -96,7 +97,7 @@ func (c *Costs) check(errs *configErrors, connLimit, streamLimit int64) {
 	}
 }
 
-// perOpening returns what opening one costs, in bytes.
+// perOpening returns the costs of opening one connection and one stream, in bytes.
 func (c *Costs) perOpening() (conn, stream int64) {
 	if c == nil {
 		return 0, 0

@@ -1,7 +1,7 @@
 package rcmgr
 
-// Default limits: those of the smallest node, and what they grow by with memory
-// and file descriptors.
+// Default limits: those of the smallest node, and their growth with memory and file
+// descriptors.
 
 import (
 	"maps"
@@ -12,20 +12,18 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 )
 
-// baseLimitConfig is a limit that scales.
+// baseLimitConfig is the limit of the smallest node, and its growth.
 type baseLimitConfig struct {
 	BaseLimit         BaseLimit
 	BaseLimitIncrease BaseLimitIncrease
 }
 
-// ScalingLimitConfig has limits that grow with the memory and the file
-// descriptors that a node may use. Each …BaseLimit is the limit of a node with
-// no more than 128 MiB, each …LimitIncrease what a larger one gets for each GiB
-// in addition. Its zero value admits nothing. It is not safe for concurrent
-// changes.
+// ScalingLimitConfig has limits that grow with the memory and the file descriptors that a
+// node may use. Each …BaseLimit is the limit of a node with no more than 128 MiB, and
+// each …LimitIncrease is what a larger node gets in addition for each GiB. Its zero value
+// admits nothing. It is not safe for concurrent modification.
 //
-// A copy shares its maps with the original, so an Add method on the one may
-// change the other.
+// A copy shares its maps with the original, so an Add method on one may change the other.
 type ScalingLimitConfig struct {
 	SystemBaseLimit     BaseLimit
 	SystemLimitIncrease BaseLimitIncrease
@@ -39,8 +37,8 @@ type ScalingLimitConfig struct {
 	AllowlistedTransientBaseLimit     BaseLimit
 	AllowlistedTransientLimitIncrease BaseLimitIncrease
 
-	// The services, protocols and peers that the maps do not name. The maps are
-	// written by the Add methods.
+	// The …BaseLimit and …LimitIncrease below are for services, protocols and peers that
+	// the maps do not name. The Add methods write to the maps.
 	ServiceBaseLimit     BaseLimit
 	ServiceLimitIncrease BaseLimitIncrease
 	ServiceLimits        map[string]baseLimitConfig
@@ -93,7 +91,7 @@ func (cfg *ScalingLimitConfig) AddPeerLimit(p peer.ID, base BaseLimit, inc BaseL
 	put(&cfg.PeerLimits, p, baseLimitConfig{base, inc})
 }
 
-// withOwnMaps gives a copy that shares nothing with cfg.
+// withOwnMaps returns a copy that shares nothing with cfg.
 func (cfg ScalingLimitConfig) withOwnMaps() ScalingLimitConfig {
 	cfg.ServiceLimits = maps.Clone(cfg.ServiceLimits)
 	cfg.ServicePeerLimits = maps.Clone(cfg.ServicePeerLimits)
@@ -103,12 +101,12 @@ func (cfg ScalingLimitConfig) withOwnMaps() ScalingLimitConfig {
 	return cfg
 }
 
-// Scale gives the limits of a node that may use this many bytes of memory and
-// this many file descriptors. An eighth of the machine's memory suits a machine
-// that does little else. Up to 128 MiB, limits are the base limits; no limit
-// grows beyond math.MaxInt (memory: math.MaxInt64). A numFD of math.MaxInt
-// means unlimited, and so does any part of it; with 0 or less, the limits of
-// file descriptors are the base limits.
+// Scale returns the limits of a node that may use memory bytes and numFD file
+// descriptors. An eighth of the machine's memory suits a machine that does little else.
+// Up to 128 MiB the limits are the base limits. No limit grows beyond math.MaxInt
+// (math.MaxInt64 for memory). A numFD of math.MaxInt means unlimited, and so does any
+// fraction of it. If numFD is 0 or less, the limits of file descriptors are the base
+// limits.
 func (cfg *ScalingLimitConfig) Scale(memory int64, numFD int) ConcreteLimitConfig {
 	var mebibytes int64
 	if memory > 128<<20 {
@@ -122,7 +120,7 @@ func (cfg *ScalingLimitConfig) Scale(memory int64, numFD int) ConcreteLimitConfi
 	}
 }
 
-// scopes brings each limit together with its increase.
+// scopes returns each limit together with its increase.
 func (cfg *ScalingLimitConfig) scopes() perScope[baseLimitConfig] {
 	return perScope[baseLimitConfig]{
 		System:               baseLimitConfig{cfg.SystemBaseLimit, cfg.SystemLimitIncrease},
@@ -157,8 +155,8 @@ func (c baseLimitConfig) scale(mebibytes int64, numFD int) BaseLimit {
 	return out
 }
 
-// grow gives base + perGiB × GiB, rounded down, and at most most. It works with
-// big integers because the product alone may be far beyond 64 bits.
+// grow returns base + perGiB × GiB, rounded down, and at most most. It uses big integers
+// because the product may exceed 64 bits.
 func grow(base, perGiB, mebibytes, most int64) int64 {
 	sum := new(big.Int).Mul(big.NewInt(perGiB), big.NewInt(mebibytes))
 	sum.Rsh(sum, 10)
@@ -169,18 +167,18 @@ func grow(base, perGiB, mebibytes, most int64) int64 {
 	return sum.Int64()
 }
 
-// part gives a fraction of n. Any part of unlimited is unlimited.
+// part returns a fraction of n. Any fraction of unlimited is unlimited.
 func part(n int, fraction float64) int {
-	// float64(math.MaxInt) is one more than math.MaxInt on 64 bits: below it,
-	// the conversion back is safe.
+	// On 64 bits float64(math.MaxInt) is one more than math.MaxInt, so the conversion of
+	// a smaller number back to int is safe.
 	if f := fraction * float64(n); n < math.MaxInt && f < math.MaxInt {
 		return int(f)
 	}
 	return math.MaxInt
 }
 
-// AutoScale scales to an eighth of the memory that this process may use, and half
-// of the file descriptors that it may open: see ThisMachine.
+// AutoScale returns the limits of a node that may use an eighth of the memory that this
+// process may use, and half of the file descriptors that it may open: see ThisMachine.
 func (cfg *ScalingLimitConfig) AutoScale() ConcreteLimitConfig {
 	return cfg.scaleTo(ThisMachine())
 }
@@ -191,15 +189,15 @@ func (cfg *ScalingLimitConfig) scaleTo(m Machine) ConcreteLimitConfig {
 	return out
 }
 
-// defaultLimiter is for a manager that was given no Limiter: DefaultLimits with
-// those of libp2p's own services, scaled to this machine.
+// defaultLimiter returns the limits of a manager that was given no Limiter: DefaultLimits
+// and the limits of libp2p's own services, scaled to this machine.
 func defaultLimiter() Limiter {
 	cfg := DefaultLimits.withOwnMaps()
 	SetDefaultServiceLimits(&cfg)
 	return NewFixedLimiter(cfg.AutoScale())
 }
 
-// The system scope and the transient scope, and what they grow by.
+// The limits of the system scope and the transient scope, and their growth.
 var (
 	systemBase = BaseLimit{
 		Conns: 128, ConnsInbound: 64, ConnsOutbound: 128,
@@ -227,15 +225,15 @@ var (
 	}
 )
 
-// DefaultLimits are the limits for everything that a program does not configure
-// itself. It must not be changed while something else may read it.
+// DefaultLimits are the limits of everything that a program does not configure itself.
+// They must not be modified while another goroutine may read them.
 var DefaultLimits = ScalingLimitConfig{
 	SystemBaseLimit:        systemBase,
 	SystemLimitIncrease:    systemIncrease,
 	TransientBaseLimit:     transientBase,
 	TransientLimitIncrease: transientIncrease,
 
-	// As much again for allowlisted addresses. Who wants less lowers these.
+	// Allowlisted addresses get as much again. Lower these to give them less.
 	AllowlistedSystemBaseLimit:        systemBase,
 	AllowlistedSystemLimitIncrease:    systemIncrease,
 	AllowlistedTransientBaseLimit:     transientBase,
@@ -270,9 +268,9 @@ var DefaultLimits = ScalingLimitConfig{
 	StreamBaseLimit: BaseLimit{Streams: 1, StreamsInbound: 1, StreamsOutbound: 1, Memory: 16 << 20},
 }
 
-// InfiniteLimits admit everything, and only count: there is not even a gate.
-// The operating system still limits file descriptors. What is built on them
-// with PartialLimitConfig.Build has the default gates unless it says otherwise.
+// InfiniteLimits admit everything, have no gates, and only count. The operating system
+// still limits file descriptors. A configuration that PartialLimitConfig.Build builds on
+// them has the default gates unless it says otherwise.
 var InfiniteLimits = infiniteLimits()
 
 func infiniteLimits() ConcreteLimitConfig {
@@ -288,8 +286,8 @@ func infiniteLimits() ConcreteLimitConfig {
 	return cfg
 }
 
-// The names of go-libp2p's own services and protocols. They are written out
-// here because the packages that export them bring half of go-libp2p along.
+// The names of go-libp2p's own services and protocols. They are repeated here because the
+// packages that export them import a large part of go-libp2p.
 const (
 	identifyService  = "libp2p.identify"
 	pingService      = "libp2p.ping"
@@ -306,13 +304,12 @@ const (
 	relayStopProtocol    protocol.ID = "/libp2p/circuit/relay/0.2.0/stop"
 )
 
-// bundled are libp2p's own services and protocols, and the limits of each of
-// them, for all peers together and for any one peer.
+// bundled has libp2p's own services and protocols, and the limits of each, for all peers
+// together and for any one peer.
 //
-// Memory for one peer in identify and ping is 1 MiB, as in the other services.
-// That is far more than they reserve (8 KiB and 64 bytes a stream), and less
-// than the base limit of their protocols for all peers (4 MiB), so that one
-// peer cannot take all of it.
+// The memory of one peer in identify and ping is 1 MiB, as in the other services. That is
+// far more than they reserve (8 KiB and 64 bytes a stream), and less than the base limit
+// of their protocols for all peers (4 MiB), so one peer cannot take all of it.
 var bundled = [...]struct {
 	services  []string
 	protocols []protocol.ID
@@ -354,7 +351,7 @@ var bundled = [...]struct {
 		increase: BaseLimitIncrease{Streams: 256, StreamsInbound: 256, StreamsOutbound: 256, Memory: 16 << 20},
 		perPeer:  BaseLimit{Streams: 64, StreamsInbound: 64, StreamsOutbound: 64, Memory: 1 << 20},
 	},
-	{ // both the relay and those who use it
+	{ // for the relay and for the peers that use it
 		protocols: []protocol.ID{relayHopProtocol, relayStopProtocol},
 		limit:     BaseLimit{Streams: 640, StreamsInbound: 640, StreamsOutbound: 640, Memory: 16 << 20},
 		increase:  BaseLimitIncrease{Streams: 640, StreamsInbound: 640, StreamsOutbound: 640, Memory: 16 << 20},
@@ -362,10 +359,10 @@ var bundled = [...]struct {
 	},
 }
 
-// SetDefaultServiceLimits sets the limits of libp2p's own services and
-// protocols: identify, ping, autonat, holepunch and relay. What config has for
-// them is replaced. It stands for the function of the same name in package
-// libp2p, which takes go-libp2p's own type.
+// SetDefaultServiceLimits sets the limits of libp2p's own services and protocols:
+// identify, ping, autonat, holepunch and relay. It replaces limits that config already
+// has for them. Use it in place of the function of the same name in package libp2p, which
+// accepts only go-libp2p's own type.
 func SetDefaultServiceLimits(config *ScalingLimitConfig) {
 	for _, b := range bundled {
 		for _, svc := range b.services {

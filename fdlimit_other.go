@@ -2,16 +2,16 @@
 
 package rcmgr
 
-// How many file descriptors this process may open, where there are no resource
-// limits to ask for.
+// The number of file descriptors that this process may open, on systems without resource
+// limits.
 
 import (
 	"math"
 	"runtime"
 )
 
-// descriptorLimit gives math.MaxInt on Windows, which has no limit of this
-// kind, and elsewhere 0: it cannot be told.
+// descriptorLimit returns math.MaxInt on Windows, which has no such limit, and 0
+// elsewhere, where it is unknown.
 func descriptorLimit() int {
 	if runtime.GOOS == "windows" {
 		return math.MaxInt

@@ -2,8 +2,8 @@
 
 package rcmgr
 
-// How many file descriptors this process may open, where the system has
-// resource limits.
+// The number of file descriptors that this process may open, on systems with resource
+// limits.
 
 import (
 	"math"
@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// descriptorLimit gives the soft limit: math.MaxInt if there is none, 0 if it
-// cannot be told.
+// descriptorLimit returns the soft limit: math.MaxInt if there is none, 0 if it cannot be
+// read.
 func descriptorLimit() int {
 	var l unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
@@ -21,8 +21,8 @@ func descriptorLimit() int {
 	return fromRlimit(uint64(l.Cur)) // int64 on some systems
 }
 
-// fromRlimit reads a resource limit. RLIM_INFINITY is the greatest uint64 on
-// some systems and the greatest int64 on others.
+// fromRlimit returns the number of a resource limit. RLIM_INFINITY is the greatest uint64
+// on some systems and the greatest int64 on others.
 func fromRlimit(n uint64) int {
 	return int(min(n, math.MaxInt))
 }

@@ -1,7 +1,7 @@
 package rcmgr
 
-// The limits of the gates as the gates use them, made from what a configuration, options
-// and defaults say.
+// The limits of the gates in the form that the gates use, made from the configuration,
+// options and defaults.
 
 import (
 	"cmp"
@@ -26,8 +26,8 @@ func defaultGateConfig() gateConfig {
 	return gateConfig{subnets: defaultSubnetConfig(), rate: defaultRateConfig()}
 }
 
-// gateConfigOf returns what a limiter says about the gates, on top of the default
-// ones. One that is not of this package has no word for it.
+// gateConfigOf returns what a Limiter says about the gates, on top of defaults. Only
+// Limiters of this package can say anything.
 func gateConfigOf(l Limiter, defaults gateConfig) (gateConfig, error) {
 	own, ok := l.(*fixedLimiter)
 	if !ok {
@@ -38,7 +38,7 @@ func gateConfigOf(l Limiter, defaults gateConfig) (gateConfig, error) {
 
 func (cfg *ConcreteLimitConfig) gateConfig(defaults gateConfig) (gateConfig, error) {
 	if cfg.ungated {
-		// Loopback keeps its name, for an option that adds limits per subnet.
+		// Loopback stays unlimited, for an option that adds limits per subnet.
 		c := defaults
 		c.subnets.perSubnet, c.rate.perSubnet = [ip.Families][]ConnLimitPerSubnet{}, [ip.Families][]subnetRate{}
 		return c, nil
@@ -46,8 +46,8 @@ func (cfg *ConcreteLimitConfig) gateConfig(defaults gateConfig) (gateConfig, err
 	return cfg.limits.Gates.config(defaults)
 }
 
-// config returns the default gates but for what g says, or everything that is wrong
-// with that. The lists of defaults are not written to.
+// config returns defaults with what g sets, or an error that has everything that is wrong
+// with g. The lists in defaults are not written to.
 func (g *GateLimits) config(defaults gateConfig) (gateConfig, error) {
 	c := defaults
 	if g == nil {
@@ -103,10 +103,10 @@ func (g *GateLimits) config(defaults gateConfig) (gateConfig, error) {
 	return c, nil
 }
 
-// visit walks over what is said about one gate: over the subnets of each family
-// that is given, begin first and then the smallest subnets first, and over the
-// networks that are not left to the defaults. An error of the callbacks is
-// about the field that they name.
+// visit walks over the settings of one gate: over the subnets of each family that is set,
+// calling begin first and then level with the longest prefixes first, and over the
+// networks that are not left to the defaults. The callbacks return an error together with
+// the field that it is about.
 func visit[V comparable](errs *configErrors, path string, said gateLists[V], begin func(ip.Family),
 	level func(ip.Family, int, V) (string, error), network func(ip.Family, netip.Prefix, V) (string, error)) {
 	for f := range ip.Families {
@@ -143,7 +143,7 @@ func visit[V comparable](errs *configErrors, path string, said gateLists[V], beg
 	}
 }
 
-// countOf gives the number that a limit stands for.
+// countOf returns the number that a limit stands for.
 func countOf(v LimitVal) (int, error) {
 	n := v.Build(0)
 	switch {
@@ -155,7 +155,7 @@ func countOf(v LimitVal) (int, error) {
 	return n, nil
 }
 
-// rateLimit gives the rate as buckets know it. An error comes with the field
+// rateLimit returns the rate in the form that buckets use. An error comes with the field
 // that it is about.
 func (r ConnRate) rateLimit() (l rateLimit, field string, err error) {
 	burst, err := countOf(r.Burst)
@@ -166,7 +166,7 @@ func (r ConnRate) rateLimit() (l rateLimit, field string, err error) {
 		return rateLimit{}, ".PerSecond", fmt.Errorf("is %v, expected a finite number, more than 0", r.PerSecond)
 	}
 	if r.Burst == Unlimited || r.Burst == BlockAllLimit {
-		return rateLimit{perSecond: 1, burst: burst}, "", nil // at whatever rate
+		return rateLimit{perSecond: 1, burst: burst}, "", nil // the rate does not matter
 	}
 	if r.PerSecond == 0 {
 		return rateLimit{}, ".PerSecond", errors.New("there is no default here: expected a number of connections per second, more than 0")
@@ -174,9 +174,9 @@ func (r ConnRate) rateLimit() (l rateLimit, field string, err error) {
 	return rateLimit{r.PerSecond, burst}, "", nil
 }
 
-// limits says the same as a configuration that leaves nothing to the defaults.
-// Of several levels of one prefix length, all of which a connection has to fit,
-// the least is said.
+// gateLimits returns the same limits as a configuration that leaves nothing to the
+// defaults. A connection must fit within all levels of one prefix length, so only the
+// least of them is in the result.
 func (c *gateConfig) gateLimits() GateLimits {
 	g := GateLimits{
 		Subnets: SubnetLimits{Networks: make(map[netip.Prefix]LimitVal)},
@@ -205,7 +205,8 @@ func (c *gateConfig) gateLimits() GateLimits {
 	return g
 }
 
-// setFirst keeps what is there: of two entries for one network the first holds.
+// setFirst sets the value of a network unless it has one: of two entries for one network
+// the first holds.
 func setFirst[V any](m map[netip.Prefix]V, network netip.Prefix, v V) {
 	if _, ok := m[network]; !ok {
 		m[network] = v

@@ -1,8 +1,8 @@
 package rcmgr
 
-// What a configuration says about the gates, beside the limits of the scopes.
-// SubnetLimits and RateLimits have one shape, gateLists, that both convert to:
-// laying one configuration on another, and reading it, is one walk for both.
+// What a configuration says about the gates. SubnetLimits and RateLimits have one shape,
+// gateLists, that both convert to: laying one configuration on another, and reading it,
+// is one walk for both.
 
 import (
 	"cmp"
@@ -15,55 +15,54 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
-// GateLimits says how many connections may come from one part of the IP
-// address space, and how fast. Its zero value leaves both as they are by
-// default. Connections without an IP address of their own pass no gate, and
-// neither do those of the allowlist.
+// GateLimits limits how many connections may come from one part of the IP address space,
+// and how fast. Its zero value leaves both to the defaults. Connections without an IP
+// address of their own, and allowlisted ones, pass no gate.
 type GateLimits struct {
 	Subnets SubnetLimits `json:",omitzero"`
 	Rate    RateLimits   `json:",omitzero"`
-	// Outbound tells whether outbound connections pass the gates, too. nil is
-	// the default: only inbound ones do.
+	// Outbound reports whether outbound connections pass the gates, too. nil leaves it to
+	// the defaults, under which only inbound ones do.
 	Outbound *bool `json:",omitempty"`
 }
 
-// SubnetLimits says how many connections a subnet may have at a time. The
-// limits are numbers of connections; Unlimited and BlockAllLimit are understood.
+// SubnetLimits limits how many connections a subnet may hold at a time. Its numbers count
+// connections; Unlimited and BlockAllLimit are understood.
 type SubnetLimits struct {
-	// IPv4 and IPv6 have the limits of every subnet, by its prefix length in
-	// bits. A connection has to fit all of its family. nil is the default: 8
-	// for an IPv4 address; 8 for an IPv6 /56 and 64 for a /48. A map that is
-	// given replaces the default one as a whole, so an empty one is no limit;
-	// DefaultLimit in it is the default for the same prefix length.
+	// IPv4 and IPv6 have the limits of every subnet, by prefix length in bits. A
+	// connection must fit within all limits of its family. nil is the default: 8 for an
+	// IPv4 address; 8 for an IPv6 /56 and 64 for a /48. A map replaces the default one as
+	// a whole, so an empty map means no limits. DefaultLimit in it is the default for the
+	// same prefix length.
 	IPv4 map[int]LimitVal `json:",omitzero"`
 	IPv6 map[int]LimitVal `json:",omitzero"`
-	// Networks has the limits of single networks, in place of those above. The
-	// most specific network of an address counts. Those that are not named
-	// here, or have DefaultLimit, are as by default: loopback is unlimited. A network
-	// may be named by any of its addresses, and an IPv4 one also as IPv4-mapped or
-	// NAT64; readers of files take it by its first address alone.
+	// Networks has limits of single networks, which replace those of IPv4 and IPv6. For
+	// an address that is in several networks, the most specific one counts. Networks that
+	// are not named here, or have DefaultLimit, have the default: loopback is unlimited.
+	// A network may be named by any of its addresses, and an IPv4 network also as
+	// IPv4-mapped or NAT64; files of limits must name it by its first address.
 	Networks map[netip.Prefix]LimitVal `json:",omitempty"`
 }
 
-// RateLimits says how fast connections may come from a subnet. Its fields are
-// to each other as those of SubnetLimits. By default an IPv4 address and an
-// IPv6 /56 have a burst of 16 and then one connection in 5 seconds, a /48 has
-// a burst of 80 and one in 2 seconds, and loopback is unlimited.
+// RateLimits limits how fast connections may come from a subnet. Its fields work like
+// those of SubnetLimits. By default an IPv4 address and an IPv6 /56 have a burst of 16
+// and then one connection in 5 seconds, a /48 has a burst of 80 and then one in 2
+// seconds, and loopback is unlimited.
 type RateLimits struct {
 	IPv4     map[int]ConnRate          `json:",omitzero"`
 	IPv6     map[int]ConnRate          `json:",omitzero"`
 	Networks map[netip.Prefix]ConnRate `json:",omitempty"`
 }
 
-// ConnRate is how fast connections may come: Burst at once, and then PerSecond
-// new ones each second, which must be more than 0. What is zero is as by
-// default. With Unlimited or BlockAllLimit as Burst, PerSecond has no meaning.
+// ConnRate is how fast connections may come: Burst at once, and then PerSecond new ones
+// each second, which must be more than 0. A field that is zero is left to the defaults.
+// With Unlimited or BlockAllLimit as Burst, PerSecond has no meaning.
 type ConnRate struct {
 	PerSecond float64  `json:",omitempty"`
 	Burst     LimitVal `json:",omitempty"`
 }
 
-// fillIn gives r with what is zero in it as it is in under.
+// fillIn returns r with each field that is zero set to its value in under.
 func (r ConnRate) fillIn(under ConnRate) ConnRate {
 	return ConnRate{cmp.Or(r.PerSecond, under.PerSecond), cmp.Or(r.Burst, under.Burst)}
 }
@@ -78,8 +77,8 @@ func (l *gateLists[V]) perSubnet(f ip.Family) *map[int]V {
 	return [...]*map[int]V{&l.IPv4, &l.IPv6}[f]
 }
 
-// over gives upper with what is left to the defaults as it is in lower. Neither
-// is written to, and the outcome shares nothing with them.
+// over returns upper with everything that it leaves to the defaults taken from lower.
+// Neither is written to, and the result shares nothing with them.
 func (upper *GateLimits) over(lower *GateLimits) *GateLimits {
 	if upper == nil && lower == nil {
 		return nil
@@ -120,9 +119,9 @@ func overLists[V comparable](upper, lower gateLists[V], join func(V, V) V) (out 
 	return out
 }
 
-// normalNetworks returns the map with each network under the one name by which the
-// gates know it, see ip.NormalPrefix. What is none, and the second of two names for one
-// network, stays as it is, to be an error of whatever is made of it.
+// normalNetworks returns the map with each network under the name that the gates use for
+// it, see ip.Prefix. An invalid network, and the second of two names for one network,
+// stay as they are, so that reading the result reports them as errors.
 func normalNetworks[V any](networks map[netip.Prefix]V) map[netip.Prefix]V {
 	if networks == nil {
 		return nil
@@ -138,7 +137,7 @@ func normalNetworks[V any](networks map[netip.Prefix]V) map[netip.Prefix]V {
 	return out
 }
 
-// originsOver is that of ResourceLimits for gates: nil stays nil.
+// originsOver is ResourceLimits.originsOver for gates. If under is nil, it returns nil.
 func (g *GateLimits) originsOver(under map[string]Origin, from Origin) map[string]Origin {
 	if under == nil {
 		return nil
@@ -148,10 +147,10 @@ func (g *GateLimits) originsOver(under map[string]Origin, from Origin) map[strin
 	return over
 }
 
-// allRates is the place of everything about how fast connections may come.
+// allRates is the place of all rates.
 const allRates = "Gates.Rate"
 
-// origins gives one origin to everything that is said, by place.
+// origins returns from as the origin of every setting of g, by place.
 func (g *GateLimits) origins(from Origin) map[string]Origin {
 	origins := make(map[string]Origin)
 	if g != nil {
@@ -162,7 +161,7 @@ func (g *GateLimits) origins(from Origin) map[string]Origin {
 	return origins
 }
 
-// settings gives what is said about the gates.
+// settings returns everything that g sets.
 func (g *GateLimits) settings() (all []ConfigSetting) {
 	add := func(place, value string) { all = append(all, ConfigSetting{Place: place, Value: value}) }
 	subnets := gateLists[LimitVal](g.Subnets)
@@ -175,7 +174,7 @@ func (g *GateLimits) settings() (all []ConfigSetting) {
 	return all
 }
 
-// eachGate calls f with everything that is said about one gate, and its place.
+// eachGate calls f with each setting of one gate and its place.
 func eachGate[V comparable](path string, said *gateLists[V], f func(place string, v V)) {
 	for at := range ip.Families {
 		levels := *said.perSubnet(at)
@@ -203,12 +202,12 @@ func eachNetwork[V any](path string, networks map[netip.Prefix]V, f func(place s
 	}
 }
 
-// levelPlace returns the place of what is said about all subnets of one size.
+// levelPlace returns the place of the setting for all subnets with one prefix length.
 func levelPlace(path string, f ip.Family, bits int) string {
 	return fmt.Sprintf("%s.%s[%q]", path, familyNames[f], strconv.Itoa(bits))
 }
 
-// networkPlace returns the place of what is said about one network.
+// networkPlace returns the place of the setting for one network.
 func networkPlace(path string, n netip.Prefix) string {
 	return fmt.Sprintf("%s.Networks[%q]", path, n)
 }

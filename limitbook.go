@@ -1,9 +1,9 @@
 package rcmgr
 
-// The limits that scopes start with, as the engine reads them from a Limiter. A
-// book is what one Limiter says; another one may come into force in its place
-// (setlimits.go). Which is in force changes under all stripe locks: what belongs together
-// is read under one of them, or in one cut.
+// The limits that scopes start with, as the engine reads them from a Limiter. A book has
+// what one Limiter says; another book may be put in force in its place (setlimits.go).
+// The book in force changes under all stripe locks, so limits that belong together are
+// read under one stripe lock, or in one cut.
 
 import (
 	"cmp"
@@ -12,16 +12,18 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 )
 
-// limitBook is what one Limiter says, and does not change. A Limiter is other people's
-// code, and must not be asked under any lock; what one of our own says is all in here.
+// limitBook has what one Limiter says, and does not change. A Limiter may be other
+// people's code, and must not be called under a lock; everything that one of our own says
+// is in the book.
 type limitBook struct {
 	limiter Limiter
 	own     *fixedLimiter // the limiter, if it is of this package
-	// kinds has the limits of all scopes, by kind. Of a Limiter that is not of this
-	// package, those of named scopes are missing, and unnamed is what it says of the
+	// kinds has the limits of all scopes, by kind. If the Limiter is not of this package,
+	// the limits of named scopes are missing, and unnamed is what it returns for the
 	// empty name.
 	kinds [numKinds]kindLimits
-	// connCost and streamCost are what opening one costs, in bytes.
+	// connCost and streamCost are the costs of opening one connection and one stream, in
+	// bytes.
 	connCost, streamCost int64
 }
 
@@ -31,7 +33,7 @@ type kindLimits struct {
 	named   map[string]*amounts
 }
 
-// of returns the limit of one scope.
+// of returns the limit of the scope with a name.
 func (l *kindLimits) of(name string) *amounts {
 	if a := l.named[name]; a != nil {
 		return a
@@ -39,18 +41,19 @@ func (l *kindLimits) of(name string) *amounts {
 	return &l.unnamed
 }
 
-// classLimits are the limits in force of connections, streams and peers that are not
-// named, and what opening one costs. The scopes point into it, so that all of them have new
-// limits at once. It is written under all stripe locks, and read under any one of them.
-// While a Limiter that is not of this package is in force, which may give each stream and
-// peer another limit, only those point here that an earlier one of our own gave theirs.
+// classLimits are the limits in force of connections, of streams and of peers that are
+// not named, and the costs of opening. The scopes point to them, so that all of them get
+// new limits at once. They are written under all stripe locks, and read under any one of
+// them. A Limiter that is not of this package may return a different limit for each
+// stream and peer. While one is in force, only streams and peers that got their limits
+// from an earlier Limiter of our own point here.
 type classLimits struct {
 	conn, stream, peer   amounts
 	connCost, streamCost int64
 }
 
-// putInForce takes in the limits of a book. All stripe locks are held, or nobody else has
-// the manager yet.
+// putInForce puts the limits of a book in force. All stripe locks are held, or the
+// manager is still being made.
 func (c *classLimits) putInForce(b *limitBook) {
 	c.conn, c.connCost, c.streamCost = b.kinds[KindConn].unnamed, b.connCost, b.streamCost
 	if b.own != nil {
@@ -58,14 +61,14 @@ func (c *classLimits) putInForce(b *limitBook) {
 	}
 }
 
-// kindLimit is what a Limiter says of a kind.
+// kindLimit is the limit that a Limiter returned for a kind.
 type kindLimit struct {
 	kind  Kind
 	limit Limit
 }
 
-// newLimitBook reads what a Limiter says of all scopes, and everything that one of our
-// own says.
+// newLimitBook reads the limits of all kinds from a Limiter, and everything that it says
+// if it is our own.
 func newLimitBook(l Limiter) (*limitBook, error) {
 	l = guardLimiter(l)
 	b := &limitBook{limiter: l}
@@ -94,7 +97,7 @@ func newLimitBook(l Limiter) (*limitBook, error) {
 		{KindProtocol, l.GetProtocolLimits("")}, {KindProtocolPeer, l.GetProtocolPeerLimits("")},
 		{KindPeer, l.GetPeerLimits("")}, {KindStream, l.GetStreamLimits("")},
 	} {
-		// What it does not know admits nothing: to open such a scope is an error.
+		// A limit that it does not have admits nothing; opening such a scope is an error.
 		if a, err := readLimit("", one.limit); err == nil {
 			b.kinds[one.kind].unnamed = *a
 		}
@@ -102,7 +105,7 @@ func newLimitBook(l Limiter) (*limitBook, error) {
 	return b, nil
 }
 
-// readOwn reads what else a limiter of our own says, which has been checked.
+// readOwn reads the rest of a Limiter of our own, which has been checked.
 func (b *limitBook) readOwn() {
 	limits := &b.own.limits
 	b.kinds[KindService] = kindLimitsOf(limits.ServiceDefault, limits.Service)
@@ -134,23 +137,23 @@ func readLimit(where string, l Limit) (*amounts, error) {
 	return &a, nil
 }
 
-// fetched are limits that the Limiter of a book was asked for, one that is not of this
-// package; the zero value where there was nothing to ask. Once another book is in force,
-// they have to be asked for again.
+// fetched has limits that the Limiter of a book returned, one that is not of this
+// package. It is the zero value if there was nothing to ask. Once another book is in
+// force, the limits must be fetched again.
 type fetched[T any] struct {
 	by     *limitBook
 	limits T
 }
 
-// sharedLimits are those of a service or protocol, and of one peer in it.
+// sharedLimits has the limits of a service or protocol, and of one peer in it.
 type sharedLimits struct{ own, pair *amounts }
 
-// fetchPeer is decide's fetch for the limit of a peer.
+// fetchPeer returns decide's fetch for the limit of a peer.
 func fetchPeer(p peer.ID) func(*limitBook) (fetched[*amounts], error) {
 	return func(b *limitBook) (fetched[*amounts], error) { return b.fetchPeer(p) }
 }
 
-// fetchPeer asks for the limit of a peer. No lock may be held, as for all fetches.
+// fetchPeer fetches the limit of a peer. As in all fetches, no lock may be held.
 func (b *limitBook) fetchPeer(p peer.ID) (fetched[*amounts], error) {
 	if b.own != nil {
 		return fetched[*amounts]{}, nil
@@ -163,15 +166,15 @@ func (b *limitBook) readPeer(p peer.ID) (*amounts, error) {
 	l := b.limiter.GetPeerLimits(p)
 	where := ""
 	if checkLimit("", l) != nil {
-		where = "peer:" + p.String() // its text takes long to make, and is seldom read
+		where = "peer:" + p.String() // made only for an error, because it is slow
 	}
 	return readLimit(where, l)
 }
 
-// openingLimits are those of a stream, and of its peer.
+// openingLimits has the limits of a stream, and of its peer.
 type openingLimits struct{ stream, peer *amounts }
 
-// fetchOpening asks for the limit of a peer's stream, and for a new peer's own.
+// fetchOpening fetches the limit of a peer's stream, and that of the peer if it is new.
 func (b *limitBook) fetchOpening(p peer.ID, newPeer bool) (f fetched[openingLimits], err error) {
 	if b.own != nil {
 		return f, nil
@@ -183,7 +186,7 @@ func (b *limitBook) fetchOpening(p peer.ID, newPeer bool) (f fetched[openingLimi
 	return f, err
 }
 
-// fetchShared asks for the limits of a service or protocol.
+// fetchShared fetches the limits of a service or protocol.
 func (b *limitBook) fetchShared(k Kind, name string) (fetched[sharedLimits], error) {
 	if b.own != nil {
 		return fetched[sharedLimits]{}, nil
@@ -202,8 +205,8 @@ func (b *limitBook) fetchShared(k Kind, name string) (fetched[sharedLimits], err
 	return fetched[sharedLimits]{b, sharedLimits{own, pair}}, err
 }
 
-// sharedLimits returns the limits of a service or protocol, unless the Limiter has to be
-// asked.
+// sharedLimits returns the limits of a service or protocol, and reports whether they are
+// known without calling the Limiter.
 func (b *limitBook) sharedLimits(k Kind, name string, f fetched[sharedLimits]) (l sharedLimits, known bool) {
 	if b.own != nil {
 		return sharedLimits{b.kinds[k].of(name), b.kinds[k.ofPeer()].of(name)}, true
@@ -211,7 +214,7 @@ func (b *limitBook) sharedLimits(k Kind, name string, f fetched[sharedLimits]) (
 	return f.limits, f.by == b
 }
 
-// sizing is what the limits were computed for.
+// sizing returns what the limits were computed from.
 func (b *limitBook) sizing() Sizing {
 	if b.own == nil {
 		return Sizing{}
@@ -219,8 +222,8 @@ func (b *limitBook) sizing() Sizing {
 	return b.own.sizing
 }
 
-// startAttrs tell a log what the limits were computed for, on what grounds, and
-// what of it matters first.
+// startAttrs returns, for the log, what the limits were computed from and the limits that
+// matter most.
 func (b *limitBook) startAttrs() []any {
 	s := b.sizing()
 	attrs := []any{"limits_by", cmp.Or(s.Rules, "the program")}
@@ -248,15 +251,15 @@ func (b *limitBook) placeOfPeer(p peer.ID) limitPlace {
 	return placeOfAll
 }
 
-// guardedLimiter keeps the faults of a Limiter that is not of this package, and of the
-// Limits that it gives. It is asked again after one, for no scope can be made without:
-// whoever needs the limit gets an error each time (checkLimit).
+// guardedLimiter catches panics of a Limiter that is not of this package, and of the
+// Limits that it returns. After a panic it is called again, because no scope can be made
+// without a limit: each operation that needs the limit fails with an error (checkLimit).
 type guardedLimiter struct {
 	theirs Limiter
 	guard
 }
 
-// guardLimiter guards a Limiter, unless it is of this package or guarded.
+// guardLimiter guards a Limiter, unless it is of this package or already guarded.
 func guardLimiter(l Limiter) Limiter {
 	switch l.(type) {
 	case *fixedLimiter, *guardedLimiter:

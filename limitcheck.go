@@ -1,12 +1,12 @@
 package rcmgr
 
-// What is checked of a whole configuration before it is used.
+// Checks of a whole configuration before it is used.
 
 import (
 	"fmt"
 )
 
-// check returns what is wrong with the limits, whatever they were made from.
+// check returns all errors in the limits, wherever they came from.
 func (cfg *ConcreteLimitConfig) check() *configErrors {
 	errs := new(configErrors)
 	cfg.limits.each(func(place string, l BaseLimit) {
@@ -23,11 +23,12 @@ func (cfg *ConcreteLimitConfig) check() *configErrors {
 	return errs
 }
 
-// checkTransient adds the limits of the transient scope that are above those of the
-// system scope, in which everything transient counts, too, where somebody wrote both
-// and said has one of them. Against a number that is computed, and so another one on
-// each machine, a written one is no error, see Warnings. A system that admits nothing
-// leaves all to the allowlist, on purpose.
+// checkTransient adds an error for each limit of the transient scope that is above that
+// of the system scope, because everything in the transient scope counts in the system
+// scope, too. It does so only where both limits were written, and one of them in said. A
+// written limit that contradicts a computed one, which differs from machine to machine,
+// is not an error but one of Warnings. A system scope that admits nothing is deliberate:
+// it leaves everything to the allowlist.
 func (cfg *ConcreteLimitConfig) checkTransient(errs *configErrors, said *PartialLimitConfig) {
 	transient, system := limitsOf(cfg.limits.Transient), limitsOf(cfg.limits.System)
 	fromTransient, fromSystem := byDim(cfg.origins.Transient), byDim(cfg.origins.System)

@@ -1,15 +1,15 @@
 package rcmgr
 
-// Limits: what one scope may hold (Limit, BaseLimit), what a configuration
-// says about it (ResourceLimits), and both for all scopes of a manager
-// (ConcreteLimitConfig, PartialLimitConfig).
+// Configurations of limits: what a configuration says about one scope (ResourceLimits),
+// and about all scopes of a manager (PartialLimitConfig, ConcreteLimitConfig). What one
+// scope may hold is in baselimit.go (Limit, BaseLimit).
 //
-// The three configuration types name the same scopes, and the limit types name
-// the same resources. Each of the two shapes is written down once, as a generic
-// struct that the exported types convert to: perScope for the scopes,
-// quantities for the resources. Whatever is done to all of them (fill in
-// defaults, scale, copy) is one walk over such a shape, so that no field can be
-// left out; if a type and its shape differ, the conversion does not compile.
+// The configuration types name the same scopes, and the limit types name the same
+// resources. Each of the two shapes is written once, as a generic struct that the
+// exported types convert to: perScope for the scopes, quantities for the resources.
+// Filling in defaults, scaling and copying are each one walk over such a shape, so that
+// no field can be left out. If a type differs from its shape, the conversion does not
+// compile.
 
 import (
 	"encoding/json"
@@ -21,8 +21,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 )
 
-// ToResourceLimits says the same limits as a configuration: zero is
-// BlockAllLimit, the greatest number is Unlimited.
+// ToResourceLimits returns the same limits as a configuration: zero becomes
+// BlockAllLimit, and the greatest number becomes Unlimited.
 func (l BaseLimit) ToResourceLimits() ResourceLimits {
 	var out ResourceLimits
 	numbers := (*quantities[int, int64])(&l).counts()
@@ -33,8 +33,8 @@ func (l BaseLimit) ToResourceLimits() ResourceLimits {
 	return out
 }
 
-// ResourceLimits is what a configuration says about one scope. Its zero value
-// leaves everything to the defaults, and is left out of JSON.
+// ResourceLimits is what a configuration says about one scope. Its zero value leaves
+// every limit to the defaults, and is left out of JSON.
 type ResourceLimits struct {
 	Streams         LimitVal   `json:",omitempty"`
 	StreamsInbound  LimitVal   `json:",omitempty"`
@@ -50,12 +50,12 @@ func (l *ResourceLimits) counts() [7]*LimitVal {
 	return (*quantities[LimitVal, LimitVal64])(l).counts()
 }
 
-// IsDefault tells whether everything is left to the defaults, as it is by nil.
+// IsDefault reports whether every limit is left to the defaults. It is true for nil.
 func (l *ResourceLimits) IsDefault() bool {
 	return l == nil || *l == ResourceLimits{}
 }
 
-// ToMaybeNilPtr gives nil if everything is left to the defaults, or else l.
+// ToMaybeNilPtr returns l, or nil if every limit is left to the defaults.
 func (l *ResourceLimits) ToMaybeNilPtr() *ResourceLimits {
 	if l.IsDefault() {
 		return nil
@@ -63,13 +63,13 @@ func (l *ResourceLimits) ToMaybeNilPtr() *ResourceLimits {
 	return l
 }
 
-// Apply fills in each field that is DefaultLimit from l2.
+// Apply sets each field of l that is DefaultLimit to its value in l2.
 func (l *ResourceLimits) Apply(l2 ResourceLimits) {
 	fillIn((*quantities[LimitVal, LimitVal64])(l), (*quantities[LimitVal, LimitVal64])(&l2))
 }
 
-// Build gives the limits themselves, those of defaults for each field that is
-// DefaultLimit, and for all of them if l is nil.
+// Build returns the limits that l stands for. Fields that are DefaultLimit are taken from
+// defaults; if l is nil, all of them are.
 func (l *ResourceLimits) Build(defaults Limit) BaseLimit {
 	from := limitsOf(defaults)
 	out := from.baseLimit()
@@ -84,9 +84,9 @@ func (l *ResourceLimits) Build(defaults Limit) BaseLimit {
 	return out
 }
 
-// perScope is the shape of a configuration: one V for each scope that is
-// always there, one for the scopes of a kind that are not named, and a map for
-// those that are. Costs and gates are no V.
+// perScope is the shape of a configuration: one V for each scope that is always there,
+// one for all unnamed scopes of a kind, and a map for the named ones. Costs and gates
+// have types of their own.
 type perScope[V any] struct {
 	System    V
 	Transient V
@@ -112,13 +112,13 @@ type perScope[V any] struct {
 	Conn   V
 	Stream V
 
-	// Costs and Gates are nil where all is left to the defaults. They are never
-	// written to once they are in a configuration that has been built.
+	// Costs and Gates are nil where everything is left to the defaults. In a
+	// configuration that has been built they are never written to.
 	Costs *Costs
 	Gates *GateLimits
 }
 
-// single gives all that is there once and is a V.
+// single returns every V that is not in a map.
 func (s *perScope[V]) single() [11]*V {
 	return [...]*V{
 		&s.System, &s.Transient, &s.AllowlistedSystem, &s.AllowlistedTransient,
@@ -128,7 +128,7 @@ func (s *perScope[V]) single() [11]*V {
 	}
 }
 
-// singleNames are the names of what single gives.
+// singleNames has the names of the values that single returns, in the same order.
 var singleNames = [11]string{
 	"System", "Transient", "AllowlistedSystem", "AllowlistedTransient",
 	"ServiceDefault", "ServicePeerDefault",
@@ -136,8 +136,8 @@ var singleNames = [11]string{
 	"PeerDefault", "Conn", "Stream",
 }
 
-// each calls f with every V and its place in the configuration: "System" or
-// `Service["x"]`, the named ones in order of their names.
+// each calls f with every V and its place in the configuration, "System" or
+// `Service["x"]`. Named scopes follow in the order of their names.
 func (s *perScope[V]) each(f func(place string, v V)) {
 	for i, v := range s.single() {
 		f(singleNames[i], *v)
@@ -155,10 +155,9 @@ func eachNamed[K ~string, V any](place string, named map[K]V, f func(string, V))
 	}
 }
 
-// overlay puts one configuration on top of another by way of join, scope by
-// scope. A scope that only the upper one names lies on the outcome for the
-// unnamed scopes of its kind. Neither input is written to, and the maps of the
-// outcome are new.
+// overlay lays the upper configuration on the lower one by joining them scope by scope. A
+// scope that only the upper one names is joined with the result for the unnamed scopes of
+// its kind. Neither input is written to, and the maps of the result are new.
 func overlay[A, B any](upper perScope[A], lower perScope[B], join func(A, B) B) perScope[B] {
 	var out perScope[B]
 	a, b := upper.single(), lower.single()
@@ -175,7 +174,7 @@ func overlay[A, B any](upper perScope[A], lower perScope[B], join func(A, B) B) 
 	return out
 }
 
-// put sets a value under its name, in a map that is made where there is none.
+// put stores a value under a name, and makes the map if it is nil.
 func put[K comparable, V any](m *map[K]V, name K, v V) {
 	if *m == nil {
 		*m = make(map[K]V)
@@ -183,28 +182,28 @@ func put[K comparable, V any](m *map[K]V, name K, v V) {
 	(*m)[name] = v
 }
 
-// convert puts each value through f, into new maps.
+// convert applies f to each value and returns the results in new maps.
 func convert[A, B any](s perScope[A], f func(A) B) perScope[B] {
 	return overlay(s, perScope[B]{}, func(a A, _ B) B { return f(a) })
 }
 
-// PartialLimitConfig says what is to differ from some default limits. Its zero
-// value changes nothing. It is not safe for concurrent changes.
+// PartialLimitConfig says where limits differ from the defaults that it is built on. Its
+// zero value changes nothing. It is not safe for concurrent modification.
 //
-// json.Unmarshal into it passes over names that it does not know, as it does
-// for every struct; ReadLimits does not.
+// json.Unmarshal into it ignores unknown names, as it does for every struct; ReadLimits
+// reports them as errors.
 type PartialLimitConfig struct {
 	System    ResourceLimits
 	Transient ResourceLimits
 
-	// The allowlisted scopes take connections from allowlisted addresses that
-	// the system and transient scopes have no room for.
+	// The allowlisted scopes take connections from allowlisted addresses when the system
+	// or transient scope has no room for them.
 	AllowlistedSystem    ResourceLimits
 	AllowlistedTransient ResourceLimits
 
-	// Each …Default is for the scopes of its kind that the map below it does
-	// not name. ServicePeer and ProtocolPeer are what any one peer may hold in
-	// the service or protocol that they name.
+	// Each …Default is the limit of the scopes of its kind that the map below it does not
+	// name. ServicePeer and ProtocolPeer limit what any one peer may hold in the service
+	// or protocol that is their key.
 	ServiceDefault ResourceLimits
 	Service        map[string]ResourceLimits `json:",omitempty"`
 
@@ -223,24 +222,24 @@ type PartialLimitConfig struct {
 	Conn   ResourceLimits
 	Stream ResourceLimits
 
-	// Costs says what a connection and a stream take in memory by themselves,
-	// Gates how many connections may come from one subnet, and how fast. nil
-	// leaves that to the defaults. go-libp2p's own configuration has no such
-	// fields, and passes over them in JSON.
+	// Costs is the memory that a connection and a stream take by themselves. Gates limits
+	// how many connections may come from one subnet, and how fast. nil leaves them to the
+	// defaults. go-libp2p's own configuration has no such fields, and ignores them in
+	// JSON.
 	Costs *Costs      `json:",omitempty"`
 	Gates *GateLimits `json:",omitempty"`
 }
 
-// MarshalJSON writes what is not left to the defaults. Peer IDs are written in
+// MarshalJSON writes everything that is not left to the defaults. Peer IDs are written in
 // their usual text form.
 func (cfg PartialLimitConfig) MarshalJSON() ([]byte, error) {
-	// encoding/json writes a map key that is a string by its bytes, even if it
-	// has a text form of its own.
+	// encoding/json writes the bytes of a map key that is a string, even if its type has
+	// a text form of its own.
 	peers := make(map[string]ResourceLimits, len(cfg.Peer))
 	for p, l := range cfg.Peer {
 		peers[p.String()] = l
 	}
-	// The order is that in which go-libp2p writes them.
+	// The order is go-libp2p's.
 	return json.Marshal(struct {
 		Service      map[string]ResourceLimits      `json:",omitempty"`
 		ServicePeer  map[string]ResourceLimits      `json:",omitempty"`
@@ -272,9 +271,9 @@ func (cfg PartialLimitConfig) MarshalJSON() ([]byte, error) {
 	})
 }
 
-// Apply fills in everything that is left to the defaults from c. A scope that
-// only cfg names is filled in from the …Default of its kind. The maps of cfg
-// are replaced, not written to, so that copies of cfg stay as they are.
+// Apply fills in from c everything that cfg leaves to the defaults. A scope that only cfg
+// names is filled in from the …Default of its kind. The maps of cfg are replaced, not
+// written to, so copies of cfg keep their values.
 func (cfg *PartialLimitConfig) Apply(c PartialLimitConfig) {
 	*cfg = PartialLimitConfig(overlay(
 		perScope[ResourceLimits](*cfg), perScope[ResourceLimits](c),
@@ -285,15 +284,15 @@ func (cfg *PartialLimitConfig) Apply(c PartialLimitConfig) {
 	))
 }
 
-// Build gives the limits of all scopes, those of defaults where cfg says
-// nothing else. A scope that only cfg names gets what it does not say from the
-// outcome for the …Default of its kind. That InfiniteLimits have no gates is not
-// passed on: what is built on them has the default gates, but for what cfg says.
+// Build returns the limits of all scopes: those that cfg sets, and otherwise those of
+// defaults. A scope that only cfg names takes what cfg leaves open from the result for
+// the …Default of its kind. InfiniteLimits have no gates, but a configuration built on
+// them has the default gates unless cfg says otherwise.
 func (cfg PartialLimitConfig) Build(defaults ConcreteLimitConfig) ConcreteLimitConfig {
 	return cfg.build(defaults, OriginOverride)
 }
 
-// build is Build for what comes from somewhere else.
+// build is Build with the origin of the values that cfg sets.
 func (cfg PartialLimitConfig) build(defaults ConcreteLimitConfig, from Origin) ConcreteLimitConfig {
 	upper := perScope[ResourceLimits](cfg)
 	return ConcreteLimitConfig{
@@ -306,21 +305,21 @@ func (cfg PartialLimitConfig) build(defaults ConcreteLimitConfig, from Origin) C
 	}
 }
 
-// ConcreteLimitConfig has the limits of all scopes, with nothing left to a
-// default. It is made by PartialLimitConfig.Build and ScalingLimitConfig.Scale.
-// Its zero value admits nothing. Copies are independent of each other.
+// ConcreteLimitConfig has the limits of all scopes, with nothing left to the defaults. It
+// is made by PartialLimitConfig.Build and ScalingLimitConfig.Scale. Its zero value admits
+// nothing. Copies are independent of each other.
 type ConcreteLimitConfig struct {
 	limits  perScope[BaseLimit]    // its maps are never written to once they are made
-	origins perScope[scopeOrigins] // of limits, likewise
+	origins perScope[scopeOrigins] // of limits; its maps are never written to either
 	sizing  Sizing
 	ungated bool // InfiniteLimits: there are no gates at all
-	// gateOrigins has the origins of gates that are not the default, by the place of
-	// their settings. nil: of those that limits has, OriginOverride.
+	// gateOrigins has the origins of gate settings that are not defaults, by place. If it
+	// is nil, everything that limits.Gates sets has OriginOverride.
 	gateOrigins map[string]Origin
 }
 
-// ToPartialLimitConfig says the same limits as a configuration that leaves
-// nothing to the defaults, but for gates of which cfg says nothing itself.
+// ToPartialLimitConfig returns the same limits as a configuration that leaves nothing to
+// the defaults, except for gates that cfg does not set.
 func (cfg ConcreteLimitConfig) ToPartialLimitConfig() PartialLimitConfig {
 	return PartialLimitConfig(convert(cfg.limits, BaseLimit.ToResourceLimits))
 }
@@ -330,35 +329,35 @@ func (cfg ConcreteLimitConfig) MarshalJSON() ([]byte, error) {
 	return json.Marshal(cfg.ToPartialLimitConfig())
 }
 
-// fixedLimiter is a Limiter whose limits do not change. Each limit that it
-// gives is a copy in the caller's hands, a *BaseLimit. It is a type of its own,
-// and does not embed the configuration, to be without its UnmarshalJSON.
+// fixedLimiter is a Limiter whose limits do not change. Each limit that it returns is a
+// *BaseLimit of the caller's own. It is a defined type and does not embed the
+// configuration, because it must not have its UnmarshalJSON.
 type fixedLimiter ConcreteLimitConfig
 
 var _ Limiter = (*fixedLimiter)(nil)
 
-// NewFixedLimiter makes a Limiter that always gives the limits of conf. What
-// the caller does to conf later does not change it.
+// NewFixedLimiter returns a Limiter with the limits of conf. Later changes of conf do not
+// affect it.
 func NewFixedLimiter(conf ConcreteLimitConfig) Limiter {
 	l := fixedLimiter(conf)
 	return &l
 }
 
-// ToPartialLimitConfig is that of the configuration.
+// ToPartialLimitConfig returns the limits as a partial configuration.
 func (l *fixedLimiter) ToPartialLimitConfig() PartialLimitConfig {
 	return ConcreteLimitConfig(*l).ToPartialLimitConfig()
 }
 
-// MarshalJSON is that of the configuration.
+// MarshalJSON writes the limits as a partial configuration.
 func (l *fixedLimiter) MarshalJSON() ([]byte, error) {
 	return ConcreteLimitConfig(*l).MarshalJSON()
 }
 
-// handOut gives a copy of a limit.
+// handOut returns a copy of a limit.
 func handOut(l BaseLimit) Limit { return &l }
 
-// handOutNamed gives a copy of the limit under a name, or of that for all that
-// are not named.
+// handOutNamed returns a copy of the limit with a name, or of the limit of unnamed scopes
+// if there is none.
 func handOutNamed[K comparable](named map[K]BaseLimit, name K, unnamed BaseLimit) Limit {
 	if l, ok := named[name]; ok {
 		return &l
@@ -392,8 +391,8 @@ func (l *fixedLimiter) GetPeerLimits(p peer.ID) Limit {
 func (l *fixedLimiter) GetStreamLimits(peer.ID) Limit { return handOut(l.limits.Stream) }
 func (l *fixedLimiter) GetConnLimits() Limit          { return handOut(l.limits.Conn) }
 
-// originsOver gives the origins of limits that lie on others: what l leaves to
-// the defaults comes from where it comes from below.
+// originsOver returns the origins of limits laid on others: from for each limit that l
+// sets, and the origin in under for the rest.
 func (l *ResourceLimits) originsOver(under scopeOrigins, from Origin) scopeOrigins {
 	vals := l.counts()
 	for i, o := range under.counts() {
@@ -407,8 +406,7 @@ func (l *ResourceLimits) originsOver(under scopeOrigins, from Origin) scopeOrigi
 	return under
 }
 
-// originsOfGates returns the origins of the gates that are not the default, by the
-// place of their settings.
+// originsOfGates returns the origins of gate settings that are not defaults, by place.
 func (cfg *ConcreteLimitConfig) originsOfGates() map[string]Origin {
 	if cfg.gateOrigins != nil {
 		return cfg.gateOrigins

@@ -1,10 +1,9 @@
 package rcmgr
 
-// The strict reader of limit files. encoding/json passes over what it does not
-// know, which in a limit file means that a limit is not in force and nobody
-// hears of it. internal/strictjson walks over the text beside the Go type that it
-// is to fill; here stands what limits look like, and what is wrong with them as a
-// whole once they have been read.
+// The strict reader of limit files. encoding/json ignores names that it does not know; in
+// a limit file that would mean a limit that is not in force, without any sign of it.
+// internal/strictjson walks over the text beside the Go type that it fills. This file
+// says what limits look like, and checks them together once they have been read.
 
 import (
 	"cmp"
@@ -27,23 +26,24 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/strictjson"
 )
 
-// ReadLimits reads a PartialLimitConfig from JSON. It passes over nothing: unknown
-// names, names given twice, negative numbers, peer IDs that do not parse, null, text
-// after the end, networks with host bits, and transient limits above those of the
-// system where both are written are errors. Each is a ConfigError that names line,
-// column, path and what was expected, and the file, if in has a method Name, as an
-// *os.File has; all are returned at once, and no limits with them. An error of in
-// itself is wrapped. As in all of encoding/json, upper and lower case of the fixed
-// names are the same. A byte-order mark is passed over; a text in UTF-16 or UTF-32, or
-// one that is no UTF-8, is an error that says so.
+// ReadLimits reads a PartialLimitConfig from JSON. Unlike json.Unmarshal it ignores
+// nothing. These are errors: unknown names, names given twice, negative numbers, invalid
+// peer IDs, null, text after the end, networks with host bits, and transient limits above
+// those of the system where both are written. Each is a ConfigError that has line,
+// column, path and what was expected, and the name of the file if in has a method Name,
+// as an *os.File does. All of them are returned together, and no limits with them. An
+// error from reading in is wrapped. As everywhere in encoding/json, the fixed names may
+// be written in upper or lower case. A byte-order mark is skipped. Text in UTF-16 or
+// UTF-32, or that is not valid UTF-8, is an error that says so.
 //
-// What does not fit the defaults that the limits are to lie on shows when they are
-// built: NewLimiterFromJSON and NodeLimits.OverridesFile name the line of that, too.
+// Limits that do not fit the defaults are found only when they are built on them:
+// NewLimiterFromJSON and NodeLimits.OverridesFile report the line of such an error, too.
 //
-// Beside what json.Unmarshal takes, numbers may stand in quotes, and sizes of
-// memory may have units: "64MiB" is 64<<20, "64MB" 64 million bytes, "1.5GiB" 3<<29. A
-// comma in them is an error: in some languages it is the decimal point. What the text
-// does not name has the zero value, which leaves it to the defaults.
+// In addition to what json.Unmarshal accepts, numbers may be in quotes, and sizes of
+// memory may have units: "64MiB" is 64<<20, "64MB" is 64 million bytes, "1.5GiB" is
+// 3<<29. A comma in a size is an error, because in some languages it is the decimal
+// point. Limits that the text does not name have the zero value, which leaves them to the
+// defaults.
 func ReadLimits(in io.Reader) (PartialLimitConfig, error) {
 	cfg, f, err := parseLimits(in)
 	if err != nil {
@@ -52,9 +52,9 @@ func ReadLimits(in io.Reader) (PartialLimitConfig, error) {
 	return f.fitting(cfg, InfiniteLimits)
 }
 
-// ReadLimitsFile is ReadLimits for the file of this name. It reads Kubo's
-// libp2p-resource-limit-overrides.json as it is. If there is no such file, the error
-// matches fs.ErrNotExist. It is safe for concurrent use, as ReadLimits is.
+// ReadLimitsFile is ReadLimits for the file with this name. It reads Kubo's
+// libp2p-resource-limit-overrides.json unchanged. If the file does not exist, the error
+// matches fs.ErrNotExist. Both are safe for concurrent use.
 func ReadLimitsFile(name string) (PartialLimitConfig, error) {
 	cfg, f, err := parseLimitsFile(name)
 	if err != nil {
@@ -70,8 +70,8 @@ type limitFile struct {
 	errs configErrors
 }
 
-// fitting returns cfg, which was read from the file, or an error if limits in it
-// contradict each other, or the defaults that it will be laid over.
+// fitting returns cfg, which was read from the file, or an error if its limits contradict
+// each other or the defaults that it is to be built on.
 func (f *limitFile) fitting(cfg PartialLimitConfig, defaults ConcreteLimitConfig) (PartialLimitConfig, error) {
 	built := cfg.Build(defaults)
 	errs := built.check()
@@ -82,7 +82,7 @@ func (f *limitFile) fitting(cfg PartialLimitConfig, defaults ConcreteLimitConfig
 	return cfg, nil
 }
 
-// parseLimitsFile is parseLimits for a file by its name.
+// parseLimitsFile is parseLimits for the file with this name.
 func parseLimitsFile(name string) (PartialLimitConfig, *limitFile, error) {
 	file, err := os.Open(name)
 	if err != nil {
@@ -92,7 +92,7 @@ func parseLimitsFile(name string) (PartialLimitConfig, *limitFile, error) {
 	return parseLimits(file)
 }
 
-// parseLimits reads limits that are each valid alone; fitting checks them together.
+// parseLimits reads limits and checks each by itself; fitting checks them together.
 func parseLimits(in io.Reader) (cfg PartialLimitConfig, f *limitFile, err error) {
 	f = new(limitFile)
 	if named, ok := in.(interface{ Name() string }); ok {
@@ -111,8 +111,8 @@ func parseLimits(in io.Reader) (cfg PartialLimitConfig, f *limitFile, err error)
 	return cfg, f, cmp.Or(f.errs.err(), err)
 }
 
-// placed returns the errors, each with its place in the text if it has one there, or nil
-// if there are none. f is nil if there is no text.
+// placed returns the errors, each with its place in the text if it has one, or nil if
+// there are none. f is nil if the limits were not read from a text.
 func (f *limitFile) placed(errs *configErrors) error {
 	if f != nil {
 		for _, e := range errs.all {
@@ -122,7 +122,7 @@ func (f *limitFile) placed(errs *configErrors) error {
 	return errs.err()
 }
 
-// place notes in an error the place in the text that it is about, if the text has one.
+// place sets the position in the text of what an error is about, if the text has it.
 func (f *limitFile) place(e *ConfigError) {
 	for _, path := range append([]string{e.Path}, e.also...) {
 		if at, ok := f.text.At(path); ok && path != "" {
@@ -131,13 +131,13 @@ func (f *limitFile) place(e *ConfigError) {
 			return
 		}
 	}
-	// What is missing is not there to point at, but what it is missing in.
+	// A field that is missing has no position, but the object that lacks it has.
 	if at, ok := f.text.Around(e.Path); ok {
 		f.locate(e, at)
 	}
 }
 
-// locate notes in an error where in the text it is.
+// locate sets the file, line and column of an error.
 func (f *limitFile) locate(e *ConfigError, at strictjson.Place) {
 	e.File = f.name
 	e.Line, e.Column = at.Position()
@@ -151,7 +151,7 @@ func (f *limitFile) report(at strictjson.Place, path string, err error) {
 	}
 }
 
-// normalKey puts a key that is a network into the spelling that built limits have.
+// normalKey brings a key that is a network into the form that built limits use.
 func normalKey(key any) error {
 	network, ok := key.(*netip.Prefix)
 	if !ok {
@@ -162,8 +162,8 @@ func normalKey(key any) error {
 	return err
 }
 
-// checkHostBits returns an error for a network that is not written by its first
-// address: it may be meant as the network or as the address.
+// checkHostBits returns an error for a network that is not written with its first
+// address: its author may have meant the network or the address.
 func checkHostBits(network netip.Prefix) error {
 	if !network.IsValid() || network == network.Masked() {
 		return nil
@@ -173,14 +173,15 @@ func checkHostBits(network netip.Prefix) error {
 		ip.NormalPrefix(network), ip.NormalPrefix(netip.PrefixFrom(addr, addr.BitLen())))
 }
 
-// keyNouns say what is expected as key of a map, by its type.
+// keyNouns has what is expected as the key of a map, by its type.
 var keyNouns = map[reflect.Type]string{
 	reflect.TypeFor[peer.ID]():      "a peer ID",
 	reflect.TypeFor[int]():          "a prefix length",
 	reflect.TypeFor[netip.Prefix](): "a network such as 192.0.2.0/24",
 }
 
-// plainVal returns a single value as json.Unmarshal takes it, or what is wrong with it.
+// plainVal returns a single value in the form that json.Unmarshal accepts, or an error
+// that says what is wrong with it.
 func plainVal(val json.Unmarshaler, raw []byte) ([]byte, error) {
 	var text string
 	quoted := json.Unmarshal(raw, &text) == nil && string(raw) != "null"
@@ -199,7 +200,7 @@ func plainVal(val json.Unmarshaler, raw []byte) ([]byte, error) {
 	if isBytes {
 		most, what = math.MaxInt64, `a whole number of bytes or a size such as "64MiB"`
 	}
-	// If it is out of range, ParseInt still gives the sign.
+	// Out of range, ParseInt still returns a number with the right sign.
 	n, err := strconv.ParseInt(text, 10, 64)
 	if n < 0 {
 		return nil, fmt.Errorf(`%s is negative: %s`, raw, negative)
@@ -217,9 +218,9 @@ func plainVal(val json.Unmarshaler, raw []byte) ([]byte, error) {
 	return nil, fmt.Errorf(`expected %s from 0 to %d, %s, found %s`, what, most, words, strictjson.Describe(raw))
 }
 
-// parseSize returns the bytes of a size with a unit: "64MiB", "1.5 GB". It refuses
-// commas, which mean a point to some people and nothing to others, and less than one
-// byte, which would be read as 0.
+// parseSize returns the number of bytes of a size with a unit: "64MiB", "1.5 GB". It
+// refuses commas, which are decimal points in some languages and separators in others,
+// and sizes of less than one byte, which would be read as 0.
 func parseSize(text string) (int64, error) {
 	if !strings.ContainsFunc(text, unicode.IsLetter) || strings.Contains(text, ",") {
 		return 0, errors.New("no size")
@@ -231,8 +232,8 @@ func parseSize(text string) (int64, error) {
 	return int64(n), err
 }
 
-// UnmarshalJSON reads what a PartialLimitConfig reads, and leaves limits that
-// the JSON does not mention as they are. On an error cfg is as before.
+// UnmarshalJSON reads the JSON of a PartialLimitConfig. Limits that it does not mention
+// keep their values. If it fails, cfg does not change.
 func (cfg *ConcreteLimitConfig) UnmarshalJSON(b []byte) error {
 	var changes PartialLimitConfig
 	if err := json.Unmarshal(b, &changes); err != nil {
@@ -242,8 +243,8 @@ func (cfg *ConcreteLimitConfig) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// NewLimiterFromJSON makes a Limiter from a PartialLimitConfig in JSON, on top
-// of the given defaults. It is as strict as ReadLimits.
+// NewLimiterFromJSON returns a Limiter made from the JSON of a PartialLimitConfig, built
+// on the given defaults. It is as strict as ReadLimits.
 func NewLimiterFromJSON(in io.Reader, defaults ConcreteLimitConfig) (Limiter, error) {
 	cfg, f, err := parseLimits(in)
 	if err == nil {
@@ -255,8 +256,8 @@ func NewLimiterFromJSON(in io.Reader, defaults ConcreteLimitConfig) (Limiter, er
 	return NewFixedLimiter(cfg.Build(defaults)), nil
 }
 
-// NewDefaultLimiterFromJSON is NewLimiterFromJSON on top of
-// DefaultLimits.AutoScale().
+// NewDefaultLimiterFromJSON is NewLimiterFromJSON with DefaultLimits.AutoScale() as the
+// defaults.
 func NewDefaultLimiterFromJSON(in io.Reader) (Limiter, error) {
 	return NewLimiterFromJSON(in, DefaultLimits.AutoScale())
 }

@@ -1,7 +1,7 @@
 package rcmgr
 
-// One number of a configuration: itself, or a word for the default, for no limit, or for
-// nothing at all.
+// One number of a configuration, or a word that stands for the default, for no limit, or
+// for nothing at all.
 
 import (
 	"cmp"
@@ -23,8 +23,8 @@ type quantities[Count, Bytes comparable] struct {
 	Memory          Bytes
 }
 
-// counts gives all but memory. File descriptors come last, because they do not
-// grow with memory as all others do.
+// counts returns everything but memory. File descriptors come last, because they do not
+// grow with memory as the others do.
 func (q *quantities[Count, Bytes]) counts() [7]*Count {
 	return [...]*Count{
 		&q.Streams, &q.StreamsInbound, &q.StreamsOutbound,
@@ -33,7 +33,7 @@ func (q *quantities[Count, Bytes]) counts() [7]*Count {
 	}
 }
 
-// fillIn sets what is zero in to as it is in from.
+// fillIn sets each field of to that is zero to its value in from.
 func fillIn[Count, Bytes comparable](to, from *quantities[Count, Bytes]) {
 	source := from.counts()
 	for i, n := range to.counts() {
@@ -42,44 +42,42 @@ func fillIn[Count, Bytes comparable](to, from *quantities[Count, Bytes]) {
 	to.Memory = cmp.Or(to.Memory, from.Memory)
 }
 
-// LimitVal is one number in a configuration: a count, or one of the three
-// constants. Its zero value is DefaultLimit. In JSON it is a number, or
-// "default", "unlimited" or "blockAll"; the number 0 is read as "blockAll".
+// LimitVal is one number in a configuration: a count, or one of the three constants. Its
+// zero value is DefaultLimit. In JSON it is a number, or "default", "unlimited" or
+// "blockAll"; the number 0 is read as "blockAll".
 type LimitVal int
 
 const (
-	// DefaultLimit leaves the limit to the defaults that the configuration is
-	// built on.
+	// DefaultLimit leaves the limit to the defaults that the configuration is built on.
 	DefaultLimit LimitVal = 0
-	// Unlimited is no limit.
+	// Unlimited admits everything.
 	Unlimited LimitVal = -1
 	// BlockAllLimit admits nothing.
 	BlockAllLimit LimitVal = -2
 )
 
-// LimitVal64 is LimitVal for bytes of memory. In JSON it is written as a
-// string of digits, because many readers of JSON round large numbers; it is
-// read with or without quotes.
+// LimitVal64 is LimitVal for bytes of memory. In JSON it is written as a string of
+// digits, because many readers of JSON round large numbers. It is read with or without
+// quotes.
 type LimitVal64 int64
 
 const (
-	// DefaultLimit64 leaves the limit to the defaults that the configuration
-	// is built on.
+	// DefaultLimit64 leaves the limit to the defaults that the configuration is built on.
 	DefaultLimit64 LimitVal64 = 0
-	// Unlimited64 is no limit.
+	// Unlimited64 admits everything.
 	Unlimited64 LimitVal64 = -1
 	// BlockAllLimit64 admits nothing.
 	BlockAllLimit64 LimitVal64 = -2
 )
 
-// limitWords are the constants as they stand in JSON.
+// limitWords has the constants in their JSON form.
 var limitWords = map[int64]string{
 	int64(DefaultLimit):  `"default"`,
 	int64(Unlimited):     `"unlimited"`,
 	int64(BlockAllLimit): `"blockAll"`,
 }
 
-// parseLimit reads one of the words, or else a number by the given function.
+// parseLimit reads one of the words, or else a number with the given function.
 func parseLimit(b []byte, number func([]byte) (int64, error)) (int64, error) {
 	for val, word := range limitWords {
 		if string(b) == word {
@@ -90,7 +88,7 @@ func parseLimit(b []byte, number func([]byte) (int64, error)) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("not a limit: %w", err)
 	}
-	// An explicit 0 means none, not the default, which has its own word.
+	// An explicit 0 admits nothing. The default has a word of its own.
 	return cmp.Or(n, int64(BlockAllLimit)), nil
 }
 
@@ -117,7 +115,7 @@ func (l LimitVal) MarshalJSON() ([]byte, error) {
 	return strconv.AppendInt(nil, int64(l), 10), nil
 }
 
-// UnmarshalJSON reads a number or a word. On an error l is as before.
+// UnmarshalJSON reads a number or a word. If it fails, l does not change.
 func (l *LimitVal) UnmarshalJSON(b []byte) error {
 	n, err := parseLimit(b, parseCount)
 	if err == nil {
@@ -126,7 +124,7 @@ func (l *LimitVal) UnmarshalJSON(b []byte) error {
 	return err
 }
 
-// Build gives the limit itself: defaultVal for DefaultLimit, math.MaxInt for
+// Build returns the limit that l stands for: defaultVal for DefaultLimit, math.MaxInt for
 // Unlimited, 0 for BlockAllLimit.
 func (l LimitVal) Build(defaultVal int) int {
 	switch l {
@@ -151,7 +149,7 @@ func limitVal(n int) LimitVal {
 	return LimitVal(n)
 }
 
-// MarshalJSON writes digits in quotes or a word.
+// MarshalJSON writes digits in quotes, or a word.
 func (l LimitVal64) MarshalJSON() ([]byte, error) {
 	if word, ok := limitWords[int64(l)]; ok {
 		return []byte(word), nil
@@ -159,8 +157,8 @@ func (l LimitVal64) MarshalJSON() ([]byte, error) {
 	return strconv.AppendQuote(nil, strconv.FormatInt(int64(l), 10)), nil
 }
 
-// UnmarshalJSON reads a number, digits in quotes or a word. On an error l is as
-// before.
+// UnmarshalJSON reads a number, digits in quotes, or a word. If it fails, l does not
+// change.
 func (l *LimitVal64) UnmarshalJSON(b []byte) error {
 	n, err := parseLimit(b, parseBytes)
 	if err == nil {
@@ -169,7 +167,7 @@ func (l *LimitVal64) UnmarshalJSON(b []byte) error {
 	return err
 }
 
-// Build gives the limit itself, in bytes: defaultVal for DefaultLimit64,
+// Build returns the limit that l stands for, in bytes: defaultVal for DefaultLimit64,
 // math.MaxInt64 for Unlimited64, 0 for BlockAllLimit64.
 func (l LimitVal64) Build(defaultVal int64) int64 {
 	switch l {

@@ -1,8 +1,8 @@
 package rcmgr
 
-// What this process may use of the machine that it runs on. A container with
-// 512 MiB on a large host has 512 MiB, and so has a process with GOMEMLIMIT:
-// the least of what is known counts.
+// The resources that this process may use of the machine it runs on. A container with 512
+// MiB on a large host has 512 MiB, and so has a process with that GOMEMLIMIT: the least
+// of the known limits counts.
 
 import (
 	"errors"
@@ -13,37 +13,37 @@ import (
 	"github.com/pbnjay/memory"
 )
 
-// Machine is what this process may use of its machine, and how that was found
-// out.
+// Machine has the resources that this process may use of its machine, and how they were
+// found out.
 type Machine struct {
-	// Memory is the least of the three below that is known, in bytes, or 1 GiB
-	// if none is.
+	// Memory is the least of the three limits below that are known, in bytes, or 1 GiB if
+	// none is.
 	Memory int64
-	// MemoryFrom tells which that is: "host", "cgroup", "GOMEMLIMIT", or
-	// "unknown".
+	// MemoryFrom names the limit that Memory comes from: "host", "cgroup", "GOMEMLIMIT",
+	// or "unknown".
 	MemoryFrom string
-	// Host is the memory of the machine, Cgroup the limit of the process's
-	// control group (version 1 or 2) or the least of those around it, and
-	// GoMemLimit that of the Go runtime, in bytes. 0 is none, or not known.
+	// Host is the memory of the machine. Cgroup is the limit of the process's control
+	// group (version 1 or 2), or the least of those around it. GoMemLimit is the limit of
+	// the Go runtime. All are in bytes; 0 means no limit, or an unknown one.
 	Host       int64 `json:",omitzero"`
 	Cgroup     int64 `json:",omitzero"`
 	GoMemLimit int64 `json:",omitzero"`
-	// CgroupError tells why the limit of the control group could not be read.
+	// CgroupError says why the limit of the control group could not be read.
 	CgroupError string `json:",omitzero"`
-	// FileDescriptors is how many the process may open: its soft limit.
-	// DefaultLimit stands for a number that cannot be found out.
+	// FileDescriptors is how many descriptors the process may open: its soft limit. It is
+	// DefaultLimit if the number is unknown.
 	FileDescriptors LimitVal `json:",omitzero"`
 }
 
-// ThisMachine finds out what this process may use. Default limits are made for
-// it: see ScalingLimitConfig.AutoScale and NodeLimits.
+// ThisMachine returns the resources that this process may use. Default limits are
+// computed from them: see ScalingLimitConfig.AutoScale and NodeLimits.
 func ThisMachine() Machine {
 	return machineOf(memory.TotalMemory(), memlimit.FromCgroup, debug.SetMemoryLimit(-1), descriptorLimit())
 }
 
-// machineOf puts together what was asked for: bytes of the host, 0 if unknown;
-// the control group's; the runtime's, math.MaxInt64 if there is none; and
-// descriptors, see descriptorLimit.
+// machineOf returns the Machine with these limits: bytes of the host, 0 if unknown; of
+// the control group; of the runtime, math.MaxInt64 if there is none; and descriptors, as
+// descriptorLimit returns them.
 func machineOf(host uint64, cgroup func() (uint64, error), goMemLimit int64, descriptors int) Machine {
 	m := Machine{Host: capBytes(host), FileDescriptors: descriptorVal(descriptors)}
 	if goMemLimit < math.MaxInt64 {
@@ -68,16 +68,16 @@ func machineOf(host uint64, cgroup func() (uint64, error), goMemLimit int64, des
 		}
 	}
 	if m.MemoryFrom == "unknown" {
-		m.Memory = 1 << 30 // an eighth of it are the 128 MiB of the smallest node
+		m.Memory = 1 << 30 // an eighth of it is the 128 MiB of the smallest node
 	}
 	return m
 }
 
-// descriptors gives the number as descriptorLimit does: math.MaxInt is
-// unlimited, 0 unknown.
+// descriptors returns the number as descriptorLimit does: math.MaxInt means unlimited, 0
+// unknown.
 func (m *Machine) descriptors() int { return m.FileDescriptors.Build(0) }
 
-// descriptorVal is its inverse. A number below 0 is unknown, too.
+// descriptorVal is the inverse of descriptors. A negative number is unknown, too.
 func descriptorVal(n int) LimitVal {
 	if n <= 0 {
 		return DefaultLimit
@@ -85,15 +85,16 @@ func descriptorVal(n int) LimitVal {
 	return limitVal(n)
 }
 
-// Sizing is what limits were computed for. It is empty for limits that were
-// given as they are.
+// Sizing is what limits were computed from. It is empty for limits that were not
+// computed.
 type Sizing struct {
-	// Rules are those by which the limits were computed: "ScalingLimitConfig" or
+	// Rules names the rules that computed the limits: "ScalingLimitConfig" or
 	// "NodeLimits".
 	Rules string `json:",omitzero"`
-	// Memory, in bytes, and FileDescriptors are what the limits were computed for.
+	// Memory, in bytes, and FileDescriptors are the resources of the node that the limits
+	// were computed for.
 	Memory          int64    `json:",omitzero"`
 	FileDescriptors LimitVal `json:",omitzero"`
-	// Machine is what was found, and empty where nobody had to look.
+	// Machine is what ThisMachine found. It is empty if the machine was not looked at.
 	Machine Machine `json:",omitzero"`
 }

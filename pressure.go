@@ -1,12 +1,12 @@
 package rcmgr
 
-// The memory of the whole process as an input. What is reserved is what somebody
-// asked for; what the process uses is more. When that comes near to what it may
-// use, nothing new from strangers is let in from outside, and what is there goes
-// on, until it has clearly fallen again.
+// The memory of the whole process as an input. Reservations are only what callers asked
+// for; the process uses more than that. When its use comes near its limit, new inbound
+// connections and streams of strangers are refused, and what is open goes on, until use
+// has clearly fallen again.
 //
-// A worker looks at the memory; whoever opens something reads one word, and
-// reservations do not know of it.
+// A worker reads the memory. A caller that opens something reads one word, and
+// reservations do not depend on it.
 
 import (
 	"errors"
@@ -17,32 +17,33 @@ import (
 	"time"
 )
 
-// MemoryPressureConfig says when WithMemoryPressure refuses. Its zero value is 90 % of
-// what this process may use, until less than 80 % are in use.
+// MemoryPressureConfig says when WithMemoryPressure refuses. With its zero value it
+// refuses above 90 % of the memory that this process may use, until less than 80 % is in
+// use.
 type MemoryPressureConfig struct {
-	// Limit is how many bytes this process may have in use. 0 is what ThisMachine
+	// Limit is how many bytes this process may have in use. 0 means what ThisMachine
 	// finds: the least of the host's memory, the control group's and GOMEMLIMIT.
 	Limit int64
-	// RefuseAbove is the share of Limit in use above which strangers are refused.
-	// 0 is 0.9.
+	// RefuseAbove is the fraction of Limit in use above which strangers are refused. 0
+	// means 0.9.
 	RefuseAbove float64
-	// AdmitBelow is the share of Limit below which they are admitted again. It is
-	// less than RefuseAbove, so that they are not admitted and refused by turns. 0
-	// is eight ninths of RefuseAbove.
+	// AdmitBelow is the fraction of Limit below which they are admitted again. It is less
+	// than RefuseAbove, so that the decision does not change at every small change of
+	// use. 0 means eight ninths of RefuseAbove.
 	AdmitBelow float64
-	// Every is the time between two looks. 0 is 100 ms.
+	// Every is the time between two readings. 0 means 100 ms.
 	Every time.Duration
-	// InUse gives the bytes in use, in place of what the Go runtime says: memory
-	// that is not the runtime's, of C libraries or mapped files, is for the host
-	// to know. It is called by one goroutine at a time, without locks. nil is the runtime's:
-	// objects that the last garbage collection has left alive, stacks, and what the
-	// runtime needs for itself. What has died since is counted only if the runtime
-	// would let it grow past Limit before it collects it, which GOMEMLIMIT prevents.
-	// If InUse panics, that is logged, and the runtime's number counts from then on.
+	// InUse returns the bytes in use. Set it if the process uses much memory that is not
+	// the Go runtime's, such as that of C libraries or mapped files. It is called by one
+	// goroutine at a time, without locks. If it is nil, the runtime's own numbers count:
+	// objects that the last garbage collection left alive, stacks, and the runtime's own
+	// data. Objects that have become garbage since are counted only if the runtime would
+	// let the heap grow past Limit before it collects them, which GOMEMLIMIT prevents. If
+	// InUse panics, that is logged, and the runtime's numbers count from then on.
 	InUse func() int64
 }
 
-// check fills in what is left out. An error says what is wrong with the rest.
+// check fills in the defaults, and returns an error for other values that are invalid.
 func (p *MemoryPressureConfig) check() error {
 	switch {
 	case p.Limit < 0:
@@ -78,29 +79,29 @@ func (p *MemoryPressureConfig) check() error {
 	return nil
 }
 
-// ProcessMemory is what WithMemoryPressure has found, in bytes.
+// ProcessMemory is the memory of the process as WithMemoryPressure sees it, in bytes.
 type ProcessMemory struct {
-	InUse       int64 // at the last look
+	InUse       int64 // when it was last read
 	Limit       int64
 	RefuseAbove int64
 	AdmitBelow  int64
-	// Refusing: inbound connections and streams of strangers are refused.
+	// Refusing reports whether inbound connections and streams of strangers are refused.
 	Refusing bool
-	// Times is how often that has begun.
+	// Times is how often refusing has begun.
 	Times uint64
 }
 
-// pressure watches the memory for one manager. A nil one never refuses.
+// pressure watches the memory for one manager. A nil *pressure never refuses.
 type pressure struct {
 	scope           scopeName
 	every           time.Duration
 	read            func() int64 // guarded by reading
 	reading         guard
-	runtime         func() int64 // what is in use once read has failed
+	runtime         func() int64 // the bytes in use once read has failed
 	limit           int64
 	refuse, readmit int64
 	inUse           atomic.Int64
-	refusing        atomic.Bool // all that others read when they open something
+	refusing        atomic.Bool // all that opening a connection or stream reads
 	times           atomic.Uint64
 }
 
@@ -118,7 +119,7 @@ func newPressure(p *MemoryPressureConfig) *pressure {
 	return w
 }
 
-// look reads the memory and decides. One goroutine at a time calls it.
+// look reads the memory and decides. It is called by one goroutine at a time.
 func (p *pressure) look() {
 	var n int64
 	if !p.reading.call(func() { n = p.read() }) {
@@ -139,8 +140,8 @@ func (p *pressure) look() {
 	}
 }
 
-// refuses tells whether strangers' connections or streams in a direction are
-// refused now.
+// refuses reports whether strangers' connections or streams in a direction are refused
+// now.
 func (p *pressure) refuses(d dim) bool {
 	return p != nil && (d == dimConnsIn || d == dimStreamsIn) && p.refusing.Load()
 }
@@ -153,8 +154,8 @@ func (p *pressure) state() (s ProcessMemory) {
 		Refusing: p.refusing.Load(), Times: p.times.Load()}
 }
 
-// runtimeMemory gives what the runtime has in use, for a process that may use so
-// much.
+// runtimeMemory returns a function that returns the runtime's bytes in use, for a process
+// that may use limit bytes.
 func runtimeMemory(limit int64) func() int64 {
 	names := [...]string{
 		"/gc/heap/live:bytes",
@@ -173,7 +174,7 @@ func runtimeMemory(limit int64) func() int64 {
 		metrics.Read(samples)
 		var v [len(names)]int64
 		for i, s := range samples {
-			if s.Value.Kind() == metrics.KindUint64 { // else this runtime has none
+			if s.Value.Kind() == metrics.KindUint64 { // or else this runtime does not have it
 				v[i] = capBytes(s.Value.Uint64())
 			}
 		}
@@ -182,12 +183,13 @@ func runtimeMemory(limit int64) func() int64 {
 	}
 }
 
-// heapInUse tells how much counts as in use: live bytes are those that the last
-// collection left, objects those and what was made since, goal is how many objects
-// there may be before the next collection, and other is all besides.
+// heapInUse returns how many bytes count as in use. live is the bytes of objects that the
+// last collection left alive, objects is those and the bytes allocated since, goal is how
+// many bytes of objects there may be before the next collection, and other is all memory
+// besides objects.
 func heapInUse(live, objects, goal, other, limit int64) int64 {
 	if goal <= limit-other {
-		return live + other // garbage will go before it is too much
+		return live + other // garbage is collected before it reaches the limit
 	}
 	return objects + other
 }

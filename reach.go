@@ -1,9 +1,9 @@
 package rcmgr
 
-// Limits that can never be reached, because what counts in their scope counts
-// somewhere else, too, where there is less room. Nothing fails: somebody raised a
-// number, and nothing more is admitted. Only limits that somebody wrote are looked
-// at: a default that another default leaves no room for is nobody's slip.
+// Limits that can never be reached, because everything that counts in their scope also
+// counts in another scope with less room. Nothing fails: an operator raises a number, and
+// still nothing more is admitted. Only limits that were written are checked. A default
+// that leaves no room for another default is not the operator's mistake.
 
 import (
 	"cmp"
@@ -15,27 +15,27 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
-// Warnings returns a sentence for each limit that somebody wrote and that can never
-// be reached, such as
+// Warnings returns one sentence for each limit that was written and can never be reached,
+// such as
 //
 //	System.ConnsInbound is 10000 (override), above System.Conns, which is 160 (default): it can never be reached
 //
-// A limit is written if its Origin is OriginOverride or OriginCode. What it is held
-// against may be computed: such limits work, but not as they read. A limit that
-// is "unlimited" is none, and one that is written as "blockAll" is meant so. Compared
-// are the parts of a total with it and it with them, transient with system, peers,
-// services and protocols with system, one peer in a service or protocol with both,
-// the memory and the costs of single connections and streams with what they count in,
-// and the limits of subnets with wider ones and with system. An allowlist lets peers and what
-// they use past system, of which the configuration knows nothing.
+// A limit is written if its Origin is OriginOverride or OriginCode. The limit that leaves
+// it too little room may be computed: such a configuration works, but not as it reads.
+// "unlimited" is not a limit, and "blockAll" is deliberate. These are compared: parts of
+// a total with the total, and the total with its parts; transient with system; peers,
+// services and protocols with system; one peer in a service or protocol with both; the
+// memory and the costs of single connections and streams with the scopes that they count
+// in; limits of subnets with those of wider subnets and with system. An allowlist lets
+// peers and their resources past the system scope; the configuration does not know it.
 //
-// A manager logs them at level error, which is what go-libp2p's loggers show by
-// default, when it is made and when SetLimits puts other limits in force: one line,
-// unless there are none, and without those about system that its allowlist makes
-// untrue. rm.Limits().Warnings() has those of the limits in force.
+// A manager logs the warnings in one line when it is made and when SetLimits puts other
+// limits in force, at level error, which is the level that go-libp2p's loggers show by
+// default. It leaves out those about the system scope that its allowlist makes untrue.
+// rm.Limits().Warnings() returns those of the limits in force.
 func (cfg ConcreteLimitConfig) Warnings() []string { return cfg.unreachable(false) }
 
-// unreachable is Warnings, for a manager that has an allowlist or none.
+// unreachable is Warnings for a manager with or without an allowlist.
 func (cfg *ConcreteLimitConfig) unreachable(allowlist bool) []string {
 	r := reach{all: placedScopes(cfg)}
 	all := &r.all
@@ -47,7 +47,8 @@ func (cfg *ConcreteLimitConfig) unreachable(allowlist bool) []string {
 	r.check(KindAllowlistedSystem, all.AllowlistedSystem)
 	r.check(KindAllowlistedTransient, all.AllowlistedTransient, roomOf(all.AllowlistedSystem))
 
-	// The room of the peer that has the most: what fits one peer can be reached.
+	// The room of the peer that has the most: a limit that this peer can reach is
+	// reachable.
 	peers := roomOf(all.PeerDefault)
 	for _, p := range slices.Sorted(maps.Keys(all.Peer)) {
 		peers.widen(all.Peer[p])
@@ -60,20 +61,20 @@ func (cfg *ConcreteLimitConfig) unreachable(allowlist bool) []string {
 	}
 	r.check(KindStream, all.Stream, append(slices.Clip(r.system), peers)...)
 	somewhere := *peers
-	somewhere.widen(all.Transient) // where a connection counts until its peer is known
+	somewhere.widen(all.Transient) // a connection counts there until its peer is known
 	r.check(KindConn, all.Conn, append(slices.Clip(r.system), &somewhere)...)
 	r.checkCosts(cfg.limits.Costs, peers)
 	r.checkSubnets(cfg)
 	return r.found
 }
 
-// placedScope is what is said about one scope, with its place in the configuration
-// and the origins of its limits.
+// placedScope has the limits of one scope, its place in the configuration, and the
+// origins of its limits.
 type placedScope struct {
 	place   string
 	limit   amounts
 	origin  [numDims]Origin
-	unnamed *placedScope // of its kind, if this one is named; else nil
+	unnamed *placedScope // the default of its kind if this scope is named, or else nil
 }
 
 func placedScopes(cfg *ConcreteLimitConfig) perScope[*placedScope] {
@@ -96,19 +97,19 @@ func lieOn[K comparable](unnamed *placedScope, named map[K]*placedScope) {
 	}
 }
 
-// inherits reports whether a named scope has what was said about the unnamed ones.
+// inherits reports whether a named scope has the limit of the unnamed scopes of its kind.
 func (s *placedScope) inherits(d dim) bool {
 	return s.unnamed != nil && s.limit[d] == s.unnamed.limit[d] && s.origin[d] == s.unnamed.origin[d]
 }
 
-// reach collects what can never be reached.
+// reach collects the limits that can never be reached.
 type reach struct {
 	all    perScope[*placedScope]
-	system []*room // what counts in system has; empty if the allowlist leads past it
+	system []*room // the room of the system scope; empty if an allowlist leads past it
 	found  []string
 }
 
-// room is how much there is of each resource, and which scope says so.
+// room has, for each resource, the scope that limits it.
 type room [numDims]*placedScope
 
 func roomOf(s *placedScope) *room {
@@ -119,7 +120,7 @@ func roomOf(s *placedScope) *room {
 	return &r
 }
 
-// widen takes in another scope that the same may count in instead.
+// widen adds a scope in which the same things may count instead.
 func (r *room) widen(s *placedScope) {
 	for d, most := range r {
 		if s.limit[d] > most.limit[d] {
@@ -128,11 +129,11 @@ func (r *room) widen(s *placedScope) {
 	}
 }
 
-// check compares the limits of a scope with each other, and with those of all rooms
-// that what counts in it needs. The one with the least room is named.
+// check compares the limits of a scope with each other, and with those of all rooms that
+// its contents also count in. The warning names the one with the least room.
 func (r *reach) check(k Kind, s *placedScope, rooms ...*room) {
 	for d := range numDims {
-		if !k.canRunOutOf(d) || s.inherits(d) || d != dimMemory && (k == KindConn || k == KindStream) { // which are one connection or stream
+		if !k.canRunOutOf(d) || s.inherits(d) || d != dimMemory && (k == KindConn || k == KindStream) { // their counts are always one
 			continue
 		}
 		r.compare(s.at(d), neverReached, d, append([]*room{roomOf(s)}, rooms...))
@@ -141,8 +142,8 @@ func (r *reach) check(k Kind, s *placedScope, rooms ...*room) {
 
 const neverReached = "it can never be reached"
 
-// compare says what follows if a limit of d that was written is above what one of the
-// rooms has, or above one of others.
+// compare adds a warning, which ends with follows, if of is a written limit of d that is
+// above what one of the rooms has, or above one of others.
 func (r *reach) compare(of placedLimit, follows string, d dim, rooms []*room, others ...placedLimit) {
 	if !of.written() || of.limit <= 0 || isUnlimited(d, of.limit) {
 		return
@@ -159,15 +160,15 @@ func (r *reach) compare(of placedLimit, follows string, d dim, rooms []*room, ot
 	}
 }
 
-// checkShared compares the limits of services, or of protocols, with those of
-// system, and those of one peer in them with both and with a peer's.
+// checkShared compares the limits of services, or of protocols, with those of system, and
+// the limits of one peer in them with both and with those of a peer.
 func checkShared[K ~string](r *reach, k Kind, unnamed *placedScope, named map[K]*placedScope,
 	unnamedPair *placedScope, namedPair map[K]*placedScope, peers *room) {
 	r.check(k, unnamed, r.system...)
 	for _, name := range slices.Sorted(maps.Keys(named)) {
 		r.check(k, named[name], r.system...)
 	}
-	widest := roomOf(unnamed) // of all whose peers have the unnamed limits
+	widest := roomOf(unnamed) // of all services or protocols whose peers have the unnamed limits
 	for _, name := range slices.Sorted(maps.Keys(named)) {
 		if namedPair[name] == nil {
 			widest.widen(named[name])
@@ -180,10 +181,11 @@ func checkShared[K ~string](r *reach, k Kind, unnamed *placedScope, named map[K]
 	}
 }
 
-// checkCosts compares what opening one costs with all in which it is counted.
+// checkCosts compares the cost of opening a connection or stream with the scopes that it
+// counts in.
 func (r *reach) checkCosts(costs *Costs, peers *room) {
 	rooms := append(slices.Clip(r.system), peers)
-	if len(r.system) > 0 { // past which the allowlist leads to another transient scope
+	if len(r.system) > 0 { // an allowlist leads past it, to another transient scope
 		rooms = append(rooms, roomOf(r.all.Transient))
 	}
 	conn, stream := costs.perOpening()
@@ -196,8 +198,8 @@ func (r *reach) checkCosts(costs *Costs, peers *room) {
 	}
 }
 
-// checkSubnets compares the limits of subnets with those of wider ones and of
-// system, in which everything that passes a gate counts.
+// checkSubnets compares the limits of subnets with those of wider subnets and of the
+// system scope, in which everything that passes a gate counts.
 func (r *reach) checkSubnets(cfg *ConcreteLimitConfig) {
 	gates, err := cfg.gateConfig(defaultGateConfig())
 	if err != nil {
@@ -238,13 +240,13 @@ func (s *placedScope) at(d dim) placedLimit {
 
 func (l *placedLimit) written() bool { return l.origin >= OriginOverride }
 
-// shortage is a limit, and what leaves the least room for it.
+// shortage is a limit, and the limits that leave it the least room.
 type shortage struct {
 	of placedLimit
-	in []placedLimit // one, or the two parts of a total; nil: there is room
+	in []placedLimit // one, or the two parts of a total; nil if there is room
 }
 
-// look looks at the limit of d in a room, and at those of a total and its parts.
+// look offers the limit of d in a room, and those of its total or its parts.
 func (s *shortage) look(in *room, d dim) {
 	s.offer(in.at(d))
 	switch d {
@@ -261,8 +263,8 @@ func (s *shortage) look(in *room, d dim) {
 
 func (r *room) at(d dim) placedLimit { return r[d].at(d) }
 
-// offer takes in what has less room, by itself or together. What was written to have
-// none is meant so.
+// offer keeps the limits in, whose room is added up, if they leave less room than those
+// found so far. A written limit of zero is deliberate, and is not kept.
 func (s *shortage) offer(in ...placedLimit) {
 	least := s.of.limit
 	if s.in != nil {

@@ -1,8 +1,8 @@
 package rcmgr
 
-// Where each value of a configuration comes from.
+// The origin of each value of a configuration.
 
-// Origin tells where a value of a configuration comes from.
+// Origin is where a value of a configuration comes from.
 type Origin uint8
 
 const (

@@ -1,23 +1,22 @@
 package rcmgr
 
-// Tracing: every change of every scope as an event, in one order, with the
-// totals that followed from it, for a file and for reporters.
+// Tracing: every change of every scope as an event, in one order, with the totals that
+// followed from it, for a file and for reporters.
 //
 //	engine ── push ──▶ queue ── run ──▶ reporters
 //	 (under its lock)  (bounded)  └───▶ file (tracefile.go)
 //
-// The engine only appends plain numbers to the queue. Names, times and JSON are
-// made by one goroutine that delivers the events in order and holds no lock
-// while it does: a reporter may ask the manager anything, a slow one delays
-// only deliveries, and what then no longer fits the queue is dropped, counted,
-// and told in its place.
+// The engine only appends plain numbers to the queue. One goroutine makes names, times
+// and JSON, and delivers the events in order, without holding a lock. So a reporter may
+// call the manager, and a slow reporter delays only deliveries. Events that do not fit
+// the queue are dropped and counted, and an event in their place says how many.
 //
-// What is pushed when. Above means the accounts of the chain in its order:
-// peer, protocol-peer, service-peer, protocol, service, transient, system,
-// whichever apply. The own event of a connection, stream or span comes last,
-// after its owners' (outermost first). "change" stands for up to three events
-// of a scope: memory, then streams, then connections with descriptors, each only
-// if something of it changes; what moves with its scope has priority 255.
+// The table below says what is pushed when. Above means the accounts of the chain in its
+// order: peer, protocol-peer, service-peer, protocol, service, transient, system, as far
+// as they apply. The connection's, stream's or span's own event comes last, after those
+// of its owners (outermost first). "change" stands for up to three events of a scope:
+// memory, then streams, then connections with descriptors, each only if it changes. What
+// moves with its scope has priority 255.
 //
 //	New                    start; create system, transient, allowlistedSystem,
 //	                       allowlistedTransient
@@ -29,19 +28,19 @@ package rcmgr
 //	BeginSpan              create the span, with its owner's limit
 //	SetPeer                create peer if it is new; change peer (+); change transient (-)
 //	SetPeer, allowlisted   change peer (+), system (+), allowlistedSystem (-),
-//	for somebody else      allowlistedTransient (-)
+//	for another peer       allowlistedTransient (-)
 //	SetProtocol            create protocol and protocol-peer if they are new; change
 //	                       protocol-peer (+), protocol (+), transient (-)
 //	SetService             as SetProtocol, with service; transient has been left
 //	Done                   change above and at each owner (-); destroy the scope;
 //	                       nothing above an owner that is done
-//	reap                   destroy each scope that goes
+//	reap                   destroy each scope that is collected
 //	View                   create the scope if it is new
-//	ReserveMemory of 0, SetLimit, a second Done, calls at a scope that is done: nothing
+//	ReserveMemory of 0, SetLimit, a second Done, calls on a scope that is done: nothing
 //
-// A refusal is one block event of the scope or gate that refused, with what it
-// holds and what was asked of that resource; a connection or stream that was
-// refused is created before and destroyed after it.
+// A refusal is one block event of the scope or gate that refused. It has what that scope
+// or gate holds, and the amount of that resource that was requested. A connection or
+// stream that is refused is created before the block event and destroyed after it.
 
 import (
 	"context"
@@ -53,16 +52,15 @@ import (
 	"time"
 )
 
-// TraceReporter is handed all events of a manager, if it is given to
-// WithTraceReporter.
+// TraceReporter receives all events of a manager. Pass it to WithTraceReporter.
 type TraceReporter interface {
-	// ConsumeEvent is called for each event in order, after it has happened and
-	// from a queue: whoever has called the manager may be back before. FlushTrace
-	// waits for it. It is called by one goroutine at a time and without any lock
-	// of the manager: it may call the manager, except for Close, which waits for
-	// it. While it is at work, up to 65 536 events wait; more are dropped, and an
-	// event of type TraceDroppedEvt says how many. A reporter that panics is
-	// logged and not called again.
+	// ConsumeEvent is called for each event, in order, after it has happened. Events are
+	// delivered from a queue, so the call that caused one may have returned before.
+	// FlushTrace waits for the deliveries. ConsumeEvent is called by one goroutine at a
+	// time and without any lock of the manager. It may call the manager, except for
+	// Close, which waits for it. While it runs, up to 65 536 events wait; more are
+	// dropped, and an event of type TraceDroppedEvt says how many. A reporter that panics
+	// is logged and not called again.
 	ConsumeEvent(TraceEvt)
 }
 
@@ -90,18 +88,18 @@ func (t *tracer) export(e *traceEvent) TraceEvt {
 }
 
 const (
-	// traceQueue bounds the events that wait. As many again may be in delivery.
+	// traceQueue bounds the number of events that wait. As many again may be in delivery.
 	traceQueue = 1 << 16
-	// traceFlush is how long a line may wait for others on its way to the file.
+	// traceFlush is how long a line may be buffered before it is written to the file.
 	traceFlush = time.Second
 )
 
-// tracer delivers events. A nil tracer is one to which nobody listens: the
-// engine asks for that before it puts an event together.
+// tracer delivers events. A nil *tracer has no reporter and no file: the engine checks
+// for nil before it makes an event.
 type tracer struct {
-	limits    Limiter                 // of the start event
+	limits    Limiter                 // in the start event
 	reporters []*guardedTraceReporter // for run alone
-	file      *traceFile              // for run alone; nil for none, or one that failed
+	file      *traceFile              // for run alone; nil if there is none, or it failed
 	max       int                     // traceQueue
 
 	// The lock comes after all others (I8) and is only ever held for a moment.
@@ -112,21 +110,21 @@ type tracer struct {
 		closed  bool
 
 		pushed  int64 // events so far, with those that were dropped
-		flushed int64 // of these, how many have been delivered and written, as flush knows
-		// asked is closed when flushed has been brought up to date. It is nil if nobody
-		// waits for that.
+		flushed int64 // how many of pushed have been delivered and written
+		// asked is closed when flushed has been brought up to date. It is nil if no
+		// goroutine waits for that.
 		asked chan struct{}
 	}
-	wake chan struct{} // the queue is no longer empty, or somebody asks
+	wake chan struct{} // the queue is no longer empty, or a flush waits
 	stop chan struct{}
 	done chan struct{} // run has ended
 
-	delivered int64 // how many of pushed the batch ends with; for run alone
+	delivered int64 // pushed when the queue was last taken; for run alone
 }
 
-// newTracer starts a tracer for a manager with these limits, or gives nil if
-// there is neither a path nor a reporter. A file that cannot be opened is an
-// error. The first event, start, is in the queue already.
+// newTracer starts a tracer for a manager with these limits, and returns nil if there is
+// neither a path nor a reporter. A file that cannot be opened is an error. The first
+// event, start, is already in the queue.
 func newTracer(path string, reporters []TraceReporter, limits Limiter) (*tracer, error) {
 	if path == "" && len(reporters) == 0 {
 		return nil, nil
@@ -157,9 +155,9 @@ func startTracer(file *traceFile, reporters []TraceReporter, limits Limiter) *tr
 	return t
 }
 
-// push takes an event into the queue, or drops and counts it. It never waits
-// for a delivery, and may be called under any lock; the events of one lock stay
-// in the order in which they are pushed.
+// push appends an event to the queue, or drops and counts it. It never waits for a
+// delivery, and may be called under any lock. Events pushed under one lock keep their
+// order.
 func (t *tracer) push(e traceEvent) {
 	e.at = time.Now().UnixNano()
 	t.mu.Lock()
@@ -176,13 +174,13 @@ func (t *tracer) push(e traceEvent) {
 		t.wakeUp()
 	}
 	if n := len(t.mu.queue); n == cap(t.mu.queue) {
-		// By doubling: append alone adds a quarter at a time, and copies often.
+		// Double it, because append alone adds a quarter at a time and copies often.
 		t.mu.queue = slices.Grow(t.mu.queue, max(64, n))
 	}
 	t.mu.queue = append(t.mu.queue, e)
 }
 
-// wakeUp lets run look at the queue, now or when it comes back to it.
+// wakeUp makes run look at the queue, now or after its current deliveries.
 func (t *tracer) wakeUp() {
 	select {
 	case t.wake <- struct{}{}:
@@ -196,19 +194,18 @@ type traceDelta struct {
 	priority uint8 // of the memory
 }
 
-// created pushes that a scope was made with a limit.
+// created pushes that a scope with this limit was made.
 func (t *tracer) created(name scopeName, limit amounts) {
 	t.push(traceEvent{typ: TraceCreateScopeEvt, name: name, limit: &limit})
 }
 
-// destroyed pushes that a scope is no more.
+// destroyed pushes that a scope was destroyed.
 func (t *tracer) destroyed(name scopeName) {
 	t.push(traceEvent{typ: TraceDestroyScopeEvt, name: name})
 }
 
-// granted pushes that a scope got what a request asked for, and holds use now:
-// an event each for memory, streams and connections, if there is something of
-// it.
+// granted pushes that a scope admitted a request and now holds use: one event each for
+// memory, streams and connections, if the request has any of them.
 func (t *tracer) granted(name scopeName, r *traceDelta, use *amounts) {
 	delta := r.amounts
 	t.changed(TraceReserveMemoryEvt, name, &delta, use, r.priority)
@@ -216,8 +213,7 @@ func (t *tracer) granted(name scopeName, r *traceDelta, use *amounts) {
 	t.changed(TraceAddConnEvt, name, &delta, use, 0)
 }
 
-// returned pushes that a scope gave up what a request asks for, and holds use
-// now.
+// returned pushes that a scope released what a request has, and now holds use.
 func (t *tracer) returned(name scopeName, r *traceDelta, use *amounts) {
 	delta := r.amounts
 	for d := range delta {
@@ -228,8 +224,8 @@ func (t *tracer) returned(name scopeName, r *traceDelta, use *amounts) {
 	t.changed(TraceRemoveConnEvt, name, &delta, use, 0)
 }
 
-// blocked pushes that a scope, which holds use, refused a request for the sake
-// of one dimension.
+// blocked pushes that a scope, which holds use, refused a request because of one
+// dimension.
 func (t *tracer) blocked(name scopeName, r *traceDelta, d dim, use *amounts) {
 	delta := r.amounts
 	switch resourceOf[d] {
@@ -242,8 +238,8 @@ func (t *tracer) blocked(name scopeName, r *traceDelta, d dim, use *amounts) {
 	}
 }
 
-// changed pushes what an event of this type tells of a change, if that is
-// anything.
+// changed pushes an event of this type with the part of a change that the type is about,
+// unless that part is zero.
 func (t *tracer) changed(typ TraceEvtTyp, name scopeName, delta, use *amounts, priority uint8) {
 	e := traceEvent{typ: typ, name: name, priority: priority}
 	switch typ {
@@ -261,10 +257,10 @@ func (t *tracer) changed(typ TraceEvtTyp, name scopeName, delta, use *amounts, p
 	}
 }
 
-// run delivers until Close.
+// run delivers events until close.
 func (t *tracer) run() {
-	// Deferred, for a reporter may end the goroutine (runtime.Goexit). Then nobody gets
-	// anything any more, and nothing is kept for them.
+	// These are deferred because a reporter may end the goroutine (runtime.Goexit). After
+	// that nothing is delivered, and nothing may be queued.
 	defer close(t.done)
 	defer func() {
 		t.mu.Lock()
@@ -297,8 +293,8 @@ func (t *tracer) run() {
 	}
 }
 
-// answer writes the file for whoever waits in flush, and lets them go on. At the end,
-// nobody need ask. It reports whether the file was written.
+// answer writes the file if a goroutine waits in flush, and lets it go on. At the end it
+// writes the file in any case. It reports whether the file was written.
 func (t *tracer) answer(end bool) bool {
 	t.mu.Lock()
 	asked := t.mu.asked
@@ -317,7 +313,7 @@ func (t *tracer) answer(end bool) bool {
 	return true
 }
 
-// deliver delivers what is in the queue, and puts spare in its place.
+// deliver delivers the queued events, and puts spare in place of the queue.
 func (t *tracer) deliver(spare []traceEvent) []traceEvent {
 	t.mu.Lock()
 	batch, dropped := t.mu.queue, t.mu.dropped
@@ -331,7 +327,7 @@ func (t *tracer) deliver(spare []traceEvent) []traceEvent {
 		// The queue was full from the last event of the batch until now.
 		t.deliverOne(&traceEvent{typ: TraceDroppedEvt, at: time.Now().UnixNano(), delta: dropped})
 	}
-	clear(batch) // it holds on to names and spans
+	clear(batch) // the batch refers to names and spans
 	return batch[:0]
 }
 
@@ -353,17 +349,17 @@ func (t *tracer) flushFile() {
 	}
 }
 
-// keepFile gives up a file that cannot be written. Its events are lost; all
-// else goes on.
+// keepFile closes and drops a file that cannot be written. Its events are lost; tracing
+// to reporters goes on.
 func (t *tracer) keepFile(err error) {
 	if err != nil {
 		log.Error("the resource manager's trace file cannot be written, tracing into it ends", "err", err)
-		_ = t.file.out.Close() // what is wrong with it has been told
+		_ = t.file.out.Close() // its fault has been logged
 		t.file = nil
 	}
 }
 
-// guardedTraceReporter is a reporter that gets no more events once it has failed.
+// guardedTraceReporter is a reporter that receives no more events after it has panicked.
 type guardedTraceReporter struct {
 	reporter TraceReporter
 	guard
@@ -409,8 +405,8 @@ func (t *tracer) flush(ctx context.Context) error {
 
 var errTraceEnded = errors.New("rcmgr: the trace is not flushed: a TraceReporter has ended the goroutine that delivers events")
 
-// close delivers everything that has been pushed, and ends the tracer. What is
-// pushed later is lost. Again, it waits for the first.
+// close delivers everything that has been pushed, and ends the tracer. Events that are
+// pushed later are lost. Further calls wait for the first one.
 func (t *tracer) close() {
 	if t == nil {
 		return
@@ -425,20 +421,20 @@ func (t *tracer) close() {
 	<-t.done
 }
 
-// StatsTraceReporter is what programs pass to WithTraceReporter to have
-// metrics. Metrics are read from the manager at each scrape (MustRegisterWith),
-// not gathered from events, so it switches no tracing on; given by value or by
-// pointer, it says that metrics are wanted, also beside WithMetricsDisabled.
-// The zero value is ready.
+// StatsTraceReporter tells WithTraceReporter that metrics are wanted, as programs do that
+// were written for go-libp2p's manager. Metrics are read from the manager at each scrape
+// (MustRegisterWith) and not gathered from events, so it does not turn tracing on. Passed
+// by value or by pointer, it overrides WithMetricsDisabled. The zero value is ready to
+// use.
 type StatsTraceReporter struct{}
 
 var _ TraceReporter = StatsTraceReporter{}
 
-// NewStatsTraceReporter gives a StatsTraceReporter. The error is always nil.
+// NewStatsTraceReporter returns a StatsTraceReporter. The error is always nil.
 func NewStatsTraceReporter() (StatsTraceReporter, error) { return StatsTraceReporter{}, nil }
 
-// ConsumeEvent does nothing: metrics are read at each scrape.
+// ConsumeEvent does nothing, because metrics are read at each scrape.
 func (StatsTraceReporter) ConsumeEvent(TraceEvt) {}
 
-// ReportSystemLimits does nothing: the limits in force are read at each scrape.
+// ReportSystemLimits does nothing, because the limits in force are read at each scrape.
 func (StatsTraceReporter) ReportSystemLimits(Limiter) {}

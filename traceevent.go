@@ -1,63 +1,67 @@
 package rcmgr
 
-// The events of a trace, as they are told and as they wait.
+// The events of a trace: as reporters receive them, and as they wait in the queue.
 
 import (
 	"encoding/json"
 	"strconv"
 )
 
-// TraceEvtTyp says what an event is about.
+// TraceEvtTyp is the type of an event.
 type TraceEvtTyp string
 
 const (
-	// TraceStartEvt comes first; Limit is the manager's Limiter.
+	// TraceStartEvt is the first event. Limit is the manager's Limiter.
 	TraceStartEvt TraceEvtTyp = "start"
-	// TraceCreateScopeEvt: a scope was made; Limit is a *BaseLimit.
+	// TraceCreateScopeEvt means that a scope was made. Limit is a *BaseLimit.
 	TraceCreateScopeEvt TraceEvtTyp = "create_scope"
-	// TraceDestroyScopeEvt: a scope is no more.
+	// TraceDestroyScopeEvt means that a scope was destroyed.
 	TraceDestroyScopeEvt TraceEvtTyp = "destroy_scope"
-	// TraceReserveMemoryEvt: Delta bytes more, Memory now.
+	// TraceReserveMemoryEvt means that a scope reserved Delta bytes and now holds Memory.
 	TraceReserveMemoryEvt TraceEvtTyp = "reserve_memory"
-	// TraceBlockReserveMemoryEvt: Delta bytes were refused, Memory is held.
+	// TraceBlockReserveMemoryEvt means that a scope, which holds Memory, refused Delta
+	// bytes.
 	TraceBlockReserveMemoryEvt TraceEvtTyp = "block_reserve_memory"
-	// TraceReleaseMemoryEvt: Delta, which is negative, bytes more, Memory now.
+	// TraceReleaseMemoryEvt means that a scope released -Delta bytes and now holds
+	// Memory.
 	TraceReleaseMemoryEvt TraceEvtTyp = "release_memory"
-	// TraceAddStreamEvt: DeltaIn and DeltaOut streams more, StreamsIn and
-	// StreamsOut now.
+	// TraceAddStreamEvt means that a scope admitted DeltaIn and DeltaOut streams and now
+	// holds StreamsIn and StreamsOut.
 	TraceAddStreamEvt TraceEvtTyp = "add_stream"
-	// TraceBlockAddStreamEvt: DeltaIn and DeltaOut streams were refused.
+	// TraceBlockAddStreamEvt means that a scope, which holds StreamsIn and StreamsOut,
+	// refused DeltaIn and DeltaOut streams.
 	TraceBlockAddStreamEvt TraceEvtTyp = "block_add_stream"
-	// TraceRemoveStreamEvt: as TraceAddStreamEvt, with negative deltas.
+	// TraceRemoveStreamEvt means that a scope released streams. Its fields are those of
+	// TraceAddStreamEvt, with negative deltas.
 	TraceRemoveStreamEvt TraceEvtTyp = "remove_stream"
-	// TraceAddConnEvt: DeltaIn and DeltaOut connections and Delta file
-	// descriptors more, ConnsIn, ConnsOut and FD now.
+	// TraceAddConnEvt means that a scope admitted DeltaIn and DeltaOut connections with
+	// Delta file descriptors, and now holds ConnsIn, ConnsOut and FD.
 	TraceAddConnEvt TraceEvtTyp = "add_conn"
-	// TraceBlockAddConnEvt: DeltaIn and DeltaOut connections with Delta file
-	// descriptors were refused.
+	// TraceBlockAddConnEvt means that a scope, which holds ConnsIn, ConnsOut and FD,
+	// refused DeltaIn and DeltaOut connections with Delta file descriptors.
 	TraceBlockAddConnEvt TraceEvtTyp = "block_add_conn"
-	// TraceRemoveConnEvt: as TraceAddConnEvt, with negative deltas.
+	// TraceRemoveConnEvt means that a scope released connections. Its fields are those of
+	// TraceAddConnEvt, with negative deltas.
 	TraceRemoveConnEvt TraceEvtTyp = "remove_conn"
-	// TraceDroppedEvt stands where Delta events are missing.
+	// TraceDroppedEvt is in the place of Delta events that were dropped.
 	TraceDroppedEvt TraceEvtTyp = "dropped"
 )
 
-// TraceEvt is one event: what happened to one scope, and what it holds since.
-// Which fields have a meaning is said at the types of events; the others are
-// zero, and left out of JSON.
+// TraceEvt is one event: what happened to one scope, and what it holds since. The types
+// of events say which fields they use. The others are zero, and left out of JSON.
 type TraceEvt struct {
-	// Time is when it happened, as time.RFC3339Nano in local time.
+	// Time is when the event happened, in local time and the format time.RFC3339Nano.
 	Time string
 	Type TraceEvtTyp
 
-	// Scope classes the scope, Name names it, as in errors. Only events that
-	// are about no scope have none.
+	// Scope is the class of the scope, and Name is its name as in errors. They are empty
+	// only in events that are not about a scope.
 	Scope *scopeClass `json:",omitempty"`
 	Name  string      `json:",omitempty"`
 
 	Limit any `json:",omitempty"`
 
-	// Priority is that of a memory reservation.
+	// Priority is the priority of a memory reservation.
 	Priority uint8 `json:",omitempty"`
 
 	Delta    int64 `json:",omitempty"`
@@ -76,17 +80,17 @@ type TraceEvt struct {
 	FD int `json:",omitempty"`
 }
 
-// scopeClass says which scope an event is about without a name to be parsed.
+// scopeClass says which scope an event is about, so that no name has to be parsed.
 type scopeClass struct {
-	// Kind is that of the scope, or of the owner of a span.
+	// Kind is the kind of the scope, or of the owner of a span.
 	Kind Kind
-	// Name is that of a service or protocol, the number of a connection or
-	// stream, the prefix of a gate.
+	// Name is the name of a service or protocol, the number of a connection or stream, or
+	// the prefix of a gate.
 	Name string
-	// Peer is a peer's ID.
+	// Peer is the ID of a peer.
 	Peer string
-	// Span is the number of a span, or the numbers of it and the spans that own
-	// it, outermost first, as in "2.1". Empty for all else.
+	// Span has the number of a span, after the numbers of the spans that own it,
+	// outermost first, as in "2.1". It is empty for all other scopes.
 	Span string
 }
 
@@ -101,7 +105,7 @@ func classOfScope(n *scopeName) *scopeClass {
 	return c
 }
 
-// classNames are the members of the JSON of a class that hold its name.
+// classNames has, for each kind, the JSON member of a scopeClass for its Name.
 var classNames = [numKinds]string{
 	KindService: "Service", KindServicePeer: "Service",
 	KindProtocol: "Protocol", KindProtocolPeer: "Protocol",
@@ -109,7 +113,7 @@ var classNames = [numKinds]string{
 	KindSubnet: "Subnet", KindRate: "Subnet",
 }
 
-// MarshalJSON writes the class, and what names the scope within its class.
+// MarshalJSON writes the class, and the name of the scope within its class.
 func (s scopeClass) MarshalJSON() ([]byte, error) { return s.appendJSON(nil), nil }
 
 func (s *scopeClass) appendJSON(b []byte) []byte {
@@ -131,25 +135,25 @@ func (s *scopeClass) appendJSON(b []byte) []byte {
 	return append(b, '}')
 }
 
-// appendJSONText appends a string as encoding/json writes it, without its help
-// where nothing has to be escaped.
+// appendJSONText appends a string as encoding/json writes it, and calls encoding/json
+// only if the string needs escaping.
 func appendJSONText(b []byte, s string) []byte {
 	for i := range len(s) {
 		switch c := s[i]; {
 		case c < ' ', c >= 0x7f, c == '"', c == '\\', c == '<', c == '>', c == '&':
-			text, _ := json.Marshal(s) // of a string, there is no error
+			text, _ := json.Marshal(s) // cannot fail for a string
 			return append(b, text...)
 		}
 	}
 	return append(append(append(b, '"'), s...), '"')
 }
 
-// traceEvent is a TraceEvt before anything of it is made into strings.
+// traceEvent is a TraceEvt without strings, as it waits in the queue.
 type traceEvent struct {
 	typ      TraceEvtTyp
 	at       int64 // Unix time in nanoseconds, set by push
 	name     scopeName
-	limit    *amounts // must not change any more
+	limit    *amounts // must not change after push
 	priority uint8
 
 	delta, deltaIn, deltaOut int64

@@ -1,8 +1,8 @@
 package rcmgr
 
-// The file of a trace: a line of JSON for each event, compressed. A line is what
-// encoding/json makes of a TraceEvt, to the byte, but is put together by hand:
-// most of it has been written before.
+// The file of a trace: compressed, with a line of JSON for each event. Each line is, byte
+// for byte, what encoding/json makes of a TraceEvt. Lines are put together by hand,
+// because most of each has been written before and is kept.
 
 import (
 	"bufio"
@@ -21,18 +21,18 @@ type traceFile struct {
 	buffer *bufio.Writer
 	out    io.WriteCloser
 
-	// start is the JSON of the manager's Limiter, made when the manager was: it
-	// is other people's data.
+	// start is the JSON of the manager's Limiter, made together with the manager, because
+	// the Limiter is other people's code.
 	start []byte
-	// The members of lines that name scopes, but for connections and streams,
-	// and those that give limits.
+	// names has the members of lines that name scopes other than connections and streams;
+	// limits has those with a limit.
 	names  jsonCache[scopeName]
 	limits jsonCache[amounts]
 }
 
 func newTraceFile(out io.WriteCloser, limits Limiter) *traceFile {
 	f := &traceFile{out: out, buffer: bufio.NewWriterSize(out, 64<<10)}
-	f.gzip, _ = gzip.NewWriterLevel(f.buffer, gzip.BestSpeed) // a level that there is
+	f.gzip, _ = gzip.NewWriterLevel(f.buffer, gzip.BestSpeed) // a valid level
 	g := guard{callback: callbackOf("Limiter", limits), then: "its limits are not in the trace"}
 	var text []byte
 	var err error
@@ -52,7 +52,7 @@ func (f *traceFile) write(e *traceEvent) error {
 	return err
 }
 
-// append appends the JSON of what export makes of an event.
+// append appends the JSON of the TraceEvt that export would return.
 func (f *traceFile) append(b []byte, e *traceEvent) []byte {
 	b = append(b, `{"Time":"`...)
 	b = time.Unix(0, e.at).AppendFormat(b, time.RFC3339Nano)
@@ -68,7 +68,7 @@ func (f *traceFile) append(b []byte, e *traceEvent) []byte {
 		if e.name.num == 0 {
 			b = append(b, f.names.get(e.name, traceNameJSON)...)
 		} else {
-			b = append(b, traceNameJSON(e.name)...) // of a connection or stream: soon of no use
+			b = append(b, traceNameJSON(e.name)...) // of a connection or stream, which is soon closed
 		}
 		if e.limit != nil {
 			b = append(b, f.limits.get(*e.limit, traceLimitJSON)...)
@@ -102,15 +102,14 @@ func traceNameJSON(n scopeName) []byte {
 }
 
 func traceLimitJSON(a amounts) []byte {
-	text, _ := json.Marshal(a.baseLimit()) // numbers always can be written
+	text, _ := json.Marshal(a.baseLimit()) // cannot fail for numbers
 	return append([]byte(`,"Limit":`), text...)
 }
 
-// jsonCache remembers the JSON of a bounded number of values.
+// jsonCache has the JSON of a bounded number of values.
 type jsonCache[K comparable] map[K][]byte
 
-// cachedTexts bounds a jsonCache. When it is full it starts anew: what is in use
-// is soon there again.
+// cachedTexts bounds a jsonCache. A full one is emptied; values in use soon return.
 const cachedTexts = 4096
 
 func (c *jsonCache[K]) get(k K, text func(K) []byte) []byte {
@@ -125,12 +124,12 @@ func (c *jsonCache[K]) get(k K, text func(K) []byte) []byte {
 	return b
 }
 
-// flush writes what is buffered, so that a reader can have it.
+// flush writes what is buffered, so that it can be read from the file.
 func (f *traceFile) flush() error {
 	return cmp.Or(f.gzip.Flush(), f.buffer.Flush())
 }
 
-// close writes what is left. It is the last chance to say that it failed.
+// close writes the rest of the file. It logs a failure, which no later call could report.
 func (f *traceFile) close() {
 	if f == nil {
 		return

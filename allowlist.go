@@ -1,9 +1,9 @@
 package rcmgr
 
-// Who is let in when everybody else is refused. Readers take one immutable
-// view and no lock; a writer builds the next view from the last one, sharing
-// all that did not change. Addresses are found in prefix tables, so that a
-// look-up costs about the same in a list of ten entries and of 100 000.
+// The peers and networks that are admitted when others are refused. Readers take one
+// immutable view and no lock. A writer builds the next view from the last one, and shares
+// what did not change. Addresses are looked up in prefix tables, so that a look-up costs
+// about the same in a list of ten entries as in one of 100 000.
 
 import (
 	"crypto/sha256"
@@ -21,57 +21,56 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
-// Allowlist names the peers and networks whose connections and streams may use
-// the allowlisted scopes. An entry is a multiaddr of one of these forms:
+// Allowlist names the peers and networks whose connections and streams may use the
+// allowlisted scopes. An entry is a multiaddr of one of these forms:
 //
-//	/ip4/192.0.2.1                          everybody at an address
-//	/ip4/192.0.2.0/ipcidr/24                everybody in a network
+//	/ip4/192.0.2.1                          every peer at an address
+//	/ip4/192.0.2.0/ipcidr/24                every peer in a network
 //	/ip4/192.0.2.1/p2p/12D3KooW…            one peer, at an address
 //	/ip6/2001:db8::/ipcidr/32/p2p/12D3KooW… one peer, in a network
 //	/p2p/12D3KooW…                          one peer, wherever it is
 //
-// IPv4-mapped and NAT64 addresses, in entries and in endpoints, count as the
-// IPv4 addresses they stand for. A relayed endpoint is at no address, its
-// relay's least of all: only an entry that is a bare peer ID matches it.
+// IPv4-mapped and NAT64 addresses, in entries and in endpoints, count as the IPv4
+// addresses that they stand for. A relayed endpoint has no address, and in particular not
+// that of its relay: only an entry that is a bare peer ID matches it.
 //
-// Who is at the far end of a connection is not known before its handshake is
-// done. A connection from an address at which an entry names a peer is
-// therefore taken on trust until then. A bare peer ID earns nobody such trust,
-// because every stranger could be that peer: it counts from the moment the peer
-// is known, for the connection and its streams.
+// The peer at the far end of a connection is not known before the handshake is done.
+// Until then, a connection from an address at which an entry names a peer counts as
+// allowlisted. A bare peer ID has no such effect, because every stranger could be that
+// peer: it counts from the moment the peer is known, for the connection and its streams.
 //
-// The zero value is an empty list, ready to use. All methods are safe for
-// concurrent use, and a change holds for every look-up that begins after it. An
-// Allowlist must not be copied after first use.
+// The zero value is an empty list, ready to use. All methods are safe for concurrent use,
+// and a change holds for every look-up that begins after it. An Allowlist must not be
+// copied after first use.
 type Allowlist struct {
 	writer sync.Mutex // one change at a time
 	view   atomic.Pointer[allowlistView]
 }
 
-// allowlistView is the list at one moment. It is never changed once it can be
-// read, and neither are its tables.
+// allowlistView is the list at one moment. Neither it nor its tables change once readers
+// can see it.
 type allowlistView struct {
 	open  *prefixCounts // the networks of entries that name no peer
 	named *prefixCounts // the networks of entries that name a peer
 	peers *bart.Table[peerEntries]
 }
 
-// prefixCounts holds how many entries there are for each network.
+// prefixCounts has the number of entries for each network.
 type prefixCounts = bart.Table[int]
 
-// peerEntries are the entries that name one peer.
+// peerEntries has the entries that name one peer.
 type peerEntries struct {
-	bare int           // how many are nothing but the peer ID
-	at   *prefixCounts // networks of the others; nil if there are none
+	bare int           // how many are the bare peer ID
+	at   *prefixCounts // the networks of the others; nil if there are none
 }
 
-// emptyAllowlist gives a view without entries, which must not be written to once
-// it can be read.
+// emptyAllowlist returns a view without entries, which must not change once readers can
+// see it.
 func emptyAllowlist() *allowlistView {
 	return &allowlistView{open: new(prefixCounts), named: new(prefixCounts), peers: new(bart.Table[peerEntries])}
 }
 
-// newAllowlist gives a list of entries. As nobody reads it yet, its tables are
+// newAllowlist returns a list of these entries. It has no readers yet, so its tables are
 // filled in place; Add copies what it changes.
 func newAllowlist(entries []allowlistEntry) *Allowlist {
 	al := new(Allowlist)
@@ -103,31 +102,30 @@ func newAllowlist(entries []allowlistEntry) *Allowlist {
 	return al
 }
 
-// Add puts an entry on the list; the forms it may have are those at Allowlist.
-// An entry that is added twice must be removed twice. Components between the
-// address and the peer ID, a port for instance, are ignored. An error names the
-// entry, and leaves the list as it was.
+// Add adds an entry, in one of the forms listed at Allowlist. An entry that is added
+// twice must be removed twice. Components between the address and the peer ID, such as a
+// port, are ignored. An error names the entry, and leaves the list unchanged.
 func (al *Allowlist) Add(ma multiaddr.Multiaddr) error {
 	return al.change(ma, 1)
 }
 
-// Remove takes off the list what Add of the same entry put there, once. An
-// entry that is not on the list is no error; one that could not be is.
-// Connections that are open keep what the list gave them.
+// Remove undoes one Add of the same entry. Removing an entry that is not on the list is
+// not an error, but removing one that could not be is. Open connections keep what the
+// list gave them.
 func (al *Allowlist) Remove(ma multiaddr.Multiaddr) error {
 	return al.change(ma, -1)
 }
 
-// Allowed tells if an entry covers the address of ma, whether or not the entry
-// names a peer as well: for a connection whose peer is not known yet. It is
-// false for a multiaddr without an IP address, and for one that is relayed.
+// Allowed reports whether an entry covers the address of ma, with or without naming a
+// peer: it is for a connection whose peer is not known yet. It is false for a multiaddr
+// without an IP address, and for a relayed one.
 func (al *Allowlist) Allowed(ma multiaddr.Multiaddr) bool {
 	return al.trustIn(endpointOf(ma)) != noTrust
 }
 
-// AllowedPeerAndMultiaddr tells if an entry covers this peer at the address of
-// ma: one for the address that names no peer, one for the address that names
-// this peer, or one that is the bare peer ID.
+// AllowedPeerAndMultiaddr reports whether an entry covers this peer at the address of ma:
+// an entry for the address that names no peer, one for the address that names this peer,
+// or the bare peer ID.
 func (al *Allowlist) AllowedPeerAndMultiaddr(peerID peer.ID, ma multiaddr.Multiaddr) bool {
 	return al.allows(peerID, endpointOf(ma).addr)
 }
@@ -155,8 +153,8 @@ func (al *Allowlist) trustIn(ep endpoint) trust {
 	return noTrust
 }
 
-// allows tells if a peer is allowlisted at an address, which may be invalid: then
-// it is anywhere.
+// allows reports whether a peer is allowlisted at an address. If the address is invalid,
+// the peer could be anywhere, and only a bare peer ID counts.
 func (al *Allowlist) allows(p peer.ID, addr netip.Addr) bool {
 	v := al.view.Load()
 	if v == nil {
@@ -169,7 +167,7 @@ func (al *Allowlist) allows(p peer.ID, addr netip.Addr) bool {
 	return ok && (e.bare > 0 || addr.IsValid() && e.at != nil && e.at.Contains(addr))
 }
 
-// allowsPeer tells if a peer is allowlisted wherever it is.
+// allowsPeer reports whether a peer is allowlisted wherever it is.
 func (al *Allowlist) allowsPeer(p peer.ID) bool {
 	v := al.view.Load()
 	if v == nil {
@@ -179,7 +177,7 @@ func (al *Allowlist) allowsPeer(p peer.ID) bool {
 	return e.bare > 0
 }
 
-// hasEntries tells if there is any entry.
+// hasEntries reports whether there is any entry.
 func (al *Allowlist) hasEntries() bool {
 	v := al.view.Load()
 	return v != nil && v.open.Size()+v.peers.Size() > 0
@@ -192,9 +190,9 @@ func (v *allowlistView) peer(p peer.ID) (peerEntries, bool) {
 	return v.peers.Get(peerKey(p))
 }
 
-// peerKey is a peer's place in a prefix table, the one map at hand that can be
-// changed without being copied: half of a SHA-256, as hard to meet with another
-// peer ID as it is to find a peer ID's key.
+// peerKey returns a peer's key in a prefix table, which is used as a map that shares what
+// does not change between copies. It is half of a SHA-256: making a peer ID with the key
+// of another is as hard as finding that peer's private key.
 func peerKey(p peer.ID) netip.Prefix {
 	var buf [64]byte // room for any common peer ID
 	digest := sha256.Sum256(append(buf[:0], p...))
@@ -210,7 +208,7 @@ func (al *Allowlist) change(ma multiaddr.Multiaddr, delta int) error {
 	return err
 }
 
-// put is change for an entry that has been read.
+// put is change for an entry that has been parsed.
 func (al *Allowlist) put(e allowlistEntry, delta int) {
 	al.writer.Lock()
 	defer al.writer.Unlock()
@@ -221,7 +219,7 @@ func (al *Allowlist) put(e allowlistEntry, delta int) {
 	al.view.Store(v.with(e, delta))
 }
 
-// with gives the view that has one entry more or less.
+// with returns the view with one entry more or less.
 func (v *allowlistView) with(e allowlistEntry, delta int) *allowlistView {
 	next := *v
 	if e.peer == "" {
@@ -253,8 +251,8 @@ func (e peerEntries) has(network netip.Prefix) bool {
 	return ok
 }
 
-// count gives the table with the count of one network moved by delta. Networks
-// without a count are not in it.
+// count returns the table with the count of one network changed by delta. Networks with a
+// count of zero are not in it.
 func count(t *prefixCounts, network netip.Prefix, delta int) *prefixCounts {
 	if t == nil {
 		t = new(prefixCounts)
@@ -265,16 +263,15 @@ func count(t *prefixCounts, network netip.Prefix, delta int) *prefixCounts {
 	})
 }
 
-// allowlistEntry is an entry as the list keeps it: a peer, or a network, or
-// both.
+// allowlistEntry is a parsed entry: a peer, a network, or both.
 type allowlistEntry struct {
 	peer    peer.ID
 	network netip.Prefix
 }
 
-// parseAllowlistText reads an entry from a line of text. What an editor leaves around
-// it is passed over: a byte-order mark before the first line, white space, the
-// carriage return of a line from Windows. An error quotes it.
+// parseAllowlistText reads an entry from a line of text. It ignores what editors leave
+// around it: a byte-order mark before the first line, white space, and the carriage
+// return at the end of a line from Windows. An error quotes the line.
 func parseAllowlistText(text string) (allowlistEntry, error) {
 	text = strings.TrimSpace(strings.TrimPrefix(text, byteOrderMark))
 	ma, err := multiaddr.NewMultiaddr(text)
@@ -293,8 +290,8 @@ func readAllowlistEntry(ma multiaddr.Multiaddr) (allowlistEntry, error) {
 	return e, err
 }
 
-// parseAllowlistEntry is strict where a lenient reading would let in more than
-// the entry's author can have meant: a name that is no IP address, or a relay.
+// parseAllowlistEntry is strict where a lenient reading would admit more than the entry's
+// author meant, as for a name that is no IP address, or a relay.
 func parseAllowlistEntry(ma multiaddr.Multiaddr) (e allowlistEntry, err error) {
 	var addr netip.Addr
 	bits := -1

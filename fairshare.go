@@ -1,19 +1,19 @@
 package rcmgr
 
-// Fair share: while more than half of a scope that all share is in use, no single
-// peer and no single subnet gets all that is left. A peer may hold a quarter of a
-// limit; identities cost nothing, so all peers of a subnet together may hold as much
-// as is still free (the dynamic thresholds of Choudhury and Hahne, made for queues
-// that share the memory of a switch): one subnet half of the limit, two a third each,
-// and whoever comes from anywhere else finds room.
+// Fair share: while more than half of a scope that all peers share is in use, no single
+// peer and no single subnet gets all that is left. A peer may hold a quarter of a limit.
+// Because identities cost nothing, all peers of a subnet together may hold as much as is
+// still free (the dynamic thresholds of Choudhury and Hahne, made for queues that share
+// the memory of a switch): one subnet gets half of the limit, two get a third each, and
+// peers from anywhere else find room.
 //
-// Both are bounds on what the scope may hold after a request, never below half of its
-// limit. So they need nothing that limits do not need (I2): credit below half is
-// spent as ever, and above half everything is decided on the exact sum, with a lower
-// bound for some. What a subnet holds, of the standard scopes alone, is counted where
-// its peers' stripes change it, in numbers that all of them share. It is what it is when
-// somebody asks: n who ask at the same time may pass the share by n, though never the
-// limit.
+// Both are bounds on what the scope may hold after a request, and never below half of its
+// limit. So they need nothing beyond what limits need (I2): credit below half is spent as
+// usual, and above half every request is decided on the exact sum, with a lower bound for
+// some. The use of a subnet, of the standard scopes alone, is counted where its peers'
+// stripes change it, in counters that all stripes share. A request sees the counters as
+// they are at that moment: n requests at the same time may exceed the share by n, but
+// never the limit.
 
 import (
 	"cmp"
@@ -25,17 +25,17 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
-// The subnets that have a share: what one customer is usually given of IPv6, and of
-// IPv4 what costs little to rent as a whole.
+// The sizes of subnets that have a share: in IPv6 what one customer is usually given, and
+// in IPv4 what is cheap to rent as a whole.
 const (
 	fairBits4 = 24
 	fairBits6 = 56
 )
 
-// fairShards is the number of locks that the subnets share out.
+// fairShards is the number of locks that the subnets are spread over.
 const fairShards = 64
 
-// fairShare has the subnets of one manager. A nil one knows of none.
+// fairShare has the subnets of one manager. A nil *fairShare has none.
 type fairShare struct {
 	scopes kindSet
 	seed   maphash.Seed
@@ -45,19 +45,19 @@ type fairShare struct {
 type fairShard struct {
 	mu struct {
 		sync.Mutex
-		subnets map[ip.Key]*fairSubnet // as long as connections or peers point there
+		subnets map[ip.Key]*fairSubnet // while connections or peers refer to them
 		crowd   int                    // see withoutCrowd
 	}
 	_ [40]byte // the next shard's lock is on a cache line of its own
 }
 
-// fairSubnet is what all of one subnet hold of the standard system and transient
-// scopes, from outside.
+// fairSubnet is what all peers of one subnet hold of the standard system and transient
+// scopes by inbound connections and streams.
 type fairSubnet struct {
 	key  ip.Key
 	bits int
 	name scopeName // does not change
-	refs int       // connections from there, and peers that came from there; under the shard's lock
+	refs int       // its connections, and peers that came from it; under the shard's lock
 	held [KindTransient + 1]struct{ streams, conns, fds atomic.Int64 }
 }
 
@@ -72,11 +72,11 @@ func (f *fairShare) shard(k ip.Key) *fairShard {
 	return &f.shards[maphash.Comparable(f.seed, k)%fairShards]
 }
 
-// on tells whether a scope has shares.
+// on reports whether a scope has shares.
 func (f *fairShare) on(k Kind) bool { return f != nil && f.scopes.has(k) }
 
-// enter gives the subnet of a connection that is to be opened, nil if it is of none.
-// It is to be left again.
+// enter returns the subnet of a connection that is to be opened, or nil if it has none.
+// The caller must leave it again.
 func (f *fairShare) enter(addr netip.Addr, d dim) *fairSubnet {
 	if f == nil || d != dimConnsIn || !addr.IsValid() || addr == localhost4 || addr == localhost6 {
 		return nil
@@ -104,7 +104,7 @@ func (f *fairShare) enter(addr netip.Addr, d dim) *fairSubnet {
 
 var localhost4, localhost6 = netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()
 
-// leave gives up what enter gave, or adopt took; nil is nothing.
+// leave gives up a reference that enter or join took. It does nothing for nil.
 func (f *fairShare) leave(n *fairSubnet) {
 	if n != nil {
 		f.drop(n)
@@ -121,8 +121,8 @@ func (f *fairShare) drop(n *fairSubnet) {
 	}
 }
 
-// join takes a peer into a subnet, with the inbound streams that it holds in the system and
-// transient scopes. Somebody holds the subnet.
+// join adds a peer to a subnet, with the inbound streams that it holds in the system and
+// transient scopes. The caller has a reference to the subnet.
 func (f *fairShare) join(n *fairSubnet, inSystem, inTransient int32) {
 	n.held[KindSystem].streams.Add(int64(inSystem))
 	n.held[KindTransient].streams.Add(int64(inTransient))
@@ -132,25 +132,26 @@ func (f *fairShare) join(n *fairSubnet, inSystem, inTransient int32) {
 	n.refs++
 }
 
-// countConn adds a connection to what the subnet holds of a standard scope, or takes it away.
+// countConn adds a connection to what the subnet holds of a standard scope (by is 1), or
+// removes it (by is -1).
 func (n *fairSubnet) countConn(k Kind, fds uint8, by int64) {
 	n.held[k].conns.Add(by)
 	n.held[k].fds.Add(by * int64(fds))
 }
 
-// FairShareState is what the subnets hold that WithFairShare knows of.
+// FairShareState is what the subnets that WithFairShare counts hold.
 type FairShareState struct {
-	// Scopes that have shares; none if it is off.
+	// Scopes are the scopes that have shares. It is empty if the option is off.
 	Scopes []Kind
-	// Subnets that have inbound connections, or peers who came with one.
+	// Subnets is how many subnets have inbound connections, or peers that came with one.
 	Subnets int
-	// Largest are those that hold the most, by the connections and streams they have
-	// in the system scope.
+	// Largest are the subnets that hold the most, by their connections and streams in the
+	// system scope.
 	Largest []SubnetShare
 }
 
-// SubnetShare is what all of one subnet hold of the standard scopes: of inbound
-// connections, those that take a descriptor, and inbound streams.
+// SubnetShare is what all peers of one subnet hold of the standard scopes: inbound
+// connections, those of them that take a descriptor, and inbound streams.
 type SubnetShare struct {
 	Prefix    netip.Prefix
 	System    SubnetUse
@@ -160,7 +161,7 @@ type SubnetShare struct {
 // SubnetUse is what a subnet holds of one scope.
 type SubnetUse struct{ ConnsInbound, FD, StreamsInbound int64 }
 
-// state gives what the n subnets with the most hold.
+// state returns the n subnets that hold the most.
 func (f *fairShare) state(n int) FairShareState {
 	if f == nil {
 		return FairShareState{}

@@ -120,7 +120,7 @@ func overLists[V comparable](upper, lower gateLists[V], join func(V, V) V) (out 
 }
 
 // normalNetworks returns the map with each network under the name that the gates use for
-// it, see ip.Prefix. An invalid network, and the second of two names for one network,
+// it, see ip.NormalPrefix. An invalid network, and the second of two names for one network,
 // stay as they are, so that reading the result reports them as errors.
 func normalNetworks[V any](networks map[netip.Prefix]V) map[netip.Prefix]V {
 	if networks == nil {

@@ -1,13 +1,13 @@
 package rcmgr
 
-// Finding what is never given back. With WithLeakFinder, each connection and stream
-// has a record for as long as it is open: since when, whose, and for some of them
-// where it was opened. The oldest of each class are what has leaked, if anything
-// has. A record holds no scope: one that is dropped without Done is garbage, and
-// when the runtime finds it, the record is still there.
+// Finding connections and streams that are never given back. With WithLeakFinder, each of
+// them has a record for as long as it is open: since when, for which peer, and for some
+// of them where it was opened. If any have leaked, they are among the oldest of their
+// class. A record does not keep its scope alive: a scope that is dropped without Done
+// becomes garbage, and when the runtime collects it, the record is still there.
 //
-// Records lie in shards by number, each under a lock that comes after all others
-// (I8). Without the option there are none, and the manager has no finder.
+// Records lie in shards by number, each under a lock that comes after all others (I8).
+// Without the option there are no records, and the manager has no finder.
 
 import (
 	"cmp"
@@ -24,13 +24,13 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
-// LeakFinderConfig says what WithLeakFinder keeps. Its zero value is no stacks, and the
-// ten oldest.
+// LeakFinderConfig says what WithLeakFinder keeps. With its zero value it keeps no
+// stacks, and reports the ten oldest scopes of each class.
 type LeakFinderConfig struct {
-	// Stacks is of how many connections and streams that are opened one's stack is
-	// kept: 1 is each, 1000 one of a thousand, 0 none.
+	// Stacks is the sampling interval of stacks: 1 keeps the stack of every connection
+	// and stream that is opened, 1000 that of one in a thousand, 0 none.
 	Stacks int
-	// Oldest is how many open scopes of each class a Snapshot has. 0 is 10.
+	// Oldest is how many open scopes of each class a Snapshot has. 0 means 10.
 	Oldest int
 }
 
@@ -38,20 +38,21 @@ type LeakFinderConfig struct {
 type OpenScope struct {
 	Name string // "conn-17"
 	Kind Kind
-	// Transient: a connection without a peer, or a stream without a protocol.
+	// Transient reports whether it is a connection without a peer, or a stream without a
+	// protocol.
 	Transient bool              `json:",omitzero"`
 	Direction network.Direction // inbound or outbound
 	Peer      string            `json:",omitzero"`
 	Protocol  string            `json:",omitzero"`
 	Service   string            `json:",omitzero"`
 	Opened    time.Time         // to a second
-	// Memory is the bytes that it holds, with its spans. It is 0 if the scope was
+	// Memory is how many bytes the scope and its spans hold. It is 0 if the scope was
 	// dropped.
 	Memory int64
-	// Dropped: nobody has the scope any more, and it was not done.
+	// Dropped reports whether the program has dropped the scope without calling Done.
 	Dropped bool `json:",omitzero"`
-	// Stack tells where it was opened, if that was kept: a function, file and line
-	// each, the innermost first.
+	// Stack is where the scope was opened, if that was kept: one function with file and
+	// line per element, the innermost first.
 	Stack []string `json:",omitzero"`
 }
 
@@ -60,18 +61,18 @@ type LeakState struct {
 	// Oldest has the oldest open scopes of each class, the oldest first: transient
 	// connections, other connections, transient streams, other streams.
 	Oldest []OpenScope
-	// Open is how many connections and streams are open; Dropped how many of these
-	// nobody has any more.
+	// Open is how many connections and streams are open, and Dropped how many of these
+	// were dropped without Done.
 	Open, Dropped int
 }
 
-// leakShards is the number of locks: numbers that follow each other are opened by
-// one stripe, and meet different ones.
+// leakShards is the number of locks. Consecutive numbers come from one stripe, and use
+// different locks.
 const leakShards = 64
 
 type leakFinder struct {
 	LeakFinderConfig
-	report func(msg string, args ...any) // of a scope that was dropped
+	report func(msg string, args ...any) // logs a scope that was dropped
 	now    atomic.Int64                  // Unix time in nanoseconds, as of the last second
 	at     [leakShards]leakShard
 }
@@ -86,10 +87,10 @@ type leakShard struct {
 	_ [64]byte // the next shard's lock is on a cache line of its own
 }
 
-// openRecord is what is known of an open scope. The lock of its shard is held where
-// it is read or written, but for what never changes.
+// openRecord is what is known of an open scope. Its fields are read and written under the
+// lock of its shard, except for those that never change.
 type openRecord struct {
-	memory func() int64 // that the scope holds, 0 if it is gone; never changes, as all above peer
+	memory func() int64 // bytes held, 0 if the scope is gone; no field above peer ever changes
 	kind   Kind
 	dir    dim
 	num    int64
@@ -110,16 +111,16 @@ func newLeakFinder(f *LeakFinderConfig, report func(msg string, args ...any)) *l
 	return l
 }
 
-// leakTick is the time between two looks at the clock.
+// leakTick is the time between two readings of the clock.
 const leakTick = time.Second
 
 func (l *leakFinder) lookAtClock() { l.now.Store(time.Now().UnixNano()) }
 
 func (l *leakFinder) shard(num int64) *leakShard { return &l.at[num%leakShards] }
 
-// opened takes note of a connection or stream that nobody else knows of yet. All that
-// happens to its record afterwards, opened, moved and closed do while the scope is alive:
-// drop comes later than all of it, and what it finds, nobody can end any more.
+// opened records a connection or stream that no other goroutine knows of yet. For one
+// record, opened, moved and closed are called while the scope is alive; drop is called
+// after them, when no goroutine can end the scope any more.
 func (l *leakFinder) opened(r *openRecord) {
 	r.opened = l.now.Load()
 	if l.Stacks > 0 && r.num%int64(l.Stacks) == 0 {
@@ -137,17 +138,17 @@ func (l *leakFinder) opened(r *openRecord) {
 	s.mu.Unlock()
 }
 
-// moved takes note of whose an open scope is now.
+// moved records the peer, protocol or service that an open scope has now.
 func (l *leakFinder) moved(num int64, note func(*openRecord)) {
 	s := l.shard(num)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := s.mu.open[num]; r != nil { // else it was closed since
+	if r := s.mu.open[num]; r != nil { // or else it was closed meanwhile
 		note(r)
 	}
 }
 
-// closed forgets a connection or stream. The lock of its stripe is held.
+// closed removes the record of a connection or stream. The lock of its stripe is held.
 func (l *leakFinder) closed(num int64) {
 	s := l.shard(num)
 	s.mu.Lock()
@@ -157,7 +158,7 @@ func (l *leakFinder) closed(num int64) {
 }
 
 // drop is called when a scope is garbage, in a goroutine of the runtime's. A scope that
-// was ended has no record any more.
+// was done has no record any more.
 func (l *leakFinder) drop(r *openRecord) {
 	s := l.shard(r.num)
 	s.mu.Lock()
@@ -176,7 +177,7 @@ func (l *leakFinder) drop(r *openRecord) {
 	l.report("a scope was dropped without Done", args...)
 }
 
-// transient tells whether the scope has not been placed yet.
+// transient reports whether the scope has no place yet: no peer, or no protocol.
 func (r *openRecord) transient() bool {
 	if r.kind == KindConn {
 		return r.peer == ""
@@ -184,7 +185,7 @@ func (r *openRecord) transient() bool {
 	return r.protocol == ""
 }
 
-// state gives the record as others see it, with so many bytes of memory.
+// state returns the record for a Snapshot, with the bytes of memory that the scope holds.
 func (r *openRecord) state(memory int64) OpenScope {
 	name := scopeName{kind: r.kind, num: r.num}
 	s := OpenScope{Name: name.String(), Kind: r.kind, Transient: r.transient(), Direction: directionOf[r.dir],
@@ -198,7 +199,7 @@ func (r *openRecord) state(memory int64) OpenScope {
 			var f runtime.Frame
 			f, more = frames.Next()
 			if len(s.Stack) == 0 && !strings.Contains(f.Function, ").Open") {
-				continue // the engine's part of opening
+				continue // a function of the engine, below Open
 			}
 			s.Stack = append(s.Stack, fmt.Sprintf("%s %s:%d", f.Function, filepath.Base(f.File), f.Line))
 		}
@@ -206,7 +207,7 @@ func (r *openRecord) state(memory int64) OpenScope {
 	return s
 }
 
-// class orders records as LeakState does.
+// class returns the index of the record's class in the order of LeakState.Oldest.
 func (r *openRecord) class() int {
 	c := 0
 	if r.kind == KindStream {
@@ -218,8 +219,8 @@ func (r *openRecord) class() int {
 	return c
 }
 
-// state gives the oldest of each class. It visits each record, under one lock of many
-// at a time.
+// state returns the oldest scopes of each class. It visits every record, and holds the
+// lock of one shard at a time.
 func (l *leakFinder) state() (s LeakState) {
 	if l == nil {
 		return s
@@ -251,8 +252,8 @@ func (l *leakFinder) state() (s LeakState) {
 	return s
 }
 
-// Class says in words to which of the classes of LeakState a scope belongs:
-// "transient" or "established", and whether it was dropped.
+// Class returns the class of LeakState that the scope is in, "transient" or
+// "established", followed by ", dropped" if it was dropped.
 func (o *OpenScope) Class() string {
 	c := "established"
 	if o.Transient {
@@ -264,8 +265,8 @@ func (o *OpenScope) Class() string {
 	return c
 }
 
-// Where is the innermost place of the stack that is not in this package, or empty if
-// no stack was kept.
+// Where returns the innermost element of Stack that is not in this package, or an empty
+// string if no stack was kept.
 func (o *OpenScope) Where() string {
 	for _, frame := range o.Stack {
 		if !strings.HasPrefix(frame, "github.com/weir-p2p/rcmgr.") {

@@ -40,9 +40,9 @@ func (cfg *ConcreteLimitConfig) checkTransient(errs *configErrors, said *Partial
 		case min(fromTransient[d], fromSystem[d]) < OriginOverride:
 		case inTransient[d] > 0:
 			errs.add(&ConfigError{Path: inner, also: []string{outer}, Err: fmt.Errorf(
-				"is %d, above %s, which is %d: what is transient counts there, too", transient[d], outer, system[d])})
+				"is %d, above %s, which is %d: everything transient counts there, too", transient[d], outer, system[d])})
 		case inSystem[d] > 0:
-			errs.addf(outer, "is %d, below %s, which is %d: what is transient counts there, too", system[d], inner, transient[d])
+			errs.addf(outer, "is %d, below %s, which is %d: everything transient counts there, too", system[d], inner, transient[d])
 		}
 	}
 }

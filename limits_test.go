@@ -662,7 +662,7 @@ func TestReaderTakesNumbersInQuotesAndSizes(t *testing.T) {
 }
 
 func TestReaderRefusesTransientLimitsAboveTheSystems(t *testing.T) {
-	const above = ", which is 5: what is transient counts there, too"
+	const above = ", which is 5: everything transient counts there, too"
 	defaults := PartialLimitConfig{System: ResourceLimits{Conns: 5, FD: 5}, Transient: ResourceLimits{Conns: 9}}.Build(InfiniteLimits)
 	for text, want := range map[string]string{
 		`{"System":{"Conns":5},"Transient":{"Conns":6}}`:              "line 1, column 44: Transient.Conns: is 6, above System.Conns" + above,

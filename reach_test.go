@@ -237,8 +237,8 @@ func TestAFileThatRaisesTransientAloneWorksOnEveryMachine(t *testing.T) {
 func TestWrittenLimitsThatContradictEachOtherAreAnError(t *testing.T) {
 	written := PartialLimitConfig{System: ResourceLimits{Conns: 100}, Transient: ResourceLimits{FD: 50}}.Build(DefaultLimits.Scale(1<<30, 1024))
 	for text, want := range map[string]string{
-		`{"Transient":{"Conns":101}}`: "line 1, column 23: Transient.Conns: is 101, above System.Conns, which is 100: what is transient counts there, too",
-		`{"System":{"FD":49}}`:        "line 1, column 17: System.FD: is 49, below Transient.FD, which is 50: what is transient counts there, too",
+		`{"Transient":{"Conns":101}}`: "line 1, column 23: Transient.Conns: is 101, above System.Conns, which is 100: everything transient counts there, too",
+		`{"System":{"FD":49}}`:        "line 1, column 17: System.FD: is 49, below Transient.FD, which is 50: everything transient counts there, too",
 	} {
 		_, err := NewLimiterFromJSON(strings.NewReader(text), written)
 		require.ErrorContains(t, err, want)

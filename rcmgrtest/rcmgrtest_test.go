@@ -13,7 +13,7 @@ import (
 	"github.com/weir-p2p/rcmgr/rcmgrtest"
 )
 
-// verdict is a test of which is seen whether it fails.
+// verdict is a TB that records whether the test fails.
 type verdict struct {
 	failures []string
 	cleanups []func()
@@ -48,7 +48,7 @@ func TestRequireEmptyNamesWhatIsHeld(t *testing.T) {
 	require.Contains(t, v.failures[0], "system: 1 inbound connections, 1 file descriptors, 100 bytes of memory")
 	require.Contains(t, v.failures[0], "transient: 1 inbound")
 
-	// What comes back in time is no failure.
+	// Resources that are released in time are not a failure.
 	go c.Done()
 	v = verdict{}
 	rcmgrtest.RequireEmpty(&v, m, time.Minute)
@@ -80,7 +80,7 @@ func TestWatchReportsWhatIsNotReleasedByWhomAndSinceWhen(t *testing.T) {
 	require.NotNil(t, rcmgr.GetAllowlist(rm))
 
 	v = verdict{}
-	rm = rcmgrtest.Watch(&v, &network.NullResourceManager{}, 0) // any manager
+	rm = rcmgrtest.Watch(&v, &network.NullResourceManager{}, 0) // it accepts any manager
 	n, err := rm.OpenConnection(network.DirInbound, true, endpoint)
 	require.NoError(t, err)
 	n.Done()
@@ -178,7 +178,7 @@ func TestABadOptionFailsTheTest(t *testing.T) {
 	v.end()
 }
 
-// How a test uses them.
+// A test passes the watched manager to its host.
 func Example() {
 	t := &verdict{} // in a real test, its *testing.T
 	refuser := rcmgrtest.NewRefuser(t)

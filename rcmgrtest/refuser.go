@@ -9,15 +9,15 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// Refuser is a manager without limits that refuses what it is told to, so that a
-// test sees what a program does then. It is a real manager: what it refuses is
-// refused by a scope, with the error, the metrics and the log that come with it,
-// and what is open stays. Commands hold until the next one for the same scope;
-// Admit ends all for the system. All methods are safe for concurrent use.
+// Refuser is a manager without limits that refuses on command, to test how a program
+// handles refusals. It is a real manager: a scope refuses, with the usual error, metrics
+// and log, and what is open stays open. A command holds until the next one for the same
+// scope; Admit ends all commands for the system scope. All methods are safe for
+// concurrent use.
 type Refuser struct{ *rcmgr.Manager }
 
-// NewRefuser gives a Refuser that admits everything. It is closed when the test
-// ends, if not before.
+// NewRefuser returns a Refuser that admits everything. It is closed when the test ends,
+// if it has not been closed before.
 func NewRefuser(t TB, opts ...rcmgr.Option) *Refuser {
 	t.Helper()
 	m, err := rcmgr.New(rcmgr.NewFixedLimiter(rcmgr.InfiniteLimits), opts...)
@@ -29,10 +29,10 @@ func NewRefuser(t TB, opts ...rcmgr.Option) *Refuser {
 	return &Refuser{m}
 }
 
-// Leave makes the system scope refuse a resource after n more of it: n more
-// connections or streams in a direction, n more file descriptors (dir does not
-// matter), n more bytes of memory (at priorities that may fill a limit). 0
-// refuses the next. It changes nothing about other resources.
+// Leave makes the system scope refuse a resource after n more of it: n more connections
+// or streams in a direction, n more file descriptors (dir does not matter), or n more
+// bytes of memory (at priorities that may fill a limit). With n 0 it refuses the next
+// one. Other resources are not affected.
 func (r *Refuser) Leave(n int64, what rcmgr.Resource, dir network.Direction) {
 	r.ViewSystem(func(s network.ResourceScope) error {
 		limited := s.(rcmgr.ResourceScopeLimiter)
@@ -57,12 +57,12 @@ func (r *Refuser) Leave(n int64, what rcmgr.Resource, dir network.Direction) {
 	})
 }
 
-// Admit ends what Leave has commanded.
+// Admit ends all commands that Leave has given.
 func (r *Refuser) Admit() {
 	r.ViewSystem(func(s network.ResourceScope) error { return set(s, everything) })
 }
 
-// RefusePeer refuses to give connections to a peer and to open streams with it.
+// RefusePeer refuses connections to and from a peer, and streams with it.
 func (r *Refuser) RefusePeer(p peer.ID) {
 	r.ViewPeer(p, func(s network.PeerScope) error { return set(s, rcmgr.BaseLimit{}) })
 }
@@ -72,7 +72,7 @@ func (r *Refuser) AdmitPeer(p peer.ID) {
 	r.ViewPeer(p, func(s network.PeerScope) error { return set(s, everything) })
 }
 
-// RefuseProtocol refuses to set streams to a protocol.
+// RefuseProtocol refuses to attach streams to a protocol.
 func (r *Refuser) RefuseProtocol(id protocol.ID) {
 	r.ViewProtocol(id, func(s network.ProtocolScope) error { return set(s, rcmgr.BaseLimit{}) })
 }
@@ -82,7 +82,7 @@ func (r *Refuser) AdmitProtocol(id protocol.ID) {
 	r.ViewProtocol(id, func(s network.ProtocolScope) error { return set(s, everything) })
 }
 
-// RefuseService refuses to set streams to a service.
+// RefuseService refuses to attach streams to a service.
 func (r *Refuser) RefuseService(name string) {
 	r.ViewService(name, func(s network.ServiceScope) error { return set(s, rcmgr.BaseLimit{}) })
 }

@@ -1,7 +1,7 @@
-// Package rcmgrtest helps with tests of programs that use a resource manager:
-// Watch and RequireEmpty fail a test that leaves something held, and Refuser is
-// a manager that refuses on command. It takes a TB for *testing.T, and imports
-// no testing package.
+// Package rcmgrtest helps to test programs that use a resource manager. Watch and
+// RequireEmpty fail a test that leaves resources held, and Refuser is a manager that
+// refuses on command. The package accepts a TB in place of a *testing.T and does not
+// import testing.
 package rcmgrtest
 
 import (
@@ -19,21 +19,20 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// TB is what is needed of a *testing.T, *testing.B or *testing.F.
+// TB is the part of *testing.T, *testing.B and *testing.F that this package uses.
 type TB interface {
 	Helper()
 	Errorf(format string, args ...any)
 	Cleanup(func())
 }
 
-// poll is how often is looked whether something has been given back.
+// poll is the time between two checks of what is still held.
 const poll = 5 * time.Millisecond
 
-// RequireEmpty fails the test if the manager still holds something when
-// patience is over: connections, streams, file descriptors or memory, in any
-// scope. The failure names the scopes with what each holds. Hosts give back a
-// little after they are closed; with patience 0 it looks once. A closed manager
-// can be asked, too.
+// RequireEmpty fails the test if the manager still holds connections, streams, file
+// descriptors or memory in any scope when patience is over. The failure names these
+// scopes and what each holds. Hosts release some resources a little after they are
+// closed. With a patience of 0 it checks once. It also works with a closed manager.
 func RequireEmpty(t TB, m *rcmgr.Manager, patience time.Duration) {
 	t.Helper()
 	var left []string
@@ -77,12 +76,12 @@ func describe(s network.ScopeStat) string {
 	return strings.Join(parts, ", ")
 }
 
-// Watch gives a manager to hand to a host in place of rm, which may be any
-// resource manager. When the test ends, it fails for every connection and stream
-// that was opened through it and is not done, with what it holds, since when,
-// and the line of code that opened it. Cleanups run last first: close hosts in
-// cleanups that are set up after Watch, or before the test ends. What a host
-// gives back late has patience to come.
+// Watch returns a manager to pass to a host in place of rm, which may be any resource
+// manager. When the test ends, it fails the test for every connection and stream that was
+// opened through the returned manager and is not done, and reports what each holds, how
+// long ago it was opened, and by which line of code. Resources that a host releases late
+// have patience to be released. Cleanups run last first: close hosts in cleanups that are
+// registered after Watch, or before the test ends.
 func Watch(t TB, rm network.ResourceManager, patience time.Duration) network.ResourceManager {
 	w := &watched{ResourceManager: rm, open: make(map[leaf]opening)}
 	t.Cleanup(func() {
@@ -106,14 +105,14 @@ type leaf interface {
 	Done()
 }
 
-// opening says how a connection or stream came to be.
+// opening is how a connection or stream was opened.
 type opening struct {
 	what  string
 	since time.Time
 	by    string // file and line
 }
 
-// Unwrap gives the manager that is watched, to those who look for its allowlist.
+// Unwrap returns the manager that is watched, so that its allowlist is found.
 func (w *watched) Unwrap() network.ResourceManager { return w.ResourceManager }
 
 func (w *watched) OpenConnection(dir network.Direction, usefd bool, endpoint multiaddr.Multiaddr) (network.ConnManagementScope, error) {
@@ -150,7 +149,7 @@ func (w *watched) forget(s leaf) {
 	delete(w.open, s)
 }
 
-// left describes what is open, the oldest first.
+// left describes what is still open, the oldest first.
 func (w *watched) left() (list []string) {
 	type item struct {
 		opening

@@ -1,9 +1,9 @@
 package main
 
-// A crowd that fills what is transient. Each of it is somebody else, from one of three
-// networks, and holds little: streams that never say what they want, and connections
-// that never shake hands. Guests come one after another, each from a network of its
-// own.
+// A crowd that fills the transient scope. Each attacker is a different peer, from one of
+// three networks, and holds little: streams that never negotiate a protocol, and
+// connections that never shake hands. Guests come one after another, each from a network
+// of its own.
 
 import (
 	"context"
@@ -20,8 +20,8 @@ import (
 const (
 	transientStreams = 64
 	transientConns   = 32
-	silentOfEach     = 8 // streams that each of the crowd wants
-	halfOpenOfEach   = 3 // connections, likewise
+	silentOfEach     = 8 // streams that each attacker wants
+	halfOpenOfEach   = 3 // connections that each attacker wants
 )
 
 var fairShare = attack{
@@ -50,8 +50,8 @@ func planFairShare(order) (plan, error) {
 	}, nil
 }
 
-// holdTransient holds streams and connections, and opens others for those that are
-// lost. It begins when all of the crowd are connected: afterwards they would keep each
+// holdTransient holds streams and connections, and opens others when it loses some. It
+// begins when the whole crowd is connected, because after that attackers would keep each
 // other out.
 func holdTransient(ctx context.Context, sh *show, a attacker) {
 	for connect(ctx, a, sh.to) != nil && pause(ctx, again) {
@@ -78,7 +78,7 @@ func holdTransient(ctx context.Context, sh *show, a attacker) {
 	}
 }
 
-// holdSilentStream opens a stream, and says nothing until it ends.
+// holdSilentStream opens a stream, and sends nothing until it ends.
 func holdSilentStream(ctx context.Context, h host.Host, to peer.ID) {
 	s, err := h.Network().NewStream(asConnected(ctx), to)
 	if err != nil {
@@ -89,7 +89,7 @@ func holdSilentStream(ctx context.Context, h host.Host, to peer.ID) {
 	s.Read(make([]byte, 1))
 }
 
-// holdHalfOpen opens a TCP connection, and says nothing until it ends.
+// holdHalfOpen opens a TCP connection, and sends nothing until it ends.
 func holdHalfOpen(ctx context.Context, from net.IP, to peer.AddrInfo) {
 	_, addr, err := manet.DialArgs(to.Addrs[0])
 	if err != nil {

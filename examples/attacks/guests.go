@@ -1,7 +1,7 @@
 package main
 
-// The honest ones. What they ask for is an echo, and what counts is whether they
-// get it at the first attempt, and how long that takes.
+// Honest peers. They ask for an echo. What counts is whether they get it at the first
+// attempt, and how long that takes.
 
 import (
 	"context"
@@ -22,7 +22,7 @@ import (
 // patience is how long one request, or one dial, may take.
 const patience = 5 * time.Second
 
-// echoProtocol is that of the one service that all hosts here know.
+// echoProtocol is the protocol of the one service that all hosts here have.
 const echoProtocol protocol.ID = "/attacks/echo/1.0.0"
 
 func serveEcho(h host.Host) {
@@ -32,7 +32,7 @@ func serveEcho(h host.Host) {
 	})
 }
 
-// come connects and asks.
+// come connects to a host and asks it.
 func come(ctx context.Context, h host.Host, to peer.AddrInfo) error {
 	if err := connect(ctx, h, to); err != nil {
 		return err
@@ -40,7 +40,7 @@ func come(ctx context.Context, h host.Host, to peer.AddrInfo) error {
 	return ask(ctx, h, to.ID)
 }
 
-// ask asks on a stream of its own.
+// ask asks on a new stream.
 func ask(ctx context.Context, h host.Host, of peer.ID) error {
 	s, err := h.NewStream(asConnected(ctx), of, echoProtocol)
 	if err != nil {
@@ -50,7 +50,7 @@ func ask(ctx context.Context, h host.Host, of peer.ID) error {
 	return askOn(ctx, s)
 }
 
-// askOn asks on an open stream, which is of no use after an error.
+// askOn asks on an open stream, which cannot be used after an error.
 func askOn(ctx context.Context, s network.Stream) error {
 	defer context.AfterFunc(ctx, func() { s.Reset() })()
 	question, answer := []byte("is anybody there?"), make([]byte, 17)
@@ -61,12 +61,12 @@ func askOn(ctx context.Context, s network.Stream) error {
 		return err
 	}
 	if !slices.Equal(question, answer) {
-		return errors.New("the answer is another one")
+		return errors.New("the answer is not the echo")
 	}
 	return nil
 }
 
-// friend is somebody whom the victim knows.
+// friend is a peer that the victim knows.
 type friend struct {
 	id  peer.ID
 	key crypto.PrivKey
@@ -82,28 +82,27 @@ func newFriend() (f friend, err error) {
 	return f, err
 }
 
-// A tally is how many of the requests of a group were served, and how long each of
-// these took.
+// A tally is how many requests of a group were served, and how long each of these took.
 type tally struct {
 	Took   []time.Duration
 	Failed int
-	Last   string // what went wrong the last time
+	Last   string // the last error
 }
 
 func (t tally) asked() int { return len(t.Took) + t.Failed }
 
-// rate is the part of requests that was served, 0 if there was none.
+// rate returns the fraction of requests that were served, 0 if there were none.
 func (t tally) rate() float64 { return float64(len(t.Took)) / float64(max(t.asked(), 1)) }
 
-// A group is guests of one kind.
+// A group is the guests of one kind.
 type group struct {
 	name string
 	mu   sync.Mutex
 	tally
 }
 
-// do times and counts a request, and tells whether it was served. What the end of
-// the attack cuts short does not count.
+// do times and counts a request, and reports whether it was served. A request that the
+// end of the attack cuts short does not count.
 func (g *group) do(ctx context.Context, request func(context.Context) error) bool {
 	start := time.Now()
 	asking, cancel := context.WithTimeout(ctx, patience)

@@ -1,18 +1,18 @@
-// Command attacks has a real go-libp2p host attacked in three ways that limits alone
-// do not answer, on go-libp2p's own resource manager, on ours as it comes, and on ours
-// with the option that is meant for it, one after the other, and shows what honest
-// peers got meanwhile, what the crowd was refused and by what, and what memory it took.
+// Command attacks attacks a real go-libp2p host in three ways that limits alone do not
+// solve: on go-libp2p's own resource manager, then on ours with its defaults, then on
+// ours with the option that is meant for the attack. It shows what honest peers got
+// meanwhile, what the crowd was refused and by which scope, and how much memory was used.
 //
-//   - fairshare: a crowd with many identities from three networks fills what is
-//     transient, with streams that never negotiate and connections that never shake
-//     hands (WithFairShare).
-//   - memory: the victim keeps what it is sent, and reserves nothing for it
+//   - fairshare: a crowd with many identities from three networks fills the transient
+//     scope, with streams that never negotiate and connections that never shake hands
+//     (WithFairShare).
+//   - memory: the victim keeps what it is sent, and reserves no memory for it
 //     (WithMemoryPressure).
-//   - trim: a crowd fills all connections of a host whose connection manager would
-//     know whom to let go (WithTrimming).
+//   - trim: a crowd fills all connections of a host whose connection manager could
+//     close some of them (WithTrimming).
 //
-// The victim is a process of its own; the others share one. Everything stays within
-// 127.0.0.0/8, all of which has to be there.
+// The victim is a process of its own; all other hosts share one. Everything stays within
+// 127.0.0.0/8, and needs all of it.
 //
 //	go run ./examples/attacks -attack all -duration 10s -attackers 24
 package main
@@ -35,22 +35,22 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/cmdline"
 )
 
-// settings are what the command line decides.
+// settings are the values of the command line.
 type settings struct {
-	which     string // attack, or all
+	which     string // the name of an attack, or all
 	duration  time.Duration
 	attackers int
 	memory    int    // MiB
-	results   string // the file for them, "" for none
+	results   string // the file for the results, "" for none
 }
 
-// A smaller crowd does not fill what is to be filled, a larger one has no addresses.
+// A smaller crowd does not fill the limits, and a larger one has no addresses.
 const (
 	fewestAttackers = 20
 	mostAttackers   = 250 * crowdNetworks
 )
 
-// A host alone takes tens of MiB; a TiB nobody fills within seconds.
+// A host alone takes tens of MiB, and no attack fills a TiB within seconds.
 const leastMemory, mostMemory = 64, 1 << 20
 
 func main() {
@@ -75,7 +75,7 @@ func main() {
 	}
 }
 
-// quiet keeps libp2p, which reports every refusal of the other side, away from the
+// quiet keeps the log of libp2p, which has every refusal by the other side, away from the
 // terminal.
 func quiet() { gologshim.SetDefaultHandler(slog.DiscardHandler) }
 
@@ -105,7 +105,7 @@ func attackNames() (names []string) {
 	return names
 }
 
-// chosen gives the attacks that -attack names.
+// chosen returns the attacks that -attack names.
 func (s settings) chosen() []*attack {
 	if s.which == "all" {
 		return attacks
@@ -116,7 +116,7 @@ func (s settings) chosen() []*attack {
 	return nil
 }
 
-// run writes progress to the standard error, and tables to the standard output.
+// run writes progress to standard error, and tables to standard output.
 func run(ctx context.Context, s settings) error {
 	var results []result
 	for _, a := range s.chosen() {
@@ -141,7 +141,7 @@ func run(ctx context.Context, s settings) error {
 	return os.WriteFile(s.results, append(text, '\n'), 0o644)
 }
 
-// onAll runs an attack on one manager after the other.
+// onAll runs an attack on each manager in turn.
 func (a *attack) onAll(ctx context.Context, s settings, progress io.Writer) (result, error) {
 	r := result{Attack: a.name, Option: a.option, About: a.about}
 	for column := range columns {

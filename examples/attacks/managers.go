@@ -1,7 +1,7 @@
 package main
 
-// What is compared: go-libp2p's own manager, ours as it comes, and ours with the
-// option that is meant for an attack. All get the same limits and the same allowlist.
+// The managers that are compared: go-libp2p's own, ours with its defaults, and ours with
+// the option that is meant for an attack. All get the same limits and the same allowlist.
 
 import (
 	"encoding/json"
@@ -14,7 +14,7 @@ import (
 
 // columns are the managers, in the order of the tables.
 var columns = []struct {
-	name string // followed by the option's in the last one
+	name string // followed by the option's name in the last column
 	make func(plan) (network.ResourceManager, error)
 }{
 	{"upstream", newUpstream},
@@ -22,7 +22,7 @@ var columns = []struct {
 	{"ours, ", newOursWithOption},
 }
 
-// column names one of them in an attack.
+// column returns the name of a column in the table of an attack.
 func (a *attack) column(i int) string {
 	if i == len(columns)-1 {
 		return columns[i].name + a.option

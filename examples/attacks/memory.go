@@ -1,11 +1,11 @@
 package main
 
-// Memory that no scope accounts for. The victim keeps what it is sent for as long as
-// the stream lasts, and reserves nothing for it. All limits are far away, but the
-// process may use so much memory only. Each of the crowd sends message after message,
-// each on a stream that it holds, until it has sent its part of twice that memory.
-// Guests are a friend on the allowlist, somebody who came before and goes on asking
-// on the stream that is open, and strangers.
+// Memory that no scope accounts for. The victim keeps what it is sent for as long as the
+// stream lasts, and reserves no memory for it. All limits are far away, but the memory of
+// the process is limited. Each attacker sends message after message, each on a stream
+// that it holds, until it has sent its part of twice that memory. Guests are a friend on
+// the allowlist, a peer that came before and goes on asking on its open stream, and
+// strangers.
 
 import (
 	"context"
@@ -48,7 +48,7 @@ var memoryPressure = attack{
 	guests:   askInThreeWays,
 }
 
-// messages is how many each of the crowd sends.
+// messages returns how many messages each attacker sends.
 func messages(memory int64, attackers int) int {
 	return int(2*memory/keepSize)/attackers + 1
 }
@@ -70,15 +70,15 @@ func planMemory(o order) (plan, error) {
 					return
 				}
 				kept.Add(1)
-				s.Write(message[:1]) // it is kept
-				s.Read(message[1:])  // until the stream ends
+				s.Write(message[:1]) // report that it is kept
+				s.Read(message[1:])  // wait until the stream ends
 			})
 		},
 		atWorst: func(r report) bool { return kept.Load() == total || len(r.Crowd) > 0 },
 	}, nil
 }
 
-// comeEarly has a guest come before the crowd, and open a stream.
+// comeEarly connects a guest before the crowd comes, and opens a stream.
 func comeEarly(ctx context.Context, sh *show) error {
 	h, err := newHost(guestIP(earlyGuest, 0))
 	if err != nil {
@@ -95,7 +95,7 @@ func comeEarly(ctx context.Context, sh *show) error {
 	return askOn(ctx, sh.early)
 }
 
-// sendToKeep sends one of the crowd's part.
+// sendToKeep sends one attacker's part.
 func sendToKeep(ctx context.Context, sh *show, a attacker) {
 	for left := messages(int64(sh.memory)<<20, sh.attackers); left > 0 && pause(ctx, again); {
 		if connect(ctx, a, sh.to) == nil && sendOne(ctx, a, sh.to.ID) == nil {

@@ -1,7 +1,7 @@
 package main
 
-// The victim's process, as the others see it: what is asked and answered goes through
-// its input and output.
+// The victim's process, as the others see it. Questions and answers go through its input
+// and output.
 
 import (
 	"bytes"
@@ -18,11 +18,11 @@ type process struct {
 	input   io.Closer
 	asks    *json.Encoder
 	answers *json.Decoder
-	last    bytes.Buffer // what it says when it cannot go on
+	last    bytes.Buffer // its standard error
 	mu      sync.Mutex   // one question at a time
 }
 
-// startVictim starts this program anew, as a victim.
+// startVictim starts this program again, as a victim.
 func startVictim(o order) (*process, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -49,7 +49,7 @@ func startVictim(o order) (*process, error) {
 	return p, nil
 }
 
-// ask asks the victim. It is safe for concurrent use.
+// ask asks the victim a question. It is safe for concurrent use.
 func (p *process) ask(q question) (r report, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -62,7 +62,7 @@ func (p *process) ask(q question) (r report, err error) {
 	return r, nil
 }
 
-// lost ends a victim that does not answer, and says why it did not.
+// lost ends a victim that does not answer, and returns an error that says why.
 func (p *process) lost(err error) error {
 	p.input.Close()
 	if end := p.cmd.Wait(); end != nil {
@@ -71,7 +71,7 @@ func (p *process) lost(err error) error {
 	return fmt.Errorf("the victim does not answer: %w\n%s", err, &p.last)
 }
 
-// stop ends the victim, and waits until it has gone.
+// stop ends the victim, and waits until it has exited.
 func (p *process) stop() error {
 	p.input.Close()
 	return p.cmd.Wait()

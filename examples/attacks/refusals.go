@@ -1,9 +1,9 @@
 package main
 
-// A thin layer over the victim's manager, the same for all: it counts what is
-// refused to the crowd, and by whom, and what is refused to guests. Guests alone
-// see a stream reset or a connection closed, which may have other reasons. It also
-// knows which connections the host has not closed in the end.
+// A thin layer over the victim's manager, the same for all managers. It counts what is
+// refused to the crowd, by the kind of scope that refused, and what is refused to guests.
+// Guests see only that a stream is reset or a connection closed, which may have other
+// reasons. It also has the connections that the host has not closed in the end.
 
 import (
 	"errors"
@@ -22,7 +22,7 @@ type observer struct {
 	network.ResourceManager
 
 	mu     sync.Mutex
-	crowd  map[string]int // refusals by what why says
+	crowd  map[string]int // refusals by their description, see why
 	guests map[int]int    // refusals by group
 	groups map[peer.ID]int
 	open   map[network.ConnManagementScope]struct{}
@@ -33,18 +33,18 @@ func newObserver(m network.ResourceManager) *observer {
 		groups: map[peer.ID]int{}, open: map[network.ConnManagementScope]struct{}{}}
 }
 
-// Unwrap gives the manager that is observed.
+// Unwrap returns the manager that is observed.
 func (o *observer) Unwrap() network.ResourceManager { return o.ResourceManager }
 
-// refused gives the refusals so far, to the crowd and to guests.
+// refused returns the refusals so far, to the crowd and to guests.
 func (o *observer) refused() (crowd map[string]int, guests map[int]int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return maps.Clone(o.crowd), maps.Clone(o.guests)
 }
 
-// note counts err, if it is a refusal. A scope that is closed because its connection
-// has gone meanwhile refuses nobody.
+// note counts err if it is a refusal. An operation on a scope that is closed because its
+// connection has ended is not refused.
 func (o *observer) note(dir network.Direction, group int, err error) {
 	if err == nil || dir != network.DirInbound || errors.Is(err, network.ErrResourceScopeClosed) {
 		return
@@ -58,9 +58,10 @@ func (o *observer) note(dir network.Direction, group int, err error) {
 	}
 }
 
-// why says which kind of scope refused what, and by which rule if that was not its
-// limit: "transient, inbound stream", "process, inbound connection, memory-pressure".
-// Both managers name the scope in the error's text, ours gives the rule besides.
+// why returns the kind of scope that refused, what it refused, and the cause if that was
+// not a limit: "transient, inbound stream", "process, inbound connection,
+// memory-pressure". Both managers name the scope in the text of the error; only ours has
+// the cause.
 func why(err error) string {
 	scope, what, ok := strings.Cut(err.Error(), ": cannot reserve ")
 	if !ok {
@@ -107,9 +108,9 @@ func (o *observer) OpenStream(p peer.ID, dir network.Direction) (network.StreamM
 	return s, err
 }
 
-// closeForgotten closes the connections that the host has not, and tells how many.
-// go-libp2p v0.51.0 drops a connection that its peer closes right after the handshake
-// without closing its scope, which is no mistake of the manager.
+// closeForgotten closes the connections that the host has not closed, and returns how
+// many. go-libp2p v0.51.0 drops a connection that its peer closes right after the
+// handshake without closing its scope, which is not the manager's mistake.
 func (o *observer) closeForgotten() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()

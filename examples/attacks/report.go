@@ -1,6 +1,6 @@
 package main
 
-// What is told at the end: a table for each attack, as Markdown has them.
+// The report: a table for each attack, in Markdown.
 
 import (
 	"fmt"
@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// result is how an attack went on all managers.
+// result has the outcomes of an attack on all managers.
 type result struct {
 	Attack   string
 	Option   string
@@ -20,7 +20,7 @@ type result struct {
 	Outcomes []outcome
 }
 
-// print writes the table of an attack, without the lines that say nothing anywhere.
+// print writes the table of an attack, without lines that are empty for all managers.
 func (r *result) print(to io.Writer) {
 	fmt.Fprintf(to, "\n%s: %s.\n\n", r.Attack, r.About)
 	out := tabwriter.NewWriter(to, 0, 0, 1, ' ', 0)
@@ -56,7 +56,7 @@ func (r *result) line(out io.Writer, what string, cell func(outcome) string) {
 	}
 }
 
-// requests writes how the requests of a group went.
+// requests writes how many requests of a group were served, and how long they took.
 func (r *result) requests(out io.Writer, name string, of func(outcome) tally) {
 	r.line(out, name+": served", func(o outcome) string {
 		if t := of(o); t.asked() > 0 {
@@ -73,7 +73,7 @@ func (r *result) requests(out io.Writer, name string, of func(outcome) tally) {
 	})
 }
 
-// refusals lists what refused any of the crowd on any manager.
+// refusals returns the descriptions of all refusals to the crowd on any manager.
 func (r *result) refusals() []string {
 	all := map[string]int{}
 	for _, o := range r.Outcomes {
@@ -82,7 +82,8 @@ func (r *result) refusals() []string {
 	return slices.Sorted(maps.Keys(all))
 }
 
-// quantile gives the smallest that at least part q of all sorted ones do not exceed.
+// quantile returns the smallest duration that at least part q of all sorted ones do not
+// exceed.
 func quantile(sorted []time.Duration, q float64) time.Duration {
 	return sorted[max(int(math.Ceil(q*float64(len(sorted)))), 1)-1]
 }

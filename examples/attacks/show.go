@@ -1,7 +1,7 @@
 package main
 
-// An attack on one manager: the victim's process, the crowd and the guests. Guests
-// come when the crowd has done what it can, and the crowd stays until they have gone.
+// An attack on one manager: the victim's process, the crowd and the guests. Guests come
+// when the attack is at its worst, and the crowd stays until they have gone.
 
 import (
 	"context"
@@ -22,21 +22,21 @@ import (
 type attack struct {
 	name   string
 	about  string   // what the crowd does
-	option string   // of ours, that is meant for it
+	option string   // our option that is meant for the attack
 	groups []string // of guests
-	asking int      // so many of these, from the first, ask whatever happens
+	asking int      // how many of these, from the first, ask throughout
 	plan   func(order) (plan, error)
-	// before, if there is one, runs before the crowd comes.
+	// before, if it is not nil, runs before the crowd comes.
 	before func(context.Context, *show) error
-	// attacker is what each of the crowd does until its context ends.
+	// attacker runs for each attacker until its context ends.
 	attacker func(context.Context, *show, attacker)
-	// guests is what they do until their context ends.
+	// guests runs for all guests until its context ends.
 	guests func(context.Context, *show)
 }
 
 var attacks = []*attack{&fairShare, &memoryPressure, &trim}
 
-// attackNamed gives an attack, nil if there is none of that name.
+// attackNamed returns the attack with this name, or nil if there is none.
 func attackNamed(name string) *attack {
 	for _, a := range attacks {
 		if a.name == name {
@@ -46,7 +46,7 @@ func attackNamed(name string) *attack {
 	return nil
 }
 
-// attacker is one of the crowd.
+// attacker is one host of the crowd.
 type attacker struct {
 	host.Host
 	ip net.IP
@@ -60,19 +60,19 @@ type show struct {
 	groups  []*group
 	victim  *process
 	to      peer.AddrInfo // the victim's
-	hosts   []host.Host   // the crowd's, and of guests who stay
+	hosts   []host.Host   // hosts of the crowd, and of guests that stay
 
-	early     network.Stream // of a guest who came before the crowd
-	connected sync.WaitGroup // the crowd, where it has to be
+	early     network.Stream // of a guest that came before the crowd
+	connected sync.WaitGroup // waits for the crowd to be connected
 }
 
-// namedTally is that of a group.
+// namedTally is the tally of a group.
 type namedTally struct {
 	Name string
 	tally
 }
 
-// outcome is how it went on one manager.
+// outcome is the result of an attack on one manager.
 type outcome struct {
 	Manager string
 	Guests  []namedTally
@@ -87,7 +87,7 @@ func play(ctx context.Context, s settings, a *attack, column int, progress io.Wr
 	if err != nil {
 		return outcome{}, err
 	}
-	defer asked.Close() // the victim asks until it is told that all others have gone
+	defer asked.Close() // later, because the victim asks it to the end
 	serveEcho(asked)
 	if err := asked.Network().Listen(multiaddr.StringCast(listenAddr)); err != nil {
 		return outcome{}, err
@@ -120,7 +120,7 @@ func play(ctx context.Context, s settings, a *attack, column int, progress io.Wr
 	return result, nil
 }
 
-// order says what the victim is to be, and whom it is to ask.
+// order returns the order for the victim, which names the host that it is to ask.
 func (sh *show) order(column int, asks host.Host) (order, error) {
 	o := order{Attack: sh.attack.name, Column: column, Attackers: sh.attackers,
 		Memory: int64(sh.memory) << 20, Asks: *host.InfoFromHost(asks)}
@@ -190,7 +190,7 @@ func (sh *show) newCrowd() (attackers []attacker, err error) {
 	return attackers, nil
 }
 
-// haveAsked tells whether guests have asked often enough to say anything.
+// haveAsked reports whether guests have asked often enough for a result.
 func (sh *show) haveAsked() bool {
 	const enough = 10
 	for _, g := range sh.groups[:sh.attack.asking] {
@@ -203,10 +203,10 @@ func (sh *show) haveAsked() bool {
 
 const (
 	between = 50 * time.Millisecond  // from one request of a guest to its next
-	again   = 100 * time.Millisecond // until one of the crowd tries again
+	again   = 100 * time.Millisecond // from one attempt of an attacker to its next
 )
 
-// visit has guest n of a group come, ask and go, as a new host.
+// visit lets guest n of a group come, ask and go, as a new host.
 func (sh *show) visit(ctx context.Context, group, n int, identity ...libp2p.Option) {
 	h, err := newHost(guestIP(group, n), identity...)
 	if err != nil {
@@ -216,7 +216,7 @@ func (sh *show) visit(ctx context.Context, group, n int, identity ...libp2p.Opti
 	sh.groups[group].do(ctx, func(ctx context.Context) error { return come(ctx, h, sh.to) })
 }
 
-// untilAtWorst waits until the crowd has done what it can.
+// untilAtWorst waits until the attack is at its worst.
 func (sh *show) untilAtWorst(ctx context.Context) error {
 	const most = time.Minute
 	for end := time.Now().Add(most); time.Now().Before(end); {
@@ -228,10 +228,10 @@ func (sh *show) untilAtWorst(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
-	return fmt.Errorf("the crowd has not done what it can within %v", most)
+	return fmt.Errorf("the attack is not at its worst within %v", most)
 }
 
-// line is how it goes, in a few words.
+// line returns a summary of the attack so far.
 func (sh *show) line(r report) string {
 	served, asked, refused := 0, 0, 0
 	for _, g := range sh.groups {
@@ -245,7 +245,7 @@ func (sh *show) line(r report) string {
 	return fmt.Sprintf("guests served %d of %d · crowd refused %d times · %s in use", served, asked, refused, mebibytes(r.Memory.Process))
 }
 
-// leave has all go who are still there. It may be called again.
+// leave closes all hosts that are left. It may be called again.
 func (sh *show) leave() {
 	for _, h := range sh.hosts {
 		h.Close()

@@ -1,11 +1,11 @@
 package main
 
-// A host that is full, though its connection manager would know whom to let go. The
-// limit on connections lies below the connection manager's high water mark, so that by
-// itself it never trims; no connection has a period of grace. The crowd wants more
-// connections than there is room for, and opens others for those that it loses. Guests
-// are peers whom the victim values: it tags them when they come. They stay for a while,
-// ask, go, and come again.
+// A host that is full although its connection manager could close some connections. The
+// limit on connections is below the connection manager's high water mark, so it never
+// trims of its own accord; no connection has a grace period. The crowd wants more
+// connections than there is room for, and opens others when it loses some. Guests are
+// peers that the victim values: it tags them when they come. They stay for a while, ask,
+// go, and come again.
 
 import (
 	"context"
@@ -27,8 +27,8 @@ import (
 
 const (
 	mostConns   = 64
-	connsOfEach = 4  // that each of the crowd wants
-	lowWater    = 12 // that it is trimmed to, besides those that are just being let in
+	connsOfEach = 4  // that each attacker wants
+	lowWater    = 12 // what is left after trimming, besides connections that are just being opened
 	highWater   = 128
 	stay        = time.Second
 )
@@ -75,7 +75,7 @@ func planTrim(o order) (plan, error) {
 	}, nil
 }
 
-// trims is a connection manager that knows whether it was asked to trim.
+// trims is a connection manager that records whether it was asked to trim.
 type trims struct {
 	coreconnmgr.ConnManager
 	begun atomic.Bool
@@ -86,8 +86,8 @@ func (t *trims) TrimOpenConns(ctx context.Context) {
 	t.ConnManager.TrimOpenConns(ctx)
 }
 
-// holdConns holds connections, and opens others for those that are lost, one at a
-// time. It dials past the host's swarm, which would keep to one.
+// holdConns holds connections, and opens others when it loses some, one at a time. It
+// dials without the host's swarm, which would keep to one connection.
 func holdConns(ctx context.Context, sh *show, a attacker) {
 	addr := sh.to.Addrs[0]
 	dialler := a.Network().(*swarm.Swarm).TransportForDialing(addr)
@@ -108,7 +108,7 @@ func holdConns(ctx context.Context, sh *show, a attacker) {
 	}
 }
 
-// comeAndStay has all friends come, each by itself.
+// comeAndStay lets all friends come, each independently.
 func comeAndStay(ctx context.Context, sh *show) {
 	var all sync.WaitGroup
 	defer all.Wait()
@@ -129,7 +129,7 @@ func comeAndStay(ctx context.Context, sh *show) {
 	}
 }
 
-// stayAwhile asks until something is not served.
+// stayAwhile asks for a while, or until a request is not served.
 func stayAwhile(ctx context.Context, sh *show, h host.Host) {
 	for end := time.Now().Add(stay); time.Now().Before(end) && pause(ctx, between); {
 		if !sh.groups[stayingGuests].do(ctx, func(ctx context.Context) error { return ask(ctx, h, sh.to.ID) }) {

@@ -1,8 +1,8 @@
 package main
 
-// The victim: a host on one of the managers, in a process of its own, so that its
-// memory is nobody else's. It is told by its input what to be, answers each question
-// by a report, and ends when its input does.
+// The victim: a host on one of the managers. It is a process of its own, so that its
+// memory is not mixed with that of others. It reads its order from its input, answers
+// each question with a report, and ends when its input does.
 
 import (
 	"context"
@@ -28,47 +28,47 @@ import (
 // victimEnv is the variable of the environment that makes this program a victim.
 const victimEnv = "ATTACKS_VICTIM"
 
-// order is what a victim is to be.
+// order says what a victim runs.
 type order struct {
 	Attack    string
 	Column    int
 	Attackers int
 	Memory    int64     // bytes that it may use
-	Friends   []peer.ID // whom it knows
+	Friends   []peer.ID // peers that it knows
 	Asks      peer.AddrInfo
 }
 
-// plan is what an attack makes of an order.
+// plan is how an attack carries out an order.
 type plan struct {
-	limits    rcmgr.PartialLimitConfig // what is not named is unlimited
+	limits    rcmgr.PartialLimitConfig // limits that are not set are unlimited
 	allowlist []multiaddr.Multiaddr
-	option    rcmgr.Option // ours, that is meant for the attack
+	option    rcmgr.Option // our option that is meant for the attack
 	host      []libp2p.Option
 	start     func(host.Host)   // may be nil
-	atWorst   func(report) bool // whether the crowd has done what it can
+	atWorst   func(report) bool // whether the attack is at its worst
 }
 
-// question is what a victim is asked.
+// question is a question to a victim.
 type question string
 
 const (
 	howIsIt   question = "how is it"
-	whatsLeft question = "what is left" // when everybody else has gone
+	whatsLeft question = "what is left" // when all other hosts are closed
 )
 
-// report is what a victim says of itself.
+// report is a victim's answer.
 type report struct {
 	Victim    peer.AddrInfo
 	AtWorst   bool
-	Crowd     map[string]int // refusals, by what why says
+	Crowd     map[string]int // refusals by their description, see why
 	Guests    map[int]int    // refusals, by group
 	Memory    memory
-	Own       tally    // what it asked for itself, from when the crowd had done what it can
+	Own       tally    // the victim's own requests, since the attack was at its worst
 	Forgotten int      // connections that the host did not close
-	Left      []string // scopes that hold something when all have gone
+	Left      []string // scopes that hold something when all other hosts are closed
 }
 
-// refused tells whether any of the crowd was refused that.
+// refused reports whether any attacker was refused this.
 func (r *report) refused(what string) bool {
 	for why := range r.Crowd {
 		if strings.Contains(why, what) {
@@ -94,9 +94,9 @@ type victim struct {
 	memory memory
 }
 
-// beVictim is the whole life of a victim.
+// beVictim runs the program as a victim.
 func beVictim(in io.Reader, out io.Writer) error {
-	signal.Ignore(os.Interrupt) // that is for whoever asks
+	signal.Ignore(os.Interrupt) // only the asking process handles it
 	questions, answers := json.NewDecoder(in), json.NewEncoder(out)
 	var o order
 	if err := questions.Decode(&o); err != nil {
@@ -142,7 +142,7 @@ func newVictim(o order) (*victim, error) {
 		return nil, err
 	}
 	v := &victim{order: o, plan: p, manager: m, seen: newObserver(m)}
-	// libp2p.New closes the manager if it fails, and the host does in the end.
+	// libp2p.New closes the manager if it fails; otherwise closing the host does.
 	if v.host, err = libp2p.New(append(p.host, libp2p.ListenAddrStrings(listenAddr), libp2p.ResourceManager(v.seen),
 		libp2p.DisableRelay(), libp2p.DisableMetrics())...); err != nil {
 		return nil, err
@@ -155,8 +155,8 @@ func newVictim(o order) (*victim, error) {
 	return v, nil
 }
 
-// report tells how it is. It asks for something itself from the first report on that
-// finds the crowd to have done what it can.
+// report returns the current state. From the first report that finds the attack at its
+// worst, the victim makes requests of its own.
 func (v *victim) report() report {
 	crowd, guests := v.seen.refused()
 	r := report{Victim: *host.InfoFromHost(v.host), Crowd: crowd, Guests: guests, Own: v.own.soFar()}
@@ -169,7 +169,7 @@ func (v *victim) report() report {
 	return r
 }
 
-// askAround asks the host that it was told of, on a new connection each time.
+// askAround asks the host that the order names, on a new connection each time.
 func (v *victim) askAround() {
 	for pause(v.ctx, 100*time.Millisecond) {
 		v.own.do(v.ctx, func(ctx context.Context) error { return come(ctx, v.host, v.Asks) })
@@ -177,8 +177,8 @@ func (v *victim) askAround() {
 	}
 }
 
-// settle waits until nothing is held any more, and says what is left if that takes
-// too long.
+// settle waits until nothing is held any more, and reports what is left if that takes too
+// long.
 func (v *victim) settle(r *report) error {
 	v.stop()
 	v.wg.Wait()
@@ -192,7 +192,7 @@ func (v *victim) settle(r *report) error {
 	return v.drain(r)
 }
 
-// settling is how long connections and streams of those who have gone may take to go.
+// settling is how long connections and streams of closed hosts may take to end.
 const settling = 15 * time.Second
 
 func (v *victim) drain(r *report) (err error) {
@@ -204,15 +204,15 @@ func (v *victim) drain(r *report) (err error) {
 	}
 }
 
-// memory is what was seen of the process's, in bytes.
+// memory has the largest readings of the process's memory, in bytes.
 type memory struct {
-	HeapMost    int64 // objects, and what has become garbage since the last collection
-	Process     int64 // all that the runtime has from the machine
+	HeapMost    int64 // objects, with garbage since the last collection
+	Process     int64 // all memory that the runtime has from the system
 	ProcessMost int64
-	Looks, Over int // how often that was more than it may use
+	Looks, Over int // how often it was read, and how often it was above the limit
 }
 
-// watchMemory looks at the memory a hundred times a second.
+// watchMemory reads the memory a hundred times a second.
 func (v *victim) watchMemory() {
 	samples := []metrics.Sample{
 		{Name: "/memory/classes/heap/objects:bytes"},

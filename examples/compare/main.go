@@ -1,15 +1,15 @@
-// Command compare runs the benchmarks of this manager beside those of its rivals,
-// in turn, several times over, and prints how many times as long the rivals take:
-// the median over the rounds, with the least and the most. What disturbs a round
-// disturbs all who run in it, so ratios hold where times do not.
+// Command compare runs the benchmarks of this manager and of its rivals in turn, several
+// times, and prints the time of each rival as a multiple of ours: the median over the
+// rounds, the least and the most. A disturbance in a round affects every implementation,
+// so ratios are steadier than times.
 //
 //	go run ./examples/compare [-bench regexp] [-rounds 5] [-time 100ms] [-cpu] [-json file]
 //
-// With -cpu, it compares the time of processors, all that is spent on collecting
-// garbage included, instead of the time that passes: that is what a round costs, and
-// hardly disturbed by what else the machine does. Unix tells it.
+// With -cpu, it compares processor time, including all of the garbage collector's,
+// instead of elapsed time. That is the cost of a round, and other programs on the machine
+// hardly affect it. It is measured on Unix only.
 //
-// It needs the source of the package, and a few minutes.
+// The command needs the source of the package, and a few minutes.
 package main
 
 import (
@@ -34,20 +34,20 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/cmdline"
 )
 
-// settings are what the command line decides.
+// settings are the values of the command line.
 type settings struct {
 	bench   string
 	rounds  int
 	length  time.Duration
 	measure string // the unit of go test that is compared
-	results string // the file for them, "" for none
+	results string // the file for the results, "" for none
 }
 
 func main() {
 	s, err := settingsFrom(os.Args[1:])
 	cmdline.ExitOn("compare", err)
 	if err = run(s); errors.Is(err, errNoBenchmark) {
-		cmdline.ExitOn("compare", err) // which only the benchmarks themselves could say
+		cmdline.ExitOn("compare", err) // a mistake in -bench that only running the benchmarks shows
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "compare:", err)
@@ -80,8 +80,8 @@ func settingsFrom(args []string) (settings, error) {
 	return s, cmdline.CheckOutput("json", s.results)
 }
 
-// checkPattern returns an error unless go test takes a pattern: what stands between
-// slashes, but for those in brackets and parentheses, is an expression of its own.
+// checkPattern returns an error unless go test accepts a pattern: each part between
+// slashes, except for slashes in brackets and parentheses, must be a regular expression.
 func checkPattern(pattern string) error {
 	var parts []string
 	from, brackets, parentheses := 0, 0, 0
@@ -92,7 +92,7 @@ func checkPattern(pattern string) error {
 		case c == '[':
 			brackets++
 		case c == ']':
-			brackets = max(brackets-1, 0) // one alone stands for itself
+			brackets = max(brackets-1, 0) // a single ] is an ordinary character
 		case brackets > 0:
 		case c == '(':
 			parentheses++
@@ -159,7 +159,7 @@ func run(s settings) error {
 	return os.WriteFile(s.results, append(text, '\n'), 0o644)
 }
 
-// exactly gives the pattern that matches all implementations of one benchmark.
+// exactly returns a pattern that matches all implementations of one benchmark.
 func exactly(name string) string {
 	parts := strings.Split(name, "/")
 	for i, p := range parts {
@@ -175,19 +175,19 @@ type line struct {
 	Result
 }
 
-// Result is what a benchmark found out about one operation.
+// Result is the cost of one operation.
 type Result struct {
-	Nanoseconds float64 // of the measure that is compared
+	Nanoseconds float64 // in the unit that is compared
 	Allocations float64
 }
 
-// measurement is what one run of the benchmarks printed.
+// measurement has the output of one run of the benchmarks.
 type measurement struct {
 	processor string
 	lines     []line
 }
 
-// names lists what was run, each name once.
+// names returns the name of each benchmark that was run, once.
 func (m *measurement) names() (names []string) {
 	for _, l := range m.lines {
 		if !slices.Contains(names, l.name) {
@@ -209,8 +209,8 @@ func measure(binary, pattern, length, unit string) (*measurement, error) {
 
 var errNoBenchmark = errors.New("expected to match a benchmark that names an implementation")
 
-// parse reads what go test prints of benchmarks, with the nanoseconds of a unit. Those
-// without an implementation in their name are left out.
+// parse reads the benchmark output of go test, with the nanoseconds in a unit. It skips
+// benchmarks without an implementation in their name.
 func parse(text io.Reader, unit string) (*measurement, error) {
 	var m measurement
 	lines := bufio.NewScanner(text)
@@ -247,7 +247,7 @@ func parse(text io.Reader, unit string) (*measurement, error) {
 	return &m, lines.Err()
 }
 
-// withoutProcs cuts off the number of processors that go test appends to names.
+// withoutProcs removes the number of processors that go test appends to names.
 func withoutProcs(impl string) string {
 	at := strings.LastIndexByte(impl, '-')
 	if _, err := strconv.Atoi(impl[at+1:]); at < 0 || err != nil {
@@ -256,13 +256,13 @@ func withoutProcs(impl string) string {
 	return impl[:at]
 }
 
-// report is the results of all rounds.
+// report has the results of all rounds.
 type report struct {
 	Go, Arch, Processor string
 	Processors          int
 	Rounds              int
 	Time                string // of each benchmark in a round
-	Measure             string // what is compared: the unit of go test
+	Measure             string // the unit of go test that is compared
 	Cases               []*benchCase
 }
 
@@ -270,10 +270,10 @@ type report struct {
 type benchCase struct {
 	Name    string
 	Results map[string][]Result
-	Ratios  map[string]Spread // a rival's time in ours
+	Ratios  map[string]Spread // a rival's time as a multiple of ours
 }
 
-// Spread is the median, the least and the most of the rounds.
+// Spread is the median, the least and the most over the rounds.
 type Spread struct{ Median, Least, Most float64 }
 
 func (r *report) add(name string, lines []line) {
@@ -319,8 +319,8 @@ func spreadOf(all []float64) Spread {
 
 var work = regexp.MustCompile("work=[^/]*")
 
-// total appends a case for those that differ in the workload alone: a round of each of
-// these, one after the other.
+// total appends a case for each set of cases that differ only in the workload: a round of
+// each of them, one after the other.
 func (r *report) total() {
 	var names []string
 	of := make(map[string][]*benchCase)
@@ -338,7 +338,7 @@ func (r *report) total() {
 	}
 }
 
-// sumOf adds up the cases round by round, for those who have run in all of them.
+// sumOf adds up the cases round by round, for implementations that have run all of them.
 func sumOf(name string, cases []*benchCase) *benchCase {
 	sum := &benchCase{Name: name, Results: make(map[string][]Result)}
 	for impl, first := range cases[0].Results {
@@ -361,7 +361,7 @@ func sumOf(name string, cases []*benchCase) *benchCase {
 	return sum
 }
 
-// print writes a table as Markdown has them.
+// print writes a table in Markdown.
 func (r *report) print(to io.Writer) {
 	fmt.Fprintf(to, "%s, %s, %d × %s; %s, medians of %d rounds of %s each; in brackets the least and the most.\n\n",
 		r.Go, r.Arch, r.Processors, r.Processor, r.Measure, r.Rounds, r.Time)

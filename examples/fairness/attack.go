@@ -1,8 +1,8 @@
 package main
 
-// Attackers: each tries to fill one limit with what go-libp2p lets a stranger hold
-// until a time-out. What times out, they open again at once; besides, one of them,
-// drawn by lot, tries at every tick.
+// Attackers. Each tries to fill one limit with connections or streams that go-libp2p lets
+// a stranger hold until a timeout. When one times out, its attacker opens another at
+// once. In addition, one attacker, drawn at random, tries at every tick.
 
 import (
 	"fmt"
@@ -14,7 +14,7 @@ import (
 	"github.com/multiformats/go-multiaddr"
 )
 
-// go-libp2p's time-outs.
+// The timeouts of go-libp2p.
 const (
 	handshakeTimeout   = 15 * time.Second
 	negotiationTimeout = 10 * time.Second
@@ -23,9 +23,9 @@ const (
 // attack is one way to fill a limit.
 type attack struct {
 	title  string
-	filled string // what the limit is on, of which there are limit
+	filled string // the resource, of which there may be limit
 	limit  int
-	denied func(fortune) share // what honest peers lack then
+	denied func(fortune) share // what honest peers then lack
 	strike func(*siege, *attacker)
 }
 
@@ -41,23 +41,23 @@ var (
 type attacker struct {
 	id      peer.ID
 	from    multiaddr.Multiaddr
-	conn    network.ConnManagementScope // that its streams are on, while there are any
+	conn    network.ConnManagementScope // the connection of its streams, if it has any
 	streams int
 }
 
-// siege is an attack that goes on.
+// siege is an attack in progress.
 type siege struct {
 	*clock
 	rm        network.ResourceManager
 	rand      *rand.Rand
 	attack    *attack
 	attackers []*attacker
-	end       time.Duration // when it is given up
-	held      int           // of what the limit limits
+	end       time.Duration // when the attack ends
+	held      int           // of the resource that the limit is on
 }
 
-// attackers gives some identities in each of the subnets, several of them behind
-// every address where there are more identities than addresses.
+// attackers returns the identities in all of the subnets. If there are more identities
+// than addresses, several share an address.
 func (s *scene) attackers() (all []*attacker) {
 	for subnet := range s.subnets {
 		for i := range s.identities {
@@ -67,7 +67,7 @@ func (s *scene) attackers() (all []*attacker) {
 	return all
 }
 
-// tick has one attacker try, and comes again.
+// tick lets one attacker try, and schedules the next tick.
 func (s *siege) tick(every time.Duration) {
 	if s.now >= s.end {
 		return
@@ -76,8 +76,8 @@ func (s *siege) tick(every time.Duration) {
 	s.after(every, func() { s.tick(every) })
 }
 
-// hold keeps something for a time and has done give it back. Then the attacker
-// strikes again.
+// hold keeps something for a time and then calls done to release it. After that the
+// attacker strikes again.
 func (s *siege) hold(a *attacker, d time.Duration, done func()) {
 	s.held++
 	s.after(min(d, s.end-s.now), func() {
@@ -95,8 +95,8 @@ func (s *siege) beginHandshake(a *attacker) {
 	}
 }
 
-// openStream opens a stream, on a connection that lives as long as the attacker has
-// streams: who is refused leaves nothing behind.
+// openStream opens a stream, on a connection that lasts as long as the attacker has
+// streams. An attacker that is refused leaves nothing behind.
 func (s *siege) openStream(a *attacker) {
 	if a.streams == 0 {
 		if a.conn = s.connect(a); a.conn == nil {
@@ -129,7 +129,7 @@ func (s *siege) holdConnection(a *attacker) {
 	}
 }
 
-// connect gives a connection whose handshake took no time, or nil.
+// connect returns a connection whose handshake took no time, or nil.
 func (s *siege) connect(a *attacker) network.ConnManagementScope {
 	conn, err := s.rm.OpenConnection(network.DirInbound, true, a.from)
 	if err != nil {

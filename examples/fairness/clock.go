@@ -1,15 +1,15 @@
 package main
 
-// Simulated time: a queue of what is to happen, the earliest first, and what was
-// asked for first where times are the same. Nothing waits, so an hour takes as long
-// as the work in it, and the same requests always give the same order.
+// Simulated time: a queue of events, ordered by time, and at the same time in the order
+// in which they were scheduled. Nothing waits, so an hour takes as long as the work in
+// it, and the same events always happen in the same order.
 
 import (
 	"container/heap"
 	"time"
 )
 
-// clock is not safe for concurrent use.
+// clock is a queue of events and the current time. It is not safe for concurrent use.
 type clock struct {
 	now   time.Duration // since the beginning
 	queue events
@@ -22,13 +22,13 @@ type event struct {
 	do   func()
 }
 
-// after has do called once d has passed.
+// after schedules a call of do when d has passed.
 func (c *clock) after(d time.Duration, do func()) {
 	c.asked++
 	heap.Push(&c.queue, event{c.now + d, c.asked, do})
 }
 
-// run lets everything happen, until nothing is left to.
+// run runs all events, until none is left.
 func (c *clock) run() {
 	for len(c.queue) > 0 {
 		e := heap.Pop(&c.queue).(event)

@@ -1,7 +1,8 @@
 package main
 
-// Honest peers: each comes once, connects, shakes hands, opens a stream, says what
-// it wants, is served, and goes. Who is refused tries again, later each time.
+// Honest peers. Each comes once, connects, shakes hands, opens a stream, negotiates a
+// protocol, is served, and goes. A peer that is refused tries again, after longer and
+// longer waits.
 
 import (
 	"fmt"
@@ -14,7 +15,7 @@ import (
 )
 
 const (
-	handshakeTime   = 300 * time.Millisecond // on average, as all of these
+	handshakeTime   = 300 * time.Millisecond // on average, like the next two
 	negotiationTime = 200 * time.Millisecond
 	usedFor         = 15 * time.Second
 
@@ -22,18 +23,18 @@ const (
 	firstWait = time.Second
 )
 
-// group is honest peers that live in one kind of place.
+// group is the honest peers of one kind of place.
 type group struct {
 	name   string
-	weight float64 // its part of all peers; those of all groups make 1
+	weight float64 // its fraction of all peers; the fractions add up to 1
 	home   func(*rand.Rand) multiaddr.Multiaddr
 }
 
-// share counts how many wanted something, how many got it at their first try, and
-// how many got it in the end.
+// share counts the peers that wanted something, those that got it at their first try, and
+// those that got it in the end.
 type share struct{ wanted, atFirst, inTheEnd int }
 
-// got counts an answer that came after some refusals.
+// got counts a peer that is served after some refusals.
 func (s *share) got(refusals int) {
 	s.inTheEnd++
 	if refusals == 0 {
@@ -47,15 +48,15 @@ func (s *share) add(o share) {
 	s.inTheEnd += o.inTheEnd
 }
 
-// fortune is how honest peers fared: a peer is served when it has its connection
-// and its stream.
+// fortune counts what honest peers got. A peer is served when it has its connection and
+// its stream.
 type fortune struct{ conns, streams, served share }
 
 func connsOf(f fortune) share   { return f.conns }
 func streamsOf(f fortune) share { return f.streams }
 
-// visit is one honest peer's. All that chance decides about it is drawn from a
-// source of its own, so that the same peer comes to every manager.
+// visit is the visit of one honest peer. All its random choices come from a source of its
+// own, so that the same peer comes to every manager.
 type visit struct {
 	*clock
 	rm   network.ResourceManager
@@ -68,7 +69,7 @@ type visit struct {
 	connRefusals, streamRefusals int
 }
 
-// newVisit draws the n-th peer.
+// newVisit returns the visit of the n-th peer.
 func newVisit(c *clock, rm network.ResourceManager, seed uint64, n int, groups []group, fates []fortune) *visit {
 	v := &visit{clock: c, rm: rm, rand: rand.New(rand.NewPCG(seed, uint64(n))), id: peer.ID(fmt.Sprintf("honest-%d", n))}
 	at, left := 0, v.rand.Float64()
@@ -126,7 +127,7 @@ func (v *visit) open() {
 	})
 }
 
-// again waits twice as long after each refusal, or gives up.
+// again schedules another try, after twice the last wait, or gives up.
 func (v *visit) again(refusals *int, try func()) {
 	*refusals++
 	if *refusals < mostTries {
@@ -136,7 +137,7 @@ func (v *visit) again(refusals *int, try func()) {
 	}
 }
 
-// about gives between half of d and one and a half of it.
+// about returns a random duration between half of d and one and a half of it.
 func (v *visit) about(d time.Duration) time.Duration {
 	return d/2 + time.Duration(v.rand.Int64N(int64(d)))
 }

@@ -1,7 +1,7 @@
-// Command fairness simulates attackers with thousands of identities, in a few
-// subnets or in many, and honest peers who come to the same host meanwhile. It says
-// what the honest ones get: on go-libp2p's manager, on this one as it comes, and on
-// this one with WithFairShare. The managers are real; hosts and time are not, so
+// Command fairness simulates attackers with thousands of identities, in a few subnets or
+// in many, and honest peers that come to the same host meanwhile. It shows what the
+// honest peers get: on go-libp2p's manager, on this one with its defaults, and on this
+// one with WithFairShare. The managers are real, but hosts and time are simulated, so
 // that minutes of an attack take a second, and the same seed gives the same output.
 //
 //	go run ./examples/fairness -seed 1 -svg docs/fairshare.svg
@@ -16,7 +16,7 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/cmdline"
 )
 
-// settings are what the command line decides.
+// settings are the values of the command line.
 type settings struct {
 	seed uint64
 	svg  string // the file for the plot, "" for none

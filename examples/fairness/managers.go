@@ -1,8 +1,8 @@
 package main
 
-// The managers that are compared, under the same limits and with the same count of
-// connections for each subnet. The gates on rates are open in all of them: they go
-// by the clock on the wall, and would see a night's attack within a second.
+// The managers that are compared. All have the same limits, and the same limits of
+// connections for each subnet. The gates on rates are open in all of them, because they
+// use the real clock, which would see a night's attack within a second.
 
 import (
 	"bytes"
@@ -23,8 +23,8 @@ const (
 	transientStreams = 512
 )
 
-// limits are those of a node with 2 GiB, and a limit on the streams that have not
-// said what they want.
+// limits returns the limits of a node with 2 GiB, and a limit on streams that have not
+// negotiated a protocol.
 func limits() (rcmgr.ConcreteLimitConfig, error) {
 	return rcmgr.NodeLimits{
 		MaxMemory:          systemConns << 20,
@@ -39,7 +39,7 @@ func limits() (rcmgr.ConcreteLimitConfig, error) {
 	}.Build()
 }
 
-// variant is a manager as it may be configured.
+// variant is a manager in one configuration.
 type variant struct {
 	name string
 	make func(rcmgr.ConcreteLimitConfig) (network.ResourceManager, error)

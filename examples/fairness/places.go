@@ -1,7 +1,7 @@
 package main
 
-// Where everybody lives. Attackers have 10.0.0.0/8 and half of 2001:db8::/32, honest
-// peers 100.64.0.0/10 and the other half.
+// The addresses of all peers. Attackers have 10.0.0.0/8 and half of 2001:db8::/32, honest
+// peers have 100.64.0.0/10 and the other half.
 
 import (
 	"encoding/binary"
@@ -13,13 +13,13 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 )
 
-// hostsOfIPv4 is how many addresses of a /24 have somebody behind them.
+// hostsOfIPv4 is how many addresses of a /24 are used.
 const hostsOfIPv4 = 254
 
 func onTCP(addr netip.Addr) multiaddr.Multiaddr {
 	a, err := manet.FromNetAddr(net.TCPAddrFromAddrPort(netip.AddrPortFrom(addr, 4001)))
 	if err != nil {
-		panic(err) // an IP address and a port always make one
+		panic(err) // cannot fail for an IP address and a port
 	}
 	return a
 }
@@ -27,17 +27,17 @@ func onTCP(addr netip.Addr) multiaddr.Multiaddr {
 func attackersIn24(subnet, host int) multiaddr.Multiaddr { return in24(attackersIPv4, subnet, host) }
 func attackersIn56(subnet, host int) multiaddr.Multiaddr { return in56(attackersIPv6, subnet, host) }
 
-// behindRelays gives an address that tells nothing of whoever is behind it.
+// behindRelays returns an address that says nothing of the peer behind the relay.
 func behindRelays(int, int) multiaddr.Multiaddr { return multiaddr.StringCast("/p2p-circuit") }
 
-// in24 gives a host of the n-th /24 after first.
+// in24 returns the address of a host in the n-th /24 after first.
 func in24(first netip.Addr, n, host int) multiaddr.Multiaddr {
 	b := first.As4()
 	binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])+uint32(n)<<8+uint32(1+host%hostsOfIPv4))
 	return onTCP(netip.AddrFrom4(b))
 }
 
-// in56 gives a host of the first /56 of the n-th /48 after first.
+// in56 returns the address of a host in the first /56 of the n-th /48 after first.
 func in56(first netip.Addr, n, host int) multiaddr.Multiaddr {
 	b := first.As16()
 	binary.BigEndian.PutUint64(b[:], binary.BigEndian.Uint64(b[:])+uint64(n)<<16)
@@ -51,11 +51,11 @@ var (
 	honestIPv4    = netip.MustParseAddr("100.64.0.0")
 	honestIPv6    = netip.MustParseAddr("2001:db8:8000::")
 
-	// sharedByHonest is the /24 of those who share one.
+	// sharedByHonest is the /24 of honest peers that share one.
 	sharedByHonest = netip.PrefixFrom(honestIPv4, 24)
 )
 
-// anywhere is where honest peers live: three of four have IPv4.
+// anywhere returns a random address of an honest peer: three of four are IPv4.
 func anywhere(r *rand.Rand) multiaddr.Multiaddr {
 	if r.IntN(4) == 0 {
 		return in56(honestIPv6, r.IntN(1<<15), r.IntN(1<<8))
@@ -63,13 +63,14 @@ func anywhere(r *rand.Rand) multiaddr.Multiaddr {
 	return in24(honestIPv4, 1+r.IntN(1<<14-1), r.IntN(hostsOfIPv4))
 }
 
-// oneSubnet is the /24 of those who share one: a city behind the addresses of its
-// provider, a cloud, a cluster.
+// oneSubnet returns a random address in the /24 of honest peers that share one: a city
+// behind the addresses of its provider, a cloud, a cluster.
 func oneSubnet(r *rand.Rand) multiaddr.Multiaddr {
 	return in24(honestIPv4, 0, r.IntN(hostsOfIPv4))
 }
 
-// firstAttackers is the /24 of the first attackers, for those who live there, too.
+// firstAttackers returns a random address in the /24 of the first attackers, for honest
+// peers that share it.
 func firstAttackers(r *rand.Rand) multiaddr.Multiaddr {
 	return in24(attackersIPv4, 0, r.IntN(hostsOfIPv4))
 }

@@ -1,8 +1,8 @@
 package main
 
-// The plot: a panel for each attack, a line for each manager, over the number of
-// subnets. Its colours follow the reader's, light or dark. Lines that lie upon each
-// other can be told apart, for every other one is thin and dashed.
+// The plot: a panel for each attack, with a line for each manager over the number of
+// subnets. Its colours follow the reader's theme, light or dark. Every other line is thin
+// and dashed, so that lines with the same course can be told apart.
 
 import (
 	_ "embed"
@@ -18,21 +18,21 @@ var plotText string
 
 var plotTemplate = template.Must(template.New("plot").Parse(plotText))
 
-// The page, in pixels.
+// Sizes on the page, in pixels.
 const (
 	panelWidth, panelHeight = 260, 220
 	panelGap                = 34
 	left, top               = 66, 74
 )
 
-// mark is a place on an axis.
+// mark is a labelled position on an axis.
 type mark struct {
 	Label string
 	At    float64 // in the panel
 	Page  float64 // on the page
 }
 
-// line is how a variant is drawn, and its place in the legend.
+// line is the style of a variant, and its place in the legend.
 type line struct {
 	Index   int
 	Name    string
@@ -55,7 +55,8 @@ type panel struct {
 	Curves []curve
 }
 
-// atSubnets is where a number of subnets lies in a panel: every step is as wide.
+// atSubnets returns the position of a number of subnets in a panel, on a logarithmic
+// scale.
 func atSubnets(n int) float64 {
 	least, most := subnetsTried[0], subnetsTried[len(subnetsTried)-1]
 	return tenths(panelWidth * math.Log(float64(n)/float64(least)) / math.Log(float64(most)/float64(least)))
@@ -96,7 +97,7 @@ func draw(to io.Writer, all []series, variants []variant) error {
 	return plotTemplate.Execute(to, page)
 }
 
-// points is the curve of one variant, over the scenes with an attack.
+// points returns the curve of one variant, over the scenes with an attack.
 func (s *series) points(variant int) string {
 	var b strings.Builder
 	for _, story := range s.stories {

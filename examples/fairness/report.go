@@ -1,6 +1,6 @@
 package main
 
-// The tables, as Markdown.
+// The tables, in Markdown.
 
 import (
 	"fmt"
@@ -9,7 +9,7 @@ import (
 	"text/tabwriter"
 )
 
-// percent gives a part of a whole; of nothing, nothing.
+// percent returns n in percent of of, or 0 if of is 0.
 func percent(n, of int) float64 {
 	if of == 0 {
 		return 0
@@ -19,7 +19,7 @@ func percent(n, of int) float64 {
 
 func (s share) percentAtFirst() float64 { return percent(s.atFirst, s.wanted) }
 
-// String gives who got it at the first try, and who in the end, in percent.
+// String returns the percentages of peers that got it at the first try, and in the end.
 func (s share) String() string {
 	return fmt.Sprintf("%.0f → %.0f", s.percentAtFirst(), percent(s.inTheEnd, s.wanted))
 }
@@ -35,7 +35,7 @@ func (p *plan) write(to io.Writer, variants []variant, seed uint64) error {
 	return writeSpecials(to, p.specials, variants)
 }
 
-// table writes rows of cells, of which the first is the head.
+// table writes rows of cells; the first row is the head.
 func table(to io.Writer, rows [][]string) error {
 	out := tabwriter.NewWriter(to, 0, 0, 1, ' ', 0)
 	for i, row := range rows {
@@ -47,7 +47,7 @@ func table(to io.Writer, rows [][]string) error {
 	return out.Flush()
 }
 
-// write writes what honest peers got of what was attacked, and what attackers held.
+// write writes what honest peers got of the attacked resource, and what attackers held.
 func (s *series) write(to io.Writer, variants []variant) error {
 	head := []string{"subnets", "identities in each"}
 	for _, v := range variants {
@@ -74,7 +74,7 @@ func (s *series) write(to io.Writer, variants []variant) error {
 	return table(to, rows)
 }
 
-// writeSpecials writes how each group fared.
+// writeSpecials writes what each group got.
 func writeSpecials(to io.Writer, stories []*story, variants []variant) error {
 	head := []string{"attack", "honest peers"}
 	for _, v := range variants {

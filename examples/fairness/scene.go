@@ -1,7 +1,7 @@
 package main
 
-// A scene is one attack, or none, on one manager, with honest peers coming all the
-// while, from the first of them until nothing is held any more.
+// A scene is one attack, or none, on one manager, while honest peers come. It lasts from
+// the first of them until nothing is held any more.
 
 import (
 	"fmt"
@@ -13,18 +13,18 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// times of a scene, in the order in which they pass.
+// times are the periods of a scene, in their order.
 type times struct {
-	before time.Duration // honest peers alone, so that as many go as come
-	spread time.Duration // the attack takes what it gets
-	count  time.Duration // honest peers that come now are counted
-	after  time.Duration // the attack goes on, until these have given up
+	before time.Duration // honest peers come alone, until as many go as come
+	spread time.Duration // the attack takes all that it can get
+	count  time.Duration // honest peers that come in this period are counted
+	after  time.Duration // the attack goes on until these have gone or given up
 }
 
 func (t times) end() time.Duration { return t.before + t.spread + t.count + t.after }
 
-// usual times. After, because somebody who is refused to the last waits for half a
-// minute in all.
+// usual are the times of all scenes. after is long because a peer that is refused every
+// time waits for half a minute in all.
 var usual = times{before: time.Minute, spread: 30 * time.Second, count: time.Minute, after: 45 * time.Second}
 
 const (
@@ -32,9 +32,9 @@ const (
 	triesEvery  = 2 * time.Millisecond
 )
 
-// scene says what happens.
+// scene is what happens in a scene.
 type scene struct {
-	attack     *attack // nil: none
+	attack     *attack // nil if there is none
 	subnets    int     // of the attackers
 	identities int     // in each of them
 	place      func(subnet, host int) multiaddr.Multiaddr
@@ -42,13 +42,13 @@ type scene struct {
 	every      time.Duration // between two honest peers, on average
 }
 
-// outcome is what came of it.
+// outcome is the result of a scene on one manager.
 type outcome struct {
 	fates []fortune // by group
-	held  float64   // the part of the attacked limit that attackers had, on average
+	held  float64   // the fraction of the attacked limit that attackers held, on average
 }
 
-// all sums up over the groups.
+// all returns the sum over all groups.
 func (o *outcome) all() (sum fortune) {
 	for _, f := range o.fates {
 		sum.conns.add(f.conns)
@@ -58,8 +58,8 @@ func (o *outcome) all() (sum fortune) {
 	return sum
 }
 
-// play is one scene on one manager. An error is one of making it, or that something
-// was left at the end.
+// play plays the scene on one manager. It returns an error if the manager cannot be made,
+// or if something is still held at the end.
 func (s *scene) play(v variant, t times, seed uint64) (o outcome, err error) {
 	limits, err := limits()
 	if err != nil {
@@ -80,7 +80,7 @@ func (s *scene) play(v variant, t times, seed uint64) (o outcome, err error) {
 	return o, empty(rm)
 }
 
-// visitors has honest peers come until the end.
+// visitors lets honest peers come until the end.
 func (s *scene) visitors(c *clock, rm network.ResourceManager, t times, seed uint64, fates []fortune) {
 	arrivals := rand.New(rand.NewPCG(seed, 1<<63))
 	uncounted := make([]fortune, len(fates))
@@ -101,7 +101,7 @@ func (s *scene) visitors(c *clock, rm network.ResourceManager, t times, seed uin
 	next()
 }
 
-// besiege has attackers come, and measures what they hold.
+// besiege lets attackers come, and measures what they hold.
 func (s *scene) besiege(c *clock, rm network.ResourceManager, t times, seed uint64, held *float64) {
 	siege := &siege{
 		clock: c, rm: rm, rand: rand.New(rand.NewPCG(seed, 1<<63+1)),
@@ -116,8 +116,8 @@ func (s *scene) besiege(c *clock, rm network.ResourceManager, t times, seed uint
 	}
 }
 
-// empty tells what a manager still holds, for all or for a subnet, when everybody has
-// gone.
+// empty returns an error if the manager still holds something, for all or for a subnet,
+// when all peers have gone.
 func empty(rm network.ResourceManager) error {
 	for _, view := range []func(func(network.ResourceScope) error) error{rm.ViewSystem, rm.ViewTransient} {
 		err := view(func(s network.ResourceScope) error {

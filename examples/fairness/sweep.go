@@ -1,7 +1,7 @@
 package main
 
-// What is tried: every attack from ever more subnets, on every manager; and cases
-// that ask whom else the rule hits, and whom it misses.
+// The scenes: every attack from more and more subnets, on every manager, and special
+// cases that show which honest peers the rule affects, and which attackers it misses.
 
 import (
 	"cmp"
@@ -15,13 +15,13 @@ import (
 	"github.com/multiformats/go-multiaddr"
 )
 
-// identitiesInAll are shared out to the subnets of the attackers.
+// identitiesInAll is the number of identities that the subnets of the attackers share.
 const identitiesInAll = 4096
 
-// subnetsTried are the numbers of subnets that attackers come from.
+// subnetsTried has the numbers of subnets that attackers come from.
 var subnetsTried = []int{1, 4, 16, 64, 256, 1024, 4096}
 
-// peace is honest peers alone, of which hardly two share a subnet.
+// peace is a scene of honest peers alone, of which hardly any two share a subnet.
 var peace = scene{groups: []group{{"all", 1, anywhere}}, every: honestEvery}
 
 func attackFrom(a *attack, subnets, identities int) scene {
@@ -30,19 +30,19 @@ func attackFrom(a *attack, subnets, identities int) scene {
 	return s
 }
 
-// at gives the scene with attackers who live elsewhere.
+// at returns the scene with attackers in other places.
 func (s scene) at(place func(subnet, host int) multiaddr.Multiaddr) scene {
 	s.place = place
 	return s
 }
 
-// among gives the scene with other honest peers.
+// among returns the scene with other honest peers.
 func (s scene) among(groups ...group) scene {
 	s.groups = groups
 	return s
 }
 
-// wanting gives the scene with as many honest peers as take a part of the system's
+// wanting returns the scene with as many honest peers as take a fraction of the system's
 // connections.
 func (s scene) wanting(part float64) scene {
 	stay := handshakeTime + negotiationTime + usedFor
@@ -50,29 +50,29 @@ func (s scene) wanting(part float64) scene {
 	return s
 }
 
-// story is a scene, and what came of it on each of the variants.
+// story is a scene, and its outcome on each variant.
 type story struct {
-	title string // of one that stands for itself
+	title string // of a story that is not in a series
 	scene
 	outcomes []outcome
 }
 
-// series is one attack from ever more subnets.
+// series is one attack from more and more subnets.
 type series struct {
 	title   string
 	attack  *attack
 	stories []*story
 }
 
-// plan is all that is played.
+// plan is everything that is played.
 type plan struct {
-	sweeps   []series // those of the attacks, in their order, come first
+	sweeps   []series // first one for each attack, in their order
 	specials []*story
 }
 
 func newPlan() plan { return plan{sweeps(), specials()} }
 
-// stories lists each story once.
+// stories returns each story once.
 func (p *plan) stories() (all []*story) {
 	all = append(all, p.specials...)
 	for _, s := range p.sweeps {
@@ -85,7 +85,7 @@ func (p *plan) stories() (all []*story) {
 	return all
 }
 
-// sweeps gives a series for each attack, and one of attackers who have one identity
+// sweeps returns a series for each attack, and one in which attackers have one identity
 // in each subnet.
 func sweeps() (all []series) {
 	calm := &story{scene: peace}
@@ -97,14 +97,14 @@ func sweeps() (all []series) {
 		all = append(all, s)
 	}
 	alone := series{title: streams.title + ", by one identity in each subnet", attack: streams}
-	for _, n := range subnetsTried[:len(subnetsTried)-1] { // in as many subnets as identities, each has one anyway
+	for _, n := range subnetsTried[:len(subnetsTried)-1] { // with as many subnets as identities, each has one anyway
 		alone.stories = append(alone.stories, &story{scene: attackFrom(streams, n, 1)})
 	}
 	return append(all, alone)
 }
 
-// specials gives honest peers who share a subnet, with each other or with attackers,
-// and attackers whom the rule does not know.
+// specials returns stories with honest peers that share a subnet, with each other or with
+// attackers, and with attackers that the rule does not see.
 func specials() []*story {
 	shared := []group{{"elsewhere", 0.8, anywhere}, {"a fifth, in one /24", 0.2, oneSubnet}}
 	beside := []group{{"elsewhere", 0.8, anywhere}, {"a fifth, in one of the attackers' /24", 0.2, firstAttackers}}
@@ -123,13 +123,13 @@ func specials() []*story {
 	}
 }
 
-// play plays every story on every variant, as many at a time as there are
-// processors, and tells how far it is.
+// play plays every story on every variant, as many at a time as there are processors, and
+// reports its progress.
 func play(stories []*story, variants []variant, t times, seed uint64, progress io.Writer) error {
 	var (
 		work    = make(chan func() error)
 		players sync.WaitGroup
-		mu      sync.Mutex // guards all below
+		mu      sync.Mutex // guards the variables below
 		done    int
 		failed  error
 	)

@@ -1,11 +1,11 @@
-// Package cmdline reads the command lines of the programs in this repository, all in
-// one way. Whatever is wrong with a command line is found before any work begins, and
-// ends the program with code 2 and one message that names the flag, its value and what
-// was expected.
+// Package cmdline reads the command lines of all programs in this repository in one way.
+// A mistake in a command line is found before any work begins, and ends the program with
+// code 2 and one message that names the flag, its value and what was expected.
 //
-// A program has one function that makes a Line, names its flags, calls Parse, and then
-// checks what no flag can check by itself: files, and flags that go together. It
-// returns an error for ExitOn, and so can be tested without running the program.
+// A program has one function that makes a Line, defines its flags, calls Parse, and then
+// checks what no flag can check by itself: files, and flags that depend on each other.
+// The function returns an error for ExitOn, so it can be tested without running the
+// program.
 package cmdline
 
 import (
@@ -24,27 +24,27 @@ import (
 	"github.com/dustin/go-humanize"
 )
 
-// Line is a command line to be read. Its methods name the flags of a program; what
-// their variables hold before Parse is the default. It is not safe for concurrent use.
+// Line is a command line. Its methods define the flags of a program; the value of a
+// flag's variable before Parse is its default. It is not safe for concurrent use.
 type Line struct {
 	flags     *flag.FlagSet
 	arguments []argument
 }
 
-// argument is one that is expected after the flags.
+// argument is an argument that must follow the flags.
 type argument struct {
 	name string
 	to   *string
 }
 
-// New returns the command line of a program that has neither flags nor arguments yet.
+// New returns the command line of a program, without flags or arguments.
 func New(program string) *Line {
 	flags := flag.NewFlagSet(program, flag.ContinueOnError)
-	flags.SetOutput(io.Discard) // Parse returns what is wrong
+	flags.SetOutput(io.Discard) // Parse returns the error
 	return &Line{flags: flags}
 }
 
-// Int names a flag that is a whole number from least to most.
+// Int defines a flag that is a whole number from least to most.
 func (l *Line) Int(to *int, name string, least, most int, usage string) {
 	expected := fmt.Sprintf("a number from %d to %d", least, most)
 	if most == math.MaxInt {
@@ -56,7 +56,7 @@ func (l *Line) Int(to *int, name string, least, most int, usage string) {
 	})
 }
 
-// Seed names a flag that is any number of 64 bits.
+// Seed defines a flag that is any number of 64 bits.
 func (l *Line) Seed(to *uint64, name, usage string) {
 	read(l, to, name, usage, fmt.Sprintf("a number from 0 to %d", uint64(math.MaxUint64)), func(text string) (uint64, bool) {
 		n, err := strconv.ParseUint(text, 10, 64)
@@ -64,7 +64,7 @@ func (l *Line) Seed(to *uint64, name, usage string) {
 	})
 }
 
-// Duration names a flag that is a duration of more than 0.
+// Duration defines a flag that is a duration of more than 0.
 func (l *Line) Duration(to *time.Duration, name, usage string) {
 	read(l, to, name, usage, "a duration of more than 0, such as 10s or 1m30s", func(text string) (time.Duration, bool) {
 		d, err := time.ParseDuration(text)
@@ -72,7 +72,7 @@ func (l *Line) Duration(to *time.Duration, name, usage string) {
 	})
 }
 
-// Size names a flag that is a number of bytes, more than 0, with or without a unit.
+// Size defines a flag that is a number of bytes, more than 0, with or without a unit.
 func (l *Line) Size(to *int64, name, usage string) {
 	read(l, to, name, usage, "a size of more than 0, such as 512MiB or 2GiB", func(text string) (int64, bool) {
 		n, err := humanize.ParseBytes(text)
@@ -80,7 +80,7 @@ func (l *Line) Size(to *int64, name, usage string) {
 	})
 }
 
-// Choice names a flag that is one of some words.
+// Choice defines a flag that is one of some words.
 func (l *Line) Choice(to *string, name, usage string, words ...string) {
 	last := len(words) - 1
 	read(l, to, name, usage, strings.Join(words[:last], ", ")+" or "+words[last], func(text string) (string, bool) {
@@ -93,18 +93,18 @@ func (l *Line) Choice(to *string, name, usage string, words ...string) {
 	})
 }
 
-// Text names a flag that is any text but an empty one. An empty one, such as a shell
-// makes of a variable that is not set, is never what was meant.
+// Text defines a flag that is any text but an empty one. A shell makes an empty text of a
+// variable that is not set, which is never what was meant.
 func (l *Line) Text(to *string, name, usage, expected string) {
 	read(l, to, name, usage, expected, func(text string) (string, bool) { return text, text != "" })
 }
 
-// File names a flag that is the name of a file.
+// File defines a flag that is the name of a file.
 func (l *Line) File(to *string, name, usage string) {
 	l.Text(to, name, usage, "the name of a file")
 }
 
-// Files names a flag that is the name of a file, and may be given more than once.
+// Files defines a flag that is the name of a file, and may be given more than once.
 func (l *Line) Files(to *[]string, name, usage string) {
 	var file string
 	read(l, &file, name, usage, "the name of a file", func(text string) (string, bool) {
@@ -113,8 +113,8 @@ func (l *Line) Files(to *[]string, name, usage string) {
 	})
 }
 
-// Address names a flag that is an address to listen on: a host, which may be left out,
-// and a port.
+// Address defines a flag that is an address to listen on: a port, and a host, which may
+// be left out.
 func (l *Line) Address(to *string, name, usage string) {
 	read(l, to, name, usage, "an address with a port, such as 127.0.0.1:8080", func(text string) (string, bool) {
 		_, port, err := net.SplitHostPort(text)
@@ -123,7 +123,7 @@ func (l *Line) Address(to *string, name, usage string) {
 	})
 }
 
-// Bool names a flag that is there or not.
+// Bool defines a flag that is true or false.
 func (l *Line) Bool(to *bool, name, usage string) {
 	l.flags.BoolFunc(name, usage, func(text string) (err error) {
 		if *to, err = strconv.ParseBool(text); err != nil {
@@ -133,7 +133,8 @@ func (l *Line) Bool(to *bool, name, usage string) {
 	})
 }
 
-// read names a flag that parse reads, which also reports whether it is as expected.
+// read defines a flag. parse returns the value of a text, and reports whether the text is
+// as expected.
 func read[T comparable](l *Line, to *T, name, usage, expected string, parse func(string) (T, bool)) {
 	var zero T
 	if *to != zero {
@@ -149,13 +150,13 @@ func read[T comparable](l *Line, to *T, name, usage, expected string, parse func
 	})
 }
 
-// Argument names an argument that has to follow the flags.
+// Argument defines an argument that must follow the flags.
 func (l *Line) Argument(to *string, name string) {
 	l.arguments = append(l.arguments, argument{name, to})
 }
 
-// Parse reads the flags and arguments, args, which do not include the program. Its
-// error is one for ExitOn.
+// Parse reads flags and arguments from args, which do not include the name of the
+// program. It returns an error for ExitOn.
 func (l *Line) Parse(args []string) error {
 	if err := l.flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return help(l.usage())
@@ -178,7 +179,7 @@ func (l *Line) Parse(args []string) error {
 	return fmt.Errorf("unexpected argument %q: expected nothing but flags", rest[0])
 }
 
-// Given reports whether a flag was on the command line that Parse has read.
+// Given reports whether a flag was on the command line that Parse read.
 func (l *Line) Given(name string) (given bool) {
 	l.flags.Visit(func(f *flag.Flag) { given = given || f.Name == name })
 	return given
@@ -192,7 +193,7 @@ func (l *Line) names() string {
 	return strings.Join(names, " ")
 }
 
-// usage returns what -h shows.
+// usage returns the text that -h prints.
 func (l *Line) usage() string {
 	var text strings.Builder
 	fmt.Fprintln(&text, strings.TrimSpace("usage: "+l.flags.Name()+" [flags] "+l.names()))
@@ -201,23 +202,23 @@ func (l *Line) usage() string {
 	return text.String()
 }
 
-// Wrong returns the error of a flag that was read, in the words of those that Parse
-// returns. It wraps why.
+// Wrong returns the error for the value of a flag, in the words that Parse uses. It wraps
+// why.
 func Wrong(flag, value string, why error) error {
 	return fmt.Errorf("invalid value %q for flag -%s: %w", value, flag, why)
 }
 
-// CheckOutput returns an error unless the file that a flag names, if it names one, can
-// be written. A file that is there is not changed, and none is left that was not.
+// CheckOutput returns an error unless file, the value of a flag, can be written or is
+// empty. It does not change a file that exists, and leaves none that did not.
 func CheckOutput(flag, file string) error {
 	if file == "" {
 		return nil
 	}
 	info, err := os.Stat(file)
 	if err == nil && !info.Mode().IsRegular() && !info.IsDir() {
-		return nil // a pipe or a device, for which being opened means something
+		return nil // a pipe or a device, which opening may affect
 	}
-	_, err = os.Lstat(file) // a link to nothing is there
+	_, err = os.Lstat(file) // a link to a file that does not exist is itself not new
 	isNew := errors.Is(err, fs.ErrNotExist)
 	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE, 0o644)
 	if err == nil {
@@ -232,20 +233,20 @@ func CheckOutput(flag, file string) error {
 	return nil
 }
 
-// help is the error of a command line that asks for help.
+// help is the error of a command line that asks for help, and has its text.
 type help string
 
 func (h help) Error() string { return string(h) }
 
-// ExitOn ends the program if err is not nil: with code 0 and the help that was asked
-// for, or with code 2 and what is wrong with the command line.
+// ExitOn ends the program if err is not nil: with code 0 after printing the help that was
+// asked for, or with code 2 after printing the mistake in the command line.
 func ExitOn(program string, err error) {
 	if err != nil {
 		os.Exit(tell(program, err, os.Stdout, os.Stderr))
 	}
 }
 
-// tell writes an error and returns the code that the program ends with.
+// tell prints an error and returns the exit code.
 func tell(program string, err error, out, errOut io.Writer) int {
 	var asked help
 	if errors.As(err, &asked) {

@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// all is one of each flag, with defaults.
+// all has one of each flag, with defaults.
 type all struct {
 	n     int
 	least int
@@ -145,7 +145,7 @@ func TestAFileThatCannotBeWrittenIsKnownBeforeAndNothingIsChanged(t *testing.T) 
 	}
 }
 
-// Programs that read their command line by themselves would do so in their own way.
+// A program that reads its command line by itself would do so in its own way.
 func TestEveryProgramReadsItsCommandLineHere(t *testing.T) {
 	programs, err := filepath.Glob("../../*/*/main.go")
 	require.NoError(t, err)

@@ -1,8 +1,8 @@
-// Command damage breaks the engine, the gates and the limits in one small way at
-// a time, and demands that the tests notice. No file is touched: the damaged ones
-// are laid over the real ones for the build alone.
+// Command damage breaks the engine, the gates and the limits in one small way at a time,
+// and checks that the tests notice. It changes no file: each damaged file replaces the
+// real one in the build alone.
 //
-//	go run ./proof/damage            # from the top of the repository
+//	go run ./proof/damage            # in the top directory of the repository
 //	go run ./proof/damage -only pool.go
 package main
 
@@ -21,12 +21,12 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/cmdline"
 )
 
-// damage replaces one piece of a file by another.
+// damage replaces one piece of a file with another.
 type damage struct {
 	file, was, now string
 }
 
-// chosen reads the command line, and returns the damages that it chooses.
+// chosen reads the command line and returns the damages that it selects.
 func chosen(args []string) ([]damage, error) {
 	var only string
 	l := cmdline.New("damage")
@@ -79,7 +79,7 @@ func oneLine(s string) string {
 
 var failed = regexp.MustCompile(`(?m)^\s*--- FAIL: (\S+)|^panic: (test timed out)|^(fatal error: .*|panic: .*)`)
 
-// try runs the tests on the damaged source, and returns the name of one that fails.
+// try runs the tests on the damaged source, and returns the name of a test that fails.
 func (d *damage) try(dir string) (by string, err error) {
 	source, err := os.ReadFile(d.file)
 	if err != nil {
@@ -121,8 +121,8 @@ func (d *damage) try(dir string) (by string, err error) {
 	return "", errors.New("no test noticed")
 }
 
-// packages returns the directories whose tests are asked: a package below the top has
-// tests of its own, which come first.
+// packages returns the directories whose tests are run. A package in a subdirectory has
+// tests of its own, which run first.
 func (d *damage) packages() []string {
 	own := filepath.Dir(d.file)
 	if own == "." || filepath.Ext(d.file) != ".go" {

@@ -226,7 +226,7 @@ func (p *pool) tally(d dim) tally {
 }
 
 // tight tells, without a lock, whether the pool is tight in d.
-func (p *pool) tight(d dim) bool { return p.load(d).tight() }
+func (p *pool) tight(d dim) bool { return p.word[d&dimMask].Load()&tightMark != 0 }
 
 // fullFor tells, without the drawing lock, whether it is full of anything that a connection
 // or stream counts in, by this limit: of what, and how much of it is handed out.

@@ -1,7 +1,7 @@
 package rcmgr
 
-// What is counted, and how much of it a limit admits: pure arithmetic on
-// amounts, without locks. Everything here can be understood and tested alone.
+// Amounts, limits and thresholds. This file is pure arithmetic without locks, so that it can
+// be understood and tested alone.
 
 import (
 	"math"
@@ -9,8 +9,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 )
 
-// dim is one thing that is counted and limited on its own. The order is that
-// in which the dimensions of one account are checked.
+// dim is a dimension: a quantity that is counted and limited on its own. The dimensions of an
+// account are checked in the order of their numbers.
 type dim uint8
 
 const (
@@ -25,17 +25,19 @@ const (
 	numDims
 )
 
-// dimMask changes no dim, and tells the compiler that it is within bounds.
+// dimMask changes no valid dim. Masking with it shows the compiler that an index is within
+// bounds.
 const dimMask = numDims - 1
 
-// oneWay numbers the dimensions of one direction, of streams or of connections, from 0 to 3.
+// oneWay numbers the four dimensions that count streams or connections of one direction from 0
+// to 3.
 func (d dim) oneWay() uint8 { return uint8(d-d>>2-1) & 3 }
 
-// amounts holds one number for each dimension: what is used, or what is
-// allowed. A used total is the sum of its two directions.
+// amounts has one number for each dimension, such as what a scope holds or its limits. In what
+// a scope holds, a total is the sum of its two directions.
 type amounts [numDims]int64
 
-// stat gives what is used in go-libp2p's form.
+// stat returns what a scope holds as go-libp2p's ScopeStat.
 func (a *amounts) stat() network.ScopeStat {
 	return network.ScopeStat{
 		Memory:             a[dimMemory],
@@ -47,15 +49,15 @@ func (a *amounts) stat() network.ScopeStat {
 	}
 }
 
-// held is what one account holds, in little more than half of the room of amounts: there
-// are several of them for each peer. Whatever is counted takes over a hundred bytes of
-// memory, so no account comes to hold 2³¹ of it.
+// held is what one account holds. Each peer has several, so it is little more than half as
+// large as amounts. Counts have 32 bits: each stream or connection takes more than a hundred
+// bytes of memory, so no account holds 2³¹ of them.
 type held struct {
 	memory int64
-	counts [numDims]int32 // of all else, by dimension
+	counts [numDims]int32 // all dimensions but memory
 }
 
-// of gives what is held in one dimension.
+// of returns how much is held in one dimension.
 func (u *held) of(d dim) int64 {
 	if d == dimMemory {
 		return u.memory
@@ -63,13 +65,13 @@ func (u *held) of(d dim) int64 {
 	return int64(u.counts[d&dimMask])
 }
 
-// amounts gives what is held in all dimensions.
+// amounts returns how much is held in all dimensions.
 func (u *held) amounts() (a amounts) {
 	a.addHeld(u)
 	return a
 }
 
-// addHeld adds what is held.
+// addHeld adds what an account holds.
 func (a *amounts) addHeld(u *held) {
 	for d := range numDims {
 		a[d] += u.of(d)
@@ -85,18 +87,18 @@ func heldOf(a amounts) held {
 	return u
 }
 
-// raise raises a count to what it is in o, if that is more.
+// raise sets the count of d to that of o, if that is greater.
 func (u *held) raise(o *held, d dim) {
 	u.counts[d&dimMask] = max(u.counts[d&dimMask], o.counts[d&dimMask])
 }
 
-// isUnlimited tells whether a limit of d is none.
+// isUnlimited reports whether a limit on d is unlimited.
 func isUnlimited(d dim, limit int64) bool {
 	return limit == math.MaxInt64 || d != dimMemory && limit == math.MaxInt
 }
 
-// addCapped returns the sum of two totals, at most math.MaxInt64, which stands for
-// "unlimited": twice unlimited is unlimited.
+// addCapped returns the sum of two amounts, and math.MaxInt64 if it would overflow. As limits,
+// unlimited plus anything is unlimited.
 func addCapped(a, b int64) int64 {
 	if b > 0 && a > math.MaxInt64-b {
 		return math.MaxInt64
@@ -104,7 +106,7 @@ func addCapped(a, b int64) int64 {
 	return a + b
 }
 
-// dimCounts holds a number of events for each dimension.
+// dimCounts has a number of events for each dimension.
 type dimCounts [numDims]uint64
 
 // add adds the events of b.
@@ -114,21 +116,21 @@ func (a *dimCounts) add(b *dimCounts) {
 	}
 }
 
-// Admission is the rule by which the priority of a memory reservation decides
-// how much of a limit it may fill. Connections, streams and file descriptors
-// have no priority: they may fill all of their limits.
+// Admission is the rule by which the priority of a memory reservation decides how much of a
+// limit it may fill. Connections, streams and file descriptors have no priority, and may fill
+// all of their limits. The zero value is AdmissionHalf.
 type Admission uint8
 
 const (
-	// AdmissionHalf admits a reservation while the scope, with it, holds at
-	// most limit × min(256, 128+priority) / 256 bytes: half of the limit at
-	// priority 0, all of it at priority 128 and above. It is the default, and
-	// the formula of py-libp2p's resource manager.
+	// AdmissionHalf admits a reservation if the scope then holds at most
+	// limit × min(256, 128+priority) / 256 bytes. This is half of the limit at priority 0,
+	// and all of it at priority 128 and above. It is the default, and the formula of
+	// py-libp2p's resource manager.
 	AdmissionHalf Admission = iota
-	// AdmissionLinear admits up to limit × (1+priority) / 256 bytes, as
-	// go-libp2p's own resource manager does: almost nothing at priority 0,
-	// all of the limit at priority 255 only. A limit of math.MaxInt64 admits
-	// everything at every priority.
+	// AdmissionLinear admits a reservation if the scope then holds at most
+	// limit × (1+priority) / 256 bytes. This is almost nothing at priority 0, and all of the
+	// limit only at priority 255. A limit of math.MaxInt64 admits everything at every
+	// priority. It is the formula of go-libp2p's own resource manager.
 	AdmissionLinear
 )
 
@@ -145,10 +147,10 @@ func (a *Admission) UnmarshalText(text []byte) error {
 	return unmarshalName(a, text, admissionNames[:], "rule of admission")
 }
 
-// whole is the weight that may fill all of a limit.
+// fullWeight is the weight that may fill all of a limit.
 const fullWeight = 256
 
-// weight gives the part of a limit, in 256ths, that a priority may fill.
+// weight returns the part of a limit, in 256ths, that a priority may fill.
 func (a Admission) weight(priority uint8) int64 {
 	if a == AdmissionLinear {
 		return 1 + int64(priority)
@@ -156,7 +158,7 @@ func (a Admission) weight(priority uint8) int64 {
 	return min(fullWeight, 128+int64(priority))
 }
 
-// wholeFrom gives the least priority that may fill all of a limit.
+// wholeFrom returns the lowest priority that may fill all of a limit.
 func (a Admission) wholeFrom() uint8 {
 	if a == AdmissionLinear {
 		return fullWeight - 1
@@ -164,9 +166,9 @@ func (a Admission) wholeFrom() uint8 {
 	return fullWeight - 128
 }
 
-// threshold gives the most that a scope with this limit may hold after a
-// reservation of this weight: ⌊limit × weight / 256⌋, computed without
-// overflow for every limit from 0 to math.MaxInt64.
+// threshold returns the most that a scope with this limit may hold after a reservation of this
+// weight, which is ⌊limit × weight / 256⌋. It does not overflow for any limit from 0 to
+// math.MaxInt64.
 func (a Admission) threshold(limit, weight int64) int64 {
 	if weight == fullWeight || (a == AdmissionLinear && limit == math.MaxInt64) {
 		return limit
@@ -174,7 +176,7 @@ func (a Admission) threshold(limit, weight int64) int64 {
 	return limit>>8*weight + (limit&255)*weight>>8
 }
 
-// Resource is what a request asks for.
+// Resource is the kind of resource that a request asks for.
 type Resource uint8
 
 const (
@@ -215,7 +217,7 @@ func (a *amounts) addCapped(b *amounts) {
 	}
 }
 
-// limitLabels name the limits.
+// limitLabels are the names of limits in metrics.
 var limitLabels = [numDims]string{
 	dimMemory:     "memory",
 	dimStreamsIn:  "streams_inbound",
@@ -227,7 +229,7 @@ var limitLabels = [numDims]string{
 	dimFD:         "fd",
 }
 
-// resourceLabels name what runs out, and in which direction.
+// resourceLabels are the names in metrics of the resource and direction that ran out.
 var resourceLabels = [numDims]struct{ resource, dir string }{
 	dimMemory:     {resource: "memory"},
 	dimStreamsIn:  {"stream", labelInbound},
@@ -241,20 +243,22 @@ var resourceLabels = [numDims]struct{ resource, dir string }{
 
 func capBytes(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
 
-// verdict is what a decision came to.
+// verdict is the result of a decision.
 type verdict uint8
 
 const (
 	admitted  verdict = iota
-	refused           // it does not fit: a fact about one instant
-	undecided         // only the exact sum under all stripe locks can tell
-	unknown           // a Limiter that is not of this package has to be asked first; see decide
+	refused           // the request did not fit at one instant
+	undecided         // the decision needs the exact sum under all stripe locks
+	unknown           // a foreign Limiter has to be asked first, see decide
 )
 
-// limitOrder is the order of limits in configurations, as quantities.counts has it.
-var limitOrder = [numDims]dim{dimStreams, dimStreamsIn, dimStreamsOut, dimConns, dimConnsIn, dimConnsOut, dimFD, dimMemory}
+// limitOrder is the order of limits in configurations, as in quantities.counts.
+var limitOrder = [numDims]dim{
+	dimStreams, dimStreamsIn, dimStreamsOut, dimConns, dimConnsIn, dimConnsOut, dimFD, dimMemory,
+}
 
-// limitNames are the names of limits, as they stand in configurations.
+// limitNames are the names of limits in configurations.
 var limitNames = [numDims]string{
 	dimMemory:     "Memory",
 	dimStreamsIn:  "StreamsInbound",

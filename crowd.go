@@ -1,6 +1,6 @@
 package rcmgr
 
-// Maps that were large once: a map of Go's keeps the room that it grew to.
+// Maps that have become small again. A Go map never gives back memory that it grew into.
 
 import (
 	"maps"
@@ -9,9 +9,9 @@ import (
 // movedAtOnce bounds the entries that are moved under a lock.
 const movedAtOnce = 64
 
-// withoutCrowd returns the map, made anew if a crowd has gone: a map keeps the room of its
-// best days. crowd is the most that it held. It waits until there is little to move, under a
-// lock.
+// withoutCrowd returns m, or a copy of m that takes less memory if m held many more entries
+// once. crowd is the most entries that m has held. The caller holds a lock, so withoutCrowd
+// copies m only when few entries are left.
 func withoutCrowd[K comparable, V any](m map[K]V, crowd *int) map[K]V {
 	few := len(m)
 	if few > movedAtOnce || *crowd < 2*movedAtOnce || *crowd <= 16*few {

@@ -1,9 +1,8 @@
 package rcmgr
 
-// What the gates know of the far end of a connection: its own IP address, or
-// that it has none. The allowlist, the subnet counts and the connect rate all
-// take their addresses from here, so that one host is one address to all of
-// them, however the address was written.
+// The far end of a connection, as the gates see it: its own IP address, or no address. The
+// allowlist, the subnet counts and the rate limits all take their addresses from here, so
+// that all of them see a host under the same address, in whatever form it was written.
 
 import (
 	"net/netip"
@@ -15,12 +14,11 @@ import (
 
 // endpoint is the far end of a connection.
 type endpoint struct {
-	// addr is normal (see ip.Normal), and invalid if the far end has no
-	// IP address of its own: no IP gate applies to it then.
+	// addr is normalised (see ip.Normal). It is invalid if the far end has no IP address
+	// of its own; no gate on addresses then applies to it.
 	addr netip.Addr
-	// relayed tells that the far end is reached through a relay. An IP address
-	// that the multiaddr begins with is the relay's, and says nothing about
-	// the far end.
+	// relayed means that the far end is reached through a relay. If the multiaddr begins
+	// with an IP address, that is the relay's and not the far end's.
 	relayed bool
 }
 
@@ -35,7 +33,7 @@ func endpointOf(ma multiaddr.Multiaddr) (e endpoint) {
 			addr, _ := netip.AddrFromSlice(ma[i].RawValue())
 			e.addr, known = ip.Normal(addr), true
 		default:
-			known = true // an IP address behind a transport is not the far end's
+			known = true // an IP address after a transport is not the far end's
 		}
 	}
 	return e

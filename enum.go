@@ -1,6 +1,6 @@
 package rcmgr
 
-// Small numbers that have names.
+// Enumerations whose values have names.
 
 import (
 	"fmt"
@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// nameOf returns the name of a value, by a list of the names of all.
+// nameOf returns the name of a value, given the names of all values.
 func nameOf[T ~uint8](v T, names []string) string {
 	if int(v) < len(names) {
 		return names[v]
@@ -16,7 +16,7 @@ func nameOf[T ~uint8](v T, names []string) string {
 	return "unknown"
 }
 
-// unmarshalName is the inverse of nameOf. what says in an error what has these names.
+// unmarshalName is the inverse of nameOf. Errors use what as the name of the type.
 func unmarshalName[T ~uint8](to *T, text []byte, names []string, what string) error {
 	i := slices.Index(names, string(text))
 	if i < 0 {

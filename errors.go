@@ -1,7 +1,7 @@
 package rcmgr
 
-// What a refusal says. An error carries numbers; its text is built when
-// somebody reads it, because under a flood most are never read.
+// Refusals as errors, and the names of scopes. An error carries numbers, and its text is
+// made only when it is read, because during a flood most errors are never read.
 
 import (
 	"encoding/binary"
@@ -19,26 +19,26 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
-// Cause says which rule refused a request.
+// Cause is the rule that refused a request.
 type Cause uint8
 
 const (
-	// CauseLimit: the scope would have held more than its limit, or than the
-	// part of it that the priority may fill.
+	// CauseLimit means that the scope would have held more than its limit, or more than
+	// the part of its limit that the request's priority may fill.
 	CauseLimit Cause = iota
-	// CauseCrowding: what is left of the transient scope's streams in this direction is
-	// kept for peers that hold less than a quarter of them, or for inbound streams; see
-	// WithNewcomersQuarter.
+	// CauseCrowding means that the rest of the transient scope's limit on streams is kept
+	// for peers that hold little of it, or for inbound streams (see WithNewcomersQuarter).
 	CauseCrowding
-	// CauseSubnet: too many connections from one IP prefix.
+	// CauseSubnet means that there are too many connections from one IP prefix.
 	CauseSubnet
-	// CauseRate: too many connection attempts from one IP prefix in a short time.
+	// CauseRate means that there were too many connection attempts from one IP prefix in a
+	// short time.
 	CauseRate
-	// CauseMemoryPressure: the process has too much memory in use, see
-	// WithMemoryPressure.
+	// CauseMemoryPressure means that the process has too much memory in use (see
+	// WithMemoryPressure).
 	CauseMemoryPressure
-	// CauseFairShare: more than half of the limit is in use, and this peer, or all of
-	// its subnet, would hold more than their share of it, see WithFairShare.
+	// CauseFairShare means that more than half of the limit is in use, and the peer or its
+	// subnet would hold more than its share of the limit (see WithFairShare).
 	CauseFairShare
 )
 
@@ -56,18 +56,19 @@ func (c *Cause) UnmarshalText(text []byte) error {
 	return unmarshalName(c, text, causeNames[:], "cause of a refusal")
 }
 
-// scopeName says which scope is meant, by what is at hand where somebody is refused. Its
-// text is made when it is read, which needs no lock: a name points to nothing that changes.
-// Without more than a kind, it is the name of the kind.
+// scopeName names a scope by values that a refusal has at hand. Its text is made when it is
+// read. That needs no lock, because a name points to nothing that changes. A name with only a
+// kind is that of the kind.
 type scopeName struct {
 	kind Kind
-	bits uint8   // of a subnet, and one more: 0 is none
-	span uint32  // the number of a span of the scope that is meant, 0 for the scope itself
-	num  int64   // of a connection or stream
-	text string  // of a service or protocol
+	bits uint8   // prefix length of a subnet plus 1; 0 is no subnet
+	span uint32  // number of a span of the scope; 0 is the scope itself
+	num  int64   // number of a connection or stream
+	text string  // name of a service or protocol
 	peer peer.ID // of a peer, or of a peer's part of a service or protocol
-	net  ip.Key  // of a subnet
-	// around has the numbers of the spans around the span, spanBytes each, its owner's first.
+	net  ip.Key  // address of a subnet
+	// around has the numbers of the spans around the span, spanBytes each, beginning with
+	// the span's owner.
 	around string
 }
 
@@ -76,7 +77,7 @@ func subnetName(k Kind, key ip.Key, bits int) scopeName {
 	return scopeName{kind: k, net: key, bits: uint8(bits) + 1}
 }
 
-// prefix returns the subnet that is named, an invalid one if there is none.
+// prefix returns the subnet that n names, or an invalid prefix if it names none.
 func (n *scopeName) prefix() netip.Prefix {
 	if n.bits == 0 {
 		return netip.Prefix{}
@@ -84,7 +85,7 @@ func (n *scopeName) prefix() netip.Prefix {
 	return n.net.Prefix(int(n.bits) - 1)
 }
 
-// own returns what tells a service, protocol or subnet from others of its kind.
+// own returns the part of the name that differs among services, protocols or subnets.
 func (n *scopeName) own() string {
 	if n.bits != 0 {
 		return n.prefix().String()
@@ -92,16 +93,17 @@ func (n *scopeName) own() string {
 	return n.text
 }
 
-// spanBytes is the room that a span's number takes in scopeName.around.
+// spanBytes is the number of bytes of a span's number in scopeName.around.
 const spanBytes = 4
 
 func (n *scopeName) String() string { return n.ofScope() + n.spanTexts(".span-") }
 
-// spans returns the numbers of the span and of those around it, the outermost first, such
-// as "2.1"; the empty string for what is no span.
+// spans returns the numbers of the span and of those around it, such as "2.1", the outermost
+// first. It returns the empty string if n names no span.
 func (n *scopeName) spans() string { return strings.TrimPrefix(n.spanTexts("."), ".") }
 
-// spanTexts returns the number of each span after a text, the outermost first.
+// spanTexts returns the numbers of the spans, each after the text before, the outermost
+// first.
 func (n *scopeName) spanTexts(before string) (text string) {
 	if n.span == 0 {
 		return ""
@@ -114,7 +116,7 @@ func (n *scopeName) spanTexts(before string) (text string) {
 	return text
 }
 
-// ofScope returns the text of the scope, without its spans.
+// ofScope returns the text of the name without its spans.
 func (n *scopeName) ofScope() string {
 	switch n.kind {
 	case KindConn, KindStream:
@@ -133,33 +135,34 @@ func (n *scopeName) ofScope() string {
 	return n.kind.String()
 }
 
-// LimitError says which limit refused a request, and with which numbers.
+// LimitError is the error of a refused request. It says which limit refused the request, and
+// with which numbers.
 //
-// Its text reads "conn-17: system: cannot reserve inbound connection: resource
-// limit exceeded": the scope that was asked, the scope that refused, what it
-// refused. errors.Unwrap gives an error without the first part, whose text is
-// the same for everybody whom that scope refuses for that reason. What a gate refuses
-// is said in the words of go-libp2p's own manager, too, by which programs know it:
-// "connections per ip limit exceeded" or "rate limit exceeded".
+// Its text, such as "conn-17: system: cannot reserve inbound connection: resource limit
+// exceeded", names the scope that was asked, the scope that refused, and what could not be
+// reserved. errors.Unwrap returns an error without the first part; its text is the same for
+// all requests that the scope refuses for the same reason. The text of a gate's refusal also
+// has the words of go-libp2p's own manager by which programs recognize it: "connections per ip
+// limit exceeded" or "rate limit exceeded".
 //
-// It matches network.ErrResourceLimitExceeded, and errors.As finds it also as
-// *ErrMemoryLimitExceeded or *ErrStreamOrConnLimitExceeded. It is immutable
-// and safe for concurrent use.
+// A LimitError matches network.ErrResourceLimitExceeded. errors.As also finds it as an
+// *ErrMemoryLimitExceeded or an *ErrStreamOrConnLimitExceeded. It is immutable and safe for
+// concurrent use.
 type LimitError struct {
 	why   refusal
 	asked askedScope
 }
 
-// askedScope is the scope to which a request was made: a connection or stream by its
-// number, a span of it by its own, too, or anything else by name. That is short, for who
-// refuses makes little else than a LimitError.
+// askedScope is the scope that a request was made to: a connection or stream by its number,
+// a span of one by both numbers, and any other scope by name. It is small, because a
+// LimitError is nearly all that a refusal allocates.
 type askedScope struct {
-	// name is that of the scope, if it has no number. Otherwise it is that of the peer or
-	// subnet that holds too much, if one does. It is not written to any more.
+	// name is the scope's name, if it has no number. If it has one, name is the peer or
+	// subnet that holds too much, or nil. It is not written to any more.
 	name *scopeName
 	num  int64
 	kind Kind
-	// place is that of the limit that refused. It stands where there is room for it.
+	// place belongs to refusal.scope. It is here because here it needs no room of its own.
 	place limitPlace
 	span  uint32
 }
@@ -171,71 +174,74 @@ func (a *askedScope) String() string {
 	return (&scopeName{kind: a.kind, num: a.num, span: a.span}).String()
 }
 
-// Holder names the peer or subnet that holds too much of the limit, such as
-// "peer:12D3Koo…", where that is the cause of the refusal: CauseFairShare, or CauseCrowding
-// by a peer. Otherwise it is empty.
+// Holder returns the name of the peer or subnet that holds too much of the limit, such as
+// "peer:12D3Koo…", if that is why the request was refused: with CauseFairShare, or with
+// CauseCrowding by a peer. Otherwise it returns the empty string.
 func (e *LimitError) Holder() string {
 	name := e.asked.name
 	switch {
 	case name == nil || e.why.cause != CauseCrowding && e.why.cause != CauseFairShare:
 		return ""
-	case e.asked.num == 0: // it was asked at a peer's scope, or at a span of it
+	case e.asked.num == 0: // a peer's scope was asked, or a span of it
 		return (&scopeName{kind: KindPeer, peer: name.peer}).String()
 	}
 	return name.String()
 }
 
-// Asked names the scope to which the request was made, such as "conn-17" or
-// "stream-4.span-1". What a gate refuses has no scope yet: it is the gate's name.
+// Asked returns the name of the scope that the request was made to, such as "conn-17" or
+// "stream-4.span-1". A connection that a gate refuses has no scope yet; Asked then returns the
+// gate's name.
 func (e *LimitError) Asked() string { return e.asked.String() }
 
-// Scope names the scope or gate that refused, such as "system",
+// Scope returns the name of the scope or gate that refused, such as "system",
 // "peer:12D3Koo…" or "subnet:203.0.113.0/24".
 func (e *LimitError) Scope() string { return e.why.scope.String() }
 
-// Kind is the kind of the scope or gate that refused.
+// Kind returns the kind of the scope or gate that refused.
 func (e *LimitError) Kind() Kind { return e.why.scope.kind }
 
-// Resource is what ran out.
+// Resource returns the resource that ran out.
 func (e *LimitError) Resource() Resource { return resourceOf[e.why.d] }
 
-// Direction is the direction whose limit was reached, or network.DirUnknown
-// for a limit on both directions together, on memory or on descriptors.
+// Direction returns the direction of the limit that was reached. It is network.DirUnknown for
+// a limit on both directions together, on memory, or on file descriptors.
 func (e *LimitError) Direction() network.Direction { return directionOf[e.why.d] }
 
-// Current is what the scope held, in bytes or as a number. A gate on subnets is full
-// when it refuses: Current is its limit. For a rate, Current and Limit are 0. For
-// CauseMemoryPressure they are the bytes that the process had in use, and those above
-// which it refuses.
+// Current returns how much the scope held, in bytes or as a count. A gate on subnets refuses
+// when it is full, so Current is its limit. For CauseRate, Current and Limit are 0. For
+// CauseMemoryPressure, Current is how many bytes the process had in use, and Limit the number
+// of bytes above which it refuses.
 func (e *LimitError) Current() int64 { return e.why.current }
 
-// Attempted is what was asked for, in bytes or as a number.
+// Attempted returns how much the request asked for, in bytes or as a count.
 func (e *LimitError) Attempted() int64 { return e.why.asked }
 
-// Limit is the limit of the scope that refused, in bytes or as a number.
+// Limit returns the limit of the scope that refused, in bytes or as a count. See Current for
+// gates.
 func (e *LimitError) Limit() int64 { return e.why.limit }
 
-// ConfigKey returns the place of the limit in the configuration of limits, such as
-// "System.ConnsInbound" or `Gates.Subnets.IPv4["32"]`, or the option that set it. It is
-// what the log of refusals calls raise. Where the limits name the peer or network that
-// refused, it is the place of that name; otherwise that of all that are not named.
+// ConfigKey returns the place of the limit in the configuration, such as
+// "System.ConnsInbound" or `Gates.Subnets.IPv4["32"]`, or the name of the option that set it.
+// The log of refusals calls it raise. If the configuration has a limit for the name of the
+// peer, service, protocol or network that refused, the place is that of the name. Otherwise
+// it is the place for scopes that are not named.
 func (e *LimitError) ConfigKey() string {
 	return configKey(e.Kind(), e.why.d, e.why.scope, e.asked.place)
 }
 
-// Priority is that of a memory reservation; 255 for everything else.
+// Priority returns the priority of a memory reservation, and 255 for other requests.
 func (e *LimitError) Priority() uint8 { return e.why.priority }
 
-// Cause tells which rule refused.
+// Cause returns the rule that refused.
 func (e *LimitError) Cause() Cause { return e.why.cause }
 
-// LogValue returns the text and all that it is made of by name, for log/slog. It is made
-// when a log is written.
+// LogValue returns the text of the error and what its methods return, as a group for
+// log/slog. It is called only if the log line is written.
 func (e *LimitError) LogValue() slog.Value {
 	return slog.GroupValue(append([]slog.Attr{slog.String("error", printable(e.Error()))}, e.attrs()...)...)
 }
 
-// attrs says all numbers by name, for a log.
+// attrs returns what the methods of e return, by name, for a log.
 func (e *LimitError) attrs() []slog.Attr {
 	held := func(key string, n int64) slog.Attr { return slog.Any(key, amountFor(e.Kind(), e.why.d, n)) }
 	attrs := []slog.Attr{
@@ -249,12 +255,14 @@ func (e *LimitError) attrs() []slog.Attr {
 		attrs = append(attrs, slog.String("holder", holder))
 	}
 	return append(attrs,
-		held("current", e.Current()), slog.Any("attempted", loggedAmount{e.why.d, e.Attempted()}), held("limit", e.Limit()),
-		slog.Int("priority", int(e.Priority())), slog.String("cause", e.Cause().String()), slog.String("raise", e.ConfigKey()))
+		held("current", e.Current()), slog.Any("attempted", loggedAmount{e.why.d, e.Attempted()}),
+		held("limit", e.Limit()), slog.Int("priority", int(e.Priority())),
+		slog.String("cause", e.Cause().String()), slog.String("raise", e.ConfigKey()))
 }
 
-// MarshalJSON writes what the methods return, by their names: amounts in bytes or as
-// numbers, everything else in words. Direction and Holder are left out where there is none.
+// MarshalJSON writes an object with what the methods return, each under the method's name.
+// Amounts are numbers, and everything else is text. Direction and Holder are omitted if there
+// is none.
 func (e *LimitError) MarshalJSON() ([]byte, error) {
 	said := struct {
 		Error, Asked, Scope       string
@@ -275,17 +283,18 @@ func (e *LimitError) MarshalJSON() ([]byte, error) {
 }
 
 func (e *LimitError) Error() string {
-	// A scope that refuses by itself is not named twice.
+	// If the scope that was asked refused itself, it is named once.
 	if asked := e.Asked(); e.Scope() != asked {
 		return asked + ": " + e.reason().Error()
 	}
 	return e.Scope() + ": " + e.what()
 }
 
-// Unwrap gives the refusal without the scope that was asked.
+// Unwrap returns the error without the scope that was asked.
 func (e *LimitError) Unwrap() error { return e.reason() }
 
-// what returns what could not be had, without names: the text is the same for everybody.
+// what returns what could not be reserved, without any names, so that the text is the same
+// for all requests.
 func (e *LimitError) what() string {
 	s := "cannot reserve "
 	switch e.Direction() {
@@ -297,14 +306,14 @@ func (e *LimitError) what() string {
 	return s + e.Resource().String() + gateWords[e.Kind()] + ": " + network.ErrResourceLimitExceeded.Error()
 }
 
-// gateWords are how go-libp2p's own manager words what its gates refuse. Programs know
-// the gates' refusals by these words, for there they are errors of no type.
+// gateWords are the words of go-libp2p's own manager for refusals by its gates. Programs
+// recognize these refusals by the words, because there the errors have no type.
 var gateWords = [numKinds]string{
 	KindSubnet: ": connections per ip limit exceeded",
 	KindRate:   ": rate limit exceeded",
 }
 
-// limitReason is a LimitError seen from inside.
+// limitReason is a LimitError whose text does not name the scope that was asked.
 type limitReason LimitError
 
 func (e *LimitError) reason() *limitReason { return (*limitReason)(e) }
@@ -312,17 +321,18 @@ func (e *LimitError) reason() *limitReason { return (*limitReason)(e) }
 func (r *limitReason) Error() string {
 	e := (*LimitError)(r)
 	if k := e.Kind(); e.Scope() == e.Asked() && k != KindSubnet && k != KindRate {
-		return e.what() // no number of a connection or stream: the text is for everybody
+		return e.what() // without the number of a connection or stream, so that texts are equal
 	}
 	return e.Scope() + ": " + e.what()
 }
 
 func (r *limitReason) Unwrap() error { return network.ErrResourceLimitExceeded }
 
-// As finds what LimitError.As finds.
+// As is LimitError.As.
 func (r *limitReason) As(target any) bool { return (*LimitError)(r).As(target) }
 
-// As makes the error visible as the two types that go-libp2p's manager uses.
+// As lets errors.As find the error as an *ErrMemoryLimitExceeded or an
+// *ErrStreamOrConnLimitExceeded, the types of go-libp2p's own manager.
 func (e *LimitError) As(target any) bool {
 	switch t := target.(type) {
 	case **ErrMemoryLimitExceeded:
@@ -339,21 +349,21 @@ func (e *LimitError) As(target any) bool {
 	return false
 }
 
-// ErrStreamOrConnLimitExceeded is what errors.As finds for a refused stream,
-// connection or file descriptor. LimitError says more.
+// ErrStreamOrConnLimitExceeded is a refusal of a stream, a connection or a file descriptor.
+// errors.As finds it in each such error. LimitError, which it also finds, says more.
 type ErrStreamOrConnLimitExceeded struct{ refusal *LimitError }
 
 func (e *ErrStreamOrConnLimitExceeded) Error() string { return e.refusal.what() }
 func (e *ErrStreamOrConnLimitExceeded) Unwrap() error { return network.ErrResourceLimitExceeded }
 
-// ErrMemoryLimitExceeded is what errors.As finds for a refused memory
-// reservation. LimitError says more.
+// ErrMemoryLimitExceeded is a refusal of a memory reservation. errors.As finds it in each
+// such error. LimitError, which it also finds, says more.
 type ErrMemoryLimitExceeded struct{ refusal *LimitError }
 
 func (e *ErrMemoryLimitExceeded) Error() string { return e.refusal.what() }
 func (e *ErrMemoryLimitExceeded) Unwrap() error { return network.ErrResourceLimitExceeded }
 
-// errClosed is what a closed manager answers.
+// errClosed is the error of every request to a closed manager.
 var errClosed = fmt.Errorf("resource manager closed: %w", network.ErrResourceScopeClosed)
 
 var (
@@ -362,14 +372,14 @@ var (
 	errNoName     = errors.New("the name must not be empty")
 )
 
-// negativeSize is a number of bytes that cannot be reserved.
+// negativeSize is the error of a request for a negative number of bytes.
 type negativeSize int64
 
 func (n negativeSize) Error() string {
 	return fmt.Sprintf("cannot reserve %d bytes: the size must not be negative", int64(n))
 }
 
-// scopeError is a misuse of one scope.
+// scopeError is an error of one scope that is not a refusal.
 type scopeError struct {
 	scope scopeName
 	err   error
@@ -378,30 +388,30 @@ type scopeError struct {
 func (e *scopeError) Error() string { return e.scope.String() + ": " + e.err.Error() }
 func (e *scopeError) Unwrap() error { return e.err }
 
-// refusal is the limit that stood in the way.
+// refusal is why a request was refused.
 type refusal struct {
-	scope    *scopeName // is not written to any more
+	scope    *scopeName // not written to any more
 	d        dim
 	cause    Cause
-	priority uint8 // of the request
+	priority uint8 // the request's
 	current  int64
 	asked    int64
 	limit    int64
 }
 
-// limitPlace says of a scope or gate which place of the configuration has its limit, as far
-// as its name does not tell.
+// limitPlace is where the configuration has the limit of a scope or gate, as far as its name
+// does not say.
 type limitPlace uint8
 
 const (
-	placeOfAll    limitPlace = iota // that of all peers, or subnets of one size, that are not named
-	placeOfName                     // that of the peer or network by its name
-	placeOfCaller                   // the program's own limiter of rates
+	placeOfAll    limitPlace = iota // the limit for unnamed peers, or unnamed subnets of one size
+	placeOfName                     // the limit of a peer or network that is named
+	placeOfCaller                   // the limiter of WithConnRateLimiters
 )
 
-// configKey returns the place in the configuration of limits that says how much of d
-// a scope may hold: "System.ConnsInbound", "PeerDefault.Streams". Without more
-// than a kind, it is the place for those that are not named.
+// configKey returns the place in the configuration of a scope's limit on d, such as
+// "System.ConnsInbound" or "PeerDefault.Streams". If which has only a kind, it is the place for
+// scopes that are not named.
 func configKey(k Kind, d dim, which *scopeName, place limitPlace) string {
 	named := func(scopes string) string {
 		if which.text == "" {
@@ -440,12 +450,12 @@ func configKey(k Kind, d dim, which *scopeName, place limitPlace) string {
 	}[k] + "." + limitNames[d]
 }
 
-// gateKey returns the place of a prefix in what a configuration says about a gate:
-// that of a network of its own, or that of all of its length.
+// gateKey returns the place of a prefix in the configuration of a gate: that of the network,
+// if it is named, or else that of all prefixes of its length.
 func gateKey(path string, p netip.Prefix, place limitPlace) string {
 	switch {
 	case !p.IsValid():
-		return path // nobody in particular
+		return path // no single prefix stands out
 	case place == placeOfName:
 		return fmt.Sprintf("%s.Networks[%q]", path, p)
 	}

@@ -1,8 +1,8 @@
 package rcmgr
 
-// Other people's code that a manager calls: reporters, listeners, connection managers,
-// Limiters. What goes wrong in it is logged once, with what was called, and stops nothing
-// else: whoever asked for a decision gets it, and workers go on.
+// Faults of foreign code that a manager calls: reporters, listeners, connection managers and
+// Limiters. A fault is logged once, with the name of the callback, and stops nothing else:
+// decisions are returned to their callers, and periodic jobs go on.
 
 import (
 	"fmt"
@@ -10,20 +10,21 @@ import (
 	"sync/atomic"
 )
 
-// guard keeps the faults of one callback from whoever calls it. The zero value is ready;
-// its methods are safe for concurrent use, and are called without locks.
+// guard keeps the faults of one callback from its caller. The zero value is ready to use. The
+// methods are safe for concurrent use, and are called without locks.
 type guard struct {
-	callback string // what is called, for the log
-	then     string // what is so once it has failed; empty: it is not called again
+	callback string // the name of the callback, for the log
+	then     string // what follows from a fault; empty: the callback is not called again
 	failed   atomic.Bool
 }
 
-// call calls f, which calls the callback, unless that has failed before. It reports
-// whether f came back.
+// call calls f, which calls the callback, unless the callback has failed before. It reports
+// whether f was called and returned.
 func (g *guard) call(f func()) bool { return !g.failed.Load() && g.try(f) == nil }
 
-// try calls f, which calls the callback, and returns a panic of it as an error. If it ends
-// its goroutine (runtime.Goexit), try does not return; that is a fault, too.
+// try calls f, which calls the callback, and returns a panic of it as an error. If the
+// callback ends its goroutine (runtime.Goexit), that is logged as a fault, too, but try cannot
+// return.
 func (g *guard) try(f func()) (err error) {
 	returned := false
 	defer func() {
@@ -44,7 +45,7 @@ func (g *guard) try(f func()) (err error) {
 	return nil
 }
 
-// tell logs the first fault, from where it is.
+// tell logs the first fault. It is called where the fault happened, for the stack.
 func (g *guard) tell(how string) {
 	then := g.then
 	if then == "" {
@@ -53,10 +54,10 @@ func (g *guard) tell(how string) {
 	log.Error("a callback has failed: "+then, "callback", g.callback, "fault", how, "stack", string(debug.Stack()))
 }
 
-// faultError says what a callback did instead of coming back.
+// faultError says what a callback did instead of returning.
 type faultError string
 
 func (e faultError) Error() string { return string(e) }
 
-// callbackOf names a callback by the option, or interface, and the type that it has.
+// callbackOf returns the name of a callback, made from an option or interface and its type.
 func callbackOf(what string, of any) string { return fmt.Sprintf("%s: %T", what, of) }

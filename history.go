@@ -1,8 +1,8 @@
 package rcmgr
 
-// How many requests were refused in the last minutes, so that whoever comes to
-// look at a host in trouble sees when the trouble began. The counts are there
-// anyway: every ten seconds they are added up, and thirty sums are kept.
+// How many requests were refused in the last minutes, so that an operator who looks at a host
+// in trouble sees when the trouble began. A periodic job adds up the counts of the stripes
+// every ten seconds, and the sums of five minutes are kept.
 
 import (
 	"slices"
@@ -15,14 +15,14 @@ const (
 	historyLength   = 30 // five minutes
 )
 
-// RefusalsAt is how many requests had been refused, by all scopes and gates
-// together, at one time since the manager was made.
+// RefusalsAt is how many requests all scopes and gates together had refused between the
+// making of the manager and a time.
 type RefusalsAt struct {
 	At       time.Time
 	Refusals uint64
 }
 
-// refusalHistory has what was refused by then, the oldest first.
+// refusalHistory has the sums of the last minutes, the oldest first.
 type refusalHistory struct {
 	mu struct {
 		sync.Mutex

@@ -8,15 +8,14 @@ import (
 	"sync/atomic"
 )
 
-// Kind says which kind of scope a name belongs to. Kinds are told apart by
-// this number, never by looking into names.
+// Kind is the kind of a scope or gate.
 type Kind uint8
 
 const (
 	KindSystem               Kind = iota // everything
 	KindTransient                        // connections without a peer, streams without a protocol
-	KindAllowlistedSystem                // as system, for what the allowlist covers
-	KindAllowlistedTransient             // as transient, for what the allowlist covers
+	KindAllowlistedSystem                // in place of system, for what the allowlist covers
+	KindAllowlistedTransient             // in place of transient, for what the allowlist covers
 	KindService                          // all streams of a service
 	KindServicePeer                      // the streams of one peer in a service
 	KindProtocol                         // all streams of a protocol
@@ -36,7 +35,7 @@ var kindNames = [numKinds]string{
 	"conn", "stream", "subnet", "rate", "process",
 }
 
-// String returns the kind's name as it stands in logs and metrics: "system",
+// String returns the kind's name in logs and metrics: "system",
 // "transient", "allowlistedSystem", "allowlistedTransient", "service",
 // "service-peer", "protocol", "protocol-peer", "peer", "conn", "stream",
 // "subnet", "rate" or "process".
@@ -44,7 +43,7 @@ func (k Kind) String() string {
 	return nameOf(k, kindNames[:])
 }
 
-// inSnapshots reports whether scopes of this kind stand in a Snapshot.
+// inSnapshots reports whether a Snapshot lists scopes of this kind.
 func (k Kind) inSnapshots() bool {
 	return k <= KindService || k == KindProtocol || k == KindPeer
 }
@@ -65,19 +64,19 @@ func (k *Kind) UnmarshalText(text []byte) error {
 	return unmarshalName(k, text, kindNames[:], "kind of scope")
 }
 
-// hasLastQuarter reports whether the last quarter of a limit on d is kept for peers that hold
-// less than a quarter of it.
+// hasLastQuarter reports whether WithNewcomersQuarter keeps the last quarter of a limit on d
+// for peers that hold little of it.
 func (k Kind) hasLastQuarter(d dim) bool {
 	return k == KindTransient && (d == dimStreamsIn || d == dimStreamsOut)
 }
 
-// hasShares reports whether a limit on d in a scope of this kind is shared out where fair
-// share is on.
+// hasShares reports whether WithFairShare, if it is on for a scope of this kind, applies to a
+// limit on d.
 func (k Kind) hasShares(d dim) bool {
 	return d != dimConnsOut && (d != dimStreamsOut || k.hasLastQuarter(d))
 }
 
-// limits tells whether a scope or gate of this kind can run out of d.
+// canRunOutOf reports whether a scope or gate of this kind can run out of d.
 func (k Kind) canRunOutOf(d dim) bool {
 	switch k {
 	case KindSubnet, KindRate:
@@ -101,7 +100,7 @@ const allKinds kindSet = 1<<numKinds - 1
 
 func (s kindSet) has(k Kind) bool { return s>>k&1 != 0 }
 
-// list gives the kinds in their order.
+// list returns the kinds in ascending order.
 func (s kindSet) list() (kinds []Kind) {
 	for k := range numKinds {
 		if s.has(k) {
@@ -111,7 +110,7 @@ func (s kindSet) list() (kinds []Kind) {
 	return kinds
 }
 
-// LogValue returns the kinds as a list of words, for logs of every form.
+// LogValue returns the names of the kinds as a list, for text and JSON handlers alike.
 func (s kindSet) LogValue() slog.Value {
 	words := []string{} // in JSON, nil is null
 	for _, k := range s.list() {
@@ -120,7 +119,7 @@ func (s kindSet) LogValue() slog.Value {
 	return slog.AnyValue(words)
 }
 
-// kindSetOf reads kinds; none are all.
+// kindSetOf returns the set of the given kinds, or of all kinds if none is given.
 func kindSetOf(kinds []Kind) (s kindSet, err error) {
 	if len(kinds) == 0 {
 		return allKinds, nil
@@ -134,15 +133,15 @@ func kindSetOf(kinds []Kind) (s kindSet, err error) {
 	return s, nil
 }
 
-// observedKinds are the classes whose limits are only observed. They are written
-// under all stripe locks; the gates read them under their own.
+// observedKinds are the kinds whose limits are only observed. They are written under all
+// stripe locks. The gates read them under a lock of their own.
 type observedKinds struct{ bits atomic.Uint32 }
 
 func (o *observedKinds) load() kindSet { return kindSet(o.bits.Load()) }
 
-// standIn tells whether something else may be admitted if the limits of these kinds
-// were not there, where one of kind k has refused. The allowlisted scopes are asked
-// after the standard ones have refused, for any reason.
+// standIn reports whether a refusal by a scope of kind k may be caused by a set of observed
+// limits. It may if k is in the set. It may also if k is an allowlisted scope, because these
+// are asked only after a standard scope has refused, which may be an observed one.
 func (s kindSet) standIn(k Kind) bool {
 	return s.has(k) || k == KindAllowlistedSystem || k == KindAllowlistedTransient
 }

@@ -58,8 +58,8 @@ type Option func(*config) error
 // WithStripes sets the number of stripes, which are the locks over which the manager divides
 // its accounts. It must be a power of two from 1 to 256. With more stripes, more processors
 // can work at the same time without waiting for each other. With fewer, decisions that need
-// the locks of all stripes are cheaper. The default is about four for each processor that Go
-// uses (GOMAXPROCS).
+// the locks of all stripes are cheaper. The default is four for each processor that Go uses
+// (GOMAXPROCS), rounded up to a power of two.
 func WithStripes(n int) Option {
 	return func(c *config) error {
 		if n < 1 || n > maxStripes || bits.OnesCount(uint(n)) != 1 {
@@ -85,8 +85,8 @@ func WithAdmission(a Admission) Option {
 // WithNewcomersQuarter sets whether parts of the transient scope's limits on streams are kept
 // free for others. It is on by default.
 //
-//   - The last quarter of the limit on each direction is kept for peers that hold no
-//     stream there, or at most a quarter of the limit. A single peer can then neither keep
+//   - The last quarter of the limit on each direction is kept for peers that hold nothing
+//     of it yet, or would hold at most a quarter of it. A single peer can then neither keep
 //     out the first stream of a newcomer, nor, by not answering, the streams that this host
 //     opens to other peers. A single peer can still get three quarters of the limit.
 //   - A quarter of the limit on both directions, or the limit on inbound streams if that is

@@ -1,15 +1,14 @@
 package rcmgr
 
-// Refusals as they are counted: by kind and dimension, by the rule that refused, and by
-// who asked.
+// The counts of refusals: by kind and dimension, by cause, and by the name that stands out
+// among the refused.
 
 import "github.com/weir-p2p/rcmgr/internal/vote"
 
-// rationCounts counts, among refusals, those of requests that the limit itself had room
-// for.
+// rationCounts counts the refusals of requests that would have fit the limit itself.
 type rationCounts struct {
-	crowded dimCounts // CauseCrowding: streams, by transient
-	fair    [KindTransient + 1]dimCounts
+	crowded dimCounts                    // CauseCrowding, which only transient has
+	fair    [KindTransient + 1]dimCounts // CauseFairShare
 }
 
 func (c *rationCounts) count(why *refusal) {
@@ -31,15 +30,15 @@ func (c *rationCounts) add(o *rationCounts) {
 // majority is the name that has more than half of all votes, if there is one.
 type majority = vote.Majority[scopeName]
 
-// remark is what the log says about refusals of one kind and limit.
+// remark is what the log says about the refusals of one kind and limit, besides their count.
 type remark struct {
-	told           bool
-	current, limit int64 // of the last one
-	cause          Cause
+	told           bool  // there was a refusal
+	current, limit int64 // of the last refusal
+	cause          Cause // of the last refusal
 	worst          majority
 }
 
-// add takes in what another stripe has to say.
+// add adds the remark of another stripe.
 func (r *remark) add(o *remark) {
 	if !o.told {
 		return
@@ -49,10 +48,10 @@ func (r *remark) add(o *remark) {
 	r.worst.Add(o.worst.Name, o.worst.Votes)
 }
 
-// remarks has what the log says of one kind, by what ran out.
+// remarks are the remarks on one kind, by dimension.
 type remarks [numDims]remark
 
-// add takes in what others, which may be nil, have to say.
+// add adds the remarks of another stripe, which may be nil.
 func (r *remarks) add(o *remarks) {
 	if o != nil {
 		for d := range o {
@@ -61,17 +60,18 @@ func (r *remarks) add(o *remarks) {
 	}
 }
 
-// unloggedRefusals is what the log has to say next: how much in all, and what of the last.
+// unloggedRefusals is what the next lines of the log are made from: all refusals since the
+// manager was made, and the remarks since the last lines.
 type unloggedRefusals struct {
 	counts [numKinds]dimCounts
 	said   [numKinds]remarks
 }
 
-// refusalLog is what the log has told already: of what was refused, and of what would have
-// been.
+// refusalLog has the counts that have been logged already: of refusals, and of requests that
+// observed limits would have refused.
 type refusalLog struct{ refused, would [numKinds]dimCounts }
 
-// take adds what has been counted, and takes over what was noted.
+// take adds the counts and the remarks of a stripe, and removes the remarks from it.
 func (s *unloggedRefusals) take(counts *[numKinds]dimCounts, said *[numKinds]*remarks) {
 	for k, of := range said {
 		s.counts[k].add(&counts[k])
@@ -80,8 +80,7 @@ func (s *unloggedRefusals) take(counts *[numKinds]dimCounts, said *[numKinds]*re
 	}
 }
 
-// Refusals counts requests that were refused, by the limit that stood in the
-// way. The numbers only grow.
+// Refusals counts refused requests by the limit that refused them. The counts only grow.
 type Refusals struct {
 	Memory          uint64 `json:",omitempty"`
 	StreamsInbound  uint64 `json:",omitempty"`
@@ -93,7 +92,7 @@ type Refusals struct {
 	FD              uint64 `json:",omitempty"`
 }
 
-// Total gives the number of all refusals.
+// Total returns the number of all refusals.
 func (r Refusals) Total() uint64 {
 	return r.Memory + r.StreamsInbound + r.StreamsOutbound + r.Streams +
 		r.ConnsInbound + r.ConnsOutbound + r.Conns + r.FD
@@ -126,7 +125,7 @@ func (r *Refusals) dimCounts() dimCounts {
 	}
 }
 
-// note notes a refusal that has happened a number of times.
+// note notes a refusal that happened a number of times, and the name that it concerned.
 func (r *remark) note(why *refusal, concerned scopeName, times uint64) {
 	r.told = true
 	r.current, r.limit, r.cause = why.current, why.limit, why.cause

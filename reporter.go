@@ -1,7 +1,7 @@
 package rcmgr
 
-// What programs that were written for go-libp2p's own resource manager hand in
-// to hear of what happens.
+// MetricsReporter, which go-libp2p's own resource manager has, too: a caller's code that is
+// called after every decision.
 
 import (
 	"github.com/libp2p/go-libp2p/core/network"
@@ -9,62 +9,59 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 )
 
-// MetricsReporter is told of every decision, if it is given to WithMetrics. It
-// is called by whoever asked for the decision, from many goroutines at once,
-// after the decision and without any lock of the manager; the one who asked
-// waits for it. One that panics is logged and not called again: the decision
-// stands, and whoever asked gets it. For Prometheus there is no need of one: see
-// MustRegisterWith.
+// MetricsReporter is called after every decision, if it is given to WithMetrics. The goroutine
+// that asked for the decision makes the call, without any lock of the manager, and waits for
+// it to return; calls may be concurrent. If the reporter panics, the panic is logged and the
+// reporter is not called again. The decision is not affected. Prometheus needs no
+// MetricsReporter (see MustRegisterWith).
 type MetricsReporter interface {
-	// AllowConn tells of a connection that was opened, and whether it has a
-	// file descriptor.
+	// AllowConn reports that a connection was opened. usefd says whether it takes a file
+	// descriptor.
 	AllowConn(dir network.Direction, usefd bool)
-	// BlockConn tells of a connection that was refused.
+	// BlockConn reports that a connection was refused.
 	BlockConn(dir network.Direction, usefd bool)
 
-	// AllowStream tells of a stream that was opened with a peer.
+	// AllowStream reports that a stream to or from a peer was opened.
 	AllowStream(p peer.ID, dir network.Direction)
-	// BlockStream tells of a stream that was refused.
+	// BlockStream reports that a stream was refused.
 	BlockStream(p peer.ID, dir network.Direction)
 
-	// AllowPeer tells of a connection that got its peer.
+	// AllowPeer reports that a connection was attached to its peer.
 	AllowPeer(p peer.ID)
-	// BlockPeer tells of a connection that was refused when it got its peer: by
-	// the peer's scope or, if the allowlist had meant somebody else, by a gate or
-	// the standard scopes.
+	// BlockPeer reports that a connection was refused when its peer became known. It was
+	// refused by the peer's scope or, if it had been admitted for an allowlisted peer but
+	// is from another one, by a gate or by the standard scopes.
 	BlockPeer(p peer.ID)
 
-	// AllowProtocol tells of a stream that got its protocol.
+	// AllowProtocol reports that a stream was attached to its protocol.
 	AllowProtocol(proto protocol.ID)
-	// BlockProtocol tells of a stream that the protocol's scope had no room for.
+	// BlockProtocol reports that the protocol's scope refused a stream.
 	BlockProtocol(proto protocol.ID)
-	// BlockProtocolPeer tells of a stream that the peer's part of the protocol
-	// had no room for.
+	// BlockProtocolPeer reports that the peer's part of the protocol refused a stream.
 	BlockProtocolPeer(proto protocol.ID, p peer.ID)
 
-	// AllowService tells of a stream that got its service.
+	// AllowService reports that a stream was attached to its service.
 	AllowService(svc string)
-	// BlockService tells of a stream that the service's scope had no room for.
+	// BlockService reports that the service's scope refused a stream.
 	BlockService(svc string)
-	// BlockServicePeer tells of a stream that the peer's part of the service
-	// had no room for.
+	// BlockServicePeer reports that the peer's part of the service refused a stream.
 	BlockServicePeer(svc string, p peer.ID)
 
-	// AllowMemory tells of size bytes that were reserved.
+	// AllowMemory reports that size bytes were reserved.
 	AllowMemory(size int)
-	// BlockMemory tells of size bytes that were refused.
+	// BlockMemory reports that a reservation of size bytes was refused.
 	BlockMemory(size int)
 }
 
-// guardedReporter keeps the panics of a reporter from those who asked for a
-// decision: they would not get what was opened for them, and could never give
-// it back.
+// guardedReporter keeps panics of a reporter from the caller that asked for a decision. With
+// a panic, the caller would not get the scope that was opened for it, and could never release
+// it.
 type guardedReporter struct {
 	reporter MetricsReporter
 	guard
 }
 
-// guarded guards a reporter, if there is one.
+// guarded returns a reporter that calls r, or nil if r is nil.
 func guarded(r MetricsReporter) MetricsReporter {
 	if r == nil {
 		return nil
@@ -117,9 +114,9 @@ func (g *guardedReporter) BlockMemory(size int) {
 	g.tell(func(r MetricsReporter) { r.BlockMemory(size) })
 }
 
-// decisionOf returns what a MetricsReporter hears of a call that returned err: that it was
-// admitted, or else the kind of the scope or gate whose limit refused it. Neither is so if the
-// scope was closed, or the call was wrong.
+// decisionOf returns the decision that the error of a call stands for, and the kind of the
+// scope or gate that refused. Any error but a refusal is neither: the scope was closed, or the
+// call was wrong.
 func decisionOf(err error) (admitted bool, by Kind, refused bool) {
 	var e *LimitError
 	if err == nil {

@@ -1,47 +1,44 @@
 package rcmgr
 
-// Reading the names of scopes as they stand in traces, logs and errors. Only
-// programs that are handed such names need this: nothing in this package ever
-// parses one.
+// Reading names of scopes in traces, logs and errors. These functions are for programs that
+// have only the names. Nothing in this package parses a name.
+//
+// A service or protocol may have any name, so two kinds of names are ambiguous. A protocol
+// whose name ends in ".span-" and a number is taken for a span. A protocol whose name ends in
+// ".peer:" and characters of base58 is taken for a peer's part. TraceEvt.Scope and
+// LimitError.Kind are not ambiguous.
 
 import "strings"
 
-// The functions of this file class the names that scopes of this package have.
-// A service or a protocol may be called anything, so two names can be read in
-// two ways: a protocol whose name ends like a span, ".span-" and a number, is
-// taken for a span, and one whose name ends like a peer's part, ".peer:" and
-// letters and digits of base58, for a peer's part. TraceEvt.Scope and
-// LimitError.Kind tell those apart, too.
-
-// IsSystemScope tells whether a name is that of the system scope.
+// IsSystemScope reports whether a name is that of the system scope.
 func IsSystemScope(name string) bool { return name == kindNames[KindSystem] }
 
-// IsTransientScope tells whether a name is that of the transient scope.
+// IsTransientScope reports whether a name is that of the transient scope.
 func IsTransientScope(name string) bool { return name == kindNames[KindTransient] }
 
-// IsStreamScope tells whether a name is that of a stream, such as "stream-4".
-// A span of a stream is none.
+// IsStreamScope reports whether a name is that of a stream, such as "stream-4". It returns
+// false for a span of a stream.
 func IsStreamScope(name string) bool {
 	return strings.HasPrefix(name, "stream-") && !IsSpan(name)
 }
 
-// IsConnScope tells whether a name is that of a connection, such as "conn-17".
-// A span of a connection is none.
+// IsConnScope reports whether a name is that of a connection, such as "conn-17". It returns
+// false for a span of a connection.
 func IsConnScope(name string) bool {
 	return strings.HasPrefix(name, "conn-") && !IsSpan(name)
 }
 
-// IsSpan tells whether a name is that of a span, such as "stream-4.span-1": it
-// ends in ".span-" and a number. A protocol called "/my.span-app" is none, one
-// called "/my.span-1" passes for one.
+// IsSpan reports whether a name is that of a span, such as "stream-4.span-1": it ends in
+// ".span-" and a number. It therefore also returns true for a protocol with a name such as
+// "/my.span-1".
 func IsSpan(name string) bool {
 	const mark = ".span-"
 	i := strings.LastIndex(name, mark)
 	return i >= 0 && len(name) > i+len(mark) && consistsOf(name[i+len(mark):], "0123456789")
 }
 
-// PeerStrInScopeName gives the peer's ID, as text, from the name of a peer's
-// scope, such as "peer:12D3Koo…"; "" from every other name.
+// PeerStrInScopeName returns the ID of the peer, as text, if name is that of a peer's scope,
+// such as "peer:12D3Koo…". Otherwise it returns the empty string.
 func PeerStrInScopeName(name string) string {
 	id, ok := strings.CutPrefix(name, "peer:")
 	if !ok || IsSpan(name) {
@@ -50,10 +47,10 @@ func PeerStrInScopeName(name string) string {
 	return id
 }
 
-// ParseProtocolScopeName gives the protocol from the name of a protocol's
-// scope, such as "protocol:/ipfs/ping/1.0.0"; "" from every other name, that of
-// one peer's part of a protocol included. A protocol called "/a.peer:to-peer"
-// is given, one called "/a.peer:b" passes for a peer's part.
+// ParseProtocolScopeName returns the protocol, if name is that of a protocol's scope, such as
+// "protocol:/ipfs/ping/1.0.0". Otherwise it returns the empty string, as it does for one
+// peer's part of a protocol. A protocol with a name such as "/a.peer:b", which ends in
+// characters of base58, is taken for a peer's part.
 func ParseProtocolScopeName(name string) string {
 	proto, ok := strings.CutPrefix(name, "protocol:")
 	if !ok || IsSpan(name) || isPeersPart(name) {
@@ -62,14 +59,15 @@ func ParseProtocolScopeName(name string) string {
 	return proto
 }
 
-// isPeersPart tells whether a name ends in a peer's ID.
+// isPeersPart reports whether a name ends in ".peer:" and a peer's ID.
 func isPeersPart(name string) bool {
 	const mark = ".peer:"
 	i := strings.LastIndex(name, mark)
-	return i >= 0 && consistsOf(name[i+len(mark):], "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz")
+	const base58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+	return i >= 0 && consistsOf(name[i+len(mark):], base58)
 }
 
-// consistsOf tells whether s has only letters of an alphabet.
+// consistsOf reports whether s has only characters of an alphabet.
 func consistsOf(s, alphabet string) bool {
 	return strings.Trim(s, alphabet) == ""
 }

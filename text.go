@@ -13,8 +13,8 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/strictjson"
 )
 
-// amountText writes an amount for people: bytes of memory with their unit, and
-// a limit that is none in a word.
+// amountText returns an amount in a form for people: bytes of memory with a unit, and
+// "unlimited" for math.MaxInt64.
 func amountText(limit string, n int64) string {
 	switch {
 	case n == math.MaxInt64:
@@ -31,7 +31,7 @@ func amountText(limit string, n int64) string {
 	return strconv.FormatFloat(v, 'f', 1, 64) + " " + unit
 }
 
-// valueText gives a limit as it stands in JSON.
+// valueText returns a limit in the form of JSON configurations.
 func valueText(d dim, limit int64) string {
 	switch {
 	case isUnlimited(d, limit):
@@ -42,7 +42,7 @@ func valueText(d dim, limit int64) string {
 	return strconv.FormatInt(limit, 10)
 }
 
-// limitText gives a limit as people read it.
+// limitText returns a limit as a number, or "unlimited".
 func limitText(limit int64) string {
 	if limit == math.MaxInt64 || limit == math.MaxInt {
 		return "unlimited"
@@ -50,15 +50,15 @@ func limitText(limit int64) string {
 	return strconv.FormatInt(limit, 10)
 }
 
-// loggedAmount is an amount as logs have it: as text, bytes with their unit, and in JSON
-// always a number, in which no limit is math.MaxInt64, as in snapshots.
+// loggedAmount is an amount in a log. Its text is that of amountText. In JSON it is always a
+// number, and unlimited is math.MaxInt64 as in snapshots.
 type loggedAmount struct {
 	d dim
 	n int64
 }
 
-// amountFor is the amount that a scope or gate compares with its limit of d: what the
-// process gate refuses are connections and streams, and what it compares are bytes.
+// amountFor returns n as an amount that a scope or gate compares with its limit on d. The gate
+// on the process's memory refuses connections and streams, but compares bytes.
 func amountFor(k Kind, d dim, n int64) loggedAmount {
 	if k == KindProcess {
 		d = dimMemory
@@ -88,13 +88,13 @@ func newTable(w io.Writer, columns ...string) table {
 	return t
 }
 
-// row writes one row. An error of writing comes back from Flush.
+// row writes one row. Flush returns the error of writing, if any.
 func (t table) row(cells ...string) {
 	io.WriteString(t, strings.Join(cells, "\t")+"\n")
 }
 
-// printable gives a name that may be a stranger's choice in a form that cannot
-// break a table or a terminal.
+// printable returns a name in a form that cannot break a table or a terminal. A remote peer
+// may have chosen the name.
 func printable(name string) string {
 	if strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }) {
 		return strconv.Quote(name)
@@ -102,5 +102,5 @@ func printable(name string) string {
 	return name
 }
 
-// byteOrderMark is what some editors put before a text in UTF-8.
+// byteOrderMark is the mark that some editors put before UTF-8 text.
 const byteOrderMark = strictjson.ByteOrderMark

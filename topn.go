@@ -1,15 +1,15 @@
 package rcmgr
 
-// The first few of many by an order, such as the fullest: found while the many are visited
-// once, in memory for the few.
+// The first few of many values by an order, such as the fullest scopes. All values are visited
+// once, and only the few are kept in memory.
 
 import "slices"
 
-// offer returns the first n, at most, of what is in first and x, in their order. first has
-// been made by offer with the same n and order, or is nil. Of two that are equal in a full
-// list, the one that came first stays.
+// offer returns at most n values, the first of those in first and of x, in their order. first
+// is nil, or the result of offer with the same n and order. If the list is full, an x that is
+// equal to the last value is not added.
 func offer[T any](first []T, x T, n int, compare func(a, b T) int) []T {
-	if len(first) >= n { // most of many are turned away here
+	if len(first) >= n { // the common case if there are many values
 		if n <= 0 || compare(first[n-1], x) <= 0 {
 			return first
 		}

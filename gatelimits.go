@@ -21,7 +21,7 @@ import (
 type GateLimits struct {
 	Subnets SubnetLimits `json:",omitzero"`
 	Rate    RateLimits   `json:",omitzero"`
-	// Outbound reports whether outbound connections pass the gates, too. nil leaves it to
+	// Outbound says whether outbound connections pass the gates, too. nil leaves it to
 	// the defaults, under which only inbound ones do.
 	Outbound *bool `json:",omitempty"`
 }

@@ -19,17 +19,18 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// A victim is this program anew, whatever it is.
+// A victim is a process of this program, and so of the test binary in tests.
 func TestMain(m *testing.M) {
 	if os.Getenv(victimEnv) != "" {
 		main()
-		os.Exit(0) // a victim runs no tests, which start victims
+		os.Exit(0) // a victim must not run the tests, which start victims
 	}
 	quiet()
 	os.Exit(m.Run())
 }
 
-// onAllShortly runs an attack on all managers. Nothing may be left on any.
+// onAllShortly runs an attack on all managers for a short time. None may hold anything in
+// the end.
 func onAllShortly(t *testing.T, a *attack) (onUpstream, ours, withOption outcome) {
 	t.Helper()
 	if testing.Short() {
@@ -89,8 +90,8 @@ func TestValuedPeersGetInWhereThereIsTrimming(t *testing.T) {
 	}
 }
 
-// Both managers say in the same way what they refuse, and guests are told from the
-// crowd by their addresses, and as peers from then on.
+// Both managers describe refusals in the same way. Guests are told from the crowd by
+// their addresses, and as peers from then on.
 func TestRefusalsAreCountedByWhatRefusesAndWhom(t *testing.T) {
 	guest, err := newFriend()
 	require.NoError(t, err)
@@ -226,7 +227,7 @@ func TestWrongCommandLinesAreErrors(t *testing.T) {
 	require.Equal(t, 64, s.memory)
 }
 
-// A victim that cannot be says why, and so does whoever asks it.
+// A victim that cannot start reports why, and so does the process that asks it.
 func TestAnAttackedProcessThatExitsIsAnError(t *testing.T) {
 	f, err := newFriend()
 	require.NoError(t, err)

@@ -16,17 +16,17 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// short is a siege of a quarter of a minute.
+// short are the times of an attack of a quarter of a minute.
 var short = times{before: 2 * time.Second, spread: 6 * time.Second, count: 8 * time.Second, after: time.Second}
 
-// The places of the variants that this package makes.
+// The indexes of this package's variants.
 const (
 	asItComes = 1 + iota
 	fairTransient
 	fairSystem
 )
 
-// played returns what each variant made of a scene.
+// played returns the outcome of a scene on each variant.
 func played(t *testing.T, s scene) []outcome {
 	t.Helper()
 	const seed = 1
@@ -64,8 +64,8 @@ func TestWithoutAnAttackEverybodyIsAdmittedAtTheFirstTry(t *testing.T) {
 	}
 }
 
-// All three attacks, by thousands of identities in few subnets. play has already
-// looked that nothing was held at the end.
+// These are all three attacks, by thousands of identities in few subnets. play itself
+// checks that nothing is held at the end.
 func TestFairShareAdmitsHonestPeersWhileFewSubnetsAttack(t *testing.T) {
 	for _, a := range attacks {
 		for _, subnets := range []int{1, 4} {

@@ -1,8 +1,8 @@
 package main
 
-// The attackers. Each goes through all attacks by turns, one step behind the
-// one before it, so that every attack is always on. What a turn has taken it
-// gives back at its end, so that the next one finds the victim free.
+// The attackers. Each makes all attacks in turn, one step behind the attacker before it,
+// so that every attack is always in progress. At the end of its turn it releases what it
+// has taken, so that the next attack finds the victim free.
 
 import (
 	"context"
@@ -19,8 +19,8 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 )
 
-// breath is the pause after each step: it keeps a machine of two cores
-// responsive, so that what the friend waits for is the victim.
+// breath is the pause after each step. It keeps a machine with two processors responsive,
+// so that the friend waits for the victim and not for the machine.
 const breath = 10 * time.Millisecond
 
 type attacker struct {
@@ -31,7 +31,7 @@ type attacker struct {
 	victim *victim
 }
 
-// attacks are what an attacker can do. Each lasts until its context ends.
+// attacks are the attacks that each attacker makes. Each lasts until its context ends.
 var attacks = []func(*attacker, context.Context){
 	(*attacker).manyIdentities,
 	(*attacker).halfOpen,
@@ -81,12 +81,12 @@ func (a *attacker) manyIdentities(ctx context.Context) {
 		if err != nil {
 			return
 		}
-		// One more than a peer may have.
+		// This is one connection more than a peer may have.
 		held.add(&identity{host: h, conns: a.dialTimes(ctx, h, 5)})
 	}
 }
 
-// dialTimes dials past the host's swarm, which would keep to one connection.
+// dialTimes dials n times without the host's swarm, which would keep to one connection.
 func (a *attacker) dialTimes(ctx context.Context, h host.Host, n int) []io.Closer {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -113,15 +113,15 @@ func (a *attacker) halfOpen(ctx context.Context) {
 	}
 	for pause(ctx, breath) {
 		if conn, err := dialerFrom(a.ip).DialContext(ctx, "tcp4", addr); err == nil {
-			// Without lingering, so that the port is free again at once.
+			// Do not linger, so that the port is free again at once.
 			conn.(*net.TCPConn).SetLinger(0)
 			held.add(conn)
 		}
 	}
 }
 
-// silentStreams opens streams and says nothing but the first byte, without
-// which QUIC would not tell the other side that there is a stream.
+// silentStreams opens streams and sends nothing but the first byte, without which QUIC
+// would not tell the other side that there is a stream.
 func (a *attacker) silentStreams(ctx context.Context) {
 	a.holdStreams(ctx, 64, func(ctx context.Context, h host.Host) (network.Stream, error) {
 		s, err := h.Network().NewStream(ctx, a.victim.host.ID())
@@ -132,8 +132,8 @@ func (a *attacker) silentStreams(ctx context.Context) {
 	})
 }
 
-// unreadAnswers asks for as much as there is, or for little when that is
-// refused by now, and reads nothing.
+// unreadAnswers asks for the largest answer and for a small one in turn, because the
+// large one may be refused by then, and reads nothing.
 func (a *attacker) unreadAnswers(ctx context.Context) {
 	sizes := [...]uint32{bulkService.most, bulkService.most / 16}
 	n := 0
@@ -147,8 +147,8 @@ func (a *attacker) unreadAnswers(ctx context.Context) {
 	})
 }
 
-// holdStreams opens streams over one connection, opened anew when it is lost,
-// and holds the last few of them.
+// holdStreams opens streams over one connection, which it opens again when it is lost,
+// and holds the latest of them.
 func (a *attacker) holdStreams(ctx context.Context, most int, open func(context.Context, host.Host) (network.Stream, error)) {
 	a.withHost(func(h host.Host) {
 		held := hoard{most: most}
@@ -163,8 +163,7 @@ func (a *attacker) holdStreams(ctx context.Context, most int, open func(context.
 	})
 }
 
-// manyRequests sends more requests at once than one peer may have, and reads
-// the answers.
+// manyRequests sends more requests at once than one peer may have, and reads the answers.
 func (a *attacker) manyRequests(ctx context.Context) {
 	a.withHost(func(h host.Host) {
 		var wg sync.WaitGroup
@@ -201,8 +200,8 @@ func (a *attacker) withHost(f func(host.Host)) {
 	f(h)
 }
 
-// try connects if need be, then does one step, both within the time that one
-// request may take. An attacker does not care what fails.
+// try connects if necessary and then makes one step, both within the time that one
+// request may take. It ignores errors.
 func (a *attacker) try(ctx context.Context, h host.Host, step func(context.Context)) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -211,7 +210,7 @@ func (a *attacker) try(ctx context.Context, h host.Host, step func(context.Conte
 	}
 }
 
-// pause waits a moment and reports whether ctx is still alive.
+// pause waits for d, and reports whether ctx is still alive.
 func pause(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():
@@ -221,7 +220,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// hoard keeps the latest few of what it is given and closes what is older.
+// hoard keeps the latest of the things added to it, and closes older ones.
 type hoard struct {
 	most int
 	held []io.Closer
@@ -241,12 +240,12 @@ func (h *hoard) Close() {
 	}
 }
 
-// resetter closes a stream at once, in both directions.
+// resetter is a stream that Close resets, in both directions at once.
 type resetter struct{ network.Stream }
 
 func (r resetter) Close() error { return r.Reset() }
 
-// identity is a throw-away host and the connections that were made by it.
+// identity is a throw-away host and its connections.
 type identity struct {
 	host  host.Host
 	conns []io.Closer

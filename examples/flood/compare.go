@@ -1,6 +1,6 @@
 package main
 
-// Both managers side by side.
+// The comparison of both managers.
 
 import (
 	"cmp"
@@ -11,7 +11,7 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// comparison has a column for each outcome.
+// comparison returns a table with a column for each outcome.
 func comparison(all []outcome) string {
 	c := &comparing{all: all, table: table{{"", ""}}}
 	for _, o := range all {
@@ -36,16 +36,16 @@ func comparison(all []outcome) string {
 	return c.table.format(2)
 }
 
-// comparing is a comparison in the making.
+// comparing is a comparison that is being made.
 type comparing struct {
 	all   []outcome
 	table table
-	title string // of the group, until it has a line
+	title string // title of the group, until it has a line
 }
 
 func (c *comparing) group(title string) { c.title = title }
 
-// row adds a line; cell gives what stands in it for outcome i, if anything.
+// row adds a line. cell returns the cell of outcome i, or an empty string.
 func (c *comparing) row(what string, cell func(i int) string) {
 	line := []string{c.title, what}
 	for i := range c.all {
@@ -68,7 +68,7 @@ func (c *comparing) friend() {
 	}
 }
 
-// refusals has a line for each kind of call that was ever refused.
+// refusals adds a line for each kind of call that was ever refused.
 func (c *comparing) refusals() {
 	c.group("refused")
 	for k := range numCalls {
@@ -83,7 +83,7 @@ func (c *comparing) refusals() {
 	c.line("of these, to the friend", func(o outcome) string { return fmt.Sprint(len(o.friendRefusals)) })
 }
 
-// atGate is how many connections the gates of one kind refused.
+// atGate returns how many connections the gates of one kind refused.
 func (o outcome) atGate(k rcmgr.Kind) (n uint64) {
 	for gate, refused := range o.gates {
 		if kind, _, _ := strings.Cut(gate, ":"); kind == k.String() {
@@ -93,9 +93,9 @@ func (o outcome) atGate(k rcmgr.Kind) (n uint64) {
 	return n
 }
 
-// highest has a line for each limit that is known of any of them.
+// highest adds a line for each limit that any of the outcomes has.
 func (c *comparing) highest() {
-	rows := map[rowKey][]*row{} // one of each outcome, or nil
+	rows := map[rowKey][]*row{} // one for each outcome, or nil
 	var order []*row
 	for i, o := range c.all {
 		for _, r := range o.rows {

@@ -4,5 +4,5 @@ package main
 
 import "time"
 
-// cpuTime is 0: this system has no getrusage.
+// cpuTime returns 0, because this system has no getrusage.
 func cpuTime() time.Duration { return 0 }

@@ -2,15 +2,15 @@
 
 package main
 
-// The processor time of this process, where the system tells it.
+// The processor time of this process, where the system measures it.
 
 import (
 	"syscall"
 	"time"
 )
 
-// cpuTime gives the time that this process has computed so far, in user and
-// system mode together, or 0 if it cannot be told.
+// cpuTime returns the time that this process has computed so far, in user and system mode
+// together, or 0 if it is unknown.
 func cpuTime() time.Duration {
 	var use syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &use); err != nil {

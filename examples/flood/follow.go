@@ -1,6 +1,6 @@
 package main
 
-// Limits that change while the attack lasts, with the file that they come from.
+// Limits that follow their file during the attack.
 
 import (
 	"context"
@@ -12,30 +12,30 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// follower puts the limits of a file in force when its text changes, and tells at
-// once what came of it.
+// follower puts the limits of a file in force when its text changes, and reports the
+// result at once.
 type follower struct {
 	file      string
 	attackers int
 	manager   *rcmgr.Manager
 	seen      *watch
 	tell      func(line string)
-	found     sighting // at the last look
-	inForce   string   // the text whose limits are
+	found     sighting // when the file was last read
+	inForce   string   // the text whose limits are in force
 	applied   int      // how often limits have changed
-	slip      error    // what is wrong with the file as it is
+	slip      error    // the error in the file as it is now
 }
 
-// sighting is a file's text, or why it cannot be read.
+// sighting is the text of a file, or the error from reading it.
 type sighting struct{ text, problem string }
 
-// newFollower follows the file from the text on that the limits in force are of.
+// newFollower returns a follower of the file whose text the limits in force are from.
 func newFollower(s settings, m *rcmgr.Manager, seen *watch, tell func(line string)) *follower {
 	return &follower{file: s.limitsFile, attackers: s.attackers, manager: m, seen: seen, tell: tell,
 		found: sighting{text: s.limitsText}, inForce: s.limitsText}
 }
 
-// run looks at the file at every tick, until ctx ends.
+// run reads the file at every tick, until ctx ends.
 func (f *follower) run(ctx context.Context, tick <-chan time.Time) {
 	for {
 		select {
@@ -47,7 +47,8 @@ func (f *follower) run(ctx context.Context, tick <-chan time.Time) {
 	}
 }
 
-// look reads the file if it has changed. One with a slip changes no limit.
+// look reads the file, and applies it if it has changed. A file with an error changes no
+// limit.
 func (f *follower) look() {
 	var now sighting
 	text, err := os.ReadFile(f.file)
@@ -65,7 +66,7 @@ func (f *follower) look() {
 	}
 }
 
-// apply puts the limits of the file in force, unless they are already.
+// apply puts the limits of the file in force, unless they already are.
 func (f *follower) apply(now sighting) error {
 	if now.problem != "" {
 		return errors.New(now.problem)
@@ -84,7 +85,7 @@ func (f *follower) apply(now sighting) error {
 	return err
 }
 
-// String tells in one line what came of it.
+// String returns one line that says what following the file has done.
 func (f *follower) String() string {
 	text := fmt.Sprintf("limits changed %d times", f.applied)
 	if f.slip != nil {

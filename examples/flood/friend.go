@@ -1,6 +1,6 @@
 package main
 
-// The friend: on the allowlist, polite, and in no way patient.
+// The friend: an allowlisted peer that is polite and impatient.
 
 import (
 	"context"
@@ -17,8 +17,8 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
 )
 
-// friend pings and fetches all the time, and comes anew twice a second, by TCP
-// and QUIC alternately. Behind a relay, it comes before the attack and stays.
+// friend pings and fetches all the time, and connects again twice a second, by TCP and
+// QUIC alternately. A friend behind a relay connects before the attack and stays.
 type friend struct {
 	id  peer.ID
 	key crypto.PrivKey
@@ -44,7 +44,7 @@ func (d deed) String() string { return [numDeeds]string{"connect", "ping", "fetc
 type tally struct {
 	took   []time.Duration
 	failed int
-	last   error // of the failures
+	last   error // the last failure
 }
 
 func newFriend(ip net.IP) (*friend, error) {
@@ -56,8 +56,7 @@ func newFriend(ip net.IP) (*friend, error) {
 	return &friend{id: id, key: key, ip: ip}, err
 }
 
-// run goes on until ctx ends, and calls arrived when it has tried to come for
-// the first time.
+// run visits until ctx ends, and calls arrived after the first attempt to connect.
 func (f *friend) run(ctx context.Context, v *victim, arrived func()) {
 	for i := 0; ctx.Err() == nil; i++ {
 		f.visit(ctx, v, road(i%int(numRoads)), arrived)
@@ -66,7 +65,7 @@ func (f *friend) run(ctx context.Context, v *victim, arrived func()) {
 	arrived()
 }
 
-// visit is one stay. It ends early when something fails.
+// visit connects, stays for a while, and disconnects. It ends early when a deed fails.
 func (f *friend) visit(ctx context.Context, v *victim, by road, arrived func()) {
 	to, stay, more := v.info(by), time.Second/2, []libp2p.Option(nil)
 	if v.relayed != nil {
@@ -91,8 +90,8 @@ func (f *friend) visit(ctx context.Context, v *victim, by road, arrived func()) 
 	}
 }
 
-// do does a deed, times it and counts it. What the end of the attack cuts
-// short does not count.
+// do does a deed, times it and counts it. A deed that the end of the attack cuts short
+// does not count.
 func (f *friend) do(ctx context.Context, d deed, do func(context.Context) error) bool {
 	start := time.Now()
 	deedCtx, cancel := context.WithTimeout(ctx, patience)
@@ -116,7 +115,7 @@ func (f *friend) count(d deed, took time.Duration, err error) {
 	t.took = append(t.took, took)
 }
 
-// tallies gives what was done so far.
+// tallies returns the tallies so far.
 func (f *friend) tallies() [numDeeds]tally {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -127,7 +126,7 @@ func (f *friend) tallies() [numDeeds]tally {
 	return all
 }
 
-// served is the number of deeds that went well.
+// served returns the number of deeds that succeeded.
 func (f *friend) served() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -138,7 +137,7 @@ func (f *friend) served() int {
 	return n
 }
 
-// line is the friend in a few words, for the progress bar.
+// line returns a summary of the friend's deeds, for the progress bar.
 func (f *friend) line() string {
 	n, failed := f.served(), 0
 	for _, t := range f.tallies() {

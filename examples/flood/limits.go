@@ -1,6 +1,6 @@
 package main
 
-// The limits of the show: small enough that every attack meets one.
+// The limits of the show, which are so small that every attack reaches one.
 
 import (
 	"fmt"
@@ -16,15 +16,15 @@ const (
 	mib = 1 << 20
 )
 
-// loadLimits returns the limits of the show, overridden by a file if one is named,
-// and the text of that file.
+// loadLimits returns the limits of the show, overridden by a file if one is named, and
+// the text of that file.
 func loadLimits(file string, attackers int) (limits rcmgr.ConcreteLimitConfig, text string, err error) {
 	limits = showLimits(attackers)
 	if file == "" {
 		return limits, "", nil
 	}
-	// Before the limits are read: if the file changes in between, it will differ from
-	// this text and be read again.
+	// Read the text before the limits: if the file changes in between, it will differ
+	// from this text and be read again.
 	read, err := os.ReadFile(file)
 	if err != nil {
 		return limits, "", fmt.Errorf("expected a file of limits: %w", err)
@@ -36,7 +36,7 @@ func loadLimits(file string, attackers int) (limits rcmgr.ConcreteLimitConfig, t
 	return partial.Build(limits), string(read), nil
 }
 
-// gateLimits says what the gates of named networks let in, by their scopes.
+// gateLimits returns what the gates of named networks admit, by the name of their scope.
 func gateLimits(limits rcmgr.ConcreteLimitConfig) map[string]string {
 	texts := map[string]string{}
 	gates := limits.ToPartialLimitConfig().Gates
@@ -56,18 +56,18 @@ func gateLimits(limits rcmgr.ConcreteLimitConfig) map[string]string {
 	return texts
 }
 
-// showLimits are made so that attackers meet limits of every kind of scope.
-// They fill system and transient, past which the allowlist helps the friend.
-// Nobody is helped past the limit of a protocol or a service, so those need
-// shares by peer: those who attack fetch at the same time (one in five, by
-// turns) cannot fill it together, and the friend is served; the shares of bulk
-// are too large for that, and two attackers fill it.
+// showLimits returns limits of every kind of scope that attackers reach. They fill system
+// and transient, past which the allowlist helps the friend. No allowlist helps past the
+// limit of a protocol or a service, so those have limits for each peer. The attackers
+// that fetch at the same time (one in five, by turns) cannot fill the fetch protocol
+// together, so the friend is served. The limits for each peer in bulk are too large for
+// that: two attackers fill it.
 //
-// Two of the three networks that attackers live in meet a gate before that; the
-// friend is in one of them, and the allowlist takes it past the gate, too.
+// Two of the three networks of attackers are limited by a gate before that. The friend is
+// in one of them, and the allowlist takes it past the gate, too.
 //
-// What is not named is unlimited, and so does not clutter the table. More than
-// eight attackers get more to attack.
+// Limits that are not named are unlimited, which keeps them out of the table. With more
+// than eight attackers the limits are higher.
 func showLimits(attackers int) rcmgr.ConcreteLimitConfig {
 	n := rcmgr.LimitVal(max(attackers, 8))
 	return rcmgr.PartialLimitConfig{

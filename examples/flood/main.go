@@ -1,22 +1,22 @@
-// Command flood attacks a real go-libp2p host that runs on our resource
-// manager, and shows that it holds: no limit is passed, an allowlisted friend
-// is served all the while, and nothing is held once everybody has gone. It can
-// do the same with go-libp2p's own manager, and show both side by side; then
-// it still passes or fails by ours alone.
+// Command flood attacks a real go-libp2p host that runs on our resource manager, and
+// shows that it holds: no limit is exceeded, an allowlisted friend is served throughout,
+// and nothing is held when all other hosts are closed. It can do the same with
+// go-libp2p's own manager, and show both side by side; it then still passes or fails by
+// ours alone.
 //
-// One host is the victim. Attackers, each from an address of its own, take
-// turns at every attack there is: many connections under fresh identities,
-// connections that never shake hands, streams that never say what they want,
-// a flood of real requests, and requests whose answers nobody reads. They come
-// from three networks: one may have few connections at a time, one may make them
-// slowly, and one meets the scopes only. Meanwhile a friend, a neighbour of the
-// first, pings and fetches. Everything stays within 127.0.0.0/8.
+// One host is the victim. Attackers, each with an address of its own, make every attack
+// in turn: many connections under fresh identities, connections that never shake hands,
+// streams that never negotiate a protocol, a flood of real requests, and requests whose
+// answers are never read. They come from three networks: one may hold only a few
+// connections, one may open them only slowly, and one is limited by the scopes alone.
+// Meanwhile a friend in the first of these pings and fetches. Everything stays within
+// 127.0.0.0/8.
 //
 //	go run ./examples/flood -duration 10s -attackers 8 -limits file.json -manager both
 //
-// With -serve 127.0.0.1:8080, the live page of our manager is on that address
-// while the attack lasts, and its metrics are under /metrics. With -watch, the
-// limits follow their file meanwhile, and a slip in it is told when it is read.
+// With -serve 127.0.0.1:8080, the live page of our manager is on that address during the
+// attack, and its metrics are under /metrics. With -watch, the limits follow their file
+// meanwhile, and a mistake in it is reported when it is read.
 package main
 
 import (
@@ -41,15 +41,15 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/cmdline"
 )
 
-// settings are what the command line decides.
+// settings are the values of the command line.
 type settings struct {
 	duration   time.Duration
 	attackers  int
 	limitsFile string
-	limits     rcmgr.ConcreteLimitConfig // what limitsFile says, on top of those of the show
-	limitsText string                    // of limitsFile
+	limits     rcmgr.ConcreteLimitConfig // the limits of the show, overridden by limitsFile
+	limitsText string                    // the text of limitsFile
 	manager    string
-	relay      bool         // the friend comes through one
+	relay      bool         // the friend connects through a relay
 	page       net.Listener // for the live page, nil for none
 	watch      bool         // limits follow limitsFile
 }
@@ -68,8 +68,8 @@ func main() {
 	os.Exit(code)
 }
 
-// settingsFrom reads the command line, the file of limits, and takes the address of
-// the live page.
+// settingsFrom reads the command line and the file of limits, and listens on the address
+// of the live page.
 func settingsFrom(args []string) (settings, error) {
 	s := settings{duration: 10 * time.Second, attackers: 8, manager: "ours"}
 	var serve string
@@ -105,15 +105,15 @@ func settingsFrom(args []string) (settings, error) {
 	return s, nil
 }
 
-// quiet keeps libp2p, which reports every refusal of the other side, and
-// quic-go, which would like larger socket buffers, away from the terminal.
+// quiet keeps two logs away from the terminal: libp2p's, which has every refusal by the
+// other side, and quic-go's, which asks for larger socket buffers.
 func quiet() {
 	gologshim.SetDefaultHandler(slog.DiscardHandler)
 	log.SetOutput(io.Discard)
 }
 
-// flood runs the whole show, on one manager after the other, writes its report
-// to out, and gives the exit code.
+// flood runs the whole show, on each manager in turn, writes its report to out, and
+// returns the exit code.
 func flood(ctx context.Context, s settings, where places, to io.Writer) (int, error) {
 	out := &screen{to: to, terminal: isTerminal(to)}
 	fmt.Fprintln(out, where.describe())
@@ -125,7 +125,7 @@ func flood(ctx context.Context, s settings, where places, to io.Writer) (int, er
 		if s.manager != "ours" {
 			fmt.Fprintf(out, "\non %s\n", by.title)
 		}
-		runtime.GC() // what the one before left must not burden the next
+		runtime.GC() // garbage of the last manager must not burden the next
 		result, err := stand(ctx, s, by, where, out)
 		if err != nil {
 			return 0, fmt.Errorf("on %s: %w", by.title, err)
@@ -136,7 +136,7 @@ func flood(ctx context.Context, s settings, where places, to io.Writer) (int, er
 	return exitCode(results), nil
 }
 
-// stand has a victim on one manager stand the attack.
+// stand attacks a victim on one manager.
 func stand(ctx context.Context, s settings, by contender, where places, out *screen) (outcome, error) {
 	cpu := cpuTime()
 	f, err := newFriend(where.home)
@@ -209,8 +209,7 @@ func stand(ctx context.Context, s settings, by contender, where places, out *scr
 	}, nil
 }
 
-// followUntil follows the file of limits until stop is called, which tells what came
-// of it.
+// followUntil follows the file of limits until stop is called, which returns a report.
 func followUntil(ctx context.Context, s settings, m *rcmgr.Manager, seen *watch, out *screen) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	tick := time.NewTicker(250 * time.Millisecond)
@@ -225,8 +224,8 @@ func followUntil(ctx context.Context, s settings, m *rcmgr.Manager, seen *watch,
 	}
 }
 
-// attack returns when the time is up, or ctx has ended, and all hosts but the
-// victim are closed.
+// attack attacks until the time is up or ctx has ended, and returns when all hosts but
+// the victim are closed.
 func attack(ctx context.Context, d time.Duration, v *victim, f *friend, attackers []*attacker, seen *watch, out *screen) {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
@@ -237,8 +236,8 @@ func attack(ctx context.Context, d time.Duration, v *victim, f *friend, attacker
 	defer arrive()
 	wg.Go(func() { f.run(ctx, v, arrive) })
 	if v.relayed != nil {
-		// A relayed connection is nobody's until its handshake is done, so it
-		// has to find room like a stranger's.
+		// Before its handshake is done, a relayed connection has to find room like a
+		// stranger's.
 		<-arrived.Done()
 	}
 	start := time.Now()

@@ -29,9 +29,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// attackUntil attacks for so long, and again twice as long, up to a minute, where the
-// machine is so slow that the friend has not been served yet, or that the report lacks
-// a line which it must have. Any other fault fails at once.
+// attackUntil attacks for a time, and again for twice as long, up to a minute, if the
+// machine is so slow that the friend has not been served yet, or that the report lacks a
+// required line. Any other fault fails at once.
 func attackUntil(t *testing.T, d time.Duration, attack func(time.Duration, io.Writer) (int, error), line *regexp.Regexp) (report string) {
 	t.Helper()
 	for ; ; d *= 2 {
@@ -60,7 +60,7 @@ func set(t *testing.T, args ...string) settings {
 	return s
 }
 
-// floodFor returns the attack of a show, at any length.
+// floodFor returns a function that runs a show for any length of time.
 func floodFor(t *testing.T, where places, args ...string) func(time.Duration, io.Writer) (int, error) {
 	return func(d time.Duration, out io.Writer) (int, error) {
 		s := set(t, args...)
@@ -86,7 +86,7 @@ func TestTheVictimHoldsAndTheFriendIsServed(t *testing.T) {
 	}
 }
 
-// Limits go down and up while the attack lasts, and with a slip in between.
+// Limits go down and up during the attack, with a mistake in the file in between.
 func TestLimitsChangeUnderAttackAndTheFriendIsServed(t *testing.T) {
 	if testing.Short() {
 		t.Skip("attacks a real host for three seconds")
@@ -119,7 +119,7 @@ func TestLimitsChangeUnderAttackAndTheFriendIsServed(t *testing.T) {
 		var changes sync.WaitGroup
 		changes.Go(func() {
 			select {
-			case <-said: // the file was read, which must have no slip at first
+			case <-said: // the file was read, and must have no mistake at first
 				change(ctx)
 			case <-ctx.Done():
 			}
@@ -132,13 +132,13 @@ func TestLimitsChangeUnderAttackAndTheFriendIsServed(t *testing.T) {
 	require.Contains(t, report, "the limits of "+file+" are in force\n")
 }
 
-// something tells that something was written.
+// something is a writer that signals each write.
 type something chan struct{}
 
 func (s something) Write(b []byte) (int, error) {
 	select {
 	case s <- struct{}{}:
-	default: // as is known
+	default: // a signal is already waiting
 	}
 	return len(b), nil
 }
@@ -163,7 +163,7 @@ func TestLimitsFollowTheirFile(t *testing.T) {
 		{`{}`, 0, math.MaxInt, "", ""},
 		{`{"System": {"Conns": 5}}`, 1, 5, "", inForce},
 		{typo, 1, 5, "limits: " + file + ": line 1, column 13: System.Conn: unknown name, did you mean Conns?", slip},
-		{`{"System": {"Conns": 5}}`, 1, 5, "", inForce}, // nothing but the slip has changed
+		{`{"System": {"Conns": 5}}`, 1, 5, "", inForce}, // only the error has changed
 		{gone, 1, 5, "open " + file, slip},
 		{`{"System": {"Conns": 5}}`, 1, 5, "", inForce},
 		{`{"System": {"Conns": 7}}`, 2, 7, "", inForce},
@@ -206,7 +206,7 @@ func TestAScopeAboveALoweredLimitMayKeepWhatItHolds(t *testing.T) {
 	}
 }
 
-// heldUnder is a manager of which a scope holds so much, by its limit.
+// heldUnder is a manager of which a scope holds this much under this limit.
 type heldUnder struct {
 	manager
 	use, limit int
@@ -217,10 +217,10 @@ func (h *heldUnder) Snapshot() rcmgr.Snapshot {
 		Use: network.ScopeStat{NumConnsInbound: h.use}, Limit: unlimitedBut(func(l *rcmgr.BaseLimit) { l.ConnsInbound = h.limit })}}}
 }
 
-// What was taken and what the limit was between two looks, nobody has seen.
+// What was held and what the limit was between two readings is not known.
 func TestUseAboveALimitIsFineIfTheLimitChangedBetweenTwoLooks(t *testing.T) {
 	for _, c := range []struct {
-		seen    bool // before
+		seen    bool // there is a reading before the change
 		changes int
 		passed  int
 	}{{true, 0, 1}, {true, 1, 1}, {true, 2, 0}, {false, 0, 1}, {false, 1, 0}} {
@@ -238,7 +238,7 @@ func TestUseAboveALimitIsFineIfTheLimitChangedBetweenTwoLooks(t *testing.T) {
 		w.lookNow(&heldUnder{use: 4, limit: 2})
 		require.Len(t, w.passed, 1, "and gets no more: %+v", c)
 	}
-	// A look that begins while limits change may be before that or after it.
+	// A reading that begins while limits change may be from before or after the change.
 	w := newWatch()
 	require.NoError(t, w.whileLimitsChange(func() error {
 		w.lookNow(&heldUnder{use: 3, limit: 3})
@@ -371,7 +371,7 @@ func TestUpstreamGetsTheLimitsOfOurs(t *testing.T) {
 				change(&want)
 				require.Equal(t, want, limit[name], name)
 			}
-			// The shares by peer are in no snapshot.
+			// A snapshot has no limits of one peer in a protocol or service.
 			for range 9 {
 				s, err := m.OpenStream(friend.id, network.DirInbound)
 				require.NoError(t, err)
@@ -386,15 +386,15 @@ func TestUpstreamGetsTheLimitsOfOurs(t *testing.T) {
 	}
 }
 
-// TestEachOfTheAttackersNetworksMeetsItsGate: as many connections as may be from
-// each, on either manager, and the friend in the midst of them on ours.
+// TestEachOfTheAttackersNetworksMeetsItsGate opens as many connections as possible from
+// each network, on either manager, and on ours connects the friend in between.
 func TestEachOfTheAttackersNetworksMeetsItsGate(t *testing.T) {
 	where := choosePlaces(8, false)
 	if where.shared {
 		t.Skip("this machine has one loopback address only")
 	}
 	limits := showLimits(8).ToPartialLimitConfig()
-	limits.Transient, limits.System = rcmgr.ResourceLimits{}, rcmgr.ResourceLimits{} // no scope is full before
+	limits.Transient, limits.System = rcmgr.ResourceLimits{}, rcmgr.ResourceLimits{} // so that no scope is full before a gate
 	f, err := newFriend(where.friend)
 	require.NoError(t, err)
 	for _, c := range contenders {
@@ -406,7 +406,7 @@ func TestEachOfTheAttackersNetworksMeetsItsGate(t *testing.T) {
 			open := func(from net.IP) (network.ConnManagementScope, error) {
 				return o.OpenConnection(network.DirInbound, true, multiaddr.StringCast(fmt.Sprintf("/ip4/%v/tcp/1", from)))
 			}
-			// attack connects until it is refused, and returns what has refused it.
+			// attack connects until it is refused, and returns what refused.
 			attack := func(network string, most int, stay bool) (opened int, gate string) {
 				for i := range most {
 					attacker := i % len(where.attackers)

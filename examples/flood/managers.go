@@ -1,8 +1,8 @@
 package main
 
-// The managers that the victim can run on, behind one interface: ours, and
-// go-libp2p's own for comparison. Both get the same limits and the same
-// allowlist, as far as they can read it, and run as they come.
+// The managers that the victim can run on, behind one interface: ours, and go-libp2p's
+// own for comparison. Both get the same limits and, as far as they can read it, the same
+// allowlist, and otherwise their defaults.
 
 import (
 	"cmp"
@@ -18,7 +18,7 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// manager is what the show needs of a resource manager.
+// manager is the part of a resource manager that the show uses.
 type manager interface {
 	network.ResourceManager
 	Snapshot() rcmgr.Snapshot
@@ -26,9 +26,9 @@ type manager interface {
 
 // A contender is a manager that the victim can run on.
 type contender struct {
-	flag   string // as -manager names it, and as its column is headed
+	flag   string // its name for -manager and at the head of its column
 	title  string
-	judged bool // whether the show passes or fails by it
+	judged bool // reports whether the show passes or fails by it
 	make   func(limits rcmgr.ConcreteLimitConfig, guests []multiaddr.Multiaddr) (manager, error)
 }
 
@@ -37,7 +37,7 @@ var contenders = []contender{
 	{"upstream", "go-libp2p's manager", false, newUpstream},
 }
 
-// chosen gives the contenders that -manager names, none if it is misspelt.
+// chosen returns the contenders that -manager names, none if the name is unknown.
 func chosen(flag string) []contender {
 	if flag == "both" {
 		return contenders
@@ -68,7 +68,7 @@ func newUpstream(limits rcmgr.ConcreteLimitConfig, guests []multiaddr.Multiaddr)
 	if err != nil {
 		return nil, err
 	}
-	// Its allowlist has no entries without an address.
+	// go-libp2p's allowlist has no entries without an address.
 	guests = slices.DeleteFunc(slices.Clone(guests), func(a multiaddr.Multiaddr) bool {
 		_, err := manet.ToIP(a)
 		return err != nil
@@ -77,9 +77,9 @@ func newUpstream(limits rcmgr.ConcreteLimitConfig, guests []multiaddr.Multiaddr)
 	return &upstreamManager{m, limiter}, err
 }
 
-// upstreamGates says in go-libp2p's options what gates a manager of ours has with
-// these limits, as far as loopback is concerned: that is in a named network, or
-// in one inside it, whatever the limits of unnamed subnets.
+// upstreamGates returns options of go-libp2p's for the gates that a manager of ours has
+// with these limits, as far as they concern loopback, which is in a named network or in
+// one inside it, whatever the limits of unnamed subnets are.
 func upstreamGates(limits rcmgr.ConcreteLimitConfig) ([]upstream.Option, error) {
 	ours, err := rcmgr.New(rcmgr.NewFixedLimiter(limits))
 	if err != nil {
@@ -107,9 +107,8 @@ func upstreamGates(limits rcmgr.ConcreteLimitConfig) ([]upstream.Option, error) 
 	return []upstream.Option{upstream.WithNetworkPrefixLimit(v4, v6), upstream.WithConnRateLimiters(rates)}, nil
 }
 
-// upstreamManager gives what go-libp2p's manager tells of itself as a
-// Snapshot: without the allowlisted scopes, which it does not show, and
-// without refusals, which the observer counts.
+// upstreamManager is go-libp2p's manager. Its Snapshot lacks the allowlisted scopes,
+// which that manager does not show, and refusals, which the observer counts.
 type upstreamManager struct {
 	network.ResourceManager
 	limits upstream.Limiter
@@ -130,7 +129,7 @@ func (m *upstreamManager) Snapshot() rcmgr.Snapshot {
 		add(rcmgr.KindProtocol, "protocol:"+string(id), use, m.limits.GetProtocolLimits(id))
 	}
 	for id, use := range stat.Peers {
-		if use != (network.ScopeStat{}) { // peers that have gone stay for a minute
+		if use != (network.ScopeStat{}) { // scopes of peers that have gone stay for a minute
 			add(rcmgr.KindPeer, "peer:"+id.String(), use, m.limits.GetPeerLimits(id))
 		}
 	}

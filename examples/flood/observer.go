@@ -1,10 +1,9 @@
 package main
 
-// A thin layer over the victim's manager that counts what it refuses, in the
-// same way for every manager, and notes what it refuses to the friend. The
-// friend itself only sees a reset stream or a closed connection, and cannot
-// tell a refusal from a machine that is short of breath. It also knows which
-// connections the host has not closed in the end.
+// A thin layer over the victim's manager that counts refusals in the same way for every
+// manager, and keeps those to the friend. The friend itself sees only a reset stream or a
+// closed connection, and cannot tell a refusal from a machine that is too slow. The layer
+// also has the connections that the host has not closed in the end.
 
 import (
 	"errors"
@@ -23,7 +22,7 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// A call is what a manager may refuse, by what was asked.
+// A call is a call that a manager may refuse.
 type call uint8
 
 const (
@@ -40,7 +39,7 @@ func (c call) String() string {
 	return [numCalls]string{"open connection", "set peer", "open stream", "set protocol", "set service", "reserve memory"}[c]
 }
 
-// callCounts are how often each call was granted and refused.
+// callCounts has how often each call was granted and refused.
 type callCounts struct{ granted, refused [numCalls]uint64 }
 
 func (c callCounts) totalRefused() (n uint64) {
@@ -68,11 +67,11 @@ func newObserver(m network.ResourceManager, where places, friends ...peer.ID) *o
 		gates: map[string]uint64{}, open: map[network.ConnManagementScope]struct{}{}}
 }
 
-// Unwrap gives the manager that is observed, for those who look for more than
-// network.ResourceManager in it.
+// Unwrap returns the manager that is observed, for callers that need more than
+// network.ResourceManager.
 func (o *observer) Unwrap() network.ResourceManager { return o.ResourceManager }
 
-// refusals gives what was refused to the friend, in order.
+// refusals returns the refusals to the friend, in order.
 func (o *observer) refusals() []string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -81,16 +80,15 @@ func (o *observer) refusals() []string {
 
 func (o *observer) isFriend(p peer.ID) bool { return slices.Contains(o.friends, p) }
 
-// counts gives how often each call was granted and refused so far.
+// counts returns how often each call was granted and refused so far.
 func (o *observer) counts() callCounts {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.calls
 }
 
-// count counts a call, and keeps err if it refuses what matters to the friend.
-// A scope that is closed because its connection has gone meanwhile refuses
-// nobody.
+// count counts a call, and keeps err if it refuses something that the friend needs. A
+// call on a scope that is closed because its connection has ended is not refused.
 func (o *observer) count(c call, friend bool, detail any, err error) error {
 	if errors.Is(err, network.ErrResourceScopeClosed) {
 		return err
@@ -111,9 +109,9 @@ func (o *observer) count(c call, friend bool, detail any, err error) error {
 	return err
 }
 
-// gateOf names the gate that refused a connection, "" if none did: as the scope
-// "subnet:127.2.0.0/16" or "rate:127.3.0.0/16", of which go-libp2p's manager, whose
-// gates tell it in words, has the kind only.
+// gateOf returns the gate that refused a connection, "" if none did: the scope
+// "subnet:127.2.0.0/16" or "rate:127.3.0.0/16" of our manager, or only the kind for
+// go-libp2p's, whose gates return a plain text.
 func gateOf(err error) string {
 	var refusal *rcmgr.LimitError
 	switch {
@@ -129,7 +127,7 @@ func gateOf(err error) string {
 	return ""
 }
 
-// gateRefusals gives how often each gate has refused so far.
+// gateRefusals returns how often each gate has refused so far.
 func (o *observer) gateRefusals() map[string]uint64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -149,10 +147,9 @@ func (o *observer) OpenConnection(dir network.Direction, usefd bool, endpoint mu
 	return &observedConn{ConnManagementScope: s, o: o}, nil
 }
 
-// closeForgotten closes the connections that the host has not, and tells how
-// many. go-libp2p v0.51.0 drops a connection that its peer closes right after
-// the handshake without closing its scope; that must not be taken for a
-// mistake of the manager.
+// closeForgotten closes the connections that the host has not closed, and returns how
+// many. go-libp2p v0.51.0 drops a connection that its peer closes right after the
+// handshake without closing its scope; that is not the manager's mistake.
 func (o *observer) closeForgotten() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -172,8 +169,9 @@ func (o *observer) OpenStream(p peer.ID, dir network.Direction) (network.StreamM
 	return &observedStream{StreamManagementScope: s, o: o, friend: o.isFriend(p)}, nil
 }
 
-// reserve notes a refusal of memory that the friend cannot do without. Lower
-// priorities ask for larger windows, and go on without.
+// reserve keeps a refusal of memory only if the friend cannot do without that memory.
+// Requests at lower priorities are for larger windows, and the friend goes on without
+// them.
 func (o *observer) reserve(s network.ResourceScope, friend bool, size int, prio uint8) error {
 	return o.count(callMemory, friend && prio == network.ReservationPriorityAlways, size, s.ReserveMemory(size, prio))
 }
@@ -186,7 +184,7 @@ func (o *observer) span(s network.ResourceScope, friend bool) (network.ResourceS
 	return &observedSpan{ResourceScopeSpan: span, o: o, friend: friend}, nil
 }
 
-// observedConn is a connection. QUIC takes its windows from it.
+// observedConn is a connection. QUIC reserves its windows there.
 type observedConn struct {
 	network.ConnManagementScope
 	o *observer
@@ -219,7 +217,7 @@ func (c *observedConn) BeginSpan() (network.ResourceScopeSpan, error) {
 	return c.o.span(c.ConnManagementScope, false)
 }
 
-// observedPeer is a peer's own scope: stream muxers take their windows from it.
+// observedPeer is a peer's own scope. Stream muxers reserve their windows there.
 type observedPeer struct {
 	network.PeerScope
 	o *observer

@@ -1,6 +1,6 @@
 package main
 
-// Who sits at which loopback address, and hosts that dial from there.
+// The loopback address of each host, and hosts that dial from there.
 
 import (
 	"context"
@@ -20,37 +20,37 @@ import (
 	"github.com/multiformats/go-multiaddr"
 )
 
-// mostAttackers keeps every attacker's address inside its network.
+// mostAttackers keeps the address of every attacker within its network.
 const mostAttackers = 1000
 
-// The attackers' networks: nothing but the scopes limits what comes from the
-// first, the victim has a gate for each of the others (see showLimits), and the
-// friend lives in the most crowded one.
+// The attackers' networks. Only the scopes limit connections from the first; the victim
+// has a gate for each of the others (see showLimits), and the friend is in the most
+// crowded one.
 const (
 	freeNetwork = "127.1.0.0/16"
 	fewNetwork  = "127.2.0.0/16" // few connections at a time
 	slowNetwork = "127.3.0.0/16" // new connections slowly
 )
 
-// friendNetwork is where a friend behind a relay lives, in which nobody else does.
+// friendNetwork is the network of a friend behind a relay, which no other host is in.
 const friendNetwork = "127.4.0.0/16"
 
-// networkOf gives the network of an attacker: half of them live in the first.
+// networkOf returns the network of an attacker: half of them are in the first.
 func networkOf(attacker int) string {
 	return [...]string{freeNetwork, fewNetwork, slowNetwork, freeNetwork}[attacker%4]
 }
 
-// places are the addresses of the show.
+// places has the addresses of the show.
 type places struct {
 	victim    net.IP
-	friend    net.IP // where the victim sees the friend
-	home      net.IP // where the friend is: elsewhere, if it comes through a relay
+	friend    net.IP // the friend's address as the victim sees it
+	home      net.IP // the friend's own address: another one if it comes through a relay
 	attackers []net.IP
 	shared    bool // this machine has 127.0.0.1 only, so all share it
 }
 
-// choosePlaces gives everybody an address of their own. All of 127.0.0.0/8 is
-// there on Linux; elsewhere, macOS for one, there may be 127.0.0.1 only.
+// choosePlaces gives each host an address of its own. Linux has all of 127.0.0.0/8; other
+// systems, such as macOS, may have 127.0.0.1 only.
 func choosePlaces(attackers int, relay bool) places {
 	p := places{victim: net.IPv4(127, 0, 0, 1), friend: at(fewNetwork, 255, 1), home: at(fewNetwork, 255, 1)}
 	if relay {
@@ -68,7 +68,7 @@ func choosePlaces(attackers int, relay bool) places {
 	return p
 }
 
-// at gives an address in one of the networks.
+// at returns an address in one of the networks.
 func at(network string, c, d byte) net.IP {
 	b := netip.MustParsePrefix(network).Addr().As4()
 	return net.IPv4(b[0], b[1], c, d)
@@ -118,8 +118,8 @@ const (
 	numRoads
 )
 
-// newHost makes a host that only dials, from ip, by one transport. Nothing
-// limits it: whatever is refused, the victim refuses.
+// newHost returns a host that only dials, from ip, by one transport. It has no limits, so
+// every refusal is the victim's.
 func newHost(key crypto.PrivKey, ip net.IP, by road, more ...libp2p.Option) (host.Host, error) {
 	opts := append(more,
 		libp2p.Identity(key),
@@ -140,10 +140,10 @@ func newHost(key crypto.PrivKey, ip net.IP, by road, more ...libp2p.Option) (hos
 	return libp2p.New(opts...)
 }
 
-// connect connects h unless it is connected, and does not wait because the
-// last dial failed. A dial that has begun is not cut short by ctx: a host that
-// is closed while its swarm is still gathering addresses to dial crashes in
-// go-libp2p v0.51.0. For the same reason streams are opened with asConnected.
+// connect connects h unless it is connected, without waiting because the last dial
+// failed. The end of ctx does not cut short a dial that has begun, because a host that is
+// closed while its swarm is still gathering addresses to dial crashes in go-libp2p
+// v0.51.0. For the same reason streams are opened with asConnected.
 func connect(ctx context.Context, h host.Host, to peer.AddrInfo) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -156,7 +156,7 @@ func connect(ctx context.Context, h host.Host, to peer.AddrInfo) error {
 	return h.Connect(ctx, to)
 }
 
-// asConnected makes that opening a stream does not dial.
+// asConnected returns a context with which opening a stream does not dial.
 func asConnected(ctx context.Context) context.Context {
 	return network.WithNoDial(ctx, "flood")
 }

@@ -1,6 +1,6 @@
 package main
 
-// How the attack goes, while it goes.
+// Progress of the attack.
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// screen is where the show is told, line by line. It is safe for concurrent use.
+// screen is the terminal, or another output of lines. It is safe for concurrent use.
 type screen struct {
 	mu       sync.Mutex
 	to       io.Writer
@@ -25,8 +25,8 @@ func (s *screen) Write(text []byte) (int, error) {
 	return s.to.Write(text)
 }
 
-// tell writes a line while a bar may be there: it takes the place of the bar, which
-// comes again below it.
+// tell writes a line. If there is a bar, the line takes its place, and the bar appears
+// again below it.
 func (s *screen) tell(line string) {
 	if s.terminal {
 		line = clearLine + line
@@ -34,11 +34,11 @@ func (s *screen) tell(line string) {
 	fmt.Fprintln(s, line)
 }
 
-// clearLine makes that a terminal writes over the line where it is.
+// clearLine makes a terminal write over the current line.
 const clearLine = "\r\x1b[K"
 
-// showProgress tells how the attack goes until ctx ends: a bar on a terminal,
-// a plain line a second elsewhere.
+// showProgress shows the progress of the attack until ctx ends: a bar on a terminal, a
+// plain line each second elsewhere.
 func showProgress(ctx context.Context, out *screen, start time.Time, d time.Duration, line func() string) {
 	every, show := time.Second, plainLine
 	if out.terminal {

@@ -1,7 +1,7 @@
 package main
 
-// The friend's relay: it stands where the friend otherwise is, outside the attack,
-// and the victim has reserved a place there.
+// The friend's relay. It has the address that the friend has otherwise, it is not
+// attacked, and the victim has a reservation on it.
 
 import (
 	"context"
@@ -20,7 +20,7 @@ import (
 	"github.com/multiformats/go-multiaddr"
 )
 
-// newRelay makes a host that relays without limits, and waits until it does.
+// newRelay returns a host that relays without limits, when it is ready.
 func newRelay(ctx context.Context, ip net.IP) (host.Host, error) {
 	h, err := libp2p.New(
 		libp2p.ListenAddrStrings(fmt.Sprintf("/ip4/%v/tcp/0", ip)),
@@ -41,8 +41,8 @@ func newRelay(ctx context.Context, ip net.IP) (host.Host, error) {
 	return h, nil
 }
 
-// reserve has the victim reserve a place at a relay, by which it is reached
-// from then on.
+// reserve makes the victim reserve a place on a relay, through which it can then be
+// reached.
 func (v *victim) reserve(ctx context.Context, relay host.Host) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -68,8 +68,8 @@ func isRelayed(to peer.AddrInfo) bool {
 	})
 }
 
-// guests are the entries of the allowlist: the friend where the victim sees it, and
-// behind a relay also the relay, and the friend wherever it is.
+// guests returns the entries of the allowlist: the friend at the address that the victim
+// sees, and behind a relay also the relay, and the friend at any address.
 func guests(ip net.IP, friend, relay peer.ID) []multiaddr.Multiaddr {
 	entries := []multiaddr.Multiaddr{multiaddr.StringCast(fmt.Sprintf("/ip4/%v/p2p/%v", ip, friend))}
 	if relay != "" {

@@ -1,6 +1,6 @@
 package main
 
-// What is told at the end: tables, and three verdicts.
+// The report: tables, and three verdicts.
 
 import (
 	"cmp"
@@ -15,26 +15,26 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// outcome is how one manager stood the attack: what it is judged by, and what
-// is shown of it.
+// outcome is the result of the attack on one manager: what the manager is judged by, and
+// what else is shown of it.
 type outcome struct {
 	by              contender
-	samples         int      // looks at the limits
-	rows            []*row   // what was seen of each limit
-	passed          []string // limits that were passed
+	samples         int      // how often limits were checked
+	rows            []*row   // one for each limit
+	passed          []string // limits that were exceeded
 	friend          [numDeeds]tally
 	friendRefusals  []string // by the manager
 	friendUntracked bool     // refusals of its first packets could not be told from others'
 	calls           callCounts
 	gates           map[string]uint64 // refusals by gate
-	gateLimits      map[string]string // what gates let in
-	held            []string          // when all hosts were closed
+	gateLimits      map[string]string // what gates admit
+	held            []string          // when all other hosts were closed
 	forgotten       int               // connections that the host dropped without closing their scopes
 	last            rcmgr.Snapshot
 	cpu             time.Duration // 0 if unknown
 }
 
-// friendServed is the number of deeds that went well.
+// friendServed returns the number of deeds that succeeded.
 func (o outcome) friendServed() (n int) {
 	for _, t := range o.friend {
 		n += len(t.took)
@@ -42,14 +42,13 @@ func (o outcome) friendServed() (n int) {
 	return n
 }
 
-// well tells whether all is as it must be. A friend who was never served at
-// all proves nothing, so that is a failure too.
+// well reports whether everything is as it must be. A friend that was never served proves
+// nothing, so that is a failure, too.
 func (o outcome) well() bool {
 	return len(o.passed)+len(o.friendRefusals)+len(o.held) == 0 && o.friendServed() > 0 && o.samples > 0
 }
 
-// exitCode is 1 when anything is as it must not be with a manager that the
-// show is judged by.
+// exitCode returns 1 if anything is wrong with a manager that the show is judged by.
 func exitCode(all []outcome) int {
 	for _, o := range all {
 		if o.by.judged && !o.well() {
@@ -59,7 +58,7 @@ func exitCode(all []outcome) int {
 	return 0
 }
 
-// verdicts are one line each.
+// verdicts returns the verdicts, one line each.
 func (o outcome) verdicts() []string {
 	passed, refusals, remark := o.passed, o.friendRefusals, ""
 	if o.samples == 0 {
@@ -82,8 +81,8 @@ func (o outcome) verdicts() []string {
 	}
 }
 
-// verdict names the first few faults, or says that all is well. What the show
-// is not judged by is neither: its faults are counted.
+// verdict returns a line that names the first few faults, or says that there are none.
+// For a manager that the show is not judged by, it only counts the faults.
 func (o outcome) verdict(what string, faults []string, well string) string {
 	const most = 3
 	if !o.by.judged {
@@ -99,7 +98,7 @@ func (o outcome) verdict(what string, faults []string, well string) string {
 	return "FAIL  " + what + ": " + text
 }
 
-// report shows one outcome in full, or several side by side.
+// report writes one outcome in full, or several side by side.
 func report(out io.Writer, all []outcome) {
 	if len(all) == 1 {
 		all[0].report(out)
@@ -128,7 +127,7 @@ func (o outcome) report(out io.Writer) {
 	}
 	limits := o.gateLimits
 	if o.last.Refusals == nil {
-		limits = nil // nor does it tell which of its gates refused
+		limits = nil // nor does this manager say which of its gates refused
 	}
 	fmt.Fprintf(out, "\nconnections refused, by gate\n%s", gateTable(o.gates, limits))
 	fmt.Fprintf(out, "\nthe friend\n%s", friendTable(o.friend))
@@ -151,7 +150,7 @@ func keptRows(rows []*row) []*row {
 	return slices.DeleteFunc(slices.Clone(rows), func(r *row) bool { return r.kept == 0 })
 }
 
-// keptTable has a line for each limit that was lowered below what was held.
+// keptTable returns a line for each limit that was lowered below what was held.
 func keptTable(rows []*row) string {
 	t := table{{"scope", "resource", "held", "limit"}}
 	for _, r := range sortRows(rows) {
@@ -160,13 +159,13 @@ func keptTable(rows []*row) string {
 	return t.format(2)
 }
 
-// nothing is shown where there is nothing to show.
+// nothing is an empty cell.
 const nothing = "–"
 
-// limitTable has a line for each limit: what is used at the end of the attack, if the
-// limit is in force then, and what was at its highest. Refusals are counted by kind of
-// scope; where several scopes share a kind, the tables of refusals alone have them.
-// Refusals are nil if the manager does not tell.
+// limitTable returns a line for each limit: its use at the end of the attack, if the
+// limit is in force then, and its highest use. Refusals are counted by kind of scope;
+// where several scopes share a kind, only the tables of refusals have them. Refusals are
+// nil if the manager does not count them.
 func limitTable(rows []*row, refusals map[rcmgr.Kind]rcmgr.Refusals) string {
 	head := []string{"scope", "resource", "now", "highest", "limit", "used", "refused"}
 	if refusals == nil {
@@ -207,8 +206,8 @@ func sortRows(rows []*row) []*row {
 	})
 }
 
-// refusalTable has a line for each kind of scope that refused anything, and a
-// column for each resource that anything was refused of.
+// refusalTable returns a line for each kind of scope that refused anything, and a column
+// for each resource that was refused.
 func refusalTable(refusals map[rcmgr.Kind]rcmgr.Refusals) string {
 	var kinds []rcmgr.Kind
 	var columns []resource
@@ -241,7 +240,7 @@ func refusalTable(refusals map[rcmgr.Kind]rcmgr.Refusals) string {
 	return t.format(1)
 }
 
-// gateTable has a line for each gate that is known, or has refused anybody.
+// gateTable returns a line for each gate that is known or has refused.
 func gateTable(refused map[string]uint64, limits map[string]string) string {
 	all := maps.Clone(refused)
 	for gate := range limits {
@@ -254,7 +253,7 @@ func gateTable(refused map[string]uint64, limits map[string]string) string {
 	return t.format(2)
 }
 
-// callTable has a line for each kind of call.
+// callTable returns a line for each kind of call.
 func callTable(calls callCounts) string {
 	t := table{{"call", "granted", "refused"}}
 	for c := range numCalls {
@@ -263,7 +262,7 @@ func callTable(calls callCounts) string {
 	return t.format(1)
 }
 
-// friendTable has a line for each thing the friend does.
+// friendTable returns a line for each kind of deed.
 func friendTable(tallies [numDeeds]tally) string {
 	t := table{{"does", "times", "served", "p50", "p99", "longest"}}
 	for d, of := range tallies {
@@ -279,7 +278,7 @@ func friendTable(tallies [numDeeds]tally) string {
 	return text
 }
 
-// rate gives how often a deed went well, or nothing if it was never tried.
+// rate returns how often a deed succeeded, or an empty string if it was never tried.
 func (t tally) rate() string {
 	n := len(t.took) + t.failed
 	if n == 0 {
@@ -288,7 +287,7 @@ func (t tally) rate() string {
 	return fmt.Sprintf("%.2f %%", 100*float64(len(t.took))/float64(n))
 }
 
-// quantile gives a quantile of the times, or nothing if there are none.
+// quantile returns a quantile of the times, or an empty string if there are none.
 func (t tally) quantile(q float64) string {
 	if len(t.took) == 0 {
 		return ""
@@ -296,8 +295,8 @@ func (t tally) quantile(q float64) string {
 	return millis(quantile(slices.Sorted(slices.Values(t.took)), q))
 }
 
-// quantile gives the smallest value that at least part q of all sorted ones
-// do not exceed.
+// quantile returns the smallest value that at least part q of all sorted ones do not
+// exceed.
 func quantile(sorted []time.Duration, q float64) time.Duration {
 	i := int(math.Ceil(q * float64(len(sorted))))
 	return sorted[max(i, 1)-1]
@@ -307,11 +306,11 @@ func millis(d time.Duration) string {
 	return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond))
 }
 
-// oneLine joins the lines of an error: libp2p lists failed dials below each
+// oneLine joins the lines of an error, because libp2p lists failed dials one below the
 // other.
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
-// amount writes an amount of a resource: memory in bytes, the others counted.
+// amount returns an amount of a resource as text: memory in bytes, the others as counts.
 func amount(resource int, n int64) string {
 	switch {
 	case resource != memoryResource:
@@ -324,10 +323,10 @@ func amount(resource int, n int64) string {
 	return fmt.Sprintf("%d B", n)
 }
 
-// table is lines of cells, the first of which is the head.
+// table is lines of cells. The first line is the head.
 type table [][]string
 
-// format aligns the first few columns left, the others right.
+// format aligns the first few columns left, and the others right.
 func (t table) format(left int) string {
 	width := make([]int, len(t[0]))
 	for _, line := range t {

@@ -44,7 +44,7 @@ func TestEveryFaultFailsTheShow(t *testing.T) {
 	}
 }
 
-// unlimitedBut returns a limit that has no limits but those that set makes.
+// unlimitedBut returns a limit that is unlimited except for what set changes.
 func unlimitedBut(set func(*rcmgr.BaseLimit)) rcmgr.BaseLimit {
 	l := rcmgr.BaseLimit{
 		Streams: math.MaxInt, StreamsInbound: math.MaxInt, StreamsOutbound: math.MaxInt,
@@ -118,8 +118,7 @@ func TestARowKeepsTheHighestUseAndTheWorstPeer(t *testing.T) {
 	require.Zero(t, w.order[0].now, "a scope that has gone holds nothing")
 }
 
-// What the tables say of a limit that was lowered is what the verdict says: it was not
-// passed.
+// The tables and the verdict agree about a limit that was lowered: it was not exceeded.
 func TestUseFromBeforeALimitWasLoweredDoesNotCountAsPassingIt(t *testing.T) {
 	w := newWatch()
 	for _, step := range []struct{ use, limit int }{{64, 64}, {52, 20}, {30, 20}} {

@@ -1,6 +1,6 @@
 package main
 
-// What an operator would look at while the attack lasts.
+// The pages that an operator looks at during the attack.
 
 import (
 	"net"
@@ -11,8 +11,8 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// serve shows a manager to those who connect to l until the server is closed, which
-// closes l. The server's Addr is where it listens.
+// serve serves a manager's pages on l until the server is closed, which closes l. The
+// server's Addr is the address of l.
 func serve(l net.Listener, m *rcmgr.Manager) (*http.Server, error) {
 	reg := prometheus.NewRegistry()
 	if err := m.RegisterWith(reg); err != nil {

@@ -23,10 +23,10 @@ type victim struct {
 	manager  manager
 	observer *observer
 	addrs    [numRoads]multiaddr.Multiaddr
-	relayed  *peer.AddrInfo // how the friend reaches it by a relay, if it has one
+	relayed  *peer.AddrInfo // the victim's address on the friend's relay, if there is one
 }
 
-// newVictim makes the victim. The relay is the friend's, "" if there is none.
+// newVictim returns the victim. relay is the friend's relay, "" if there is none.
 func newVictim(by contender, limits rcmgr.ConcreteLimitConfig, where places, friend, relay peer.ID) (*victim, error) {
 	m, err := by.make(limits, guests(where.friend, friend, relay))
 	if err != nil {
@@ -37,7 +37,7 @@ func newVictim(by contender, limits rcmgr.ConcreteLimitConfig, where places, fri
 	if relay != "" {
 		relaying = libp2p.EnableRelay()
 	}
-	// libp2p.New closes the manager if it fails, and the host does in the end.
+	// libp2p.New closes the manager if it fails; otherwise closing the host does.
 	h, err := libp2p.New(
 		libp2p.ListenAddrStrings(
 			fmt.Sprintf("/ip4/%v/tcp/0", where.victim),
@@ -65,13 +65,13 @@ func newVictim(by contender, limits rcmgr.ConcreteLimitConfig, where places, fri
 // close closes the host and, with it, the manager.
 func (v *victim) close() { v.host.Close() }
 
-// info says how the victim is reached by one transport.
+// info returns the victim's address for one transport.
 func (v *victim) info(by road) peer.AddrInfo {
 	return peer.AddrInfo{ID: v.host.ID(), Addrs: []multiaddr.Multiaddr{v.addrs[by]}}
 }
 
-// A service sends as many bytes as the request, a big-endian uint32, asks for,
-// and reserves them while it does.
+// A service sends as many bytes as the request, a big-endian uint32, asks for, and
+// reserves memory for them until they are sent.
 type service struct {
 	name     string
 	protocol protocol.ID
@@ -83,7 +83,7 @@ var (
 	bulkService  = service{name: "flood.bulk", protocol: "/flood/bulk/1.0.0", most: 1 * mib}
 )
 
-// patience bounds how long one request may take, on either side.
+// patience is how long one request may take, on either side.
 const patience = 5 * time.Second
 
 func (sv service) serve(h host.Host) {

@@ -1,6 +1,6 @@
 package main
 
-// Watching the victim's manager: how much of each limit was used, ever.
+// Watching the victim's manager: the highest use of each limit.
 
 import (
 	"context"
@@ -13,8 +13,8 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// A resource is one thing that is limited: how it is read from what a scope
-// uses, from its limit, and from what was refused.
+// A resource is one thing that is limited, with functions that read it from the use of a
+// scope, from its limit, and from its refusals.
 type resource struct {
 	name    string
 	use     func(network.ScopeStat) int64
@@ -64,21 +64,21 @@ const (
 
 func unlimited(limit int64) bool { return limit == math.MaxInt64 || limit == math.MaxInt }
 
-// A row is what was seen of one limit of one resource of one scope. A limit that
-// changes has a row for each of its values. All peers share one row, in which the
-// worst of them stands.
+// A row has what was seen of one limit of one resource of one scope. A limit that changes
+// has a row for each of its values. All peers share one row, which has the highest use of
+// any of them.
 type row struct {
 	scope    string
 	kind     rcmgr.Kind
 	resource int
 	limit    int64
-	now      int64 // at the last look
-	highest  int64 // ever seen, but for what was kept
-	kept     int64 // the most that was held above the limit since it was lowered
-	seen     int   // the number of the last look that found the limit
+	now      int64 // at the last reading
+	highest  int64 // the highest reading, except for kept
+	kept     int64 // the most that was still held above the limit after it was lowered
+	seen     int   // the number of the last reading that had the limit
 }
 
-// share is the part of the limit that the highest use was.
+// share returns the highest use as a fraction of the limit.
 func (r *row) share() float64 {
 	if r.limit == 0 {
 		return 0
@@ -86,10 +86,10 @@ func (r *row) share() float64 {
 	return float64(r.highest) / float64(r.limit)
 }
 
-// onlyKept reports whether more than the limit was held whenever anything was.
+// onlyKept reports whether every use was above the limit, from before it was lowered.
 func (r *row) onlyKept() bool { return r.kept > 0 && r.highest == 0 }
 
-// of is what the row is about, whatever the limit.
+// of returns what the row is about, whatever the limit.
 func (r *row) of() scopeResource { return scopeResource{r.scope, r.resource} }
 
 func (r *row) key() rowKey { return rowKey{r.of(), r.limit} }
@@ -111,14 +111,14 @@ type watch struct {
 	rows   map[rowKey]*row
 	order  []*row // as first seen
 	passed []string
-	told   map[scopeResource]bool // which of them passed has already
-	// may is what each may hold: its limit, or what it held when that was lowered,
-	// for it keeps that and gets nothing more.
+	told   map[scopeResource]bool // those that passed already has
+	// may is how much each may hold: its limit, or what it held when that was lowered,
+	// because it keeps that and gets nothing more.
 	may     map[scopeResource]int64
 	samples int
 
-	// Changes of limits: those that have begun and ended, those that had ended before
-	// the last look, and how many may lie between that look and the one before it.
+	// Changes of limits: how many have begun and ended, how many had ended before the
+	// last reading, and how many may lie between that reading and the one before it.
 	begun, ended, known, between int
 }
 
@@ -126,7 +126,7 @@ func newWatch() *watch {
 	return &watch{rows: map[rowKey]*row{}, told: map[scopeResource]bool{}, may: map[scopeResource]int64{}}
 }
 
-// run looks a hundred times a second, and a last time when ctx ends.
+// run takes a reading a hundred times a second, and a last one when ctx ends.
 func (w *watch) run(ctx context.Context, m manager) {
 	for pause(ctx, 10*time.Millisecond) {
 		w.lookNow(m)
@@ -145,7 +145,7 @@ func (w *watch) lookNow(m manager) {
 	w.look(s)
 }
 
-// whileLimitsChange has the watch know of a change.
+// whileLimitsChange makes a change of limits known to the watch.
 func (w *watch) whileLimitsChange(change func() error) error {
 	w.mu.Lock()
 	w.begun++
@@ -196,10 +196,10 @@ func (w *watch) lookAtLocked(scope rcmgr.ScopeState, i int) {
 	}
 }
 
-// checkLocked reports whether a scope holds no more than it may, and notes a limit that
-// it has passed, each once. What a scope holds may be from under a limit that nobody has
-// seen: of one that is new, if limits have changed since the last look, and of any, if
-// they have changed twice.
+// checkLocked reports whether a scope holds no more than it may, and records each limit
+// that it has exceeded, once. What a scope holds may have been admitted under a limit
+// that no reading has: a new one, if limits have changed since the last reading, or any,
+// if they have changed twice.
 func (w *watch) checkLocked(scope string, i int, use, limit int64) (within bool) {
 	key := scopeResource{scope, i}
 	may, old := w.may[key]
@@ -230,21 +230,21 @@ func (w *watch) rowLocked(scope rcmgr.ScopeState, i int, limit int64) *row {
 	return r
 }
 
-// line is the victim in a few words, for the progress bar.
+// line returns a summary of the victim's use, for the progress bar.
 func (w *watch) line() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	conns := int64(0)
 	for _, r := range w.order {
 		if r.of() == (scopeResource{"system", connsInResource}) {
-			conns = max(conns, r.now) // 0 under a limit that is no more
+			conns = max(conns, r.now) // 0 for a limit that is no longer in force
 		}
 	}
 	return fmt.Sprintf("%d connections", conns)
 }
 
-// waitUntilFree gives the manager, whose hosts are all closed, a moment to see
-// the last connections go, and says what is held then.
+// waitUntilFree waits a little until the last connections of a manager whose hosts are
+// all closed have ended, and returns what is still held then.
 func waitUntilFree(m manager, patience time.Duration) []string {
 	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		held := heldIn(m.Snapshot())
@@ -254,7 +254,7 @@ func waitUntilFree(m manager, patience time.Duration) []string {
 	}
 }
 
-// heldIn lists everything that is held in any scope, or counts at a gate.
+// heldIn returns everything that is held in any scope, or counts at a gate.
 func heldIn(s rcmgr.Snapshot) []string {
 	var held []string
 	for _, scope := range s.Scopes {

@@ -1,8 +1,8 @@
-// Command migrated is a small node that was written for go-libp2p's own
-// resource manager, with limits from JSON, an allowlist, a trace and metrics,
-// and was moved over as MIGRATING.md says: see the comments (1), (2) and (3).
-// A visitor opens streams until the node refuses one; then the node shows what
-// its manager, its metrics and its trace say.
+// Command migrated is a small node that was written for go-libp2p's own resource manager,
+// with limits from JSON, an allowlist, a trace and metrics, and was moved over as
+// MIGRATING.md describes: see the comments (1), (2) and (3). A visitor opens streams
+// until the node refuses one; then the node prints what its manager, its metrics and its
+// trace say.
 //
 //	go run ./examples/migrated
 package main
@@ -37,7 +37,7 @@ const limitsJSON = `{
 	"ProtocolPeer": {"/echo/1.0.0": {"StreamsInbound": 3}}
 }`
 
-// newNode makes a host with limits, an allowlist, a trace and metrics.
+// newNode returns a host with limits, an allowlist, a trace and metrics.
 func newNode(registry *prometheus.Registry, trace string) (host.Host, network.ResourceManager, error) {
 	limits := rcmgr.DefaultLimits
 	rcmgr.SetDefaultServiceLimits(&limits) // (2) was libp2p.SetDefaultServiceLimits
@@ -99,7 +99,7 @@ func run(out io.Writer, trace string) error {
 	if err := showMetrics(out, registry); err != nil {
 		return err
 	}
-	if err := node.Close(); err != nil { // closes the manager, and with it the trace
+	if err := node.Close(); err != nil { // this closes the manager and the trace, too
 		return err
 	}
 	refused, err := count(trace, `"block_add_stream"`)
@@ -154,7 +154,7 @@ func showMetrics(out io.Writer, registry *prometheus.Registry) error {
 	return err
 }
 
-// count counts the lines of a trace that have a word in them.
+// count returns how many lines of a trace contain a word.
 func count(trace, word string) (n int, err error) {
 	f, err := os.Open(trace)
 	if err != nil {

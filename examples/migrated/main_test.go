@@ -9,9 +9,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var runs int // with -count; what was refused stays counted for all of the process
+var runs int // with -count more than 1; refusals stay counted for the life of the process
 
-// Undo the three changes, and the program says the same on go-libp2p's manager.
+// Without the three changes, the program prints the same on go-libp2p's manager.
 func TestTheMigratedProgramBehavesAsBefore(t *testing.T) {
 	if testing.Short() {
 		t.Skip("runs real hosts")

@@ -1,6 +1,6 @@
-// Command reload runs a host whose limits can be changed while it runs: in a file
-// of overrides, which is read again when it changes, and on SIGHUP. A slip in the
-// file changes nothing, and is told with its place.
+// Command reload runs a host whose limits can be changed while it runs. They are in a
+// file of overrides, which is read again when it changes, and on SIGHUP. A mistake in the
+// file changes nothing, and is reported with its place.
 //
 //	go run ./examples/reload -limits limits.json -memory 2GiB
 //	echo '{"System": {"ConnsInbound": 2000}}' > limits.json
@@ -25,10 +25,10 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/cmdline"
 )
 
-// settings are what the command line decides.
+// settings are the values of the command line.
 type settings struct {
 	watcher
-	limits rcmgr.ConcreteLimitConfig // as they are at first
+	limits rcmgr.ConcreteLimitConfig // the limits at the start
 	every  time.Duration
 }
 
@@ -65,7 +65,7 @@ func settingsFrom(args []string) (settings, error) {
 	return s, nil
 }
 
-// run has a host until ctx ends.
+// run runs a host until ctx ends.
 func run(ctx context.Context, s settings, look <-chan time.Time, hangup <-chan os.Signal, out io.Writer) error {
 	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(s.limits))
 	if err != nil {
@@ -75,7 +75,7 @@ func run(ctx context.Context, s settings, look <-chan time.Time, hangup <-chan o
 	if err != nil {
 		return err
 	}
-	defer h.Close() // and with it, the manager
+	defer h.Close() // this closes the manager, too
 	if s.was == nil {
 		fmt.Fprintf(out, "there is no %s yet\n", s.file)
 	}
@@ -94,14 +94,14 @@ func run(ctx context.Context, s settings, look <-chan time.Time, hangup <-chan o
 	}
 }
 
-// watcher knows the file as it was when it was last read.
+// watcher has a file, and its state when it was last read.
 type watcher struct {
 	file string
 	node rcmgr.NodeLimits
-	was  fs.FileInfo // nil: there was none
+	was  fs.FileInfo // nil if the file did not exist
 }
 
-// read computes the limits with what the file says, or without if there is none.
+// read returns the limits with the overrides of the file, if it exists.
 func (w *watcher) read() (rcmgr.ConcreteLimitConfig, error) {
 	w.was, _ = os.Stat(w.file)
 	overrides, err := rcmgr.ReadLimitsFile(w.file)
@@ -113,7 +113,7 @@ func (w *watcher) read() (rcmgr.ConcreteLimitConfig, error) {
 	return node.Build()
 }
 
-// changed tells whether the file is another one than the one that was read.
+// changed reports whether the file has changed since it was read.
 func (w *watcher) changed() bool {
 	now, _ := os.Stat(w.file)
 	if now == nil || w.was == nil {
@@ -122,7 +122,7 @@ func (w *watcher) changed() bool {
 	return !now.ModTime().Equal(w.was.ModTime()) || now.Size() != w.was.Size() || !os.SameFile(now, w.was)
 }
 
-// reload puts what the file says now in force, and tells what has changed.
+// reload puts the limits of the file in force, and prints what has changed.
 func (w *watcher) reload(rm *rcmgr.Manager, out io.Writer) {
 	before := rm.Limits()
 	limits, err := w.read()
@@ -142,7 +142,7 @@ func (w *watcher) reload(rm *rcmgr.Manager, out io.Writer) {
 	}
 }
 
-// settingsSince lists the settings whose values differ.
+// settingsSince returns the settings whose values differ.
 func settingsSince(before, now rcmgr.ConcreteLimitConfig) (lines []string) {
 	was := make(map[string]string)
 	for _, s := range before.Settings() {

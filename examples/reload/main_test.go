@@ -52,7 +52,7 @@ func TestAFileThatChangesIsReadAgain(t *testing.T) {
 	require.Equal(t, 8, strings.Count(reload(), `not named any more`))
 }
 
-// lineOut returns each line that is written to whoever waits for it.
+// lineOut is a writer that sends each line to a receiver.
 type lineOut chan string
 
 func (l lineOut) Write(b []byte) (int, error) {
@@ -75,7 +75,7 @@ func TestAHostReadsItsLimitsAgainOnHangup(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte(`{"System": {"ConnsInbound": 2000}}`), 0o600))
 	look <- time.Time{}
 	require.Equal(t, "System.ConnsInbound: 1024 -> 2000 (override)\n", <-out)
-	look <- time.Time{} // nothing to tell
+	look <- time.Time{} // nothing has changed
 	cancel()
 	require.NoError(t, <-ended)
 }

@@ -1,8 +1,7 @@
 package main
 
-// The lines of a trace. Both managers write the same members; they differ in how
-// they tell spans from scopes, and in that go-libp2p's has no event for a refusal
-// by a gate.
+// The lines of a trace. Both managers write the same members. They mark spans in
+// different ways, and only ours has an event for a refusal by a gate.
 
 import (
 	"bufio"
@@ -20,7 +19,7 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// event is what is read of a rcmgr.TraceEvt.
+// event is the part of a rcmgr.TraceEvt that is read.
 type event struct {
 	Time     time.Time
 	Type     rcmgr.TraceEvtTyp
@@ -39,7 +38,8 @@ type class struct {
 	Span                                  string
 }
 
-// depth tells how many spans deep an event is: 0 for a scope, 1 for its span.
+// depth returns the number of spans in the name of the scope: 0 for a scope, 1 for its
+// span.
 func (e *event) depth() int {
 	if e.Scope.Span != "" {
 		return 1 + strings.Count(e.Scope.Span, ".")
@@ -49,7 +49,7 @@ func (e *event) depth() int {
 
 var spanEnd = regexp.MustCompile(`(\.span-\d+)+$`)
 
-// owner is the name of the scope that a span's owners stand on.
+// owner returns the name of the scope without its spans.
 func (e *event) owner() string {
 	name := e.Name
 	for range e.depth() {
@@ -58,7 +58,7 @@ func (e *event) owner() string {
 	return name
 }
 
-// dir is the direction of what is added or taken away.
+// dir returns the direction of the connections or streams that are added or removed.
 func (e *event) dir() network.Direction {
 	if e.DeltaIn != 0 {
 		return network.DirInbound
@@ -66,11 +66,11 @@ func (e *event) dir() network.Direction {
 	return network.DirOutbound
 }
 
-// maxLine bounds a line; the first one holds all limits.
+// maxLine is the largest length of a line. The first line has all limits.
 const maxLine = 64 << 20
 
-// readEvents calls f with each event. cut tells that the trace ends in the middle
-// of something, as it does when a process is killed.
+// readEvents calls f with each event. cut reports that the trace ends in the middle of an
+// event, as it does when the process was killed.
 func readEvents(r io.Reader, f func(*event)) (cut bool, err error) {
 	in := bufio.NewReader(r)
 	if magic, _ := in.Peek(2); bytes.Equal(magic, []byte{0x1f, 0x8b}) {

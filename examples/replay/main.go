@@ -1,21 +1,20 @@
-// Command replay reads the trace of a resource manager and says what other limits
-// would have admitted and refused: how to tune on paper. The trace is one that
-// WithTrace has written, this package's or go-libp2p's (rcmgr.json.gz), compressed
-// or not.
+// Command replay reads the trace of a resource manager and shows what other limits would
+// have admitted and refused, so that limits can be tuned on paper. The trace was written
+// by WithTrace, of this package or of go-libp2p (rcmgr.json.gz), and may be compressed.
 //
 //	go run ./examples/replay -memory 2GiB -fds 4096 rcmgr.json.gz
 //	go run ./examples/replay -limits a.json -limits b.json rcmgr.json.gz
 //
-// Limits are those of a node with that memory and that many descriptors, and what
-// a file of overrides says otherwise; with several files, each is tried. What is
-// judged is connections, streams, their peers, protocols and services, and the
-// memory that they and the spans of other scopes hold. A trace knows no addresses:
-// the gates are not asked. Whoever stood in an allowlisted scope may do so again.
+// The limits are those of a node with this memory and this many descriptors, with the
+// overrides of a file; if there are several files, each is tried. They apply to
+// connections, streams, their peers, protocols and services, and the memory that these
+// and the spans of other scopes hold. A trace has no addresses, so the gates are not
+// asked. Connections and streams that were in an allowlisted scope may use it again.
 //
-// What a trace refused has no further story. If other limits admit it, it is given
-// the one that others of its kind have: it waits for its peer or protocol as long as
-// the median of them, and ends after their median time. It is a peer, or has a
-// protocol, of its own. Memory that was refused is asked for, and given back at once.
+// A connection or stream that the trace refused does not appear in it again. If other
+// limits admit it, it behaves like others of its kind: it gets its peer or protocol after
+// the median of their times, and ends after the median of their lives. It has a peer, or
+// a protocol, of its own. Memory that was refused is reserved, and released at once.
 package main
 
 import (
@@ -28,7 +27,7 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/cmdline"
 )
 
-// settings are what the command line decides.
+// settings are the values of the command line.
 type settings struct {
 	trace     *os.File
 	plans     []plan // one for each file of overrides, or for the computed limits alone
@@ -97,14 +96,14 @@ func run(out io.Writer, s settings) error {
 	return nil
 }
 
-// plan is limits to try.
+// plan is a set of limits to try.
 type plan struct {
 	name   string
 	limits rcmgr.ConcreteLimitConfig
 }
 
-// plansOf returns the limits of a node with the overrides of each file, or without if
-// there are no files.
+// plansOf returns the limits of a node with the overrides of each file, or without
+// overrides if there are no files.
 func plansOf(node rcmgr.NodeLimits, files []string) (all []plan, err error) {
 	if len(files) == 0 {
 		limits, err := node.Build()

@@ -23,7 +23,7 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// writers make managers that write a trace: this package's, and go-libp2p's.
+// writers has the managers that write a trace: this package's, and go-libp2p's.
 var writers = map[string]func(t *testing.T, trace string, limits rcmgr.PartialLimitConfig) network.ResourceManager{
 	"ours": func(t *testing.T, trace string, limits rcmgr.PartialLimitConfig) network.ResourceManager {
 		rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits.Build(rcmgr.InfiniteLimits)), rcmgr.WithTrace(trace), rcmgr.WithRefusalLog(0))
@@ -62,8 +62,8 @@ func tried(t *testing.T, s *story, limits rcmgr.PartialLimitConfig) *answers {
 	return a
 }
 
-// player does random things with a manager, and notes what it asked for. Whatever
-// moves does so before another of its kind is opened, so that every step can be told.
+// player does random things with a manager, and records its requests. Every move is made
+// before another item of its kind is opened, so that every step can be assigned.
 type player struct {
 	t     *testing.T
 	r     *rand.Rand
@@ -92,7 +92,7 @@ func newPlayer(t *testing.T, seed, stream uint64) *player {
 	return &player{t: t, r: rand.New(rand.NewPCG(seed, stream)), peers: peers(t, 5)}
 }
 
-// step notes what was asked for.
+// step records a request.
 func (p *player) step(st step, err error) {
 	if err != nil {
 		p.t.Error(err)
@@ -184,7 +184,7 @@ func (p *player) openSpan() {
 
 func peers(t *testing.T, n int) (ids []string) {
 	for i := range n {
-		// What the multihash of a key looks like: 18 32, then 32 bytes.
+		// This is the form of a key's multihash: 18 32, then 32 bytes.
 		id, err := peer.IDFromBytes(append([]byte{18, 32}, bytes.Repeat([]byte{byte(i + 1)}, 32)...))
 		require.NoError(t, err)
 		ids = append(ids, id.String())
@@ -192,8 +192,8 @@ func peers(t *testing.T, n int) (ids []string) {
 	return ids
 }
 
-// What is read out of a trace is what was asked for: other limits answer to both
-// alike.
+// The requests read from a trace are those that were made: other limits decide them in
+// the same way.
 func TestRequestsAreReadBackFromATrace(t *testing.T) {
 	limits := rcmgr.PartialLimitConfig{
 		System:              rcmgr.ResourceLimits{ConnsInbound: 20, Streams: 40, FD: 18, Memory: 2000},
@@ -224,10 +224,10 @@ func TestRequestsAreReadBackFromATrace(t *testing.T) {
 	}
 }
 
-// The events of many at work lie between each other. Then some steps are nobody's: of
-// two streams of one peer that move to one protocol, an event does not tell which it
-// was, and one of them may get a service later. Where events are in one order, as in
-// ours, there are few of them.
+// The events of many goroutines are interleaved. Then some steps cannot be assigned: if
+// two streams of one peer move to one protocol, the event does not say which of them it
+// was, and one may get a service later. There are few such steps if all events are in one
+// order, as in our traces.
 func TestATraceOfManyAtWorkIsRead(t *testing.T) {
 	for writer := range writers {
 		t.Run(writer, func(t *testing.T) {
@@ -254,7 +254,7 @@ func TestATraceOfManyAtWorkIsRead(t *testing.T) {
 
 var in = network.DirInbound
 
-// What a trace refused is asked again, and goes on if it is admitted now.
+// A request that a trace saw refused is made again, and goes on if it is admitted now.
 func TestRequestsThatATraceSawRefusedAreReplayed(t *testing.T) {
 	strict := rcmgr.PartialLimitConfig{
 		System:              rcmgr.ResourceLimits{ConnsInbound: 3, Memory: 100},
@@ -318,7 +318,7 @@ func TestRequestsThatATraceSawRefusedAreReplayed(t *testing.T) {
 	}
 }
 
-// A guest waits as long as others, has a peer of its own then, and goes.
+// A guest waits as long as others, then gets a peer of its own, and ends.
 func TestAGuestThatIsAdmittedByOtherLimitsStaysAsLongAsOthers(t *testing.T) {
 	at := func(seconds int) time.Time { return time.Unix(int64(seconds), 0) }
 	other := &item{class: "conn", dir: in, open: true, attached: true, peer: "p", from: at(0), placed: at(2), until: at(10)}
@@ -331,7 +331,7 @@ func TestAGuestThatIsAdmittedByOtherLimitsStaysAsLongAsOthers(t *testing.T) {
 		{at: at(2), do: setPeer, it: other, name: "p"},
 		{at: at(10), do: done, it: other},
 		{at: at(20), do: openConn, it: guest, refused: true},
-		{at: at(21), do: openConn, it: later, refused: true}, // transient is taken by the guest
+		{at: at(21), do: openConn, it: later, refused: true}, // the guest holds the transient scope's place
 		probe(23), probe(29), probe(31),
 	}}
 	a := tried(t, s, rcmgr.PartialLimitConfig{Transient: rcmgr.ResourceLimits{Conns: 1}})
@@ -340,8 +340,8 @@ func TestAGuestThatIsAdmittedByOtherLimitsStaysAsLongAsOthers(t *testing.T) {
 	require.Equal(t, tally{stillIn: 2, nowIn: 2, nowOut: 2}, *a.tallies["inbound connection"], "31 finds a place, 29 does not")
 }
 
-// Whose connection is refused has no streams; whom the trace knows by streams alone
-// keeps them.
+// A peer whose connection is refused opens no streams. A peer of which the trace has only
+// streams keeps them.
 func TestThePeerOfARefusedConnectionOpensNoStreams(t *testing.T) {
 	ids := peers(t, 2)
 	told := traced(t, "ours", rcmgr.PartialLimitConfig{}, func(rm network.ResourceManager) {
@@ -379,7 +379,7 @@ func TestAWrongTraceIsAnErrorThatNamesItsPlace(t *testing.T) {
 	}
 }
 
-// A process that is killed leaves a trace without its end.
+// A process that is killed leaves a trace without an end.
 func TestATraceThatIsCutIsReadAsFarAsItGoes(t *testing.T) {
 	var whole bytes.Buffer
 	w := gzip.NewWriter(&whole)
@@ -399,7 +399,7 @@ func TestATraceThatIsCutIsReadAsFarAsItGoes(t *testing.T) {
 	require.Equal(t, 1000, s.events)
 }
 
-// What a file of overrides does to a trace is shown, for each of them.
+// The report shows the effect of each file of overrides on a trace.
 func TestTheReportSaysWhatEachFileWouldDo(t *testing.T) {
 	dir := t.TempDir()
 	trace := filepath.Join(dir, "trace.json.gz")
@@ -425,7 +425,7 @@ func TestTheReportSaysWhatEachFileWouldDo(t *testing.T) {
 		return run(&out, s)
 	}
 	require.NoError(t, answer("-limits", strict, "-limits", lax, "-memory", "1GiB", "-fds", "100", "-top", "1", trace))
-	_, text, _ := strings.Cut(out.String(), "\n") // without how long it took
+	_, text, _ := strings.Cut(out.String(), "\n") // without the line that has the duration
 	require.Equal(t, `
 `+strict+`
 

@@ -1,8 +1,8 @@
 package main
 
-// A story told again to a manager with other limits. What it refuses has no further
-// story: a connection or stream that is refused, also when it moves, is closed, and
-// so are the streams of a peer that has no connection left.
+// A story, replayed to a manager with other limits. Whatever the manager refuses does not
+// go on: a connection or stream that is refused, or cannot move, is closed, and so are
+// the streams of a peer that has no connection left.
 
 import (
 	"cmp"
@@ -24,43 +24,43 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// tally is what became of requests of one kind: admitted or refused by the manager
-// that wrote the trace, and then by the limits that are tried.
+// tally counts requests of one kind by two decisions: that of the manager that wrote the
+// trace, and that of the limits that are tried.
 type tally struct {
 	stillIn, nowOut, nowIn, stillOut int
-	unasked                          int // for whoever would have asked was not there
+	unasked                          int // requests of connections and streams that were not admitted
 }
 
-// answers is what other limits say to a story.
+// answers has the decisions of other limits on a story.
 type answers struct {
 	tallies  map[string]*tally
-	refusers map[refuser]int // of what was admitted
-	state    rcmgr.Snapshot  // at the end
+	refusers map[refuser]int // of requests that the trace admitted
+	state    rcmgr.Snapshot  // after the last step
 }
 
-// refuser is what stood in the way.
+// refuser is a scope that refused, and the resource.
 type refuser struct{ scope, what string }
 
-// held is what an item has with the manager.
+// held is the scope of an item, and what it holds.
 type held struct {
 	scope  network.ResourceScopeSpan
 	bytes  int64
-	placed bool // a connection that counts for its peer
-	guest  bool // the trace refused to move it, and so ended it soon
+	placed bool // a connection that has its peer
+	guest  bool // the trace refused its move, so its end comes too early
 }
 
 type teller struct {
 	rm      *rcmgr.Manager
 	now     answers
 	held    map[*item]*held
-	conns   map[string]int // of each peer now
-	was     map[string]int // of each peer in the trace
+	conns   map[string]int // connections of each peer now
+	was     map[string]int // connections of each peer in the trace
 	typical map[string]map[network.Direction]typical
 	guests  guests
 	strange int // peers that the trace does not name, so far
 }
 
-// allowlisted is an address that the allowlist names; no other is ever told.
+// allowlisted is an address on the allowlist. Other connections have no address.
 const allowlisted = "/ip4/127.0.0.1/tcp/1"
 
 func replay(s *story, p plan, admission rcmgr.Admission) (*answers, error) {
@@ -82,7 +82,7 @@ func replay(s *story, p plan, admission rcmgr.Admission) (*answers, error) {
 	return &t.now, nil
 }
 
-// tell asks for what a step asks for.
+// tell makes the request of a step.
 func (t *teller) tell(st *step) {
 	it := st.it
 	h := t.held[it]
@@ -138,7 +138,7 @@ func (t *teller) tell(st *step) {
 	case reserve:
 		if err = h.scope.ReserveMemory(int(st.bytes), st.priority); err == nil {
 			h.bytes += st.bytes
-			if st.refused { // nobody will release it
+			if st.refused { // the trace does not release it
 				h.scope.ReleaseMemory(int(st.bytes))
 				h.bytes -= st.bytes
 			}
@@ -188,7 +188,7 @@ func (t *teller) open(st *step) {
 	}
 }
 
-// close ends an item, if it is there.
+// close ends an item, if it is open.
 func (t *teller) close(it *item) {
 	h := t.held[it]
 	if h == nil {
@@ -201,14 +201,13 @@ func (t *teller) close(it *item) {
 	}
 }
 
-// stranger is a peer that holds nothing else.
+// stranger returns a peer that holds nothing else.
 func (t *teller) stranger() string {
 	t.strange++
 	return "stranger " + strconv.Itoa(t.strange)
 }
 
-// peerID reads what String has written. Text that is no ID will do: it is as good a
-// name.
+// peerID returns the peer ID with this text. Text that is not a peer ID is used as one.
 func peerID(text string) peer.ID {
 	if id, err := peer.Decode(text); err == nil {
 		return id
@@ -216,7 +215,7 @@ func peerID(text string) peer.ID {
 	return peer.ID(text)
 }
 
-// at calls f with a scope that others share.
+// at calls f with a shared scope.
 func (t *teller) at(c *class, f func(network.ResourceScope) error) error {
 	switch c.Class {
 	case "system":
@@ -227,7 +226,7 @@ func (t *teller) at(c *class, f func(network.ResourceScope) error) error {
 		return t.rm.ViewAllowlistedSystem(f)
 	case "allowlistedTransient":
 		return t.rm.ViewAllowlistedTransient(f)
-	case "peer", "protocol-peer", "service-peer": // of a peer's part nobody else can ask
+	case "peer", "protocol-peer", "service-peer": // there is no view of one peer in a protocol or service
 		return t.rm.ViewPeer(peerID(c.Peer), func(s network.PeerScope) error { return f(s) })
 	case "protocol":
 		return t.rm.ViewProtocol(protocol.ID(c.Protocol), func(s network.ProtocolScope) error { return f(s) })
@@ -237,7 +236,7 @@ func (t *teller) at(c *class, f func(network.ResourceScope) error) error {
 	return fmt.Errorf("no such class of scopes: %q", c.Class)
 }
 
-// reserveAt asks the scope that refused memory whether it has room now.
+// reserveAt reserves memory at the scope that refused it, and releases it at once.
 func (t *teller) reserveAt(st *step) error {
 	return t.at(&st.it.scope, func(at network.ResourceScope) error {
 		err := at.ReserveMemory(int(st.bytes), st.priority)
@@ -248,13 +247,14 @@ func (t *teller) reserveAt(st *step) error {
 	})
 }
 
-// guest is something that the trace refused and other limits admit.
+// guest is the next step of a connection or stream that the trace refused and other
+// limits admit.
 type guest struct {
 	at   time.Time
 	then func()
 }
 
-// guests come and go by the clock of the trace, the earliest first.
+// guests has the steps of all guests, the earliest first, by the clock of the trace.
 type guests []guest
 
 func (g guests) Len() int           { return len(g) }
@@ -267,7 +267,7 @@ func (g *guests) Pop() any {
 	return last
 }
 
-// until lets happen what is due.
+// until takes all steps that are due.
 func (g *guests) until(now time.Time) {
 	for len(*g) > 0 && !(*g)[0].at.After(now) {
 		due := heap.Pop(g).(guest)
@@ -275,7 +275,7 @@ func (g *guests) until(now time.Time) {
 	}
 }
 
-// guestOf gives what was refused the story of others.
+// guestOf schedules the steps of a connection or stream that the trace refused.
 func (t *teller) guestOf(st *step) {
 	it := st.it
 	usual := t.typical[it.class][it.dir]
@@ -298,7 +298,7 @@ func (t *teller) guestOf(st *step) {
 	heap.Push(&t.guests, guest{st.at.Add(max(usual.wait, usual.life)), func() { t.close(it) }})
 }
 
-// what names the kind of a request.
+// what returns the kind of a request.
 func (st *step) what() string {
 	dir := "inbound "
 	if st.it.dir != network.DirInbound {
@@ -349,8 +349,8 @@ func (t *teller) count(st *step, what string, err error) {
 	}
 }
 
-// nameOf names the scope that refused, one for all spans of it, and one for all
-// connections or streams.
+// nameOf returns the name of the scope that refused, with one name for a scope and its
+// spans, and one for all connections or streams.
 func nameOf(why *rcmgr.LimitError) string {
 	if k := why.Kind(); k == rcmgr.KindConn || k == rcmgr.KindStream {
 		return k.String()
@@ -388,7 +388,7 @@ func (a *answers) report(out io.Writer, name string, top int) error {
 	return a.reportPeaks(out, w, top)
 }
 
-// reportPeaks shows the limits that came nearest to being full.
+// reportPeaks writes the limits that came nearest to being full.
 func (a *answers) reportPeaks(out io.Writer, w *tabwriter.Writer, top int) error {
 	share := func(u rcmgr.LimitUse) float64 { return float64(u.Peak) / float64(u.Limit) * 100 }
 	all := slices.DeleteFunc(a.state.LimitUses(), func(u rcmgr.LimitUse) bool {

@@ -1,9 +1,9 @@
 package main
 
-// From events to what was asked. An event tells what one scope holds, and not for
-// whom: a connection that is given its peer is an event of the peer. But the end of
-// a connection or stream is told together with what it leaves, so that a story that
-// has been read to its end knows who it was.
+// From events to requests. An event says what one scope holds, but not for whom: when a
+// connection gets its peer, only the peer has an event. But the end of a connection or
+// stream comes right after events of the scopes that it leaves, so its peer, protocol and
+// service are known once the story has been read to its end.
 
 import (
 	"cmp"
@@ -25,7 +25,7 @@ type deed uint8
 const (
 	openConn deed = iota
 	openStream
-	openSpan // of a scope that others share
+	openSpan // a span of a shared scope
 	setPeer
 	setProtocol
 	setService
@@ -38,23 +38,23 @@ const (
 type step struct {
 	at       time.Time
 	do       deed
-	it       *item  // nil: memory that was refused to nobody in particular
+	it       *item  // nil if the step is to be dropped
 	name     string // of the peer, protocol or service; of the scope that refused memory
 	bytes    int64
 	priority uint8
 	refused  bool // by the manager that wrote the trace
 }
 
-// item is a connection, a stream, or a span of a scope that others share.
+// item is a connection, a stream, or a span of a shared scope.
 type item struct {
 	class       string // "conn", "stream" or "span"
 	dir         network.Direction
 	fd          bool
 	allowlisted bool
-	scope       class // of a span
+	scope       class // the scope of a span
 	peer        string
 	protocol    string
-	service     string // those it has at its end, as far as they are known
+	service     string // peer, protocol and service are those at its end, as far as known
 
 	open     bool
 	from     time.Time
@@ -65,23 +65,23 @@ type item struct {
 	served   bool // has its service
 }
 
-// story is all requests of a trace, in order.
+// story has all requests of a trace, in order.
 type story struct {
 	steps       []*step
 	from, until time.Time
 	events      int
 	dropped     int64 // events that the writer of the trace left out
-	cut         bool  // it ends in the middle
-	unclear     int   // steps of which it cannot be told whose they are
+	cut         bool  // the trace ends in the middle of an event
+	unclear     int   // steps whose item is unknown
 	gated       int   // connections that gates refused
 
-	items map[string]*item // that are there, by name
-	// What has been told of scopes above, but not yet of whom.
+	items map[string]*item // items that are not closed, by name
+	// Events of scopes above an item that is not known yet.
 	joined  waiting // streams that peers got
 	left    waiting // connections and streams that a peer, protocol or service lost
 	blocked waiting // connections and streams that were refused
-	// The last connection that was refused: go-libp2p's manager tries again in
-	// the allowlisted scopes, under the next number.
+	// The last connection that was refused. go-libp2p's manager tries it again in the
+	// allowlisted scopes, under the next number.
 	lastRefused *step
 	lastNumber  int
 }
@@ -98,10 +98,11 @@ func readStory(r io.Reader) (*story, error) {
 	return s, nil
 }
 
-// waiting are events whose meaning the next ones tell.
+// waiting has events whose meaning depends on later ones.
 type waiting []*event
 
-// mostWaiting bounds them: what is old belongs to nobody.
+// mostWaiting is the most events in waiting. Older ones are dropped, because no item
+// claims them.
 const mostWaiting = 1024
 
 func (w *waiting) push(e *event) {
@@ -111,7 +112,7 @@ func (w *waiting) push(e *event) {
 	*w = append(*w, e)
 }
 
-// pull takes out the oldest that is meant, or gives nil.
+// pull removes and returns the oldest event that meant accepts, or returns nil.
 func (w *waiting) pull(meant func(*event) bool) *event {
 	i := slices.IndexFunc(*w, meant)
 	if i < 0 {
@@ -138,7 +139,7 @@ func (s *story) take(e *event) {
 	case e.Type == rcmgr.TraceDroppedEvt:
 		s.dropped += e.Delta
 	case deep > 1, deep == 1 && isLeaf(&e.Scope):
-		// What it holds is told of its owner, too. Only a refusal is not.
+		// Its owner has an event of its own for everything except a refusal.
 		if e.Type == rcmgr.TraceBlockReserveMemoryEvt {
 			s.takeMemory(e, s.items[e.owner()])
 		}
@@ -169,8 +170,8 @@ func (s *story) takeSpan(e *event) {
 	}
 }
 
-// trim takes the numbers of a span off the name of its scope: go-libp2p's traces
-// have them there.
+// trim removes the numbers of a span from the name of its scope, where go-libp2p's traces
+// have them.
 func (c *class) trim() {
 	for _, name := range [...]*string{&c.Class, &c.Peer, &c.Service, &c.Protocol} {
 		*name = strings.TrimSuffix(*name, spanEnd.FindString(*name))
@@ -201,14 +202,15 @@ func (s *story) takeLeaf(e *event) {
 	}
 }
 
-// opened is told after the scopes above.
+// opened takes the event of a connection or stream that was opened. It comes after the
+// events of the scopes above.
 func (s *story) opened(e *event, it *item) {
 	it.open, it.dir, it.fd = true, e.dir(), e.Delta != 0
 	if it.class == "conn" {
 		number, _ := strconv.Atoi(e.Scope.Conn)
 		it.allowlisted = s.pullJoined("allowlistedTransient", it.dir) != nil
 		if it.allowlisted && s.lastRefused != nil && s.lastNumber == number-1 {
-			s.lastRefused.it = nil // it was this one
+			s.lastRefused.it = nil // this is its second attempt
 		}
 		s.add(e, step{do: openConn, it: it})
 		return
@@ -223,7 +225,8 @@ func (s *story) pullJoined(class string, dir network.Direction) *event {
 	return s.joined.pull(func(j *event) bool { return j.Scope.Class == class && j.dir() == dir })
 }
 
-// notOpened is told before or after who refused, but always before the end.
+// notOpened takes the end of a connection or stream that was not opened. The event of the
+// refusal may come earlier or later than its creation, but always before its end.
 func (s *story) notOpened(e *event, it *item) {
 	delete(s.items, e.Name)
 	what := rcmgr.TraceBlockAddConnEvt
@@ -253,7 +256,7 @@ func (s *story) notOpened(e *event, it *item) {
 
 func (s *story) takeMemory(e *event, it *item) {
 	if it == nil || !it.open {
-		return // what it costs by itself, which is for the other limits to say
+		return // its own cost, which the other limits define anew
 	}
 	switch e.Type {
 	case rcmgr.TraceReserveMemoryEvt:
@@ -265,7 +268,7 @@ func (s *story) takeMemory(e *event, it *item) {
 	}
 }
 
-// end is told after what has been left.
+// end takes the end of an item. It comes after the events of the scopes that it leaves.
 func (s *story) end(e *event, it *item) {
 	delete(s.items, e.Name)
 	it.until = e.Time
@@ -292,7 +295,7 @@ func (s *story) end(e *event, it *item) {
 	s.add(e, step{do: done, it: it})
 }
 
-// takeShared takes what a scope that others share tells.
+// takeShared takes the event of a shared scope.
 func (s *story) takeShared(e *event) {
 	c := e.Scope.Class
 	switch e.Type {
@@ -340,28 +343,29 @@ func (s *story) takeShared(e *event) {
 	}
 }
 
-// like describes what an event above is about, until resolve finds it.
+// like returns what is known of the item that an event above is about, until resolve
+// finds it.
 func (e *event) like(class string) *item {
 	return &item{class: class, dir: e.dir(), fd: e.Delta != 0, peer: e.Scope.Peer}
 }
 
-// kin are those that an event above may be about. Of which of them it speaks is the
-// same to all limits.
+// kin describes the items that an event above may be about. Which of them it is makes no
+// difference to any limits.
 type kin struct {
 	do   deed
 	dir  network.Direction
 	fd   bool
 	peer string
-	name string // of the protocol or service; "" if it is not known any more
+	name string // of the peer, protocol or service; "" if it is unknown
 }
 
-// resolver finds out whom steps are about.
+// resolver finds the items of steps.
 type resolver struct {
-	free    map[kin][]*item // that have not moved yet: who ends first comes first
-	refused []*step         // whose item ends next
+	free    map[kin][]*item // items that have not moved yet, in the order of their ends
+	refused []*step         // moves whose item ends next
 }
 
-// resolve gives each move its item, and drops what belongs to nobody.
+// resolve sets the item of each move, and drops steps without one.
 func (s *story) resolve() {
 	for i, st := range s.steps {
 		if st.it != nil {
@@ -424,7 +428,7 @@ func (r *resolver) move(st *step, i int) {
 	}
 	it := r.pull(k, i)
 	if it == nil {
-		k.name = "" // one that is still open at the end
+		k.name = "" // try an item that is still open at the end
 		it = r.pull(k, i)
 	}
 	if it == nil {
@@ -444,8 +448,9 @@ func (r *resolver) move(st *step, i int) {
 	r.offer(kin{do: setService, dir: it.dir, peer: it.peer, name: it.service}, it)
 }
 
-// pull takes out the item that ends first after step i. Of those that do not end, it
-// is the one that came last: what has not moved for long will not.
+// pull removes and returns the item that ends first after step i. Of items that do not
+// end, it takes the one that came last, because one that has not moved for long never
+// will.
 func (r *resolver) pull(k kin, i int) *item {
 	list := r.free[k]
 	for len(list) > 0 && list[0].end < i {
@@ -464,8 +469,8 @@ func (r *resolver) pull(k kin, i int) *item {
 	return it
 }
 
-// ended gives an item that was never placed to the move that was refused: whoever is
-// refused is closed next.
+// ended gives an item that was never placed to a move that was refused, because an item
+// is closed right after its move is refused.
 func (r *resolver) ended(st *step) {
 	it := st.it
 	i := slices.IndexFunc(r.refused, func(m *step) bool {
@@ -484,28 +489,28 @@ func (r *resolver) ended(st *step) {
 	}
 }
 
-// describe says what a trace holds.
+// describe writes a summary of the trace.
 func (s *story) describe(out io.Writer) {
 	fmt.Fprintf(out, "%d events in %s, %d requests\n", s.events, s.until.Sub(s.from).Round(time.Millisecond), len(s.steps))
 	if s.dropped > 0 {
 		fmt.Fprintf(out, "%d events are missing: the writer of the trace was too slow. What follows is not exact.\n", s.dropped)
 	}
 	if s.cut {
-		fmt.Fprintln(out, "The trace ends in the middle; what is there was read.")
+		fmt.Fprintln(out, "The trace ends in the middle of an event; everything before was read.")
 	}
 	if s.gated > 0 {
 		fmt.Fprintf(out, "%d connections were refused by gates; they were left out.\n", s.gated)
 	}
 	if s.unclear > 0 {
-		fmt.Fprintf(out, "Of %d requests it cannot be told whose they are; they were left out.\n", s.unclear)
+		fmt.Fprintf(out, "%d requests could not be assigned to a connection or stream; they were left out.\n", s.unclear)
 	}
 }
 
-// typical is how long items of one kind and direction last.
+// typical has the median times of items of one kind and direction.
 type typical struct{ wait, life time.Duration }
 
-// typicals gives the medians of a class by direction, in the whole trace where none
-// of that kind has ended.
+// typicals returns the medians of a class by direction. If none of that kind has ended,
+// its life is the length of the trace.
 func (s *story) typicals(class string) map[network.Direction]typical {
 	waits, lives := make(map[network.Direction][]time.Duration), make(map[network.Direction][]time.Duration)
 	for _, st := range s.steps {

@@ -1,6 +1,6 @@
 package main
 
-// What must be so: at every second of the soak, and when it pauses.
+// The checks: at every second of the soak, and when it pauses.
 
 import (
 	"fmt"
@@ -13,16 +13,16 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// tally is what the soak has seen.
+// tally counts what the soak has seen.
 type tally struct {
 	identities, checks, pauses, wrong int
 	mostConns, mostStreams, mostFD    int
 	mostGoroutines                    int
-	forgotten                         int                   // connections, by go-libp2p
+	forgotten                         int                   // connections that go-libp2p has forgotten
 	refusals                          map[rcmgr.Kind]uint64 // by managers that have ended
 }
 
-// complain tells what is wrong, at once.
+// complain reports a fault at once.
 func (w *world) complain(format string, args ...any) {
 	w.wrong++
 	fmt.Fprintf(w.out, "WRONG after %v: %s\n", time.Since(w.began).Round(time.Second), fmt.Sprintf(format, args...))
@@ -31,7 +31,7 @@ func (w *world) complain(format string, args ...any) {
 // accounted is what all managers hold together.
 type accounted struct{ conns, streams, fds int }
 
-// check looks at every manager.
+// check checks every manager.
 func (w *world) check() {
 	a := w.lookAtAll()
 	w.checks++
@@ -47,7 +47,7 @@ func (w *world) lookAtAll() (a accounted) {
 		for _, problem := range problems(&s, n.lowered) {
 			w.complain("host %v: %s", n.host.ID(), problem)
 		}
-		use := s.Scopes[0].Use // of system
+		use := s.Scopes[0].Use // of the system scope
 		a.conns += use.NumConnsInbound + use.NumConnsOutbound
 		a.streams += use.NumStreamsInbound + use.NumStreamsOutbound
 		a.fds += use.NumFD
@@ -57,8 +57,8 @@ func (w *world) lookAtAll() (a accounted) {
 	return a
 }
 
-// problems gives what does not add up in a snapshot. With lowered, the limits
-// of system may have been set below what was in use.
+// problems returns the sums of a snapshot that do not add up, and the limits that are
+// exceeded. If lowered, the limits of system may have been set below its use.
 func problems(s *rcmgr.Snapshot, lowered bool) (list []string) {
 	sum := map[rcmgr.Kind]network.ScopeStat{}
 	for _, sc := range s.Scopes {
@@ -110,16 +110,15 @@ func exceeds(use network.ScopeStat, l rcmgr.BaseLimit) bool {
 		use.NumFD > l.FD || use.Memory > l.Memory
 }
 
-// What a host, a connection and a stream of go-libp2p take in goroutines, at
-// most.
+// The most goroutines that a host, a connection and a stream of go-libp2p have.
 const (
 	goroutinesPerHost   = 40
 	goroutinesPerConn   = 6
 	goroutinesPerStream = 3
 )
 
-// pause holds the traffic until what the process really has is what is
-// accounted, and each scope of a connection that of one that a host has. The
+// pause stops the traffic until the process has exactly the descriptors that are
+// accounted, and until each connection scope belongs to a connection of its host. The
 // connections stay.
 func (w *world) pause() {
 	w.quiet.Lock()
@@ -158,7 +157,7 @@ func (w *world) report() {
 	fmt.Fprintf(w.out, "found wrong    %d\n", w.wrong)
 }
 
-// countRefusals adds what a manager has refused in its life.
+// countRefusals adds everything that a manager has refused.
 func (w *world) countRefusals(m *rcmgr.Manager) {
 	if w.refusals == nil {
 		w.refusals = make(map[rcmgr.Kind]uint64)

@@ -1,7 +1,7 @@
 package main
 
-// The traffic: a host fetches a number of bytes from another one, and both hold
-// them as memory meanwhile.
+// The traffic. A host fetches a number of bytes from another one, and both reserve memory
+// for them meanwhile.
 
 import (
 	"context"
@@ -50,7 +50,7 @@ func serveFetch(s network.Stream) {
 	}
 }
 
-// fetch fetches n bytes over a connection that is there.
+// fetch fetches n bytes over an existing connection.
 func (n *node) fetch(ctx context.Context, from peer.ID, size int) error {
 	s, err := n.host.NewStream(network.WithNoDial(ctx, "soak"), from, fetchProtocol)
 	if err != nil {
@@ -89,8 +89,8 @@ func (w *world) errands(n *node, r *rand.Rand) {
 	}
 }
 
-// errand connects to some host by some road, fetches from it, and now and then
-// hangs up.
+// errand connects to some host by some transport, fetches from it, and sometimes hangs
+// up.
 func (w *world) errand(n *node, r *rand.Rand) {
 	to := w.somebody(r)
 	if to == nil || to == n || to.role == relays && r.IntN(4) != 0 {
@@ -115,8 +115,7 @@ func (w *world) errand(n *node, r *rand.Rand) {
 	}
 }
 
-// count counts how something went, but for what was cut short by the end of
-// the host.
+// count counts an outcome, unless the end of the host cut it short.
 func (o *outcomes) count(ctx context.Context, err error) {
 	switch {
 	case err == nil:

@@ -22,13 +22,13 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// role is what a host is there for.
+// role is the part that a host plays.
 type role int
 
 const (
 	member role = iota
-	relays      // for those who are hidden
-	hidden      // listens nowhere, and is reached by a relay
+	relays      // serves hidden hosts
+	hidden      // does not listen, and is reached through a relay
 )
 
 var roads = []string{
@@ -41,7 +41,7 @@ type node struct {
 	role    role
 	host    host.Host
 	manager *ledger
-	limits  rcmgr.BaseLimit // of system, as they were at first
+	limits  rcmgr.BaseLimit // of system, at the start
 	lowered bool            // they may have been set below what was in use
 	addrs   []multiaddr.Multiaddr
 
@@ -50,8 +50,8 @@ type node struct {
 	work sync.WaitGroup // its own traffic
 }
 
-// workingPoint is limits about as high as what a host of so many wants at a
-// time, so that it meets them often.
+// workingPoint returns limits that are about what one of so many hosts wants at a time,
+// so that it reaches them often.
 func workingPoint(hosts int) rcmgr.BaseLimit {
 	return rcmgr.BaseLimit{
 		Conns: hosts, ConnsInbound: 2 * hosts / 3, ConnsOutbound: hosts, FD: 2 * hosts / 3,
@@ -73,7 +73,7 @@ func limitsOf(system rcmgr.BaseLimit) rcmgr.Limiter {
 func newNode(r role, hosts int) (*node, error) {
 	n := &node{role: r, limits: workingPoint(hosts)}
 	limits := limitsOf(n.limits)
-	if r == relays { // they serve
+	if r == relays { // relays only serve
 		limits = rcmgr.NewFixedLimiter(rcmgr.InfiniteLimits)
 	}
 	m, err := rcmgr.New(limits)
@@ -91,7 +91,7 @@ func newNode(r role, hosts int) (*node, error) {
 	default:
 		opts = append(opts, libp2p.ListenAddrStrings(roads...))
 	}
-	// libp2p.New closes the manager if it fails, and the host does in the end.
+	// libp2p.New closes the manager if it fails; otherwise closing the host does.
 	if n.host, err = libp2p.New(opts...); err != nil {
 		return nil, err
 	}
@@ -101,7 +101,7 @@ func newNode(r role, hosts int) (*node, error) {
 	return n, nil
 }
 
-// relaysNow waits until a relay relays.
+// relaysNow waits until a relay is ready.
 func (n *node) relaysNow() error {
 	if !within(patience, func() bool { return slices.Contains(n.host.Mux().Protocols(), proto.ProtoIDv2Hop) }) {
 		return fmt.Errorf("a relay does not relay after %v", patience)
@@ -109,10 +109,10 @@ func (n *node) relaysNow() error {
 	return nil
 }
 
-// relayTag marks the relay that a host must not hang up on.
+// relayTag marks a hidden host's relay, from which it must not disconnect.
 const relayTag = "relay"
 
-// reserveAt gives a hidden host a place at a relay.
+// reserveAt reserves a place on a relay for a hidden host.
 func (n *node) reserveAt(at *node) error {
 	ctx, cancel := context.WithTimeout(n.ctx, patience)
 	defer cancel()
@@ -129,8 +129,8 @@ func (n *node) reserveAt(at *node) error {
 	return nil
 }
 
-// endNode ends a host. Its own traffic ends first: go-libp2p crashes if a host is
-// closed while it dials. What it held must be gone afterwards.
+// endNode closes a host. Its own traffic ends first, because go-libp2p crashes if a host
+// is closed while it dials. Nothing that it held may be left.
 func (w *world) endNode(n *node) {
 	if err := w.tryEnd(n); err != nil {
 		w.complain("%v", err)
@@ -155,7 +155,7 @@ func (w *world) tryEnd(n *node) error {
 	return nil
 }
 
-// finishForgotten ends what a host has forgotten, and counts it.
+// finishForgotten closes the connections that a host has forgotten, and counts them.
 func (w *world) finishForgotten(n *node) {
 	inbound, outbound := n.manager.finishForgotten(n.host)
 	w.forgotten += inbound
@@ -164,7 +164,7 @@ func (w *world) finishForgotten(n *node) {
 	}
 }
 
-// held names all that a manager holds.
+// held returns everything that a manager holds.
 func held(m *rcmgr.Manager) (names []string) {
 	for _, s := range m.Snapshot().Scopes {
 		if s.Use != (network.ScopeStat{}) {
@@ -174,8 +174,8 @@ func held(m *rcmgr.Manager) (names []string) {
 	return names
 }
 
-// changeLimits gives the host limits between half and one and a half of what it
-// had at first.
+// changeLimits sets the host's limits to between half and one and a half of those at the
+// start.
 func (n *node) changeLimits(r *rand.Rand) {
 	if n.role == relays {
 		return
@@ -185,14 +185,14 @@ func (n *node) changeLimits(r *rand.Rand) {
 		*c = int(by * float64(*c))
 	}
 	l.Memory = int64(by * float64(l.Memory))
-	n.lowered = true // perhaps
+	n.lowered = true // perhaps they were
 	n.manager.ViewSystem(func(s network.ResourceScope) error {
 		s.(rcmgr.ResourceScopeLimiter).SetLimit(&l)
 		return nil
 	})
 }
 
-// within waits until something is so, and tells if it is.
+// within waits until is returns true, at most for d, and reports whether it did.
 func within(d time.Duration, is func() bool) bool {
 	for end := time.Now().Add(d); !is(); time.Sleep(tick) {
 		if time.Now().After(end) {

@@ -1,10 +1,10 @@
 package main
 
-// go-libp2p v0.51.0 now and then forgets an inbound connection that its peer
-// closes right after the handshake (Accept of the upgrader's listener),
-// whichever manager it has, and never gives back its scope. A ledger between a
-// host and its manager knows every scope that is open, so that what the host has
-// forgotten is told from what the manager should not hold.
+// go-libp2p v0.51.0 sometimes forgets an inbound connection that its peer closes right
+// after the handshake (Accept of the upgrader's listener), with any manager, and never
+// closes its scope. A ledger between a host and its manager has every scope that is open.
+// With it, scopes that the host has forgotten can be told from scopes that the manager
+// should not hold.
 
 import (
 	"maps"
@@ -22,7 +22,7 @@ type ledger struct {
 	open map[*entry]network.Direction
 }
 
-// entry is the scope of a connection that is open.
+// entry is the scope of an open connection.
 type entry struct {
 	network.ConnManagementScope
 	in *ledger
@@ -32,7 +32,7 @@ func newLedger(m *rcmgr.Manager) *ledger {
 	return &ledger{Manager: m, open: make(map[*entry]network.Direction)}
 }
 
-// Unwrap gives the manager to those who look for its allowlist.
+// Unwrap returns the manager, so that its allowlist is found.
 func (l *ledger) Unwrap() network.ResourceManager { return l.Manager }
 
 func (l *ledger) OpenConnection(dir network.Direction, usefd bool, endpoint multiaddr.Multiaddr) (network.ConnManagementScope, error) {
@@ -54,8 +54,8 @@ func (e *entry) Done() {
 	delete(e.in.open, e)
 }
 
-// astray gives the scopes that belong to no connection of the host. In a pause
-// they are those that it has forgotten.
+// astray returns the scopes that belong to no connection of the host. In a pause these
+// are the scopes that it has forgotten.
 func (l *ledger) astray(h host.Host) map[*entry]network.Direction {
 	l.mu.Lock()
 	list := maps.Clone(l.open)
@@ -68,8 +68,8 @@ func (l *ledger) astray(h host.Host) map[*entry]network.Direction {
 	return list
 }
 
-// finishForgotten ends the scopes of inbound connections that the host has
-// forgotten, and tells how many there were. A host forgets no outbound one.
+// finishForgotten closes the scopes of connections that the host has forgotten, and
+// returns how many there were. A host should forget no outbound connection.
 func (l *ledger) finishForgotten(h host.Host) (inbound, outbound int) {
 	for e, dir := range l.astray(h) {
 		e.Done()

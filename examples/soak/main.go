@@ -1,14 +1,13 @@
-// Command soak runs tens of real go-libp2p hosts for as long as one likes, each
-// on a manager of its own with limits around what it needs, and checks all the
-// while that the accounts are right.
+// Command soak runs tens of real go-libp2p hosts for as long as you like, each on a
+// manager of its own with limits near what it needs, and checks all the while that the
+// accounts are right.
 //
-// The hosts reach each other over TCP, QUIC, WebSocket and relays, fetch from
-// each other, hang up, and are replaced by others with new identities; their
-// limits change. Every second, each manager's snapshot has to add up, and every
-// ten the traffic pauses: then the descriptors that the process really has must
-// be exactly those that are accounted, and its goroutines no more than the
-// connections and streams explain. In the end nothing may be left. Everything
-// stays within 127.0.0.1.
+// The hosts reach each other over TCP, QUIC, WebSocket and relays, fetch from each other,
+// hang up, and are replaced by others with new identities; their limits change. Every
+// second, each manager's snapshot has to add up. Every ten seconds the traffic pauses;
+// then the process must have exactly the descriptors that are accounted, and no more
+// goroutines than its connections and streams explain. In the end nothing may be left.
+// Everything stays within 127.0.0.1.
 //
 //	go run ./examples/soak -duration 10m -hosts 24
 package main
@@ -27,7 +26,7 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/cmdline"
 )
 
-// settings are what the command line decides.
+// settings are the values of the command line.
 type settings struct {
 	duration time.Duration
 	hosts    int
@@ -42,7 +41,8 @@ const (
 func main() {
 	s, err := settingsFrom(os.Args[1:])
 	cmdline.ExitOn("soak", err)
-	// Refusals and hosts that vanish are what this is about.
+	// Refusals and hosts that vanish are expected here, so libp2p's log of them is
+	// discarded.
 	gologshim.SetDefaultHandler(slog.DiscardHandler)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	sound, err := soak(ctx, s, os.Stdout)
@@ -73,12 +73,12 @@ const (
 	checkEvery  = time.Second
 	pauseEvery  = 10 * time.Second
 	changeEvery = time.Second      // a host is replaced, limits change
-	patience    = 20 * time.Second // for whatever must become so
-	grace       = 2 * time.Second  // for what a closed host gives back late
+	patience    = 20 * time.Second // for a condition that must become true
+	grace       = 2 * time.Second  // for what a closed host releases late
 	tick        = 10 * time.Millisecond
 )
 
-// soak runs it all, and tells whether everything was right.
+// soak runs the soak, and reports whether everything was right.
 func soak(ctx context.Context, s settings, out io.Writer) (sound bool, err error) {
 	w := newWorld(s, out)
 	fmt.Fprintf(out, "%d hosts for %v, seed %d\n", s.hosts, s.duration, s.seed)

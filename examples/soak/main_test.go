@@ -17,7 +17,7 @@ func TestASoakFindsNothingWrong(t *testing.T) {
 	if testing.Short() {
 		t.Skip("runs real hosts for three seconds")
 	}
-	// On a slow machine it takes longer until somebody has fetched something.
+	// On a slow machine it takes longer until anything has been fetched.
 	for duration, fetched := 3*time.Second, false; !fetched; duration *= 2 {
 		var out bytes.Buffer
 		sound, err := soak(context.Background(), settings{duration: duration, hosts: fewestHosts + 2, seed: 1}, &out)
@@ -52,7 +52,7 @@ func TestWrongCommandLinesAreErrors(t *testing.T) {
 	require.NotZero(t, s.seed)
 }
 
-// A check that finds nothing wrong with what is wrong would be none.
+// A check that cannot find a fault proves nothing.
 func TestSumsThatDoNotAddUpAreFound(t *testing.T) {
 	m, err := rcmgr.New(nil)
 	require.NoError(t, err)

@@ -1,6 +1,6 @@
 package main
 
-// What the process really has.
+// The resources that the process really has.
 
 import (
 	"os"
@@ -9,9 +9,9 @@ import (
 	"strings"
 )
 
-// process is what the process has at one instant.
+// process has the resources of the process at one instant.
 type process struct {
-	connections int // TCP sockets that do not listen; -1 where nobody tells
+	connections int // TCP sockets that do not listen; -1 if unknown
 	goroutines  int
 }
 
@@ -19,8 +19,8 @@ func look() process {
 	return process{connections: connections(), goroutines: runtime.NumGoroutine()}
 }
 
-// connections counts this process's TCP sockets, but for those that listen.
-// Linux tells.
+// connections returns the number of this process's TCP sockets that do not listen. It is
+// known on Linux only.
 func connections() (n int) {
 	connected := make(map[string]bool) // by inode
 	for _, table := range []string{"/proc/self/net/tcp", "/proc/self/net/tcp6"} {

@@ -1,6 +1,6 @@
 package main
 
-// All hosts of the soak: how they come, change and go.
+// All hosts of the soak: how they are made, changed and closed.
 
 import (
 	"fmt"
@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// outcomes counts how something went.
+// outcomes counts how attempts ended.
 type outcomes struct{ done, refused, failed atomic.Int64 }
 
 func (o *outcomes) String() string {
@@ -25,13 +25,12 @@ type world struct {
 	began time.Time
 	// patience is how long the accounts may take to be right in a pause.
 	patience time.Duration
-	r        *rand.Rand // of the main goroutine
+	r        *rand.Rand // for the main goroutine
 
 	mu    sync.RWMutex // guards the list
 	nodes []*node
 
-	// quiet is held for reading by each errand, and for writing while nothing is
-	// to happen.
+	// quiet is held for reading by each errand, and for writing during a pause.
 	quiet sync.RWMutex
 
 	connects, fetches outcomes
@@ -43,7 +42,7 @@ func newWorld(s settings, out io.Writer) *world {
 	return &world{settings: s, out: out, began: time.Now(), patience: patience, r: rand.New(rand.NewPCG(s.seed, 0)), base: look()}
 }
 
-// populate makes all hosts and lets them go.
+// populate makes all hosts, and starts their traffic.
 func (w *world) populate() error {
 	for i := range w.hosts {
 		r := member
@@ -60,7 +59,7 @@ func (w *world) populate() error {
 	return nil
 }
 
-// add makes a host, and its traffic.
+// add makes a host, and starts its traffic.
 func (w *world) add(r role) (*node, error) {
 	n, err := newNode(r, w.hosts)
 	if err != nil {
@@ -80,7 +79,7 @@ func (w *world) add(r role) (*node, error) {
 	w.mu.Lock()
 	w.nodes = append(w.nodes, n)
 	w.mu.Unlock()
-	if r != relays { // they serve
+	if r != relays { // relays only serve
 		for i := range errandsAtOnce {
 			seed := w.seed ^ uint64(w.identities*errandsAtOnce+i)
 			n.work.Go(func() { w.errands(n, rand.New(rand.NewPCG(seed, 1))) })
@@ -89,7 +88,7 @@ func (w *world) add(r role) (*node, error) {
 	return n, nil
 }
 
-// somebody gives any host.
+// somebody returns a random host, or nil if there is none.
 func (w *world) somebody(r *rand.Rand) *node {
 	w.mu.RLock()
 	defer w.mu.RUnlock()
@@ -99,7 +98,7 @@ func (w *world) somebody(r *rand.Rand) *node {
 	return w.nodes[r.IntN(len(w.nodes))]
 }
 
-// replaceOne ends a host that is no relay, and makes another with a new identity.
+// replaceOne closes a host that is not a relay, and makes another with a new identity.
 func (w *world) replaceOne() error {
 	i := 2 + w.r.IntN(len(w.nodes)-2)
 	old := w.nodes[i]
@@ -113,7 +112,7 @@ func (w *world) replaceOne() error {
 
 func (w *world) changeLimits() { w.nodes[w.r.IntN(len(w.nodes))].changeLimits(w.r) }
 
-// end ends all hosts. Then nothing may be left of them.
+// end closes all hosts. After that nothing of them may be left.
 func (w *world) end() {
 	for _, n := range w.nodes {
 		n.stop()

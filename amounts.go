@@ -253,11 +253,6 @@ const (
 	unknown           // a foreign Limiter has to be asked first, see decide
 )
 
-// limitOrder is the order of limits in configurations, as in quantities.counts.
-var limitOrder = [numDims]dim{
-	dimStreams, dimStreamsIn, dimStreamsOut, dimConns, dimConnsIn, dimConnsOut, dimFD, dimMemory,
-}
-
 // limitNames are the names of limits in configurations.
 var limitNames = [numDims]string{
 	dimMemory:     "Memory",

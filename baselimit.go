@@ -183,16 +183,7 @@ func limitsOf(l Limit) amounts {
 
 // baseLimit is the inverse of limitsOf.
 func (a *amounts) baseLimit() BaseLimit {
-	return BaseLimit{
-		Memory:          a[dimMemory],
-		StreamsInbound:  int(a[dimStreamsIn]),
-		StreamsOutbound: int(a[dimStreamsOut]),
-		Streams:         int(a[dimStreams]),
-		ConnsInbound:    int(a[dimConnsIn]),
-		ConnsOutbound:   int(a[dimConnsOut]),
-		Conns:           int(a[dimConns]),
-		FD:              int(a[dimFD]),
-	}
+	return BaseLimit(quantitiesOf(func(d dim) int { return int(a[d]) }, a[dimMemory]))
 }
 
 // LimitResetter is implemented by every scope that this package returns, like

@@ -11,37 +11,6 @@ import (
 	"strconv"
 )
 
-// quantities is the shape of BaseLimit and ResourceLimits.
-type quantities[Count, Bytes comparable] struct {
-	Streams         Count
-	StreamsInbound  Count
-	StreamsOutbound Count
-	Conns           Count
-	ConnsInbound    Count
-	ConnsOutbound   Count
-	FD              Count
-	Memory          Bytes
-}
-
-// counts returns everything but memory. File descriptors come last, because they do not
-// grow with memory as the others do.
-func (q *quantities[Count, Bytes]) counts() [7]*Count {
-	return [...]*Count{
-		&q.Streams, &q.StreamsInbound, &q.StreamsOutbound,
-		&q.Conns, &q.ConnsInbound, &q.ConnsOutbound,
-		&q.FD,
-	}
-}
-
-// fillIn sets each field of to that is zero to its value in from.
-func fillIn[Count, Bytes comparable](to, from *quantities[Count, Bytes]) {
-	source := from.counts()
-	for i, n := range to.counts() {
-		*n = cmp.Or(*n, *source[i])
-	}
-	to.Memory = cmp.Or(to.Memory, from.Memory)
-}
-
 // LimitVal is one number in a configuration: a count, or one of the three constants. Its
 // zero value is DefaultLimit. In JSON it is a number, or "default", "unlimited" or
 // "blockAll"; the number 0 is read as "blockAll".

@@ -82,48 +82,31 @@ func (s *unloggedRefusals) take(counts *[numKinds]dimCounts, said *[numKinds]*re
 
 // Refusals counts refused requests by the limit that refused them. The counts only grow.
 type Refusals struct {
-	Memory          uint64 `json:",omitempty"`
+	Streams         uint64 `json:",omitempty"`
 	StreamsInbound  uint64 `json:",omitempty"`
 	StreamsOutbound uint64 `json:",omitempty"`
-	Streams         uint64 `json:",omitempty"`
+	Conns           uint64 `json:",omitempty"`
 	ConnsInbound    uint64 `json:",omitempty"`
 	ConnsOutbound   uint64 `json:",omitempty"`
-	Conns           uint64 `json:",omitempty"`
 	FD              uint64 `json:",omitempty"`
+	Memory          uint64 `json:",omitempty"`
 }
 
 // Total returns the number of all refusals.
 func (r Refusals) Total() uint64 {
-	return r.Memory + r.StreamsInbound + r.StreamsOutbound + r.Streams +
-		r.ConnsInbound + r.ConnsOutbound + r.Conns + r.FD
+	n := uint64(0)
+	for _, of := range r.dimCounts() {
+		n += of
+	}
+	return n
 }
 
 func (c *dimCounts) refusals() Refusals {
-	return Refusals{
-		Memory:          c[dimMemory],
-		StreamsInbound:  c[dimStreamsIn],
-		StreamsOutbound: c[dimStreamsOut],
-		Streams:         c[dimStreams],
-		ConnsInbound:    c[dimConnsIn],
-		ConnsOutbound:   c[dimConnsOut],
-		Conns:           c[dimConns],
-		FD:              c[dimFD],
-	}
+	return Refusals(quantitiesOf(func(d dim) uint64 { return c[d] }, c[dimMemory]))
 }
 
 // dimCounts is the inverse of dimCounts.refusals.
-func (r *Refusals) dimCounts() dimCounts {
-	return dimCounts{
-		dimMemory:     r.Memory,
-		dimStreamsIn:  r.StreamsInbound,
-		dimStreamsOut: r.StreamsOutbound,
-		dimStreams:    r.Streams,
-		dimConnsIn:    r.ConnsInbound,
-		dimConnsOut:   r.ConnsOutbound,
-		dimConns:      r.Conns,
-		dimFD:         r.FD,
-	}
-}
+func (r *Refusals) dimCounts() dimCounts { return byDim(quantities[uint64, uint64](*r)) }
 
 // note notes a refusal that happened a number of times, and the name that it concerned.
 func (r *remark) note(why *refusal, concerned scopeName, times uint64) {

@@ -20,15 +20,6 @@ func (o Origin) String() string { return nameOf(o, originNames[:]) }
 // scopeOrigins are the origins of the limits of one scope.
 type scopeOrigins = quantities[Origin, Origin]
 
-// byDim returns the origins in the order of amounts.
-func byDim(o scopeOrigins) (out [numDims]Origin) {
-	for i, from := range o.counts() {
-		out[limitOrder[i]] = *from
-	}
-	out[dimMemory] = o.Memory
-	return out
-}
-
 // MarshalText returns String's text, for JSON and logs.
 func (o Origin) MarshalText() ([]byte, error) { return []byte(o.String()), nil }
 

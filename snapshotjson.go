@@ -26,19 +26,11 @@ type limitJSON struct {
 	Tight       bool   `json:",omitempty"`
 }
 
-// at returns the field of one dimension.
-func (s *scopeJSON) at(d dim) *limitJSON {
-	l := &s.Limits
-	return [numDims]*limitJSON{
-		&l.Memory, &l.StreamsInbound, &l.StreamsOutbound, &l.Streams,
-		&l.ConnsInbound, &l.ConnsOutbound, &l.Conns, &l.FD,
-	}[d]
-}
-
 // MarshalJSON writes the state with its numbers grouped by limit, as described at
 // ScopeState.
 func (s ScopeState) MarshalJSON() ([]byte, error) {
 	out := scopeJSON{Name: s.Name, Kind: s.Kind, ID: s.ID}
+	limits := fieldsByDim(&out.Limits)
 	for d, u := range s.limitUses() {
 		l := limitJSON{Limit: limitNumber(u.Limit), Use: u.Use, Peak: u.Peak,
 			Refusals: u.Refusals, WouldRefuse: u.WouldRefuse, Tight: u.Tight}
@@ -46,7 +38,7 @@ func (s ScopeState) MarshalJSON() ([]byte, error) {
 			rounded := math.Round(percent*100) / 100
 			l.Percent = &rounded
 		}
-		*out.at(dim(d)) = l
+		*limits[d] = l
 	}
 	return json.Marshal(out)
 }
@@ -58,8 +50,8 @@ func (s *ScopeState) UnmarshalJSON(b []byte) error {
 		return err
 	}
 	c := scopeCut{}
-	for d := range numDims {
-		l := in.at(d)
+	for i, l := range byDim(in.Limits) {
+		d := dim(i)
 		if d != dimMemory { // the other limits are ints, which may have 32 bits
 			l.Limit = min(l.Limit, math.MaxInt)
 		}

@@ -107,6 +107,7 @@ var floors = []floor{
 	}},
 	{"words", "what everything is said in", []room{
 		{"amounts.go", "amounts, limits and thresholds: arithmetic without locks"},
+		{"quantities.go", "eight values by name, and by dimension"},
 		{"kind.go", "the kinds of scopes and gates"},
 		{"endpoint.go", "the address of the far end, or that it has none; `internal/ip/` has the form and keys of addresses"},
 		{"allowlist.go", "what is let in when everything else is refused"},

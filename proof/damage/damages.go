@@ -357,7 +357,7 @@ var damages = []damage{
 
 	// Limits.
 	{"limitval.go", "out[k] = join(a, unnamed)", "var none B\n\t\t\tout[k] = join(a, none)"},
-	{"limitval.go", "to.Memory = cmp.Or(to.Memory, from.Memory)", "to.Memory = from.Memory"},
+	{"quantities.go", "to.Memory = cmp.Or(to.Memory, from.Memory)", "to.Memory = from.Memory"},
 	{"limitval.go", "int64(Unlimited):     `\"unlimited\"`", "int64(Unlimited):     `\"infinite\"`"},
 	{"defaults.go", "return math.MaxInt\n", "return 0\n"},
 	{"limitcheck.go", "case min(fromTransient[d], fromSystem[d]) < OriginOverride:", "case min(fromTransient[d], fromSystem[d]|OriginCode) < OriginOverride:"},

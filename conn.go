@@ -235,9 +235,7 @@ func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted bool, g grip
 // countSubnet adds by connections to what the subnet of the connection holds of the scopes
 // that the connection stands in now.
 func (c *connScope) countSubnet(by int64) {
-	if subnet := c.state().subnet; subnet != nil {
-		countConn(&c.h.tree.chain, c.h.unit, subnet, by)
-	}
+	countConn(&c.h.tree.chain, c.h.unit, c.state().subnet, by)
 }
 
 // takeStranger is take for a connection whose peer is not the one that the allowlist names. It

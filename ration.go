@@ -31,8 +31,11 @@ func countStream(c *chain, d dim, by int32) {
 }
 
 // countConn adds by connections to what a subnet holds of the standard scopes that the chain
-// stands in.
+// stands in. The subnet may be nil.
 func countConn(c *chain, u unit, n *fairSubnet, by int64) {
+	if n == nil {
+		return
+	}
 	for _, a := range c.at[slotTransient:] {
 		if a != nil && a.kind <= KindTransient {
 			n.countConn(a.kind, u.fds, by)

@@ -20,7 +20,7 @@ func nameOf[T ~uint8](v T, names []string) string {
 func unmarshalName[T ~uint8](to *T, text []byte, names []string, what string) error {
 	i := slices.Index(names, string(text))
 	if i < 0 {
-		return fmt.Errorf("no %s: %q, expected one of %s", what, text, strings.Join(names, ", "))
+		return fmt.Errorf("unknown %s: %q, expected one of %s", what, text, strings.Join(names, ", "))
 	}
 	*to = T(i)
 	return nil

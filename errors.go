@@ -222,9 +222,8 @@ func (e *LimitError) Limit() int64 { return e.why.limit }
 
 // ConfigKey returns the place of the limit in the configuration, such as
 // "System.ConnsInbound" or `Gates.Subnets.IPv4["32"]`, or the name of the option that set it.
-// The log of refusals calls it raise. If the configuration has a limit for the name of the
-// peer, service, protocol or network that refused, the place is that of the name. Otherwise
-// it is the place for scopes that are not named.
+// The log of refusals calls it raise. If a peer or network refused that the configuration
+// does not name, it is the place of the limit for all that are not named.
 func (e *LimitError) ConfigKey() string {
 	return configKey(e.Kind(), e.why.d, e.why.scope, e.asked.place)
 }

@@ -122,11 +122,13 @@ func (q *ExplainRequest) check() error {
 		return errors.New("a stream needs a Peer")
 	case q.Kind == KindStream && q.Service != "" && q.Protocol == "":
 		return errNoProtocol
-	case q.Kind == KindPeer && q.Peer == "", q.Kind == KindProtocol && q.Protocol == "", q.Kind == KindService && q.Service == "":
+	case q.Kind == KindPeer && q.Peer == "", q.Kind == KindProtocol && q.Protocol == "",
+		q.Kind == KindService && q.Service == "":
 		return errNoName
 	case q.Kind == KindStream:
 		return nil
-	case q.Memory == 0 && slices.Contains([]Kind{KindSystem, KindTransient, KindPeer, KindProtocol, KindService}, q.Kind):
+	case q.Memory == 0 &&
+		slices.Contains([]Kind{KindSystem, KindTransient, KindPeer, KindProtocol, KindService}, q.Kind):
 		return fmt.Errorf("Kind is %v and Memory is 0: nothing is asked for; "+
 			"expected a number of bytes, or conn or stream as Kind", q.Kind)
 	case q.Kind <= KindTransient || q.Kind == KindPeer || q.Kind == KindProtocol || q.Kind == KindService:
@@ -567,7 +569,7 @@ func (e *Explanation) String() string {
 	if k.Holder != "" {
 		why += " by " + printable(k.Holder)
 	}
-	return fmt.Sprintf("it would be refused by %s: %s holds %d of %d, %d more must not pass %d (%s); raise %s",
+	return fmt.Sprintf("it would be refused by %s: %s is at %d of %d, and %d more would exceed %d (%s); raise %s",
 		printable(k.Scope), k.Name, k.Use, k.Limit, k.Asked, k.Threshold, why, k.ConfigKey)
 }
 

@@ -272,7 +272,7 @@ func TestAnExplanationAsTextAndJSON(t *testing.T) {
 	require.NoError(t, err)
 	var text strings.Builder
 	require.NoError(t, e.WriteTable(&text))
-	require.Contains(t, text.String(), "it would be refused by peer:"+testPeer.String()+": StreamsInbound holds 2 of 2, 1 more must not pass 2 (limit); raise PeerDefault.StreamsInbound\n")
+	require.Contains(t, text.String(), "it would be refused by peer:"+testPeer.String()+": StreamsInbound is at 2 of 2, and 1 more would exceed 2 (limit); raise PeerDefault.StreamsInbound\n")
 	require.Regexp(t, `(?m)^open  peer:\S+ +StreamsInbound  2    2          2          0          1      refuses, raise PeerDefault.StreamsInbound$`, text.String())
 	b, err := json.Marshal(e)
 	require.NoError(t, err)

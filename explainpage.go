@@ -33,7 +33,8 @@ func questionOf(query url.Values) (q ExplainRequest, err error) {
 			return q.Kind.UnmarshalText([]byte(s))
 		}},
 		{"direction", "inbound or outbound", func(s string) error {
-			i := slices.Index([]string{network.DirInbound: labelInbound, network.DirOutbound: labelOutbound}, strings.ToLower(s))
+			names := []string{network.DirInbound: labelInbound, network.DirOutbound: labelOutbound}
+			i := slices.Index(names, strings.ToLower(s))
 			q.Direction = network.Direction(max(0, i))
 			if i < 1 {
 				return strconv.ErrSyntax

@@ -126,7 +126,8 @@ func kindSetOf(kinds []Kind) (s kindSet, err error) {
 	}
 	for _, k := range kinds {
 		if k >= numKinds {
-			return 0, fmt.Errorf("no kind of scope: %d, expected KindSystem to %v", k, numKinds-1)
+			return 0, fmt.Errorf("unknown kind of scope: %d, expected 0 (%v) to %d (%v)",
+				k, KindSystem, numKinds-1, numKinds-1)
 		}
 		s |= 1 << k
 	}

@@ -117,7 +117,9 @@ type poolLimits struct {
 
 // setNamed sets the limit of a name, unless no configuration names it and its limit is
 // that of unnamed scopes. The origin of a limit that is not the configuration's is code.
-func setNamed[K comparable](named *map[K]BaseLimit, origins *map[K]scopeOrigins, name K, l, unnamed BaseLimit, byHand bool) {
+func setNamed[K comparable](
+	named *map[K]BaseLimit, origins *map[K]scopeOrigins, name K, l, unnamed BaseLimit, byHand bool,
+) {
 	was, ok := (*named)[name]
 	if !ok && l == unnamed {
 		return

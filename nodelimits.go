@@ -35,8 +35,8 @@ type NodeLimits struct {
 	MaxFileDescriptors int
 	// ConnMgrHighWater is the number of connections above which the connection
 	// manager starts to close some; 0 means that it is not known. It is an error if
-	// overrides make limits that would refuse connections below this number, unless
-	// there is an Allowlist.
+	// overrides leave the system scope with a limit that is not above this number (see
+	// CheckHighWater), unless there is an Allowlist.
 	ConnMgrHighWater int
 	// NoConnMgr means that no connection manager closes connections. The limit on
 	// inbound connections is then one for each MiB, even if that is below 800.

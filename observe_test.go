@@ -201,10 +201,10 @@ func TestSumsThatOverflowAreRefusedEvenIfLimitsAreOnlyObserved(t *testing.T) {
 
 func TestKindsThatDoNotExistCannotBeObserved(t *testing.T) {
 	_, err := New(nil, WithObserveOnly(KindPeer, numKinds))
-	require.EqualError(t, err, "rcmgr: WithObserveOnly: no kind of scope: 14, expected KindSystem to process")
+	require.EqualError(t, err, "rcmgr: WithObserveOnly: unknown kind of scope: 14, expected 0 (system) to 13 (process)")
 	m := newManager(t, unlimitedConf())
-	require.EqualError(t, m.ObserveOnly(KindPeer, 200), "rcmgr: ObserveOnly: no kind of scope: 200, expected KindSystem to process")
-	require.EqualError(t, m.Enforce(200), "rcmgr: Enforce: no kind of scope: 200, expected KindSystem to process")
+	require.EqualError(t, m.ObserveOnly(KindPeer, 200), "rcmgr: ObserveOnly: unknown kind of scope: 200, expected 0 (system) to 13 (process)")
+	require.EqualError(t, m.Enforce(200), "rcmgr: Enforce: unknown kind of scope: 200, expected 0 (system) to 13 (process)")
 	require.Empty(t, m.Observed())
 }
 

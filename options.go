@@ -75,7 +75,8 @@ func WithStripes(n int) Option {
 func WithAdmission(a Admission) Option {
 	return func(c *config) error {
 		if a != AdmissionHalf && a != AdmissionLinear {
-			return fmt.Errorf("WithAdmission: no such rule: %d", a)
+			return fmt.Errorf("WithAdmission: unknown rule of admission: %d, expected %d (%v) or %d (%v)",
+				a, AdmissionHalf, AdmissionHalf, AdmissionLinear, AdmissionLinear)
 		}
 		c.admission = a
 		return nil

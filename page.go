@@ -81,7 +81,7 @@ func Handler(m *Manager) http.Handler {
 	p.template = template.Must(template.New("page").Funcs(template.FuncMap{
 		"amount":  amountText,
 		"percent": func(u LimitUse) string { return u.percentText() },
-		"full":    func(u LimitUse) float64 { return min(max(u.fullness(), -1), 100) }, // finite: the script cannot read +Inf
+		"full":    func(u LimitUse) float64 { return min(max(u.fullness(), -1), 100) }, // finite, for the script
 		"limited": func(u LimitUse) bool { _, ok := u.Percent(); return ok },
 		"near":    func(u LimitUse) bool { return u.fullness() >= nearlyFull },
 		"name":    printable,

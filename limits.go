@@ -324,7 +324,7 @@ func (cfg ConcreteLimitConfig) ToPartialLimitConfig() PartialLimitConfig {
 	return PartialLimitConfig(convert(cfg.limits, BaseLimit.ToResourceLimits))
 }
 
-// MarshalJSON writes the limits as ToPartialLimitConfig gives them.
+// MarshalJSON writes the limits as ToPartialLimitConfig returns them.
 func (cfg ConcreteLimitConfig) MarshalJSON() ([]byte, error) {
 	return json.Marshal(cfg.ToPartialLimitConfig())
 }

@@ -16,8 +16,8 @@ import (
 // Machine has the resources that this process may use of its machine, and how they were
 // found out.
 type Machine struct {
-	// Memory is the least of the three limits below that are known, in bytes, or 1 GiB if
-	// none is.
+	// Memory is the least known of the three limits below, in bytes, or 1 GiB if none is
+	// known.
 	Memory int64
 	// MemoryFrom names the limit that Memory comes from: "host", "cgroup", "GOMEMLIMIT",
 	// or "unknown".

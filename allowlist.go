@@ -19,6 +19,7 @@ import (
 	"github.com/multiformats/go-multiaddr"
 
 	"github.com/weir-p2p/rcmgr/internal/ip"
+	"github.com/weir-p2p/rcmgr/internal/strictjson"
 )
 
 // Allowlist names the peers and networks whose connections and streams may use the
@@ -273,7 +274,7 @@ type allowlistEntry struct {
 // around it: a byte-order mark before the first line, white space, and the carriage
 // return at the end of a line from Windows. An error quotes the line.
 func parseAllowlistText(text string) (allowlistEntry, error) {
-	text = strings.TrimSpace(strings.TrimPrefix(text, byteOrderMark))
+	text = strings.TrimSpace(strings.TrimPrefix(text, strictjson.ByteOrderMark))
 	ma, err := multiaddr.NewMultiaddr(text)
 	if err != nil {
 		return allowlistEntry{}, fmt.Errorf("allowlist entry %q: %w", text, err)

@@ -241,8 +241,6 @@ var resourceLabels = [numDims]struct{ resource, dir string }{
 	dimFD:         {resource: "fd"},
 }
 
-func capBytes(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
-
 // verdict is the result of a decision.
 type verdict uint8
 

@@ -31,9 +31,6 @@ const (
 	numShared   = numSlots - firstShared
 )
 
-// The slots before the shared ones are those of the members whose peaks are kept.
-var _ [firstShared]Kind = memberKinds
-
 // chain is the accounts above a scope, nil where there is none.
 type chain struct{ at [numSlots]*account }
 
@@ -476,4 +473,13 @@ func (r *request) amounts() amounts {
 	var u held
 	u.charge(r)
 	return u.amounts()
+}
+
+// peerGotMemory keeps the distribution of what peers hold, and the peaks, after it got n
+// bytes.
+func (st *stripe) peerGotMemory(ps *peerScope, n int64) {
+	now := ps.use.memory
+	ps.peak.memory = max(ps.peak.memory, now)
+	st.most[slotPeer].memory = max(st.most[slotPeer].memory, now)
+	st.peerMemory.MoveMemory(now-n, now)
 }

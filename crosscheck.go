@@ -49,13 +49,13 @@ func (m *Manager) CheckConnManager(cm connmgr.ConnManager) error {
 	if m.allowlist.hasEntries() {
 		return nil
 	}
-	system := limitsOf(m.fixed[KindSystem].Limit())
+	system := m.fixed[KindSystem].limitCopy.Load()
 	wouldTrim := false
 	asking := guard{callback: callbackOf("CheckConnManager", cm), then: "its high water mark is not known"}
 	var conflict string
 	fault := asking.try(func() {
 		trims := m.trims(cm)
-		conflict, _ = belowMark(&system, func(d dim, limit int64) bool {
+		conflict, _ = belowMark(system, func(d dim, limit int64) bool {
 			helped := madeRoomFor(d, limit)
 			if trims && helped || cm.CheckLimit(oneConnLimit(limit-1)) == nil { // a limit equal to the mark passes CheckLimit
 				return true

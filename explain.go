@@ -553,7 +553,7 @@ func (e *explainer) gate(d dim) {
 		}
 		c.checks = append(c.checks, k)
 	}
-	if g.caller.set() {
+	if g.asksCaller() {
 		e.out.Unknown = "the caller's own rate limiter is not asked: it would take a token"
 	}
 	e.take(c.decided())

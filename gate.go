@@ -74,12 +74,15 @@ func newSubnets(conns subnetConfig, rates rateConfig, how subnets.Config) (*subn
 // written to p.
 func (g *gate) enter(addr netip.Addr, d dim, p *subnets.Pass) (why *LimitError, ok bool) {
 	err, ok := g.subnets.Enter(addr, wayOf(d), p)
-	if ok && g.caller.set() {
+	if ok && g.asksCaller() {
 		err, ok = g.askCaller(d, p)
 	}
 	why, _ = err.(*LimitError)
 	return why, ok
 }
+
+// asksCaller reports whether the rates are those of a limiter that the program brought.
+func (g *gate) asksCaller() bool { return g.caller.set() }
 
 // askCaller asks the caller's own rates for an address that has passed the subnets,
 // or takes back what they gave it.

@@ -73,7 +73,7 @@ func newLimitBook(l Limiter) (*limitBook, error) {
 	l = guardLimiter(l)
 	b := &limitBook{limiter: l}
 	if b.own, _ = l.(*fixedLimiter); b.own != nil {
-		if err := (*ConcreteLimitConfig)(b.own).check().err(); err != nil {
+		if err := (*ConcreteLimitConfig)(b.own).valid(); err != nil {
 			return nil, err
 		}
 	}
@@ -229,7 +229,7 @@ func (b *limitBook) startAttrs() []any {
 	attrs := []any{"limits_by", cmp.Or(s.Rules, "the program")}
 	if s.Rules != "" {
 		attrs = append(attrs, "limits_for_memory", loggedAmount{dimMemory, s.Memory},
-			"limits_for_descriptors", loggedAmount{dimFD, int64(s.FileDescriptors.Build(0))})
+			"limits_for_descriptors", loggedAmount{dimFD, int64(s.descriptors())})
 	}
 	if m := s.Machine; m != (Machine{}) {
 		attrs = append(attrs, "memory_found", loggedAmount{dimMemory, m.Memory}, "memory_from", m.MemoryFrom,

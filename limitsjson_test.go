@@ -9,6 +9,7 @@ import (
 	"unicode/utf16"
 
 	"github.com/stretchr/testify/require"
+	"github.com/weir-p2p/rcmgr/internal/strictjson"
 )
 
 // readers are all ways to read limits from a text.
@@ -33,7 +34,7 @@ func readers() map[string]func(text string) (PartialLimitConfig, error) {
 func TestAFileThatAnEditorOnWindowsSavedIsReadAsItIs(t *testing.T) {
 	marked, err := os.ReadFile("testdata/with-a-mark.json")
 	require.NoError(t, err)
-	require.True(t, bytes.HasPrefix(marked, []byte(byteOrderMark)) && bytes.Contains(marked, []byte("\r\n")))
+	require.True(t, bytes.HasPrefix(marked, []byte(strictjson.ByteOrderMark)) && bytes.Contains(marked, []byte("\r\n")))
 	want := ResourceLimits{Memory: 1 << 30, ConnsInbound: 900}
 	cfg, err := ReadLimitsFile("testdata/with-a-mark.json")
 	require.NoError(t, err)
@@ -46,18 +47,18 @@ func TestAFileThatAnEditorOnWindowsSavedIsReadAsItIs(t *testing.T) {
 		require.NoError(t, err, name)
 		require.Equal(t, want.ConnsInbound, cfg.System.ConnsInbound, name)
 		for text, want := range map[string]string{
-			byteOrderMark + "{\r\n  \"Sytem\": {}\r\n}":    "limits: line 2, column 3: Sytem: unknown name",
-			byteOrderMark + `{"Sytem":{}}`:                 "limits: line 1, column 2: Sytem: unknown name",
-			byteOrderMark + "{\r\n\r\n  \"System\": {}} x": "limits: line 3, column 17: top level: invalid character 'x' after top-level value",
-			byteOrderMark:                        "limits: line 1, column 1: top level: unexpected end of JSON input",
-			byteOrderMark + byteOrderMark + "{}": `limits: line 1, column 1: top level: unexpected character '\ufeff' (U+FEFF)`,
-			"{}" + byteOrderMark:                 `limits: line 1, column 3: top level: unexpected character '\ufeff' (U+FEFF)`,
-			"{\n “System”: {}}":                  "limits: line 2, column 2: top level: unexpected character '“' (U+201C)",
-			`{"System":{}, "é`:                   "limits: line 1, column 16: top level: unexpected end of JSON input",
-			"{}\x00\x00":                         `limits: line 1, column 3: top level: invalid character '\x00' after top-level value`,
-			"\x00\x00\x00\x00":                   `limits: line 1, column 1: top level: invalid character '\x00' looking for beginning of value`,
-			byteOrderMark + "{\"Service\":\r\n{\"caf\xe9\":{}}}":     "limits: line 2, column 6: top level: expected UTF-8, found the byte 0xe9",
-			"{\"Service\":{\"caf\xc3\":{\"Streams\":1}}} \xff\xfe\n": "limits: line 1, column 17: top level: expected UTF-8, found the byte 0xc3",
+			strictjson.ByteOrderMark + "{\r\n  \"Sytem\": {}\r\n}":          "limits: line 2, column 3: Sytem: unknown name",
+			strictjson.ByteOrderMark + `{"Sytem":{}}`:                       "limits: line 1, column 2: Sytem: unknown name",
+			strictjson.ByteOrderMark + "{\r\n\r\n  \"System\": {}} x":       "limits: line 3, column 17: top level: invalid character 'x' after top-level value",
+			strictjson.ByteOrderMark:                                        "limits: line 1, column 1: top level: unexpected end of JSON input",
+			strictjson.ByteOrderMark + strictjson.ByteOrderMark + "{}":      `limits: line 1, column 1: top level: unexpected character '\ufeff' (U+FEFF)`,
+			"{}" + strictjson.ByteOrderMark:                                 `limits: line 1, column 3: top level: unexpected character '\ufeff' (U+FEFF)`,
+			"{\n “System”: {}}":                                             "limits: line 2, column 2: top level: unexpected character '“' (U+201C)",
+			`{"System":{}, "é`:                                              "limits: line 1, column 16: top level: unexpected end of JSON input",
+			"{}\x00\x00":                                                    `limits: line 1, column 3: top level: invalid character '\x00' after top-level value`,
+			"\x00\x00\x00\x00":                                              `limits: line 1, column 1: top level: invalid character '\x00' looking for beginning of value`,
+			strictjson.ByteOrderMark + "{\"Service\":\r\n{\"caf\xe9\":{}}}": "limits: line 2, column 6: top level: expected UTF-8, found the byte 0xe9",
+			"{\"Service\":{\"caf\xc3\":{\"Streams\":1}}} \xff\xfe\n":        "limits: line 1, column 17: top level: expected UTF-8, found the byte 0xc3",
 		} {
 			_, err := read(text)
 			require.ErrorContains(t, err, want, "%s: %q", name, text)
@@ -114,16 +115,16 @@ func TestAFileThatIsNotUTF8IsAnErrorThatSaysWhatToDo(t *testing.T) {
 
 func TestAllowlistTextMayHaveSpacesAndAByteOrderMark(t *testing.T) {
 	for _, text := range []string{
-		"/ip4/192.0.2.0/ipcidr/24\r", byteOrderMark + "/ip4/192.0.2.0/ipcidr/24", " /ip4/192.0.2.0/ipcidr/24\t", byteOrderMark + "\t/ip4/192.0.2.0/ipcidr/24\r\n",
+		"/ip4/192.0.2.0/ipcidr/24\r", strictjson.ByteOrderMark + "/ip4/192.0.2.0/ipcidr/24", " /ip4/192.0.2.0/ipcidr/24\t", strictjson.ByteOrderMark + "\t/ip4/192.0.2.0/ipcidr/24\r\n",
 		"/ip4/192.0.2.7/ipcidr/24", "/ip6/::ffff:192.0.2.7/ipcidr/120",
 	} {
 		e, err := parseAllowlistText(text)
 		require.NoError(t, err, "%q", text)
 		require.Equal(t, "192.0.2.0/24", e.network.String())
 	}
-	_, err := New(nil, WithAllowlistStrings([]string{byteOrderMark + "/ip4/192.0.2.1\r", "192.0.2.2\r"}, false))
+	_, err := New(nil, WithAllowlistStrings([]string{strictjson.ByteOrderMark + "/ip4/192.0.2.1\r", "192.0.2.2\r"}, false))
 	require.ErrorContains(t, err, `WithAllowlistStrings: line 2: allowlist entry "192.0.2.2": `)
-	for _, bad := range []string{"", "\r", byteOrderMark, "/ip4/192.0.2.1\n/ip4/192.0.2.2", wide("/ip4/192.0.2.1", 2, false)} {
+	for _, bad := range []string{"", "\r", strictjson.ByteOrderMark, "/ip4/192.0.2.1\n/ip4/192.0.2.2", wide("/ip4/192.0.2.1", 2, false)} {
 		_, err := parseAllowlistText(bad)
 		require.Error(t, err, "%q", bad)
 	}

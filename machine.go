@@ -98,3 +98,8 @@ type Sizing struct {
 	// Machine is what ThisMachine found. It is empty if the machine was not looked at.
 	Machine Machine `json:",omitzero"`
 }
+
+func capBytes(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
+
+// descriptors returns the file descriptors that the limits were computed for.
+func (s *Sizing) descriptors() int { return s.FileDescriptors.Build(0) }

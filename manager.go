@@ -138,7 +138,7 @@ func (m *Manager) ViewPeer(p peer.ID, f func(network.PeerScope) error) error {
 // GetConnLimit returns the system scope's limit on connections in both directions.
 // Connection managers call it to check that their high water mark lies below.
 func (m *Manager) GetConnLimit() int {
-	return m.fixed[KindSystem].Limit().GetConnTotalLimit()
+	return int(m.fixed[KindSystem].limitCopy.Load()[dimConns])
 }
 
 // GetAllowlist returns the manager's allowlist, which can be changed at any time.

@@ -23,7 +23,7 @@ func (st *stripe) holdReady(h *holder, num, n int64, priority uint8) bool {
 		return false
 	}
 	if at[slotProtocol].lacksMemory(n) || at[slotService].lacksMemory(n) || at[slotSystem].lacksMemory(n) {
-		if st.engine.fair.on(KindSystem) || !st.drawMemory(&h.tree.chain, n) {
+		if st.engine.sharesMemory() || !st.drawMemory(&h.tree.chain, n) {
 			return false
 		}
 	}
@@ -111,15 +111,6 @@ func (a *account) gotMemory(n int64, most *held) {
 		a.use.memory += n
 		most.memory = max(most.memory, a.use.memory)
 	}
-}
-
-// peerGotMemory keeps the distribution of what peers hold, and the peaks, after it got n
-// bytes.
-func (st *stripe) peerGotMemory(ps *peerScope, n int64) {
-	now := ps.use.memory
-	ps.peak.memory = max(ps.peak.memory, now)
-	st.most[slotPeer].memory = max(st.most[slotPeer].memory, now)
-	st.peerMemory.MoveMemory(now-n, now)
 }
 
 // drop releases n bytes from h and its owners, and from the chain; where too much credit

@@ -136,8 +136,11 @@ func (e *engine) rations(r *request) bool {
 	case dimConnsIn:
 		return e.fair != nil
 	}
-	return e.fair.on(KindSystem) // memory
+	return e.sharesMemory()
 }
+
+// sharesMemory reports whether no peer may take all of the system's memory.
+func (e *engine) sharesMemory() bool { return e.fair.on(KindSystem) }
 
 // ration returns the most that a standard scope may hold once it has an item of a request that
 // may not fill all of a limit.

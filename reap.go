@@ -105,6 +105,9 @@ func (st *stripe) collect(a *account) {
 	}
 }
 
+// The slots of a chain before the shared ones are those of the members whose peaks are kept.
+var _ [firstShared]Kind = memberKinds
+
 // memberPeaks returns the most that any one member has held since the manager was made, and
 // in the last two generations. All stripe locks are held.
 func (e *engine) memberPeaks() (ever, recent memberPeaks) {

@@ -1,6 +1,6 @@
 package rcmgr
 
-// Amounts, limits and tables as text.
+// What is written for people: the log, and amounts, limits and tables as text.
 
 import (
 	"io"
@@ -10,8 +10,10 @@ import (
 	"text/tabwriter"
 	"unicode"
 
-	"github.com/weir-p2p/rcmgr/internal/strictjson"
+	logging "github.com/libp2p/go-libp2p/gologshim"
 )
+
+var log = logging.Logger("rcmgr")
 
 // amountText returns an amount in a form for people: bytes of memory with a unit, and
 // "unlimited" for math.MaxInt64.
@@ -101,6 +103,3 @@ func printable(name string) string {
 	}
 	return name
 }
-
-// byteOrderMark is the mark that some editors put before UTF-8 text.
-const byteOrderMark = strictjson.ByteOrderMark

@@ -26,7 +26,7 @@ var floors = []floor{
 		{"handle.go", "one manager for several hosts"},
 		{"nodelimits.go", "limits for a node, from two numbers"},
 		{"crosscheck.go", "limits that contradict each other, or the connection manager"},
-		{"page.go explainpage.go", "the live page; questions in its address"},
+		{"page.go", "the live page, with questions in its address"},
 	}},
 	{"seeing", "looks, and decides nothing", []room{
 		{"snapshot.go snapshotgates.go", "`Snapshot`: everything at one instant; what the gates keep"},
@@ -103,7 +103,6 @@ var floors = []floor{
 		{"history.go", "how many there were in the last minutes"},
 		{"reporter.go", "`MetricsReporter`"},
 		{"guard.go", "faults of other people's code that is called: reporters, listeners, connection managers, Limiters (`callbacks_test.go`)"},
-		{"log.go", "the log"},
 	}},
 	{"words", "what everything is said in", []room{
 		{"amounts.go", "amounts, limits and thresholds: arithmetic without locks"},
@@ -115,6 +114,6 @@ var floors = []floor{
 		{"crowd.go", "maps that were large once"},
 		{"topn.go", "the first few of many by an order"},
 		{"enum.go", "small numbers that have names"},
-		{"text.go", "amounts and tables as text"},
+		{"text.go", "the log; amounts and tables as text"},
 	}},
 }

@@ -129,7 +129,7 @@ func (h *house) measures() string {
 	fmt.Fprintf(&b, "| | |\n|---|---|\n")
 	fmt.Fprintf(&b, "| files | %d |\n", len(h.files))
 	fmt.Fprintf(&b, "| pairs of files, one of which names what the other declares | %d |\n", len(h.names))
-	fmt.Fprintf(&b, "| other files whose names one file uses, on average | %.1f |\n", float64(len(h.names))/float64(len(h.files)))
+	fmt.Fprintf(&b, "| other files whose names one file uses, on average | %.2f |\n", float64(len(h.names))/float64(len(h.files)))
 	fmt.Fprintf(&b, "| pairs that run up, from a floor to a higher one | %d |\n", len(h.up()))
 	fmt.Fprintf(&b, "| circles of names with files outside the engine | %d |\n", len(h.knots()))
 	fmt.Fprintf(&b, "| files in the largest circle | %d |\n", largest)

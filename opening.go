@@ -92,6 +92,7 @@ func (st *stripe) refuseOpening(why *noted, o *opening, r *request) error {
 }
 
 // traceGate passes on that a gate refused to open a connection, or to let it move to its peer.
+// It takes the stripe's lock.
 func (st *stripe) traceGate(o *opening, why *LimitError) {
 	st.lock()
 	defer st.unlock()

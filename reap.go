@@ -35,14 +35,14 @@ func (e *engine) reap() {
 	e.beginMemberPeaks()
 }
 
-// waiting returns the length of the queue.
+// waiting returns the length of the queue. It takes the stripe's lock.
 func (st *stripe) waiting() int {
 	st.lock()
 	defer st.unlock()
 	return len(st.queue)
 }
 
-// reapSome is reapLocked for a caller without the lock.
+// reapSome is reapLocked for a caller without the stripe's lock, which it takes.
 func (st *stripe) reapSome(most int) int {
 	st.lock()
 	defer st.unlock()

@@ -37,7 +37,7 @@ func (m *Manager) logLines(begin string, now *unloggedRefusals, logged *[numKind
 }
 
 // giveRemarks adds the stripe's counts of refusals, and hands over the remarks that it
-// has kept for the log.
+// has kept for the log. It takes the stripe's lock.
 func (st *stripe) giveRemarks(refused, would *unloggedRefusals) {
 	st.lock()
 	defer st.unlock()

@@ -114,6 +114,7 @@ func (st *stripe) awake() *stripe {
 	return st
 }
 
+// wake makes what the stripe needs, under its lock, if that is missing.
 func (st *stripe) wake() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -390,8 +391,8 @@ func (dir *directory) list() []*pool {
 const peersAtOnce = 256
 
 // eachPeer calls f with every peer that has a scope from beginning to end, and perhaps with
-// others, under the stripe's lock. The lock is released in between; a map may change while
-// it is ranged over.
+// others, under the stripe's lock, which it takes. It releases the lock in between; a map may
+// change while it is ranged over.
 func (st *stripe) eachPeer(f func(*peerScope)) {
 	st.lock()
 	defer st.unlock()

@@ -21,7 +21,7 @@ import (
 // cannot be given back. The zero value limits nothing.
 type callerRates struct{ limiter *xrate.Limiter }
 
-// limits tells whether there is any limit. c may be nil.
+// set reports whether there is any limit. c may be nil.
 func (c *callerRates) set() bool { return c != nil && c.limiter != nil }
 
 // allows takes a token for an address, if there is a limit on it.

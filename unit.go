@@ -38,7 +38,7 @@ func unitOf(kind Kind, dir network.Direction, fd bool) unit {
 	return u
 }
 
-// whole asks for a connection or stream with all the memory that it holds.
+// request returns the request for a connection or stream with all the memory that it holds.
 func (u unit) request(memory int64) request {
 	return request{memory: memory, weight: fullWeight, priority: network.ReservationPriorityAlways,
 		count: int64(u.count), fds: int64(u.fds), dir: u.dir, both: u.both}

@@ -1,19 +1,18 @@
 package rcmgr
 
-// Memory is reserved and released far more often than anything else happens. So the
-// two have paths of their own through a chain, without a request to put together:
-// for what is there, and for what tight pools have to give. All else is for check
-// in chain.go to decide.
+// Memory is reserved and released far more often than anything else happens. So both have short
+// ways of their own through a chain, which need no request: one for credit that is at hand,
+// and one for what tight pools have to give. Everything else is for check in chain.go.
 
-// holdReady reserves n bytes where all that it takes is at hand, or can be drawn from
-// tight pools, and tells whether it did. The slots are written out: a loop over them
-// takes longer.
+// holdReady is the short way to reserve n bytes: it works if they are at hand, or can be drawn
+// from tight pools. It reports whether it did. The slots are written out, because a loop over
+// them takes longer.
 func (st *stripe) holdReady(h *holder, num, n int64, priority uint8) bool {
 	if priority < st.wholeFrom || n <= 0 || st.closed {
 		return false
 	}
 	for x := h; x != nil; x = x.owner {
-		// A span that follows its owner's limit never holds more than that does.
+		// A span without a limit of its own never holds more than its owner.
 		if !x.serves(num) || x.limit != nil && n > x.limit[dimMemory]-x.use {
 			return false
 		}
@@ -52,8 +51,8 @@ func (st *stripe) hold(h *holder, n int64, priority uint8) {
 	}
 }
 
-// lacksMemory tells whether the account does not have n bytes to spare. In a slot that is
-// empty, nothing is lacking.
+// lacksMemory reports whether the account has less than n bytes to spare. An empty slot lacks
+// nothing.
 func (a *account) lacksMemory(n int64) bool {
 	return a != nil && n > a.ready[dimMemory]-a.use.memory
 }
@@ -64,9 +63,9 @@ func (a *account) addMemory(n int64) {
 	}
 }
 
-// drawMemory draws n bytes for the shares that lack them, where their pools are tight
-// and have them to give; if not, it changes nothing. No share of a tight pool has idle
-// credit.
+// drawMemory draws n bytes for the shares that lack them, if their pools are tight and have
+// them to give, and reports whether it did. If not, it changes nothing. It draws all n bytes,
+// because no share of a tight pool has idle credit.
 func (st *stripe) drawMemory(c *chain, n int64) bool {
 	protocol, service, system := c.at[slotProtocol].lacking(n), c.at[slotService].lacking(n), c.at[slotSystem].lacking(n)
 	if !protocol.hasMemory(n) || !service.hasMemory(n) || !system.hasMemory(n) {
@@ -82,7 +81,7 @@ func (st *stripe) drawMemory(c *chain, n int64) bool {
 	return may
 }
 
-// lacking gives the share that does not have n bytes to spare, nil if there is none.
+// lacking returns the share of the account if it has less than n bytes to spare, else nil.
 func (a *account) lacking(n int64) *share {
 	if a.lacksMemory(n) {
 		return a.share
@@ -95,7 +94,8 @@ func (sh *share) hasMemory(n int64) bool {
 	return sh == nil || sh.pool.load(dimMemory).hasTight(n, sh.pool.most[dimMemory])
 }
 
-// drawMemoryLocked draws n bytes, and tells how often it had to. The drawing lock is held.
+// drawMemoryLocked draws n bytes for a share, and returns the number of draws, 0 for a nil
+// share. The drawing lock is held.
 func (sh *share) drawMemoryLocked(n int64) (draws uint64) {
 	if sh == nil {
 		return 0
@@ -113,10 +113,10 @@ func (a *account) gotMemory(n int64, most *held) {
 	}
 }
 
-// drop releases n bytes from h and its owners, and from the chain; where too much credit
-// lies idle then, it returns it. The walk stops at the first owner that is done, or that
-// belongs to another tree than that of this number by now: it has released what was
-// below it (I5). With no h, it releases from the chain alone.
+// drop releases n bytes from h, its owners and the chain, and returns credit of which too much
+// lies idle then. The walk stops at the first owner that is done or has another number than
+// num: it has released everything below it already (I5). If h is nil, drop releases from the
+// chain alone.
 func (st *stripe) drop(c *chain, h *holder, num, n int64) {
 	x := h
 	for ; x != nil && x.serves(num); x = x.owner {
@@ -145,8 +145,8 @@ func (st *stripe) drop(c *chain, h *holder, num, n int64) {
 	}
 }
 
-// freeMemory takes n bytes from the account of a share, if there is one, and tells
-// whether too much lies idle now.
+// freeMemory takes n bytes from the account of a share, and reports whether too much credit
+// lies idle then. An empty slot is false.
 func (a *account) freeMemory(n int64) bool {
 	if a == nil {
 		return false

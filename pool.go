@@ -1,44 +1,40 @@
 package rcmgr
 
-// A scope that all peers share has a pool: its limit, and the credit that it
-// has handed out to the stripes. Each stripe has a share of it: what the
-// stripe's members use of the scope, and the credit that the stripe holds.
+// A scope that all peers share has a pool: its limit, and the credit that it has handed out
+// to the stripes. Each stripe has a share of the pool: what the stripe's members use of the
+// scope, and the credit that the stripe holds.
 //
-// A limit is a fact about the sum over all stripes, and no common operation
-// may take all locks. The half rule says when stripes may hold credit that
-// nobody uses:
+// A limit bounds the sum over all stripes, but no common operation may take all locks. The
+// half rule says when a stripe may hold credit that it does not use:
 //
-//   - Loose: while no more than half of the limit is handed out, a stripe that
-//     runs short draws a batch, and spends it under its own lock alone. No
-//     request that fits below half is ever refused, at any priority that may
-//     fill half, so below half there is nothing to agree on.
-//   - A request that would need more is decided on the exact sum: under all
-//     stripe locks the idle credit is called in, and the request is decided
-//     and charged there and then. (To call in, let go and try again has no
-//     bound: others would draw in between.) That goes for refusals, too: by
-//     what a loose pool has handed out, nobody could say what was held.
-//   - Tight: if more than a quarter is in use then, stripes draw exactly what
-//     they need and return at once what they release. Credit handed out
-//     equals use, and every decision is taken on the exact sum under a short
-//     lock. (Tight by the request alone would let one large request flip the
-//     pool back and forth.)
-//   - Below a quarter a tight pool is loose again.
+//   - Loose: while no more than half of the limit is handed out, a stripe that runs short
+//     draws a batch, and spends it under its own lock alone. No request that fits below half
+//     is refused, at any priority that may fill half, so stripes need not agree below half.
+//   - A request that needs more is decided on the exact sum. Under all stripe locks the idle
+//     credit is called in, and the request is decided and charged at once. (To call credit in,
+//     release the locks and try again has no bound: others may draw in between.) Refusals are
+//     decided so, too, because what a loose pool has handed out does not tell what is held.
+//   - Tight: if more than a quarter is in use then, stripes draw exactly what they need and
+//     return at once what they release. The credit handed out equals use, and every decision
+//     is made on the exact sum under a short lock. (If the request alone made a pool tight, one
+//     large request could flip it back and forth.)
+//   - A tight pool of which less than a quarter is used becomes loose again.
 //
-// Every dimension of a pool is loose or tight on its own. The rules are in
-// tally and word, without locks or atomics, so that explore_test.go can run the
-// same code through all interleavings.
+// Each dimension of a pool is loose or tight on its own. The rules are in tally and word,
+// without locks or atomics, so that explore_test.go can run the same code through all
+// interleavings.
 
 import (
 	"sync"
 	"sync/atomic"
 )
 
-// batches is how many batches per stripe make up a limit. A stripe keeps at
-// most two of them idle, so at most an eighth of a limit lies idle.
+// batches is the number of batches per stripe that make up a limit. A stripe keeps at most
+// two of them idle, so at most an eighth of a limit lies idle.
 const batches = 16
 
-// batchOf gives the credit that a stripe draws ahead; 0 where the limit is too
-// small for that, which makes the pool tight for ever.
+// batchOf returns the credit that a stripe draws ahead. It is 0 if the limit is too small for
+// that; the pool is always tight then.
 func batchOf(limit int64, stripes int) int64 {
 	return limit / int64(batches*stripes)
 }
@@ -54,10 +50,9 @@ type tally struct {
 	tight  bool  // no share holds idle credit: handed is the exact use
 }
 
-// draw decides a request for n by a share that lacks short of the credit for
-// it (0 if it has enough), where the scope may hold at most bound afterwards.
-// It returns the credit to hand out, at least short, and is to be called under
-// the drawing lock if that is to be done.
+// draw decides a request for n by a share that lacks short of the credit for it, 0 if it has
+// enough. The scope may hold at most bound afterwards. draw returns the credit to hand out,
+// at least short. If that is handed out, the drawing lock has to be held from before draw.
 func (l tally) draw(n, short, bound int64) (grant int64, v verdict) {
 	if l.tight {
 		if n > bound-l.handed {
@@ -65,8 +60,8 @@ func (l tally) draw(n, short, bound int64) (grant int64, v verdict) {
 		}
 		return short, admitted
 	}
-	// What is handed out is an upper bound of use. While it stays within both
-	// half of the limit and the bound, the request fits for certain.
+	// What is handed out is at least what is used. While it stays within half of the limit
+	// and within the bound, the request certainly fits.
 	room := min(l.limit/2, bound) - l.handed
 	if short > room {
 		return 0, undecided
@@ -86,7 +81,7 @@ func (l tally) giveBack(n int64) tally {
 	return l
 }
 
-// looseBelow is what a tight pool hands out at least: with less it is loose again.
+// looseBelow returns the least that a tight pool hands out. With less it becomes loose.
 func looseBelow(limit, batch int64) int64 {
 	if batch == 0 {
 		return 0
@@ -94,15 +89,15 @@ func looseBelow(limit, batch int64) int64 {
 	return limit / 4
 }
 
-// settle takes in all idle credit, under all stripe locks: used is handed out
-// from now on, and the pool is tight where that is more than a quarter.
+// settle takes in all idle credit, under all stripe locks. What is handed out is used from now
+// on, and the pool is tight if that is more than a quarter.
 func (l tally) settle(used int64) tally {
 	l.handed = used
 	l.tight = l.batch == 0 || used > l.limit/4
 	return l
 }
 
-// keep is the idle credit that a share may hold on to.
+// keep returns the idle credit that a share may hold.
 func (l tally) keep() int64 {
 	if l.tight {
 		return 0
@@ -159,11 +154,11 @@ func (w word) less(n, looseBelow int64) (now word, tight bool) {
 	return now, now.tight() && now.handed() >= looseBelow
 }
 
-// drawingLock is held by whoever draws credit, from whichever pools, and makes a pool
-// loose: what has been decided under it stays true until it is drawn, for whoever gives
-// credit back without it only makes more of it. A request asks all of its pools before
-// it draws from one; with a lock for each, it would wait for three where it waits for
-// one now (DECISIONS.md). The lock is on a cache line of its own.
+// drawingLock is held to draw credit from any pools, and to make a pool loose. A decision under
+// it stays true until the credit is drawn, because giving credit back without it only makes
+// more of it. One lock serves all pools: a request asks all of its pools before it draws from
+// one, and would wait for three locks instead of one (DECISIONS.md). The lock is on a cache
+// line of its own.
 type drawingLock struct {
 	_ [64]byte
 	sync.Mutex
@@ -182,41 +177,40 @@ type pool struct {
 	// These are written under all stripe locks, or under the drawing lock while there are
 	// no shares, and read under the lock of any stripe that has one.
 	limit                   amounts
-	most, batch, looseBelow amounts // what may be held of the limit, see engine.most; and what follows
+	most, batch, looseBelow amounts // what may be held of the limit, see engine.most; the rest follows from it
 	pairLimit               amounts // of one peer in this service or protocol
-	// told is a copy of limit for who has no lock, and does not change.
+	// limitCopy is a copy of limit for readers without a lock. A copy does not change.
 	limitCopy atomic.Pointer[amounts]
 
-	// I1: word holds, for each dimension, the sum of the credit of all shares, and with it
-	// the tight mark: one that is read apart from the sum may be stale and refuse what
-	// fits. Under the lock of one stripe it shrinks; to grow, or to become loose, it takes
-	// the drawing lock besides. Under all stripe locks, or while there are no shares, anything goes: nobody
-	// draws then, for that is done under the lock of a stripe that has one. Read without a
-	// lock.
+	// word holds, for each dimension, the sum of the credit of all shares (I1) and the tight
+	// mark. Both are one word: a mark that is read apart from the sum may be stale, and refuse
+	// what fits. Under the lock of one stripe a word may shrink; to grow, or to become loose, it
+	// takes the drawing lock, too. Under all stripe locks, or while there are no shares, it may
+	// change in any way: no stripe can draw then. It is read without a lock.
 	word [numDims]atomic.Uint64
 
-	// peak is the most that is known to have been used of each dimension at one instant: by
-	// the word of a tight pool, by used, and by the stripe that draws. So it is exact above
-	// half of the limit, and below that as close as followPeaks and others have looked.
-	// Guarded by the drawing lock, or by all stripe locks.
+	// peak is the most that is known to have been used of each dimension at one instant. It
+	// is raised from the word of a tight pool, by used, and by a stripe that draws. So it is
+	// exact above half of the limit; below, it is what followPeaks and others have read. It is
+	// guarded by the drawing lock, or by all stripe locks.
 	peak amounts
 	// grown: it is in the list of followPeaks. It is guarded as peak is.
 	grown bool
-	// low is the least that was handed out of each dimension before some was drawn,
-	// since limitWatch looked last. It is guarded as peak is.
+	// low is the least that was handed out of each dimension before a draw, since limitWatch
+	// looked last. It is guarded as peak is.
 	low    amounts
 	shares []*share // by stripe; an entry is guarded by its stripe's lock
 
-	spans atomic.Uint32 // first-level spans so far, for their names
+	spans atomic.Uint32 // spans begun at the scope so far, for their names
 
 	// Guarded by the directory's lock.
 	members int        // shares that exist
-	denied  denials    // what shares that have been collected had refused; read under all stripe locks
-	sticky  bool       // its limit was set by hand: it keeps it, and is not collected
-	by      *limitBook // that said its limits
+	denied  denials    // what collected shares had refused; read under all stripe locks
+	sticky  bool       // SetLimit gave it its limit: it keeps that, and is not collected
+	by      *limitBook // the book that its limits are from
 }
 
-// load loads the word of one dimension. Only what is loaded at once belongs together.
+// load loads the word of one dimension. Two words belong to different instants.
 func (p *pool) load(d dim) word { return word(p.word[d&dimMask].Load()) }
 
 // tally loads one dimension, with what follows from the limit.
@@ -225,11 +219,12 @@ func (p *pool) tally(d dim) tally {
 	return tally{limit: p.most[d], batch: p.batch[d], handed: w.handed(), tight: w.tight()}
 }
 
-// tight tells, without a lock, whether the pool is tight in d.
+// tight reports, without a lock, whether the pool is tight in d.
 func (p *pool) tight(d dim) bool { return p.word[d&dimMask].Load()&tightMark != 0 }
 
-// fullFor tells, without the drawing lock, whether it is full of anything that a connection
-// or stream counts in, by this limit: of what, and how much of it is handed out.
+// fullFor reports, without the drawing lock, whether the pool is full, by this limit, of
+// anything that a connection or stream counts in. d is what it is full of, and handed is how
+// much of that is handed out.
 func (p *pool) fullFor(u unit, limit *amounts) (d dim, handed int64, full bool) {
 	if handed, full = p.fullOf(u.dir, limit); full {
 		return u.dir, handed, true
@@ -246,7 +241,7 @@ func (p *pool) fullOf(d dim, limit *amounts) (handed int64, full bool) {
 	return w.handed(), w.full(limit[d&dimMask])
 }
 
-// seemsFullFor is fullFor for who has no lock. What is loose is not full.
+// seemsFullFor is fullFor for a caller without a lock. A loose pool is not full.
 func (p *pool) seemsFullFor(u unit) bool {
 	if !p.tight(u.dir) && !p.tight(u.both) && !p.tight(dimFD) {
 		return false
@@ -255,7 +250,7 @@ func (p *pool) seemsFullFor(u unit) bool {
 	return full
 }
 
-// handOut notes that a share gets more credit: in a tight pool for what is used at once. The
+// handOut notes that a share gets more credit. In a tight pool that is used at once. The
 // drawing lock is held, or all stripe locks are.
 func (p *pool) handOut(d dim, n int64) {
 	w := word(p.word[d&dimMask].Add(uint64(n) << 1))
@@ -268,9 +263,9 @@ func (p *pool) handOut(d dim, n int64) {
 
 func (p *pool) raisePeak(d dim, used int64) { p.peak[d&dimMask] = max(p.peak[d&dimMask], used) }
 
-// takeBack notes that a share returns credit, under the lock of its stripe. It takes
-// the drawing lock only where the pool becomes loose by that, so that it does not while
-// somebody who found it tight is about to draw.
+// takeBack notes that a share returns credit, under the lock of its stripe. It takes the drawing
+// lock only if that makes the pool loose, so that the pool does not become loose while a
+// stripe that found it tight is about to draw.
 func (p *pool) takeBack(d dim, n int64) tally {
 	for locked := false; ; {
 		was := p.tally(d)
@@ -289,7 +284,8 @@ func (p *pool) takeBack(d dim, n int64) tally {
 	}
 }
 
-// takesBack is takeBack where the pool is tight and stays so, if nobody else is about.
+// takesBack is takeBack for a pool that is tight and stays so. It fails if another stripe
+// changes the word meanwhile.
 func (p *pool) takesBack(d dim, n int64) bool {
 	at := &p.word[d&dimMask]
 	was := word(at.Load())
@@ -310,13 +306,13 @@ func (p *pool) setLimit(limit amounts) {
 	}
 }
 
-// renewLocked puts limits in force that a book says, but for one that was set by
-// hand. The directory's lock is held, and all stripe locks are, or the drawing lock is
-// and there are no shares.
+// renewLocked puts the limits of a book in force, except where SetLimit gave the scope its
+// limit. The directory's lock is held, and all stripe locks are, or the drawing lock is and
+// there are no shares.
 func (p *pool) renewLocked(by *limitBook, limits sharedLimits) {
 	p.by = by
 	if limits.own == nil {
-		return // they could not be asked for
+		return // they could not be fetched
 	}
 	p.pairLimit = *limits.pair
 	if !p.sticky {
@@ -337,7 +333,7 @@ func (p *pool) used() (sum amounts) {
 	return sum
 }
 
-// denials counts what the scope has refused. All stripe locks are held.
+// denials returns what the scope has refused. All stripe locks are held.
 func (p *pool) denials() denials {
 	sum := p.denied
 	for _, sh := range p.shares {
@@ -357,8 +353,8 @@ func (p *pool) usedOf(d dim) (sum int64) {
 	return sum
 }
 
-// recall takes in all idle credit and settles, with extra handed out on top to
-// a request that has been decided. What setLimit says of locks holds here.
+// recall takes in all idle credit and settles, with extra handed out on top for a request that
+// has been admitted. The locks are those of setLimit.
 func (p *pool) recall(d dim, extra int64) {
 	was := p.tally(d)
 	l := was.settle(p.usedOf(d) + extra)
@@ -379,16 +375,16 @@ type share struct {
 	// Each on a cache line of its own.
 	_      [32]byte
 	credit amounts // I1: never less than use
-	floor  amounts // credit less what may lie idle, as the pool was when last seen
+	floor  amounts // credit less what may lie idle, as the pool was when it was last read
 }
 
-// setCredit sets the credit that the share holds, and what of it may lie idle.
+// setCredit sets the credit that the share holds, and how much of it may lie idle.
 func (sh *share) setCredit(d dim, credit int64, l tally) {
 	sh.credit[d] = credit
 	sh.floor[d] = credit - l.keep()
 }
 
-// lacksOne tells whether there is no credit for one more.
+// lacksOne reports whether there is no credit for one more.
 func (sh *share) lacksOne(d dim) bool { return int64(sh.use.counts[d&dimMask]) >= sh.credit[d&dimMask] }
 
 // mayDrawOne reports whether there is credit for one more, or the pool has it to give.
@@ -396,8 +392,8 @@ func (sh *share) mayDrawOne(d dim) bool {
 	return !sh.lacksOne(d) || sh.pool.load(d).hasOne(sh.pool.most[d&dimMask])
 }
 
-// drawLocked hands out credit for an item, to be used at once, and more of it. The drawing
-// lock is held, or all stripe locks are.
+// drawLocked hands out grant, of which the share uses it.n at once. The drawing lock is held,
+// or all stripe locks are.
 func (sh *share) drawLocked(it item, grant int64) {
 	p, d := sh.pool, it.d
 	p.handOut(d, grant)
@@ -409,16 +405,16 @@ func (sh *share) drawLocked(it item, grant int64) {
 	}
 }
 
-// addCredit gives the share credit that is in use, or takes it away.
+// addCredit adds credit that is in use to the share, or takes it away.
 func (sh *share) addCredit(d dim, n int64) {
 	sh.credit[d&dimMask] += n
 	sh.floor[d&dimMask] += n
 }
 
-// idles tells whether too much credit of d, which is a count, lies idle.
+// idles reports whether too much credit of d, which is a count, lies idle.
 func (sh *share) idles(d dim) bool { return int64(sh.use.counts[d&dimMask]) < sh.floor[d&dimMask] }
 
-// idlesMemory tells whether too much credit of memory lies idle.
+// idlesMemory reports whether too much credit of memory lies idle.
 func (sh *share) idlesMemory() bool { return sh.use.memory < sh.floor[dimMemory] }
 
 // trimHalf returns idle credit down to half of what the share may keep, if it has more

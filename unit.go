@@ -1,9 +1,9 @@
 package rcmgr
 
-// Connections and streams come, move and go far more often than they hold memory
-// while they do. So what they are counted as, a unit, has paths of its own, without a
-// request to put together: what is at hand everywhere is charged, and the unit leaves
-// its whole chain at once. All else is for check in chain.go to decide.
+// Connections and streams open, move and end very often, and seldom hold memory while they
+// do. So a unit, which is what one of them counts as, has short ways of its own that need no
+// request: it is charged if there is room at hand in every account, and leaves its whole
+// chain at once. Everything else is for check in chain.go.
 //
 // What is written here for a unit must agree with what is written for a request: addUnit
 // and subUnit with charge and refund, hasUnit with hasReady, within with fits, peerGotUnit
@@ -23,7 +23,7 @@ type unit struct {
 	both  dim   // those in either direction
 }
 
-// unitOf gives the unit of a kind. Every direction but inbound counts as outbound.
+// unitOf returns the unit of a kind. Every direction but inbound counts as outbound.
 func unitOf(kind Kind, dir network.Direction, fd bool) unit {
 	u := unit{count: 1, dir: dimStreamsIn, both: dimStreams}
 	if kind == KindConn {
@@ -66,8 +66,8 @@ func (a *account) hasUnit(u unit) bool {
 		ready[dimFD]-int64(use.counts[dimFD]) >= int64(u.fds)
 }
 
-// drawUnit draws what shares lack for a unit, where their pools have it to give; if not,
-// it changes nothing. Either share may be nil.
+// drawUnit draws the credit that two shares lack for a unit, if their pools have it, and
+// reports whether it did. If not, it changes nothing. Either share may be nil.
 func (st *stripe) drawUnit(u unit, one, other *share) bool {
 	if !one.mayDraw(u) || !other.mayDraw(u) {
 		return false
@@ -83,7 +83,7 @@ func (st *stripe) drawUnit(u unit, one, other *share) bool {
 	return may
 }
 
-// lackingUnit gives the share if it has no credit for a unit, else nil.
+// lackingUnit returns the share if it has no credit for a unit, and nil if it has.
 func (sh *share) lackingUnit(u unit) *share {
 	if sh.hasUnit(u) {
 		return nil
@@ -91,13 +91,13 @@ func (sh *share) lackingUnit(u unit) *share {
 	return sh
 }
 
-// within tells whether a limit admits a unit while nothing is held.
+// within reports whether a limit admits a unit while nothing is held.
 func (u unit) within(limit *amounts) bool {
 	return limit[u.dir&dimMask] > 0 && limit[u.both&dimMask] > 0 && limit[dimFD] >= int64(u.fds)
 }
 
-// leave takes a unit out of its whole chain, with the references that it holds, and
-// returns credit where too much lies idle now.
+// leave takes a unit out of its whole chain, with the references that it holds, and returns
+// credit of which too much lies idle then.
 func (st *stripe) leave(c *chain, u unit) {
 	for _, a := range c.at[:firstShared] {
 		if a != nil {
@@ -127,8 +127,7 @@ func (st *stripe) leave(c *chain, u unit) {
 	}
 }
 
-// carry adds a unit and the memory that it holds, with the credit for it, or takes it
-// away.
+// carry adds n units, and memory, to the share together with the credit for them.
 func (sh *share) carry(u unit, n, memory int64) {
 	fds := n * int64(u.fds)
 	sh.use.counts[u.dir&dimMask] += int32(n)
@@ -154,13 +153,13 @@ func (st *stripe) giveBack(sh *share, u unit, memory int64) {
 	}
 }
 
-// idlesUnit tells whether too much credit lies idle of anything that a unit counts in.
+// idlesUnit reports whether too much credit lies idle of anything that a unit counts in.
 func (sh *share) idlesUnit(u unit) bool {
 	return sh.idles(u.dir) || sh.idles(u.both) || sh.idles(dimFD)
 }
 
-// peerGotUnit keeps the distributions of what peers hold, and the peaks, after it got a
-// unit.
+// peerGotUnit brings the distributions of what peers hold, and the peaks, up to date after the
+// peer got a unit.
 func (st *stripe) peerGotUnit(ps *peerScope, u unit) {
 	now := int64(ps.use.counts[u.dir&dimMask])
 	st.peerCounts[u.dir.oneWay()].MoveCount(now-1, now)
@@ -173,13 +172,14 @@ func (st *stripe) peerGotUnit(ps *peerScope, u unit) {
 	most.raise(&ps.use, dimFD)
 }
 
-// mayDraw tells whether there is credit for all that a unit counts in, or the pool has it
-// to give: for certain, if the drawing lock is held. Without a share, nothing is lacking.
+// mayDraw reports whether the share has credit for everything that a unit counts in, or its
+// pool has it to give. Under the drawing lock that stays so. A nil share lacks nothing.
 func (sh *share) mayDraw(u unit) bool {
 	return sh == nil || sh.mayDrawOne(u.dir) && sh.mayDrawOne(u.both) && (u.fds == 0 || sh.mayDrawOne(dimFD))
 }
 
-// drawUnitLocked draws the credit that is lacking. The drawing lock is held, and mayDraw.
+// drawUnitLocked draws the credit that is lacking. The drawing lock is held, and mayDraw has
+// reported true under it.
 func (st *stripe) drawUnitLocked(sh *share, u unit) {
 	if sh == nil {
 		return
@@ -196,7 +196,7 @@ func (st *stripe) drawOneLocked(sh *share, d dim) {
 		return
 	}
 	st.draws++
-	if sh.pool.tight(d) { // as below, without what comes to nothing here
+	if sh.pool.tight(d) { // what the general way below comes to
 		sh.pool.handOut(d, 1)
 		sh.addCredit(d, 1)
 		return
@@ -222,8 +222,8 @@ func (st *stripe) trimUnit(sh *share, u unit) {
 	}
 }
 
-// trim returns idle credit of d, which is a count, where there is more than the share may
-// keep. It asks the pool in any case, for it may have become loose.
+// trim returns idle credit of d, which is a count, if there is more than the share may keep. It
+// reads the pool's word first, which may have become loose.
 func (st *stripe) trim(sh *share, d dim) {
 	st.returns++
 	idle := sh.credit[d&dimMask] - int64(sh.use.counts[d&dimMask])

@@ -21,7 +21,8 @@ const (
 	slotSystem // standard or allowlisted
 	numSlots
 
-	// pairsBefore is how far a peer's part of a service or protocol stands before the whole.
+	// pairsBefore is the distance from the slot of a peer's part to that of the service or
+	// protocol.
 	pairsBefore = slotProtocol - slotProtocolPeer
 
 	// What has no protocol yet stands in transient in its place, standard or allowlisted.
@@ -172,7 +173,7 @@ const maxItems = 4
 // list returns the n items that are asked for, in the order in which they are checked.
 func (r *request) list() (list [maxItems]item, n int) {
 	if r.memory != 0 || r.count == 0 {
-		list[0] = item{dimMemory, r.memory} // also of nothing: there may be no room even for that
+		list[0] = item{dimMemory, r.memory} // 0 bytes, too: a scope above its limit refuses even that
 		n = 1
 	}
 	if r.count != 0 {
@@ -194,12 +195,12 @@ func (r *request) askThrough(c *chain) {
 		return
 	}
 	r.asker = ps
-	if r.both == dimStreams { // a connection is of its own subnet
+	if r.both == dimStreams { // a connection has a subnet of its own, which its caller sets
 		r.subnet = ps.subnet
 	}
 }
 
-// bound returns the most that an account may hold once it has an item of this request.
+// bound returns the most that an account may hold once an item of this request is admitted.
 func (r *request) bound(e *engine, a *account, it item) int64 {
 	most := r.threshold(e, a, it.d)
 	if a.kind <= KindTransient && !r.observed.has(a.kind) && e.rations(r) {
@@ -242,7 +243,7 @@ func (st *stripe) take(c *chain, r *request) (verdict, *noted) {
 	}
 }
 
-// takeOnce is take with the limits that are not observed for this request.
+// takeOnce is one attempt of take. It does not ask the limits that are observed for r.
 func (st *stripe) takeOnce(c *chain, r *request) (verdict, *noted) {
 	if !r.mayBeReady() || !c.addAllReady(r) {
 		if v, why := st.check(c, r); v != admitted {
@@ -321,7 +322,8 @@ const (
 // checkShared decides for the shared accounts.
 func (st *stripe) checkShared(c *chain, r *request, draw bool) (verdict, *noted) {
 	if r.grip == oneStripe {
-		// First without the drawing lock: a refusal by one loaded word is final.
+		// First without the drawing lock. The sum and the mark of a tight pool are one word: if
+		// that refuses, no lock changes the answer.
 		if v, why := st.judge(c, r, onlyAsk); v != admitted || !draw {
 			return v, why
 		}

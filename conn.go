@@ -69,8 +69,8 @@ func (c *connScope) setPeer(e *engine, p peer.ID) error {
 	return err
 }
 
-// enterGates asks the gates for a connection that the allowlist let past them, but whose peer
-// is not the one that the allowlist names.
+// enterGates sends the connection through the gates. It skipped them because the allowlist names
+// a peer at its address, and its peer turned out to be another one.
 func (c *connScope) enterGates(e *engine, p *subnets.Pass) error {
 	o, remote, err := c.copied()
 	if err != nil {
@@ -87,7 +87,8 @@ func (c *connScope) enterGates(e *engine, p *subnets.Pass) error {
 	return nil
 }
 
-// copied returns a copy of the connection, and the address of its far end, which is invalid if
+// copied returns the connection as an opening, to be used without its lock, and the address of
+// its far end, which is invalid if
 // that has none. It is an error if the connection can no longer be given a peer.
 func (c *connScope) copied() (o opening, remote netip.Addr, err error) {
 	st := c.h.tree.lock()
@@ -127,6 +128,12 @@ type move struct {
 
 // gating is the progress of a moving connection at the gates.
 type gating uint8
+
+const (
+	notDue gating = iota // they need not be asked, as far as is known now
+	due
+	passed
+)
 
 func (c *connScope) moveTo(p peer.ID, mv *move) error {
 	e := mv.to.engine
@@ -203,8 +210,8 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, g grip) (v
 	return admitted, nil
 }
 
-// takeNewPlace charges the connection to the accounts of its new place in which it does not
-// stand already.
+// takeNewPlace charges the connection to those accounts of its new place that do not count it
+// yet.
 func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted bool, g grip) (verdict, error) {
 	total := c.h.total()
 	total.grip = g
@@ -234,8 +241,8 @@ func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted bool, g grip
 
 // countSubnet adds by connections to what the subnet of the connection holds of the scopes
 // that the connection stands in now.
-func (c *connScope) countSubnet(by int64) {
-	countConn(&c.h.tree.chain, c.h.unit, c.state().subnet, by)
+func (c *connScope) countSubnet(n int64) {
+	countConn(&c.h.tree.chain, c.h.unit, c.state().subnet, n)
 }
 
 // takeStranger is take for a connection whose peer is not the one that the allowlist names. It
@@ -311,12 +318,6 @@ func (c *connScope) Done() {
 		gate.Leave(remote)
 	}
 }
-
-const (
-	notDue gating = iota // as far as is known now
-	due
-	passed
-)
 
 // refuseForMemory refuses, for the sake of the process's memory, a connection that the
 // allowlist let in for another peer.

@@ -56,7 +56,7 @@ func (m *Manager) CheckConnManager(cm connmgr.ConnManager) error {
 	fault := asking.try(func() {
 		trims := m.trims(cm)
 		conflict, _ = belowMark(system, func(d dim, limit int64) bool {
-			helped := madeRoomFor(d, limit)
+			helped := trimmable(d, limit)
 			if trims && helped || cm.CheckLimit(oneConnLimit(limit-1)) == nil { // a limit equal to the mark passes CheckLimit
 				return true
 			}

@@ -36,10 +36,12 @@
 //	stripe 1   share      share         share         share       share
 //	           peers ── …
 //
-// An operation takes its stripe's lock once, checks every account of its chain,
-// and then charges all of them: from the scope itself through its owners, if it
-// is a span, up to those of peer, protocol×peer, service×peer, protocol, service,
-// transient and system that apply. The error names the first that refuses.
+// An operation takes its stripe's lock once, checks every account that it would
+// change, and then charges all of them. A reservation asks the scope itself, its
+// owners if it is a span, and then those of peer, protocol×peer, service×peer,
+// protocol, service, transient and system that apply; a move asks only what it
+// enters, the shared scope before the peer's part of it. The error names the first
+// that refuses.
 // pool.go explains how stripes spend credit below half of a limit, and why
 // everything is exact above.
 //
@@ -73,10 +75,17 @@
 // become loose, it takes the drawing lock, too. Services and protocols are found by name in the
 // directory, which has a lock of its own. (I8 has the order of the locks.)
 //
-// An operation finds its stripe and takes the lock, asks all accounts of the chain
-// (stripe.check), draws credit for shares that lack it (stripe.judge), and then charges every
-// account (stripe.hold, chain.addAll). A refusal is noted, counted and made into an error in
-// refusing.go, and is shown by Snapshot, metrics and the log of refusals.
+// An operation takes the lock of its stripe and tries its short way, which works if there is
+// room at hand in every account. If not, decide (engine.go) calls the general way: stripe.check
+// (chain.go) asks the accounts, and stripe.judge asks the pools, and draws credit, for shares
+// that lack it. If that cannot tell, decide calls it again under all stripe locks, where
+// stripe.settle decides on exact sums. What is admitted is charged to every account.
+//
+// A refusal is noted where it is decided, and then goes through refusing.go alone: there it is
+// counted, kept for the log of refusals, traced and made into an error under the stripe's lock,
+// and logged at level debug without one. A MetricsReporter hears of it then, too. Snapshot, the
+// metrics and the page read the counts; a job writes the log of refusals from them
+// (refusallog.go). CONTRIBUTING.md has the files and functions.
 //
 // # Invariants
 //
@@ -115,6 +124,6 @@
 //     the drawing lock, then the shards of subnets that have a share and of
 //     records of what is open, and last the queue of the tracer. The locks of the
 //     gates are never held together with any of these. A change of limits has a
-//     lock that comes before all. No callback, Limiter, log line, metric or I/O
-//     runs under any of them.
+//     lock that comes before all. No callback of the program, Limiter, log line,
+//     metric or I/O runs under any of them.
 package rcmgr

@@ -1,5 +1,9 @@
 package rcmgr
 
+// The engine decides: it has the stripes, the scopes that all peers share, and everything
+// else that a decision reads. A Manager is an engine with a door for the host and with
+// views on what it does; the engine knows neither.
+
 import (
 	"encoding/binary"
 	"hash/maphash"
@@ -12,10 +16,6 @@ import (
 
 	"github.com/weir-p2p/rcmgr/internal/ip"
 )
-
-// The engine decides: it has the stripes, the scopes that all peers share, and everything
-// else that a decision reads. A Manager is an engine with a door for the host and with
-// views on what it does; the engine knows neither.
 
 // engine is the part of a Manager that decides and accounts.
 type engine struct {

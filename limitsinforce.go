@@ -84,7 +84,7 @@ func (m *Manager) gateOrigins(b *limitBook) map[string]Origin {
 	origins := make(map[string]Origin)
 	if b.own != nil {
 		origins = maps.Clone((*ConcreteLimitConfig)(b.own).originsOfGates())
-		delete(origins, allRates) // it tells of the manager from which those limits were read
+		delete(origins, allRates) // that is about the manager that the limits were read from, not about this one
 	}
 	by := &m.options
 	said := GateLimits{Subnets: SubnetLimits{Networks: make(map[netip.Prefix]LimitVal)}}

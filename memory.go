@@ -89,7 +89,8 @@ func (a *account) lacking(n int64) *share {
 	return nil
 }
 
-// hasMemory reports whether the pool of a share is tight, and has n bytes to give.
+// hasMemory reports whether n bytes can be drawn for a share: its pool is tight and has them. A
+// nil share needs none.
 func (sh *share) hasMemory(n int64) bool {
 	return sh == nil || sh.pool.load(dimMemory).hasTight(n, sh.pool.most[dimMemory])
 }

@@ -88,7 +88,7 @@ func (w *limitWatch) look() {
 				kept := min(before[d], before[d].after(low[d], l.limit))
 				now[d] = kept.after(l.handed, l.limit)
 				w.tellNew(p, dim(d), l, nearMarks[min(kept, now[d]):now[d]])
-				full = full || now[d] > 0 && p.kind == KindSystem && madeRoomFor(dim(d), l.limit)
+				full = full || now[d] > 0 && p.kind == KindSystem && trimmable(dim(d), l.limit)
 			}
 		}
 		if now != ([numDims]marksReached{}) {
@@ -129,6 +129,5 @@ func (p *pool) lookAt() (all [numDims]tally, low amounts) {
 	return all, low
 }
 
-// madeRoomFor reports whether a connection manager is asked to trim before the system
-// scope's limit of d is reached.
-func madeRoomFor(d dim, limit int64) bool { return resourceOf[d] != ResourceStream && limit > 0 }
+// trimmable reports whether trimming connections lowers the use of d, and the limit is not 0.
+func trimmable(d dim, limit int64) bool { return resourceOf[d] != ResourceStream && limit > 0 }

@@ -13,7 +13,7 @@ type opening struct {
 	num    int64       // of the connection or stream; 0 until it has one
 	marks  mark        // of a connection
 	subnet *fairSubnet // that a connection counts for; may be nil
-	moves  bool        // it is open already
+	moves  bool        // it is open, and is to move to its peer
 	chain  chain       // the accounts that it stands on
 }
 
@@ -129,8 +129,8 @@ func (st *stripe) traceNotOpened(o *opening) {
 // maxIdle bounds the holders that a stripe keeps for its next streams.
 const maxIdle = 64
 
-// begin makes a holder that waits in the stripe the stream that was admitted, and returns it.
-// It returns nil if none waits.
+// begin uses an idle holder of the stripe for the stream that was admitted, and returns it. It
+// returns nil if there is none.
 func (st *stripe) begin(o *opening) (h *holder) {
 	if last := len(st.idle) - 1; last >= 0 {
 		h, st.idle = st.idle[last], st.idle[:last]
@@ -147,7 +147,7 @@ func (t *top) start(k Kind, st *stripe) *holder {
 	return &t.holder
 }
 
-// become makes h what was admitted. One store per field: assigning the whole would run the
+// become initializes h from what was admitted. One store per field: assigning the whole would run the
 // bulk write barrier.
 func (h *holder) become(o *opening) {
 	h.limit, h.use, h.num = o.limit, o.cost, o.num
@@ -159,8 +159,8 @@ func (h *holder) become(o *opening) {
 // lockIdle returns a holder that waits for a connection, and the stripe in which it lies,
 // locked. Mostly it is the holder of the connection that was done last on this processor, in
 // the stripe that this processor touched last. If that stripe's lock is taken, two processors
-// would meet there again and again; so it is a new holder in the next stripe instead, and the
-// other one is garbage. A caller that does not use the holder puts it back.
+// share the stripe and would keep colliding: then it is a new holder in the next stripe, and
+// the old one is dropped. A caller that does not use the holder puts it back.
 func (e *engine) lockIdle() (*holder, *stripe) {
 	h, ok := e.idleConns.Get().(*holder)
 	if !ok {

@@ -147,8 +147,8 @@ func (w word) hasTight(n, limit int64) bool { return w.tight() && n <= limit-w.h
 // full reports whether draw refuses a request for one that may fill all of the limit.
 func (w word) full(limit int64) bool { return w.tight() && w.handed() >= limit }
 
-// less is giveBack where the pool is tight and stays so, as it reports. looseBelow is that of
-// the pool.
+// less is giveBack for a pool that is tight and stays tight. The second result reports whether
+// that is so; if not, the first has no meaning. looseBelow is that of the pool.
 func (w word) less(n, looseBelow int64) (now word, tight bool) {
 	now = w - word(n)<<1
 	return now, now.tight() && now.handed() >= looseBelow
@@ -162,7 +162,7 @@ func (w word) less(n, looseBelow int64) (now word, tight bool) {
 type drawingLock struct {
 	_ [64]byte
 	sync.Mutex
-	grown []*pool // services and protocols that have drawn while loose; see followPeaks
+	grown []*pool // services and protocols that have drawn since followPeaks read them
 	_     [64]byte
 }
 
@@ -176,8 +176,10 @@ type pool struct {
 
 	// These are written under all stripe locks, or under the drawing lock while there are
 	// no shares, and read under the lock of any stripe that has one.
-	limit                   amounts
-	most, batch, looseBelow amounts // what may be held of the limit, see engine.most; the rest follows from it
+	limit amounts
+	// most is the part of limit that may be held, see engine.most; batch and looseBelow are
+	// computed from it.
+	most, batch, looseBelow amounts
 	pairLimit               amounts // of one peer in this service or protocol
 	// limitCopy is a copy of limit for readers without a lock. A copy does not change.
 	limitCopy atomic.Pointer[amounts]
@@ -241,7 +243,8 @@ func (p *pool) fullOf(d dim, limit *amounts) (handed int64, full bool) {
 	return w.handed(), w.full(limit[d&dimMask])
 }
 
-// seemsFullFor is fullFor for a caller without a lock. A loose pool is not full.
+// seemsFullFor is fullFor for a caller without a lock, so it may be out of date. A loose pool is
+// not full.
 func (p *pool) seemsFullFor(u unit) bool {
 	if !p.tight(u.dir) && !p.tight(u.both) && !p.tight(dimFD) {
 		return false
@@ -284,8 +287,8 @@ func (p *pool) takeBack(d dim, n int64) tally {
 	}
 }
 
-// takesBack is takeBack for a pool that is tight and stays so. It fails if another stripe
-// changes the word meanwhile.
+// takesBack is the short way of takeBack. It reports false, and changes nothing, unless the pool
+// is tight and stays tight, and no other goroutine changes the word meanwhile.
 func (p *pool) takesBack(d dim, n int64) bool {
 	at := &p.word[d&dimMask]
 	was := word(at.Load())

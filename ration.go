@@ -5,40 +5,40 @@ package rcmgr
 // streams for peers that hold little of it. WithFairShare limits each peer and each subnet to
 // a share of what all of them use.
 
-// countTransient adds n streams to the number that the chain's peer, and that peer's subnet,
-// have in the standard transient scope, if the chain stands in it.
+// countTransient adds n to the number of streams that the chain's peer, and that peer's subnet,
+// have in the standard transient scope, if the chain is charged there.
 func countTransient(c *chain, d dim, n int32) {
 	if a := c.at[slotTransient]; a != nil && a.kind == KindTransient && d <= dimStreamsOut {
 		ps := c.peer()
 		ps.transientStreams[(d-dimStreamsIn)&1] += n
-		if near := ps.subnet; near != nil && d == dimStreamsIn {
-			near.held[KindTransient].streams.Add(int64(n))
+		if subnet := ps.subnet; subnet != nil && d == dimStreamsIn {
+			subnet.held[KindTransient].streams.Add(int64(n))
 		}
 	}
 }
 
-// countStream adds by streams to the number that the chain's peer, and that peer's subnet, have
-// in the standard system scope, if the chain stands in it.
-func countStream(c *chain, d dim, by int32) {
+// countStream adds n to the number of inbound streams that the chain's peer, and that peer's
+// subnet, have in the standard system scope, if the chain is charged there.
+func countStream(c *chain, d dim, n int32) {
 	if d != dimStreamsIn || c.at[slotSystem].kind != KindSystem {
 		return
 	}
 	ps := c.peer()
-	ps.systemIn += by
-	if n := ps.subnet; n != nil {
-		n.held[KindSystem].streams.Add(int64(by))
+	ps.systemIn += n
+	if subnet := ps.subnet; subnet != nil {
+		subnet.held[KindSystem].streams.Add(int64(n))
 	}
 }
 
-// countConn adds by connections to what a subnet holds of the standard scopes that the chain
-// stands in. The subnet may be nil.
-func countConn(c *chain, u unit, n *fairSubnet, by int64) {
-	if n == nil {
+// countConn adds n to the number of connections that a subnet has in the standard scopes that
+// the chain is charged in. The subnet may be nil.
+func countConn(c *chain, u unit, subnet *fairSubnet, n int64) {
+	if subnet == nil {
 		return
 	}
 	for _, a := range c.at[slotTransient:] {
 		if a != nil && a.kind <= KindTransient {
-			n.countConn(a.kind, u.fds, by)
+			subnet.countConn(a.kind, u.fds, n)
 		}
 	}
 }
@@ -123,8 +123,9 @@ func (e *engine) most(k Kind, limit *amounts, d dim) int64 {
 	return min(limit[d], total-min(total/4, limit[dimStreamsIn]))
 }
 
-// rations reports whether a request may not fill all of a limit. Outbound connections may: the
-// host chooses them. Of the outbound streams that wait in transient, no peer may have too many.
+// rations reports whether a request may be held to a part of a limit, for the sake of others.
+// Outbound connections never are, because the host chose them. Outbound streams are if their
+// peer has some that wait in transient already.
 func (e *engine) rations(r *request) bool {
 	switch r.dir {
 	case dimConnsOut:
@@ -176,8 +177,8 @@ func (e *engine) rationedBy(k Kind) Cause {
 	return CauseCrowding
 }
 
-// rationed reports whether requests like r share out a limit on d in a scope of this kind. Of
-// what a host opens itself, only the streams that wait in transient for their protocol do.
+// rationed reports whether scopes of this kind divide their limit on d among those that make
+// requests like r. For outbound streams, only transient does.
 func (k Kind) rationed(r *request, d dim) bool {
 	return r.dir != dimStreamsOut || k.hasLastQuarter(d) && d == dimStreamsOut
 }

@@ -11,14 +11,15 @@ import (
 )
 
 const (
-	// reapInterval is the time between two collections. An unused scope lives no longer,
-	// unless another unused scope holds it until the next collection.
+	// reapInterval is the time between two collections. A scope that is unused at one of them
+	// is collected then or at the next (I7).
 	reapInterval = time.Minute
 	// reapChunk bounds the accounts that are looked at under one lock.
 	reapChunk = 64
 )
 
-// reap collects everything that is unused now.
+// reap collects everything that is unused now, in the gates, too, and begins a new generation
+// of the peaks of members.
 func (e *engine) reap() {
 	for i := range e.stripes {
 		st := &e.stripes[i]

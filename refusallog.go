@@ -105,3 +105,33 @@ func (m *Manager) refusedByNow() RefusalsAt {
 	}
 	return now
 }
+
+// limitKey returns the place of the configuration that says how much of d a scope may hold,
+// by a book and gates; see configKey.
+func limitKey(b *limitBook, g *gate, k Kind, d dim, which *scopeName) string {
+	place := placeOfAll
+	switch k {
+	case KindPeer:
+		place = b.placeOfPeer(which.peer)
+	case KindSubnet, KindRate:
+		place = g.placeOfSubnet(which)
+	}
+	return configKey(k, d, which, place)
+}
+
+// placeOfSubnet is placeOfPeer for a subnet at a gate.
+func (g *gate) placeOfSubnet(name *scopeName) limitPlace {
+	named := false
+	switch {
+	case name.kind == KindSubnet:
+		_, named = g.limits.Subnets.Networks[name.prefix()]
+	case g.caller != nil:
+		return placeOfCaller
+	default:
+		_, named = g.limits.Rate.Networks[name.prefix()]
+	}
+	if named {
+		return placeOfName
+	}
+	return placeOfAll
+}

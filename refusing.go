@@ -176,36 +176,6 @@ func (st *stripe) refusal(why *noted, asked askedScope, r *request) error {
 	return &LimitError{why.refusal, asked}
 }
 
-// limitKey returns the place of the configuration that says how much of d a scope may hold,
-// by a book and gates; see configKey.
-func limitKey(b *limitBook, g *gate, k Kind, d dim, which *scopeName) string {
-	place := placeOfAll
-	switch k {
-	case KindPeer:
-		place = b.placeOfPeer(which.peer)
-	case KindSubnet, KindRate:
-		place = g.placeOfSubnet(which)
-	}
-	return configKey(k, d, which, place)
-}
-
-// placeOfSubnet is placeOfPeer for a subnet at a gate.
-func (g *gate) placeOfSubnet(name *scopeName) limitPlace {
-	named := false
-	switch {
-	case name.kind == KindSubnet:
-		_, named = g.limits.Subnets.Networks[name.prefix()]
-	case g.caller != nil:
-		return placeOfCaller
-	default:
-		_, named = g.limits.Rate.Networks[name.prefix()]
-	}
-	if named {
-		return placeOfName
-	}
-	return placeOfAll
-}
-
 // observations is what a stripe counts for limits that are only observed.
 type observations struct {
 	// last is what would have refused the request that is being decided.

@@ -29,9 +29,9 @@ func defaultStripes() int {
 	return n
 }
 
-// stripe is one of many, and an idle host uses none of them. awake makes what a stripe needs
-// when it is first used. Until then fixed is empty, the maps and the notes are nil, and only
-// readers of all stripes look into it.
+// stripe is a lock and the accounts under it. awake makes the maps, the shares and the notes
+// when a stripe is first used, so that an idle host needs none. Code that reads all stripes
+// must expect that they are nil.
 type stripe struct {
 	mu     sync.Mutex
 	engine *engine
@@ -47,7 +47,8 @@ type stripe struct {
 	// fixed holds the shares of the four scopes that are always there, by kind.
 	fixed [KindAllowlistedTransient + 1]*share
 
-	// On the next cache line is what each connection and stream takes as well.
+	// The fields from here are on the next cache line. Every connection and stream uses them,
+	// too.
 
 	// idle has holders of streams that are done, for the next streams.
 	idle          []*holder
@@ -68,7 +69,7 @@ type stripe struct {
 
 // notes is what a stripe notes and counts besides its accounts.
 type notes struct {
-	why     noted              // room for the refusal that is noted
+	why     noted              // the refusal that was noted last, see note
 	remarks [numKinds]*remarks // for the log
 	// observed is nil until a limit that is only observed would have refused.
 	observed *observations
@@ -178,7 +179,8 @@ func (st *stripe) unlockAs(g grip) {
 	}
 }
 
-// firstLock is the lock of a stripe that a decision may hold already when it begins.
+// firstLock takes the lock of a stripe for each attempt of a decision. If held is set, the lock
+// is held already at the first.
 type firstLock struct {
 	st   *stripe
 	held bool
@@ -244,9 +246,9 @@ func (st *stripe) current(ps *peerScope, f fetched[*amounts]) *peerScope {
 	return ps
 }
 
-// shareOf returns the stripe's share of the scope that bears the name of p, and makes one
-// if there is none (I7). If p was collected, that scope may be another pool by now; if there
-// is none, p is brought back. It is nil if the Limiter has to be asked for the limits first.
+// shareOf returns the stripe's share of p or, if p was collected, of the pool that has its name
+// now (I7). It makes the share, and puts p back into the directory, as needed. It returns nil
+// if the Limiter has to be asked for the limits first.
 func (st *stripe) shareOf(p *pool, f fetched[sharedLimits]) *share {
 	if sh := p.shares[st.index]; sh != nil {
 		return sh
@@ -324,7 +326,7 @@ func (dir *directory) join(p *pool, f fetched[sharedLimits]) *pool {
 		if !known {
 			return nil
 		}
-		p.engine.drawing.Lock() // it has no shares, but limitWatch may have it in its list
+		p.engine.drawing.Lock() // it has no shares, so no stripe draws, but limitWatch may be reading it
 		p.renewLocked(book, limits)
 		p.engine.drawing.Unlock()
 	}

@@ -1,8 +1,9 @@
 package rcmgr
 
-// The events that the engine passes to the tracer. A traced manager has one stripe, so the
-// events under its lock have one order, and an account holds what its whole scope holds.
-// Without a tracer each call costs a comparison with nil.
+// The events of accounts and spans that the engine passes to the tracer. (Those of connections
+// and streams that open are passed in opening.go, and those of refusals in refusing.go.) A
+// traced manager has one stripe, so all events are in one order, and the use of a share is
+// that of its whole scope. Without a tracer each call costs a comparison with nil.
 
 // traceChain passes on that every account of a chain got or gave up what a request asks for.
 func (st *stripe) traceChain(c *chain, r *request, tell func(*tracer, scopeName, *traceDelta, *amounts)) {

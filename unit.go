@@ -7,9 +7,9 @@ package rcmgr
 //
 // What is written here for a unit must agree with what is written for a request: addUnit
 // and subUnit with charge and refund, hasUnit with hasReady, within with fits, peerGotUnit
-// with peerGot, mayDraw and drawUnit with judge, trim with trimMemory; and openReady,
-// attachReady and the first branch of moveLocked with take. unit_test.go goes through all
-// these pairs.
+// with peerGot, mayDraw and drawUnit with judge, trim with trimMemory. unit_test.go goes through
+// all these pairs. openReady, attachReady and the first branch of moveLocked must agree with
+// take: TestFastPathsKeepTheSameBooksAsTheGeneralPath.
 
 import (
 	"github.com/libp2p/go-libp2p/core/network"
@@ -112,7 +112,7 @@ func (st *stripe) leave(c *chain, u unit) {
 			continue
 		}
 		a.use.subUnit(u)
-		if sh := a.share; u.count != 0 && sh.idlesUnit(u) { // a span is no unit
+		if sh := a.share; u.count != 0 && sh.idlesUnit(u) { // count is 0 for a span
 			st.trimUnit(sh, u)
 		}
 		if !a.lasting() {
@@ -196,7 +196,7 @@ func (st *stripe) drawOneLocked(sh *share, d dim) {
 		return
 	}
 	st.draws++
-	if sh.pool.tight(d) { // what the general way below comes to
+	if sh.pool.tight(d) { // it hands out exactly one: the rest of drawLocked has no effect
 		sh.pool.handOut(d, 1)
 		sh.addCredit(d, 1)
 		return

@@ -1,7 +1,7 @@
 package rcmgr
 
 // What is at hand is charged, moved and given back without a request (unit.go, and
-// attachReady and moveLocked in scope.go). These ways admit what the long ones admit, and
+// attachReady in stream.go and moveLocked in conn.go). These ways admit what the long ones admit, and
 // book what they book.
 
 import (

@@ -65,7 +65,7 @@ var floors = []floor{
 		{"refusing.go", "a refusal: noted; if nothing overrides it, counted, returned as an error and logged; limits that are only observed"},
 		{"reap.go", "collecting what is unused"},
 		{"ration.go", "how much of a limit a request may fill, for the sake of others"},
-		{"traceengine.go", "the events that the engine passes to the tracer"},
+		{"traceengine.go", "the events of accounts and spans that the engine passes to the tracer"},
 		{"peaks.go", "the most that shared scopes have held"},
 	}},
 	{"records", "kept for the engine, of which they know nothing", []room{

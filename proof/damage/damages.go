@@ -89,7 +89,7 @@ var damages = []damage{
 	{"kind.go", "return k == KindTransient && (d == dimStreamsIn || d == dimStreamsOut)", "return k == KindTransient && d == dimStreamsIn"},
 	{"ration.go", "return r.dir != dimStreamsOut || k.hasLastQuarter(d) && d == dimStreamsOut", "return true"},
 	{"ration.go", "return 0 // this host opened them", "return n.held[k].streams.Load()"},
-	{"ration.go", "near != nil && d == dimStreamsIn {", "near != nil {"},
+	{"ration.go", "subnet != nil && d == dimStreamsIn {", "subnet != nil {"},
 	{"refusing.go", "case it.n <= a.limit()[it.d]-current && it.d != dimMemory:", "case false:"},
 
 	// Short ways that are not taken.
@@ -233,7 +233,7 @@ var damages = []damage{
 	{"reap.go", "a.ps.dropPair(a.ps.pair(a.share))", ""},
 	{"reap.go", "\t\tst.unref(&a.share.account)\n", ""},
 	{"stripe.go", "\tp.denied.addOf(&sh.account)\n", ""},
-	{"stripe.go", "\t\tp.engine.drawing.Lock() // it has no shares, but limitWatch may have it in its list\n\t\tp.renewLocked(book, limits)\n\t\tp.engine.drawing.Unlock()\n", "\t\tp.renewLocked(book, limits)\n"},
+	{"stripe.go", "\t\tp.engine.drawing.Lock() // it has no shares, so no stripe draws, but limitWatch may be reading it\n\t\tp.renewLocked(book, limits)\n\t\tp.engine.drawing.Unlock()\n", "\t\tp.renewLocked(book, limits)\n"},
 	{"reap.go", "\t\tsh.surrender()\n", ""},
 	{"scope.go", "return askedScope{num: num, kind: h.kind, span: h.seq}", "return askedScope{kind: h.kind, span: h.seq}"},
 	{"internal/spread/spread.go", "return fineSlots - 5 + uint64", "return fineSlots - 6 + uint64"},
@@ -389,7 +389,7 @@ var damages = []damage{
 	{"reach.go", "\tr.checkCosts(cfg.limits.Costs, peers)\n", ""},
 	{"reach.go", "\t\trooms = append(rooms, roomOf(r.all.Transient))\n", ""},
 	{"limitsinforce.go", "maps.Clone((*ConcreteLimitConfig)(b.own).originsOfGates())", "b.own.limits.Gates.origins(OriginOverride)"},
-	{"limitsinforce.go", "\t\tdelete(origins, allRates) // it tells", "\t\t// it tells"},
+	{"limitsinforce.go", "\t\tdelete(origins, allRates) // that is", "\t\t// that is"},
 	{"limitsjson.go", "\tif f.errs.add(e) {\n\t\tf.locate(e, at)\n\t}\n", "\tf.errs.add(e)\n"},
 	{"internal/strictjson/strictjson.go", "\t\t\tw.skip()\n\t\t\tcontinue\n", "\t\t\treturn\n"},
 	{"limitsjson.go", "append([]string{e.Path}, e.also...)", "[]string{e.Path}"},

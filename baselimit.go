@@ -155,8 +155,8 @@ func checkLimit(where string, l Limit) error {
 	if isNoLimit(l) {
 		return fmt.Errorf("%s: no limit given, the Limit is nil", where)
 	}
-	if said, ok := l.(*copiedLimit); ok && said.err != nil {
-		return fmt.Errorf("%s: the Limiter %w", where, said.err)
+	if copied, ok := l.(*copiedLimit); ok && copied.err != nil {
+		return fmt.Errorf("%s: the Limiter %w", where, copied.err)
 	}
 	a := limitsOf(l)
 	for _, d := range limitOrder {

@@ -263,7 +263,7 @@ func (e *LimitError) attrs() []slog.Attr {
 // Amounts are numbers, and everything else is text. Direction and Holder are omitted if there
 // is none.
 func (e *LimitError) MarshalJSON() ([]byte, error) {
-	said := struct {
+	fields := struct {
 		Error, Asked, Scope       string
 		Kind                      Kind
 		Resource                  Resource
@@ -276,9 +276,9 @@ func (e *LimitError) MarshalJSON() ([]byte, error) {
 	}{e.Error(), e.Asked(), e.Scope(), e.Kind(), e.Resource(), "", e.Cause(), e.Holder(),
 		e.Current(), e.Attempted(), e.Limit(), e.Priority(), e.ConfigKey()}
 	if dir := e.Direction(); dir != network.DirUnknown {
-		said.Direction = dir.String()
+		fields.Direction = dir.String()
 	}
-	return json.Marshal(said)
+	return json.Marshal(fields)
 }
 
 func (e *LimitError) Error() string {

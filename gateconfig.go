@@ -107,10 +107,10 @@ func (g *GateLimits) config(defaults gateConfig) (gateConfig, error) {
 // calling begin first and then level with the longest prefixes first, and over the
 // networks that are not left to the defaults. The callbacks return an error together with
 // the field that it is about.
-func visit[V comparable](errs *configErrors, path string, said gateLists[V], begin func(ip.Family),
+func visit[V comparable](errs *configErrors, path string, lists gateLists[V], begin func(ip.Family),
 	level func(ip.Family, int, V) (string, error), network func(ip.Family, netip.Prefix, V) (string, error)) {
 	for f := range ip.Families {
-		levels := *said.perSubnet(f)
+		levels := *lists.perSubnet(f)
 		if levels == nil {
 			continue
 		}
@@ -126,7 +126,7 @@ func visit[V comparable](errs *configErrors, path string, said gateLists[V], beg
 	}
 	var none V
 	seen := make(map[netip.Prefix]bool)
-	for _, n := range slices.SortedFunc(maps.Keys(said.Networks), netip.Prefix.Compare) {
+	for _, n := range slices.SortedFunc(maps.Keys(lists.Networks), netip.Prefix.Compare) {
 		at := networkPlace(path, n)
 		plain := ip.NormalPrefix(n)
 		switch {
@@ -134,8 +134,8 @@ func visit[V comparable](errs *configErrors, path string, said gateLists[V], beg
 			errs.addf(at, "expected a network such as 192.0.2.0/24")
 		case seen[plain]:
 			errs.addf(at, "the network %s is given twice", plain)
-		case said.Networks[n] != none:
-			if field, err := network(ip.FamilyOf(plain.Addr()), n, said.Networks[n]); err != nil {
+		case lists.Networks[n] != none:
+			if field, err := network(ip.FamilyOf(plain.Addr()), n, lists.Networks[n]); err != nil {
 				errs.add(&ConfigError{Path: at + field, Err: err})
 			}
 		}

@@ -175,14 +175,14 @@ func (g *GateLimits) settings() (all []ConfigSetting) {
 }
 
 // eachGate calls f with each setting of one gate and its place.
-func eachGate[V comparable](path string, said *gateLists[V], f func(place string, v V)) {
+func eachGate[V comparable](path string, lists *gateLists[V], f func(place string, v V)) {
 	for at := range ip.Families {
-		levels := *said.perSubnet(at)
+		levels := *lists.perSubnet(at)
 		for _, bits := range slices.Sorted(maps.Keys(levels)) {
 			f(levelPlace(path, at, bits), levels[bits])
 		}
 	}
-	eachNetwork(path, said.Networks, f)
+	eachNetwork(path, lists.Networks, f)
 }
 
 func (r ConnRate) text() string {

@@ -130,8 +130,8 @@ func readLimit(where string, l Limit) (*amounts, error) {
 	if err := checkLimit(where, l); err != nil {
 		return nil, err
 	}
-	if said, ok := l.(*copiedLimit); ok {
-		return &said.amounts, nil
+	if copied, ok := l.(*copiedLimit); ok {
+		return &copied.amounts, nil
 	}
 	a := limitsOf(l)
 	return &a, nil
@@ -269,17 +269,17 @@ func guardLimiter(l Limiter) Limiter {
 }
 
 func (g *guardedLimiter) ask(get func() Limit) Limit {
-	said, none := new(copiedLimit), false
-	said.err = g.try(func() {
+	copied, none := new(copiedLimit), false
+	copied.err = g.try(func() {
 		l := get()
 		if none = isNoLimit(l); !none {
-			said.amounts = limitsOf(l)
+			copied.amounts = limitsOf(l)
 		}
 	})
 	if none {
 		return nil
 	}
-	return said
+	return copied
 }
 
 func (g *guardedLimiter) GetSystemLimits() Limit { return g.ask(g.theirs.GetSystemLimits) }

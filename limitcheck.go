@@ -28,14 +28,14 @@ func (cfg *ConcreteLimitConfig) check() *configErrors {
 
 // checkTransient adds an error for each limit of the transient scope that is above that
 // of the system scope, because everything in the transient scope counts in the system
-// scope, too. It does so only where both limits were written, and one of them in said. A
+// scope, too. It does so only where both limits were written, and one of them in overrides. A
 // written limit that contradicts a computed one, which differs from machine to machine,
 // is not an error but one of Warnings. A system scope that admits nothing is deliberate:
 // it leaves everything to the allowlist.
-func (cfg *ConcreteLimitConfig) checkTransient(errs *configErrors, said *PartialLimitConfig) {
+func (cfg *ConcreteLimitConfig) checkTransient(errs *configErrors, overrides *PartialLimitConfig) {
 	transient, system := limitsOf(cfg.limits.Transient), limitsOf(cfg.limits.System)
 	fromTransient, fromSystem := byDim(cfg.origins.Transient), byDim(cfg.origins.System)
-	inTransient, inSystem := limitsOf(said.Transient.Build(BaseLimit{})), limitsOf(said.System.Build(BaseLimit{}))
+	inTransient, inSystem := limitsOf(overrides.Transient.Build(BaseLimit{})), limitsOf(overrides.System.Build(BaseLimit{}))
 	for _, d := range limitOrder {
 		inner, outer := "Transient."+limitNames[d], "System."+limitNames[d]
 		switch {

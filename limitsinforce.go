@@ -87,8 +87,8 @@ func (m *Manager) gateOrigins(b *limitBook) map[string]Origin {
 		delete(origins, allRates) // that is about the manager that the limits were read from, not about this one
 	}
 	by := &m.options
-	said := GateLimits{Subnets: SubnetLimits{Networks: make(map[netip.Prefix]LimitVal)}}
-	lists := (*gateLists[LimitVal])(&said.Subnets)
+	byOption := GateLimits{Subnets: SubnetLimits{Networks: make(map[netip.Prefix]LimitVal)}}
+	lists := (*gateLists[LimitVal])(&byOption.Subnets)
 	for f := range ip.Families {
 		if by.subnets.perSubnet[f] != nil {
 			*lists.perSubnet(f) = make(map[int]LimitVal)
@@ -101,7 +101,7 @@ func (m *Manager) gateOrigins(b *limitBook) map[string]Origin {
 		}
 	}
 	maps.Copy(origins, by.gatesByOption.origins(OriginCode))
-	maps.Copy(origins, said.origins(OriginCode))
+	maps.Copy(origins, byOption.origins(OriginCode))
 	if by.callerRates != nil {
 		origins[allRates] = OriginCode
 	}

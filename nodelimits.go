@@ -94,19 +94,19 @@ func (n NodeLimits) build(look func() Machine) (ConcreteLimitConfig, error) {
 	SetDefaultServiceLimits(&defaults)
 	cfg := n.computed(memory, descriptors).build(defaults.Scale(memory, descriptors), OriginNodeLimits)
 	cfg = n.Overrides.Build(cfg)
-	var said PartialLimitConfig
+	var overrides PartialLimitConfig
 	var file *limitFile
 	if n.OverridesFile != "" {
 		var err error
-		if said, file, err = parseLimitsFile(n.OverridesFile); err != nil {
+		if overrides, file, err = parseLimitsFile(n.OverridesFile); err != nil {
 			return ConcreteLimitConfig{}, err
 		}
-		cfg = said.Build(cfg)
+		cfg = overrides.Build(cfg)
 	}
 	cfg.sizing = sizing
-	said.Apply(n.Overrides)
+	overrides.Apply(n.Overrides)
 	errs := cfg.check()
-	cfg.checkTransient(errs, &said)
+	cfg.checkTransient(errs, &overrides)
 	if n.ConnMgrHighWater > 0 && len(n.Allowlist) == 0 {
 		if conflict := cfg.highWaterConflict(n.ConnMgrHighWater); conflict != nil {
 			errs.add(conflict)

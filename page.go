@@ -402,11 +402,11 @@ func (p *page) writeHTML(w io.Writer, l *look) error {
 	}
 	// A limit that is unlimited, or that belongs to a peer, appears only if something has
 	// used it or was refused by it.
-	said := slices.DeleteFunc(s.LimitUses(), func(u LimitUse) bool {
+	shown := slices.DeleteFunc(s.LimitUses(), func(u LimitUse) bool {
 		_, limited := u.Percent()
 		return (!limited || u.Kind == KindPeer) && u.Use == 0 && u.Refusals == 0 && u.WouldRefuse == 0
 	})
-	slices.SortStableFunc(said, func(a, b LimitUse) int {
+	slices.SortStableFunc(shown, func(a, b LimitUse) int {
 		return cmp.Or(cmp.Compare(b.fullness(), a.fullness()), cmp.Compare(b.Refusals, a.Refusals),
 			cmp.Compare(b.WouldRefuse, a.WouldRefuse))
 	})
@@ -416,7 +416,7 @@ func (p *page) writeHTML(w io.Writer, l *look) error {
 	}
 	return p.template.Execute(w, map[string]any{
 		"S": s, "Plot": plotOf(s), "Up": s.Uptime().Round(time.Second).String(), "Near": len(s.LimitsNear(nearlyFull)),
-		"Refused": s.totalRefusals(), "ByKind": s.refusalsByKind(), "Limits": said, "Holders": s.holders(),
+		"Refused": s.totalRefusals(), "ByKind": s.refusalsByKind(), "Limits": shown, "Holders": s.holders(),
 		"HoldersTitle": s.holdersTitle(), "Wrong": wrong, "MemberPeaks": s.memberPeakRows(),
 		"Explained": explained.String(), "Asked": l.asked, "Observing": s.observing(), "Observed": s.observedText(),
 		"Style": template.CSS(pageStyle), "Script": template.JS(pageScript),

@@ -206,8 +206,8 @@ func (r *reach) checkSubnets(cfg *ConcreteLimitConfig) {
 		return // no manager has these limits
 	}
 	origins := cfg.originsOfGates()
-	said := gates.gateLimits()
-	lists := gateLists[LimitVal](said.Subnets)
+	limits := gates.gateLimits()
+	lists := gateLists[LimitVal](limits.Subnets)
 	limitAt := func(place string, v LimitVal) placedLimit {
 		return placedLimit{func() string { return place }, int64(v.Build(0)), origins[place]}
 	}

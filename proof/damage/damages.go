@@ -400,8 +400,8 @@ var damages = []damage{
 	{"limitcheck.go", "\tcfg.limits.Costs.check(errs, cfg.limits.Conn.Memory, cfg.limits.Stream.Memory)\n", ""},
 	{"limitcheck.go", "if limit[d] < 0 {", "if limit[d] < 0 && d == dimConns {"},
 	{"nodelimits.go", "\tif err := file.placed(errs); err != nil {", "\t_ = file\n\tif err := errs.err(); err != nil {"},
-	{"nodelimits.go", "\t\tcfg = said.Build(cfg)\n", ""},
-	{"nodelimits.go", "\tsaid.Apply(n.Overrides)\n", ""},
+	{"nodelimits.go", "\t\tcfg = overrides.Build(cfg)\n", ""},
+	{"nodelimits.go", "\toverrides.Apply(n.Overrides)\n", ""},
 
 	// Metrics and the page.
 	{"metrics.go", "v.mu.served[family] = true", "v.mu.served[family%32] = true"},
@@ -467,8 +467,8 @@ var damages = []damage{
 	// Callbacks.
 	{"guard.go", "return !g.failed.Load() && g.try(f) == nil", "return g.try(f) == nil"},
 	{"guard.go", "if !g.failed.Swap(true) {", "if g.failed.Store(true); true {"},
-	{"limitbook.go", "said.amounts = limitsOf(l)", "none = true"},
-	{"baselimit.go", "if said, ok := l.(*copiedLimit); ok && said.err != nil {", "if said, ok := l.(*copiedLimit); ok && said == nil {"},
+	{"limitbook.go", "copied.amounts = limitsOf(l)", "none = true"},
+	{"baselimit.go", "if copied, ok := l.(*copiedLimit); ok && copied.err != nil {", "if copied, ok := l.(*copiedLimit); ok && copied == nil {"},
 	{"nearlimit.go", "tell.call(func() { tell.listen(e) })", "tell.listen(e)"},
 	{"pressure.go", "\t\tn = p.runtime()\n", "\t\tn = p.inUse.Load()\n"},
 	{"tracefile.go", "\t\terr = fault\n", ""},

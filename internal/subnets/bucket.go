@@ -2,12 +2,12 @@ package subnets
 
 // How fast one subnet may connect: token buckets.
 //
-// A bucket is one number, the time at which it will be full again: it lacks one
-// token for every interval until then. That is golang.org/x/time/rate's bucket
-// exactly (the tests compare them), in whole nanoseconds and a tenth of the
-// space; it needs no lock of its own, forgets itself when its time has come,
-// and returns a token at any time, where a reservation there can be
-// cancelled only before its time has come, which for a connection is at once.
+// The state of a bucket is one number, the time at which the bucket will be full again. The
+// bucket lacks one token for every interval until then. It decides exactly as the bucket of
+// golang.org/x/time/rate does (the tests compare them), but in whole nanoseconds and in a tenth
+// of the space. It needs no lock of its own, and its record can be dropped once it is full. A
+// token can be given back at any time. A reservation of x/time/rate can be cancelled only
+// before its time has come, and for a connection that time comes at once.
 
 import (
 	"fmt"
@@ -15,18 +15,19 @@ import (
 	"time"
 )
 
-// A Bucket is the arithmetic of a token bucket whose state is the time at
-// which it will be full. Times and durations are in nanoseconds. The zero value
-// is no limit. It does not change.
+// A Bucket is the arithmetic of a token bucket whose state is the time at which it will be
+// full. Times and durations are in nanoseconds. The zero value is no limit. A Bucket is
+// immutable.
 type Bucket struct {
 	interval int64 // from one new token to the next
 	capacity int64 // from empty to full
 }
 
-// NewBucket checks a limit and turns it into arithmetic: a bucket that starts full, with
-// burst tokens, and gets perSecond new ones a second. perSecond 0 is no limit, burst 0 admits
-// nothing. Bursts that no host can use up are no limit; and no bucket takes so long to fill
-// that times overflow.
+// NewBucket returns a bucket that starts full, with burst tokens, and gets perSecond new ones a
+// second. perSecond 0 is no limit; burst 0 admits nothing. A burst of 1<<30 tokens or more is
+// no limit, as no host can use it up. The interval between two tokens is shortened where the
+// bucket would take so long to fill that times overflow. NewBucket returns an error if perSecond
+// is negative or not finite, or if burst is negative.
 func NewBucket(perSecond float64, burst int) (Bucket, error) {
 	const (
 		boundless = 1 << 30
@@ -48,14 +49,14 @@ func NewBucket(perSecond float64, burst int) (Bucket, error) {
 // Unlimited reports whether the bucket is no limit.
 func (b Bucket) Unlimited() bool { return b.interval == 0 }
 
-// take returns the time at which the bucket will be full once a token is taken
-// from it, and whether there was one to take.
+// take returns the time at which the bucket will be full after a token is taken from it, and
+// reports whether there was a token to take.
 func (b Bucket) take(fullAt, at int64) (next int64, ok bool) {
 	next = max(fullAt, at) + b.interval
 	return next, next-at <= b.capacity
 }
 
-// taken returns how many tokens a bucket lacks, of how many.
+// taken returns the number of tokens that a bucket lacks, and the number that it has when full.
 func (b Bucket) taken(fullAt, at int64) (tokens, burst int64) {
 	return (max(0, fullAt-at) + b.interval - 1) / b.interval, b.capacity / b.interval
 }

@@ -6,9 +6,10 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
-// Check returns an error if the records do not hang together: if one cannot be found, is of no
-// use, or is beyond its limit; if the counts are wrong, or a table is of a size that it should
-// not have. It is for tests, and looks at every record, under one lock at a time.
+// Check returns an error if the records are inconsistent: if a record cannot be found, is kept
+// though it is idle, or exceeds its limit; if the counts of records are wrong; or if a table is
+// too large or too small for its records. It is for tests. It reads every record, and holds one
+// lock at a time.
 func (s *Subnets) Check() (err error) {
 	s.each(func(st *Stripe) {
 		st.mu.Lock()
@@ -20,6 +21,7 @@ func (s *Subnets) Check() (err error) {
 	return err
 }
 
+// checkLocked is Check for one stripe. The stripe's lock is held.
 func (s *Subnets) checkLocked(st *Stripe) error {
 	n, busy, owing := 0, 0, 0
 	count := func(rec *record) {

@@ -1,7 +1,8 @@
 package subnets
 
-// Other gates take over what is open: each connection counts, from then on, where the new
-// gates divide the addresses, and leaves where it counts.
+// When the gates are replaced, the new ones take over the open connections. From then on each
+// connection counts in the subnets into which the new gates divide the addresses. When it
+// closes, it leaves both the old subnets and the new ones.
 
 import (
 	"net/netip"
@@ -10,8 +11,8 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
-// inLockOrder returns all stripes in the order in which Enter locks those of one
-// address: networks named for connections, those named for tokens, levels.
+// inLockOrder returns all stripes in the order in which Enter locks those of one address: those
+// of networks named for connections, those of networks named for tokens, those of the levels.
 func (s *Subnets) inLockOrder() (all []*Stripe) {
 	for _, forConns := range []bool{true, false} {
 		for _, st := range s.named {
@@ -20,14 +21,15 @@ func (s *Subnets) inLockOrder() (all []*Stripe) {
 			}
 		}
 	}
-	levels := s.all() // none can be made any more that would not be locked
+	levels := s.all() // makes them if there are none: one made later would not be locked
 	for i := range levels {
 		all = append(all, &levels[i])
 	}
 	return all
 }
 
-// retired reports whether others have taken over. They do so for all stripes at once.
+// retired reports whether another Subnets has taken over, which it does for all stripes at once.
+// The locks of the passage's stripes are held.
 func (w *passage) retired() bool {
 	switch {
 	case w.in != nil:
@@ -38,13 +40,13 @@ func (w *passage) retired() bool {
 	return w.tokens != nil && w.tokens.mu.heir != nil
 }
 
-// TakeOver takes over the connections that last counts, and its refusals. Nobody else may know
-// s yet. All locks of last are held meanwhile, and while publish is called, which makes s
-// known: from then on last gives nothing to those that enter, and connections that leave it
-// leave s, too. Tokens are not taken over.
+// TakeOver takes over the connections that last counts, and its refusals. Tokens are not taken
+// over. No other goroutine may have s yet. TakeOver holds all locks of last, and calls publish,
+// which makes s known, before it releases them. From then on last admits no connection, and a
+// connection that leaves last leaves s, too.
 //
-// A connection may have entered last, and be in no list yet of those that are open: so what
-// has heirs is the record, and nothing has to find the connections.
+// TakeOver moves the counts of the records and needs no list of open connections, because a
+// connection that has entered last may not be in such a list yet.
 func (s *Subnets) TakeOver(last *Subnets, publish func()) {
 	for _, st := range last.inLockOrder() {
 		st.mu.Lock()
@@ -65,14 +67,15 @@ func (s *Subnets) TakeOver(last *Subnets, publish func()) {
 	publish()
 }
 
-// countedSubnet is a subnet and the connections of it that count in none inside it.
+// countedSubnet is a subnet, and the number of its connections that count in no narrower subnet.
 type countedSubnet struct {
 	subnet
 	conns int32
 }
 
-// countedLocked returns the subnets of the stripe in which connections count. A
-// connection counts in one, and in those around it.
+// countedLocked returns the subnets of the stripe that have connections. Each connection counts
+// in the narrowest of its subnets that it is limited by, and in all wider ones; here it is part
+// of the narrowest alone. The stripe's lock is held.
 func (st *Stripe) countedLocked() (all []countedSubnet) {
 	if st.named != nil {
 		return []countedSubnet{{*st.named, st.mu.own.conns}}
@@ -99,8 +102,8 @@ func (st *Stripe) countedLocked() (all []countedSubnet) {
 	return all
 }
 
-// counting returns the levels of a family that limit connections and whose subnets
-// are not narrower than this prefix length, the narrowest first.
+// counting returns the levels of a family that limit connections and whose prefix length is at
+// most bits, the narrowest first.
 func (p *partition) counting(f ip.Family, bits int) (levels []*level) {
 	for l := p.families[f].narrowest; l != nil; l = l.wider {
 		if l.conns != NoLimit && l.bits <= bits {
@@ -110,8 +113,8 @@ func (p *partition) counting(f ip.Family, bits int) (levels []*level) {
 	return levels
 }
 
-// placeOf returns the narrowest subnet in which a connection of an address counts in
-// this stripe.
+// placeOf returns the narrowest subnet of this stripe in which a connection from the address
+// with this key counts.
 func (st *Stripe) placeOf(k ip.Key) netip.Prefix {
 	if st.named != nil {
 		return st.named.prefix()
@@ -121,9 +124,10 @@ func (st *Stripe) placeOf(k ip.Key) netip.Prefix {
 	return k.Cut(l.host).Prefix(l.bits)
 }
 
-// countInherited counts n connections more, or one less, that another partition has
-// in a subnet, where they would have been counted here, as far as the subnet alone
-// tells: not in networks and on levels that are narrower.
+// countInherited counts n more connections, or one less if n is -1, which the Subnets before
+// this one counts in the subnet at. They count in the networks and on the levels of this one
+// that contain all of that subnet. Narrower ones are left out, because only the connections'
+// addresses would show which of them applies.
 func (s *Subnets) countInherited(at netip.Prefix, n int32) {
 	if in, ok := s.networks.LookupPrefix(at); ok && in.forConns {
 		if in.conns == nil {
@@ -145,8 +149,9 @@ func (s *Subnets) countInherited(at netip.Prefix, n int32) {
 	}
 }
 
-// inherit counts in a stripe: on these levels, or in its named network.
-// It returns those that have taken over.
+// inherit counts n more connections, or one less if n is -1, in a stripe: in the subnets of the
+// key on these levels, or in the stripe's named network. It returns the Subnets that has taken
+// over from the stripe's own, or nil.
 func (st *Stripe) inherit(levels []*level, key ip.Key, n int32) (heir *Subnets) {
 	st.mu.Lock()
 	defer st.mu.Unlock()

@@ -1,6 +1,6 @@
 package subnets
 
-// What is kept, to look at. The locks are taken one at a time.
+// Reading what the records hold. The locks are taken one at a time.
 
 import (
 	"net/netip"
@@ -8,16 +8,17 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
-// A Share is how much of a limit one subnet has taken: connections at a time, or tokens of a
-// bucket that are taken, by the gate.
+// A Share is how much of a limit one subnet uses: its connections, if Gate is Conns, or the
+// tokens that its bucket lacks, if Gate is Rate.
 type Share struct {
 	Subnet     netip.Prefix
 	Gate       Gate
 	Use, Limit int64
 }
 
-// Busy calls f with every subnet and network that has connections and a limit
-// of them. It calls f under the lock of a stripe: one in 64 of all subnets.
+// Busy calls f with every subnet and network that has connections and a limit on them. It holds
+// the lock of a stripe while it calls f, which must not call s. A stripe has one in 64 of all
+// subnets.
 func (s *Subnets) Busy(f func(Share)) {
 	s.each(func(st *Stripe) {
 		st.mu.Lock()
@@ -33,13 +34,14 @@ func (s *Subnets) Busy(f func(Share)) {
 	})
 }
 
-// share returns what a subnet has of its connections.
+// share returns how many of the connections that a subnet may have its record counts.
 func (sub subnet) share(rec *record) Share {
 	return Share{sub.prefix(), Conns, int64(rec.conns), sub.level.conns}
 }
 
-// InUse counts what is kept, without a look at every subnet: subnets and networks that have
-// connections, and buckets that are not full or have been lately.
+// InUse returns the number of subnets and networks that have connections, and the number of
+// buckets that are kept because they are not full, or were not when they were last looked at. It
+// does not look at every subnet.
 func (s *Subnets) InUse() (subnets, buckets int) {
 	s.each(func(st *Stripe) {
 		st.mu.Lock()
@@ -50,8 +52,9 @@ func (s *Subnets) InUse() (subnets, buckets int) {
 	return subnets, buckets
 }
 
-// Look returns what the subnets of a normal address have taken, connections before tokens and narrow
-// subnets before wide ones. It takes nothing. An invalid address is in no subnet.
+// Look returns how much the subnets of an address use of their limits: connections before
+// tokens, and narrow subnets before wide ones. The address is one that ip.Normal has returned.
+// Look counts no connection and takes no token. An invalid address is in no subnet.
 func (s *Subnets) Look(addr netip.Addr) (conns []Share) {
 	n, _ := s.networks.Lookup(addr)
 	if !addr.IsValid() || n.free {

@@ -1,8 +1,8 @@
 package subnets
 
-// How the gates cut up the IP address space: into networks that were named, and
-// everything else into subnets, on every level of its family: a level being a
-// prefix length, and its subnets what that length cuts the family into.
+// How the gates divide the IP address space. Some networks are named, and have limits of their
+// own. All other addresses are divided into subnets on every level of their family. A level is a
+// prefix length, and its subnets are all networks of the family with that length.
 
 import (
 	"cmp"
@@ -16,81 +16,84 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
-// numStripes is how many locks the subnets share out. They are chosen by the
-// widest subnet of an address, so that its subnets on all levels are under one.
+// numStripes is the number of locks that the subnets share. The widest subnet of an address
+// chooses the lock, so the address's subnets on all levels are under the same one.
 const numStripes = 64
 
-// level is one prefix length, and what every subnet of it may have.
+// level is one prefix length, and the limits of every subnet that has it.
 type level struct {
-	id     uint16 // from 1, through both families
+	id     uint16 // from 1, unique across both families
 	bits   int    // the prefix length
-	host   uint   // how many bits follow it
+	host   uint   // the number of bits that follow the prefix
 	conns  int64  // connections at a time; NoLimit is any number
 	tokens Bucket
-	wider  *level // the next one; nil is none
+	wider  *level // the next wider level; nil is none
 }
 
-// NoLimit, as a number of connections, is any number.
+// NoLimit, as a limit on connections, allows any number of them.
 const NoLimit = math.MaxInt64
 
-// namedNet is what stands in place of the levels for a named network, or one
-// inside it.
+// namedNet has the limits that hold for the addresses of a named network in place of those of
+// the levels: for connections, for tokens, or for both.
 type namedNet struct {
-	forConns, forTokens bool    // for which of the two it does
+	forConns, forTokens bool    // which of the levels' limits are replaced
 	conns, tokens       *Stripe // nil is no limit
-	free                bool    // neither is limited
+	free                bool    // neither connections nor tokens are limited
 }
 
-// division is how a family is cut up where nothing is named.
+// division is how the part of a family that is in no named network is divided.
 type division struct {
-	levels        []level // the narrowest subnets first
-	narrowest     *level  // the first of them; nil is none
-	widest        uint    // how many bits follow the shortest prefix length
-	counts, takes bool    // some level limits connections; how fast they come
+	levels    []level // the narrowest subnets first
+	narrowest *level  // the first of them; nil is none
+	widest    uint    // the number of bits that follow the shortest prefix
+	// counts: some level limits connections at a time; takes: some level has buckets.
+	counts, takes bool
 	// begins has a bit for every first byte that an address in a named network may
-	// have: others need not be looked up.
+	// have. Addresses with another first byte need not be looked up.
 	begins [4]uint64
 }
 
-// partition does not change once it is built.
+// partition has the named networks and the levels of both families. It is immutable once it is
+// built.
 type partition struct {
 	networks *bart.Table[namedNet]
 	families [ip.Families]division
 	byID     []*level // the levels by id, from 1
 }
 
-// A Builder takes the limits that a Subnets is made with. Its zero value has none. Its
-// methods return errors for prefix lengths that a family does not have, and for networks that
-// are invalid or of another family; those of NAT64 and IPv4-mapped ones are of both. It is
-// not safe for concurrent use, and is used up by New.
+// A Builder collects the limits of a Subnets. Its zero value has none. Its methods return an
+// error for a prefix length that a family does not have, and for a network that is invalid or of
+// another family; NAT64 networks and IPv4-mapped ones belong to both families. A Builder is not
+// safe for concurrent use, and must not be used again after New.
 type Builder struct {
 	families        [ip.Families]division
 	counts, buckets bart.Table[*Stripe] // networks with limits of their own, nil for no limit
 }
 
-// LimitConns limits the connections at a time of every subnet that has a prefix length of so
-// many bits; NoLimit does not. A connection has to fit all such limits of its family, but for
-// those in a network that LimitNetworkConns was told of.
+// LimitConns limits the connections at a time of every subnet whose prefix length is bits. A
+// limit of NoLimit is no limit. A connection has to fit all such limits of its family, unless
+// its address is in a network for which LimitNetworkConns was called.
 func (b *Builder) LimitConns(f ip.Family, bits int, conns int64) error {
 	if err := checkPrefixLength(f, bits); err != nil || conns == NoLimit {
 		return err
 	}
 	at := b.families[f].level(f, bits)
-	at.conns = min(at.conns, conns) // a connection has to fit all entries
+	at.conns = min(at.conns, conns) // a connection has to fit all limits for one length
 	b.families[f].counts = true
 	return nil
 }
 
 // LimitNetworkConns limits the connections at a time of one network, which was listed for a
-// family, in place of what LimitConns says. An address counts in the most specific network.
-// Of two limits for one network the first holds.
+// family. Inside the network, this limit replaces those of LimitConns. An address counts only in
+// the most specific network that contains it. If a network has two limits, the first one holds.
 func (b *Builder) LimitNetworkConns(f ip.Family, network netip.Prefix, conns int64) error {
 	return addNetwork(&b.counts, f, network, level{conns: conns})
 }
 
-// LimitRate gives a bucket to every subnet that has a prefix length of so many bits. There is
-// one for a length. A connection takes a token from the buckets of all lengths of its family,
-// but for those in a network that LimitNetworkRate was told of.
+// LimitRate sets the bucket of every subnet whose prefix length is bits. If it is called twice
+// for a length, the last bucket that is a limit holds. A connection takes a token from the
+// buckets of all lengths of its family, unless its address is in a network for which
+// LimitNetworkRate was called.
 func (b *Builder) LimitRate(f ip.Family, bits int, tokens Bucket) error {
 	if err := checkPrefixLength(f, bits); err != nil || tokens.Unlimited() {
 		return err
@@ -100,19 +103,19 @@ func (b *Builder) LimitRate(f ip.Family, bits int, tokens Bucket) error {
 	return nil
 }
 
-// LimitNetworkRate is LimitNetworkConns for a bucket.
+// LimitNetworkRate sets the bucket of one network, by the rules of LimitNetworkConns.
 func (b *Builder) LimitNetworkRate(f ip.Family, network netip.Prefix, tokens Bucket) error {
 	return addNetwork(&b.buckets, f, network, level{conns: NoLimit, tokens: tokens})
 }
 
-// partition returns how the limits cut up the address space.
+// partition returns the division of the address space that the limits require.
 func (b *Builder) partition() *partition {
 	p := &partition{networks: new(bart.Table[namedNet]), families: b.families}
 	for f := range p.families {
 		p.order(&p.families[f])
 	}
-	// What is named for one of the two only is for the other as the network
-	// around it, or not named.
+	// A network may be named for connections only, or for tokens only. For the other of the
+	// two, the next wider named network holds, or the levels if there is none.
 	for _, named := range []*bart.Table[*Stripe]{&b.counts, &b.buckets} {
 		for at := range named.All() {
 			var n namedNet
@@ -127,7 +130,7 @@ func (b *Builder) partition() *partition {
 	return p
 }
 
-// order puts the levels of a family in order, and gives them their numbers.
+// order sorts the levels of a family, the narrowest first, and sets their ids.
 func (p *partition) order(div *division) {
 	slices.SortFunc(div.levels, func(a, b level) int { return cmp.Compare(b.bits, a.bits) })
 	for i := range div.levels {
@@ -143,7 +146,7 @@ func (p *partition) order(div *division) {
 	}
 }
 
-// begin notes the first bytes of the addresses in a named network.
+// begin sets the bits in begins for the first bytes of the addresses in a named network.
 func (div *division) begin(at netip.Prefix) {
 	first := at.Addr().AsSlice()[0]
 	for i := range 1 << max(0, 8-at.Bits()) {
@@ -152,13 +155,14 @@ func (div *division) begin(at netip.Prefix) {
 	}
 }
 
-// mayBeNamed reports whether an address that begins with this byte may be in a named
+// mayBeNamed reports whether an address that begins with the byte first may be in a named
 // network.
 func (div *division) mayBeNamed(first byte) bool {
 	return div.begins[first/64]>>(first%64)&1 != 0
 }
 
-// level finds a level, or adds one without limits.
+// level returns the level with a prefix length, which checkPrefixLength has accepted. It adds a
+// level without limits if there is none.
 func (div *division) level(f ip.Family, bits int) *level {
 	at := slices.IndexFunc(div.levels, func(l level) bool { return l.bits == bits })
 	if at < 0 {
@@ -168,8 +172,8 @@ func (div *division) level(f ip.Family, bits int) *level {
 	return &div.levels[at]
 }
 
-// addNetwork adds a network that was listed for a family, with limits of its own.
-// Of two entries for one network the first holds.
+// addNetwork adds a network that was listed for a family, with limits of its own. If a network
+// is added twice, the first limits hold.
 func addNetwork(to *bart.Table[*Stripe], f ip.Family, network netip.Prefix, l level) error {
 	plain := ip.NormalPrefix(network)
 	switch {
@@ -190,7 +194,7 @@ func addNetwork(to *bart.Table[*Stripe], f ip.Family, network netip.Prefix, l le
 	return nil
 }
 
-// checkPrefixLength must be asked before level.
+// checkPrefixLength returns an error if a family has no prefixes of that length.
 func checkPrefixLength(f ip.Family, bits int) error {
 	if bits < 0 || bits > f.BitLen() {
 		return fmt.Errorf("PrefixLength is %d, expected 0 to %d", bits, f.BitLen())
@@ -204,5 +208,5 @@ type subnet struct {
 	key   ip.Key
 }
 
-// prefix returns the subnet as people know it.
+// prefix returns the subnet as a netip.Prefix.
 func (sub subnet) prefix() netip.Prefix { return sub.key.Prefix(sub.level.bits) }

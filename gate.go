@@ -1,9 +1,9 @@
 package rcmgr
 
-// What stands before the scopes: how many connections, and how many attempts,
-// may come from one part of the IP address space. The gates are for inbound
-// connections, and by choice for outbound ones, that have an address of their
-// own; their locks are never held together with those of the engine (I8).
+// The gates, which limit how many connections and how many attempts may come from one part of
+// the IP address space. A connection passes them before any scope is asked. Inbound connections
+// that have an IP address of their own pass the gates, and outbound ones do if the configuration
+// says so. The locks of the gates are never held together with those of the engine (I8).
 
 import (
 	"net"
@@ -13,18 +13,20 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
+// gate is all gates of a manager. Its methods are safe for concurrent use.
 type gate struct {
-	subnets *subnets.Subnets // connections, and tokens unless a caller brought its own
-	caller  *callerRates     // nil: nobody did
+	subnets *subnets.Subnets // connections, and tokens unless the program has its own limiter
+	caller  *callerRates     // the program's own limiter of rates; nil is none
 	sources *subnets.Subnets // attempts that need not prove their source address
 
 	outbound bool // outbound connections pass the gates, too
 
-	limits GateLimits // what it was made from; not written to
+	limits GateLimits // the limits that the gates were made from; not written to
 }
 
-// newGate makes the gates. Bad prefixes are errors. noting tells whether refusals
-// are noted for the log. observed has the gates that refuse nothing; nil is none.
+// newGate makes the gates. It returns an error if a prefix or a limit is invalid. noting reports
+// whether refusals are noted for the log. observed has the gates that are only observed, and
+// refuse nothing; nil is none.
 func newGate(cfg gateConfig, caller *callerRates, noting bool, observed *observedKinds) (*gate, error) {
 	limits := cfg.gateLimits()
 	if caller != nil {
@@ -45,12 +47,13 @@ func newGate(cfg gateConfig, caller *callerRates, noting bool, observed *observe
 	return &gate{subnets: s, caller: caller, sources: sources, outbound: cfg.outbound, limits: limits}, nil
 }
 
-// concerns tells whether connections in a direction pass the gates.
+// concerns reports whether connections in a direction pass the gates.
 func (g *gate) concerns(d dim) bool {
 	return d == dimConnsIn || g.outbound
 }
 
-// newSubnets makes one of the gates' two counts. Bad prefixes are errors.
+// newSubnets makes one of the two Subnets of the gates. It returns an error if a prefix or a
+// limit is invalid.
 func newSubnets(conns subnetConfig, rates rateConfig, how subnets.Config) (*subnets.Subnets, error) {
 	var b subnets.Builder
 	if err := conns.each(
@@ -69,9 +72,9 @@ func newSubnets(conns subnetConfig, rates rateConfig, how subnets.Config) (*subn
 	return b.New(how), nil
 }
 
-// enter asks the gates for a connection from addr, or tells why not: no reason is given by
-// those that have retired. d is inbound connections, or outbound ones. What was given is
-// written to p.
+// enter asks the gates to admit a connection from or to addr. d is the dimension of inbound
+// connections, or that of outbound ones. enter writes to p what the gates have counted. If they
+// refuse, ok is false and why is the refusal; gates that have retired return no why.
 func (g *gate) enter(addr netip.Addr, d dim, p *subnets.Pass) (why *LimitError, ok bool) {
 	err, ok := g.subnets.Enter(addr, wayOf(d), p)
 	if ok && g.asksCaller() {
@@ -81,11 +84,11 @@ func (g *gate) enter(addr netip.Addr, d dim, p *subnets.Pass) (why *LimitError, 
 	return why, ok
 }
 
-// asksCaller reports whether the rates are those of a limiter that the program brought.
+// asksCaller reports whether the program's own limiter decides about rates.
 func (g *gate) asksCaller() bool { return g.caller.set() }
 
-// askCaller asks the caller's own rates for an address that has passed the subnets,
-// or takes back what they gave it.
+// askCaller asks the program's own limiter to admit an address that the subnets have admitted.
+// If the limiter refuses, askCaller undoes the pass p.
 func (g *gate) askCaller(d dim, p *subnets.Pass) (why error, ok bool) {
 	if g.caller.allows(p.Addr) {
 		return nil, true
@@ -98,7 +101,8 @@ func (g *gate) askCaller(d dim, p *subnets.Pass) (why error, ok bool) {
 	return why, ok
 }
 
-// addRefusals adds what the gates have refused, and would have, to counts by kind.
+// addRefusals adds the counts of connections that the gates have refused, and of those that
+// gates which are only observed would have refused, to counts by kind.
 func (g *gate) addRefusals(refused, would *[numKinds]dimCounts) {
 	r, w := g.subnets.Refusals()
 	addGateCounts(refused, &r)
@@ -112,14 +116,15 @@ func (g *gate) giveRemarks(refused, would *unloggedRefusals) {
 	takeFromGates(would, &w)
 }
 
-// forget drops what the gates keep of addresses that have been quiet.
+// forget drops the records of addresses that have been quiet.
 func (g *gate) forget() {
 	g.subnets.Forget(0)
 	g.sources.Forget(0)
 }
 
-// suspicious tells whether the subnet of a source address has come so often
-// lately that the address must be verified. What is no IP address is.
+// suspicious reports whether so many connections have come from the subnet of a source address
+// lately that the address must be verified. It reports true for an address that is no IP address
+// with a port.
 func (g *gate) suspicious(addr net.Addr) bool {
 	if addr == nil {
 		return true

@@ -1,7 +1,7 @@
 package rcmgr
 
-// What the gates refuse, in the words of this package: as errors, and in counts and remarks
-// by kind and dimension.
+// Refusals of the gates in the types of this package: as errors, and in counts and remarks by
+// kind and dimension.
 
 import (
 	"net/netip"
@@ -18,7 +18,7 @@ func wayOf(d dim) subnets.Way { return subnets.Way(d - dimConnsIn) }
 // dimOf returns the dimension of connections of one direction.
 func dimOf(w subnets.Way) dim { return dimConnsIn + dim(w) }
 
-// The words of this package for those of the gates.
+// The kinds, causes and places of this package for the gates and rules of package subnets.
 var (
 	gateKinds  = [subnets.Gates]Kind{subnets.Conns: KindSubnet, subnets.Rate: KindRate}
 	gateCauses = [subnets.Gates]Cause{subnets.Conns: CauseSubnet, subnets.Rate: CauseRate}
@@ -30,13 +30,13 @@ func nameAtGate(g subnets.Gate, of netip.Prefix) scopeName {
 	return subnetName(gateKinds[g], ip.KeyOf(of.Addr()), of.Bits())
 }
 
-// gateError is a refusal with the name that it is about, which is made at once.
+// gateError is a refusal together with the name of its subnet, so that both are one allocation.
 type gateError struct {
 	LimitError
 	name scopeName
 }
 
-// gateRefusal returns a refusal by the gates as a *LimitError.
+// gateRefusal returns a refusal of the gates as a *LimitError.
 func gateRefusal(r subnets.Refusal) error {
 	e := &gateError{name: nameAtGate(r.Gate, r.Subnet)}
 	e.asked = askedScope{name: &e.name, place: gatePlaces[r.Rule]}
@@ -45,7 +45,7 @@ func gateRefusal(r subnets.Refusal) error {
 	return &e.LimitError
 }
 
-// addGateCounts adds counts of the gates to those by kind.
+// addGateCounts adds counts of the gates to counts by kind and dimension.
 func addGateCounts(to *[numKinds]dimCounts, counts *subnets.Counts) {
 	for g, k := range gateKinds {
 		for w, n := range counts[g] {
@@ -54,7 +54,7 @@ func addGateCounts(to *[numKinds]dimCounts, counts *subnets.Counts) {
 	}
 }
 
-// takeFromGates takes over what the gates have counted and noted.
+// takeFromGates adds the counts and notes of the gates to refusals that are not logged yet.
 func takeFromGates(to *unloggedRefusals, said *subnets.Said) {
 	addGateCounts(&to.counts, &said.Counts)
 	for g, k := range gateKinds {

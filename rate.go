@@ -1,8 +1,8 @@
 package rcmgr
 
-// How fast one subnet may connect: token buckets, over the same division of the
-// address space as the connections per subnet. The same buckets tell when the
-// source addresses of a subnet must be verified.
+// Limits on how fast connections come from one subnet: token buckets, over the same division of
+// the address space as the limits on connections per subnet. Buckets of the same kind decide
+// when the source addresses of a subnet must be verified.
 
 import (
 	"fmt"
@@ -16,21 +16,22 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
-// callerRates is a limiter of go-libp2p's x/rate. It goes by its own clock and
-// does not tell which of its buckets was empty; a token that was taken from it
+// callerRates is a limiter of go-libp2p's x/rate that the program brings. The limiter has a clock
+// of its own, and does not report which of its buckets was empty. A token that was taken from it
 // cannot be given back. The zero value limits nothing.
 type callerRates struct{ limiter *xrate.Limiter }
 
 // set reports whether there is any limit. c may be nil.
 func (c *callerRates) set() bool { return c != nil && c.limiter != nil }
 
-// allows takes a token for an address, if there is a limit on it.
+// allows takes a token for an address, and reports whether there was one. It reports true if
+// there is no limit, or the address is invalid.
 func (c *callerRates) allows(addr netip.Addr) bool {
 	return !c.set() || !addr.IsValid() || c.limiter.Allow(addr)
 }
 
-// rateLimit describes a bucket: it starts full, with burst tokens, and gets
-// perSecond new ones a second. perSecond 0 is no limit, burst 0 admits nothing.
+// rateLimit describes a bucket that starts full, with burst tokens, and gets perSecond new ones a
+// second. perSecond 0 is no limit; burst 0 admits nothing.
 type rateLimit struct {
 	perSecond float64
 	burst     int
@@ -48,15 +49,15 @@ type networkRate struct {
 	rateLimit
 }
 
-// rateConfig is what buckets are made from, by family.
+// rateConfig has the limits that buckets are made from, by family.
 type rateConfig struct {
 	perSubnet [ip.Families][]subnetRate
 	networks  [ip.Families][]networkRate
 }
 
-// defaultRateConfig lets a subnet connect twice as often as it may be connected
-// before it has to wait, and then once in five seconds (a site: in two).
-// Loopback is free.
+// defaultRateConfig returns default limits. A host's subnet may connect twice as often as it may
+// hold connections before it has to wait, and from then on once in five seconds. A site's subnet
+// then may connect once in two seconds. Loopback is not limited.
 func defaultRateConfig() rateConfig {
 	host := rateLimit{perSecond: 0.2, burst: 2 * connsPerHost}
 	site := rateLimit{perSecond: 0.5, burst: 10 * connsPerHost}
@@ -72,7 +73,7 @@ func defaultRateConfig() rateConfig {
 	}
 }
 
-// describe says the limits in short, as "ipv4/32: 16 and 0.2/s".
+// describe returns the limits as short texts, such as "ipv4/32: 16 and 0.2/s".
 func (cfg *rateConfig) describe() (all []string) {
 	for f := range ip.Families {
 		for _, l := range cfg.perSubnet[f] {
@@ -85,6 +86,7 @@ func (cfg *rateConfig) describe() (all []string) {
 	return all
 }
 
+// String returns the limit as "unlimited", or as burst and rate, such as "16 and 0.2/s".
 func (l rateLimit) String() string {
 	if b, err := l.bucket(); err == nil && b.Unlimited() {
 		return "unlimited"
@@ -92,8 +94,8 @@ func (l rateLimit) String() string {
 	return fmt.Sprintf("%d and %g/s", l.burst, l.perSecond)
 }
 
-// each hands every entry to the function of its list. An error names the place
-// in the lists.
+// each calls perSubnet or network with every entry of the two lists. Its error names the place of
+// the entry.
 func (cfg *rateConfig) each(
 	perSubnet func(ip.Family, int, subnets.Bucket) error,
 	network func(ip.Family, netip.Prefix, subnets.Bucket) error,
@@ -121,14 +123,14 @@ func (cfg *rateConfig) each(
 	return nil
 }
 
-// verifyEvery is how often a subnet may begin an unverified handshake once it
-// has used up its burst: a handshake with a spoofed source holds a place for
-// about 5 seconds, so at this rate it fills half a place.
+// verifyEvery is the time between two unverified handshakes of a subnet that has used up its
+// burst. A handshake with a spoofed source takes up a connection for about 5 seconds, so at this
+// rate spoofed handshakes take up half a connection on average.
 const verifyEvery = 10 * time.Second
 
-// sourceRates gives the buckets that tell when a subnet's source addresses must
-// be verified: when they are empty. They let half of the connections that the
-// subnet may have begin without, so that spoofed ones cannot fill it.
+// sourceRates returns limits for the buckets of source verification: while a subnet's bucket is
+// empty, its source addresses must be verified. The burst is half of the connections that the
+// subnet may have, so that connections with spoofed addresses cannot fill the subnet.
 func (cfg *subnetConfig) sourceRates() (rates rateConfig) {
 	half := func(connCount int) rateLimit {
 		burst := connCount
@@ -154,5 +156,5 @@ func (cfg *subnetConfig) sourceRates() (rates rateConfig) {
 	return rates
 }
 
-// bucket checks a limit and turns it into arithmetic.
+// bucket returns the bucket of a limit, or an error if the limit is invalid.
 func (l rateLimit) bucket() (subnets.Bucket, error) { return subnets.NewBucket(l.perSecond, l.burst) }

@@ -1,8 +1,8 @@
 package rcmgr
 
-// How many connections one subnet may hold at a time. A connection counts in
-// the subnets of its far end on all configured levels, or in the one named
-// network that its far end is in.
+// Limits on the connections that one subnet may have at a time. A connection counts in the
+// subnets of its remote address on all configured levels. If the address is in a named network,
+// the connection counts in the most specific one only.
 
 import (
 	"fmt"
@@ -14,8 +14,8 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
-// ConnLimitPerSubnet limits the connections of every subnet of one size. An
-// address in a network that has a NetworkPrefixLimit is not concerned.
+// ConnLimitPerSubnet limits the connections of every subnet of one size. It does not apply to
+// addresses in a network that has a NetworkPrefixLimit.
 type ConnLimitPerSubnet struct {
 	// PrefixLength is the size of the subnets in bits: 0 to 32 for IPv4, 0 to
 	// 128 for IPv6. All addresses that share their first PrefixLength bits are
@@ -26,12 +26,11 @@ type ConnLimitPerSubnet struct {
 	ConnCount int
 }
 
-// NetworkPrefixLimit limits the connections of one network, in place of every
-// ConnLimitPerSubnet. Where networks contain each other, an address counts in
-// the most specific one only.
+// NetworkPrefixLimit limits the connections of one network, in place of every ConnLimitPerSubnet.
+// If several such networks contain an address, it counts in the most specific one only.
 type NetworkPrefixLimit struct {
-	// Network is the network, named by any of its addresses. An IPv4-mapped one, or
-	// one of NAT64, is taken as IPv4.
+	// Network is the network, as a prefix of any of its addresses. An IPv4-mapped network, or
+	// one of NAT64, is taken as the IPv4 network.
 	Network netip.Prefix
 	// ConnCount is how many connections all of the network may hold at a time.
 	// 0 admits none, math.MaxInt does not limit it.
@@ -39,8 +38,8 @@ type NetworkPrefixLimit struct {
 }
 
 // DefaultNetworkPrefixLimitV4 and DefaultNetworkPrefixLimitV6 hold the networks
-// that have a limit of their own by default: loopback, which is not limited.
-// They are read when a manager is made; a change afterwards does not affect it.
+// that have a limit of their own by default. It is loopback, whose connections are not limited.
+// The variables are read when a manager is made; later changes do not affect that manager.
 var (
 	DefaultNetworkPrefixLimitV4 = []NetworkPrefixLimit{
 		{Network: netip.MustParsePrefix("127.0.0.0/8"), ConnCount: math.MaxInt},
@@ -50,19 +49,19 @@ var (
 	}
 )
 
-// connsPerHost is how many connections a host makes to another at a time: the
-// swarm's number of concurrent dials to one peer.
+// connsPerHost is the number of connections that a host makes to another host at a time, which is
+// the swarm's number of concurrent dials to one peer.
 const connsPerHost = 8
 
-// subnetConfig is what the subnet counts are made from, by family.
+// subnetConfig has the limits on connections per subnet, by family.
 type subnetConfig struct {
 	perSubnet [ip.Families][]ConnLimitPerSubnet
 	networks  [ip.Families][]NetworkPrefixLimit
 }
 
-// defaultSubnetConfig returns one host's connections to every IPv4 address and
-// every IPv6 /56, which is what a household gets, and to eight of those in a
-// /48, which is what a site gets.
+// defaultSubnetConfig returns default limits. Every IPv4 address, and every IPv6 /56, which is
+// what a provider assigns to a household, may have the connections of one host. Every /48, which
+// is what a provider assigns to a site, may have those of eight hosts.
 func defaultSubnetConfig() subnetConfig {
 	return subnetConfig{
 		perSubnet: [ip.Families][]ConnLimitPerSubnet{
@@ -79,8 +78,8 @@ func defaultSubnetConfig() subnetConfig {
 	}
 }
 
-// each hands every entry to the function of its list, and says in an error
-// which entry it is about.
+// each calls perSubnet or network with every entry of the two lists. Its error names the place of
+// the entry.
 func (cfg *subnetConfig) each(
 	perSubnet func(ip.Family, ConnLimitPerSubnet) error,
 	network func(ip.Family, NetworkPrefixLimit) error,
@@ -108,7 +107,7 @@ func (cfg *subnetConfig) each(
 	return nil
 }
 
-// describe says the limits in short, as "ipv4/32: 8".
+// describe returns the limits as short texts, such as "ipv4/32: 8".
 func (cfg *subnetConfig) describe() (all []string) {
 	for f := range ip.Families {
 		for _, l := range cfg.perSubnet[f] {
@@ -121,7 +120,7 @@ func (cfg *subnetConfig) describe() (all []string) {
 	return all
 }
 
-// connLimit returns how the gates know a ConnCount.
+// connLimit returns a ConnCount as package subnets takes it: math.MaxInt becomes NoLimit.
 func connLimit(n int) int64 {
 	if n == math.MaxInt {
 		return subnets.NoLimit

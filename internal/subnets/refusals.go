@@ -1,7 +1,7 @@
 package subnets
 
-// What is refused: counted, told as an error, and noted for a log. An error is made once for
-// many refusals that follow each other in one subnet.
+// Refusals: counted, returned as errors, and noted for a log. If many refusals in a row are for
+// one subnet, they share one error.
 
 import (
 	"net/netip"
@@ -10,13 +10,13 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/vote"
 )
 
-// Gate is what a subnet can run out of.
+// Gate is one of the two limits of a subnet.
 type Gate uint8
 
 const (
-	Conns Gate = iota // connections at a time
-	Rate              // connections in a time
-	Gates             // how many there are
+	Conns Gate = iota // on connections at a time
+	Rate              // on how fast connections come: tokens of a bucket
+	Gates             // the number of gates
 )
 
 // Way is the direction of a connection.
@@ -25,31 +25,31 @@ type Way uint8
 const (
 	Inbound Way = iota
 	Outbound
-	Ways // how many there are
+	Ways // the number of directions
 )
 
-// Rule is which limit refused.
+// Rule is the kind of limit that refused.
 type Rule uint8
 
 const (
-	EverySubnet Rule = iota // that of all subnets of one size
-	ThisNetwork             // that of a network of its own
-	Elsewhere               // none of these: RefuseRate was called
+	EverySubnet Rule = iota // the limit of every subnet of one size
+	ThisNetwork             // the limit of one named network
+	Elsewhere               // a limit outside this package: RefuseRate was called
 )
 
-// A Refusal says which subnet is full, or comes too fast.
+// A Refusal has the subnet that refused a connection, and the limit that was reached.
 type Refusal struct {
 	Subnet netip.Prefix
 	Gate   Gate
 	Way    Way
 	Rule   Rule
-	Limit  int64 // connections that the subnet has and may have; 0 for Rate
+	Limit  int64 // the connections that the subnet may have, and has; 0 if Gate is Rate
 }
 
-// Counts counts refusals.
+// Counts has the numbers of refusals by gate and direction.
 type Counts [Gates][Ways]uint64
 
-// add adds what others have counted.
+// add adds the counts in o.
 func (c *Counts) add(o *Counts) {
 	for g := range c {
 		for w := range c[g] {
@@ -58,23 +58,24 @@ func (c *Counts) add(o *Counts) {
 	}
 }
 
-// A Note is what a log can say of refusals by one gate. The zero value is nothing.
+// A Note sums up, for a log, the refusals of one gate in one direction. The zero value is for no
+// refusals.
 type Note struct {
-	Told  bool  // there were some
-	Limit int64 // of the last one, see Refusal
-	Worst vote.Majority[netip.Prefix]
+	Told  bool                        // there were refusals
+	Limit int64                       // of the last refusal, see Refusal
+	Worst vote.Majority[netip.Prefix] // the subnet with more than half of the refusals, if any
 }
 
-// add takes in n refusals more of one subnet.
+// add adds refusals of one subnet, as many as times.
 func (n *Note) add(limit int64, of netip.Prefix, times uint64) {
 	n.Told, n.Limit = true, limit
 	n.Worst.Add(of, times)
 }
 
-// Notes has what a log can say.
+// Notes has the notes for a log by gate and direction.
 type Notes [Gates][Ways]Note
 
-// add takes in what others, which may be nil, have to say.
+// add adds the notes in o, which may be nil.
 func (n *Notes) add(o *Notes) {
 	if o == nil {
 		return
@@ -88,13 +89,13 @@ func (n *Notes) add(o *Notes) {
 	}
 }
 
-// refusals counts refusals, and has what the log will say of them.
+// refusals has the counts of refusals, and the notes that no log has taken yet.
 type refusals struct {
 	counts Counts
-	said   *Notes // nil is nothing
+	said   *Notes // nil until something is noted
 }
 
-// note notes for the log what was told so many times.
+// note notes for the log a refusal that happened as many times as times says.
 func (r *refusals) note(told *Refusal, times uint64) {
 	if r.said == nil {
 		r.said = new(Notes)
@@ -102,7 +103,7 @@ func (r *refusals) note(told *Refusal, times uint64) {
 	r.said[told.Gate][told.Way].add(told.Limit, told.Subnet, times)
 }
 
-// add adds what others have counted and noted.
+// add adds the counts and the notes in o.
 func (r *refusals) add(o *refusals) {
 	r.counts.add(&o.counts)
 	if o.said != nil {
@@ -113,19 +114,20 @@ func (r *refusals) add(o *refusals) {
 	}
 }
 
-// notes is what a stripe has refused.
+// notes has the refusals of one stripe. The stripe's lock guards it.
 type notes struct {
-	// What was refused, and what would have been.
-	refused, would refusals
-	// last is what was refused last, and told its error; at is where: it is told again to
-	// the next that is refused there. times is how many of these are in no note yet.
+	refused refusals // connections that were refused
+	would   refusals // connections that an observed gate would have refused
+	// last is the last refusal, at its subnet, and told its error. The next refusals by the
+	// same limit return the same error. times is the number of these that are in no note yet.
 	last  Refusal
 	told  error
 	at    subnet
 	times uint64
 }
 
-// remark keeps what the log will say about what has been told, if it is noting.
+// remark notes the last refusal for the log, as often as it happened since it was noted. If
+// noting is false, it is not noted.
 func (n *notes) remark(noting bool) {
 	if noting && n.times > 0 {
 		n.refused.note(&n.last, n.times)
@@ -133,7 +135,8 @@ func (n *notes) remark(noting bool) {
 	n.times = 0
 }
 
-// notesLocked returns the stripe's notes, and makes them where there are none.
+// notesLocked returns the stripe's notes, and makes them if there are none. The stripe's lock is
+// held.
 func (st *Stripe) notesLocked() *notes {
 	if st.mu.notes == nil {
 		st.mu.notes = new(notes)
@@ -141,14 +144,15 @@ func (st *Stripe) notesLocked() *notes {
 	return st.mu.notes
 }
 
-// bar is a subnet that has no room, or no token, and the gate that it is about.
+// bar is a subnet that has no room, if gate is Conns, or no token, if gate is Rate.
 type bar struct {
-	st *Stripe // that keeps it
+	st *Stripe // has the subnet's record
 	subnet
 	gate Gate
 }
 
-// rule returns whose limit it is. A level without tokens has refused none.
+// rule returns the kind of limit that refuses. A refusal for lack of tokens on a level without
+// buckets comes from RefuseRate.
 func (b *bar) rule() Rule {
 	switch {
 	case b.st.named != nil:
@@ -159,7 +163,8 @@ func (b *bar) rule() Rule {
 	return EverySubnet
 }
 
-// refuseLocked counts a refusal, and returns its error.
+// refuseLocked counts a refusal and returns its error, or nil if there is no Config.Error. The
+// lock of by.st is held.
 func (s *Subnets) refuseLocked(by bar, way Way) error {
 	if s.config.Error == nil {
 		return nil
@@ -170,7 +175,8 @@ func (s *Subnets) refuseLocked(by bar, way Way) error {
 	return notes.told
 }
 
-// letLocked counts a connection that a gate lets pass though it is full.
+// letLocked counts a connection that an observed gate admits though it would refuse it. The lock
+// of by.st is held.
 func (s *Subnets) letLocked(by bar, way Way) {
 	notes := s.tellLocked(&by, way)
 	notes.would.counts[by.gate][way]++
@@ -179,8 +185,10 @@ func (s *Subnets) letLocked(by bar, way Way) {
 	}
 }
 
-// tellLocked returns the notes of a stripe, in which a refusal has been made an error. What
-// was last told of the subnet is told again: it has not changed, and a flood makes nothing new.
+// tellLocked returns the notes of the bar's stripe, in which last and told are the refusal and
+// its error. If the last refusal was by the same limit of the same subnet in the same direction,
+// its error is used again, so that a flood of refusals allocates nothing. The lock of b.st is
+// held.
 func (s *Subnets) tellLocked(b *bar, way Way) *notes {
 	notes := b.st.notesLocked()
 	if notes.told == nil || notes.at != b.subnet || notes.last.Gate != b.gate || notes.last.Way != way {
@@ -194,11 +202,12 @@ func (s *Subnets) tellLocked(b *bar, way Way) *notes {
 	return notes
 }
 
-// observes reports whether a gate refuses nothing.
+// observes reports whether a gate is only observed, and refuses nothing.
 func (s *Subnets) observes(g Gate) bool { return s.config.Observed != nil && s.config.Observed(g) }
 
-// RefuseRate counts that something else refuses an address that comes too fast, and returns the
-// error, as Enter does. Where Rate is only observed, the address may pass.
+// RefuseRate counts a refusal that a rate limit outside s has decided for an address, and
+// returns its error, as Enter does. If the gate Rate is only observed, RefuseRate counts a
+// connection that would have been refused, and ok is true: the address may pass.
 func (s *Subnets) RefuseRate(addr netip.Addr, way Way) (why error, ok bool) {
 	st := &s.all()[0]
 	by := bar{st, subnet{&level{bits: addr.BitLen()}, ip.KeyOf(addr)}, Rate}
@@ -211,8 +220,8 @@ func (s *Subnets) RefuseRate(addr netip.Addr, way Way) (why error, ok bool) {
 	return s.refuseLocked(by, way), false
 }
 
-// Refusals returns how many connections have been refused, and how many would have been by
-// gates that are only observed. It takes the locks one at a time.
+// Refusals returns the number of connections that were refused, and the number that gates which
+// are only observed would have refused. It takes the locks one at a time.
 func (s *Subnets) Refusals() (refused, would Counts) {
 	s.each(func(st *Stripe) {
 		st.mu.Lock()
@@ -225,19 +234,21 @@ func (s *Subnets) Refusals() (refused, would Counts) {
 	return refused, would
 }
 
-// Said is what has been refused: how much in all, and what was noted since the last time.
+// Said has the counts of all refusals so far, and the notes since the last call of TakeNotes.
 type Said struct {
 	Counts Counts
 	Notes  Notes
 }
 
+// take adds the counts and the notes in r, and removes the notes from r.
 func (to *Said) take(r *refusals) {
 	to.Counts.add(&r.counts)
 	to.Notes.add(r.said)
 	r.said = nil
 }
 
-// TakeNotes is Refusals with what was noted, which is handed over.
+// TakeNotes returns what Refusals returns, and the notes since its last call, which it removes
+// from s.
 func (s *Subnets) TakeNotes() (refused, would Said) {
 	s.each(func(st *Stripe) {
 		st.mu.Lock()

@@ -1,8 +1,8 @@
-// Package subnets counts by address, before anything else is asked: how many connections each
-// subnet has, and how fast they come. It knows nothing of scopes: a refusal is a
-// value, of which its user makes an error.
+// Package subnets limits connections by IP address, before anything else decides on them: how
+// many connections each subnet has at a time, and how fast they come. It knows nothing of
+// scopes. A refusal is a value, from which the user of the package makes an error.
 //
-// All records of an address, one on each level, are under one lock; everything is checked
+// The records of an address, one on each level, are all under one lock. All limits are checked
 // before anything is counted.
 //
 //	stripe 0    the records of many /48s, and of the /56s inside them (table.go)
@@ -23,52 +23,54 @@ import (
 // A Stripe is a lock and the records under it, on cache lines of its own.
 type Stripe struct {
 	*partition
-	named *subnet // a stripe for one named network alone; nil for one of the levels
+	named *subnet // the one named network that the stripe is for; nil in a stripe of the levels
 	mu    struct {
 		sync.Mutex
 		own   record // of the named network
 		table table  // of the levels
-		// latest is the latest time seen. Callers read the clock before they get
-		// the lock: to one that was overtaken, tokens taken later would look as
-		// if they were owed.
+		// latest is the latest time that any caller has read. Callers read the clock before
+		// they take the lock, so a caller with a later time may come first. At its own,
+		// earlier time, the next caller would find fewer tokens than the bucket has.
 		latest int64
 
-		busy, owing int    // records with connections; with a bucket that may not be full
-		notes       *notes // nil until something is refused
-		// heir has taken over, see TakeOver; nil while these are in force.
+		busy  int    // the number of records with connections
+		owing int    // the number of records with a bucket that may not be full
+		notes *notes // nil until something is refused
+		// heir is the Subnets that has taken over, see TakeOver; nil until then.
 		heir *Subnets
 	}
 	_ [40]byte
 }
 
-// Config is what a Subnets is made with, beside limits.
+// Config has the settings of a Subnets other than its limits.
 type Config struct {
-	// Error makes the error of a refusal. It is called under a lock of a Subnets, and must
-	// not call it. What it made is returned again while the same refusal follows. nil is for
-	// what need not be told or counted: then a refusal comes without an error.
+	// Error returns the error of a refusal. It is called under a lock of the Subnets, and must
+	// not call its methods. While the same refusal repeats, the same error is returned. If
+	// Error is nil, refusals have no error and are not counted.
 	Error func(Refusal) error
-	// Noting: refusals are noted for TakeNotes.
+	// Noting reports whether refusals are noted for TakeNotes.
 	Noting bool
-	// Observed reports whether a gate refuses nothing, and only counts what it would have
-	// refused. It is asked when it would refuse, under a lock as Error is. nil is never.
+	// Observed reports whether a gate is only observed: it refuses nothing, and counts the
+	// connections that it would have refused. Observed is called when a gate would refuse,
+	// under a lock, as Error is. If it is nil, no gate is only observed.
 	Observed func(Gate) bool
 }
 
-// A Subnets keeps the records. Its methods are safe for concurrent use. Under its locks it
-// takes no others, and calls nothing but what says so; the locks of named networks come before
-// those of levels.
+// A Subnets has the records of all subnets. Its methods are safe for concurrent use. While it
+// holds a lock, it takes no lock of anything else, and calls only those functions of its caller
+// whose comments say so. The locks of named networks are taken before those of the levels.
 type Subnets struct {
 	partition
-	// now returns the time as the buckets know it: in nanoseconds since they were
-	// made. It is read only where there are tokens.
+	// now returns the time of the buckets, in nanoseconds since the Subnets was made. It is
+	// called only for addresses with buckets.
 	now     func() int64
-	secret  ip.Hash                      // chooses the stripe
-	stripes atomic.Pointer[levelStripes] // nil until a connection comes; see all
+	secret  ip.Hash                      // chooses the stripe of an address
+	stripes atomic.Pointer[levelStripes] // nil until first needed; see all
 	named   []*Stripe
 	config  Config
 }
 
-// New returns a Subnets in which there is nothing, with the limits that the builder was told.
+// New returns a Subnets without connections that has the builder's limits.
 func (b *Builder) New(cfg Config) *Subnets {
 	start := time.Now()
 	s := &Subnets{partition: *b.partition(), secret: ip.Hash{A: rand.Uint64(), B: rand.Uint64()},
@@ -105,7 +107,7 @@ func (s *Subnets) makeStripes() *levelStripes {
 	return s.stripes.Load()
 }
 
-// each calls f with every stripe that there is.
+// each calls f with every stripe. It does not make the stripes of the levels.
 func (s *Subnets) each(f func(*Stripe)) {
 	if all := s.stripes.Load(); all != nil {
 		for i := range all {
@@ -117,26 +119,26 @@ func (s *Subnets) each(f func(*Stripe)) {
 	}
 }
 
-// stripeOf returns the stripe that has all records of an address in a subnet of the
-// widest level. The secret keeps strangers from choosing addresses that all meet in
-// one.
+// stripeOf returns the stripe that has all records of the addresses in a subnet of the widest
+// level. The secret keeps strangers from choosing addresses that all meet in one stripe.
 func (s *Subnets) stripeOf(widest ip.Key) *Stripe {
 	return &s.all()[s.secret.Of(widest)>>32%numStripes]
 }
 
-// A Pass is what an address was given. The zero value is nothing.
+// A Pass has what Enter counted and took for an address. The zero value has nothing.
 type Pass struct {
-	Addr   netip.Addr // that entered
-	Key    ip.Key     // of the address, if it is valid
-	Conns  *Stripe    // a connection is counted here, if it is not nil
-	tokens *Stripe    // a token was taken here, on every level
+	Addr   netip.Addr // the address that entered
+	Key    ip.Key     // of the address, if the address is valid
+	Conns  *Stripe    // the stripe that counts the connection; nil if none does
+	tokens *Stripe    // the stripe from whose buckets tokens were taken; nil if there is none
 }
 
-// Enter gives a normal address a place for a connection and a token, or
-// neither: then it returns the error of the subnet that has none left, or nil if there is
-// no Config.Error, or if another Subnets has taken over, which is to be asked in its place.
-// An invalid address is in no subnet and always fits. What is given is written to p, which
-// was empty.
+// Enter counts a connection from or to addr and takes its tokens, or does neither. The address
+// is one that ip.Normal has returned. p must be the zero Pass; Enter writes to it what it has
+// counted and taken. If a subnet has no room or no token, ok is false and why is the subnet's
+// error, or nil if there is no Config.Error. If another Subnets has taken over, ok is false and
+// why is nil; the caller has to enter that other one. An invalid address is in no subnet and is
+// always admitted.
 func (s *Subnets) Enter(addr netip.Addr, way Way, p *Pass) (why error, ok bool) {
 	p.Addr = addr
 	if !addr.IsValid() {
@@ -144,7 +146,7 @@ func (s *Subnets) Enter(addr netip.Addr, way Way, p *Pass) (why error, ok bool) 
 	}
 	f, k := ip.FamilyOf(addr), ip.KeyOf(addr)
 	div := &s.families[f]
-	var w passage // field by field: a literal would be made elsewhere, and copied
+	var w passage // set field by field: a literal would be built in a temporary and copied
 	w.way, w.key, w.counts, w.takes = way, k, div.counts, div.takes
 	p.Key = k
 	if div.mayBeNamed(k.First(f)) {
@@ -216,8 +218,9 @@ func (s *Subnets) enterNamed(w *passage, p *Pass) (why error, ok bool) {
 	return nil, true
 }
 
-// askLocked asks a level and all wider ones for room and tokens, and then for the
-// decision. On the way back it counts: so nothing is counted before all is decided.
+// askLocked looks for room and tokens on a level and, by recursion, on all wider ones. After the
+// widest level comes the decision. Connections and tokens are counted on the way back, so nothing
+// is counted before the decision. The locks of the passage's stripes are held.
 func (s *Subnets) askLocked(w *passage, l *level) (error, bool) {
 	st, key := w.in, w.key.Cut(l.host)
 	if st.mu.heir != nil {
@@ -236,7 +239,7 @@ func (s *Subnets) askLocked(w *passage, l *level) (error, bool) {
 		if why, ok := s.askLocked(w, l.wider); !ok {
 			return why, false
 		}
-		rec, _ = t.find(key, l.id) // others may have come or gone
+		rec, _ = t.find(key, l.id) // records on wider levels may have been added or removed
 	} else if w.lacks() {
 		if why, ok := s.decideLocked(w); !ok {
 			return why, false
@@ -256,15 +259,16 @@ func (s *Subnets) askLocked(w *passage, l *level) (error, bool) {
 	if takes {
 		st.takeLocked(rec, l)
 	}
-	if fresh && st.mu.owing > 0 { // what is not needed any more is a bucket that was
+	if fresh && st.mu.owing > 0 { // only a record with a bucket becomes idle by itself
 		st.forgetLocked(looksForRecord)
 	}
 	return nil, true
 }
 
-// decideLocked refuses what lacks room, or a token, unless the gate that would is
-// only observed: then that is counted, and no token is taken where there is none, for
-// what is refused owes nothing.
+// decideLocked refuses a passage that lacks room or a token, unless the gate that would refuse
+// it is only observed. In that case it counts the refusal that would have been. If a token is
+// lacking, the passage takes no tokens at all, as if it had been refused. The locks of the
+// passage's stripes are held.
 func (s *Subnets) decideLocked(w *passage) (error, bool) {
 	switch {
 	case w.full != nil && !s.observes(Conns):
@@ -282,24 +286,26 @@ func (s *Subnets) decideLocked(w *passage) (error, bool) {
 	return nil, true
 }
 
-// passage is how one address goes through the gate: past a named network, or all
-// levels of its family, for connections and for tokens each.
+// passage is the way of one address through the gates. For connections and for tokens alike, it
+// leads through a named network or through all levels of the address's family.
 type passage struct {
 	way           Way
-	conns, tokens *Stripe // of named networks
-	in            *Stripe // of the levels
-	narrowest     *level  // of these
+	conns, tokens *Stripe // of named networks; nil if none limits the address
+	in            *Stripe // of the levels; nil if none limits the address
+	narrowest     *level  // of the address's family
 	key           ip.Key
-	at            int64 // the time, where there are tokens
-	// Whether connections and tokens are counted on the levels.
+	at            int64 // the time, if tokens are limited
+	// counts and takes report whether the levels count the connection, and take tokens.
 	counts, takes bool
-	// The narrowest levels, or the named networks, that have no room, and no token.
+	// full and empty are the narrowest levels, or those of the named networks, that have no
+	// room and no token.
 	full, empty *level
 }
 
+// lacks reports whether there is no room or no token.
 func (w *passage) lacks() bool { return w.full != nil || w.empty != nil }
 
-// give writes down what the levels give.
+// give writes to p the stripe of the levels, for the connection and for the tokens.
 func (w *passage) give(p *Pass) {
 	if w.counts {
 		p.Conns = w.in
@@ -309,7 +315,7 @@ func (w *passage) give(p *Pass) {
 	}
 }
 
-// bar returns what stands in the way at a gate.
+// bar returns the subnet that has no room, or no token, at a gate.
 func (w *passage) bar(g Gate) bar {
 	st, l := w.conns, w.full
 	if g == Rate {
@@ -321,17 +327,20 @@ func (w *passage) bar(g Gate) bar {
 	return bar{w.in, subnet{l, w.key.Cut(l.host)}, g}
 }
 
-// looksForRecord is how many places of its table each new record pays for a look
-// at: so records that say nothing any more are never many beside the others.
+// looksForRecord is the number of places of a table at which forgetLocked looks for each new
+// record. It is large enough that idle records stay few in comparison with the others.
 const looksForRecord = 16
 
-// countLocked counts one connection more, or less.
+// countLocked adds one, which is 1 or -1, to the connections of a record. The stripe's lock is
+// held.
 func (st *Stripe) countLocked(rec *record, one int32) {
 	if rec.conns += one; rec.conns == max(one, 0) { // the first has come, or the last gone
 		st.mu.busy += int(one)
 	}
 }
 
+// takeLocked takes a token of the level's bucket, whether or not there is one. The stripe's lock
+// is held.
 func (st *Stripe) takeLocked(rec *record, l *level) {
 	if rec.fullAt == 0 {
 		st.mu.owing++
@@ -339,7 +348,8 @@ func (st *Stripe) takeLocked(rec *record, l *level) {
 	rec.fullAt, _ = l.tokens.take(rec.fullAt, st.mu.latest)
 }
 
-// fillLocked makes a bucket fuller by so many nanoseconds, and notes if it is full.
+// fillLocked makes the time at which a bucket will be full earlier by so many nanoseconds, and
+// counts the bucket as owing no longer if it is full. The stripe's lock is held.
 func (st *Stripe) fillLocked(rec *record, by int64) {
 	if rec.fullAt == 0 {
 		return
@@ -350,7 +360,7 @@ func (st *Stripe) fillLocked(rec *record, by int64) {
 	}
 }
 
-// Leave ends a connection that is counted in the stripe, from the address with this key. It is
+// Leave uncounts a connection that is counted in the stripe, under the key of its address. It is
 // safe for concurrent use.
 func (st *Stripe) Leave(k ip.Key) {
 	st.mu.Lock()
@@ -378,9 +388,8 @@ func (st *Stripe) Leave(k ip.Key) {
 	}
 }
 
-// Undo takes back what an address was given, because something else refused it. A
-// token that comes back to a bucket that has become full is lost: there was no
-// room for it.
+// Undo uncounts the connection and gives its tokens back. It is for a connection that was refused
+// after it had entered. A bucket that has become full since then does not hold the token.
 func (p Pass) Undo() {
 	if p.Conns != nil {
 		p.Conns.Leave(p.Key)
@@ -390,7 +399,7 @@ func (p Pass) Undo() {
 	}
 }
 
-// giveBack returns a token that an address has taken.
+// giveBack gives back the tokens that the address with this key has taken.
 func (st *Stripe) giveBack(k ip.Key) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -410,10 +419,12 @@ func (st *Stripe) giveBack(k ip.Key) {
 	}
 }
 
+// reachedLocked sets the stripe's latest time to at, unless that is earlier. The stripe's lock is
+// held.
 func (st *Stripe) reachedLocked(at int64) { st.mu.latest = max(st.mu.latest, at) }
 
-// forgetLocked looks at the next few places of the table, and forgets the records
-// there that say nothing any more.
+// forgetLocked looks at the next places of the table, at most as many as looks says, and removes
+// the records there that have become idle. The stripe's lock is held.
 func (st *Stripe) forgetLocked(looks int) {
 	t := &st.mu.table
 	for ; looks > 0 && st.mu.owing > 0; looks-- {
@@ -428,8 +439,9 @@ func (st *Stripe) forgetLocked(looks int) {
 	}
 }
 
-// Forget forgets the buckets that are full, or will be this much later, a bounded number under
-// each lock. Enter does the same as it goes; this is for when no connections come any more.
+// Forget removes the buckets that are full now or will be full later from now. It holds each
+// lock only for a bounded number of them at a time. Enter removes full buckets, too, but only
+// while new connections come.
 func (s *Subnets) Forget(later time.Duration) { s.forget(s.now() + int64(later)) }
 
 func (s *Subnets) forget(at int64) {
@@ -438,7 +450,7 @@ func (s *Subnets) forget(at int64) {
 		st.mu.Lock()
 		st.reachedLocked(at)
 		st.fillLocked(&st.mu.own, 0)
-		left := 3 * len(st.mu.table.slots) // it may shrink, and its records move
+		left := 3 * len(st.mu.table.slots) // more than one round, as records move if it shrinks
 		st.mu.Unlock()
 		for ; left > 0; left -= batch {
 			st.mu.Lock()

@@ -109,7 +109,8 @@ func (g *gate) addRefusals(refused, would *[numKinds]dimCounts) {
 	addGateCounts(would, &w)
 }
 
-// giveRemarks is stripe.giveRemarks for the gates.
+// giveRemarks adds the counts of the gates' refusals, and hands over the remarks that are noted
+// of them, as stripe.giveRemarks does for a stripe.
 func (g *gate) giveRemarks(refused, would *unloggedRefusals) {
 	r, w := g.subnets.TakeNotes()
 	takeFromGates(refused, &r)

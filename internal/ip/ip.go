@@ -1,6 +1,7 @@
-// Package ip has the one form in which the gates know addresses and networks, however they
-// were written, and keys of 128 bits for them: with a hash that has a secret, so that
-// strangers cannot aim at a place. Everything here is a value, and safe for concurrent use.
+// Package ip has the normal form of IP addresses and networks, which is the same however they
+// were written, and keys of 128 bits for them. The hash of the keys has a secret, so that
+// strangers cannot choose addresses that collide. All types are values without shared state, and
+// safe for concurrent use.
 package ip
 
 import (
@@ -15,11 +16,11 @@ type Family uint8
 const (
 	V4 Family = iota
 	V6
-	Families // how many there are
+	Families // the number of families
 )
 
-// FamilyOf returns the family of an address that Normal has returned: a mapped one would be
-// IPv6.
+// FamilyOf returns the family of an address that Normal has returned. For an IPv4-mapped address,
+// which Normal never returns, it returns V6.
 func FamilyOf(addr netip.Addr) Family {
 	if addr.Is4() {
 		return V4
@@ -30,17 +31,16 @@ func FamilyOf(addr netip.Addr) Family {
 // String returns "ipv4" or "ipv6".
 func (f Family) String() string { return [...]string{"ipv4", "ipv6"}[f] }
 
-// BitLen returns the length of an address in bits: 32 or 128.
+// BitLen returns the length of the family's addresses in bits: 32 or 128.
 func (f Family) BitLen() int { return [...]int{32, 128}[f] }
 
-// nat64 is the well-known prefix (RFC 6052) under which a NAT64 gateway shows
-// IPv4 hosts: the last 32 bits are the host's IPv4 address.
+// nat64 is the well-known prefix (RFC 6052) of the IPv6 addresses that a NAT64 gateway gives to
+// IPv4 hosts. The last 32 bits of such an address are the host's IPv4 address.
 var nat64 = netip.MustParsePrefix("64:ff9b::/96")
 
-// Normal returns the one form in which the gates know an address: without
-// zone, and as IPv4 if it is an IPv4 host's address in IPv6 clothes (mapped, or
-// translated by NAT64). Otherwise all of IPv4 would fall into one IPv6 subnet.
-// An invalid address stays invalid.
+// Normal returns the normal form of an address, without zone. An IPv6 address that stands for an
+// IPv4 host, because it is IPv4-mapped or translated by NAT64, becomes the host's IPv4 address;
+// otherwise all such hosts would be in one IPv6 subnet. An invalid address stays invalid.
 func Normal(addr netip.Addr) netip.Addr {
 	if addr.Is4() {
 		return addr
@@ -48,7 +48,7 @@ func Normal(addr netip.Addr) netip.Addr {
 	return normal6(addr)
 }
 
-// normal6 is Normal for what is written as IPv6.
+// normal6 is Normal for addresses that are not Is4.
 func normal6(addr netip.Addr) netip.Addr {
 	addr = addr.WithZone("").Unmap()
 	if addr.Is6() && nat64.Contains(addr) {
@@ -58,8 +58,9 @@ func normal6(addr netip.Addr) netip.Addr {
 	return addr
 }
 
-// NormalPrefix is Normal for networks. A network that is wider than the
-// IPv4 part of IPv6 stays IPv6, and covers no IPv4 host.
+// NormalPrefix returns the normal form of a network: masked, and as IPv4 if all its addresses
+// stand for IPv4 hosts. A wider network stays IPv6, and has no IPv4 host in it. An invalid
+// network stays invalid.
 func NormalPrefix(network netip.Prefix) netip.Prefix {
 	const ipv4InIPv6 = 96
 	addr := network.Addr()
@@ -69,14 +70,14 @@ func NormalPrefix(network netip.Prefix) netip.Prefix {
 	return network.Masked()
 }
 
-// A Key names an address, or the subnet that begins with it: as IPv6, in two
-// plain words, which make a cheaper map key than a netip.Prefix. Anything else of 128 bits
-// may be a key as well, for its hash.
+// A Key is an address, or the first address of a subnet, as the 128 bits of an IPv6 address in
+// two words. It is a cheaper map key than a netip.Prefix. Other values of 128 bits may be kept in
+// a Key as well, for its hash.
 type Key struct{ Hi, Lo uint64 }
 
 // KeyOf returns the key of a valid address.
 func KeyOf(addr netip.Addr) Key {
-	if addr.Is4() { // as IPv6: mapped
+	if addr.Is4() { // as an IPv4-mapped IPv6 address
 		b := addr.As4()
 		return Key{0, 0xffff<<32 | uint64(binary.BigEndian.Uint32(b[:]))}
 	}
@@ -84,7 +85,7 @@ func KeyOf(addr netip.Addr) Key {
 	return Key{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])}
 }
 
-// First returns the first byte of an address of a family.
+// First returns the first byte of the key's address, which is of the family f.
 func (k Key) First(f Family) byte {
 	if f == V4 {
 		return byte(k.Lo >> 24)
@@ -92,7 +93,8 @@ func (k Key) First(f Family) byte {
 	return byte(k.Hi >> 56)
 }
 
-// Cut returns the key with so many of its last bits cleared: that of the subnet.
+// Cut returns the key with its last host bits cleared, at most 128: the key of the subnet that
+// has so many bits after its prefix.
 func (k Key) Cut(host uint) Key {
 	if host < 64 {
 		return Key{k.Hi, k.Lo >> host << host}
@@ -100,7 +102,7 @@ func (k Key) Cut(host uint) Key {
 	return Key{k.Hi >> (host - 64) << (host - 64), 0} // a shift by 64 clears a word
 }
 
-// Family returns the family of a normal address.
+// Family returns the family of the key's address, which is one that Normal has returned.
 func (k Key) Family() Family {
 	if k.Hi == 0 && k.Lo>>32 == 0xffff {
 		return V4
@@ -108,7 +110,8 @@ func (k Key) Family() Family {
 	return V6
 }
 
-// Addr is the inverse of KeyOf, for normal addresses.
+// Addr returns the key's address. It is the inverse of KeyOf for addresses that Normal has
+// returned.
 func (k Key) Addr() netip.Addr {
 	var b [16]byte
 	binary.BigEndian.PutUint64(b[:8], k.Hi)
@@ -116,16 +119,18 @@ func (k Key) Addr() netip.Addr {
 	return netip.AddrFrom16(b).Unmap()
 }
 
-// Prefix returns the subnet that the key names, with a prefix length in bits.
-// What is cut off an IPv4 address lies in its last 32 bits, so it stays mapped.
+// Prefix returns the subnet of the key with a prefix length in bits. The key is one that Cut has
+// returned for that length. Cut clears at most the last 32 bits of an IPv4 address's key, so the
+// key still is that of an IPv4 address.
 func (k Key) Prefix(bits int) netip.Prefix { return netip.PrefixFrom(k.Addr(), bits) }
 
-// A Hash is a secret, without which strangers cannot choose keys that meet in one place.
+// A Hash is the secret of a hash function for keys. Without it, strangers cannot choose keys that
+// collide.
 type Hash struct{ A, B uint64 }
 
-// Of returns 64 bits of which each depends on all of the key.
+// Of returns the hash of a key. Each of its 64 bits depends on all bits of the key.
 func (h Hash) Of(k Key) uint64 {
 	hi, lo := bits.Mul64(k.Hi^h.A, k.Lo^h.B)
-	const spread = 0x9e3779b97f4a7c15 // 2⁶⁴ by the golden ratio: mixes the bits once more
+	const spread = 0x9e3779b97f4a7c15 // 2⁶⁴ divided by the golden ratio; mixes the bits again
 	return (hi ^ lo) * spread
 }

@@ -40,7 +40,7 @@ func TestNormalPrefixCoversTheSameHosts(t *testing.T) {
 	require.False(t, NormalPrefix(netip.Prefix{}).IsValid())
 }
 
-func TestKeysAreThePrefixesOfNetip(t *testing.T) {
+func TestCutKeysAreEqualExactlyIfNetipHasTheirAddressesInOnePrefix(t *testing.T) {
 	rng := testseed.Random(t)
 	for range 200 {
 		a, b := randomAddr(rng), randomAddr(rng)
@@ -54,7 +54,7 @@ func TestKeysAreThePrefixesOfNetip(t *testing.T) {
 	}
 }
 
-// randomAddr draws from few enough addresses that networks meet and nest.
+// randomAddr returns one of so few addresses that many share their networks.
 func randomAddr(rng *rand.Rand) netip.Addr {
 	bit := func() byte { return byte(rng.IntN(2)) }
 	if rng.IntN(2) == 0 {

@@ -1,7 +1,7 @@
-// Package spread counts how many members hold how much: a distribution that follows
-// each change of a member's value by moving a count from one bucket to another. A move
-// costs a few nanoseconds, at a moment when the value's lock is held anyway, and
-// nothing has to visit the members when the distribution is read.
+// Package spread keeps the distribution of a value among members: how many of them hold how
+// much. When a member's value changes, its count moves from one bucket to another. A move takes a
+// few nanoseconds, while the value's lock is held anyway. Reading the distribution does not visit
+// the members.
 package spread
 
 import (
@@ -10,10 +10,10 @@ import (
 	"slices"
 )
 
-// A Spread counts its members in slots that are as fine as the value tells without a
-// search: 0 to 16 each on its own, and above that, or for memory throughout, all values
-// v with the same number of bits in v-1. A Scale's buckets consist of whole slots, and
-// are put together when somebody reads them.
+// A Spread counts its members in slots, whose number can be computed from the value without a
+// search. For connections and streams, each value from 0 to 16 has its own slot. For larger
+// values, and for all values of memory, a slot has all values v with the same number of bits in
+// v-1. The buckets of a Scale consist of whole slots, and are added up when they are read.
 const (
 	fineSlots = 17
 	slots     = fineSlots + 64
@@ -24,31 +24,32 @@ func countSlot(v int64) uint64 {
 	if uint64(v) < fineSlots {
 		return uint64(v)
 	}
-	return fineSlots - 5 + uint64(bits.Len64(uint64(v-1))) // 17 has five bits in v-1
+	return fineSlots - 5 + uint64(bits.Len64(uint64(v-1))) // v-1 has five bits for the first, 17
 }
 
-// memorySlot returns the slot of a number of bytes. That of 0 is the one for 64 bits.
+// memorySlot returns the slot of a number of bytes. The slot of 0 is the one for 64 bits in v-1.
 func memorySlot(v int64) uint64 { return uint64(bits.Len64(uint64(v - 1))) }
 
-// Scale divides values into buckets, by ascending bounds that belong to the buckets
-// below them. It does not change, and is safe for concurrent use.
+// Scale divides values into buckets by ascending bounds. Each bound is the greatest value of its
+// bucket. A Scale is immutable, and safe for concurrent use.
 type Scale struct {
 	bounds []float64
-	// bucket has the bucket of each slot: i, from 1 on, for values up to bounds[i-1] and
-	// above the bound before it; the one after the last bound for all values beyond.
-	// Bucket 0, for members that hold nothing, is not shown.
+	// bucket has the bucket of each slot. Bucket i, from 1 on, has the values up to
+	// bounds[i-1] that exceed the bound before it. The last bucket has the values that
+	// exceed all bounds. Bucket 0, for members that hold nothing, is not shown.
 	bucket [slots]uint8
 }
 
-// The scales of the histograms that dashboards for go-libp2p know: CountScale for what
-// MoveCount moves, MemoryScale, in bytes, for what MoveMemory moves.
+// CountScale and MemoryScale are the scales of the histograms that dashboards for go-libp2p show.
+// CountScale is for values that MoveCount moves; MemoryScale, in bytes, is for those that
+// MoveMemory moves.
 var (
 	CountScale  = newScale(countSlot, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 32, 64, 128, 256)
 	MemoryScale = newScale(memorySlot, 1<<10, 4<<10, 32<<10, 1<<20, 32<<20, 256<<20, 512<<20, 1<<30, 2<<30, 4<<30)
 )
 
-// newScale makes a scale of ascending bounds, each of which must be the greatest
-// value of its slot.
+// newScale returns a scale with ascending bounds. Each bound must be the greatest value of its
+// slot.
 func newScale(slot func(int64) uint64, bounds ...float64) *Scale {
 	s := &Scale{bounds: bounds}
 	fill := func(v int64) {
@@ -66,42 +67,42 @@ func newScale(slot func(int64) uint64, bounds ...float64) *Scale {
 	return s
 }
 
-// Bounds returns the bounds of the buckets, each the greatest value of its own. The last
-// bucket, for all values beyond, has none.
+// Bounds returns the bounds of the buckets, in ascending order. Each is the greatest value of its
+// bucket. The last bucket, for the values that exceed all bounds, has none.
 func (s *Scale) Bounds() []float64 { return slices.Clone(s.bounds) }
 
-// Spread is the distribution of the values that members hold, numbers from 0 on. A
-// member enters it by moving away from 0 and leaves it by moving back there. All moves
-// of one Spread are by MoveCount, or all by MoveMemory. The zero value has no members.
-// It is not safe for concurrent use; two that have the same members, on the same scale,
-// are equal.
+// Spread is the distribution of the values that members hold, which are 0 or more. A member
+// enters a Spread by a move from 0, and leaves it by a move to 0. The moves of one Spread are
+// either all by MoveCount or all by MoveMemory. The zero value has no members. A Spread is not
+// safe for concurrent use. Two Spreads whose members have the same values, moved by the same
+// method, are equal.
 type Spread struct {
 	// Sum is the total of the members' values. A move beyond math.MaxInt64 wraps around,
-	// so that the move back comes out right.
+	// so that the move back restores the sum.
 	Sum int64
-	// slots counts members. The slot of 0, where they come from, reads minus the
-	// number of all that are in; so no move needs to ask whether it enters.
+	// slots has the number of members in each slot. The slot of 0, from which members
+	// come, has minus the number of all members, so a move from or to 0 is like any other.
 	slots [slots]int32
 }
 
-// MoveCount notes that a member that held old connections or streams now holds this
-// many. It is on the path of each of them, and short enough to be inlined.
+// MoveCount changes the number of connections or streams that a member holds from old to now. It
+// runs for every connection and stream, and is short enough to be inlined.
 func (s *Spread) MoveCount(old, now int64) {
 	s.Sum += now - old
 	s.slots[countSlot(old)]--
 	s.slots[countSlot(now)]++
 }
 
-// MoveMemory notes that a member that held old bytes now holds this many. It is on the
-// path of every reservation, and short enough to be inlined.
+// MoveMemory changes the number of bytes that a member holds from old to now. It runs for every
+// reservation, and is short enough to be inlined.
 func (s *Spread) MoveMemory(old, now int64) {
 	s.Sum += now - old
 	s.slots[memorySlot(old)]--
 	s.slots[memorySlot(now)]++
 }
 
-// Add adds the members of another Spread that was moved on the same scale. The sum stops
-// at math.MaxInt64.
+// Add adds the members of another Spread that is moved by the same method. If the sum would
+// exceed math.MaxInt64, it becomes math.MaxInt64.
 func (s *Spread) Add(o *Spread) {
 	for i, n := range o.slots {
 		s.slots[i] += n
@@ -113,8 +114,9 @@ func (s *Spread) Add(o *Spread) {
 	s.Sum += o.Sum
 }
 
-// Cumulative returns Prometheus' form: how many members there are, and for each bound
-// how many do not exceed it. The scale must be that of the moves.
+// Cumulative returns the distribution as Prometheus has it: the number of members, and for each
+// bound the number of members whose values do not exceed it. The scale must be the one for the
+// method that moved the members.
 func (s *Spread) Cumulative(on *Scale) (members uint64, upTo map[float64]uint64) {
 	var in [slots]uint64
 	for slot, n := range s.slots {

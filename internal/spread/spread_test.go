@@ -20,8 +20,8 @@ var scalesByName = map[string]struct {
 	"memory": {MemoryScale, memorySlot, (*Spread).MoveMemory},
 }
 
-// naiveBucket finds a bucket as the definition says: the first bound that is not
-// exceeded.
+// naiveBucket returns the bucket of a value by its definition: that of the first bound that the
+// value does not exceed.
 func naiveBucket(bounds []float64, v int64) int {
 	if v <= 0 {
 		return 0
@@ -34,7 +34,7 @@ func naiveBucket(bounds []float64, v int64) int {
 	return len(bounds) + 1
 }
 
-// telling returns the values where a slot could be wrong: all around each bound
+// telling returns the values at which a slot is most likely to be wrong: those around each bound
 // and each power of two, and small ones.
 func telling(bounds []float64) []int64 {
 	values := []int64{math.MaxInt64 - 1, math.MaxInt64}
@@ -63,7 +63,7 @@ func TestScaleBoundsAreThoseOfUpstreamsHistograms(t *testing.T) {
 		1073741824, 2147483648, 4294967296}, MemoryScale.bounds)
 }
 
-func TestBucketIsThatOfTheFirstBoundNotExceeded(t *testing.T) {
+func TestTheBucketOfAValueIsThatOfTheFirstBoundItDoesNotExceed(t *testing.T) {
 	for name, c := range scalesByName {
 		t.Run(name, func(t *testing.T) {
 			require.True(t, slices.IsSorted(c.scale.bounds))
@@ -97,7 +97,7 @@ func TestSpreadMovesOneMemberBetweenAnyTwoValues(t *testing.T) {
 	}
 }
 
-func TestSpreadsOfStripesAddUpToThatOfAllMembers(t *testing.T) {
+func TestAddedSpreadsOfStripesAreTheSpreadOfAllMembers(t *testing.T) {
 	const members, stripes = 200, 4
 	for name, c := range scalesByName {
 		t.Run(name, func(t *testing.T) {
@@ -123,7 +123,7 @@ func TestSpreadsOfStripesAddUpToThatOfAllMembers(t *testing.T) {
 	}
 }
 
-// checkCumulative compares with counting the members one by one.
+// checkCumulative compares Cumulative and Sum with counts of the members one by one.
 func checkCumulative(t *testing.T, s *Spread, on *Scale, values []int64) {
 	t.Helper()
 	var sum int64
@@ -150,7 +150,7 @@ func checkCumulative(t *testing.T, s *Spread, on *Scale, values []int64) {
 	}
 }
 
-func TestTheSumOfSpreadsStopsWhereNoNumberIsLeft(t *testing.T) {
+func TestTheSumOfAddedSpreadsIsAtMostTheGreatestInt64(t *testing.T) {
 	for _, c := range []struct{ a, b, want int64 }{
 		{0, 0, 0}, {1, 2, 3}, {math.MaxInt64, 0, math.MaxInt64}, {math.MaxInt64, 1, math.MaxInt64},
 		{1, math.MaxInt64, math.MaxInt64}, {math.MaxInt64, math.MaxInt64, math.MaxInt64}, {math.MaxInt64 - 1, 1, math.MaxInt64},

@@ -1,11 +1,12 @@
-// Package vote finds what has more than half of all votes, in the space of one name.
+// Package vote finds the name that has more than half of all votes, in the space of one name.
 package vote
 
-// Majority is the name that has more than half of all votes, if there is one (Boyer and
-// Moore's algorithm). The zero value has had no vote. It is not safe for concurrent use.
+// A Majority counts votes for names. Its Name is the one that has more than half of all votes, if
+// there is one (Boyer and Moore's algorithm); otherwise Name may be any of them. The zero value has no
+// votes. A Majority is not safe for concurrent use.
 type Majority[N comparable] struct {
 	Name  N
-	Votes uint64 // never more than the name has had
+	Votes uint64 // at most the number of votes for Name
 }
 
 // Add counts n votes for a name.

@@ -8,7 +8,7 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/testseed"
 )
 
-func TestTheMajorityIsFoundAndNeverOvercounted(t *testing.T) {
+func TestANameWithMoreThanHalfOfTheVotesIsFoundAndNeverOvercounted(t *testing.T) {
 	random := testseed.Random(t)
 	for range 200 {
 		var parts [3]Majority[int]
@@ -36,8 +36,7 @@ func TestTheMajorityIsFoundAndNeverOvercounted(t *testing.T) {
 	}
 }
 
-// Votes are a lead over the votes of all others, as far as they were counted together.
-func TestAVoteForAnotherNameIsTakenOff(t *testing.T) {
+func TestVotesForAnotherNameAreSubtractedUntilItLeads(t *testing.T) {
 	var m Majority[string]
 	for _, step := range []struct {
 		name  string

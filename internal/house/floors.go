@@ -1,24 +1,25 @@
 package main
 
-// floor is a set of files that may name what lower floors, and others of its own, declare.
+// floor is a set of files. A file may name only what files of its own floor and of lower floors
+// declare.
 type floor struct {
 	name  string
 	about string
 	rooms []room
 }
 
-// room is a file, or files that belong together, and what is in it.
+// room is a file, or several files that belong together, with a description.
 type room struct {
 	files string // separated by spaces
 	about string
 }
 
-// engine is the one floor whose files may name each other in circles: a scope, its account,
-// the share of a pool and their stripe are one machine.
+// engine is the only floor whose files may name each other in circles, because a scope, its
+// account, the share of a pool and their stripe are one machine.
 const engine = "engine"
 
-// floors are the files of package rcmgr, from the top down. A new file goes here, and
-// go run ./internal/house -write brings CONTRIBUTING.md in line.
+// floors has the files of package rcmgr, from the top floor down. A new file must be added here;
+// then go run ./internal/house -write updates CONTRIBUTING.md.
 var floors = []floor{
 	{"top", "makes a manager, and serves its page", []room{
 		{"new.go", "making a manager from limits and options; closing it"},

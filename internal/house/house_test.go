@@ -19,7 +19,7 @@ func ours(t *testing.T) *house {
 	return &house{files, names, floors}
 }
 
-func TestNoFileNamesWhatIsAboveItAndNoneOutsideTheEngineStandsInACircle(t *testing.T) {
+func TestNoFileNamesAHigherFloorAndNoneOutsideTheEngineIsInACircleOfNames(t *testing.T) {
 	for _, fault := range ours(t).faults() {
 		t.Error(fault)
 	}
@@ -43,7 +43,7 @@ func TestEachFileStandsOnOneFloorAndIsThere(t *testing.T) {
 			}
 		}
 	}
-	for _, goos := range []string{"", "_unix", "_other"} { // those of other systems, too
+	for _, goos := range []string{"", "_unix", "_other"} { // files for other systems, too
 		all, err := filepath.Glob(filepath.Join(top, "*"+goos+".go"))
 		require.NoError(t, err)
 		for _, file := range all {
@@ -53,8 +53,7 @@ func TestEachFileStandsOnOneFloorAndIsThere(t *testing.T) {
 	}
 }
 
-// A made-up package, so that it is seen that faults are found.
-func TestFaultsAreFound(t *testing.T) {
+func TestFaultsOfAMadeUpPackageAreFound(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
@@ -87,7 +86,7 @@ func TestFaultsAreFound(t *testing.T) {
 	}, h.faults())
 }
 
-func TestTheDocumentHasToSayWhereTheTablesGo(t *testing.T) {
+func TestADocumentWithoutMarksForTheTablesIsAnError(t *testing.T) {
 	_, err := (&house{}).written("# Contributing\n")
 	require.ErrorContains(t, err, document)
 }

@@ -1,12 +1,12 @@
-// Command house measures how the files of package rcmgr name each other's things, and
+// Command house measures how much the files of package rcmgr name each other's declarations, and
 // writes the tables of files in CONTRIBUTING.md:
 //
-//	go run ./internal/house          # the measures, and each arrow that runs up
-//	go run ./internal/house -write   # CONTRIBUTING.md, too
+//	go run ./internal/house          # prints the measures, and each fault
+//	go run ./internal/house -write   # writes CONTRIBUTING.md, too
 //
-// It is to be run at the top of the module. Its tests fail where a file names what a higher
-// floor declares, where files outside the engine name each other in a circle, and where
-// CONTRIBUTING.md says something else.
+// It must be run in the root directory of the module. Its tests fail if a file names what a
+// higher floor declares, if files outside the engine name each other in a circle, or if the
+// tables of files in CONTRIBUTING.md are out of date.
 package main
 
 import (
@@ -20,9 +20,10 @@ import (
 
 const document = "CONTRIBUTING.md"
 
-// settings are what the command line says.
+// settings has the options of the command line.
 type settings struct{ write, names bool }
 
+// chosen returns the settings that the arguments of the command line choose.
 func chosen(args []string) (s settings, err error) {
 	l := cmdline.New("house")
 	l.Bool(&s.write, "write", "write the tables of "+document)
@@ -70,19 +71,20 @@ func run(s settings) error {
 
 // house is a package whose files stand on floors.
 type house struct {
-	files  []string // that were read
+	files  []string // those that were read
 	names  graph
 	floors []floor
 }
 
-// level returns on which floor a file stands, 0 for the top, or -1.
+// level returns the number of the floor on which a file stands, 0 for the top, or -1 if there is
+// none.
 func (h *house) level(file string) int {
 	return slices.IndexFunc(h.floors, func(f floor) bool {
 		return slices.ContainsFunc(f.rooms, func(r room) bool { return slices.Contains(strings.Fields(r.files), file) })
 	})
 }
 
-// up returns the arrows from a lower floor to a higher one.
+// up returns the arrows that run from a lower floor to a higher one.
 func (h *house) up() (up []arrow) {
 	for _, a := range h.names.sorted() {
 		if h.level(a.from) > h.level(a.to) {
@@ -92,7 +94,7 @@ func (h *house) up() (up []arrow) {
 	return up
 }
 
-// knots returns the circles that have files outside the engine.
+// knots returns the circles in which there is a file outside the engine.
 func (h *house) knots() (knots [][]string) {
 	for _, c := range h.names.circles(h.files) {
 		if slices.ContainsFunc(c, func(f string) bool { return h.floors[h.level(f)].name != engine }) {
@@ -102,7 +104,8 @@ func (h *house) knots() (knots [][]string) {
 	return knots
 }
 
-// faults returns a sentence for everything that is not as it has to be.
+// faults returns a text for each violation of the floors' rules. If a file stands on no floor, it
+// returns only that.
 func (h *house) faults() (faults []string) {
 	for _, f := range h.files {
 		if h.level(f) < 0 && f != "doc.go" {
@@ -119,7 +122,7 @@ func (h *house) faults() (faults []string) {
 	return faults
 }
 
-// measures returns the table of how much the files know of each other.
+// measures returns a table of how much the files name each other's declarations.
 func (h *house) measures() string {
 	largest := 0
 	if circles := h.names.circles(h.files); len(circles) > 0 {
@@ -136,7 +139,7 @@ func (h *house) measures() string {
 	return b.String()
 }
 
-// tables returns what is in each file, floor by floor.
+// tables returns a table for each floor, with a description of each file.
 func (h *house) tables() string {
 	var b strings.Builder
 	for i, f := range h.floors {
@@ -151,7 +154,8 @@ func (h *house) tables() string {
 	return b.String()
 }
 
-// written returns the document with the tables as they are now.
+// written returns the text of the document with the tables and measures as they are now. It
+// returns an error if the text has no marks for them.
 func (h *house) written(text string) (string, error) {
 	for _, part := range []struct{ name, text string }{{"files", h.tables()}, {"measures", h.measures()}} {
 		begin, end := "<!-- house: "+part.name+" -->\n", "<!-- house: end of "+part.name+" -->\n"

@@ -1,6 +1,6 @@
 package main
 
-// How the files of the package name each other's things.
+// Reading which declarations of each other the files of the package name.
 
 import (
 	"bytes"
@@ -21,14 +21,14 @@ import (
 	"slices"
 )
 
-// arrow says that one file names things that another one declares.
+// An arrow runs from one file to another if the first names something that the second declares.
 type arrow struct{ from, to string }
 
-// graph has the names of each arrow: what from says that is declared in to.
+// graph has, for each arrow, the names that the file from uses and the file to declares.
 type graph map[arrow][]string
 
-// readPackage reads which file of the package in a directory names what of which other. Tests
-// are left out; so are files that are not built for this system.
+// readPackage returns the files of the package in a directory, and the graph of the names that
+// they use of each other. It leaves out tests, and files that are not built for this system.
 func readPackage(dir string) (files []string, g graph, err error) {
 	list := exec.Command("go", "list", "-export", "-deps", "-json=ImportPath,Export,GoFiles,DepOnly", ".")
 	list.Dir, list.Stderr = dir, os.Stderr
@@ -73,6 +73,7 @@ func readPackage(dir string) (files []string, g graph, err error) {
 	return files, arrows(fset, pkg, info), nil
 }
 
+// arrows returns the graph of the names that the files of a package use of each other.
 func arrows(fset *token.FileSet, pkg *types.Package, info *types.Info) graph {
 	fileOf := func(p token.Pos) string { return filepath.Base(fset.Position(p).Filename) }
 	sets := make(map[arrow]map[string]bool)
@@ -101,14 +102,15 @@ func arrows(fset *token.FileSet, pkg *types.Package, info *types.Info) graph {
 	return g
 }
 
+// sorted returns all arrows, ordered by their files.
 func (g graph) sorted() []arrow {
 	return slices.SortedFunc(maps.Keys(g), func(a, b arrow) int {
 		return cmp.Or(cmp.Compare(a.from, b.from), cmp.Compare(a.to, b.to))
 	})
 }
 
-// circles returns the sets of files that can reach each other by arrows, the largest first,
-// each of two files or more (strongly connected components, after Tarjan).
+// circles returns the sets of two or more files that can all reach each other by arrows, the
+// largest set first. They are strongly connected components, found by Tarjan's algorithm.
 func (g graph) circles(files []string) [][]string {
 	next := make(map[string][]string)
 	for _, a := range g.sorted() {

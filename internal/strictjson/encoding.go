@@ -1,7 +1,7 @@
 package strictjson
 
-// Texts that are no JSON in UTF-8. encoding/json would put other characters in the place
-// of those that it cannot read, and a value would come to stand under another name.
+// Texts that are not JSON in UTF-8 are refused. encoding/json would replace bytes that are not
+// UTF-8 by other characters, and so a value could end up under another name.
 
 import (
 	"encoding/json"
@@ -10,10 +10,11 @@ import (
 	"unicode/utf8"
 )
 
-// ByteOrderMark is what some editors put before a text in UTF-8. It says nothing.
+// ByteOrderMark is the character that some editors write before a text in UTF-8. It has no
+// meaning there.
 const ByteOrderMark = "\ufeff"
 
-// unreadable returns why a text is no JSON in UTF-8, and the offset of that, or nil.
+// unreadable returns an error if a text is not JSON in UTF-8, and the offset of the first fault.
 func unreadable(text []byte) (at int, err error) {
 	if is := wideEncoding(text); is != "" {
 		return 0, fmt.Errorf("the text is %s: save it as UTF-8", is)
@@ -31,7 +32,7 @@ func unreadable(text []byte) (at int, err error) {
 		return 0, nil
 	}
 	at = int(syntax.Offset) - 1
-	if at >= 0 && utf8.RuneStart(text[at]) && text[at] >= utf8.RuneSelf { // of which encoding/json names the first byte
+	if at >= 0 && utf8.RuneStart(text[at]) && text[at] >= utf8.RuneSelf { // encoding/json names only the first byte
 		r, _ := utf8.DecodeRune(text[at:])
 		return at, fmt.Errorf("unexpected character %q (%U)", r, r)
 	}
@@ -41,9 +42,9 @@ func unreadable(text []byte) (at int, err error) {
 	return at, syntax
 }
 
-// wideEncoding returns the name of the encoding of a text whose characters have two
-// or four bytes each, by its byte-order mark, or by its first characters, which in
-// JSON are of one byte in UTF-8; "" for others.
+// wideEncoding returns the name of the encoding of a text in UTF-16 or UTF-32, and "" for other
+// texts. It goes by the byte-order mark, or by the zero bytes of the first characters, which are
+// ASCII in JSON.
 func wideEncoding(text []byte) string {
 	var start [4]byte
 	copy(start[:], text)

@@ -1,6 +1,6 @@
 package strictjson
 
-// What a name that nobody knows was probably meant to be.
+// The known name that an unknown one was probably meant to be.
 
 import (
 	"fmt"
@@ -8,7 +8,8 @@ import (
 	"strings"
 )
 
-// unknownName is an error whose text is made when it is read: of many, few are.
+// unknownName is the error for a name that is not known. Its text is made only when it is read,
+// because it takes long to make, and few of many such errors are read.
 type unknownName struct {
 	name  string
 	known []string
@@ -18,9 +19,10 @@ func (e *unknownName) Error() string {
 	return fmt.Sprintf("unknown name, did you mean %s? Known here are %s", nearest(e.name, e.known), strings.Join(e.known, ", "))
 }
 
-// nearest returns the known name that takes the fewest edits to get to.
+// nearest returns the known name that can be reached from name by the fewest edits, regardless of
+// upper and lower case.
 func nearest(name string, known []string) string {
-	name = strings.ToLower(name[:min(len(name), 64)]) // longer ones are near to nothing
+	name = strings.ToLower(name[:min(len(name), 64)]) // a longer name is near to no known one
 	best, fewest := "", math.MaxInt
 	for _, k := range known {
 		if n := edits(name, strings.ToLower(k)); n < fewest {
@@ -30,10 +32,10 @@ func nearest(name string, known []string) string {
 	return best
 }
 
-// edits returns how many bytes to insert, delete or replace to get from a to b
-// (Levenshtein's distance).
+// edits returns the least number of bytes to insert, delete or replace to turn a into b
+// (the Levenshtein distance).
 func edits(a, b string) int {
-	row := make([]int, len(b)+1) // from what has been read of a to each start of b
+	row := make([]int, len(b)+1) // the edits from the part of a read so far to each start of b
 	for j := range row {
 		row[j] = j
 	}

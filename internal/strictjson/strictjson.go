@@ -1,9 +1,9 @@
-// Package strictjson reads configuration files in JSON so that nothing in them is passed
-// over. encoding/json ignores names that it does not know, keeps the last of two values
-// under one name, and stops at the first value that does not fit. Here the text is first
-// walked token by token beside the Go type that it is to fill, and everything that does
-// not belong there is reported, each with its place in the text and its path in the
-// configuration. Only a text without such faults is then read by encoding/json.
+// Package strictjson reads configuration files in JSON, and ignores nothing in them.
+// encoding/json ignores names that it does not know, keeps the last of two values under one name,
+// and stops at the first value that does not fit. Package strictjson first compares the text,
+// token by token, with the Go type that it is to fill. It reports everything that does not
+// belong there, each fault with its place in the text and its path in the configuration. Only a
+// text without faults is then read by encoding/json.
 package strictjson
 
 import (
@@ -19,51 +19,53 @@ import (
 	"unicode/utf8"
 )
 
-// Hooks is what the program that reads a text knows of its values, beside what their Go
-// types tell. All but KeyNouns must be set.
+// Hooks are the functions by which the caller of Decode checks values beyond their Go types, and
+// receives the faults. All fields but KeyNouns must be set.
 type Hooks struct {
-	// Value returns a value as its UnmarshalJSON is to read it, or what is wrong with it,
-	// for types with such a method. raw is the value as it stands in the text. to is new.
+	// Value checks a value whose type has UnmarshalJSON. It returns the JSON that
+	// UnmarshalJSON is to read in place of raw, or an error that says what is wrong. raw is
+	// the value as written in the text. to is a new value of the type.
 	Value func(to json.Unmarshaler, raw []byte) ([]byte, error)
-	// Key checks a key of a map, to which key points. It may put another in its place:
-	// all spellings of one key must come out the same.
+	// Key checks the key of a map to which key points. It may replace the key, and must
+	// do so if a key has several spellings, so that all of them become the same key.
 	Key func(key any) error
-	// KeyNouns tell what is expected as key of a map, by the type of the keys: "a prefix
-	// length". For others that is "a name".
+	// KeyNouns has a noun for the keys of a map by their type, such as "a prefix length". It
+	// is used in errors. For other types the noun is "a name".
 	KeyNouns map[reflect.Type]string
-	// Report is told everything that is wrong, in the order of the text. The path is that
-	// of the value as it is spelt, such as `Peers["x"].Port`, or empty for all of the
-	// text. There may be very many, and what is not kept should not be asked for its
-	// position or text, which take long to make.
+	// Report is called for every fault, in the order of the text. The path is that of the
+	// value as it is spelt, such as `Peers["x"].Port`, or empty for the whole text. There
+	// may be very many faults. Positions and error texts take long to make, so Report should
+	// ask for them only where it keeps them.
 	Report func(at Place, path string, err error)
 }
 
-// Text is a text that has been read, and knows what stands where. It does not change, and
-// is safe for concurrent use.
+// Text is a text that has been read, with the place of each value in it. It is immutable, and
+// safe for concurrent use.
 type Text struct {
 	text []byte
-	// values has the offset of each value that has been walked over, by path.
+	// values has the offset of each value that check has reached, by path.
 	values map[string]int
 }
 
 // Place is a place in a text.
 type Place struct{ before []byte }
 
-// Position returns the line and column of the place, both from 1, columns in characters. It
-// reads all of the text before it.
+// Position returns the line and column of the place. Both count from 1, and columns count
+// characters. Position reads all of the text before the place.
 func (p Place) Position() (line, column int) {
 	line = 1 + bytes.Count(p.before, []byte("\n"))
 	return line, 1 + utf8.RuneCount(p.before[bytes.LastIndexByte(p.before, '\n')+1:])
 }
 
-// Decode reads a text into what v points to, a struct or map. It takes these types: structs,
-// whose fields go by their Go names, upper and lower case being the same; maps with
-// keys that are texts, ints or have UnmarshalText; pointers to structs and maps; bool,
-// float64, and all that has UnmarshalJSON. Where anything was reported, v stays as it was.
-// An error is one of encoding/json that no report has told before.
+// Decode reads a text into the struct or map to which v points. The value may consist of
+// structs, whose fields have their Go names in the text, in upper or lower case; maps whose keys
+// are strings, ints or types with UnmarshalText; pointers to structs and maps; bool and float64;
+// and types with UnmarshalJSON. If there is a fault, v is not changed, and the fault is reported
+// by h.Report. The error that Decode returns is one of encoding/json for a text in which no
+// fault was found.
 //
-// A byte-order mark before the text is passed over. What is no JSON in UTF-8 is reported
-// as one thing.
+// A byte-order mark before the text is ignored. A text that is not JSON in UTF-8 is reported as
+// one fault.
 func Decode(text []byte, v any, h Hooks) (*Text, error) {
 	t := &Text{text: bytes.TrimPrefix(text, []byte(ByteOrderMark)), values: make(map[string]int)}
 	if at, err := unreadable(t.text); err != nil {
@@ -78,15 +80,15 @@ func Decode(text []byte, v any, h Hooks) (*Text, error) {
 	return t, json.Unmarshal(append(w.plain, t.text[w.done:]...), v)
 }
 
-// At returns the place of the value at a path, and whether the text has one. In paths of
-// this kind names are as Go has them, and keys as Hooks.Key leaves them.
+// At returns the place of the value at a path, and reports whether the text has such a value. In
+// the path, fields have their Go names, and keys are as Hooks.Key left them.
 func (t *Text) At(path string) (Place, bool) {
 	at, ok := t.values[path]
 	return t.place(at), ok
 }
 
-// Around returns the place of the innermost value that the text has around a path, and
-// whether there is one below the top.
+// Around returns the place of the innermost value in the text that encloses a path, and reports
+// whether there is one other than the whole text.
 func (t *Text) Around(path string) (Place, bool) {
 	for path != "" {
 		path = path[:max(0, strings.LastIndexAny(path, ".["))]
@@ -99,26 +101,26 @@ func (t *Text) Around(path string) (Place, bool) {
 
 func (t *Text) place(offset int) Place { return Place{t.text[:max(offset, 0)]} }
 
-// walk is a text and how far it has been walked over.
+// walk is the state of one comparison of a text with a Go type.
 type walk struct {
 	*Text
 	hooks Hooks
 	dec   *json.Decoder
-	// plain is what has been walked over as json.Unmarshal takes it, up to the
-	// offset done of the text.
+	// plain is the text up to the offset done, with the replacements of Hooks.Value, as
+	// json.Unmarshal is to read it.
 	plain  []byte
 	done   int
 	faulty bool // something was reported
 }
 
+// report calls Hooks.Report for a fault.
 func (w *walk) report(offset int, path string, err error) {
 	w.faulty = true
 	w.hooks.Report(w.place(offset), path, err)
 }
 
-// check walks over the next value, which is to fill a t at this path, and reports
-// what does not belong there. The text being valid JSON, the decoder has no errors of
-// its own to tell.
+// check reads the next value, which is to fill a t at this path, and reports everything that does
+// not belong there. The text is valid JSON, so the decoder's errors need not be checked.
 func (w *walk) check(t reflect.Type, path string) {
 	start := w.next()
 	w.values[path] = start
@@ -148,7 +150,7 @@ func (w *walk) check(t reflect.Type, path string) {
 	}
 }
 
-// checkMembers is check for what has names.
+// checkMembers is check for an object, which is to fill a struct or a map.
 func (w *walk) checkMembers(t reflect.Type, path string) {
 	_, _ = w.dec.Token() // the opening brace
 	seen := make(map[string]bool)
@@ -170,34 +172,34 @@ func (w *walk) checkMembers(t reflect.Type, path string) {
 	_, _ = w.dec.Token() // the closing brace
 }
 
-// next returns the offset of the token that will be read next.
+// next returns the offset of the token that is read next.
 func (w *walk) next() int {
 	rest := bytes.TrimLeft(w.text[w.dec.InputOffset():], " \t\r\n,:")
 	return len(w.text) - len(rest)
 }
 
-// skip reads the next value as it stands.
+// skip reads the next value and returns it as written.
 func (w *walk) skip() json.RawMessage {
 	var raw json.RawMessage
 	_ = w.dec.Decode(&raw)
 	return raw
 }
 
-// plainValues are the values that encoding/json reads by itself.
+// plainValues has the kinds of values that encoding/json checks by itself, with a noun for each.
 var plainValues = map[reflect.Kind]string{
 	reflect.Bool:    "true or false",
 	reflect.Float64: "a number",
 }
 
-// member is what a name in an object stands for.
+// member is the field or map element that a name in an object stands for.
 type member struct {
-	spelt string // the path with the name as it stands in the text
-	path  string // one for all spellings of the name
+	spelt string // the path with the name as written in the text
+	path  string // the path that is the same for all spellings of the name
 	elem  reflect.Type
 }
 
-// memberOf looks up a name among the fields of a struct, or takes it as a key
-// of a map. On an error, only spelt is there.
+// memberOf returns the field of the struct t, or the element of the map t, that has a name. If it
+// returns an error, path is not set.
 func (w *walk) memberOf(t reflect.Type, path, name string) (member, error) {
 	if t.Kind() == reflect.Map {
 		m := member{spelt: fmt.Sprintf("%s[%q]", path, name), elem: t.Elem()}
@@ -232,7 +234,7 @@ func (w *walk) keyOfMap(t reflect.Type, name string) (string, error) {
 	default:
 		reflect.ValueOf(key).Elem().SetString(name)
 	}
-	if name == "" { // which nothing has
+	if name == "" { // no key may be empty
 		err = cmp.Or(err, errors.New("it is empty"))
 	}
 	if err != nil {
@@ -249,8 +251,8 @@ func dotted(path, name string) string {
 	return path + "." + name
 }
 
-// Describe returns a value for a message that says what was found: as it stands in the
-// text, if it is short.
+// Describe returns a description of a value for an error: "an object", "a list", or the value as
+// written, cut to 40 characters.
 func Describe(raw []byte) string {
 	switch raw[0] {
 	case '{':

@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// config has one of each type that Decode takes.
+// config has a field of each type that Decode accepts.
 type config struct {
 	Name    amount
 	On      bool
@@ -27,7 +27,7 @@ type config struct {
 
 type inner struct{ Low, High amount }
 
-// amount is read from a number by itself; the hook takes words as well.
+// amount reads itself from a number; the hook Value in decode also accepts "two".
 type amount int
 
 func (a *amount) UnmarshalJSON(b []byte) error {
@@ -126,7 +126,7 @@ func TestEverythingThatDoesNotBelongIsReportedWithItsPlace(t *testing.T) {
 	}
 }
 
-func TestATextThatIsNoJSONIsReportedAsOneThing(t *testing.T) {
+func TestATextThatIsNotJSONInUTF8IsReportedAsOneFault(t *testing.T) {
 	wide := func(text string) string {
 		var b strings.Builder
 		for _, u := range utf16.Encode([]rune(text)) {
@@ -153,7 +153,7 @@ func TestATextThatIsNoJSONIsReportedAsOneThing(t *testing.T) {
 	}
 }
 
-func TestPathsHaveTheirPlaceAndSoHasWhatIsAroundThem(t *testing.T) {
+func TestAtAndAroundReturnThePlaceOfAValueAndOfTheOneThatEnclosesIt(t *testing.T) {
 	text, reports := decode(t, "{\"inner\":\r\n\t{\"LOW\": 1},\n\"Named\": {\"é.[\": {\"High\": 2}}, \"ByNet\": {\"10.1.2.3/8\": 5}}", new(config))
 	require.Empty(t, reports)
 	position := func(p Place, ok bool) string {

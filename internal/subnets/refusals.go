@@ -178,6 +178,9 @@ func (s *Subnets) refuseLocked(by bar, way Way) error {
 // letLocked counts a connection that an observed gate admits though it would refuse it. The lock
 // of by.st is held.
 func (s *Subnets) letLocked(by bar, way Way) {
+	if s.config.Error == nil {
+		return
+	}
 	notes := s.tellLocked(&by, way)
 	notes.would.counts[by.gate][way]++
 	if s.config.Noting {

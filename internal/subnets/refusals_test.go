@@ -116,6 +116,12 @@ func TestWithoutAnErrorARefusalIsNotCounted(t *testing.T) {
 	refused, would := s.Refusals()
 	require.Zero(t, refused)
 	require.Zero(t, would)
+
+	s = full(t, Config{Observed: func(Gate) bool { return true }}, Rate)
+	_, ok = enterAs(s, one, Inbound)
+	require.True(t, ok, "what is only observed admits, and counts nothing either")
+	_, would = s.Refusals()
+	require.Zero(t, would)
 }
 
 func TestLookingTakesNothing(t *testing.T) {

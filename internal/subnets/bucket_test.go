@@ -19,7 +19,7 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/testseed"
 )
 
-// rateModel keeps a golang.org/x/time/rate Limiter for every subnet, for ever.
+// rateModel has a golang.org/x/time/rate Limiter for every subnet, and removes none.
 type rateModel struct {
 	cfg     rateConfig
 	buckets map[string]*rate.Limiter
@@ -99,7 +99,7 @@ func TestRatesDecideLikeTokenBuckets(t *testing.T) {
 		start := time.Now()
 		now := start
 		for step := range 500 {
-			// Odd nanoseconds, so that no decision hangs on how a float is rounded.
+			// Times that are not round, so that no decision depends on how a float is rounded.
 			now = now.Add(time.Duration(rng.Int64N(int64(time.Second))))
 			if rng.IntN(50) == 0 {
 				now = now.Add(time.Duration(rng.Int64N(int64(time.Minute))))
@@ -185,7 +185,7 @@ func TestBucketsOfExtremeRatesDoNotOverflow(t *testing.T) {
 
 func TestBucketsGoWhenTheyAreFullAgain(t *testing.T) {
 	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{11, byte(i >> 16), byte(i >> 8), byte(i)}) }
-	t.Run("when nobody connects any more", func(t *testing.T) {
+	t.Run("when no connections come any more", func(t *testing.T) {
 		r := mustRates(t, usualRates())
 		for i := range 100_000 {
 			r.try(addr(i), 0)
@@ -196,15 +196,15 @@ func TestBucketsGoWhenTheyAreFullAgain(t *testing.T) {
 		require.Zero(t, bucketEntries(t, r))
 		requireNoRecords(t, r)
 	})
-	t.Run("as others connect", func(t *testing.T) {
+	t.Run("while other subnets connect", func(t *testing.T) {
 		r := mustRates(t, usualRates())
 		const perSecond = 5000
 		for i := range 20 * perSecond {
 			r.try(addr(i), time.Duration(i)*time.Second/perSecond)
 		}
-		require.Less(t, bucketEntries(t, r), 6*perSecond, "five seconds' worth and a little")
+		require.Less(t, bucketEntries(t, r), 6*perSecond, "no more than the buckets of five seconds, and a few")
 	})
-	t.Run("and not before", func(t *testing.T) {
+	t.Run("but not before they are full", func(t *testing.T) {
 		r := mustRates(t, usualRates())
 		for range 16 {
 			r.try(addr(0), 0)
@@ -216,7 +216,7 @@ func TestBucketsGoWhenTheyAreFullAgain(t *testing.T) {
 		r.forget(int64(85 * time.Second))
 		require.Zero(t, bucketEntries(t, r))
 	})
-	t.Run("refusals keep none alive", func(t *testing.T) {
+	t.Run("and refused addresses get none", func(t *testing.T) {
 		r := mustRates(t, rateConfig{perSubnet: [ip.Families][]subnetRate{ip.V4: {{32, rateLimit{1, 9}}, {8, rateLimit{1, 1}}}}})
 		for i := range 100_000 {
 			r.try(addr(i), 0)
@@ -230,7 +230,7 @@ func TestCallersWithAnEarlierTimeGetTheirTokens(t *testing.T) {
 	cfg.perSubnet = usualRates().perSubnet
 	r := mustRates(t, cfg)
 	for _, addr := range []string{"192.0.2.1", "10.0.0.1"} {
-		for i := range 16 { // each read the clock before the one that was served first
+		for i := range 16 { // each caller has read the clock before those that came before it
 			_, _, _, ok := r.try(netip.MustParseAddr(addr), time.Second-time.Duration(i)*time.Microsecond)
 			require.True(t, ok, "%s %d", addr, i)
 		}
@@ -249,7 +249,7 @@ func TestRatesAreExactUnderConcurrency(t *testing.T) {
 		for g := range 8 {
 			wg.Go(func() {
 				for i := range 500 {
-					// At most eight tokens are out at a time, and eight are kept.
+					// At most eight tokens are taken at a time, and at most eight are kept.
 					p, _, _, ok := r.tryNow(addr)
 					switch {
 					case !ok:
@@ -310,8 +310,8 @@ func BenchmarkRates(b *testing.B) {
 	})
 }
 
-// A token that was taken from a bucket that has been full since is not given back
-// to who came later, or to another subnet.
+// A token of a bucket that has been full since the token was taken is given back neither to the
+// subnet's later bucket nor to another subnet.
 func TestATokenIsNotReturnedToABucketThatWasForgotten(t *testing.T) {
 	cfg := rateConfig{perSubnet: [ip.Families][]subnetRate{{{32, rateLimit{perSecond: 1, burst: 2}}}}}
 	r := mustRates(t, cfg)
@@ -329,8 +329,8 @@ func TestATokenIsNotReturnedToABucketThatWasForgotten(t *testing.T) {
 	require.False(t, ok)
 }
 
-// Where one level limits connections and another how fast they come, each keeps what
-// it limits, and no more.
+// If one level limits connections and another one limits rates, the records of each have only
+// what their level limits.
 func TestALevelWithoutARateHasNoBucket(t *testing.T) {
 	s := made(t,
 		subnetConfig{perSubnet: [ip.Families][]subnetLimit{ip.V4: {{32, 8}}}},

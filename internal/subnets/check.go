@@ -38,7 +38,7 @@ func (s *Subnets) checkLocked(st *Stripe) error {
 		rec := &t.slots[i]
 		if !rec.used() {
 			if *rec != (record{}) {
-				return fmt.Errorf("there is something in a free place: %+v", *rec)
+				return fmt.Errorf("a free place is not empty: %+v", *rec)
 			}
 			continue
 		}
@@ -51,11 +51,11 @@ func (s *Subnets) checkLocked(st *Stripe) error {
 		case at != i:
 			return fmt.Errorf("%s cannot be found", prefix)
 		case rec.key.Cut(l.host) != rec.key:
-			return fmt.Errorf("%s is no subnet: %+v", prefix, *rec)
+			return fmt.Errorf("the key of %s has bits behind its prefix: %+v", prefix, *rec)
 		case s.stripeOf(rec.key.Cut(s.families[ip.FamilyOf(prefix.Addr())].widest)) != st:
 			return fmt.Errorf("%s is under another lock", prefix)
 		case rec.idle():
-			return fmt.Errorf("%s is kept for nothing", prefix)
+			return fmt.Errorf("%s is idle, but kept", prefix)
 		case rec.conns < 0 || int64(rec.conns) > l.conns:
 			return fmt.Errorf("%s has %d connections, and may have %d", prefix, rec.conns, l.conns)
 		}

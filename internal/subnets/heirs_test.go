@@ -9,7 +9,7 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
-func TestAllSubnetsAreLockedInTheOrderThatEnteringUses(t *testing.T) {
+func TestTakeOverLocksAllStripesInTheOrderOfEnter(t *testing.T) {
 	networks := func(ns ...string) (all [ip.Families][]networkLimit) {
 		for _, n := range ns {
 			all[ip.V4] = append(all[ip.V4], networkLimit{netip.MustParsePrefix(n), 5})

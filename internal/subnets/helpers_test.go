@@ -14,7 +14,7 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
-// Limits as tests write them; math.MaxInt connections are not limited.
+// Limits as tests write them. math.MaxInt connections are no limit.
 type (
 	subnetLimit  struct{ prefixLength, conns int }
 	networkLimit struct {
@@ -43,12 +43,12 @@ type (
 	}
 )
 
-// connsPerHost is how many connections one address may have by usualSubnets.
+// connsPerHost is the number of connections that one address may have in usualSubnets.
 const connsPerHost = 8
 
 var loopback = [ip.Families]netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 
-// usualSubnets and usualRates are limits as a manager has them.
+// usualSubnets returns limits on connections like the defaults of a manager.
 func usualSubnets() (cfg subnetConfig) {
 	cfg.perSubnet = [ip.Families][]subnetLimit{{{32, connsPerHost}}, {{56, connsPerHost}, {48, 8 * connsPerHost}}}
 	for f, n := range loopback {
@@ -57,6 +57,7 @@ func usualSubnets() (cfg subnetConfig) {
 	return cfg
 }
 
+// usualRates returns limits on rates like the defaults of a manager.
 func usualRates() (cfg rateConfig) {
 	host, site := rateLimit{0.2, 2 * connsPerHost}, rateLimit{0.5, 10 * connsPerHost}
 	cfg.perSubnet = [ip.Families][]subnetRate{{{32, host}}, {{56, host}, {48, site}}}
@@ -66,17 +67,19 @@ func usualRates() (cfg rateConfig) {
 	return cfg
 }
 
-// refused is the error that tests have made of a refusal.
+// refused is the error of a refusal in tests.
 type refused struct{ Refusal }
 
 func (r *refused) Error() string {
 	return fmt.Sprint([...]string{Conns: "subnet", Rate: "rate"}[r.Gate], " ", r.Subnet)
 }
 
+// testConfig returns settings with which refusals are errors of type *refused, and are noted.
 func testConfig() Config {
 	return Config{Error: func(r Refusal) error { return &refused{r} }, Noting: true}
 }
 
+// made returns a Subnets with these limits and the settings of testConfig.
 func made(t testing.TB, conns subnetConfig, rates rateConfig) *Subnets {
 	t.Helper()
 	var b Builder
@@ -118,14 +121,14 @@ func mustRates(t testing.TB, cfg rateConfig) *Subnets {
 	return made(t, subnetConfig{}, cfg)
 }
 
-// try asks for a place and a token, and returns what is full and its limit if there
-// are none.
+// try enters an address at a time, which is since the Subnets was made. If it is refused, try
+// returns the subnet that refused, and its limit.
 func (s *Subnets) try(addr netip.Addr, at time.Duration) (p Pass, blocked netip.Prefix, limit int, ok bool) {
 	s.now = func() int64 { return int64(at) }
 	return s.tryNow(addr)
 }
 
-// tryNow is try at a time that does not matter, or has been set.
+// tryNow is try at the time that s.now returns.
 func (s *Subnets) tryNow(addr netip.Addr) (p Pass, blocked netip.Prefix, limit int, ok bool) {
 	why, ok := s.Enter(addr, Inbound, &p)
 	if !ok {
@@ -135,14 +138,14 @@ func (s *Subnets) tryNow(addr netip.Addr) (p Pass, blocked netip.Prefix, limit i
 	return p, blocked, limit, ok
 }
 
-// add is try where there is no limit on rates.
+// add is tryNow without the Pass.
 func (s *Subnets) add(addr netip.Addr) (blocked netip.Prefix, limit int, ok bool) {
 	_, blocked, limit, ok = s.tryNow(addr)
 	return blocked, limit, ok
 }
 
-// countEntries counts the subnets that have connections, on all levels, and checks
-// that the records hang together. No goroutine may be using s.
+// countEntries returns the number of subnets that have connections, on all levels. It checks that
+// the records are consistent. No other goroutine may use s meanwhile.
 func countEntries(t testing.TB, s *Subnets) int {
 	t.Helper()
 	require.NoError(t, s.Check())
@@ -150,7 +153,7 @@ func countEntries(t testing.TB, s *Subnets) int {
 	return n
 }
 
-// bucketEntries is countEntries for the buckets that are kept.
+// bucketEntries returns the number of buckets that are kept, and otherwise is like countEntries.
 func bucketEntries(t testing.TB, s *Subnets) int {
 	t.Helper()
 	require.NoError(t, s.Check())
@@ -158,7 +161,7 @@ func bucketEntries(t testing.TB, s *Subnets) int {
 	return n
 }
 
-// requireNoRecords checks that nothing is kept of any subnet, nor much room for it.
+// requireNoRecords checks that no subnet has a record, and that all tables have shrunk.
 func requireNoRecords(t testing.TB, s *Subnets) {
 	t.Helper()
 	for i := range s.all() {

@@ -40,8 +40,8 @@ func TestStripesHaveCacheLinesOfTheirOwn(t *testing.T) {
 	require.Zero(t, unsafe.Sizeof(Stripe{})%64)
 }
 
-// A network that is named for one of the two, inside one that is named for the
-// other, has both.
+// If a network with a limit on rates is inside one with a limit on connections, both limits hold
+// in it, and the other way round.
 func TestNetworksInsideEachOtherHaveBothTheirLimitsAndRates(t *testing.T) {
 	nets := func(p string, n int) []networkLimit { return []networkLimit{{netip.MustParsePrefix(p), n}} }
 	one := rateLimit{perSecond: 1, burst: 1}
@@ -56,11 +56,11 @@ func TestNetworksInsideEachOtherHaveBothTheirLimitsAndRates(t *testing.T) {
 		})
 	s.now = func() int64 { return 0 }
 	for addr, want := range map[string]string{
-		"10.2.0.1": "subnet 10.0.0.0/8", // two connections, five tokens
+		"10.2.0.1": "subnet 10.0.0.0/8", // two connections, five tokens: connections run out first
 		"10.1.2.1": "subnet 10.0.0.0/8",
-		"10.1.1.1": "rate 10.1.0.0/16", // nine, four
+		"10.1.1.1": "rate 10.1.0.0/16", // nine connections, four tokens
 		"11.0.0.1": "rate 11.0.0.0/8",
-		"12.0.0.1": "rate 12.0.0.1/32", // seven, five
+		"12.0.0.1": "rate 12.0.0.1/32", // seven connections, five tokens
 	} {
 		var all []Pass
 		for {

@@ -12,7 +12,7 @@ import (
 
 var one, two = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
 
-// enterAs asks for a connection, and returns what Config.Error has made of a refusal.
+// enterAs enters an address, and returns the error of testConfig if it is refused.
 func enterAs(s *Subnets, addr netip.Addr, way Way) (*refused, bool) {
 	why, ok := s.Enter(addr, way, new(Pass))
 	e, _ := why.(*refused)
@@ -35,7 +35,7 @@ func full(t testing.TB, cfg Config, g Gate) *Subnets {
 	return s
 }
 
-func TestARefusalSaysWhichSubnetAndLimit(t *testing.T) {
+func TestARefusalNamesItsSubnetAndLimit(t *testing.T) {
 	subnet, network := netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("10.0.0.0/8")
 	s := full(t, testConfig(), Conns)
 	why, ok := enterAs(s, two, Outbound)
@@ -58,7 +58,7 @@ func TestARefusalSaysWhichSubnetAndLimit(t *testing.T) {
 	require.Equal(t, Refusal{Subnet: netip.PrefixFrom(one, 32), Gate: Rate, Rule: Elsewhere}, err.(*refused).Refusal)
 }
 
-func TestTheSameRefusalIsTheSameError(t *testing.T) {
+func TestRepeatedRefusalsReturnTheSameError(t *testing.T) {
 	s := full(t, testConfig(), Conns)
 	first, _ := enterAs(s, one, Inbound)
 	again, _ := enterAs(s, two, Inbound)
@@ -86,11 +86,11 @@ func TestRefusalsAreCountedAndNotedOnce(t *testing.T) {
 	require.EqualValues(t, 3, note.Worst.Votes)
 	require.Equal(t, "192.0.2.0/24", note.Worst.Name.String())
 	said, _ = s.TakeNotes()
-	require.Equal(t, want, said.Counts, "counts only grow")
-	require.Zero(t, said.Notes, "what was noted has been handed over")
+	require.Equal(t, want, said.Counts, "counts must not be reset")
+	require.Zero(t, said.Notes, "notes must be handed over only once")
 }
 
-func TestAGateThatIsObservedCountsAndRefusesNothing(t *testing.T) {
+func TestAnObservedGateCountsRefusalsAndRefusesNothing(t *testing.T) {
 	for _, g := range []Gate{Conns, Rate} {
 		cfg := testConfig()
 		cfg.Observed = func(asked Gate) bool { return asked == g }
@@ -124,7 +124,7 @@ func TestWithoutAnErrorARefusalIsNotCounted(t *testing.T) {
 	require.Zero(t, would)
 }
 
-func TestLookingTakesNothing(t *testing.T) {
+func TestLookAndBusyCountNoConnectionAndTakeNoToken(t *testing.T) {
 	var b Builder
 	bucket, err := NewBucket(0.001, 5)
 	require.NoError(t, err)
@@ -157,7 +157,7 @@ func TestLimitsThatFitNoFamilyAreErrors(t *testing.T) {
 	require.Error(t, b.LimitNetworkConns(ip.V4, netip.Prefix{}, 1))
 }
 
-func TestWhatTakesOverCountsWhatIsOpenAndWasRefused(t *testing.T) {
+func TestASubnetsThatTakesOverCountsOpenConnectionsAndRefusals(t *testing.T) {
 	last := full(t, testConfig(), Conns)
 	var open Pass
 	_, ok := last.Enter(netip.MustParseAddr("198.51.100.1"), Inbound, &open)
@@ -176,13 +176,13 @@ func TestWhatTakesOverCountsWhatIsOpenAndWasRefused(t *testing.T) {
 	require.True(t, said.Notes[Conns][Inbound].Told)
 
 	why, ok := last.Enter(netip.MustParseAddr("203.0.113.1"), Inbound, new(Pass))
-	require.False(t, ok, "what has heirs gives nothing")
+	require.False(t, ok, "a Subnets that another has taken over from must admit nothing")
 	require.NoError(t, why)
 	_, ok = enterAs(next, netip.MustParseAddr("198.51.7.7"), Inbound)
-	require.False(t, ok, "what was open is counted")
+	require.False(t, ok, "the open connection must count in the new subnets")
 	open.Undo()
 	_, ok = enterAs(next, netip.MustParseAddr("198.51.7.7"), Inbound)
-	require.True(t, ok, "until it leaves, where it entered")
+	require.True(t, ok, "a connection that leaves the old subnets must leave the new ones")
 	next.Forget(time.Hour)
 	require.NoError(t, next.Check())
 }

@@ -17,13 +17,13 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/testseed"
 )
 
-// subnetModel counts in one map, by the rules as they are documented.
+// subnetModel counts connections in one map, by the documented rules.
 type subnetModel struct {
 	cfg  subnetConfig
 	held map[string]int
 }
 
-// places returns the names and limits of all that an address counts in.
+// places returns the names, prefixes and limits of all subnets in which an address counts.
 func (m *subnetModel) places(addr netip.Addr) (names []string, prefixes []netip.Prefix, limits []int) {
 	f := ip.V4
 	if addr.Is6() {
@@ -95,7 +95,7 @@ func randomSubnetConfig(rng *rand.Rand) (cfg subnetConfig) {
 	return cfg
 }
 
-func TestSubnetsCountLikeOneMap(t *testing.T) {
+func TestSubnetsCountConnectionsAsAModelWithOneMapDoes(t *testing.T) {
 	rng := testseed.Random(t)
 	for range 200 {
 		cfg := randomSubnetConfig(rng)
@@ -196,7 +196,7 @@ func TestRefusedAndClosedAddressesLeaveNothing(t *testing.T) {
 	requireNoRecords(t, s)
 }
 
-// Where a record is forgotten, another may move up; it is looked at next.
+// When a record is removed, another one may move to its place, and must not be missed.
 func TestForgettingASubnetAlsoLooksAtTheRecordThatMovesUp(t *testing.T) {
 	var st Stripe
 	st.mu.table = newTable(ip.Hash{}) // all its records have one home
@@ -207,13 +207,13 @@ func TestForgettingASubnetAlsoLooksAtTheRecordThatMovesUp(t *testing.T) {
 		st.mu.owing++
 	}
 	st.reachedLocked(1)
-	st.forgetLocked(5) // all but the one in the home, which comes last
+	st.forgetLocked(5) // removes all records but the one in its home, which comes last
 	require.Equal(t, 1, st.mu.table.n)
 	require.Equal(t, 1, st.mu.owing)
 }
 
-// holders adds and removes an address from many goroutines, and returns the most
-// that were ever held at once and how many adds were refused.
+// holders enters and leaves with an address in each of many goroutines. It returns the greatest
+// number of connections that were held at the same time, and the number of refusals.
 func holders(s *Subnets, goroutines, rounds int, addr func(int) netip.Addr) (most, refused int64) {
 	var held, peak, refusals atomic.Int64
 	var wg sync.WaitGroup
@@ -228,7 +228,7 @@ func holders(s *Subnets, goroutines, rounds int, addr func(int) netip.Addr) (mos
 				now := held.Add(1)
 				for p := peak.Load(); now > p && !peak.CompareAndSwap(p, now); p = peak.Load() {
 				}
-				runtime.Gosched() // so that more are held than there are processors
+				runtime.Gosched() // lets other goroutines hold connections at the same time
 				held.Add(-1)
 				p.Conns.Leave(p.Key)
 			}
@@ -247,24 +247,24 @@ func TestSubnetsAreExactUnderConcurrency(t *testing.T) {
 	inNetwork := func(g int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, byte(g)}) }
 	inSite := func(g int) netip.Addr { return netip.AddrFrom16([16]byte{0x20, 1, 6: byte(g)}) }
 	for name, addr := range map[string]func(int) netip.Addr{"network": inNetwork, "site": inSite} {
-		t.Run(name+" with room refuses nobody", func(t *testing.T) {
+		t.Run(name+" with room refuses no connection", func(t *testing.T) {
 			s := mustSubnets(t, cfg)
 			most, refused := holders(s, limit, rounds, addr)
 			require.Zero(t, refused)
 			require.LessOrEqual(t, most, int64(limit))
 			require.Zero(t, countEntries(t, s))
 		})
-		t.Run(name+" without room never overshoots", func(t *testing.T) {
+		t.Run(name+" never exceeds its limit", func(t *testing.T) {
 			s := mustSubnets(t, cfg)
 			most, _ := holders(s, 4*limit, rounds, addr)
 			require.LessOrEqual(t, most, int64(limit))
 			for g := range limit {
 				_, _, ok := s.add(addr(g))
-				require.True(t, ok, "all room must be back")
+				require.True(t, ok, "all connections must have left")
 			}
 		})
 	}
-	t.Run("a refusal takes nobody's room", func(t *testing.T) {
+	t.Run("a refusal takes no room from other connections", func(t *testing.T) {
 		s := mustSubnets(t, cfg)
 		_, _, ok := s.add(inSite(0))
 		require.True(t, ok)

@@ -14,8 +14,8 @@ func TestSubnetRecordsAre32BytesWithoutPointers(t *testing.T) {
 	require.Equal(t, 32, int(unsafe.Sizeof(record{})))
 }
 
-// The table beside a map, with keys that spread well, and with a hash that sends all
-// of them to one place.
+// The table is compared with a map, once with a hash that spreads the keys well and once with one
+// that gives all keys the same home.
 func TestSubnetTableKeepsWhatAMapKeeps(t *testing.T) {
 	type name struct {
 		key ip.Key
@@ -55,7 +55,6 @@ func TestSubnetTableKeepsWhatAMapKeeps(t *testing.T) {
 	}
 }
 
-// next comes to every place, whatever has been removed.
 func TestNextVisitsEveryPlaceOfTheSubnetTable(t *testing.T) {
 	table := newTable(ip.Hash{A: 1, B: 2})
 	for i := range uint64(100) {

@@ -2,8 +2,8 @@
 package vote
 
 // A Majority counts votes for names. Its Name is the one that has more than half of all votes, if
-// there is one (Boyer and Moore's algorithm); otherwise Name may be any of them. The zero value has no
-// votes. A Majority is not safe for concurrent use.
+// there is one (Boyer and Moore's algorithm); otherwise Name may be any of them. The zero value
+// has no votes. A Majority is not safe for concurrent use.
 type Majority[N comparable] struct {
 	Name  N
 	Votes uint64 // at most the number of votes for Name

@@ -56,7 +56,7 @@ func TestNetworksInsideEachOtherHaveBothTheirLimitsAndRates(t *testing.T) {
 		})
 	s.now = func() int64 { return 0 }
 	for addr, want := range map[string]string{
-		"10.2.0.1": "subnet 10.0.0.0/8", // two connections, five tokens: connections run out first
+		"10.2.0.1": "subnet 10.0.0.0/8", // two connections, five tokens
 		"10.1.2.1": "subnet 10.0.0.0/8",
 		"10.1.1.1": "rate 10.1.0.0/16", // nine connections, four tokens
 		"11.0.0.1": "rate 11.0.0.0/8",

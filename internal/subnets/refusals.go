@@ -66,7 +66,7 @@ type Note struct {
 	Worst vote.Majority[netip.Prefix] // the subnet with more than half of the refusals, if any
 }
 
-// add adds refusals of one subnet, as many as times.
+// add adds a number of refusals of one subnet.
 func (n *Note) add(limit int64, of netip.Prefix, times uint64) {
 	n.Told, n.Limit = true, limit
 	n.Worst.Add(of, times)
@@ -95,7 +95,7 @@ type refusals struct {
 	said   *Notes // nil until something is noted
 }
 
-// note notes for the log a refusal that happened as many times as times says.
+// note adds a refusal, which happened a number of times, to the notes for the log.
 func (r *refusals) note(told *Refusal, times uint64) {
 	if r.said == nil {
 		r.said = new(Notes)

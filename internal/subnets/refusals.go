@@ -175,8 +175,8 @@ func (s *Subnets) refuseLocked(by bar, way Way) error {
 	return notes.told
 }
 
-// letLocked counts a connection that an observed gate admits though it would refuse it. The lock
-// of by.st is held.
+// letLocked counts a connection that an observed gate admits though it would refuse it, unless
+// refusals have no error. The lock of by.st is held.
 func (s *Subnets) letLocked(by bar, way Way) {
 	if s.config.Error == nil {
 		return

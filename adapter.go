@@ -13,7 +13,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 )
 
-// ForeignLimiter is the Limiter of another package, whose type of limits is L.
+// ForeignLimiter has the methods of the Limiter of another package, whose type of limits is L.
+// LimiterFrom makes one a Limiter of this package.
 type ForeignLimiter[L Limit] interface {
 	GetSystemLimits() L
 	GetTransientLimits() L

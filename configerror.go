@@ -1,7 +1,7 @@
 package rcmgr
 
-// Errors in a configuration of limits, with their places. All are reported at once, so
-// that mending one does not only reveal the next.
+// Errors in a configuration of limits, with their places. All errors are reported together,
+// so that a user need not mend them one at a time.
 
 import (
 	"cmp"
@@ -11,10 +11,10 @@ import (
 )
 
 // ConfigError is one error in a configuration of limits. Functions that read or build a
-// configuration return an error in which errors.As finds the first one. That error wraps
-// another whose method Unwrap() []error returns all of them, at most 20, in the order of
-// the text or of the fields of PartialLimitConfig. A ConfigError does not change after it
-// is returned.
+// configuration return an error in which errors.As finds the first one. To get all of them,
+// use errors.As with a target of type interface{ Unwrap() []error }: they are in the order of
+// the text, or of the fields of PartialLimitConfig, and at most 20. A ConfigError does not
+// change after it is returned.
 type ConfigError struct {
 	// File is the name of the file, or empty if it is not known.
 	File string

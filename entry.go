@@ -14,8 +14,8 @@ import (
 )
 
 // passEntry decides whether a connection may ask the scopes. If the allowlist covers its
-// address, it passes the gates unasked. If the allowlist names a peer at that address, it
-// passes, too, but is on trial until its peer is known. What the gates gave is written to p.
+// address, the gates do not check it. If the allowlist names a peer at that address, they do
+// not, either, but it is on trial until its peer is known. What the gates gave is written to p.
 func (e *engine) passEntry(o *opening, remote endpoint, trusts trust, p *subnets.Pass) error {
 	if trusts == noTrust && e.pressure.refuses(o.dir) {
 		if err := e.refuseForMemory(o); err != nil {
@@ -108,8 +108,9 @@ func (st *stripe) checkFirst(r *request) (verdict, *noted) {
 
 // VerifySourceAddress reports whether a transport should verify a source address before it
 // spends anything on the connection. It should if connections from the address's subnet have
-// come often lately, and, for every address, if more than half of the transient scope's
-// inbound connections are taken.
+// come often lately, for which each call counts as one attempt, and, for every address, if more
+// than half of the transient scope's inbound connections are taken. It is true for nil and for an
+// address that is not an IP address with a port.
 func (m *Manager) VerifySourceAddress(addr net.Addr) bool {
 	return m.halfConnected() || m.gate().suspicious(addr)
 }

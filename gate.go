@@ -19,7 +19,7 @@ type gate struct {
 	caller  *callerRates     // the program's own limiter of rates; nil is none
 	sources *subnets.Subnets // attempts that need not prove their source address
 
-	outbound bool // outbound connections pass the gates, too
+	outbound bool // the gates check outbound connections, too
 
 	limits GateLimits // the limits that the gates were made from; not written to
 }
@@ -47,7 +47,7 @@ func newGate(cfg gateConfig, caller *callerRates, noting bool, observed *observe
 	return &gate{subnets: s, caller: caller, sources: sources, outbound: cfg.outbound, limits: limits}, nil
 }
 
-// concerns reports whether connections in a direction pass the gates.
+// concerns reports whether the gates check connections in a direction.
 func (g *gate) concerns(d dim) bool {
 	return d == dimConnsIn || g.outbound
 }

@@ -26,8 +26,8 @@ func defaultGateConfig() gateConfig {
 	return gateConfig{subnets: defaultSubnetConfig(), rate: defaultRateConfig()}
 }
 
-// gateConfigOf returns what a Limiter says about the gates, on top of defaults. Only
-// Limiters of this package can say anything.
+// gateConfigOf returns the limits of the gates that a Limiter carries, on top of defaults.
+// Only Limiters of NewFixedLimiter, and those read from JSON, carry any.
 func gateConfigOf(l Limiter, defaults gateConfig) (gateConfig, error) {
 	own, ok := l.(*fixedLimiter)
 	if !ok {
@@ -38,7 +38,8 @@ func gateConfigOf(l Limiter, defaults gateConfig) (gateConfig, error) {
 
 func (cfg *ConcreteLimitConfig) gateConfig(defaults gateConfig) (gateConfig, error) {
 	if cfg.ungated {
-		// Loopback stays unlimited, for an option that adds limits per subnet.
+		// The limits of networks stay, so that loopback is unlimited if an option adds
+		// limits per subnet.
 		c := defaults
 		c.subnets.perSubnet, c.rate.perSubnet = [ip.Families][]ConnLimitPerSubnet{}, [ip.Families][]subnetRate{}
 		return c, nil
@@ -103,10 +104,10 @@ func (g *GateLimits) config(defaults gateConfig) (gateConfig, error) {
 	return c, nil
 }
 
-// visit walks over the settings of one gate: over the subnets of each family that is set,
-// calling begin first and then level with the longest prefixes first, and over the
-// networks that are not left to the defaults. The callbacks return an error together with
-// the field that it is about.
+// visit walks over the settings of one gate. For each family that has a map it calls begin,
+// and then level for each entry of the map, the longest prefix first. Then it calls network
+// for each entry of Networks that is not left to the defaults. The callbacks return an error
+// together with the field that it is about.
 func visit[V comparable](errs *configErrors, path string, lists gateLists[V], begin func(ip.Family),
 	level func(ip.Family, int, V) (string, error), network func(ip.Family, netip.Prefix, V) (string, error)) {
 	for f := range ip.Families {
@@ -175,8 +176,8 @@ func (r ConnRate) rateLimit() (l rateLimit, field string, err error) {
 }
 
 // gateLimits returns the same limits as a configuration that leaves nothing to the
-// defaults. A connection must fit within all levels of one prefix length, so only the
-// least of them is in the result.
+// defaults. If several limits have the same prefix length, only the lowest is in the result,
+// because a connection must satisfy all of them.
 func (c *gateConfig) gateLimits() GateLimits {
 	g := GateLimits{
 		Subnets: SubnetLimits{Networks: make(map[netip.Prefix]LimitVal)},

@@ -1,8 +1,8 @@
 package rcmgr
 
 // What a configuration says about the gates. SubnetLimits and RateLimits have one shape,
-// gateLists, that both convert to: laying one configuration on another, and reading it,
-// is one walk for both.
+// gateLists, that both convert to, so that laying one configuration on another (overLists)
+// and reading one (visit) are each written once.
 
 import (
 	"cmp"
@@ -16,13 +16,13 @@ import (
 )
 
 // GateLimits limits how many connections may come from one part of the IP address space,
-// and how fast. Its zero value leaves both to the defaults. Connections without an IP
-// address of their own, and allowlisted ones, pass no gate.
+// and how fast. Its zero value leaves both to the defaults. The gates do not check
+// connections that have no IP address of their own, nor allowlisted ones.
 type GateLimits struct {
 	Subnets SubnetLimits `json:",omitzero"`
 	Rate    RateLimits   `json:",omitzero"`
-	// Outbound says whether outbound connections pass the gates, too. nil leaves it to
-	// the defaults, under which only inbound ones do.
+	// Outbound says whether the gates also check outbound connections. nil leaves it to
+	// the defaults, under which they check only inbound ones.
 	Outbound *bool `json:",omitempty"`
 }
 
@@ -55,7 +55,8 @@ type RateLimits struct {
 }
 
 // ConnRate is how fast connections may come: Burst at once, and then PerSecond new ones
-// each second, which must be more than 0. A field that is zero is left to the defaults.
+// each second. A field that is zero takes the default for the same prefix length. If there
+// is none, as for every entry of Networks, both have to be set. PerSecond must be positive.
 // With Unlimited or BlockAllLimit as Burst, PerSecond has no meaning.
 type ConnRate struct {
 	PerSecond float64  `json:",omitempty"`
@@ -147,10 +148,10 @@ func (g *GateLimits) originsOver(under map[string]Origin, from Origin) map[strin
 	return over
 }
 
-// allRates is the place of all rates.
+// allRates stands for all rates at once, where WithConnRateLimiters has replaced them.
 const allRates = "Gates.Rate"
 
-// origins returns from as the origin of every setting of g, by place.
+// origins returns the origin of each setting of g by its place. All have the given one.
 func (g *GateLimits) origins(from Origin) map[string]Origin {
 	origins := make(map[string]Origin)
 	if g != nil {

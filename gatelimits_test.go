@@ -403,7 +403,7 @@ func TestAManagerLogsItsSettingsAtStart(t *testing.T) {
 	for _, want := range []string{
 		"level=INFO", "stripes=4", "admission=linear", "newcomers_quarter=true",
 		`connections_per_subnet="[ipv4/24: 3 10.0.0.0/8: unlimited 127.0.0.0/8: unlimited ipv6/56: 8 ipv6/48: 9 ::1/128: unlimited]"`, // the smallest subnets first, as they are asked
-		`connect_rates="[ipv4/32: 16 and 0.2/s 127.0.0.0/8: unlimited `, "outbound_gates=true",
+		`connect_rates="[ipv4/32: 0.2/s, burst 16 127.0.0.0/8: unlimited `, "outbound_gates=true",
 		fmt.Sprintf("allowlist_entries=%d", len(testAllowlist)), "traced=false",
 	} {
 		require.Contains(t, text.String(), want)

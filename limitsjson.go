@@ -31,19 +31,20 @@ import (
 // peer IDs, null, text after the end, networks with host bits, and transient limits above
 // those of the system where both are written. Each is a ConfigError that has line,
 // column, path and what was expected, and the name of the file if in has a method Name,
-// as an *os.File does. All of them are returned together, and no limits with them. An
-// error from reading in is wrapped. As everywhere in encoding/json, the fixed names may
+// as an *os.File does. ReadLimits returns all errors together, and then no limits. An error of
+// the reader is wrapped. As everywhere in encoding/json, the fixed names may
 // be written in upper or lower case. A byte-order mark is skipped. Text in UTF-16 or
 // UTF-32, or that is not valid UTF-8, is an error that says so.
 //
-// Limits that do not fit the defaults are found only when they are built on them:
-// NewLimiterFromJSON and NodeLimits.OverridesFile report the line of such an error, too.
+// ReadLimits does not know the defaults, so it cannot tell whether the limits fit them.
+// NewLimiterFromJSON, and NodeLimits.Build for an OverridesFile, check that, too, and report
+// the line.
 //
 // In addition to what json.Unmarshal accepts, numbers may be in quotes, and sizes of
 // memory may have units: "64MiB" is 64<<20, "64MB" is 64 million bytes, "1.5GiB" is
 // 3<<29. A comma in a size is an error, because in some languages it is the decimal
 // point. Limits that the text does not name have the zero value, which leaves them to the
-// defaults.
+// defaults. ReadLimits is safe for concurrent use with different readers.
 func ReadLimits(in io.Reader) (PartialLimitConfig, error) {
 	cfg, f, err := parseLimits(in)
 	if err != nil {
@@ -54,7 +55,7 @@ func ReadLimits(in io.Reader) (PartialLimitConfig, error) {
 
 // ReadLimitsFile is ReadLimits for the file with this name. It reads Kubo's
 // libp2p-resource-limit-overrides.json unchanged. If the file does not exist, the error
-// matches fs.ErrNotExist. Both are safe for concurrent use.
+// matches fs.ErrNotExist. ReadLimitsFile is safe for concurrent use.
 func ReadLimitsFile(name string) (PartialLimitConfig, error) {
 	cfg, f, err := parseLimitsFile(name)
 	if err != nil {
@@ -232,8 +233,9 @@ func parseSize(text string) (int64, error) {
 	return int64(n), err
 }
 
-// UnmarshalJSON reads the JSON of a PartialLimitConfig. Limits that it does not mention
-// keep their values. If it fails, cfg does not change.
+// UnmarshalJSON reads the JSON of a PartialLimitConfig. Limits that it does not mention keep
+// their values. If it fails, cfg does not change. Like json.Unmarshal, it ignores unknown
+// names; ReadLimits rejects them.
 func (cfg *ConcreteLimitConfig) UnmarshalJSON(b []byte) error {
 	var changes PartialLimitConfig
 	if err := json.Unmarshal(b, &changes); err != nil {

@@ -135,7 +135,8 @@ func (m *Manager) ViewPeer(p peer.ID, f func(network.PeerScope) error) error {
 	return f(ps)
 }
 
-// GetConnLimit returns the system scope's limit on connections in both directions.
+// GetConnLimit returns the system scope's limit on connections in both directions, math.MaxInt
+// if there is none.
 // Connection managers call it to check that their high water mark lies below.
 func (m *Manager) GetConnLimit() int {
 	return int(m.fixed[KindSystem].limitCopy.Load()[dimConns])

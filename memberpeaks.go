@@ -1,10 +1,10 @@
 package rcmgr
 
 // The most that any one peer has held, in all, in one protocol and in one service. A
-// limit on each peer has to leave room for that. A stripe keeps the peaks where its
-// members are charged, for the current generation of a minute. The next generation begins
-// with what members hold then, so that a steady use is in every generation. Two
-// generations together have the peaks of the last one to two minutes.
+// limit on each peer has to leave room for that. Each stripe records the peaks of its members
+// as it charges them, for about a minute, which is one generation. A new generation starts
+// from what members hold at that moment, so that a constant use is in each. The current
+// generation and the one before cover the last one to two minutes.
 
 // memberKinds has the classes of members, by their slot in a chain.
 var memberKinds = [...]Kind{KindPeer, KindProtocolPeer, KindServicePeer}

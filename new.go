@@ -18,6 +18,7 @@ import (
 // default limits and those of libp2p's own services, scaled to what this process may
 // use of its machine (see ThisMachine). The manager reads the limits of a scope when
 // it makes the scope, and reads all limits again when SetLimits or Refresh is called.
+// It is an error if an option or a limit is invalid, or the file of a trace cannot be opened.
 // The manager has a goroutine of its own; call Close when it is no longer needed.
 func New(limits Limiter, opts ...Option) (*Manager, error) {
 	cfg := defaultConfig()
@@ -96,7 +97,8 @@ func (m *Manager) logStart() {
 		"allowlist_entries", len(m.options.allowlisted), "traced", m.trace != nil}, m.limits.Load().startAttrs()...)...)
 }
 
-// NewResourceManager is New under the name that it has in go-libp2p's own package.
+// NewResourceManager is New with the name and the results of go-libp2p's own function. What it
+// returns is a *Manager.
 func NewResourceManager(limits Limiter, opts ...Option) (network.ResourceManager, error) {
 	m, err := New(limits, opts...)
 	if err != nil {
@@ -109,7 +111,9 @@ func NewResourceManager(limits Limiter, opts ...Option) (network.ResourceManager
 // network.ErrResourceScopeClosed. Connections, streams and memory that are still held
 // can be released as before. Each scope is removed when it holds nothing any more, except
 // scopes whose limit was set by SetLimit. If the manager writes a trace, Close writes the
-// rest of it. Closing a manager again does nothing. Close always returns nil.
+// rest of it. Close waits for calls of listeners and reporters that are running, so it must
+// not be called in one. Closing a manager again does nothing, but waits for a Close that is
+// running. Close always returns nil.
 func (m *Manager) Close() error {
 	m.closeOnce.Do(func() {
 		m.ended.Store(true)
@@ -125,7 +129,7 @@ func (m *Manager) Close() error {
 		}
 		live.remove(m)
 		m.trace.close()
-		m.reap() // for the last time: from now on releases collect, see stripe.sweep
+		m.reap() // the last periodic collection; from now on each release collects, see stripe.sweep
 	})
 	return nil
 }

@@ -15,7 +15,8 @@ import (
 // OpenConnection admits a connection into the transient scope, or refuses it with a
 // *LimitError. After Close, the error matches network.ErrResourceScopeClosed.
 // usefd says whether the connection takes a file descriptor. endpoint is the address of the
-// far end, and may be nil.
+// far end, and may be nil. Any direction but network.DirInbound counts as outbound. Call Done
+// on the scope when the connection is closed.
 func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint multiaddr.Multiaddr) (network.ConnManagementScope, error) {
 	remote := endpointOf(endpoint)
 	usefd = usefd && !remote.relayed // the connection to the relay has the descriptor
@@ -84,7 +85,9 @@ func (e *engine) openConnectionSlowly(st *stripe, h *holder, o *opening, fallBac
 
 // OpenStream admits a stream of a peer into the transient scope, or refuses it with
 // a *LimitError. After Close, the error matches network.ErrResourceScopeClosed; a
-// Limiter that gives no valid limit for the peer or the stream is an error, too.
+// Limiter that returns no valid limit for the peer or the stream is an error, too. Any
+// direction but network.DirInbound counts as outbound. Call Done on the scope when the stream
+// is closed.
 func (m *Manager) OpenStream(p peer.ID, dir network.Direction) (network.StreamManagementScope, error) {
 	s, err := m.openStream(p, dir)
 	if m.reporter != nil {

@@ -1,8 +1,8 @@
 package rcmgr
 
-// A connection or stream before it is open: a value that is checked and charged, and then
-// becomes a holder. Holders are used again. Those of streams wait in their stripe, those of
-// connections in a sync.Pool, which is one list for each processor.
+// A connection or stream before it is open. An opening is checked and charged; if admitted, it
+// is copied into a holder. Holders are used again: idle holders of streams are kept by their
+// stripe, those of connections in a sync.Pool, which is one list for each processor.
 
 // opening is a connection or stream that is to be opened, or a connection that is to move.
 type opening struct {
@@ -26,8 +26,9 @@ func (o *opening) total() request {
 
 func (o *opening) name() scopeName { return scopeName{kind: o.kind, num: o.num} }
 
-// openReady is the short way to open a connection or stream in the standard scopes: it works if
-// that costs no memory, and there is room at hand in every account. If not, it changes nothing.
+// openReady is the short way to open a connection or stream in the standard scopes. It works if
+// the unit takes no memory, there is neither tracer nor fair share, and every account has room
+// at hand or may draw it. If not, it changes nothing.
 func (st *stripe) openReady(o *opening) bool {
 	u, ps := o.unit, o.chain.peer()
 	transient, system := st.fixed[KindTransient], st.fixed[KindSystem]
@@ -91,7 +92,7 @@ func (st *stripe) refuseOpening(why *noted, o *opening, r *request) error {
 	return err
 }
 
-// traceGate passes on that a gate refused to open a connection, or to let it move to its peer.
+// traceGate tells the tracer that a gate refused to open a connection, or to let it move to its peer.
 // It takes the stripe's lock.
 func (st *stripe) traceGate(o *opening, why *LimitError) {
 	st.lock()
@@ -104,14 +105,14 @@ func (st *stripe) traceGate(o *opening, why *LimitError) {
 	}
 }
 
-// traceOpening passes on that a connection or stream is to be opened.
+// traceOpening tells the tracer that a connection or stream is to be opened.
 func (st *stripe) traceOpening(o *opening) {
 	if st.trace != nil {
 		st.trace.created(o.name(), *o.limit)
 	}
 }
 
-// traceOpened passes on that a connection or stream holds what it asked for.
+// traceOpened tells the tracer that a connection or stream holds what it asked for.
 func (st *stripe) traceOpened(o *opening, r *request) {
 	if st.trace != nil {
 		use := r.amounts()
@@ -119,7 +120,7 @@ func (st *stripe) traceOpened(o *opening, r *request) {
 	}
 }
 
-// traceNotOpened passes on that a connection or stream was refused.
+// traceNotOpened tells the tracer that a connection or stream was refused.
 func (st *stripe) traceNotOpened(o *opening) {
 	if st.trace != nil {
 		st.trace.destroyed(o.name())
@@ -156,11 +157,10 @@ func (h *holder) become(o *opening) {
 	at[slotPeer], at[slotTransient], at[slotSystem] = o.chain.at[slotPeer], o.chain.at[slotTransient], o.chain.at[slotSystem]
 }
 
-// lockIdle returns a holder that waits for a connection, and the stripe in which it lies,
-// locked. Mostly it is the holder of the connection that was done last on this processor, in
-// the stripe that this processor touched last. If that stripe's lock is taken, two processors
-// share the stripe and would keep colliding: then it is a new holder in the next stripe, and
-// the old one is dropped. A caller that does not use the holder puts it back.
+// lockIdle returns an idle holder of a connection, and its stripe, which it locks. It prefers
+// the holder that this processor used last, in the stripe that this processor touched last. If
+// that stripe's lock is taken, it drops the holder and makes one in the next stripe, so that two
+// processors do not keep colliding. A caller that does not use the holder puts it back.
 func (e *engine) lockIdle() (*holder, *stripe) {
 	h, ok := e.idleConns.Get().(*holder)
 	if !ok {

@@ -59,7 +59,7 @@ type Option func(*config) error
 // its accounts. It must be a power of two from 1 to 256. With more stripes, more processors
 // can work at the same time without waiting for each other. With fewer, decisions that need
 // the locks of all stripes are cheaper. The default is four for each processor that Go uses
-// (GOMAXPROCS), rounded up to a power of two.
+// (GOMAXPROCS), rounded up to a power of two. A manager that is traced has one stripe.
 func WithStripes(n int) Option {
 	return func(c *config) error {
 		if n < 1 || n > maxStripes || bits.OnesCount(uint(n)) != 1 {
@@ -119,7 +119,7 @@ func WithNewcomersQuarter(on bool) Option {
 //     number of refusals that it certainly had. They are present only if that is at least a
 //     tenth of all.
 //
-// Close logs the rest. At level debug, each refusal is logged when it happens, whatever
+// Close logs what was refused since the last line. A negative interval is an error. At level debug, each refusal is logged when it happens, whatever
 // interval is set.
 func WithRefusalLog(every time.Duration) Option {
 	return func(c *config) error {
@@ -392,8 +392,7 @@ func WithNearLimitFunc(f func(NearLimitEvent)) Option {
 // WithTrimming asks a connection manager to close its least valuable connections when the
 // system scope uses 80 percent of its limit on connections, file descriptors or memory. It
 // asks five times a second, because new connections and those in their grace period can be
-// closed only later. It stops when use has fallen below 80 percent by more than five percent
-// of the limit.
+// closed only later. It stops when use has fallen below 75 percent.
 //
 // The connection manager trims as if its high water mark had been reached: it closes
 // connections that it does not protect, down to its low water mark. The low water mark must

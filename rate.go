@@ -31,7 +31,8 @@ func (c *callerRates) allows(addr netip.Addr) bool {
 }
 
 // rateLimit describes a bucket that starts full, with burst tokens, and gets perSecond new ones a
-// second. perSecond 0 is no limit; burst 0 admits nothing.
+// second. If perSecond is 0 or burst is math.MaxInt, there is no limit; otherwise a burst of 0 admits
+// nothing.
 type rateLimit struct {
 	perSecond float64
 	burst     int
@@ -55,9 +56,9 @@ type rateConfig struct {
 	networks  [ip.Families][]networkRate
 }
 
-// defaultRateConfig returns default limits. A host's subnet may connect twice as often as it may
-// hold connections before it has to wait, and from then on once in five seconds. A site's subnet
-// then may connect once in two seconds. Loopback is not limited.
+// defaultRateConfig returns default limits. A host, which is an IPv4 address or an IPv6 /56, may
+// make 16 connections at once, twice what it may hold, and then one in five seconds. A site, which
+// is an IPv6 /48, may make 80, and then one in two seconds. Loopback is not limited.
 func defaultRateConfig() rateConfig {
 	host := rateLimit{perSecond: 0.2, burst: 2 * connsPerHost}
 	site := rateLimit{perSecond: 0.5, burst: 10 * connsPerHost}
@@ -73,7 +74,7 @@ func defaultRateConfig() rateConfig {
 	}
 }
 
-// describe returns the limits as short texts, such as "ipv4/32: 16 and 0.2/s".
+// describe returns the limits as short texts, such as "ipv4/32: 0.2/s, burst 16".
 func (cfg *rateConfig) describe() (all []string) {
 	for f := range ip.Families {
 		for _, l := range cfg.perSubnet[f] {
@@ -86,12 +87,12 @@ func (cfg *rateConfig) describe() (all []string) {
 	return all
 }
 
-// String returns the limit as "unlimited", or as burst and rate, such as "16 and 0.2/s".
+// String returns the limit as "unlimited", or as rate and burst, such as "0.2/s, burst 16".
 func (l rateLimit) String() string {
 	if b, err := l.bucket(); err == nil && b.Unlimited() {
 		return "unlimited"
 	}
-	return fmt.Sprintf("%d and %g/s", l.burst, l.perSecond)
+	return fmt.Sprintf("%g/s, burst %d", l.perSecond, l.burst)
 }
 
 // each calls perSubnet or network with every entry of the two lists. Its error names the place of

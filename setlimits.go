@@ -54,7 +54,8 @@ func (m *Manager) changeLimits(limits Limiter, last *limitBook) (changed bool, e
 }
 
 // Refresh asks the Limiter for all limits again. It is SetLimits with the Limiter in force,
-// errors included. A Limiter of this package returns what it returned before. Refresh is safe
+// errors included. A Limiter whose limits do not change, such as that of
+// NewFixedLimiter, returns what it returned before. Refresh is safe
 // for concurrent use.
 func (m *Manager) Refresh() error {
 	for {

@@ -1,11 +1,11 @@
 package rcmgr
 
-// The events of accounts and spans that the engine passes to the tracer. (Those of connections
-// and streams that open are passed in opening.go, and those of refusals in refusing.go.) A
-// traced manager has one stripe, so all events are in one order, and the use of a share is
-// that of its whole scope. Without a tracer each call costs a comparison with nil.
+// Events that the engine passes to the tracer. (Those of opening, and of refusals by gates,
+// are in opening.go; those of other refusals in refusing.go.) A traced manager has one stripe,
+// so all events are in one order, and the use of a share is that of its whole scope. Without a
+// tracer each event costs a comparison with nil.
 
-// traceChain passes on that every account of a chain got or gave up what a request asks for.
+// traceChain tells the tracer that every account of a chain got or gave up what a request asks for.
 func (st *stripe) traceChain(c *chain, r *request, tell func(*tracer, scopeName, *traceDelta, *amounts)) {
 	if st.trace == nil {
 		return
@@ -19,15 +19,15 @@ func (st *stripe) traceChain(c *chain, r *request, tell func(*tracer, scopeName,
 	}
 }
 
-// traceMemory passes on that a holder got or gave up n bytes.
+// traceMemory tells the tracer that a holder got or gave up n bytes.
 func (st *stripe) traceMemory(h *holder, n int64, priority uint8, tell func(*tracer, scopeName, *traceDelta, *amounts)) {
 	r := memoryRequest(st.engine.admission, n, priority)
 	st.traceHeld(h, &r, tell)
 }
 
-// traceHeld passes on that a holder got or gave up memory: first for the chain, then for its
-// owners from the outermost one, and then for the holder. Above an owner that is done,
-// nothing has changed.
+// traceHeld tells the tracer that a holder got or gave up memory: first for the chain, then for the
+// owners from the outermost inwards, and then for the holder. Above an owner that is done it
+// tells nothing, because nothing was charged there.
 func (st *stripe) traceHeld(h *holder, r *request, tell func(*tracer, scopeName, *traceDelta, *amounts)) {
 	switch {
 	case h.owner == nil:
@@ -39,7 +39,7 @@ func (st *stripe) traceHeld(h *holder, r *request, tell func(*tracer, scopeName,
 	tell(st.trace, h.name(h.num), r.delta(), &use)
 }
 
-// traceSpan passes on that a span has begun.
+// traceSpan tells the tracer that a span has begun.
 func (st *stripe) traceSpan(h *holder) {
 	if st.trace == nil {
 		return
@@ -51,21 +51,21 @@ func (st *stripe) traceSpan(h *holder) {
 	st.trace.created(h.name(h.num), *limits)
 }
 
-// traceDone passes on that a connection, stream or span is done.
+// traceDone tells the tracer that a connection, stream or span is done.
 func (st *stripe) traceDone(h *holder) {
 	if st.trace != nil {
 		st.trace.destroyed(h.name(h.num))
 	}
 }
 
-// traceCreated passes on that an account was made.
+// traceCreated tells the tracer that an account was made.
 func (st *stripe) traceCreated(a *account) {
 	if st.trace != nil {
 		st.trace.created(a.name(), *a.limit())
 	}
 }
 
-// traceDestroyed passes on that an account was collected.
+// traceDestroyed tells the tracer that an account was collected.
 func (st *stripe) traceDestroyed(a *account) {
 	if st.trace != nil {
 		st.trace.destroyed(a.name())

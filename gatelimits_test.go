@@ -465,3 +465,27 @@ func TestGatesOfAnOptionHoldWhateverTheConfigurationSays(t *testing.T) {
 	_, err := New(nil, WithGates(GateLimits{Subnets: SubnetLimits{IPv4: map[int]LimitVal{33: 1}}}))
 	require.ErrorContains(t, err, `Gates.Subnets.IPv4["33"]: expected a prefix length from 0 to 32`)
 }
+
+func TestAManagerWithoutGatesSaysSoOnceWhenItStarts(t *testing.T) {
+	infinite := NewFixedLimiter(InfiniteLimits)
+	for name, c := range map[string]struct {
+		limits Limiter
+		opts   []Option
+		warns  bool
+	}{
+		"InfiniteLimits alone":    {infinite, nil, true},
+		"with a limit by option":  {infinite, []Option{WithLimitPerSubnet([]ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: 8}}, nil)}, false},
+		"with gates by option":    {infinite, []Option{WithGates(GateLimits{Outbound: new(false)})}, false},
+		"with rates of a program": {infinite, []Option{WithConnRateLimiters(nil)}, false},
+		"built on InfiniteLimits": {NewFixedLimiter(PartialLimitConfig{}.Build(InfiniteLimits)), nil, false},
+		"default limits":          {nil, nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := captureLog(t)
+			m, err := New(c.limits, c.opts...)
+			require.NoError(t, err)
+			defer m.Close()
+			require.Equal(t, c.warns, strings.Count(text.String(), "InfiniteLimits alone") == 1, text.String())
+		})
+	}
+}

@@ -77,6 +77,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	m.workers.Go(func() { m.workUntilClosed(m.jobs()) })
 	m.logStart()
 	m.logUnreachable(book)
+	m.logWithoutGates(book)
 	return m, nil
 }
 
@@ -95,6 +96,15 @@ func (m *Manager) logStart() {
 		"observe_only", m.observed.load(), "connections_per_subnet", gates.subnets.describe(),
 		"connect_rates", rates, "outbound_gates", gates.outbound,
 		"allowlist_entries", len(m.options.allowlisted), "traced", m.trace != nil}, m.limits.Load().startAttrs()...)...)
+}
+
+// logWithoutGates warns if no subnet is limited because the limits are InfiniteLimits alone,
+// and no option says anything about the gates. Under the same limits go-libp2p's own manager
+// keeps its limits for each address, so a program that moves over may not expect it.
+func (m *Manager) logWithoutGates(b *limitBook) {
+	if b.own != nil && b.own.ungated && len(m.gateOrigins(b)) == 0 {
+		log.Warn("InfiniteLimits alone do not limit subnets: go-libp2p's own manager admits 8 connections an address under them. Set Gates in the limits, or WithGates, to limit subnets here, too")
+	}
 }
 
 // NewResourceManager is New with the name and the results of go-libp2p's own function. What it

@@ -516,6 +516,8 @@ var damages = []damage{
 	{"scope.go", "\t\ts.h.finish(st)\n\t\tif st.closed {\n\t\t\tst.sweep()\n\t\t}\n", "\t\ts.h.finish(st)\n"},
 	{"conn.go", "\tif st.closed {\n\t\tst.sweep()\n\t}\n\ttree.chain", "\ttree.chain"},
 	{"stream.go", "\t\tif st.closed {\n\t\t\tst.sweep()\n\t\t}\n\t\th.tree", "\t\th.tree"},
+	{"new.go", "b.own.ungated && len(m.gateOrigins(b)) == 0", "b.own.ungated"},
+	{"new.go", "b.own.ungated && len(m.gateOrigins(b)) == 0", "len(m.gateOrigins(b)) == 0"},
 	{"new.go", "\t\tm.reap() // the last periodic collection", "\t\t// for the last time"},
 	{"manager.go", "\t\tdefer st.exit(oneStripe)\n\t\tst.unref(&ps.account)", "\t\tdefer st.unlock()\n\t\tst.unref(&ps.account)"},
 	{"manager.go", "\t\tdefer st.exit(oneStripe)\n\t\tst.unref(a)", "\t\tdefer st.unlock()\n\t\tst.unref(a)"},

@@ -224,3 +224,16 @@ func (l rateLimit) connRate() ConnRate {
 	}
 	return ConnRate{PerSecond: l.perSecond, Burst: limitVal(l.burst)}
 }
+
+// attrs returns the limits of the gates for a log. If the program brought a limiter of its own,
+// that has the place of the rates.
+func (c *gateConfig) attrs(caller *callerRates) []any {
+	rates := c.rate.describe()
+	if caller != nil {
+		rates = []string{"as WithConnRateLimiters says"}
+		if caller.limiter == nil {
+			rates = []string{"off"}
+		}
+	}
+	return []any{"connections_per_subnet", c.subnets.describe(), "connect_rates", rates, "outbound_gates", c.outbound}
+}

@@ -84,18 +84,11 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 // logStart logs in one line which features are on.
 func (m *Manager) logStart() {
 	gates, _ := m.options.gateConfig(m.limits.Load().limiter) // what New made the gates from
-	rates := gates.rate.describe()
-	if caller := m.gate().caller; caller != nil {
-		rates = []string{"as WithConnRateLimiters says"}
-		if caller.limiter == nil {
-			rates = []string{"off"}
-		}
-	}
-	log.Info("resource manager started", append([]any{"stripes", len(m.stripes), "admission", m.admission,
-		"newcomers_quarter", m.newcomers, "fair_share", m.options.fair,
-		"observe_only", m.observed.load(), "connections_per_subnet", gates.subnets.describe(),
-		"connect_rates", rates, "outbound_gates", gates.outbound,
-		"allowlist_entries", len(m.options.allowlisted), "traced", m.trace != nil}, m.limits.Load().startAttrs()...)...)
+	attrs := []any{"stripes", len(m.stripes), "admission", m.admission,
+		"newcomers_quarter", m.newcomers, "fair_share", m.options.fair, "observe_only", m.observed.load()}
+	attrs = append(attrs, gates.attrs(m.options.callerRates)...)
+	attrs = append(attrs, "allowlist_entries", len(m.options.allowlisted), "traced", m.trace != nil)
+	log.Info("resource manager started", append(attrs, m.limits.Load().startAttrs()...)...)
 }
 
 // logWithoutGates warns if no subnet is limited because the limits are InfiniteLimits alone,

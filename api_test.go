@@ -34,6 +34,14 @@ func TestExportedNamesAndSignaturesAreThoseOfUpstream(t *testing.T) {
 	require.Empty(t, missing, "what upstream exports and we do not, or not so:\n%s", strings.Join(missing, "\n"))
 }
 
+func TestPackageObsHasTheNamesOfUpstreams(t *testing.T) {
+	theirs, ours := loadTypes(t, upstreamPath+"/obs", ownPath+"/obs")
+	require.NotEmpty(t, theirs.Scope().Names())
+	missing := apiDifferences(theirs.Scope(), ours.Scope())
+	require.Empty(t, missing, "what upstream's obs exports and ours does not, or not so:\n%s", strings.Join(missing, "\n"))
+	require.Equal(t, theirs.Scope().Names(), ours.Scope().Names(), "and no others")
+}
+
 // The comparison itself: each of these must be reported.
 func TestAPIComparisonFindsEveryKindOfDifference(t *testing.T) {
 	theirs := checkSource(t, `

@@ -11,6 +11,7 @@ import (
 	"go/token"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -175,6 +176,27 @@ func TestTheDocumentsNameOnlyWhatExists(t *testing.T) {
 			}
 		}
 	}
+}
+
+// importSearch is the command of MIGRATING.md that finds the files to change.
+var importSearch = regexp.MustCompile(`grep -rl '(p2p/host/.*)' --include`)
+
+func TestTheSearchForImportsFindsEveryPackageOfUpstreams(t *testing.T) {
+	text, err := os.ReadFile("MIGRATING.md")
+	require.NoError(t, err)
+	found := importSearch.FindStringSubmatch(string(text))
+	require.NotNil(t, found)
+	search := regexp.MustCompile(found[1]) // grep reads this pattern as Go does
+
+	packages, err := exec.Command("go", "list", "github.com/libp2p/go-libp2p/p2p/host/resource-manager/...").Output()
+	require.NoError(t, err)
+	listed := strings.Fields(string(packages))
+	require.Contains(t, listed, "github.com/libp2p/go-libp2p/p2p/host/resource-manager/obs")
+	for _, one := range listed {
+		require.Regexp(t, search, fmt.Sprintf("import rcmgr %q", one))
+	}
+	require.NotRegexp(t, search, `import "github.com/weir-p2p/rcmgr/obs"`)
+	require.NotRegexp(t, search, `import "example.org/p2p/host/resource-managers"`)
 }
 
 // CONTRIBUTING.md says that a random test can be repeated with the seed that it

@@ -25,6 +25,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/stretchr/testify/require"
 	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/rcmgrhost"
 )
 
 var examplePeer = func() peer.ID {
@@ -290,6 +291,14 @@ func withDefaults() error {
 	return host.Close()
 }
 
+func withOneOption() error {
+	host, err := libp2p.New(rcmgrhost.Manager(nil))
+	if err != nil {
+		return err
+	}
+	return host.Close()
+}
+
 func withUpstreamsAdmission() error {
 	limiter := rcmgr.NewFixedLimiter(rcmgr.InfiniteLimits)
 	rm, err := rcmgr.New(limiter, rcmgr.WithAdmission(rcmgr.AdmissionLinear))
@@ -352,6 +361,7 @@ func TestCodeShownInTheDocumentsWorks(t *testing.T) {
 	for name, program := range map[string]func() error{
 		"after moving":             afterMoving,
 		"defaults":                 withDefaults,
+		"one option":               withOneOption,
 		"upstream's admission":     withUpstreamsAdmission,
 		"limits in code":           withLimitsInCode,
 		"metrics":                  withMetrics,

@@ -1,0 +1,66 @@
+package rcmgrhost_test
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/rcmgrhost"
+)
+
+// The order of the options does not matter: the metrics are on the host's registry.
+func ExampleManager() {
+	registry := prometheus.NewRegistry()
+	host, err := libp2p.New(
+		rcmgrhost.Manager(nil), // default limits, for what this process may use
+		libp2p.PrometheusRegisterer(registry),
+		libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"),
+	)
+	if err != nil {
+		panic(err)
+	}
+	defer host.Close() // closes the manager, too
+
+	visitor, err := libp2p.New(libp2p.NoListenAddrs, libp2p.DisableMetrics())
+	if err != nil {
+		panic(err)
+	}
+	defer visitor.Close()
+	if err := visitor.Connect(context.Background(), peer.AddrInfo{ID: host.ID(), Addrs: host.Addrs()}); err != nil {
+		panic(err)
+	}
+	if rm, ok := rcmgrhost.Of(host); ok {
+		fmt.Println("inbound connections:", rm.Stat().System.NumConnsInbound)
+	}
+	// Output: inbound connections: 1
+}
+
+func ExampleManagerForNode() {
+	node := rcmgr.NodeLimits{MaxMemory: 2 << 30, MaxFileDescriptors: 4096, ConnMgrHighWater: 1200}
+	host, err := libp2p.New(rcmgrhost.ManagerForNode(node), libp2p.NoListenAddrs, libp2p.DisableMetrics())
+	if err != nil {
+		panic(err)
+	}
+	defer host.Close()
+
+	rm, _ := rcmgrhost.Of(host)
+	limits := rm.Limits().ToPartialLimitConfig()
+	fmt.Println("inbound connections at most:", limits.System.ConnsInbound)
+	// Output: inbound connections at most: 2400
+}
+
+// The manager of a host is at hand without a variable that keeps it.
+func ExampleOf() {
+	host, err := libp2p.New(rcmgrhost.Manager(nil), libp2p.NoListenAddrs, libp2p.DisableMetrics())
+	if err != nil {
+		panic(err)
+	}
+	defer host.Close()
+
+	rm, ok := rcmgrhost.Of(host)
+	fmt.Println(ok, rm.Stat().System.NumConnsInbound)
+	// Output: true 0
+}

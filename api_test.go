@@ -241,7 +241,8 @@ func typeText(t types.Type) string {
 		t = types.NewSignatureType(nil, nil, nil, unnamed(of.Params()), unnamed(of.Results()), of.Variadic())
 	case *types.Interface:
 		var methods []string
-		for m := range of.Methods() { // sorted
+		for i := range of.NumMethods() { // sorted
+			m := of.Method(i)
 			methods = append(methods, m.Name()+strings.TrimPrefix(typeText(m.Type()), "func"))
 		}
 		return "interface{" + strings.Join(methods, "; ") + "}"

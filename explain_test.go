@@ -59,7 +59,7 @@ func TestExplainSaysWhatWillBe(t *testing.T) {
 				opts = append(opts, openGates()...)
 			}
 			if r.IntN(4) == 0 {
-				opts = append(opts, WithGates(GateLimits{Outbound: new(true)}))
+				opts = append(opts, WithGates(GateLimits{Outbound: pointerTo(true)}))
 			}
 			if r.IntN(2) == 0 {
 				opts = append(opts, WithFairShare(pick(r, [][]Kind{{KindTransient}, {KindSystem}, {KindTransient, KindSystem}})...))

@@ -183,7 +183,7 @@ func (s *fairShard) addTo(to *FairShareState, n int) {
 	for _, sub := range s.mu.subnets {
 		to.Largest = offer(to.Largest, SubnetShare{sub.prefix(), sub.share(KindSystem), sub.share(KindTransient)}, n,
 			func(a, b SubnetShare) int {
-				return cmp.Or(cmp.Compare(b.System.total(), a.System.total()), a.Prefix.Compare(b.Prefix))
+				return cmp.Or(cmp.Compare(b.System.total(), a.System.total()), ip.ComparePrefixes(a.Prefix, b.Prefix))
 			})
 	}
 }

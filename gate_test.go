@@ -268,7 +268,7 @@ func TestRefusalsByGatesSayWhichAndAreCounted(t *testing.T) {
 
 // A gate returns its last refusal again, but only for the same direction.
 func TestARefusalByAGateHasTheDirectionOfTheConnection(t *testing.T) {
-	m := newManager(t, unlimitedConf(), WithGates(GateLimits{Outbound: new(true)}),
+	m := newManager(t, unlimitedConf(), WithGates(GateLimits{Outbound: pointerTo(true)}),
 		WithNetworkPrefixLimit([]NetworkPrefixLimit{{netip.MustParsePrefix("192.0.2.0/24"), 0}}, nil))
 	for _, dir := range []network.Direction{network.DirInbound, network.DirOutbound, network.DirInbound} {
 		_, err := m.OpenConnection(dir, false, mustMA(t, "/ip4/192.0.2.1/tcp/1"))
@@ -392,7 +392,7 @@ func FuzzGate(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte, flags byte) {
 		m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
 			c.System.Conns, c.AllowlistedSystem.Conns = 6, 2
-		}), WithStripes(2), WithGates(GateLimits{Outbound: new(true)}), WithLimitPerSubnet(
+		}), WithStripes(2), WithGates(GateLimits{Outbound: pointerTo(true)}), WithLimitPerSubnet(
 			[]ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: 3}},
 			[]ConnLimitPerSubnet{{PrefixLength: 56, ConnCount: 3}, {PrefixLength: 48, ConnCount: 5}}))
 		far, err := multiaddr.NewMultiaddrBytes(b)

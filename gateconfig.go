@@ -127,7 +127,7 @@ func visit[V comparable](errs *configErrors, path string, lists gateLists[V], be
 	}
 	var none V
 	seen := make(map[netip.Prefix]bool)
-	for _, n := range slices.SortedFunc(maps.Keys(lists.Networks), netip.Prefix.Compare) {
+	for _, n := range slices.SortedFunc(maps.Keys(lists.Networks), ip.ComparePrefixes) {
 		at := networkPlace(path, n)
 		plain := ip.NormalPrefix(n)
 		switch {
@@ -183,7 +183,8 @@ func (c *gateConfig) gateLimits() GateLimits {
 		Subnets: SubnetLimits{Networks: make(map[netip.Prefix]LimitVal)},
 		Rate:    RateLimits{Networks: make(map[netip.Prefix]ConnRate)},
 	}
-	g.Outbound = new(c.outbound)
+	outbound := c.outbound // a copy, which may be changed
+	g.Outbound = &outbound
 	subnets, rates := (*gateLists[LimitVal])(&g.Subnets), (*gateLists[ConnRate])(&g.Rate)
 	for f := range ip.Families {
 		*subnets.perSubnet(f), *rates.perSubnet(f) = make(map[int]LimitVal), make(map[int]ConnRate)

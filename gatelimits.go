@@ -97,7 +97,8 @@ func (upper *GateLimits) over(lower *GateLimits) *GateLimits {
 		Rate: RateLimits(overLists(gateLists[ConnRate](a.Rate), gateLists[ConnRate](b.Rate), ConnRate.fillIn)),
 	}
 	if say := cmp.Or(a.Outbound, b.Outbound); say != nil {
-		out.Outbound = new(*say)
+		outbound := *say
+		out.Outbound = &outbound
 	}
 	return out
 }
@@ -128,7 +129,7 @@ func normalNetworks[V any](networks map[netip.Prefix]V) map[netip.Prefix]V {
 		return nil
 	}
 	out := make(map[netip.Prefix]V, len(networks))
-	for _, n := range slices.SortedFunc(maps.Keys(networks), netip.Prefix.Compare) {
+	for _, n := range slices.SortedFunc(maps.Keys(networks), ip.ComparePrefixes) {
 		plain := ip.NormalPrefix(n)
 		if _, taken := out[plain]; taken || !n.IsValid() {
 			plain = n
@@ -198,7 +199,7 @@ func (r ConnRate) text() string {
 
 // eachNetwork is eachGate for the networks that are named.
 func eachNetwork[V any](path string, networks map[netip.Prefix]V, f func(place string, v V)) {
-	for _, n := range slices.SortedFunc(maps.Keys(networks), netip.Prefix.Compare) {
+	for _, n := range slices.SortedFunc(maps.Keys(networks), ip.ComparePrefixes) {
 		f(networkPlace(path, ip.NormalPrefix(n)), networks[n])
 	}
 }

@@ -270,9 +270,9 @@ func TestGatesAreForOutboundConnectionsByChoice(t *testing.T) {
 		{says(`{}`), nil, 100},
 		{says(`{"Outbound":false}`), nil, 100},
 		{says(`{"Outbound":true}`), nil, 8},
-		{says(`{"Outbound":true}`), []Option{WithGates(GateLimits{Outbound: new(false)})}, 100},
-		{says(`{}`), []Option{WithGates(GateLimits{Outbound: new(true)})}, 8},
-		{NewFixedLimiter(InfiniteLimits), []Option{WithGates(GateLimits{Outbound: new(true)})}, 100},
+		{says(`{"Outbound":true}`), []Option{WithGates(GateLimits{Outbound: pointerTo(false)})}, 100},
+		{says(`{}`), []Option{WithGates(GateLimits{Outbound: pointerTo(true)})}, 8},
+		{NewFixedLimiter(InfiniteLimits), []Option{WithGates(GateLimits{Outbound: pointerTo(true)})}, 100},
 	} {
 		m := gated(t, c.limits, c.opts...)
 		require.Equal(t, c.want, passing(t, m, network.DirOutbound, "192.0.2.1", 200))
@@ -445,7 +445,7 @@ func TestGatesOfAnOptionHoldWhateverTheConfigurationSays(t *testing.T) {
 		Subnets: SubnetLimits{IPv4: map[int]LimitVal{32: 2, 24: 7}, Networks: map[netip.Prefix]LimitVal{netip.MustParsePrefix("192.0.2.0/28"): 4}},
 		Rate:    RateLimits{IPv4: map[int]ConnRate{}},
 	}
-	m := gated(t, limits, WithGates(GateLimits{Outbound: new(false)}), WithGates(byOption))
+	m := gated(t, limits, WithGates(GateLimits{Outbound: pointerTo(false)}), WithGates(byOption))
 	byOption.Subnets.IPv4[32] = 9 // the option has its own
 	for addr, want := range map[string]int{"198.51.100.1": 2, "192.0.2.1": 4, "2001:db8::1": 5} {
 		require.Equal(t, want, passing(t, m, network.DirInbound, addr, 20), addr)

@@ -48,8 +48,8 @@ func TestEveryRefusalByAGateIsSeenEverywhere(t *testing.T) {
 		"rate":             {gates: GateLimits{Rate: RateLimits{IPv4: map[int]ConnRate{32: oneToken()}}}, kind: KindRate, prefix: at + "/32"},
 		"rate of network":  {gates: GateLimits{Rate: RateLimits{Networks: map[netip.Prefix]ConnRate{network24: oneToken()}}}, kind: KindRate, prefix: "198.51.100.0/24"},
 		"caller's rate":    {opts: []Option{WithConnRateLimiters(&rate.Limiter{GlobalLimit: rate.Limit{RPS: 1e-6, Burst: 1}})}, kind: KindRate, prefix: at + "/32"},
-		"outbound, subnet": {gates: GateLimits{Subnets: SubnetLimits{IPv4: map[int]LimitVal{32: 1}}, Outbound: new(true)}, dir: network.DirOutbound, kind: KindSubnet, prefix: at + "/32"},
-		"outbound, rate":   {gates: GateLimits{Rate: RateLimits{IPv4: map[int]ConnRate{32: oneToken()}}, Outbound: new(true)}, dir: network.DirOutbound, kind: KindRate, prefix: at + "/32"},
+		"outbound, subnet": {gates: GateLimits{Subnets: SubnetLimits{IPv4: map[int]LimitVal{32: 1}}, Outbound: pointerTo(true)}, dir: network.DirOutbound, kind: KindSubnet, prefix: at + "/32"},
+		"outbound, rate":   {gates: GateLimits{Rate: RateLimits{IPv4: map[int]ConnRate{32: oneToken()}}, Outbound: pointerTo(true)}, dir: network.DirOutbound, kind: KindRate, prefix: at + "/32"},
 		"on trial, subnet": {gates: GateLimits{Subnets: SubnetLimits{IPv4: map[int]LimitVal{32: 1}}}, opts: []Option{listed}, moving: true, kind: KindSubnet, prefix: at + "/32"},
 		"on trial, rate":   {gates: GateLimits{Rate: RateLimits{IPv4: map[int]ConnRate{32: oneToken()}}}, opts: []Option{listed}, moving: true, kind: KindRate, prefix: at + "/32"},
 	} {

@@ -104,7 +104,7 @@ func TestGatesThatStayAsTheyAreKeepTheirTokens(t *testing.T) {
 }
 
 func TestOptionsGoBeforeGatesThatChange(t *testing.T) {
-	m, err := New(bySubnet(ofIPv4(map[int]LimitVal{32: 8})), WithLimitPerSubnet([]ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: 2}}, nil), WithGates(GateLimits{Outbound: new(true)}))
+	m, err := New(bySubnet(ofIPv4(map[int]LimitVal{32: 8})), WithLimitPerSubnet([]ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: 2}}, nil), WithGates(GateLimits{Outbound: pointerTo(true)}))
 	require.NoError(t, err)
 	defer m.Close()
 	require.NoError(t, m.SetLimits(bySubnet(SubnetLimits{IPv4: map[int]LimitVal{32: 9}, IPv6: map[int]LimitVal{64: 5}})))

@@ -55,6 +55,8 @@ func testRandom(t testing.TB) *rand.Rand { return testseed.Random(t) }
 // randomFrom returns random numbers that are the same for the same seed and stream.
 func randomFrom(seed, stream uint64) *rand.Rand { return testseed.From(seed, stream) }
 
+func pointerTo[T any](v T) *T { return &v }
+
 func pick[T any](r *rand.Rand, list []T) T { return list[r.IntN(len(list))] }
 
 // newManager makes a manager that is closed with the test.

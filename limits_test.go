@@ -35,8 +35,8 @@ const (
 func randomly(tb testing.TB, rng *rand.Rand, v reflect.Value) {
 	switch v.Kind() {
 	case reflect.Struct:
-		for _, f := range v.Fields() {
-			randomly(tb, rng, f)
+		for i := range v.NumField() {
+			randomly(tb, rng, v.Field(i))
 		}
 	case reflect.Map:
 		size := rng.IntN(4) - 1 // -1: nil
@@ -226,11 +226,11 @@ type jsonLeaf struct {
 }
 
 func leaves(tb testing.TB) (out []jsonLeaf) {
-	for scope := range reflect.TypeFor[PartialLimitConfig]().Fields() {
+	for _, scope := range reflect.VisibleFields(reflect.TypeFor[PartialLimitConfig]()) {
 		if scope.Name == "Gates" || scope.Name == "Costs" { // which are no scopes: see gatelimits_test.go, costs_test.go
 			continue
 		}
-		for field := range reflect.TypeFor[ResourceLimits]().Fields() {
+		for _, field := range reflect.VisibleFields(reflect.TypeFor[ResourceLimits]()) {
 			l := jsonLeaf{scope: scope.Name, field: field.Name}
 			if scope.Type.Kind() == reflect.Map {
 				l.name = "/x"
@@ -595,7 +595,7 @@ func TestCheckLimitNamesScopeAndField(t *testing.T) {
 	require.NoError(t, checkLimit("system", InfiniteLimits.limits.Conn))
 	require.EqualError(t, checkLimit("system", nil), "system: no limit given, the Limit is nil")
 	require.EqualError(t, checkLimit("system", (*BaseLimit)(nil)), "system: no limit given, the Limit is nil")
-	for field := range reflect.TypeFor[BaseLimit]().Fields() {
+	for _, field := range reflect.VisibleFields(reflect.TypeFor[BaseLimit]()) {
 		l := new(BaseLimit)
 		reflect.ValueOf(l).Elem().FieldByIndex(field.Index).SetInt(-3)
 		require.EqualError(t, checkLimit("peer:x", l), "peer:x: the limit "+field.Name+" is -3, it must not be negative")

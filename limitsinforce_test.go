@@ -134,7 +134,7 @@ func TestLimitsInForceOfGatesSetByOptions(t *testing.T) {
 	level := func(bits, n int) ConnLimitPerSubnet { return ConnLimitPerSubnet{PrefixLength: bits, ConnCount: n} }
 	loopback := netip.MustParsePrefix("127.0.0.0/8")
 	v4 := []ConnLimitPerSubnet{level(24, 9), level(24, 5), level(24, 7), level(16, math.MaxInt)}
-	m, err := New(nil, WithLimitPerSubnet(v4, nil), WithGates(GateLimits{Outbound: new(true)}), WithNetworkPrefixLimit([]NetworkPrefixLimit{{loopback, 7}, {loopback, 8}}, nil))
+	m, err := New(nil, WithLimitPerSubnet(v4, nil), WithGates(GateLimits{Outbound: pointerTo(true)}), WithNetworkPrefixLimit([]NetworkPrefixLimit{{loopback, 7}, {loopback, 8}}, nil))
 	require.NoError(t, err)
 	defer m.Close()
 	v4[1].ConnCount = 99

@@ -36,7 +36,7 @@ func TestEverySettingHasItsOrigin(t *testing.T) {
 		Gates:     &GateLimits{Subnets: SubnetLimits{IPv4: map[int]LimitVal{24: 9}}},
 	}}.Build()
 	require.NoError(t, err)
-	m, err := New(NewFixedLimiter(cfg), WithGates(GateLimits{Outbound: new(true)}),
+	m, err := New(NewFixedLimiter(cfg), WithGates(GateLimits{Outbound: pointerTo(true)}),
 		WithNetworkPrefixLimit(nil, []NetworkPrefixLimit{{netip.MustParsePrefix("2001:db8::/32"), 4}}))
 	require.NoError(t, err)
 	defer m.Close()
@@ -229,7 +229,7 @@ func costly(cfg ConcreteLimitConfig) ConcreteLimitConfig {
 
 // Every limit goes to the table of a snapshot, and to its JSON, under its name.
 func TestEveryFieldOfALimitIsInTableAndJSON(t *testing.T) {
-	for field := range reflect.TypeFor[BaseLimit]().Fields() {
+	for _, field := range reflect.VisibleFields(reflect.TypeFor[BaseLimit]()) {
 		l := InfiniteLimits.limits.System
 		reflect.ValueOf(&l).Elem().FieldByIndex(field.Index).SetInt(7777)
 		m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System = l }))

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"net/netip"
 
+	"github.com/weir-p2p/rcmgr/internal/ip"
 	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
@@ -23,7 +24,7 @@ func (g *gate) state(n int) GateState {
 // compareFullness orders the fullest first, and equally full subnets by address.
 func compareFullness(a, b SubnetState) int {
 	part := func(s SubnetState) float64 { return float64(s.Conns) / float64(s.Limit) }
-	return cmp.Or(cmp.Compare(part(b), part(a)), a.Prefix.Compare(b.Prefix))
+	return cmp.Or(cmp.Compare(part(b), part(a)), ip.ComparePrefixes(a.Prefix, b.Prefix))
 }
 
 // SubnetState is how many connections one subnet has, and how many it may have.

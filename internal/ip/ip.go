@@ -5,6 +5,7 @@
 package ip
 
 import (
+	"cmp"
 	"encoding/binary"
 	"math/bits"
 	"net/netip"
@@ -68,6 +69,18 @@ func NormalPrefix(network netip.Prefix) netip.Prefix {
 		return netip.PrefixFrom(plain, network.Bits()-ipv4InIPv6).Masked()
 	}
 	return network.Masked()
+}
+
+// ComparePrefixes orders networks by family, first address and prefix length, and names of one
+// network, which differ in the bits behind its prefix, by their addresses. Invalid networks come
+// first. It does not depend on netip.Prefix.Compare, which is newer than the oldest Go that rcmgr
+// supports.
+func ComparePrefixes(a, b netip.Prefix) int {
+	return cmp.Or(
+		a.Masked().Addr().Compare(b.Masked().Addr()),
+		cmp.Compare(a.Bits(), b.Bits()),
+		a.Addr().Compare(b.Addr()),
+	)
 }
 
 // A Key is an address, or the first address of a subnet, as the 128 bits of an IPv6 address in

@@ -1,6 +1,7 @@
 package ip
 
 import (
+	"cmp"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -38,6 +39,21 @@ func TestNormalPrefixCoversTheSameHosts(t *testing.T) {
 		require.Equal(t, netip.MustParsePrefix(want), NormalPrefix(netip.MustParsePrefix(in)), in)
 	}
 	require.False(t, NormalPrefix(netip.Prefix{}).IsValid())
+}
+
+func TestComparePrefixesOrdersByFamilyThenAddressThenLength(t *testing.T) {
+	ordered := []netip.Prefix{{}}
+	for _, text := range []string{
+		"0.0.0.0/0", "10.0.0.0/8", "10.1.2.3/8", "10.0.0.0/9", "10.0.0.0/32", "10.1.0.0/16", "192.0.2.0/24",
+		"::/0", "::1/0", "::ffff:10.0.0.0/104", "2001:db8::/32", "2001:db8::/48",
+	} {
+		ordered = append(ordered, netip.MustParsePrefix(text))
+	}
+	for i, a := range ordered {
+		for j, b := range ordered {
+			require.Equal(t, cmp.Compare(i, j), ComparePrefixes(a, b), "%v %v", a, b)
+		}
+	}
 }
 
 func TestCutKeysAreEqualExactlyIfNetipHasTheirAddressesInOnePrefix(t *testing.T) {

@@ -19,9 +19,9 @@ import (
 	"strings"
 	"unicode"
 
-	"github.com/dustin/go-humanize"
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/weir-p2p/rcmgr/internal/bytesize"
 	"github.com/weir-p2p/rcmgr/internal/ip"
 	"github.com/weir-p2p/rcmgr/internal/strictjson"
 )
@@ -219,18 +219,12 @@ func plainVal(val json.Unmarshaler, raw []byte) ([]byte, error) {
 	return nil, fmt.Errorf(`expected %s from 0 to %d, %s, found %s`, what, most, words, strictjson.Describe(raw))
 }
 
-// parseSize returns the number of bytes of a size with a unit: "64MiB", "1.5 GB". It
-// refuses commas, which are decimal points in some languages and separators in others,
-// and sizes of less than one byte, which would be read as 0.
+// parseSize returns the number of bytes of a size with a unit: "64MiB", "1.5 GB".
 func parseSize(text string) (int64, error) {
-	if !strings.ContainsFunc(text, unicode.IsLetter) || strings.Contains(text, ",") {
-		return 0, errors.New("no size")
+	if !strings.ContainsFunc(text, unicode.IsLetter) {
+		return 0, errors.New("no unit")
 	}
-	n, err := humanize.ParseBytes(text)
-	if err == nil && (n > math.MaxInt64 || n == 0 && strings.ContainsAny(text, "123456789")) {
-		err = strconv.ErrRange
-	}
-	return int64(n), err
+	return bytesize.Parse(text)
 }
 
 // UnmarshalJSON reads the JSON of a PartialLimitConfig. Limits that it does not mention keep

@@ -7,12 +7,11 @@ package rcmgr
 import (
 	"bufio"
 	"cmp"
+	"compress/gzip"
 	"encoding/json"
 	"io"
 	"strconv"
 	"time"
-
-	"github.com/klauspost/compress/gzip"
 )
 
 type traceFile struct {

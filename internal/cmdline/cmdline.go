@@ -21,7 +21,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/dustin/go-humanize"
+	"github.com/weir-p2p/rcmgr/internal/bytesize"
 )
 
 // Line is a command line. Its methods define the flags of a program; the value of a
@@ -75,8 +75,8 @@ func (l *Line) Duration(to *time.Duration, name, usage string) {
 // Size defines a flag that is a number of bytes, more than 0, with or without a unit.
 func (l *Line) Size(to *int64, name, usage string) {
 	read(l, to, name, usage, "a size of more than 0, such as 512MiB or 2GiB", func(text string) (int64, bool) {
-		n, err := humanize.ParseBytes(text)
-		return int64(n), err == nil && n > 0 && n <= math.MaxInt64
+		n, err := bytesize.Parse(text)
+		return n, err == nil && n > 0
 	})
 }
 

@@ -475,7 +475,7 @@ func TestAManagerWithoutGatesSaysSoOnceWhenItStarts(t *testing.T) {
 	}{
 		"InfiniteLimits alone":    {infinite, nil, true},
 		"with a limit by option":  {infinite, []Option{WithLimitPerSubnet([]ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: 8}}, nil)}, false},
-		"with gates by option":    {infinite, []Option{WithGates(GateLimits{Outbound: new(false)})}, false},
+		"with gates by option":    {infinite, []Option{WithGates(GateLimits{Outbound: pointerTo(false)})}, false},
 		"with rates of a program": {infinite, []Option{WithConnRateLimiters(nil)}, false},
 		"built on InfiniteLimits": {NewFixedLimiter(PartialLimitConfig{}.Build(InfiniteLimits)), nil, false},
 		"default limits":          {nil, nil, false},

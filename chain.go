@@ -35,7 +35,7 @@ const (
 // chain is the accounts above a scope, nil where there is none.
 type chain struct{ at [numSlots]*account }
 
-// peer returns the peer's scope, nil if there is none.
+// peer returns the peer's scope, or nil if there is none.
 func (c *chain) peer() *peerScope {
 	if a := c.at[slotPeer]; a != nil {
 		return a.ps
@@ -145,7 +145,7 @@ type request struct {
 	observed    kindSet // the kinds whose limits are not asked, see refusing.go
 
 	// The peer and the subnet that ask, of which ration.go may want to leave something for
-	// others; nil if there is none.
+	// others, or nil if there is none.
 	asker  *peerScope
 	subnet *fairSubnet
 }
@@ -266,15 +266,17 @@ func (st *stripe) takeOnce(c *chain, r *request) (verdict, *noted) {
 // account as it was (I3), and is valid until the stripe notes the next one.
 func (st *stripe) check(c *chain, r *request) (verdict, *noted) {
 	r.askThrough(c)
-	if r.sharedFirst {
+	why := st.checkPrivate(c, r)
+	switch {
+	case why == nil:
+		return st.checkShared(c, r, andDraw)
+	case r.sharedFirst:
+		// What admits notes nothing, so why still stands then.
 		if v, why := st.checkShared(c, r, onlyAsk); v != admitted {
 			return v, why
 		}
 	}
-	if why := st.checkPrivate(c, r); why != nil {
-		return refused, why
-	}
-	return st.checkShared(c, r, andDraw)
+	return refused, why
 }
 
 // checkPrivate returns the refusal by an account that lies in this stripe alone, nil if

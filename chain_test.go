@@ -343,3 +343,23 @@ func TestObservedLimitsOfAFullManagerRefuseNothing(t *testing.T) {
 	require.NoError(t, open(KindConn, KindSystem))
 	requireRefused(t, open(KindConn), KindSystem, "system", dimConns, 1)
 }
+
+// A stream that is attached asks its protocol before the peer's part of it, but that is one
+// decision, and under all stripe locks no pool is summed up twice for it.
+func TestAttachingUnderAllLocksIsOneDecision(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithStripes(2))
+	s := mustOpenStream(t, m, testPeer, network.DirInbound).(*streamScope)
+	fresh, err := m.newPool(KindProtocol, "/a")
+	require.NoError(t, err)
+	st := s.peer.st
+	before := m.Snapshot().Engine.Settled
+	m.inOneCut(func() {
+		pr := st.pair(s.peer, st.shareNamed(KindProtocol, "/a", fresh))
+		v, err := s.attachLocked(st, pr, slotProtocol, allStripes)
+		require.NoError(t, err)
+		require.Equal(t, admitted, v)
+	})
+	require.Equal(t, before+1, m.Snapshot().Engine.Settled)
+	s.Done()
+	assertEmpty(t, m)
+}

@@ -169,7 +169,7 @@ var damages = []damage{
 	{"open.go", "\t\t\t\tst.enqueue(&ps.account) // it may have been made for this stream\n", ""},
 	{"open.go", "\t\t\t\tst.enqueue(&ps.account) // it may have been made for this stream\n", ""},
 	{"stream.go", "countStream(&h.tree.chain, h.dir, -1)", ""},
-	{"chain.go", "\tif r.sharedFirst {", "\tif false {"},
+	{"chain.go", "\tcase r.sharedFirst:", "\tcase false:"},
 	{"chain.go", "v, why := st.judge(c, r, onlyAsk)\n\tif v == admitted {\n\t\tst.judge(c, r, andDraw)", "v, why := admitted, (*noted)(nil)\n\tif v == admitted {\n\t\tst.judge(c, r, andDraw)"},
 	{"chain.go", "if it.n <= r.bound(st.engine, &sh.account, it)-used {", "if it.n < r.bound(st.engine, &sh.account, it)-used {"},
 	{"chain.go", "charged.use.refund(r)", "_ = charged"},

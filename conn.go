@@ -88,8 +88,8 @@ func (c *connScope) enterGates(e *engine, p *subnets.Pass) error {
 }
 
 // copied returns the connection as an opening, to be used without its lock, and the address of
-// its far end, which is invalid if
-// that has none. It is an error if the connection can no longer be given a peer.
+// its far end, which is invalid if that has none. It is an error if the connection can no longer
+// be given a peer.
 func (c *connScope) copied() (o opening, remote netip.Addr, err error) {
 	st := c.h.tree.lock()
 	defer st.unlock()
@@ -239,8 +239,8 @@ func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted bool, g grip
 	return v, to.refusal(why, c.asked(), &total)
 }
 
-// countSubnet adds by connections to what the subnet of the connection holds of the scopes
-// that the connection stands in now.
+// countSubnet adds n connections to what the subnet of the connection holds of the scopes that
+// the connection is charged to now.
 func (c *connScope) countSubnet(n int64) {
 	countConn(&c.h.tree.chain, c.h.unit, c.state().subnet, n)
 }

@@ -6,7 +6,7 @@ import (
 	"fmt"
 )
 
-// valid returns an error of everything that is wrong with the configuration, nil if nothing is.
+// valid returns an error of everything that is wrong with the configuration, or nil if nothing is.
 func (cfg *ConcreteLimitConfig) valid() error { return cfg.check().err() }
 
 // check returns all errors in the limits, wherever they came from.

@@ -126,7 +126,7 @@ type peerScope struct {
 	trusted int32
 	// peak is the most that the peer has held of each dimension.
 	peak held
-	// subnet is that of its first inbound connection, nil if it has none.
+	// subnet is that of its first inbound connection, or nil if it has none.
 	subnet *fairSubnet
 }
 
@@ -180,7 +180,7 @@ func (st *stripe) pair(ps *peerScope, sh *share) *pair {
 // manyPairs is the number of pairs of one peer above which they are in a map.
 const manyPairs = 16
 
-// pair returns the peer's part of a service or protocol, nil if it has none.
+// pair returns the peer's part of a service or protocol, or nil if it has none.
 func (ps *peerScope) pair(sh *share) *pair {
 	if all := ps.byShare(); all != nil {
 		return all[sh]

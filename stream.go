@@ -43,7 +43,7 @@ func (s *streamScope) ServiceScope() network.ServiceScope {
 	return nil
 }
 
-// pool returns the protocol or service of the stream, nil if it has none yet.
+// pool returns the protocol or service of the stream, or nil if it has none yet.
 func (s *streamScope) pool(slot int, k Kind) *pool {
 	st := s.h.tree.lock()
 	defer st.unlock()

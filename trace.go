@@ -99,7 +99,7 @@ const (
 type tracer struct {
 	limits    Limiter                 // in the start event
 	reporters []*guardedTraceReporter // for run alone
-	file      *traceFile              // for run alone; nil if there is none, or it failed
+	file      *traceFile              // for run alone, or nil if there is none, or it failed
 	max       int                     // traceQueue
 
 	// The lock comes after all others (I8) and is only ever held for a moment.

@@ -92,7 +92,7 @@ func (w *world) errands(n *node, r *rand.Rand) {
 // errand connects to some host by some transport, fetches from it, and sometimes hangs
 // up.
 func (w *world) errand(n *node, r *rand.Rand) {
-	to := w.somebody(r)
+	to := w.randomHost(r)
 	if to == nil || to == n || to.role == relays && r.IntN(4) != 0 {
 		return
 	}

@@ -88,8 +88,8 @@ func (w *world) add(r role) (*node, error) {
 	return n, nil
 }
 
-// somebody returns a random host, or nil if there is none.
-func (w *world) somebody(r *rand.Rand) *node {
+// randomHost returns a random host, or nil if there is none.
+func (w *world) randomHost(r *rand.Rand) *node {
 	w.mu.RLock()
 	defer w.mu.RUnlock()
 	if len(w.nodes) == 0 {

@@ -130,7 +130,7 @@ type Pass struct {
 	Addr   netip.Addr // the address that entered
 	Key    ip.Key     // of the address, if the address is valid
 	Conns  *Stripe    // the stripe that counts the connection; nil if none does
-	tokens *Stripe    // the stripe from whose buckets tokens were taken; nil if there is none
+	tokens *Stripe    // the stripe from whose buckets tokens were taken, or nil if there is none
 }
 
 // Enter counts a connection from or to addr and takes its tokens, or does neither. The address

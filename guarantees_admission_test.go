@@ -382,13 +382,19 @@ type wrapped struct{ network.ResourceManager }
 
 func (w wrapped) Unwrap() network.ResourceManager { return w.ResourceManager }
 
-func TestTheAllowlistIsFoundThroughWrappers(t *testing.T) {
+func TestManagerAndAllowlistAreFoundThroughWrappers(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithAllowlistedMultiaddrs(testAllowlist[:1]), WithAllowlistedMultiaddrs(testAllowlist[1:]))
 	for _, rm := range []network.ResourceManager{m, m.NewHandle(), wrapped{m}, wrapped{wrapped{m.NewHandle()}}} {
 		require.Same(t, m.allowlist, GetAllowlist(rm))
+		found, ok := ManagerOf(rm)
+		require.True(t, ok)
+		require.Same(t, m, found)
 	}
 	for _, rm := range []network.ResourceManager{nil, &network.NullResourceManager{}, wrapped{}, wrapped{&network.NullResourceManager{}}} {
 		require.Nil(t, GetAllowlist(rm))
+		found, ok := ManagerOf(rm)
+		require.False(t, ok)
+		require.Nil(t, found)
 	}
 	for _, far := range testFars[2:] {
 		require.True(t, m.GetAllowlist().Allowed(far.addr), "lists add up")

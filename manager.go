@@ -149,19 +149,36 @@ func (m *Manager) GetAllowlist() *Allowlist { return m.allowlist }
 // A wrapper has a method Unwrap() network.ResourceManager. For any other resource manager,
 // GetAllowlist returns nil.
 func GetAllowlist(rm network.ResourceManager) *Allowlist {
+	lists, ok := unwrap[interface{ GetAllowlist() *Allowlist }](rm)
+	if !ok {
+		return nil
+	}
+	return lists.GetAllowlist()
+}
+
+// ManagerOf returns the manager that rm is or wraps, and reports whether there is one. It
+// looks through a Handle, and through any other wrapper that has a method
+// Unwrap() network.ResourceManager.
+func ManagerOf(rm network.ResourceManager) (*Manager, bool) {
+	return unwrap[*Manager](rm)
+}
+
+// unwrap returns the first value of type T among rm and what it wraps, from the outside in.
+func unwrap[T any](rm network.ResourceManager) (T, bool) {
 	for rm != nil {
-		if m, ok := rm.(interface{ GetAllowlist() *Allowlist }); ok {
-			return m.GetAllowlist()
+		if found, ok := rm.(T); ok {
+			return found, true
 		}
 		w, ok := rm.(interface {
 			Unwrap() network.ResourceManager
 		})
 		if !ok {
-			return nil
+			break
 		}
 		rm = w.Unwrap()
 	}
-	return nil
+	var none T
+	return none, false
 }
 
 // ObserveOnly makes the limits of the given kinds of scopes and gates, or of all kinds if

@@ -2,11 +2,15 @@ package rcmgrhost_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/fx"
+
 	"github.com/weir-p2p/rcmgr"
 	"github.com/weir-p2p/rcmgr/rcmgrhost"
 )
@@ -63,4 +67,47 @@ func ExampleOf() {
 	rm, ok := rcmgrhost.Of(host)
 	fmt.Println(ok, rm.Stat().System.NumConnsInbound)
 	// Output: true 0
+}
+
+// In a program that is built of fx modules, the option is one of those that the host is
+// made of. Other modules take the manager as a dependency.
+func ExampleManager_fx() {
+	resources := fx.Module("resources",
+		fx.Provide(
+			fx.Annotate(
+				func() libp2p.Option { return rcmgrhost.Manager(nil) },
+				fx.ResultTags(`group:"libp2p"`),
+			),
+			func(h host.Host) (*rcmgr.Manager, error) {
+				rm, ok := rcmgrhost.Of(h)
+				if !ok {
+					return nil, errors.New("the host has no resource manager of rcmgr")
+				}
+				return rm, nil
+			},
+		),
+	)
+	makeHost := func(life fx.Lifecycle, options []libp2p.Option) (host.Host, error) {
+		h, err := libp2p.New(append(options, libp2p.NoListenAddrs, libp2p.DisableMetrics())...)
+		if err == nil {
+			life.Append(fx.StopHook(h.Close)) // closes the manager, too
+		}
+		return h, err
+	}
+
+	app := fx.New(
+		fx.NopLogger,
+		resources,
+		fx.Provide(fx.Annotate(makeHost, fx.ParamTags(``, `group:"libp2p"`))),
+		fx.Invoke(func(rm *rcmgr.Manager) {
+			fmt.Println("inbound connections:", rm.Stat().System.NumConnsInbound)
+		}),
+	)
+	if err := app.Start(context.Background()); err != nil {
+		panic(err)
+	}
+	if err := app.Stop(context.Background()); err != nil {
+		panic(err)
+	}
+	// Output: inbound connections: 0
 }

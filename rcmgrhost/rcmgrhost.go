@@ -50,19 +50,7 @@ func ManagerForNode(node rcmgr.NodeLimits, opts ...rcmgr.Option) libp2p.Option {
 // manager that was given to libp2p.ResourceManager, and one behind a Handle or behind any
 // other wrapper that has a method Unwrap() network.ResourceManager.
 func Of(h host.Host) (*rcmgr.Manager, bool) {
-	for rm := h.Network().ResourceManager(); rm != nil; {
-		if m, ok := rm.(*rcmgr.Manager); ok {
-			return m, true
-		}
-		w, ok := rm.(interface {
-			Unwrap() network.ResourceManager
-		})
-		if !ok {
-			break
-		}
-		rm = w.Unwrap()
-	}
-	return nil, false
+	return rcmgr.ManagerOf(h.Network().ResourceManager())
 }
 
 // made returns the option for a manager that new makes.

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/libp2p/go-libp2p/core/network"
+	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/stretchr/testify/require"
 )
 
@@ -22,28 +24,43 @@ func ourGoroutines() (n int) {
 }
 
 func TestAnIdleManagerTakesLittle(t *testing.T) {
-	const managers, stripes = 50, 64 // as on 16 processors
-	all := make([]*Manager, managers)
-	goroutines, heap := ourGoroutines(), heapNow()
-	for i := range all {
+	const managers = 50
+	heap := heapNow()
+	theirs := make([]network.ResourceManager, managers)
+	for i := range theirs {
 		var err error
-		all[i], err = New(nil, WithStripes(stripes))
+		theirs[i], err = upstream.NewResourceManager(upstream.NewFixedLimiter(upstream.DefaultLimits.AutoScale()))
 		require.NoError(t, err)
 	}
-	each := func() int64 { return (heapNow() - heap) / managers }
-	t.Logf("%d bytes each", each())
-	require.Equal(t, managers, ourGoroutines()-goroutines, "one worker each")
-	require.Less(t, each(), int64(50<<10))
-	for _, m := range all { // what is done again and again, and who looks, makes nothing either
-		m.reap()
-		m.followPeaks()
-		m.refusedByNow()
-		m.Snapshot()
-		m.read()
-	}
-	require.Less(t, each(), int64(50<<10))
-	for _, m := range all {
+	t.Logf("go-libp2p's manager: %.1f KiB", float64(heapNow()-heap)/managers/1024)
+	for _, m := range theirs {
 		require.NoError(t, m.Close())
 	}
-	require.Equal(t, goroutines, ourGoroutines())
+
+	for _, processors := range []int{2, 16, 64} {
+		stripes := 4 * processors
+		all := make([]*Manager, managers)
+		goroutines, heap := ourGoroutines(), heapNow()
+		for i := range all {
+			var err error
+			all[i], err = New(nil, WithStripes(stripes))
+			require.NoError(t, err)
+		}
+		each := func() int64 { return (heapNow() - heap) / managers }
+		t.Logf("this one, for %d processors: %.1f KiB, 1 goroutine", processors, float64(each())/1024)
+		require.Equal(t, managers, ourGoroutines()-goroutines, "one worker each")
+		require.Less(t, each(), int64(64<<10))
+		for _, m := range all { // recurring jobs, and readers, make nothing that stays either
+			m.reap()
+			m.followPeaks()
+			m.refusedByNow()
+			m.Snapshot()
+			m.read()
+		}
+		require.Less(t, each(), int64(64<<10))
+		for _, m := range all {
+			require.NoError(t, m.Close())
+		}
+		require.Equal(t, goroutines, ourGoroutines())
+	}
 }

@@ -41,7 +41,11 @@ func brokenInvariant(m *Manager, lowered bool) error {
 		}
 		members := 0
 		for i, sh := range p.shares {
-			if sh != m.stripes[i].named(p.kind)[p.name] {
+			var known *share
+			if st := &m.stripes[i]; st.awakened != nil {
+				known = st.named(p.kind)[p.name]
+			}
+			if sh != known {
 				return fmt.Errorf("I7: stripe %d knows another %v than the directory", i, p.scope())
 			}
 			if sh != nil {
@@ -144,7 +148,7 @@ func brokenPool(p *pool, lowered bool) error {
 // brokenStripe checks what can be seen in one stripe alone.
 func brokenStripe(st *stripe, lowered bool) error {
 	if !st.woken.Load() {
-		if st.notes != nil || st.fixed != [len(st.fixed)]*share{} || len(st.idle)+len(st.queue) > 0 {
+		if st.awakened != nil || st.fixed != [len(st.fixed)]*share{} || len(st.idle) > 0 {
 			return errors.New("a stripe that nobody uses has something")
 		}
 		return nil
@@ -308,6 +312,9 @@ func assertEmpty(t testing.TB, m *Manager) {
 	m.inOneCut(func() {
 		for i := range m.stripes {
 			st := &m.stripes[i]
+			if !st.woken.Load() {
+				continue
+			}
 			if len(st.services)+len(st.protocols)+len(st.queue) != 0 {
 				t.Errorf("stripe %d: services %v, protocols %v, %d in the queue", i, st.services, st.protocols, len(st.queue))
 			}

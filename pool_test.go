@@ -104,7 +104,7 @@ func smallPool(l tally, d dim, use, credit int64) (*stripe, *share) {
 	held[d] = use
 	sh.use = heldOf(held)
 	sh.setCredit(d, credit, l)
-	return &stripe{engine: e, notes: &notes{}}, sh
+	return &stripe{engine: e, awakened: &awakened{}}, sh
 }
 
 // poolBooks is all that a pool of one share keeps of one dimension.

@@ -40,6 +40,9 @@ func (e *engine) reap() {
 func (st *stripe) waiting() int {
 	st.lock()
 	defer st.unlock()
+	if st.awakened == nil {
+		return 0
+	}
 	return len(st.queue)
 }
 
@@ -114,7 +117,7 @@ var _ [firstShared]Kind = memberKinds
 func (e *engine) memberPeaks() (ever, recent memberPeaks) {
 	recent = e.members.last
 	for i := range e.stripes {
-		if n := e.stripes[i].notes; n != nil {
+		if n := e.stripes[i].awakened; n != nil {
 			recent.add(&n.most)
 		}
 	}
@@ -138,7 +141,7 @@ func (e *engine) beginMemberPeaks() {
 		over := &e.members
 		over.last = memberPeaks{}
 		for i := range e.stripes {
-			if n := e.stripes[i].notes; n != nil {
+			if n := e.stripes[i].awakened; n != nil {
 				over.last.add(&n.most)
 				n.most = memberPeaks{}
 			}

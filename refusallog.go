@@ -41,7 +41,7 @@ func (m *Manager) logLines(begin string, now *unloggedRefusals, logged *[numKind
 func (st *stripe) giveRemarks(refused, would *unloggedRefusals) {
 	st.lock()
 	defer st.unlock()
-	if st.notes == nil {
+	if st.awakened == nil {
 		return
 	}
 	refused.take(&st.refusals, &st.remarks)

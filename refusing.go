@@ -227,7 +227,7 @@ func (st *stripe) exceeded() {
 // addWouldRefuse adds what would have been refused to counts by kind. The stripe's
 // lock is held.
 func (st *stripe) addWouldRefuse(to *[numKinds]dimCounts) {
-	if st.notes != nil && st.observed != nil {
+	if st.awakened != nil && st.observed != nil {
 		for k := range to {
 			to[k].add(&st.observed.counts[k])
 		}

@@ -44,7 +44,7 @@ func (m *Manager) Stat() ResourceManagerStat {
 
 // addTo adds the stripe's numbers to a reading. The stripe's lock is held.
 func (st *stripe) addTo(r *reading) {
-	n := st.notes
+	n := st.awakened
 	if n == nil {
 		return
 	}

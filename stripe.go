@@ -29,9 +29,9 @@ func defaultStripes() int {
 	return n
 }
 
-// stripe is a lock and the accounts under it. awake makes the maps, the shares and the notes
-// when a stripe is first used, so that an idle host needs none. Code that reads all stripes
-// must expect that they are nil.
+// stripe is a lock and the accounts under it. awake makes the maps, the shares and what is in
+// awakened when a stripe is first used, so that an idle host needs none. Code that reads all
+// stripes must expect that they are nil.
 type stripe struct {
 	mu     sync.Mutex
 	engine *engine
@@ -55,16 +55,18 @@ type stripe struct {
 	nextID, endID int64 // numbers for connections and streams, taken in blocks
 
 	trace *tracer // nil: nothing is traced
-	*notes
+	*awakened
 	peers map[peer.ID]*peerScope
+}
 
+// awakened is what a stripe has besides what every connection and stream uses.
+type awakened struct {
+	notes
 	// The shares of services and protocols, by name.
 	services, protocols map[string]*share
 	// queue holds the accounts that may have become unused, for reap.
 	queue []*account
 	crowd int // the most peers since the map was made
-
-	_ [16]byte // the next stripe's lock is on a cache line of its own; see TestAccountsLieOnCacheLines
 }
 
 // notes is what a stripe notes and counts besides its accounts.
@@ -119,12 +121,10 @@ func (st *stripe) awake() *stripe {
 func (st *stripe) wake() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.notes != nil {
+	if st.awakened != nil {
 		return
 	}
-	st.notes = new(notes)
-	st.services = make(map[string]*share)
-	st.protocols = make(map[string]*share)
+	st.awakened = &awakened{services: make(map[string]*share), protocols: make(map[string]*share)}
 	st.peers = make(map[peer.ID]*peerScope)
 	for _, p := range st.engine.fixed {
 		st.addShare(p)
@@ -134,7 +134,7 @@ func (st *stripe) wake() {
 
 // addCounts adds what the stripe has counted. Its lock is held.
 func (st *stripe) addCounts(to *engineCounts) {
-	if st.notes != nil {
+	if st.awakened != nil {
 		to.add(&st.engineCounts)
 	}
 }

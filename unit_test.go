@@ -92,11 +92,11 @@ func TestByUnitAndByMemoryIsAsByRequest(t *testing.T) {
 			})
 
 			books := func(got func(st *stripe, ps *peerScope)) (notes, held) {
-				st, ps := &stripe{notes: &notes{}}, &peerScope{}
+				st, ps := &stripe{awakened: &awakened{}}, &peerScope{}
 				ps.use = heldOf(use)
 				ps.use.addUnit(u)
 				got(st, ps)
-				return *st.notes, ps.peak
+				return st.notes, ps.peak
 			}
 			unitNotes, unitPeak := books(func(st *stripe, ps *peerScope) { st.peerGotUnit(ps, u) })
 			requestNotes, requestPeak := books(func(st *stripe, ps *peerScope) { st.peerGot(ps, &r) })

@@ -25,14 +25,14 @@ func ourGoroutines() (n int) {
 
 func TestAnIdleManagerTakesLittle(t *testing.T) {
 	const managers = 50
-	heap := heapNow()
+	heap, running := heapNow(), runtime.NumGoroutine()
 	theirs := make([]network.ResourceManager, managers)
 	for i := range theirs {
 		var err error
 		theirs[i], err = upstream.NewResourceManager(upstream.NewFixedLimiter(upstream.DefaultLimits.AutoScale()))
 		require.NoError(t, err)
 	}
-	t.Logf("go-libp2p's manager: %.1f KiB", float64(heapNow()-heap)/managers/1024)
+	t.Logf("go-libp2p's manager: %.1f KiB, %d goroutine", float64(heapNow()-heap)/managers/1024, (runtime.NumGoroutine()-running)/managers)
 	for _, m := range theirs {
 		require.NoError(t, m.Close())
 	}

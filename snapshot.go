@@ -9,6 +9,7 @@ package rcmgr
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -123,16 +124,13 @@ type Snapshot struct {
 func (s *Snapshot) Uptime() time.Duration { return s.Taken.Sub(s.Started) }
 
 // Snapshot returns the state of the manager with all its peers. It holds all stripe locks
-// while it copies the numbers of every peer. Hosts with very many peers should use
-// SnapshotTop. Snapshot is safe for concurrent use.
+// while it copies the numbers of every peer, some milliseconds for 100 000 peers; SnapshotTop
+// holds them for less. Snapshot is safe for concurrent use.
 func (m *Manager) Snapshot() Snapshot {
-	return m.snapshot(fullestSubnets, func(c *cut) {
+	c := newCut(m.roomForPeers())
+	return m.snapshot(fullestSubnets, &c, func() {
 		c.addPools(m.dir.list())
-		for i := range m.stripes {
-			for _, ps := range m.stripes[i].peers {
-				c.addPeer(ps)
-			}
-		}
+		c.addAllPeers(m)
 	})
 }
 
@@ -150,7 +148,8 @@ func (m *Manager) Snapshot() Snapshot {
 func (m *Manager) SnapshotTop(peers int) Snapshot {
 	peers = max(0, peers)
 	top, names := m.topPeers(peers), m.busiest()
-	return m.snapshot(peers, func(c *cut) {
+	c := newCut(len(top))
+	return m.snapshot(peers, &c, func() {
 		c.addPools(names.present(m))
 		for _, id := range top {
 			if ps := m.stripeOf(id).peers[id]; ps != nil { // it may have been collected since
@@ -163,14 +162,48 @@ func (m *Manager) SnapshotTop(peers int) Snapshot {
 // fullestSubnets is how many subnets a Snapshot lists.
 const fullestSubnets = 20
 
-// cut collects numbers. All stripe locks are held while it does.
-type cut struct{ scopes []scopeCut }
+// cut collects numbers. All stripe locks are held while it does, so it copies no more than
+// what may change afterwards.
+type cut struct {
+	shared  []scopeCut
+	peers   []peerCut
+	classes classLimits
+}
 
 type scopeCut struct {
 	name             scopeName
 	use, peak, limit amounts
 	denied           denials
 	tight            [numDims]bool
+}
+
+// peerCut is what changes of a peer. Its limit is what limit points to, or that of its class,
+// which may be another one after the cut.
+type peerCut struct {
+	ps        *peerScope
+	use, peak held
+	limit     *amounts
+	denied    *denials // nil for most peers
+}
+
+// newCut returns a cut with room for a number of peers, so that little memory is allocated
+// under the locks, and none of it is touched there for the first time.
+func newCut(peers int) cut {
+	room := make([]peerCut, peers)
+	clear(room)
+	return cut{peers: room[:0]}
+}
+
+// roomForPeers returns how many peers a cut of all of them may find, those included that come
+// meanwhile. It takes the locks of the stripes one by one.
+func (e *engine) roomForPeers() (n int) {
+	for i := range e.stripes {
+		st := &e.stripes[i]
+		st.lock()
+		n += len(st.peers)
+		st.unlock()
+	}
+	return n + n/16
 }
 
 func (c *cut) addPools(pools []*pool) {
@@ -180,29 +213,40 @@ func (c *cut) addPools(pools []*pool) {
 		for d := range numDims {
 			s.tight[d] = p.tight(d)
 		}
-		c.scopes = append(c.scopes, s)
+		c.shared = append(c.shared, s)
 	}
 }
 
 func (c *cut) addPeer(ps *peerScope) {
-	s := scopeCut{name: ps.name(), use: ps.use.amounts(), peak: ps.peak.amounts(), limit: *ps.limit()}
-	s.denied.addOf(&ps.account)
-	c.scopes = append(c.scopes, s)
+	p := peerCut{ps: ps, use: ps.use, peak: ps.peak, limit: ps.limit()}
+	if ps.denied != nil {
+		p.denied = new(denials)
+		p.denied.addOf(&ps.account)
+	}
+	c.peers = append(c.peers, p)
 }
 
-// snapshot returns a Snapshot with the services, protocols and peers that add adds under
-// all stripe locks.
-func (m *Manager) snapshot(subnets int, add func(*cut)) Snapshot {
+func (c *cut) addAllPeers(m *Manager) {
+	for i := range m.stripes {
+		for _, ps := range m.stripes[i].peers {
+			c.addPeer(ps)
+		}
+	}
+}
+
+// snapshot returns a Snapshot with the services, protocols and peers that add adds to the cut
+// under all stripe locks.
+func (m *Manager) snapshot(subnets int, c *cut, add func()) Snapshot {
 	s := Snapshot{Started: m.started, Recent: m.history.all(),
 		Engine: EngineState{Stripes: len(m.stripes)}}
-	var c cut
 	var counted engineCounts
 	var would [numKinds]dimCounts
 	var ever, recent memberPeaks
 	m.inOneCut(func() {
 		s.Taken, s.Observed, s.Sizing = time.Now(), m.Observed(), m.limits.Load().sizing()
+		c.classes = m.classes
 		c.addPools(m.fixed[:])
-		add(&c)
+		add()
 		s.Services, s.Protocols = m.dir.sizes()
 		ever, recent = m.memberPeaks()
 		for i := range m.stripes {
@@ -224,9 +268,12 @@ func (m *Manager) snapshot(subnets int, add func(*cut)) Snapshot {
 	s.FairShare = m.fair.state(subnets)
 	s.Leaks = m.leaks.state()
 	m.gate().addRefusals(&counted.refusals, &would)
-	s.Scopes = make([]ScopeState, len(c.scopes))
-	for i := range c.scopes {
-		s.Scopes[i] = c.scopes[i].state()
+	s.Scopes = make([]ScopeState, 0, len(c.shared)+len(c.peers))
+	for i := range c.shared {
+		s.Scopes = append(s.Scopes, c.shared[i].state())
+	}
+	for i := range c.peers {
+		s.Scopes = append(s.Scopes, c.peers[i].state(m, &c.classes))
 	}
 	slices.SortFunc(s.Scopes, compareScopes)
 	s.Refusals = countsByKind(&counted.refusals)
@@ -256,13 +303,29 @@ func (c *scopeCut) state() ScopeState {
 		Use: c.use.stat(), Limit: c.limit.baseLimit(), Peak: Amounts(c.peak.baseLimit()),
 		Refusals: c.denied.refused.refusals(), WouldRefuse: c.denied.would.refusals(),
 	}
-	if s.Kind == KindPeer {
-		s.ID = c.name.peer.String()
-	}
 	for d, tight := range c.tight {
 		if tight {
 			s.Tight = append(s.Tight, limitNames[d])
 		}
+	}
+	return s
+}
+
+// state returns the state of a peer, with the limits of classes at the time of the cut.
+func (c *peerCut) state(m *Manager, classes *classLimits) ScopeState {
+	limit := c.limit
+	if limit == &m.classes.peer {
+		limit = &classes.peer
+	}
+	name := scopeName{kind: KindPeer, peer: c.ps.id}
+	text := name.String()
+	use, peak := c.use.amounts(), c.peak.amounts()
+	s := ScopeState{
+		Name: text, Kind: KindPeer, ID: strings.TrimPrefix(text, "peer:"),
+		Use: use.stat(), Limit: limit.baseLimit(), Peak: Amounts(peak.baseLimit()),
+	}
+	if c.denied != nil {
+		s.Refusals, s.WouldRefuse = c.denied.refused.refusals(), c.denied.would.refusals()
 	}
 	return s
 }

@@ -460,3 +460,22 @@ func TestThePeakOfOneConnectionIsOne(t *testing.T) {
 		require.Equal(t, Amounts{Conns: 1, ConnsInbound: 1, FD: 1}, s.stateOf(t, scope).Peak, scope)
 	}
 }
+
+// What is copied of all peers under all stripe locks has its room from before.
+func TestACutOfAllPeersAllocatesNothingUnderTheLocks(t *testing.T) {
+	m := newManager(t, unlimitedConf())
+	const peers = 3000
+	for _, p := range names(peers) {
+		openPeer(t, m, p)
+	}
+	room := m.roomForPeers()
+	require.GreaterOrEqual(t, room, peers)
+	c := newCut(room)
+	require.Zero(t, testing.AllocsPerRun(10, func() {
+		c.peers = c.peers[:0]
+		m.inOneCut(func() { c.addAllPeers(m) })
+	}))
+	require.Len(t, c.peers, peers)
+	require.Len(t, m.Stat().Peers, peers)
+	require.Equal(t, peers, m.Snapshot().Peers)
+}

@@ -9,36 +9,42 @@ import (
 )
 
 // Stat returns what every scope holds, all at the same instant. It holds all stripe locks
-// while it copies the numbers of every peer. It is safe for concurrent use.
+// while it copies the numbers of every peer, some milliseconds for 100 000 peers. It is safe
+// for concurrent use.
 func (m *Manager) Stat() ResourceManagerStat {
+	c := newCut(m.roomForPeers())
+	m.inOneCut(func() {
+		c.addPools(m.fixed[:])
+		c.addPools(m.dir.list())
+		c.addAllPeers(m)
+	})
 	stat := ResourceManagerStat{
 		Services:  make(map[string]network.ScopeStat),
 		Protocols: make(map[protocol.ID]network.ScopeStat),
-		Peers:     make(map[peer.ID]network.ScopeStat),
+		Peers:     make(map[peer.ID]network.ScopeStat, len(c.peers)),
 	}
-	m.inOneCut(func() {
-		statOf := func(p *pool) network.ScopeStat {
-			used := p.used()
-			return used.stat()
+	for i := range c.shared {
+		s := &c.shared[i]
+		use := s.use.stat()
+		switch s.name.kind {
+		case KindSystem:
+			stat.System = use
+		case KindTransient:
+			stat.Transient = use
+		case KindAllowlistedSystem:
+			stat.AllowlistedSystem = use
+		case KindAllowlistedTransient:
+			stat.AllowlistedTransient = use
+		case KindService:
+			stat.Services[s.name.text] = use
+		case KindProtocol:
+			stat.Protocols[protocol.ID(s.name.text)] = use
 		}
-		stat.System = statOf(m.fixed[KindSystem])
-		stat.Transient = statOf(m.fixed[KindTransient])
-		stat.AllowlistedSystem = statOf(m.fixed[KindAllowlistedSystem])
-		stat.AllowlistedTransient = statOf(m.fixed[KindAllowlistedTransient])
-		for _, p := range m.dir.list() {
-			if p.kind == KindService {
-				stat.Services[p.name] = statOf(p)
-			} else {
-				stat.Protocols[protocol.ID(p.name)] = statOf(p)
-			}
-		}
-		for i := range m.stripes {
-			for id, ps := range m.stripes[i].peers {
-				use := ps.use.amounts()
-				stat.Peers[id] = use.stat()
-			}
-		}
-	})
+	}
+	for i := range c.peers {
+		use := c.peers[i].use.amounts()
+		stat.Peers[c.peers[i].ps.id] = use.stat()
+	}
 	return stat
 }
 

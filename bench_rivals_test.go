@@ -16,7 +16,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// rival makes a manager with the given limits and no limit on rates.
+// rival makes a manager with the given limits and no limit on rates. Both managers get the same
+// options: go-libp2p's has no rate limits only with a limiter that is empty.
 type rival struct {
 	impl string
 	make func(testing.TB, ConcreteLimitConfig) network.ResourceManager
@@ -24,12 +25,12 @@ type rival struct {
 
 var rivals = []rival{
 	{"ours", func(t testing.TB, limits ConcreteLimitConfig) network.ResourceManager {
-		rm, err := NewResourceManager(NewFixedLimiter(limits), WithConnRateLimiters(nil))
+		rm, err := NewResourceManager(NewFixedLimiter(limits), WithConnRateLimiters(&xrate.Limiter{}))
 		require.NoError(t, err)
 		return rm
 	}},
 	{"ours-without-metrics", func(t testing.TB, limits ConcreteLimitConfig) network.ResourceManager {
-		rm, err := NewResourceManager(NewFixedLimiter(limits), WithConnRateLimiters(nil), WithMetricsDisabled())
+		rm, err := NewResourceManager(NewFixedLimiter(limits), WithConnRateLimiters(&xrate.Limiter{}), WithMetricsDisabled())
 		require.NoError(t, err)
 		return rm
 	}},
@@ -46,7 +47,7 @@ var rivals = []rival{
 
 // oursWithStripes makes the first of the rivals, with as many stripes on any machine.
 func oursWithStripes(t testing.TB, limits ConcreteLimitConfig, stripes int) *Manager {
-	m, err := New(NewFixedLimiter(limits), WithConnRateLimiters(nil), WithStripes(stripes))
+	m, err := New(NewFixedLimiter(limits), WithConnRateLimiters(&xrate.Limiter{}), WithStripes(stripes))
 	require.NoError(t, err)
 	return m
 }

@@ -197,12 +197,12 @@ func WithNetworkPrefixLimit(v4, v6 []NetworkPrefixLimit) Option {
 }
 
 // WithConnRateLimiters replaces the limits on how fast one subnet may connect, including
-// those of the limit configuration (see RateLimits), by a rate limiter of the caller's. nil
-// means no such limit. If a connection takes a token from the limiter and is then refused by
+// those of the limit configuration (see RateLimits), by a rate limiter of the caller's. nil,
+// and a limiter that has no limit when the manager is made, mean no such limit. If a connection takes a token from the limiter and is then refused by
 // another limit, the token is lost.
 func WithConnRateLimiters(connRateLimiter *rate.Limiter) Option {
 	return func(c *config) error {
-		c.callerRates = &callerRates{connRateLimiter}
+		c.callerRates = newCallerRates(connRateLimiter)
 		return nil
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"time"
 
 	xrate "github.com/libp2p/go-libp2p/x/rate"
@@ -20,6 +21,22 @@ import (
 // of its own, and does not report which of its buckets was empty. A token that was taken from it
 // cannot be given back. The zero value limits nothing.
 type callerRates struct{ limiter *xrate.Limiter }
+
+// newCallerRates returns a program's limiter. One without limits is left out, because it costs
+// each connection a clock and two locks.
+func newCallerRates(l *xrate.Limiter) *callerRates {
+	if l == nil {
+		return &callerRates{}
+	}
+	l.Limit(nil) // makes the limiter ready, so that its fields may be read beside other uses of it
+	unlimited := l.GlobalLimit.RPS == 0 &&
+		len(l.SubnetRateLimiter.IPv4SubnetLimits)+len(l.SubnetRateLimiter.IPv6SubnetLimits) == 0 &&
+		!slices.ContainsFunc(l.NetworkPrefixLimits, func(n xrate.PrefixLimit) bool { return n.RPS != 0 })
+	if unlimited {
+		return &callerRates{}
+	}
+	return &callerRates{l}
+}
 
 // set reports whether there is any limit. c may be nil.
 func (c *callerRates) set() bool { return c != nil && c.limiter != nil }

@@ -143,3 +143,25 @@ func TestBadRatesAreErrorsThatNameThem(t *testing.T) {
 		require.EqualError(t, err, want)
 	}
 }
+
+// A limiter of the program's that limits nothing is asked for nothing.
+func TestALimiterWithoutLimitsIsNone(t *testing.T) {
+	network := netip.MustParsePrefix("192.0.2.0/24")
+	for _, c := range []struct {
+		name    string
+		limiter *xrate.Limiter
+		set     bool
+	}{
+		{"nil", nil, false},
+		{"empty", &xrate.Limiter{}, false},
+		{"a burst without a rate", &xrate.Limiter{GlobalLimit: xrate.Limit{Burst: 8}}, false},
+		{"a network without a rate", &xrate.Limiter{NetworkPrefixLimits: []xrate.PrefixLimit{{Prefix: network}}}, false},
+		{"a rate in all", &xrate.Limiter{GlobalLimit: xrate.Limit{RPS: 1}}, true},
+		{"a network's rate", &xrate.Limiter{NetworkPrefixLimits: []xrate.PrefixLimit{{Prefix: network}, {Prefix: network, Limit: xrate.Limit{RPS: 1}}}}, true},
+		{"rates of IPv4 subnets", &xrate.Limiter{SubnetRateLimiter: xrate.SubnetLimiter{IPv4SubnetLimits: make([]xrate.SubnetLimit, 1)}}, true},
+		{"rates of IPv6 subnets", &xrate.Limiter{SubnetRateLimiter: xrate.SubnetLimiter{IPv6SubnetLimits: make([]xrate.SubnetLimit, 1)}}, true},
+	} {
+		m := newManager(t, unlimitedConf(), WithConnRateLimiters(c.limiter))
+		require.Equal(t, c.set, m.gate().asksCaller(), c.name)
+	}
+}

@@ -16,6 +16,8 @@ import (
 	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr/internal/cputime"
 )
 
 // gateWorkload is what comes to the gates again and again.
@@ -104,14 +106,14 @@ func BenchmarkGates(b *testing.B) {
 				}
 				renew()
 				b.ReportAllocs()
-				rounds, unexpected, since := 0, 0, processorTime()
+				rounds, unexpected, since := 0, 0, cputime.Used()
 				for b.Loop() {
 					if w.tokens && rounds%(tokensEach*len(w.addrs())) == 0 && rounds > 0 {
 						b.StopTimer()
-						stopped := processorTime()
+						stopped := cputime.Used()
 						require.NoError(b, rm.Close())
 						renew()
-						since += processorTime() - stopped
+						since += cputime.Used() - stopped
 						b.StartTimer()
 					}
 					if round(rounds) == w.refused {

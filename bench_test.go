@@ -26,6 +26,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr/internal/cputime"
 )
 
 const (
@@ -238,7 +240,7 @@ func runWorkers(b *testing.B, procs int, prepare func(worker int) func(int) erro
 	}
 	b.ReportAllocs()
 	var workers atomic.Int32
-	defer reportProcessorTime(b, processorTime())
+	defer reportProcessorTime(b, cputime.Used())
 	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		round := rounds[workers.Add(1)-1]
@@ -255,7 +257,7 @@ func runWorkers(b *testing.B, procs int, prepare func(worker int) func(int) erro
 // collection included: what else the machine does disturbs it little.
 func reportProcessorTime(b *testing.B, since time.Duration) {
 	if since > 0 {
-		b.ReportMetric(float64(processorTime()-since)/float64(b.N), "cpu-ns/op")
+		b.ReportMetric(float64(cputime.Used()-since)/float64(b.N), "cpu-ns/op")
 	}
 }
 

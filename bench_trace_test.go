@@ -14,6 +14,8 @@ import (
 	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	xrate "github.com/libp2p/go-libp2p/x/rate"
 	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr/internal/cputime"
 )
 
 // tracedRounds is how many rounds one trace has: few enough that nothing is
@@ -39,7 +41,7 @@ func BenchmarkTracing(b *testing.B) {
 	for _, w := range workloads {
 		for _, r := range tracedRivals {
 			b.Run(fmt.Sprintf("work=%s/impl=%s", w.name, r.impl), func(b *testing.B) {
-				dir, traces, since := b.TempDir(), 0, processorTime()
+				dir, traces, since := b.TempDir(), 0, cputime.Used()
 				for b.Loop() {
 					traces++
 					rm := r.make(b, w.limits.Build(farLimits()), filepath.Join(dir, fmt.Sprint(traces)))
@@ -52,7 +54,7 @@ func BenchmarkTracing(b *testing.B) {
 					require.NoError(b, rm.Close())
 				}
 				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(traces*tracedRounds), "ns/round")
-				b.ReportMetric(float64(processorTime()-since)/float64(traces*tracedRounds), "cpu-ns/round")
+				b.ReportMetric(float64(cputime.Used()-since)/float64(traces*tracedRounds), "cpu-ns/round")
 			})
 		}
 	}

@@ -37,8 +37,10 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/gologshim"
+
 	"github.com/weir-p2p/rcmgr"
 	"github.com/weir-p2p/rcmgr/internal/cmdline"
+	"github.com/weir-p2p/rcmgr/internal/cputime"
 )
 
 // settings are the values of the command line.
@@ -138,7 +140,7 @@ func flood(ctx context.Context, s settings, where places, to io.Writer) (int, er
 
 // stand attacks a victim on one manager.
 func stand(ctx context.Context, s settings, by contender, where places, out *screen) (outcome, error) {
-	cpu := cpuTime()
+	cpu := cputime.Used()
 	f, err := newFriend(where.home)
 	if err != nil {
 		return outcome{}, err
@@ -186,7 +188,7 @@ func stand(ctx context.Context, s settings, by contender, where places, out *scr
 	v.close()
 
 	held, forgotten := waitUntilFree(v.manager, 2*time.Second), 0
-	cpu = cpuTime() - cpu
+	cpu = cputime.Used() - cpu
 	if len(held) > 0 {
 		forgotten = v.observer.closeForgotten()
 		held = heldIn(v.manager.Snapshot())

@@ -84,6 +84,36 @@ func TestStripesForManyProcessors(t *testing.T) {
 	}
 }
 
+// What a round writes that another processor may have written last, in cache lines, and how
+// long one processor takes for it (HotPath, limits far). A line that lies in another core's
+// cache takes about lineNS to come over, within one last-level cache.
+var linesWritten = []struct {
+	work  string
+	alone float64 // nanoseconds
+	lines float64
+}{{"stream", 212, 18}, {"connection", 249, 16}}
+
+const lineNS = 20
+
+// shared returns the throughput of each of several processors that serve many peers in turn, as
+// a part of what one does alone. Whichever stripe a peer is in, another processor was the last
+// in it with a chance of (P-1)/P.
+func shared(alone, lines float64, processors int) float64 {
+	return alone / (alone + lines*lineNS*float64(processors-1)/float64(processors))
+}
+
+func TestLinesForManyProcessors(t *testing.T) {
+	for _, w := range linesWritten {
+		for _, processors := range []int{2, 16, 64, 128} {
+			part := shared(w.alone, w.lines, processors)
+			t.Logf("%-10s %3d processors: %.2f of alone, %5.1f times one processor, %4.0f million a second", w.work,
+				processors, part, part*float64(processors), part*float64(processors)/w.alone*1000)
+			require.Less(t, part, 1.0)
+		}
+		require.InDelta(t, shared(w.alone, w.lines, 64), shared(w.alone, w.lines, 128), 0.01, "it does not fall further")
+	}
+}
+
 // A limit that is too small for batches is decided on the exact sum at any load, under
 // the drawing lock. These are the default limits, by memory and processors.
 //

@@ -132,11 +132,17 @@ const (
 	// limit only at priority 255. A limit of math.MaxInt64 admits everything at every
 	// priority. It is the formula of go-libp2p's own resource manager.
 	AdmissionLinear
+	// AdmissionGraded admits a reservation if the scope then holds at most
+	// limit × (257+priority) / 512 bytes. This is half of the limit at priority 0, three
+	// quarters at 128, 90 % at 203, and all of it only at priority 255. Nothing is refused
+	// while half is free, as by AdmissionHalf, and what is reserved at a lower priority leaves
+	// room for ReservationPriorityAlways, as by AdmissionLinear.
+	AdmissionGraded
 )
 
-var admissionNames = [...]string{"half", "linear"}
+var admissionNames = [...]string{"half", "linear", "graded"}
 
-// String returns the rule's name: "half" or "linear".
+// String returns the rule's name: "half", "linear" or "graded".
 func (a Admission) String() string { return nameOf(a, admissionNames[:]) }
 
 // MarshalText returns String's text, for JSON and logs.
@@ -148,32 +154,36 @@ func (a *Admission) UnmarshalText(text []byte) error {
 }
 
 // fullWeight is the weight that may fill all of a limit.
-const fullWeight = 256
+const fullWeight = 512
 
-// weight returns the part of a limit, in 256ths, that a priority may fill.
+// weight returns the part of a limit, in 512ths, that a priority may fill.
 func (a Admission) weight(priority uint8) int64 {
-	if a == AdmissionLinear {
-		return 1 + int64(priority)
+	p := int64(priority)
+	switch a {
+	case AdmissionLinear:
+		return 2 * (1 + p)
+	case AdmissionGraded:
+		return 257 + p
 	}
-	return min(fullWeight, 128+int64(priority))
+	return min(fullWeight, 2*(128+p))
 }
 
 // wholeFrom returns the lowest priority that may fill all of a limit.
 func (a Admission) wholeFrom() uint8 {
-	if a == AdmissionLinear {
-		return fullWeight - 1
+	if a == AdmissionHalf {
+		return 128
 	}
-	return fullWeight - 128
+	return math.MaxUint8
 }
 
 // threshold returns the most that a scope with this limit may hold after a reservation of this
-// weight, which is ⌊limit × weight / 256⌋. It does not overflow for any limit from 0 to
+// weight, which is ⌊limit × weight / 512⌋. It does not overflow for any limit from 0 to
 // math.MaxInt64.
 func (a Admission) threshold(limit, weight int64) int64 {
 	if weight == fullWeight || (a == AdmissionLinear && limit == math.MaxInt64) {
 		return limit
 	}
-	return limit>>8*weight + (limit&255)*weight>>8
+	return limit>>9*weight + (limit&511)*weight>>9
 }
 
 // Resource is the kind of resource that a request asks for.

@@ -106,7 +106,7 @@ type modelOp struct {
 	do     modelVerb
 	conn   int
 	n      int64 // units; of limitVerb the new limit
-	weight int64 // in 256ths of a limit, as request.weight
+	weight int64 // in 512ths of a limit, as request.weight
 	to     int   // stripe that a move goes to
 	pools  poolSet
 }

@@ -283,17 +283,17 @@ var creditScenarios = []creditScenario{
 		name: "low weights", stripes: 2, limits: []int64{64},
 		conns: []modelConn{connAt(0, pool0), connAt(1, pool0), connAt(1, pool0)},
 		threads: [][]modelOp{
-			{doReserve(0, 1, fullWeight), doReserve(0, 1, 8), doRelease(0, 64)},
-			{doReserve(1, 1, 8), doReserve(1, 14, fullWeight/4), doRelease(1, 64)},
-			{doReserve(2, 1, 1), doReserve(2, 33, fullWeight), doRelease(2, 64)},
+			{doReserve(0, 1, fullWeight), doReserve(0, 1, 16), doRelease(0, 64)},
+			{doReserve(1, 1, 16), doReserve(1, 14, fullWeight/4), doRelease(1, 64)},
+			{doReserve(2, 1, 2), doReserve(2, 33, fullWeight), doRelease(2, 64)},
 		},
 	},
 	{
 		name: "as much idle credit as there can be", stripes: 2, limits: []int64{64},
 		conns: []modelConn{connAt(0, pool0), connAt(1, pool0), connAt(1, pool0)},
 		threads: [][]modelOp{
-			{doReserve(0, 6, fullWeight), doRelease(0, 4), doReserve(0, 1, halfWeight-8), doRelease(0, 3)},
-			{doReserve(1, 6, fullWeight), doRelease(1, 4), doReserve(1, 1, halfWeight-8), doRelease(1, 3)},
+			{doReserve(0, 6, fullWeight), doRelease(0, 4), doReserve(0, 1, halfWeight-16), doRelease(0, 3)},
+			{doReserve(1, 6, fullWeight), doRelease(1, 4), doReserve(1, 1, halfWeight-16), doRelease(1, 3)},
 			doHold(2, 28, halfWeight),
 		},
 	},
@@ -662,7 +662,7 @@ func TestExplorerCatchesEveryBrokenRule(t *testing.T) {
 		"a low weight spends the credit of its stripe",
 		func(r *creditRules) { r.lowOnCredit = true },
 		creditScenario{limits: one, conns: apart, threads: [][]modelOp{
-			{doReserve(0, 1, fullWeight), doReserve(0, 1, 8), doRelease(0, 2)},
+			{doReserve(0, 1, fullWeight), doReserve(0, 1, 16), doRelease(0, 2)},
 			doHold(1, 8, fullWeight),
 		}},
 		[]creditProperty{noFalseAdmission},
@@ -699,7 +699,7 @@ func TestExplorerCatchesEveryBrokenRule(t *testing.T) {
 		func(r *creditRules) { r.looseAnytime = true },
 		creditScenario{limits: one, conns: apart, setup: []modelOp{doReserve(0, 40, fullWeight), doRelease(0, 20)}, threads: [][]modelOp{
 			{doRelease(0, 20)},
-			doHold(1, 40, fullWeight-1),
+			doHold(1, 40, fullWeight-2),
 		}},
 		[]creditProperty{creditCovers},
 	}, {

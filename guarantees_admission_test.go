@@ -117,9 +117,11 @@ func TestThresholdsAreExact(t *testing.T) {
 	}
 	for _, limit := range limits {
 		for p := range 256 {
-			for a, weight := range map[Admission]int64{AdmissionHalf: min(256, 128+int64(p)), AdmissionLinear: 1 + int64(p)} {
+			for a, weight := range map[Admission]int64{
+				AdmissionHalf: 2 * min(256, 128+int64(p)), AdmissionLinear: 2 * (1 + int64(p)), AdmissionGraded: 257 + int64(p),
+			} {
 				want := new(big.Int).Mul(big.NewInt(limit), big.NewInt(weight))
-				want.Rsh(want, 8)
+				want.Rsh(want, 9)
 				if a == AdmissionLinear && limit == math.MaxInt64 {
 					want.SetInt64(limit) // unlimited is unlimited at every priority
 				}
@@ -134,7 +136,7 @@ func TestThresholdsAreExact(t *testing.T) {
 // TestEveryPriorityIsAdmittedToItsThreshold: the same through a manager.
 func TestEveryPriorityIsAdmittedToItsThreshold(t *testing.T) {
 	for _, stripes := range []int{1, 8} {
-		for _, a := range []Admission{AdmissionHalf, AdmissionLinear} {
+		for _, a := range []Admission{AdmissionHalf, AdmissionLinear, AdmissionGraded} {
 			for _, limit := range []int64{0, 1, 255, 1000, 1 << 30, math.MaxInt64 - 1, math.MaxInt64} {
 				limit := min(limit, math.MaxInt) // what can be asked for at once
 				m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Memory = limit }), WithStripes(stripes), WithAdmission(a))
@@ -162,12 +164,83 @@ func TestEveryPriorityIsAdmittedToItsThreshold(t *testing.T) {
 	}
 }
 
+// The windows of bulk streams grow as yamux grows them: by doubling, at priority 128, until the
+// manager refuses. Whether a new stream then gets its first window, which is 256 KiB and must
+// not be refused for the sake of larger ones, is a matter of the rule.
+func TestRulesLeaveRoomForNewStreamsBesideGrowingWindows(t *testing.T) {
+	const first, grows, always = 256 << 10, 128, network.ReservationPriorityAlways
+	for _, c := range []struct {
+		rule  Admission
+		taken int64 // by windows that have grown as far as they may, of 64 MiB
+		fits  bool
+	}{
+		{AdmissionHalf, 64 << 20, false},
+		{AdmissionLinear, 129 << 18, true},
+		{AdmissionGraded, 385 << 17, true},
+	} {
+		for _, stripes := range []int{1, 8} {
+			m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Memory = 64 << 20 }),
+				WithStripes(stripes), WithAdmission(c.rule))
+			var windows []int
+			var open []network.StreamManagementScope
+			for i := range 6 {
+				s, err := m.OpenStream(peer.ID(fmt.Sprintf("bulk %d", i)), network.DirInbound)
+				require.NoError(t, err)
+				require.NoError(t, s.ReserveMemory(first, always))
+				open, windows = append(open, s), append(windows, first)
+			}
+			for grown := true; grown; {
+				grown = false
+				for i, s := range open {
+					if s.ReserveMemory(windows[i], grows) == nil {
+						windows[i] *= 2
+						grown = true
+					}
+				}
+			}
+			// A last one takes what is left for its priority, a little at a time.
+			for open[0].ReserveMemory(64<<10, grows) == nil {
+			}
+			require.LessOrEqual(t, viewSystem(t, m).Stat().Memory, c.taken, c.rule)
+			require.Greater(t, viewSystem(t, m).Stat().Memory, c.taken-(64<<10), c.rule)
+			s, err := m.OpenStream("newcomer", network.DirInbound)
+			require.NoError(t, err)
+			require.Equal(t, c.fits, s.ReserveMemory(first, always) == nil, c.rule)
+			for _, s := range append(open, s) {
+				s.Done()
+			}
+			assertEmpty(t, m)
+		}
+	}
+}
+
+// The parts that are promised in the documents, at the priorities that go-libp2p has names for.
+func TestPartsOfALimitByPriority(t *testing.T) {
+	const limit = 1 << 20
+	for _, c := range []struct {
+		priority             uint8
+		half, linear, graded float64 // percent
+	}{
+		{0, 50, .4, 50},
+		{network.ReservationPriorityLow, 89.5, 39.8, 69.9},
+		{128, 100, 50.4, 75.2},
+		{network.ReservationPriorityMedium, 100, 59.8, 79.9},
+		{network.ReservationPriorityHigh, 100, 79.7, 89.8},
+		{network.ReservationPriorityAlways, 100, 100, 100},
+	} {
+		for a, want := range map[Admission]float64{AdmissionHalf: c.half, AdmissionLinear: c.linear, AdmissionGraded: c.graded} {
+			got := 100 * float64(a.threshold(limit, a.weight(c.priority))) / limit
+			require.InDelta(t, want, got, .25, "%v at priority %d", a, c.priority)
+		}
+	}
+}
+
 func TestSumsThatOverflowAreRefused(t *testing.T) {
 	if math.MaxInt < math.MaxInt64 {
 		t.Skip("no two ints have a sum that overflows")
 	}
 	for _, stripes := range []int{1, 8} {
-		for _, a := range []Admission{AdmissionHalf, AdmissionLinear} {
+		for _, a := range []Admission{AdmissionHalf, AdmissionLinear, AdmissionGraded} {
 			m := newManager(t, unlimitedConf(), WithStripes(stripes), WithAdmission(a))
 			peers := []peer.ID{"one", "two"}
 			if stripes > 1 {

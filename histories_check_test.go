@@ -51,7 +51,7 @@ type call struct {
 	begun, ended int64 // ticks
 	does         deed
 	refused      bool
-	of256        uint64 // the part of a limit that the call may fill; 0: all
+	of512        uint64 // the part of a limit that the call may fill; 0: all
 	takes, gives []flow
 	sees         []int64 // by place, of looks
 	sets         flow    // of limits
@@ -145,10 +145,10 @@ func (h *history) limitsOver(p int, l *line) {
 }
 
 func (c *call) bound(limit int64) int64 {
-	if c.of256 == 0 {
+	if c.of512 == 0 {
 		return limit
 	}
-	return fraction(limit, c.of256)
+	return fraction(limit, c.of512)
 }
 
 // alwaysFitted reports whether there was room for a call for as long as it took.

@@ -129,6 +129,7 @@ var historyLoads = []historyLoad{
 	{name: "memory tight and back", holds: ofMemory, from: .1, to: 1.3, limit: oneBatch, limited: onSystem, things: onlyMemory, stripes: stressStripes},
 	{name: "memory in long chains", holds: ofMemory, from: .2, to: 1.1, limit: someBatches, limited: wholeChain, things: onlyMemory, stripes: stressStripes, changes: true},
 	{name: "memory by linear admission", holds: ofMemory, from: .1, to: 1, limit: someBatches, limited: wholeChain, things: onlyMemory, stripes: stressStripes, admission: AdmissionLinear, changes: true},
+	{name: "memory by graded admission", holds: ofMemory, from: .1, to: 1, limit: someBatches, limited: wholeChain, things: onlyMemory, stripes: stressStripes, admission: AdmissionGraded, changes: true},
 	{name: "streams around half", holds: ofStreams, from: .4, to: .6, limit: someBatches, limited: onSystem, things: allThings, stripes: []int{1, 4}},
 	{name: "streams in long chains", holds: ofStreams, from: .1, to: 1.2, limit: oneBatch, limited: wholeChain, things: allThings, stripes: []int{1, 4, 16}, changes: true},
 	{name: "connections that move with memory", holds: ofConns, from: .1, to: 1.2, limit: oneBatch, limited: wholeChain, things: allThings, stripes: []int{1, 4, 16}, changes: true},
@@ -355,8 +356,8 @@ func (w *historian) step() {
 }
 
 // ask makes a call and records it. What is given back is, if it is admitted.
-func (w *historian) ask(text string, of256 uint64, takes, gives []flow, f func() error) bool {
-	c := call{does: asks, text: text, of256: of256, takes: takes, begun: w.now()}
+func (w *historian) ask(text string, of512 uint64, takes, gives []flow, f func() error) bool {
+	c := call{does: asks, text: text, of512: of512, takes: takes, begun: w.now()}
 	err := f()
 	c.ended = w.now()
 	if c.refused = err != nil; !c.refused {
@@ -494,15 +495,19 @@ func (w *historian) size() int64 {
 	return 1 + w.r.Int64N(1+w.limit/32)
 }
 
-func (w *historian) priority() (priority uint8, of256 uint64) {
+func (w *historian) priority() (priority uint8, of512 uint64) {
 	priority = 255
 	if w.r.IntN(2) == 0 {
 		priority = uint8(w.r.Uint32())
 	}
-	if w.load.admission == AdmissionLinear {
-		return priority, 1 + uint64(priority)
+	switch p := uint64(priority); w.load.admission {
+	case AdmissionLinear:
+		return priority, 2 * (1 + p)
+	case AdmissionGraded:
+		return priority, 257 + p
+	default:
+		return priority, 2 * min(256, 128+p)
 	}
-	return priority, min(256, 128+uint64(priority))
 }
 
 func (w *historian) reserve(o *heldScope) {
@@ -514,7 +519,7 @@ func (w *historian) reserve(o *heldScope) {
 		to, held = o.span, &o.inSpan
 	}
 	n := w.size()
-	if priority, of256 := w.priority(); w.ask("to reserve", of256, w.count(o.in, bytesOf(n)), nil, func() error {
+	if priority, of512 := w.priority(); w.ask("to reserve", of512, w.count(o.in, bytesOf(n)), nil, func() error {
 		return to.ReserveMemory(int(n), priority)
 	}) {
 		*held += n
@@ -588,9 +593,9 @@ func (w *historian) useLoans() {
 		return
 	}
 	l, n := w.loans[0], w.size()
-	priority, of256 := w.priority()
+	priority, of512 := w.priority()
 	for range 4 {
-		if w.ask("to reserve on loan", of256, w.count([]int{atTheSystem}, bytesOf(n)), nil, func() error {
+		if w.ask("to reserve on loan", of512, w.count([]int{atTheSystem}, bytesOf(n)), nil, func() error {
 			return l.span.ReserveMemory(int(n), priority)
 		}) {
 			l.own += n
@@ -749,8 +754,8 @@ func TestHistoriesWithAFalseAnswerAreFound(t *testing.T) {
 			{begun: 4, ended: 7, takes: []flow{{1, 10}}},
 			{begun: 8, ended: 9, gives: []flow{{0, 10}}},
 		}, call{begun: 3, ended: 10, takes: []flow{{0, 1}, {1, 1}}}},
-		{"admitted beyond its part", []int64{256}, []call{ask(1, 2, 120)}, call{begun: 3, ended: 4, of256: 128, takes: []flow{{0, 9}}}},
-		{"refused within its part", []int64{256}, []call{ask(1, 2, 120)}, call{begun: 3, ended: 4, of256: 128, takes: []flow{{0, 8}}, refused: true}},
+		{"admitted beyond its part", []int64{256}, []call{ask(1, 2, 120)}, call{begun: 3, ended: 4, of512: 256, takes: []flow{{0, 9}}}},
+		{"refused within its part", []int64{256}, []call{ask(1, 2, 120)}, call{begun: 3, ended: 4, of512: 256, takes: []flow{{0, 8}}, refused: true}},
 		{"admitted by a limit that was lowered before", []int64{10}, []call{{does: limits, begun: 1, ended: 2, sets: flow{0, 4}}}, ask(3, 4, 5)},
 		{"refused by a limit that was raised before", []int64{4}, []call{{does: limits, begun: 1, ended: 2, sets: flow{0, 10}}}, refused(ask(3, 4, 5))},
 		{"less was seen than was held", []int64{10}, []call{ask(1, 2, 5)}, call{does: looks, begun: 3, ended: 4, sees: []int64{4}}},

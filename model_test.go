@@ -210,9 +210,11 @@ func (m *model) bound(r *modelRequest, s *modelScope, d dim) (bound int64, cause
 		if limit == math.MaxInt64 {
 			return limit, CauseLimit
 		}
-		return fraction(limit, 1+uint64(r.priority)), CauseLimit
+		return fraction(limit, 2*(1+uint64(r.priority))), CauseLimit
+	case d == dimMemory && m.admission == AdmissionGraded:
+		return fraction(limit, 257+uint64(r.priority)), CauseLimit
 	case d == dimMemory:
-		return fraction(limit, min(256, 128+uint64(r.priority))), CauseLimit
+		return fraction(limit, 2*min(256, 128+uint64(r.priority))), CauseLimit
 	case s.name == "transient" && (d == dimStreamsIn || d == dimStreamsOut):
 		most := m.mostInTransient(d)
 		switch {
@@ -237,10 +239,10 @@ func (m *model) mostInTransient(d dim) int64 {
 	return min(limit[d], max(limit[dimStreams]-limit[dimStreams]/4, limit[dimStreams]-limit[dimStreamsIn]))
 }
 
-// fraction is limit × of256 / 256.
-func fraction(limit int64, of256 uint64) int64 {
-	hi, lo := bits.Mul64(uint64(limit), of256)
-	q, _ := bits.Div64(hi, lo, 256)
+// fraction is limit × of512 / 512.
+func fraction(limit int64, of512 uint64) int64 {
+	hi, lo := bits.Mul64(uint64(limit), of512)
+	q, _ := bits.Div64(hi, lo, 512)
 	return int64(q)
 }
 

@@ -36,7 +36,7 @@ func TestRandomSequencesDecideAsTheModelWhileLimitsAreObserved(t *testing.T) {
 	cell := uint64(0)
 	for _, stripes := range []int{1, 2, 8, 64} {
 		for _, g := range append(slices.Clone(regimes), mixed) {
-			for _, a := range []Admission{AdmissionHalf, AdmissionLinear} {
+			for _, a := range []Admission{AdmissionHalf, AdmissionLinear, AdmissionGraded} {
 				cell++
 				r := randomFrom(seed, cell)
 				t.Run(fmt.Sprintf("stripes=%d/%s/admission=%d", stripes, g.name, a), func(t *testing.T) {

@@ -74,9 +74,9 @@ func WithStripes(n int) Option {
 // of a limit it may fill. The default is AdmissionHalf.
 func WithAdmission(a Admission) Option {
 	return func(c *config) error {
-		if a != AdmissionHalf && a != AdmissionLinear {
-			return fmt.Errorf("WithAdmission: unknown rule of admission: %d, expected %d (%v) or %d (%v)",
-				a, AdmissionHalf, AdmissionHalf, AdmissionLinear, AdmissionLinear)
+		if int(a) >= len(admissionNames) {
+			return fmt.Errorf("WithAdmission: unknown rule of admission: %d, expected %d (%v), %d (%v) or %d (%v)",
+				a, AdmissionHalf, AdmissionHalf, AdmissionLinear, AdmissionLinear, AdmissionGraded, AdmissionGraded)
 		}
 		c.admission = a
 		return nil

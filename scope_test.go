@@ -62,7 +62,7 @@ func TestRandomSequencesDecideAsTheModel(t *testing.T) {
 	cell := uint64(0)
 	for _, stripes := range []int{1, 2, 8, 64} {
 		for _, g := range append(slices.Clone(regimes), mixed) {
-			for _, a := range []Admission{AdmissionHalf, AdmissionLinear} {
+			for _, a := range []Admission{AdmissionHalf, AdmissionLinear, AdmissionGraded} {
 				for _, newcomers := range []bool{true, false} {
 					cell++
 					r := randomFrom(seed, cell)

@@ -436,7 +436,7 @@ func TestALockIsTakenInTheStripeThatAConnectionMovedTo(t *testing.T) {
 func TestEverythingAtOnce(t *testing.T) {
 	const workers = 6
 	for _, stripes := range stressStripes {
-		for _, a := range []Admission{AdmissionHalf, AdmissionLinear} {
+		for _, a := range []Admission{AdmissionHalf, AdmissionLinear, AdmissionGraded} {
 			t.Run(fmt.Sprintf("stripes=%d/admission=%d", stripes, a), func(t *testing.T) {
 				conf := unlimitedConf()
 				for _, l := range []*BaseLimit{&conf.System, &conf.Transient, &conf.ProtocolDefault, &conf.ServiceDefault} {

@@ -50,7 +50,7 @@ func TestEnumerationsHaveTheSameNamesInTextAndJSON(t *testing.T) {
 	words(t, func(i int) Origin { return Origin(i) }, 4)
 	words(t, func(i int) Resource { return Resource(i) }, 4)
 	words(t, func(i int) Cause { return Cause(i) }, 6)
-	words(t, func(i int) Admission { return Admission(i) }, 2)
+	words(t, func(i int) Admission { return Admission(i) }, 3)
 }
 
 // collectJSONLog collects what is logged until the end of the test, as JSON. It

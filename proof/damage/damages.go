@@ -4,9 +4,11 @@ package main
 // source that passes one by is noticed.
 var damages = []damage{
 	// Arithmetic.
-	{"amounts.go", "return min(fullWeight, 128+int64(priority))", "return min(fullWeight, 129+int64(priority))"},
-	{"amounts.go", "return limit>>8*weight + (limit&255)*weight>>8", "return limit * weight >> 8"},
-	{"amounts.go", "return 1 + int64(priority)", "return int64(priority)"},
+	{"amounts.go", "return min(fullWeight, 2*(128+p))", "return min(fullWeight, 2*(129+p))"},
+	{"amounts.go", "return limit>>9*weight + (limit&511)*weight>>9", "return limit * weight >> 9"},
+	{"amounts.go", "return 2 * (1 + p)", "return 2 * p"},
+	{"amounts.go", "return 257 + p", "return 256 + p"},
+	{"amounts.go", "if a == AdmissionHalf {\n\t\treturn 128", "if a != AdmissionLinear {\n\t\treturn 128"},
 	{"account.go", "a.refs == 0 && !a.sticky && !a.lasting() && a.use == held{}", "a.refs == 0 && !a.sticky && !a.lasting()"},
 
 	// Pools and credit.

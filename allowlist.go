@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,6 +31,10 @@ import (
 //	/ip4/192.0.2.1/p2p/12D3KooW…            one peer, at an address
 //	/ip6/2001:db8::/ipcidr/32/p2p/12D3KooW… one peer, in a network
 //	/p2p/12D3KooW…                          one peer, wherever it is
+//	/dns4/example.com                       every peer at the addresses of a host name
+//	/dnsaddr/example.com/p2p/12D3KooW…      one peer, at the addresses of a host name
+//
+// A host name (/dns, /dns4, /dns6 or /dnsaddr) needs a resolver; see WithAllowlistResolver.
 //
 // IPv4-mapped and NAT64 addresses, in entries and in endpoints, count as the IPv4
 // addresses that they stand for. A relayed endpoint has no address, and in particular not
@@ -46,6 +51,15 @@ import (
 type Allowlist struct {
 	writer sync.Mutex // one change at a time
 	view   atomic.Pointer[allowlistView]
+	names  nameKeeper // nil if no resolver looks up host names; set before first use
+}
+
+// nameKeeper keeps the entries that are host names, and lists the addresses that it finds for
+// them by Allowlist.replace.
+type nameKeeper interface {
+	// change adds (delta 1) or removes (delta -1) a name.
+	change(e allowlistEntry, delta int) error
+	any() bool // reports whether there is a name
 }
 
 // allowlistView is the list at one moment. Neither it nor its tables change once readers
@@ -56,8 +70,17 @@ type allowlistView struct {
 	peers *bart.Table[peerEntries]
 }
 
-// prefixCounts has the number of entries for each network.
-type prefixCounts = bart.Table[int]
+// prefixCounts has the number of entries for each network, by source: an address for which a
+// host name stands does not leave the list with an entry of its own, nor the other way round.
+type prefixCounts = bart.Table[[2]int32]
+
+// source says whether an entry was added as it is, or a host name stands for it.
+type source int
+
+const (
+	byItself source = iota
+	byName
+)
 
 // peerEntries has the entries that name one peer.
 type peerEntries struct {
@@ -80,7 +103,7 @@ func newAllowlist(entries []allowlistEntry) *Allowlist {
 	}
 	v := emptyAllowlist()
 	list := func(t *prefixCounts, network netip.Prefix) {
-		t.Modify(network, func(n int, _ bool) (int, bool) { return n + 1, false })
+		t.Modify(network, func(n [2]int32, _ bool) ([2]int32, bool) { n[byItself]++; return n, false })
 	}
 	for _, e := range entries {
 		if e.peer == "" {
@@ -105,14 +128,15 @@ func newAllowlist(entries []allowlistEntry) *Allowlist {
 
 // Add adds an entry, in one of the forms listed at Allowlist. An entry that is added
 // twice must be removed twice. Components between the address and the peer ID, such as a
-// port, are ignored. An error names the entry, and leaves the list unchanged.
+// port, are ignored. The look-up of a host name begins at once, and Add does not wait for the
+// answer. An error names the entry, and leaves the list unchanged.
 func (al *Allowlist) Add(ma multiaddr.Multiaddr) error {
 	return al.change(ma, 1)
 }
 
 // Remove undoes one Add of the same entry. Removing an entry that is not on the list is
-// not an error, but removing one that could not be is. Open connections keep what the
-// list gave them.
+// not an error, but removing one that could not be is. An address for which a host name on
+// the list stands too stays. Open connections keep what the list gave them.
 func (al *Allowlist) Remove(ma multiaddr.Multiaddr) error {
 	return al.change(ma, -1)
 }
@@ -181,7 +205,7 @@ func (al *Allowlist) allowsPeer(p peer.ID) bool {
 // hasEntries reports whether there is any entry.
 func (al *Allowlist) hasEntries() bool {
 	v := al.view.Load()
-	return v != nil && v.open.Size()+v.peers.Size() > 0
+	return v != nil && v.open.Size()+v.peers.Size() > 0 || al.names != nil && al.names.any()
 }
 
 func (v *allowlistView) peer(p peer.ID) (peerEntries, bool) {
@@ -203,28 +227,62 @@ func peerKey(p peer.ID) netip.Prefix {
 // change adds (delta 1) or removes (delta -1) one entry.
 func (al *Allowlist) change(ma multiaddr.Multiaddr, delta int) error {
 	e, err := readAllowlistEntry(ma)
-	if err == nil {
-		al.put(e, delta)
+	if err != nil {
+		return err
+	}
+	return al.put(e, delta)
+}
+
+// errNoResolver is the error of a host name that nothing can look up.
+var errNoResolver = errors.New("expected an IP address or a peer ID: a host name needs a resolver (see WithAllowlistResolver)")
+
+// put is change for an entry that has been parsed. It returns an error only for a host name.
+func (al *Allowlist) put(e allowlistEntry, delta int) error {
+	if e.name == "" {
+		al.writer.Lock()
+		defer al.writer.Unlock()
+		al.view.Store(al.current().with(e, byItself, delta))
+		return nil
+	}
+	err := errNoResolver
+	if al.names != nil {
+		err = al.names.change(e, delta)
+	}
+	if err != nil {
+		err = fmt.Errorf("allowlist entry %q: %w", e, err)
 	}
 	return err
 }
 
-// put is change for an entry that has been parsed.
-func (al *Allowlist) put(e allowlistEntry, delta int) {
+// replace removes entries for which a host name stood, and adds those for which it stands now,
+// in one step: an entry that is in both lists is on the list at every moment. All of them have
+// a network.
+func (al *Allowlist) replace(before, after []allowlistEntry) {
 	al.writer.Lock()
 	defer al.writer.Unlock()
-	v := al.view.Load()
-	if v == nil {
-		v = emptyAllowlist()
+	v := al.current()
+	for _, e := range after {
+		v = v.with(e, byName, 1)
 	}
-	al.view.Store(v.with(e, delta))
+	for _, e := range before {
+		v = v.with(e, byName, -1)
+	}
+	al.view.Store(v)
+}
+
+// current returns the view to make the next one of. The writer's lock is held.
+func (al *Allowlist) current() *allowlistView {
+	if v := al.view.Load(); v != nil {
+		return v
+	}
+	return emptyAllowlist()
 }
 
 // with returns the view with one entry more or less.
-func (v *allowlistView) with(e allowlistEntry, delta int) *allowlistView {
+func (v *allowlistView) with(e allowlistEntry, from source, delta int) *allowlistView {
 	next := *v
 	if e.peer == "" {
-		next.open = count(v.open, e.network, delta)
+		next.open = count(v.open, e.network, from, delta)
 		return &next
 	}
 	key := peerKey(e.peer)
@@ -232,9 +290,9 @@ func (v *allowlistView) with(e allowlistEntry, delta int) *allowlistView {
 	switch {
 	case !e.network.IsValid():
 		of.bare = max(0, of.bare+delta)
-	case delta > 0 || of.has(e.network):
-		of.at = count(of.at, e.network, delta)
-		next.named = count(v.named, e.network, delta)
+	case delta > 0 || of.has(e.network, from):
+		of.at = count(of.at, e.network, from, delta)
+		next.named = count(v.named, e.network, from, delta)
 	}
 	if of.bare == 0 && (of.at == nil || of.at.Size() == 0) {
 		next.peers = v.peers.DeletePersist(key)
@@ -244,30 +302,51 @@ func (v *allowlistView) with(e allowlistEntry, delta int) *allowlistView {
 	return &next
 }
 
-func (e peerEntries) has(network netip.Prefix) bool {
+func (e peerEntries) has(network netip.Prefix, from source) bool {
 	if e.at == nil {
 		return false
 	}
-	_, ok := e.at.Get(network)
-	return ok
+	n, _ := e.at.Get(network)
+	return n[from] > 0
 }
 
-// count returns the table with the count of one network changed by delta. Networks with a
-// count of zero are not in it.
-func count(t *prefixCounts, network netip.Prefix, delta int) *prefixCounts {
+// count returns the table with one count of a network changed by delta, but not below zero.
+// Networks whose counts are zero are not in it.
+func count(t *prefixCounts, network netip.Prefix, from source, delta int) *prefixCounts {
 	if t == nil {
 		t = new(prefixCounts)
 	}
-	return t.ModifyPersist(network, func(n int, _ bool) (int, bool) {
-		n += delta
-		return n, n <= 0
+	return t.ModifyPersist(network, func(n [2]int32, _ bool) ([2]int32, bool) {
+		n[from] = max(0, n[from]+int32(delta))
+		return n, n == [2]int32{}
 	})
 }
 
-// allowlistEntry is a parsed entry: a peer, a network, or both.
+// allowlistEntry is a parsed entry: a peer, a network, or both, or a host name in place of the
+// network.
 type allowlistEntry struct {
 	peer    peer.ID
 	network netip.Prefix
+	name    string // such as "/dns4/example.com"; empty if there is none
+}
+
+// String returns the entry as a multiaddr.
+func (e allowlistEntry) String() string {
+	text := e.name
+	if e.network.IsValid() {
+		text = "/ip6/"
+		if e.network.Addr().Is4() {
+			text = "/ip4/"
+		}
+		text += e.network.Addr().String()
+		if !e.network.IsSingleIP() {
+			text += "/ipcidr/" + strconv.Itoa(e.network.Bits())
+		}
+	}
+	if e.peer != "" {
+		text += "/p2p/" + e.peer.String()
+	}
+	return text
 }
 
 // parseAllowlistText reads an entry from a line of text. It ignores what editors leave
@@ -292,10 +371,10 @@ func readAllowlistEntry(ma multiaddr.Multiaddr) (allowlistEntry, error) {
 }
 
 // parseAllowlistEntry is strict where a lenient reading would admit more than the entry's
-// author meant, as for a name that is no IP address, or a relay.
+// author meant, as for a relay. If there is an IP address, a host name is ignored like a port.
 func parseAllowlistEntry(ma multiaddr.Multiaddr) (e allowlistEntry, err error) {
 	var addr netip.Addr
-	bits := -1
+	bits, names := -1, 0
 	for i := range ma {
 		raw := ma[i].RawValue()
 		switch ma[i].Code() {
@@ -304,6 +383,9 @@ func parseAllowlistEntry(ma multiaddr.Multiaddr) (e allowlistEntry, err error) {
 				return e, errors.New("names two IP addresses, one was expected")
 			}
 			addr, _ = netip.AddrFromSlice(raw)
+		case multiaddr.P_DNS, multiaddr.P_DNS4, multiaddr.P_DNS6, multiaddr.P_DNSADDR:
+			names++
+			e.name = ma[i].String()
 		case multiaddr.P_IPCIDR:
 			if bits >= 0 {
 				return e, errors.New("has two ipcidr lengths, one was expected")
@@ -320,11 +402,17 @@ func parseAllowlistEntry(ma multiaddr.Multiaddr) (e allowlistEntry, err error) {
 			return e, errors.New("is relayed, and a relay's address says nothing of the peer behind it: use /p2p/<peer ID>")
 		}
 	}
-	if !addr.IsValid() {
-		if e.peer == "" || len(ma) > 1 {
-			return e, errors.New("expected an IP address, a network such as /ip4/192.0.2.0/ipcidr/24, or a peer ID as /p2p/<peer ID> alone")
-		}
+	switch {
+	case addr.IsValid():
+		e.name = ""
+	case names > 1:
+		return e, errors.New("has two host names, one was expected")
+	case names == 1 && bits >= 0:
+		return e, errors.New("has an ipcidr length, but a host name stands for whole addresses")
+	case names == 1 || e.peer != "" && len(ma) == 1:
 		return e, nil
+	default:
+		return e, errors.New("expected an IP address, a network such as /ip4/192.0.2.0/ipcidr/24, a host name such as /dns4/example.com, or a peer ID as /p2p/<peer ID> alone")
 	}
 	if bits > addr.BitLen() {
 		return e, fmt.Errorf("ipcidr length is %d, expected 0 to %d", bits, addr.BitLen())

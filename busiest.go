@@ -137,7 +137,8 @@ type counts struct {
 	would         [numKinds]dimCounts
 	wouldRationed rationCounts
 
-	callerBugs uint64
+	callerBugs    uint64
+	failedLookUps uint64 // of host names in the allowlist
 }
 
 func (c *counts) add(o *counts) {
@@ -147,6 +148,7 @@ func (c *counts) add(o *counts) {
 	}
 	c.wouldRationed.add(&o.wouldRationed)
 	c.callerBugs += o.callerBugs
+	c.failedLookUps += o.failedLookUps
 }
 
 func (s *scopeReading) join(o *scopeReading) {

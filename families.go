@@ -41,6 +41,8 @@ type reading struct {
 	// if none of them watches it. pressed counts the managers that refuse because of it.
 	process ProcessMemory
 	pressed int
+	// names counts the host names of allowlists by how their last look-up has gone.
+	names struct{ waiting, answered, failing int }
 }
 
 // readingSum adds up readings.
@@ -75,6 +77,9 @@ func (t *readingSum) add(r reading) {
 	t.rateBuckets += r.rateBuckets
 	t.stripes += r.stripes
 	t.pressed += r.pressed
+	t.names.waiting += r.names.waiting
+	t.names.answered += r.names.answered
+	t.names.failing += r.names.failing
 	if r.process.Limit > 0 {
 		t.process = r.process
 	}
@@ -272,6 +277,15 @@ var metricsFamilies = [...]metricsFamily{
 		name: "process_memory", series: (*reading).processMemory,
 		help:   "Bytes of memory that the process has in use, and the bounds above which strangers are refused and below which they are admitted again. There is no series if no manager watches the memory.",
 		labels: []string{"what"},
+	},
+	{
+		name: "allowlist_names", series: (*reading).allowlistNames,
+		help:   "Host names in allowlists that have had no answer yet, whose last look-up was answered, and whose last look-up has failed. There is no series if there are no names.",
+		labels: []string{"state"},
+	},
+	{
+		name: "allowlist_failed_lookups_total", series: (*reading).failedLookUps,
+		help: "Look-ups of host names in allowlists that have failed. There is no series if there are no names.",
 	},
 	{
 		name: "stripes", series: gaugeOf(func(r *reading) int { return r.stripes }),
@@ -517,6 +531,25 @@ func (r *reading) processMemory(to series) {
 	to.gauge(r.process.InUse, "in_use")
 	to.gauge(r.process.RefuseAbove, "refuse_above")
 	to.gauge(r.process.AdmitBelow, "admit_below")
+}
+
+func (r *reading) allowlistNames(to series) {
+	if r.namesKnown() {
+		to.gauge(int64(r.names.waiting), "waiting")
+		to.gauge(int64(r.names.answered), "answered")
+		to.gauge(int64(r.names.failing), "failing")
+	}
+}
+
+func (r *reading) failedLookUps(to series) {
+	if r.namesKnown() {
+		to.counter(r.counts.failedLookUps)
+	}
+}
+
+// namesKnown reports whether there are host names in allowlists, or look-ups have failed.
+func (r *reading) namesKnown() bool {
+	return r.names.waiting+r.names.answered+r.names.failing > 0 || r.counts.failedLookUps > 0
 }
 
 // series sends the series of one family to a registry.

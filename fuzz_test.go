@@ -142,8 +142,11 @@ func FuzzAllowlist(f *testing.F) {
 				require.ErrorContains(t, err, "allowlist entry ")
 				continue
 			}
+			if err := al.put(e, 1); err != nil {
+				require.ErrorIs(t, err, errNoResolver)
+				continue
+			}
 			list = append(list, e)
-			al.put(e, 1)
 		}
 		ma, _ := multiaddr.NewMultiaddr(far) // nil goes through too
 		ep := endpointOf(ma)

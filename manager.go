@@ -32,6 +32,7 @@ type Manager struct {
 	refusalLog refusalLog // which refusals have been logged
 	history    refusalHistory
 	started    time.Time
+	names      *hostNames // of the allowlist; nil without WithAllowlistResolver
 
 	handles   atomic.Int64 // how many handles are open
 	closeOnce sync.Once

@@ -63,6 +63,13 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
 	m.gates.Store(gates)
+	if cfg.resolver != nil {
+		m.names = newHostNames(cfg.resolver, cfg.namesEvery, m.allowlist)
+		m.allowlist.names = m.names
+	}
+	if err = cfg.listNames(m.allowlist); err != nil {
+		return nil, fmt.Errorf("rcmgr: %w", err)
+	}
 	if m.trace, err = newTracer(cfg.tracePath, cfg.reporters, limits); err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
@@ -75,6 +82,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		live.add(m)
 	}
 	m.workers.Go(func() { m.workUntilClosed(m.jobs()) })
+	m.names.begin()
 	m.logStart()
 	m.logUnreachable(book)
 	m.logWithoutGates(book)
@@ -87,7 +95,7 @@ func (m *Manager) logStart() {
 	attrs := []any{"stripes", len(m.stripes), "admission", m.admission,
 		"newcomers_quarter", m.newcomers, "fair_share", m.options.fair, "observe_only", m.observed.load()}
 	attrs = append(attrs, gates.attrs(m.options.callerRates)...)
-	attrs = append(attrs, "allowlist_entries", len(m.options.allowlisted), "traced", m.trace != nil)
+	attrs = append(attrs, "allowlist_entries", len(m.options.allowlisted)+len(m.options.names), "traced", m.trace != nil)
 	log.Info("resource manager started", append(attrs, m.limits.Load().startAttrs()...)...)
 }
 
@@ -121,6 +129,7 @@ func (m *Manager) Close() error {
 	m.closeOnce.Do(func() {
 		m.ended.Store(true)
 		close(m.stop)
+		m.names.end()
 		m.workers.Wait()
 		m.inOneCut(func() {
 			for i := range m.stripes {

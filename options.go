@@ -42,6 +42,10 @@ type config struct {
 	reporter   MetricsReporter // nil: decisions are not reported
 	metricsOff bool            // WithMetricsDisabled
 	statsAsked bool            // a StatsTraceReporter was given
+
+	names      []allowlistedName // host names on the allowlist, which are not in allowlisted
+	resolver   AllowlistResolver // nil: host names cannot be looked up
+	namesEvery time.Duration     // the time between two look-ups of a name
 }
 
 // traced reports whether the manager makes events.
@@ -143,7 +147,9 @@ func WithAllowlistedMultiaddrs(mas []multiaddr.Multiaddr) Option {
 		entries = append(entries, e)
 	}
 	return func(c *config) error {
-		c.allowlisted = append(c.allowlisted, entries...)
+		for _, e := range entries {
+			c.list(e, func(err error) error { return fmt.Errorf("WithAllowlistedMultiaddrs: %w", err) })
+		}
 		return nil
 	}
 }
@@ -156,14 +162,18 @@ func WithAllowlistStrings(entries []string, skipBad bool) Option {
 	entries = slices.Clone(entries)
 	return func(c *config) error {
 		for i, text := range entries {
-			e, err := parseAllowlistText(text)
-			switch {
-			case err == nil:
-				c.allowlisted = append(c.allowlisted, e)
-			case skipBad:
-				log.Warn("left out of the allowlist", "line", i+1, "err", err)
-			default:
+			bad := func(err error) error {
+				if skipBad {
+					log.Warn("left out of the allowlist", "line", i+1, "err", err)
+					return nil
+				}
 				return fmt.Errorf("WithAllowlistStrings: line %d: %w", i+1, err)
+			}
+			e, err := parseAllowlistText(text)
+			if err == nil {
+				c.list(e, bad)
+			} else if err = bad(err); err != nil {
+				return err
 			}
 		}
 		return nil
@@ -453,6 +463,77 @@ func WithMemoryPressure(p MemoryPressureConfig) Option {
 		c.pressure = &own
 		return nil
 	}
+}
+
+// WithAllowlistResolver makes host names entries of the allowlist, in all options and in
+// Allowlist.Add: /dns/…, /dns4/…, /dns6/… and /dnsaddr/…, with or without /p2p/… at the end. A
+// name stands for the addresses that r finds for it. Without the option, a host name is an
+// error.
+//
+// A name is looked up when it is listed, and about every given time after that, or every five
+// minutes if every is 0. The addresses of a new answer take the place of the last ones in one
+// step. Connections that are open keep what the list gave them. If a look-up fails or finds no
+// address, the addresses of the last answer stay, however old they are, and the look-up is
+// repeated after ten seconds, and then after twice as long each time. If only a part of a
+// look-up fails, its addresses are added to the last ones.
+//
+// New does not wait for an answer, so that a host starts while its name servers do not answer.
+// Until the first answer comes, the allowlist does not cover the addresses of the name.
+//
+// The first failure after a success is logged. Snapshot.Allowlist, the live page and the metrics
+// show which names fail. A look-up that hangs does not delay other names. Close cancels all
+// look-ups, but does not wait for a resolver that does not return when its context ends.
+//
+// An answer that names a peer, which a dnsaddr may have, admits only that peer at the address.
+// An entry /dnsaddr/…/p2p/… admits only the addresses that the answer has for that peer.
+// Relayed addresses and networks in an answer are left out.
+//
+// There may be 256 names, and a name stands for at most 64 addresses. If an answer has more,
+// those that come last in the order of their numbers are left out. Eight look-ups run at a time,
+// each for 30 seconds at most. It is an error if r is nil, or every is negative or less than
+// ten seconds. If the option is given more than once, the last one counts.
+func WithAllowlistResolver(r AllowlistResolver, every time.Duration) Option {
+	return func(c *config) error {
+		if r == nil {
+			return errors.New("WithAllowlistResolver: the resolver is nil")
+		}
+		every := cmp.Or(every, nameInterval)
+		if every < leastNameInterval {
+			return fmt.Errorf("WithAllowlistResolver: %v between two look-ups, expected at least %v, or 0 for %v", every, leastNameInterval, nameInterval)
+		}
+		c.resolver, c.namesEvery = r, every
+		return nil
+	}
+}
+
+// allowlistedName is a host name that an option has put on the allowlist. Another option may
+// have the resolver, so whether the name can be kept is known only when all have been read.
+type allowlistedName struct {
+	allowlistEntry
+	// refused is called with the reason why it cannot be kept. It returns the error of New, or
+	// nil if New passes over the entry.
+	refused func(error) error
+}
+
+// list adds an entry to the allowlist. See allowlistedName for refused.
+func (c *config) list(e allowlistEntry, refused func(error) error) {
+	if e.name == "" {
+		c.allowlisted = append(c.allowlisted, e)
+	} else {
+		c.names = append(c.names, allowlistedName{e, refused})
+	}
+}
+
+// listNames puts the host names on a list.
+func (c *config) listNames(al *Allowlist) error {
+	for _, n := range c.names {
+		if err := al.put(n.allowlistEntry, 1); err != nil {
+			if err = n.refused(err); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // NearLimitEvent says that a scope uses much of a limit. See WithNearLimitFunc.

@@ -320,6 +320,12 @@ func writeText(w io.Writer, l *look) error {
 			return err
 		}
 	}
+	if names := s.nameRows(); len(names) > 0 {
+		fmt.Fprint(w, "\nHost names in the allowlist\n\n")
+		if err := writeNames(w, names); err != nil {
+			return err
+		}
+	}
 	if len(s.Leaks.Oldest) == 0 {
 		return nil
 	}
@@ -418,6 +424,7 @@ func (p *page) writeHTML(w io.Writer, l *look) error {
 		"S": s, "Plot": plotOf(s), "Up": s.Uptime().Round(time.Second).String(), "Near": len(s.LimitsNear(nearlyFull)),
 		"Refused": s.totalRefusals(), "ByKind": s.refusalsByKind(), "Limits": shown, "Holders": s.holders(),
 		"HoldersTitle": s.holdersTitle(), "Wrong": wrong, "MemberPeaks": s.memberPeakRows(),
+		"Names":     s.nameRows(),
 		"Explained": explained.String(), "Asked": l.asked, "Observing": s.observing(), "Observed": s.observedText(),
 		"Style": template.CSS(pageStyle), "Script": template.JS(pageScript),
 	})

@@ -74,8 +74,8 @@ type EngineState struct {
 }
 
 // Snapshot is the state of a manager. The numbers of all its scopes belong to the same
-// instant; Gates, Process, FairShare and Leaks are read a little later. A Snapshot is a
-// plain value that does not change. It can be written to JSON and read back.
+// instant; Gates, Process, FairShare, Allowlist and Leaks are read a little later. A Snapshot
+// is a plain value that does not change. It can be written to JSON and read back.
 type Snapshot struct {
 	Taken   time.Time
 	Started time.Time // when the manager was made
@@ -116,6 +116,8 @@ type Snapshot struct {
 	// FairShare is what subnets hold. It is zero without WithFairShare.
 	FairShare FairShareState `json:",omitzero"`
 	Engine    EngineState
+	// Allowlist is the state of the host names in the allowlist. It is zero if there are none.
+	Allowlist AllowlistState `json:",omitzero"`
 	// Leaks has the oldest open scopes. It is zero without WithLeakFinder.
 	Leaks LeakState `json:",omitzero"`
 }
@@ -266,6 +268,7 @@ func (m *Manager) snapshot(subnets int, c *cut, add func()) Snapshot {
 	s.Gates = m.gate().state(subnets)
 	s.Process = m.pressure.state()
 	s.FairShare = m.fair.state(subnets)
+	s.Allowlist = m.names.state()
 	s.Leaks = m.leaks.state()
 	m.gate().addRefusals(&counted.refusals, &would)
 	s.Scopes = make([]ScopeState, 0, len(c.shared)+len(c.peers))

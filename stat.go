@@ -72,8 +72,8 @@ func (st *stripe) addTo(r *reading) {
 // but not the peers and subnets, because the stripes keep their distributions up to date.
 //
 // The numbers belong to one instant, with two exceptions. The sum of the services and
-// protocols that are not named is taken right before. The bugs of callers, the gates and
-// the memory of the process are read right after.
+// protocols that are not named is taken right before. The bugs of callers, the gates, the
+// memory of the process and the host names of the allowlist are read right after.
 func (m *Manager) read() reading { return m.readWith(m.busiest()) }
 
 // readWith is read with the services and protocols that are named.
@@ -95,6 +95,7 @@ func (m *Manager) readWith(b *busiest) reading {
 	if r.process = m.pressure.state(); r.process.Refusing {
 		r.pressed = 1
 	}
+	r.names.waiting, r.names.answered, r.names.failing, r.counts.failedLookUps = m.names.tally()
 	r.subnets, r.rateBuckets = m.gate().subnets.InUse()
 	m.gate().addRefusals(&r.counts.refusals, &r.counts.would)
 	for _, k := range m.Observed() {

@@ -262,6 +262,51 @@ func (s *FairShareState) writeLargest(w io.Writer) error {
 	return t.Flush()
 }
 
+// nameRow is a row of the table of host names in the allowlist.
+type nameRow struct {
+	Entry, Admits, Answered, Problem string
+	Failing                          bool
+}
+
+// nameRows returns the host names in the allowlist, those that fail first.
+func (s *Snapshot) nameRows() (rows []nameRow) {
+	for i := range s.Allowlist.Names {
+		n := &s.Allowlist.Names[i]
+		row := nameRow{Entry: printable(n.Entry), Admits: "none", Answered: "never", Problem: "-", Failing: n.Err != ""}
+		if len(n.Admits) > 0 {
+			row.Admits = printable(strings.Join(n.Admits, " "))
+		}
+		if !n.Answered.IsZero() {
+			row.Answered = max(0, s.Taken.Sub(n.Answered)).Round(time.Second).String() + " ago"
+		}
+		switch {
+		case row.Failing:
+			row.Problem = fmt.Sprintf("failed %d times: %s", n.Failed, printable(n.Err))
+		case n.LeftOut > 0:
+			row.Problem = fmt.Sprintf("%d left out: %s", n.LeftOut, printable(n.WhyLeftOut))
+		}
+		rows = append(rows, row)
+	}
+	slices.SortStableFunc(rows, func(a, b nameRow) int {
+		switch {
+		case a.Failing == b.Failing:
+			return 0
+		case a.Failing:
+			return -1
+		}
+		return 1
+	})
+	return rows
+}
+
+func writeNames(w io.Writer, rows []nameRow) error {
+	t := newTable(w, "Host Name", "Admits", "Answered", "Problem")
+	for _, r := range rows {
+		t.row(r.Entry, r.Admits, r.Answered, r.Problem)
+	}
+	return t.Flush()
+}
+
 // writeOldest writes the oldest open scopes as a table.
 func (s *Snapshot) writeOldest(w io.Writer) error {
 	t := newTable(w, "Scope", "Class", "Direction", "Age", "Memory", "Peer", "Protocol", "Opened By")

@@ -76,6 +76,7 @@ var floors = []floor{
 		{"trace.go traceevent.go tracefile.go", "the tracer; its events; its file"},
 	}},
 	{"in force", "what the engine asks", []room{
+		{"allownames.go", "host names in the allowlist, looked up at intervals"},
 		{"limitbook.go", "what one Limiter says, read for the engine"},
 		{"gate.go gaterefusals.go", "the gates, made from a configuration; what they refuse, as errors. `internal/subnets/` counts for them"},
 	}},

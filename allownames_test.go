@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
@@ -405,10 +406,13 @@ func TestWithoutAResolverANameIsAnErrorThatSaysWhatIsMissing(t *testing.T) {
 	require.EqualError(t, err, "rcmgr: WithAllowlistStrings: line 2: "+want)
 	_, err = New(nil, WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{mustMA(t, name)}))
 	require.EqualError(t, err, "rcmgr: WithAllowlistedMultiaddrs: "+want)
-	text := captureLog(t)
+	_, err = upstream.NewResourceManager(upstream.NewFixedLimiter(upstream.InfiniteLimits), upstream.WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{mustMA(t, name)}))
+	require.Error(t, err, "as here")
+	text := captureLogFrom(t, slog.LevelInfo)
 	m := newManager(t, unlimitedConf(), WithAllowlistStrings([]string{name, "/ip4/192.0.2.1"}, true))
 	require.Contains(t, text.String(), "line=1")
 	require.Contains(t, text.String(), "needs a resolver")
+	require.Contains(t, text.String(), "allowlist_entries=1 ")
 	require.True(t, m.GetAllowlist().Allowed(mustMA(t, "/ip4/192.0.2.1")))
 	require.EqualError(t, m.GetAllowlist().Add(mustMA(t, name)), want)
 	require.EqualError(t, m.GetAllowlist().Remove(mustMA(t, name)), want)
@@ -514,6 +518,7 @@ func TestNamesAndTheirAddressesAreBounded(t *testing.T) {
 		require.Equal(t, "/ip4/192.0.2.63", n.Admits[63])
 		require.Equal(t, 256-64, n.LeftOut)
 		require.Equal(t, `"/ip4/192.0.2.64": a host name stands for at most 64 addresses`, n.WhyLeftOut)
+		require.Contains(t, bodyOf(t, ask(Handler(m), http.MethodGet, "/?format=text")), " /ip4/192.0.2.7 and 56 more")
 		pass(time.Hour)
 		require.Len(t, lines.take(), 1, "it is logged once")
 

@@ -7,6 +7,7 @@ package rcmgr
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"math/rand/v2"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -167,6 +169,51 @@ func FuzzAllowlist(f *testing.F) {
 		_, err := New(nil, WithAllowlistStrings(lines, false))
 		require.Equal(t, len(list) == len(lines), err == nil, "%v", err)
 	})
+}
+
+// FuzzAllowlistAnswer gives the answers of a name server for a name on the allowlist: they
+// list whole addresses only, no more than the bound, and no peer but the one that is meant.
+func FuzzAllowlistAnswer(f *testing.F) {
+	for _, entry := range []string{"/dns4/a", "/dns/a/tcp/1", "/dns6/a", "/dnsaddr/a", "/dnsaddr/a/p2p/" + peerA, "/dns4/a/p2p/" + peerB} {
+		for _, answer := range []string{
+			"/ip4/192.0.2.1", "/ip6/2001:db8::1/tcp/1\n/ip6/::ffff:192.0.2.1", "/ip4/192.0.2.1/p2p/" + peerA + "\n/ip4/192.0.2.2/p2p/" + peerB,
+			"/ip4/0.0.0.0/ipcidr/0", "/dnsaddr/a", "/dns4/a/p2p/" + peerA + "\n/ip4/10.0.0.1", "/p2p/" + peerA, "/ip4/192.0.2.1/p2p/" + peerB + "/p2p-circuit", "\n",
+		} {
+			f.Add(entry, answer)
+		}
+	}
+	f.Fuzz(func(t *testing.T, entry, text string) {
+		e, err := parseAllowlistText(entry)
+		if err != nil || e.name == "" {
+			return
+		}
+		var answer []multiaddr.Multiaddr
+		for line := range strings.SplitSeq(text, "\n") {
+			ma, _ := multiaddr.NewMultiaddr(line) // nil goes through too
+			answer = append(answer, ma)
+		}
+		h := newHostNames(sameAnswer(answer), time.Minute, new(Allowlist))
+		l := &lookUp{names: h, ctx: t.Context()}
+		l.ask(e, 0)
+		l.finish()
+		require.LessOrEqual(t, l.questions, mostQuestions)
+		require.LessOrEqual(t, len(l.found), mostNameEntries)
+		require.True(t, l.err != nil || l.failed != nil || len(l.found) > 0)
+		for _, found := range l.found {
+			require.True(t, found.network.IsSingleIP())
+			require.True(t, e.peer == "" || found.peer == e.peer)
+			again, err := parseAllowlistText(found.String())
+			require.NoError(t, err)
+			require.Equal(t, found, again)
+		}
+	})
+}
+
+// sameAnswer is a resolver with one answer for all names.
+type sameAnswer []multiaddr.Multiaddr
+
+func (a sameAnswer) Resolve(context.Context, multiaddr.Multiaddr) ([]multiaddr.Multiaddr, error) {
+	return a, nil
 }
 
 // FuzzTraceLine takes names that a stranger may choose into a trace: a line is

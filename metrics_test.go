@@ -78,6 +78,8 @@ func busyReading() reading {
 	r.counts.blocked[KindSubnet] = amounts{dimConnsIn: 8}
 	r.process = ProcessMemory{InUse: 1, Limit: 4, RefuseAbove: 3, AdmitBelow: 2}
 	r.observed[KindPeer] = 1
+	r.names.waiting, r.names.answered, r.names.failing = 1, 2, 3
+	r.counts.failedLookUps = 4
 	return r
 }
 
@@ -419,6 +421,10 @@ func TestManagersAreSummed(t *testing.T) {
 	requireValue(t, 94, reg, "limit", "conns", "system")
 	requireValue(t, math.MaxInt64, reg, "limit", "memory", "transient")
 	requireValue(t, 14, reg, "blocked_resources", "outbound", "stream", "service")
+	requireValue(t, 2, reg, "allowlist_names", "waiting")
+	requireValue(t, 4, reg, "allowlist_names", "answered")
+	requireValue(t, 6, reg, "allowlist_names", "failing")
+	requireValue(t, 8, reg, "allowlist_failed_lookups_total")
 	sum := l.read(nil)
 	for _, s := range []struct{ of, one *spread.Spread }{
 		{&sum.peerConns[0], &one.says.peerConns[0]}, {&sum.peerConns[1], &one.says.peerConns[1]},
@@ -444,6 +450,7 @@ func TestClosedManagerDisappearsButItsRefusalsStayCounted(t *testing.T) {
 	l.remove(closing)
 	requireValue(t, 4, reg, "connections", "inbound", "system")
 	requireValue(t, 7, reg, "blocked_resources", "outbound", "stream", "service")
+	requireValue(t, 4, reg, "allowlist_failed_lookups_total")
 	_, shown := shownValue(t, reg, "memory", "/peer:x.span-1", "protocol")
 	require.False(t, shown, "a series vanishes with its scope")
 	require.Equal(t, spread.Spread{}, l.read(nil).peerMemory, "its peers are not counted any more")

@@ -67,7 +67,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		m.names = newHostNames(cfg.resolver, cfg.namesEvery, m.allowlist)
 		m.allowlist.names = m.names
 	}
-	if err = cfg.listNames(m.allowlist); err != nil {
+	if err = m.options.listNames(m.allowlist); err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
 	if m.trace, err = newTracer(cfg.tracePath, cfg.reporters, limits); err != nil {

@@ -524,16 +524,16 @@ func (c *config) list(e allowlistEntry, refused func(error) error) {
 	}
 }
 
-// listNames puts the host names on a list.
-func (c *config) listNames(al *Allowlist) error {
-	for _, n := range c.names {
-		if err := al.put(n.allowlistEntry, 1); err != nil {
-			if err = n.refused(err); err != nil {
-				return err
-			}
+// listNames puts the host names on a list, and forgets those that are passed over.
+func (c *config) listNames(al *Allowlist) (err error) {
+	c.names = slices.DeleteFunc(c.names, func(n allowlistedName) bool {
+		bad := al.put(n.allowlistEntry, 1)
+		if bad != nil && err == nil {
+			err = n.refused(bad)
 		}
-	}
-	return nil
+		return bad != nil
+	})
+	return err
 }
 
 // NearLimitEvent says that a scope uses much of a limit. See WithNearLimitFunc.

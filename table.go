@@ -262,6 +262,9 @@ func (s *FairShareState) writeLargest(w io.Writer) error {
 	return t.Flush()
 }
 
+// mostAdmits is how many addresses of a host name a table shows.
+const mostAdmits = 8
+
 // nameRow is a row of the table of host names in the allowlist.
 type nameRow struct {
 	Entry, Admits, Answered, Problem string
@@ -274,7 +277,10 @@ func (s *Snapshot) nameRows() (rows []nameRow) {
 		n := &s.Allowlist.Names[i]
 		row := nameRow{Entry: printable(n.Entry), Admits: "none", Answered: "never", Problem: "-", Failing: n.Err != ""}
 		if len(n.Admits) > 0 {
-			row.Admits = printable(strings.Join(n.Admits, " "))
+			row.Admits = strings.Join(n.Admits[:min(len(n.Admits), mostAdmits)], " ")
+		}
+		if more := len(n.Admits) - mostAdmits; more > 0 {
+			row.Admits += fmt.Sprintf(" and %d more", more)
 		}
 		if !n.Answered.IsZero() {
 			row.Answered = max(0, s.Taken.Sub(n.Answered)).Round(time.Second).String() + " ago"

@@ -542,4 +542,22 @@ var damages = []damage{
 	{"trace.go", "t.delivered = t.mu.pushed", "t.delivered = t.mu.pushed + 1"},
 	{"trace.go", "if asked == nil && !end {", "if asked == nil {"},
 	{"trace.go", "return errTraceEnded", "return nil"},
+
+	// Host names in the allowlist.
+	{"allownames.go", "if h.names[n.entry] != n || h.ctx", "if h.ctx"},
+	{"allownames.go", "admits = withOthers(admits, n.admits)", "admits = nil"},
+	{"allownames.go", "admits = withOthers(admits, n.admits)", "admits = n.admits"},
+	{"allownames.go", "case a.name == \"\" && !a.network.IsSingleIP():", "case false:"},
+	{"allownames.go", "(a.peer != \"\" || e.isA(\"/dnsaddr/\"))", "a.peer != \"\""},
+	{"allownames.go", "a.peer = e.peer\n", "\n"},
+	{"allownames.go", " && h.running < lookUpsAtOnce", ""},
+	{"allownames.go", "n.hung = true", "n.hung = false"},
+	{"allownames.go", "\t\th.cancel()\n", ""},
+	{"allownames.go", "case l.err != nil && !failing:", "case l.err != nil:"},
+	{"allownames.go", "min(wait, leastNameInterval<<min(n.failed, 16))", "wait"},
+	{"allownames.go", "context.WithTimeout(l.ctx, questionTime)", "context.WithTimeout(l.ctx, lookUpTime)"},
+	{"allownames.go", " || l.questions >= mostQuestions", ""},
+	{"allownames.go", "len(now) < mostNameEntries && ", ""},
+	{"allowlist.go", "n[from] = max(0, n[from]+int32(delta))", "n[0] = max(0, n[0]+int32(delta))"},
+	{"allowlist.go", "case names == 1 && bits >= 0:", "case false:"},
 }

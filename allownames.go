@@ -309,7 +309,11 @@ func (l *lookUp) ask(e allowlistEntry, depth int) {
 		return
 	}
 	l.questions++
-	answers, err := l.question(e)
+	err := l.ctx.Err() // a resolver may go on when its time is over
+	var answers []multiaddr.Multiaddr
+	if err == nil {
+		answers, err = l.question(e)
+	}
 	if err != nil && l.failed == nil {
 		l.failed = err
 	}

@@ -378,6 +378,26 @@ func TestOneNameInAnAnswerThatHangsLeavesTheOthersTime(t *testing.T) {
 	})
 }
 
+// A resolver that does not return in time is not asked the next question.
+func TestALookUpWhoseTimeIsOverAsksNothingMore(t *testing.T) {
+	const name, one = "/dnsaddr/example.com", "/dns4/one.example.com"
+	synctest.Test(t, func(t *testing.T) {
+		s := serving(map[string][]string{name: {"/ip4/192.0.2.1", one}})
+		require.NoError(t, naming(t, late{s}, name).Close())
+		pass(time.Hour)
+		require.Equal(t, []string{name}, s.asked)
+	})
+}
+
+// late answers a minute later, whatever has become of the look-up.
+type late struct{ *nameServer }
+
+func (l late) Resolve(_ context.Context, ma multiaddr.Multiaddr) ([]multiaddr.Multiaddr, error) {
+	answer, err := l.nameServer.Resolve(context.Background(), ma)
+	time.Sleep(time.Minute)
+	return answer, err
+}
+
 func TestAResolverThatFailsStopsOnlyOneLookUp(t *testing.T) {
 	const name, good = "/dns4/bad.example.com", "/dns4/example.com"
 	for how, end := range endings {

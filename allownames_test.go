@@ -757,7 +757,7 @@ func TestFailingNamesAreShown(t *testing.T) {
 
 		page := bodyOf(t, ask(Handler(m), http.MethodGet, "/?format=text"))
 		for _, line := range []string{
-			`/dns4/<b>.example.com      none            never     failed 1 times: "\"/dns4/<b>.example.com\": no such\nhost"`,
+			`/dns4/<b>.example.com      none            never     "failed 1 times: \"/dns4/<b>.example.com\": no such\nhost"`,
 			`/dns4/example.com          /ip4/192.0.2.1  0s ago    -`,
 			`/dns4/slow                 none            never     -`,
 			`/dnsaddr/half.example.com  /ip4/192.0.2.2  0s ago    1 left out: "/memory/1": expected an IP address`,

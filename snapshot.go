@@ -8,6 +8,7 @@ package rcmgr
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -402,4 +403,41 @@ func (s *Snapshot) refusalRates() (rates []refusalRate) {
 		}
 	}
 	return rates
+}
+
+// mostAdmits is how many addresses of a host name a table shows.
+const mostAdmits = 8
+
+// nameRow is a row of the table of host names in the allowlist.
+type nameRow struct {
+	Entry, Admits, Answered, Problem string
+	Failing                          bool
+}
+
+// nameRows returns the host names in the allowlist, those that fail first.
+func (s *Snapshot) nameRows() []nameRow {
+	var failing, others []nameRow
+	for i := range s.Allowlist.Names {
+		n := &s.Allowlist.Names[i]
+		row := nameRow{Entry: n.Entry, Admits: "none", Answered: "never", Problem: "-", Failing: n.Err != ""}
+		if len(n.Admits) > 0 {
+			row.Admits = strings.Join(n.Admits[:min(len(n.Admits), mostAdmits)], " ")
+		}
+		if more := len(n.Admits) - mostAdmits; more > 0 {
+			row.Admits += fmt.Sprintf(" and %d more", more)
+		}
+		if !n.Answered.IsZero() {
+			row.Answered = max(0, s.Taken.Sub(n.Answered)).Round(time.Second).String() + " ago"
+		}
+		switch {
+		case row.Failing:
+			row.Problem = fmt.Sprintf("failed %d times: %s", n.Failed, n.Err)
+			failing = append(failing, row)
+			continue
+		case n.LeftOut > 0:
+			row.Problem = fmt.Sprintf("%d left out: %s", n.LeftOut, n.WhyLeftOut)
+		}
+		others = append(others, row)
+	}
+	return append(failing, others...)
 }

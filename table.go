@@ -262,53 +262,11 @@ func (s *FairShareState) writeLargest(w io.Writer) error {
 	return t.Flush()
 }
 
-// mostAdmits is how many addresses of a host name a table shows.
-const mostAdmits = 8
-
-// nameRow is a row of the table of host names in the allowlist.
-type nameRow struct {
-	Entry, Admits, Answered, Problem string
-	Failing                          bool
-}
-
-// nameRows returns the host names in the allowlist, those that fail first.
-func (s *Snapshot) nameRows() (rows []nameRow) {
-	for i := range s.Allowlist.Names {
-		n := &s.Allowlist.Names[i]
-		row := nameRow{Entry: printable(n.Entry), Admits: "none", Answered: "never", Problem: "-", Failing: n.Err != ""}
-		if len(n.Admits) > 0 {
-			row.Admits = strings.Join(n.Admits[:min(len(n.Admits), mostAdmits)], " ")
-		}
-		if more := len(n.Admits) - mostAdmits; more > 0 {
-			row.Admits += fmt.Sprintf(" and %d more", more)
-		}
-		if !n.Answered.IsZero() {
-			row.Answered = max(0, s.Taken.Sub(n.Answered)).Round(time.Second).String() + " ago"
-		}
-		switch {
-		case row.Failing:
-			row.Problem = fmt.Sprintf("failed %d times: %s", n.Failed, printable(n.Err))
-		case n.LeftOut > 0:
-			row.Problem = fmt.Sprintf("%d left out: %s", n.LeftOut, printable(n.WhyLeftOut))
-		}
-		rows = append(rows, row)
-	}
-	slices.SortStableFunc(rows, func(a, b nameRow) int {
-		switch {
-		case a.Failing == b.Failing:
-			return 0
-		case a.Failing:
-			return -1
-		}
-		return 1
-	})
-	return rows
-}
-
+// writeNames writes the host names in the allowlist as a table.
 func writeNames(w io.Writer, rows []nameRow) error {
 	t := newTable(w, "Host Name", "Admits", "Answered", "Problem")
 	for _, r := range rows {
-		t.row(r.Entry, r.Admits, r.Answered, r.Problem)
+		t.row(printable(r.Entry), printable(r.Admits), r.Answered, printable(r.Problem))
 	}
 	return t.Flush()
 }

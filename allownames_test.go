@@ -463,6 +463,17 @@ func TestAResolverThatCannotBeUsedIsAnError(t *testing.T) {
 	}
 }
 
+// A manager that is not made asks for nothing.
+func TestANewThatFailsStartsNoLookUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := serving(nil)
+		_, err := New(nil, WithAllowlistStrings([]string{"/dns4/example.com"}, false), WithAllowlistResolver(s, 0), WithTrace(t.TempDir()))
+		require.Error(t, err)
+		pass(time.Hour)
+		require.Empty(t, s.asked)
+	})
+}
+
 func TestNamesComeAndGoWhileAManagerRuns(t *testing.T) {
 	const name = "/dns4/example.com"
 	synctest.Test(t, func(t *testing.T) {
@@ -540,9 +551,14 @@ func TestNamesAndTheirAddressesAreBounded(t *testing.T) {
 		require.Len(t, lines.take(), 1, "it is logged once")
 
 		// A part that fails brings none above the bound.
-		s.say(func() { s.answers[name], s.errs = nil, map[string]error{name: errFault} })
+		s.say(func() {
+			s.answers[name] = []string{"/ip4/198.51.100.1", "/dns4/example.com"}
+			s.errs = map[string]error{"/dns4/example.com": errFault}
+		})
 		pass(aMinute)
-		require.Len(t, lookedUp(t, m, name).Admits, mostNameEntries)
+		n = lookedUp(t, m, name)
+		require.Len(t, n.Admits, mostNameEntries)
+		require.Contains(t, n.Admits, "/ip4/198.51.100.1", "what is new goes before what is old")
 
 		var names []multiaddr.Multiaddr
 		for i := range mostNames - 1 {

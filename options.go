@@ -490,7 +490,7 @@ func WithMemoryPressure(p MemoryPressureConfig) Option {
 //
 // There may be 256 names, and a name stands for at most 64 addresses. If an answer has more,
 // those that come last in the order of their numbers are left out. Eight look-ups run at a time,
-// each for 30 seconds at most. It is an error if r is nil, or every is negative or less than
+// each for 30 seconds at most. It is an error if r is nil, or if every is neither 0 nor at least
 // ten seconds. If the option is given more than once, the last one counts.
 func WithAllowlistResolver(r AllowlistResolver, every time.Duration) Option {
 	return func(c *config) error {

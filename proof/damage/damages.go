@@ -559,5 +559,6 @@ var damages = []damage{
 	{"allownames.go", " || l.questions >= mostQuestions", ""},
 	{"allownames.go", "len(now) < mostNameEntries && ", ""},
 	{"allowlist.go", "n[from] = max(0, n[from]+int32(delta))", "n[0] = max(0, n[0]+int32(delta))"},
+	{"allownames.go", "for h.begun && h", "for h"},
 	{"allowlist.go", "case names == 1 && bits >= 0:", "case false:"},
 }

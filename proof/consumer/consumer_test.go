@@ -1,4 +1,6 @@
-package main
+// Package consumer is a program outside rcmgr's module that has a host with a resource manager
+// of rcmgr. It shows that rcmgr's requirements change no version of what the host builds with.
+package consumer
 
 import (
 	"maps"
@@ -8,6 +10,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/libp2p/go-libp2p"
+
+	"github.com/weir-p2p/rcmgr/rcmgrhost"
 )
 
 // The release of go-libp2p that go.mod asks for.
@@ -41,6 +47,17 @@ func TestRequiringRcmgrLiftsNoModule(t *testing.T) {
 	}
 	if !slices.Equal(added, expected) {
 		t.Errorf("rcmgr adds the modules %q, expected %q", added, expected)
+	}
+}
+
+func TestAHostHasItsManager(t *testing.T) {
+	host, err := libp2p.New(rcmgrhost.Manager(nil), libp2p.NoListenAddrs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	if _, ok := rcmgrhost.Of(host); !ok {
+		t.Error("the host has no manager of rcmgr")
 	}
 }
 

@@ -29,6 +29,21 @@ const (
 // bounds.
 const dimMask = numDims - 1
 
+// dimSet is a set of dimensions, as bits.
+type dimSet uint8
+
+func (s dimSet) has(d dim) bool { return s>>d&1 != 0 }
+
+// dimSetOf returns the dimensions of which a condition holds.
+func dimSetOf(holds func(dim) bool) (s dimSet) {
+	for d := range numDims {
+		if holds(d) {
+			s |= 1 << d
+		}
+	}
+	return s
+}
+
 // oneWay numbers the four dimensions that count streams or connections of one direction from 0
 // to 3.
 func (d dim) oneWay() uint8 { return uint8(d-d>>2-1) & 3 }

@@ -43,8 +43,11 @@ type engine struct {
 
 	lastID     atomic.Int64
 	callerBugs atomic.Uint64
-	bugLog     rate.Sometimes // I6: one line for a burst of bugs
-	ended      atomic.Bool    // Close has begun
+	// setByHand has, by kind, a dimSet of the dimensions in which a limit of SetLimit may refuse
+	// a request, or might have before it was taken back.
+	setByHand [numKinds]atomic.Uint32
+	bugLog    rate.Sometimes // I6: one line for a burst of bugs
+	ended     atomic.Bool    // Close has begun
 }
 
 // grip is the set of stripe locks that a decision holds. Under the lock of one stripe, what
@@ -157,6 +160,7 @@ func (e *engine) readLimit(scope *scopeName, limit Limit) (*amounts, bool) {
 		return nil, false
 	}
 	a := limitsOf(limit)
+	e.setByHand[scope.kind].Or(uint32(dimSetOf(func(d dim) bool { return scope.kind.mayRefuse(d, a[d]) })))
 	return &a, true
 }
 

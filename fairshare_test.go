@@ -748,19 +748,22 @@ func (p *fairPlay) check() {
 	require.Equal(p.t, want, got)
 }
 
+func newFairPlay(t *testing.T, r *rand.Rand, stripes int, kinds ...Kind) *fairPlay {
+	conf := unlimitedConf()
+	for _, l := range []*BaseLimit{&conf.System, &conf.Transient} {
+		l.StreamsInbound, l.StreamsOutbound = 1+r.IntN(24), 1+r.IntN(24)
+		l.ConnsInbound, l.ConnsOutbound = 1+r.IntN(16), 1+r.IntN(16)
+	}
+	m := newManager(t, conf, append(openGates(), WithFairShare(kinds...), WithStripes(stripes))...)
+	return &fairPlay{t: t, r: r, m: m, conf: conf, fair: m.options.fair, near: make(map[peer.ID]string)}
+}
+
 func TestSharesAreThoseOfAModel(t *testing.T) {
 	for _, kinds := range [][]Kind{{KindTransient}, {KindSystem}, {KindTransient, KindSystem}} {
 		for _, stripes := range []int{1, 8} {
 			t.Run(fmt.Sprintf("%v/stripes=%d", kinds, stripes), func(t *testing.T) {
-				seed := testSeed(t)
-				r := randomFrom(seed, uint64(stripes))
-				conf := unlimitedConf()
-				for _, l := range []*BaseLimit{&conf.System, &conf.Transient} {
-					l.StreamsInbound, l.StreamsOutbound = 1+r.IntN(24), 1+r.IntN(24)
-					l.ConnsInbound, l.ConnsOutbound = 1+r.IntN(16), 1+r.IntN(16)
-				}
-				m := newManager(t, conf, append(openGates(), WithFairShare(kinds...), WithStripes(stripes))...)
-				p := &fairPlay{t: t, r: r, m: m, conf: conf, fair: m.options.fair, near: make(map[peer.ID]string)}
+				p := newFairPlay(t, randomFrom(testSeed(t), uint64(stripes)), stripes, kinds...)
+				m := p.m
 				for range stressSteps() {
 					p.step()
 				}

@@ -35,7 +35,7 @@ type reading struct {
 	rateBuckets int              // how many are not full
 	stripes     int
 	observed    [numKinds]int // in how many managers the limits of this kind are only observed
-	fair        kindSet       // the scopes that have shares in any of the managers
+	refusable   refusable
 	counts      counts
 	// process is the memory of the process, which is the same for all managers. It is zero
 	// if none of them watches it. pressed counts the managers that refuse because of it.
@@ -43,6 +43,24 @@ type reading struct {
 	pressed int
 	// names counts the host names of allowlists by how their last look-up has gone.
 	names struct{ waiting, answered, failing int }
+}
+
+// refusable is what a manager may refuse by its limits and options as they are now, or any of
+// several managers.
+type refusable struct {
+	limits  [numKinds]dimSet          // because a limit is full
+	crowded dimSet                    // because of WithNewcomersQuarter, which only transient has
+	shares  [KindTransient + 1]dimSet // because of WithFairShare
+}
+
+func (r *refusable) add(o *refusable) {
+	for k := range r.limits {
+		r.limits[k] |= o.limits[k]
+	}
+	r.crowded |= o.crowded
+	for k := range r.shares {
+		r.shares[k] |= o.shares[k]
+	}
 }
 
 // readingSum adds up readings.
@@ -86,7 +104,7 @@ func (t *readingSum) add(r reading) {
 	for k, n := range r.observed {
 		t.observed[k] += n
 	}
-	t.fair |= r.fair
+	t.refusable.add(&r.refusable)
 	t.counts.add(&r.counts)
 }
 
@@ -397,10 +415,10 @@ func (r *reading) blockedResources(to series) {
 	}
 }
 
-// refusals sends a series for everything that can be refused, even if nothing was. If a
-// series began with its first refusal, a rate over it would miss that refusal.
+// refusals sends a series for everything that has been refused, or can be. If a series began
+// with its first refusal, a rate over it would miss that refusal.
 func (r *reading) refusals(to series) {
-	to.refusals(&r.counts.refusals, &r.counts.rationed, allKinds, r.fair)
+	to.refusals(&r.counts.refusals, &r.counts.rationed, allKinds, &r.refusable)
 }
 
 // wouldRefuse sends a series for every limit that is only observed, or has been.
@@ -411,7 +429,7 @@ func (r *reading) wouldRefuse(to series) {
 			kinds |= 1 << k
 		}
 	}
-	to.refusals(&r.counts.would, &r.counts.wouldRationed, kinds, r.fair)
+	to.refusals(&r.counts.would, &r.counts.wouldRationed, kinds, &r.refusable)
 }
 
 func (r *reading) observeOnly(to series) {
@@ -420,7 +438,7 @@ func (r *reading) observeOnly(to series) {
 	}
 }
 
-func (s series) refusals(counts *[numKinds]dimCounts, rationed *rationCounts, kinds, fair kindSet) {
+func (s series) refusals(counts *[numKinds]dimCounts, rationed *rationCounts, kinds kindSet, may *refusable) {
 	for _, k := range kinds.list() {
 		cause := CauseLimit
 		switch k {
@@ -431,22 +449,22 @@ func (s series) refusals(counts *[numKinds]dimCounts, rationed *rationCounts, ki
 		case KindProcess:
 			cause = CauseMemoryPressure
 		}
-		for d, l := range resourceLabels {
-			if !k.canRunOutOf(dim(d)) {
-				continue
+		for d := range numDims {
+			send := func(n uint64, cause Cause, may dimSet) {
+				if n > 0 || may.has(d) {
+					s.counter(n, k.String(), resourceLabels[d].resource, resourceLabels[d].dir, cause.String())
+				}
 			}
-			n := counts[k][d]
-			if k.hasLastQuarter(dim(d)) {
-				crowded := rationed.crowded[d]
-				s.counter(crowded, k.String(), l.resource, l.dir, CauseCrowding.String())
-				n -= crowded
+			full := counts[k][d]
+			if k == KindTransient {
+				full -= rationed.crowded[d]
+				send(rationed.crowded[d], CauseCrowding, may.crowded)
 			}
-			if fair.has(k) && k.hasShares(dim(d)) {
-				shares := rationed.fair[k][d]
-				s.counter(shares, k.String(), l.resource, l.dir, CauseFairShare.String())
-				n -= shares
+			if k <= KindTransient {
+				full -= rationed.fair[k][d]
+				send(rationed.fair[k][d], CauseFairShare, may.shares[k])
 			}
-			s.counter(n, k.String(), l.resource, l.dir, cause.String())
+			send(full, cause, may.limits[k])
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -11,8 +12,11 @@ import (
 	"unicode/utf8"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	xrate "github.com/libp2p/go-libp2p/x/rate"
 	"github.com/multiformats/go-multiaddr"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
 	"github.com/weir-p2p/rcmgr/internal/spread"
@@ -112,18 +116,232 @@ func TestMetricsCountEveryRefusalByItsCause(t *testing.T) {
 		"limit  memory service-peer":        2,
 	}, seriesOf(t, reg, "refusals_total"))
 	require.Equal(t, m.Snapshot().Refusals[KindTransient].StreamsInbound, uint64(1))
+}
 
-	// All that can be refused has a series from the start.
-	fresh := registryOf(t, newManager(t, unlimitedConf()))
-	got, err := fresh.Gather()
-	require.NoError(t, err)
-	for _, f := range got {
-		if f.GetName() == familyPrefix+"refusals_total" {
-			require.Len(t, f.GetMetric(), 4*8+2+4*4+8+5+4+2*2+2, "the four that are always there, crowding in both directions, services and protocols, peer, conn, stream, gates")
-			return
+// refusalsShown returns the series of refusals that the metrics show of managers, also those
+// that are zero: cause, direction, resource, scope.
+func refusalsShown(t *testing.T, managers ...*Manager) map[string]float64 {
+	t.Helper()
+	var l liveManagers
+	for _, m := range managers {
+		l.add(m)
+	}
+	reg := prometheus.NewPedanticRegistry()
+	for i, f := range metricsFamilies {
+		if f.name == "refusals_total" {
+			reg.MustRegister(&collector{view: &metricsView{live: &l}, family: i, desc: f.desc()})
 		}
 	}
-	require.Fail(t, "no refusals_total")
+	all, err := reg.Gather()
+	require.NoError(t, err)
+	shown := make(map[string]float64)
+	for _, f := range all {
+		for _, m := range f.GetMetric() {
+			var labels []string
+			for _, label := range m.GetLabel() {
+				labels = append(labels, label.GetValue())
+			}
+			shown[strings.Join(labels, " ")] = m.GetCounter().GetValue()
+		}
+	}
+	return shown
+}
+
+func TestRefusalsHaveZerosOnlyForWhatCanBeRefused(t *testing.T) {
+	conf := func(set func(*perScope[BaseLimit])) Limiter {
+		return NewFixedLimiter(ConcreteLimitConfig{limits: limitedConf(set)})
+	}
+	unlimited, gates := conf(func(*perScope[BaseLimit]) {}), openGates()
+	allowlist := WithAllowlistedMultiaddrs(testAllowlist)
+	transientIn := conf(func(c *perScope[BaseLimit]) { c.Transient.StreamsInbound = 8 })
+	transientAll := conf(func(c *perScope[BaseLimit]) { c.Transient.Streams = 8 })
+	allowlisted := conf(func(c *perScope[BaseLimit]) { c.AllowlistedSystem.Conns = 3 })
+	threeDescriptors := unlimitedBase
+	threeDescriptors.FD = 3
+	outbound, oneSubnet := true, netip.MustParsePrefix("192.0.2.0/24")
+	none := GateLimits{
+		Subnets: SubnetLimits{IPv4: map[int]LimitVal{}, IPv6: map[int]LimitVal{}},
+		Rate:    RateLimits{IPv4: map[int]ConnRate{}, IPv6: map[int]ConnRate{}},
+	}
+	oneNetwork := none
+	oneNetwork.Subnets.Networks, oneNetwork.Outbound = map[netip.Prefix]LimitVal{oneSubnet: 5}, &outbound
+
+	for name, c := range map[string]struct {
+		limits Limiter
+		opts   []Option
+		want   []string
+	}{
+		"no limits":            {NewFixedLimiter(InfiniteLimits), nil, nil},
+		"no limits of scopes":  {unlimited, nil, []string{"rate inbound connection rate", "subnet inbound connection subnet"}},
+		"gates without limits": {unlimited, []Option{WithGates(none)}, nil},
+		"gates of both directions": {unlimited, []Option{WithGates(GateLimits{Outbound: &outbound})}, []string{
+			"rate inbound connection rate", "subnet inbound connection subnet",
+			"rate outbound connection rate", "subnet outbound connection subnet",
+		}},
+		"a gate of one network": {unlimited, []Option{WithGates(oneNetwork)}, []string{
+			"subnet inbound connection subnet", "subnet outbound connection subnet",
+		}},
+		"a rate limiter of the program": {
+			unlimited, append(gates, WithConnRateLimiters(&xrate.Limiter{})), []string{"rate inbound connection rate"}},
+		"memory of the system": {
+			conf(func(c *perScope[BaseLimit]) { c.System.Memory = 5 }), gates, []string{"limit  memory system"}},
+		"streams of transient": {
+			transientIn, gates, []string{"limit inbound stream transient", "crowding inbound stream transient"}},
+		"streams of transient without the newcomers' quarter": {
+			transientIn, append(gates, WithNewcomersQuarter(false)), []string{"limit inbound stream transient"}},
+		"streams of transient in both directions": {
+			transientAll, gates, []string{"limit  stream transient", "crowding outbound stream transient"}},
+		"streams of transient with fair shares": {
+			transientIn, append(gates, WithFairShare(KindTransient)), []string{"limit inbound stream transient", "fair-share inbound stream transient"}},
+		"fair shares of another scope": {
+			transientIn, append(gates, WithFairShare(KindSystem)), []string{"limit inbound stream transient", "crowding inbound stream transient"}},
+		"allowlisted scopes without an allowlist": {allowlisted, gates, nil},
+		"allowlisted scopes":                      {allowlisted, append(gates, allowlist), []string{"limit  connection allowlistedSystem"}},
+		"a single peer": {
+			conf(func(c *perScope[BaseLimit]) { c.Peer = map[peer.ID]BaseLimit{testPeer: threeDescriptors} }), gates,
+			[]string{"limit  fd peer"}},
+		"a connection that may have itself": {
+			conf(func(c *perScope[BaseLimit]) {
+				c.Conn = BaseLimit{Conns: 1, ConnsInbound: 1, ConnsOutbound: 1, FD: 1, Memory: 100}
+			}), gates, []string{"limit  memory conn"}},
+		"a connection that may have no descriptor": {
+			conf(func(c *perScope[BaseLimit]) { c.Conn.FD = 0 }), gates, []string{"limit  fd conn"}},
+		"outbound streams": {
+			conf(func(c *perScope[BaseLimit]) { c.Stream.StreamsOutbound = 0 }), gates, []string{"limit outbound stream stream"}},
+		"a service that has connections": {
+			conf(func(c *perScope[BaseLimit]) { c.ServicePeerDefault.Conns = 1; c.ServicePeerDefault.Streams = 1 }), gates,
+			[]string{"limit  stream service-peer"}},
+		"the memory of the process": {
+			unlimited, append(gates, WithMemoryPressure(MemoryPressureConfig{Limit: 1 << 40})),
+			[]string{"memory-pressure inbound connection process", "memory-pressure inbound stream process"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m, err := New(c.limits, slices.Clone(c.opts)...)
+			require.NoError(t, err)
+			defer m.Close()
+			shown := refusalsShown(t, m)
+			require.ElementsMatch(t, c.want, slices.Collect(maps.Keys(shown)))
+			for series, n := range shown {
+				require.Zero(t, n, series)
+			}
+		})
+	}
+}
+
+// Two nodes of one process with default limits: no series stands for both directions of a
+// gate, the descriptors of a connection, an allowlist or a memory bound that they do not have.
+func TestTwoNodesWithDefaultLimitsHaveASeriesForEachRefusalThatCanOccur(t *testing.T) {
+	var nodes []*Manager
+	for range 2 {
+		m, err := New(nil)
+		require.NoError(t, err)
+		defer m.Close()
+		nodes = append(nodes, m)
+	}
+	const resources, ofStreams = int(numDims), 4 // memory and streams: in, out, both
+	always := 2 * resources                      // system, transient
+	crowding := 2
+	servicesAndProtocols := 4 * ofStreams // of all peers, of one
+	onePeer := resources
+	memoryOfOneConnectionOrStream := 2
+	gates := 2 // of inbound connections
+	require.Len(t, refusalsShown(t, nodes...),
+		always+crowding+servicesAndProtocols+onePeer+memoryOfOneConnectionOrStream+gates)
+}
+
+func TestLimitsThatComeLaterHaveTheirZerosOfRefusals(t *testing.T) {
+	conf := unlimitedConf()
+	conf.AllowlistedSystem.Conns = 3
+	m := newManager(t, conf, openGates()...)
+	shows := func(want ...string) {
+		t.Helper()
+		require.ElementsMatch(t, want, slices.Collect(maps.Keys(refusalsShown(t, m))))
+	}
+	shows()
+
+	// An entry of the allowlist that goes again.
+	const allowlisted = "limit  connection allowlistedSystem"
+	entry := multiaddr.StringCast("/ip4/192.0.2.0/ipcidr/24")
+	require.NoError(t, m.GetAllowlist().Add(entry))
+	shows(allowlisted)
+	none := amounts{}.base()
+	viewSystem(t, m).(ResourceScopeLimiter).SetLimit(&none)
+	c, err := m.OpenConnection(network.DirInbound, false, multiaddr.StringCast("/ip4/192.0.2.1/tcp/1"))
+	require.NoError(t, err)
+	viewSystem(t, m).(ResourceScopeLimiter).SetLimit(&unlimitedBase)
+	require.NoError(t, m.GetAllowlist().Remove(entry))
+	all := refusalsShown(t, m)
+	require.Contains(t, all, allowlisted, "a connection is open there")
+	c.Done()
+	require.NotContains(t, refusalsShown(t, m), allowlisted)
+
+	// A limit of one scope, and other limits for all.
+	limit := unlimitedBase
+	limit.Streams = 5
+	viewPeer(t, m, testPeer).(ResourceScopeLimiter).SetLimit(&limit)
+	require.Contains(t, refusalsShown(t, m), "limit  stream peer")
+	require.NotContains(t, refusalsShown(t, m), "limit  memory stream")
+	conf.Stream.Memory = 100
+	require.NoError(t, m.SetLimits(NewFixedLimiter(ConcreteLimitConfig{limits: conf})))
+	require.Contains(t, refusalsShown(t, m), "limit  memory stream")
+}
+
+func TestALimiterOfTheProgramMayRefuseWhateverAScopeOfItsKindHolds(t *testing.T) {
+	m, err := New(otherLimiter{NewFixedLimiter(InfiniteLimits)}, openGates()...)
+	require.NoError(t, err)
+	defer m.Close()
+	shown := refusalsShown(t, m)
+	require.Contains(t, shown, "limit inbound stream protocol-peer")
+	require.Contains(t, shown, "limit  fd peer")
+	require.Contains(t, shown, "limit  memory stream")
+	for series := range shown {
+		require.False(t, strings.HasSuffix(series, " system") || strings.HasSuffix(series, " conn"), "%s: its limit is known", series)
+	}
+}
+
+// Whatever the limits and options: a series that is there from the start lets a rate see the
+// first refusal, too.
+func TestNoRefusalStartsASeries(t *testing.T) {
+	seed := testSeed(t)
+	steps := stressSteps() / 3
+	follow := func(t *testing.T, m *Manager, step func()) {
+		before := refusalsShown(t, m)
+		for range steps {
+			step()
+			now := refusalsShown(t, m)
+			for series, n := range now {
+				if _, was := before[series]; n > 0 && !was {
+					t.Fatalf("%s: began with %v", series, n)
+				}
+			}
+			before = now
+		}
+	}
+	cell := uint64(0)
+	for _, g := range append(slices.Clone(regimes), mixed) {
+		for _, newcomers := range []bool{true, false} {
+			for _, stripes := range []int{1, 8} {
+				cell++
+				t.Run(fmt.Sprintf("%s/newcomers=%v/stripes=%d", g.name, newcomers, stripes), func(t *testing.T) {
+					d := newDuel(t, randomFrom(seed, cell), stripes, g, AdmissionHalf, newcomers)
+					d.largest = 1 << 50 // a sum that no number holds is refused without a limit
+					follow(t, d.eng, func() {
+						if d.r.IntN(20) == 0 {
+							d.observe()
+						}
+						d.step()
+					})
+				})
+			}
+		}
+	}
+	for _, kinds := range [][]Kind{{KindTransient}, {KindSystem}, {KindTransient, KindSystem}} {
+		cell++
+		t.Run(fmt.Sprint("fair shares of ", kinds), func(t *testing.T) {
+			p := newFairPlay(t, randomFrom(seed, cell), 8, kinds...)
+			follow(t, p.m, p.step)
+		})
+	}
 }
 
 func TestMetricsShowUseLimitAndPeakOfSharedScopes(t *testing.T) {

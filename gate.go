@@ -22,6 +22,8 @@ type gate struct {
 	outbound bool // the gates check outbound connections, too
 
 	limits GateLimits // the limits that the gates were made from; not written to
+	// refusing reports of each gate whether there is a limit by which it may refuse.
+	refusing [subnets.Gates]bool
 }
 
 // newGate makes the gates. It returns an error if a prefix or a limit is invalid. noting reports
@@ -44,7 +46,38 @@ func newGate(cfg gateConfig, caller *callerRates, noting bool, observed *observe
 	if err != nil {
 		return nil, err
 	}
-	return &gate{subnets: s, caller: caller, sources: sources, outbound: cfg.outbound, limits: limits}, nil
+	g := &gate{subnets: s, caller: caller, sources: sources, outbound: cfg.outbound, limits: limits}
+	g.refusing[subnets.Conns] = limitsAny(gateLists[LimitVal](limits.Subnets), Unlimited)
+	g.refusing[subnets.Rate] = caller.set() ||
+		caller == nil && limitsAny(gateLists[ConnRate](limits.Rate), ConnRate{Burst: Unlimited})
+	return g, nil
+}
+
+// limitsAny reports whether any of the lists' limits is not the one that stands for none.
+func limitsAny[V comparable](lists gateLists[V], none V) bool {
+	for _, limit := range lists.Networks {
+		if limit != none {
+			return true
+		}
+	}
+	for f := range ip.Families {
+		for _, limit := range *lists.perSubnet(f) {
+			if limit != none {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// refusable returns, by kind, the dimensions in which the gates may refuse a connection.
+func (g *gate) refusable() (may [numKinds]dimSet) {
+	for of, k := range gateKinds {
+		if g.refusing[of] {
+			may[k] = dimSetOf(func(d dim) bool { return k.canRunOutOf(d) && g.concerns(d) })
+		}
+	}
+	return may
 }
 
 // concerns reports whether the gates check connections in a direction.

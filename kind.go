@@ -48,6 +48,9 @@ func (k Kind) inSnapshots() bool {
 	return k <= KindService || k == KindProtocol || k == KindPeer
 }
 
+// allowlisted reports whether scopes of this kind stand in for standard ones.
+func (k Kind) allowlisted() bool { return k == KindAllowlistedSystem || k == KindAllowlistedTransient }
+
 // ofPeer returns the kind of one peer's part of a service or protocol.
 func (k Kind) ofPeer() Kind {
 	if k == KindService {
@@ -91,6 +94,15 @@ func (k Kind) canRunOutOf(d dim) bool {
 		return k != KindConn
 	}
 	return k <= KindAllowlistedTransient || k == KindPeer || k == KindConn
+}
+
+// mayRefuse reports whether a scope of this kind with a limit on d may refuse a request because
+// of it.
+func (k Kind) mayRefuse(d dim, limit int64) bool {
+	if (k == KindConn || k == KindStream) && d != dimMemory && limit > 0 {
+		return false // it counts only itself
+	}
+	return k.canRunOutOf(d) && !isUnlimited(d, limit)
 }
 
 // kindSet is a set of kinds, as bits.
@@ -144,5 +156,5 @@ func (o *observedKinds) load() kindSet { return kindSet(o.bits.Load()) }
 // limits. It may if k is in the set. It may also if k is an allowlisted scope, because these
 // are asked only after a standard scope has refused, which may be an observed one.
 func (s kindSet) standIn(k Kind) bool {
-	return s.has(k) || k == KindAllowlistedSystem || k == KindAllowlistedTransient
+	return s.has(k) || k.allowlisted()
 }

@@ -22,6 +22,9 @@ type limitBook struct {
 	// the limits of named scopes are missing, and unnamed is what it returns for the
 	// empty name.
 	kinds [numKinds]kindLimits
+	// mayRefuse has, by kind, the dimensions in which the limit of some scope may refuse a
+	// request. The four scopes that always exist have none.
+	mayRefuse [numKinds]dimSet
 	// connCost and streamCost are the costs of opening one connection and one stream, in
 	// bytes.
 	connCost, streamCost int64
@@ -88,9 +91,15 @@ func newLimitBook(l Limiter) (*limitBook, error) {
 		}
 		b.kinds[one.kind].unnamed = *a
 	}
+	b.noteRefusing(KindConn)
 	if b.own != nil {
 		b.readOwn()
 		return b, nil
+	}
+	for k := KindService; k <= KindStream; k++ {
+		if k != KindConn {
+			b.mayRefuse[k] = dimSetOf(k.canRunOutOf) // a name that is not known yet may have any limit
+		}
 	}
 	for _, one := range []kindLimit{
 		{KindService, l.GetServiceLimits("")}, {KindServicePeer, l.GetServicePeerLimits("")},
@@ -115,6 +124,20 @@ func (b *limitBook) readOwn() {
 	b.kinds[KindPeer] = kindLimitsOf(limits.PeerDefault, limits.Peer)
 	b.kinds[KindStream].unnamed = limitsOf(limits.Stream)
 	b.connCost, b.streamCost = limits.Costs.perOpening()
+	for k := KindService; k <= KindStream; k++ {
+		b.noteRefusing(k)
+	}
+}
+
+// noteRefusing notes in mayRefuse what the limits of a kind may refuse.
+func (b *limitBook) noteRefusing(k Kind) {
+	note := func(limit *amounts) {
+		b.mayRefuse[k] |= dimSetOf(func(d dim) bool { return k.mayRefuse(d, limit[d]) })
+	}
+	note(&b.kinds[k].unnamed)
+	for _, limit := range b.kinds[k].named {
+		note(limit)
+	}
 }
 
 func kindLimitsOf[K ~string](unnamed BaseLimit, named map[K]BaseLimit) kindLimits {

@@ -50,6 +50,7 @@ type duel struct {
 	lowered bool
 	// observing: limits of random kinds are only observed, in turns.
 	observing bool
+	largest   int64  // the most bytes of a request; 0: any number
 	last      string // the last question, for the message
 }
 
@@ -207,7 +208,7 @@ func (d *duel) attach(p *pairOfScopes) {
 
 // size returns a number of bytes that is telling for some limit above p.
 func (d *duel) size(p *pairOfScopes) int {
-	return int(max(math.MinInt, min(d.bytes(p), math.MaxInt)))
+	return int(max(math.MinInt, min(d.bytes(p), cmp.Or(d.largest, math.MaxInt64), math.MaxInt)))
 }
 
 func (d *duel) bytes(p *pairOfScopes) int64 {

@@ -86,6 +86,7 @@ func (m *Manager) readWith(b *busiest) reading {
 		for _, p := range append(m.fixed[:], b.present(m)...) {
 			r.scopes = append(r.scopes, p.reading())
 		}
+		r.refusable = m.refusable(r.scopes[:len(m.fixed)])
 		for i := range m.stripes {
 			m.stripes[i].addTo(&r)
 		}
@@ -101,11 +102,43 @@ func (m *Manager) readWith(b *busiest) reading {
 	for _, k := range m.Observed() {
 		r.observed[k]++
 	}
-	r.fair = m.options.fair
 	for _, k := range gateKinds { // each of their refusals blocked one connection
 		for d, n := range r.counts.refusals[k] {
 			r.counts.blocked[k][d] = int64(n)
 		}
 	}
 	return r
+}
+
+// refusable returns what the manager may refuse, given the readings of the scopes that always
+// exist. All stripe locks are held.
+func (m *Manager) refusable(fixed []scopeReading) (may refusable) {
+	may.limits = m.limits.Load().mayRefuse
+	for i := range fixed {
+		s := &fixed[i]
+		if s.kind.allowlisted() && s.use == (amounts{}) && !m.allowlist.hasEntries() {
+			continue // nothing is asked of it
+		}
+		limits := dimSetOf(func(d dim) bool { return s.kind.mayRefuse(d, s.limit[d]) })
+		may.limits[s.kind] = limits
+		if s.kind == KindTransient && m.newcomers && limits.has(dimStreams) {
+			limits |= 1 << dimStreamsOut // they leave a part of the total to inbound ones
+		}
+		switch {
+		case m.fair.on(s.kind):
+			may.shares[s.kind] = limits & dimSetOf(s.kind.hasShares)
+		case m.newcomers:
+			may.crowded |= limits & dimSetOf(s.kind.hasLastQuarter)
+		}
+	}
+	for k := range may.limits {
+		may.limits[k] |= dimSet(m.setByHand[k].Load())
+	}
+	for k, dims := range m.gate().refusable() {
+		may.limits[k] |= dims
+	}
+	if m.pressure != nil {
+		may.limits[KindProcess] = dimSetOf(KindProcess.canRunOutOf)
+	}
+	return may
 }

@@ -7,6 +7,7 @@ package rcmgr
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"strings"
 
@@ -43,6 +44,11 @@ type reading struct {
 	pressed int
 	// names counts the host names of allowlists by how their last look-up has gone.
 	names struct{ waiting, answered, failing int }
+
+	// others has what go-libp2p's own managers hold, in the sum over the process; othersErr
+	// is why a part of it is missing.
+	others    otherSeries
+	othersErr error
 }
 
 // refusable is what a manager may refuse by its limits and options as they are now, or any of
@@ -161,8 +167,9 @@ func (t *readingSum) bounded() *reading {
 	return &t.reading
 }
 
-// metricsFamily is one family of metrics: its name, and how its series are made from a
-// reading. If help is empty, the family has upstream's description.
+// metricsFamily is one family of metrics: its name, how its series are made from a reading,
+// and its labels in the order of the description. If help is empty, the family has upstream's
+// description.
 type metricsFamily struct {
 	name   string
 	series func(*reading, series)
@@ -179,18 +186,20 @@ func (f *metricsFamily) desc() *prometheus.Desc {
 
 var metricsFamilies = [...]metricsFamily{
 	// These families are go-libp2p's, and its dashboards know them.
-	{name: "connections", series: (*reading).connections},
-	{name: "streams", series: (*reading).streams},
-	{name: "memory", series: (*reading).memory},
-	{name: "fds", series: (*reading).descriptors},
-	{name: "limit", series: (*reading).limits},
-	{name: "blocked_resources", series: (*reading).blockedResources},
+	{name: "connections", series: (*reading).connections, labels: []string{"dir", "scope"}},
+	{name: "streams", series: (*reading).streams, labels: []string{"dir", "scope", "protocol"}},
+	{name: "memory", series: (*reading).memory, labels: []string{"scope", "protocol"}},
+	{name: "fds", series: (*reading).descriptors, labels: []string{"scope"}},
+	{name: "limit", series: (*reading).limits, labels: []string{"scope", "resource"}},
+	{name: "blocked_resources", series: (*reading).blockedResources, labels: []string{"dir", "scope", "resource"}},
 	{
 		name:   "peer_connections",
+		labels: []string{"dir"},
 		series: func(r *reading, to series) { to.histograms(&r.peerConns, spread.CountScale) },
 	},
 	{
 		name:   "peer_streams",
+		labels: []string{"dir"},
 		series: func(r *reading, to series) { to.histograms(&r.peerStreams, spread.CountScale) },
 	},
 	{
@@ -202,13 +211,16 @@ var metricsFamilies = [...]metricsFamily{
 		series: func(r *reading, to series) { to.histogram(&r.connMemory, spread.MemoryScale) },
 	},
 	// Upstream's four families above only grow, so dashboards subtract the previous ones
-	// from them. Ours show the present state, so there is nothing to subtract.
+	// from them. Ours show the present state, so there is nothing to subtract, except where
+	// other hosts of the process use upstream's manager.
 	{
 		name:   "previous_peer_connections",
+		labels: []string{"dir"},
 		series: func(_ *reading, to series) { to.histograms(new([2]spread.Spread), spread.CountScale) },
 	},
 	{
 		name:   "previous_peer_streams",
+		labels: []string{"dir"},
 		series: func(_ *reading, to series) { to.histograms(new([2]spread.Spread), spread.CountScale) },
 	},
 	{
@@ -570,14 +582,66 @@ func (r *reading) namesKnown() bool {
 	return r.names.waiting+r.names.answered+r.names.failing > 0 || r.counts.failedLookUps > 0
 }
 
-// series sends the series of one family to a registry.
+// otherSeries has what go-libp2p's own managers show: the series of each family, by the name of
+// the family without the prefix and by their labels.
+type otherSeries map[string]map[string]otherMetric
+
+// otherMetric is one series.
+type otherMetric struct {
+	labels    []string // in the order of the family's description
+	value     float64  // zero if it is a histogram
+	histogram *histogram
+}
+
+// histogram is a distribution: the number of values, their sum, and how many do not exceed each
+// bound.
+type histogram struct {
+	count uint64
+	sum   float64
+	upTo  map[float64]uint64
+}
+
+// add adds the values of another histogram. Bounds that only one of the two has are dropped,
+// because how many values of the other do not exceed them is not known.
+func (h *histogram) add(o *histogram) {
+	h.count += o.count
+	h.sum += o.sum
+	for bound := range h.upTo {
+		if n, ok := o.upTo[bound]; ok {
+			h.upTo[bound] += n
+		} else {
+			delete(h.upTo, bound)
+		}
+	}
+}
+
+// seriesKey returns the labels as a key. What separates them is no UTF-8, as all labels are.
+func seriesKey(labels []string) string { return strings.Join(labels, "\xff") }
+
+// series sends the series of one family to a registry. To each of them it adds that of others
+// with the same labels, and removes that from others, which it owns.
 type series struct {
-	desc *prometheus.Desc
-	to   chan<- prometheus.Metric
+	desc   *prometheus.Desc
+	to     chan<- prometheus.Metric
+	others map[string]otherMetric
+}
+
+// other removes the series of others with these labels and returns it, or the zero value.
+func (s series) other(labels []string) otherMetric {
+	key := seriesKey(labels)
+	o := s.others[key]
+	delete(s.others, key)
+	return o
 }
 
 func (s series) gauge(value int64, labels ...string) {
-	s.send(prometheus.NewConstMetric(s.desc, prometheus.GaugeValue, float64(value), labels...))
+	s.sendGauge(float64(value)+s.other(labels).value, labels)
+}
+
+// sendGauge sends a gauge. What is unlimited does not grow with another part of a sum.
+func (s series) sendGauge(value float64, labels []string) {
+	value = min(value, math.MaxInt64)
+	s.send(prometheus.NewConstMetric(s.desc, prometheus.GaugeValue, value, labels...))
 }
 
 func (s series) counter(value uint64, labels ...string) {
@@ -590,8 +654,27 @@ func (s series) histograms(directions *[2]spread.Spread, on *spread.Scale) {
 }
 
 func (s series) histogram(members *spread.Spread, on *spread.Scale, labels ...string) {
-	count, upTo := members.Cumulative(on)
-	s.send(prometheus.NewConstHistogram(s.desc, count, float64(members.Sum), upTo, labels...))
+	h := histogram{sum: float64(members.Sum)}
+	h.count, h.upTo = members.Cumulative(on)
+	if o := s.other(labels); o.histogram != nil {
+		h.add(o.histogram)
+	}
+	s.sendHistogram(&h, labels)
+}
+
+func (s series) sendHistogram(h *histogram, labels []string) {
+	s.send(prometheus.NewConstHistogram(s.desc, h.count, h.sum, h.upTo, labels...))
+}
+
+// sendOthers sends the series of others that remain, which only go-libp2p's own managers have.
+func (s series) sendOthers() {
+	for _, o := range s.others {
+		if o.histogram != nil {
+			s.sendHistogram(o.histogram, o.labels)
+		} else {
+			s.sendGauge(o.value, o.labels)
+		}
+	}
 }
 
 // send sends a series. If the series is invalid, it sends the error, which fails the

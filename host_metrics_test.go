@@ -9,6 +9,7 @@ import (
 
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/host"
+	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"github.com/weir-p2p/rcmgr"
@@ -119,4 +120,27 @@ func requireConnectionShows(t *testing.T, ctx context.Context, h host.Host, reg 
 	require.Positive(t, series(t, reg, "limit", map[string]string{"scope": "system", "resource": "conns"}))
 	require.NoError(t, client.Close())
 	eventually(t, shows(0), "a closed connection is still in the metrics")
+}
+
+// One host has this package's manager, the other one go-libp2p's own.
+func TestHostsWithDifferentManagersAreBothInTheSum(t *testing.T) {
+	ctx := onHosts(t)
+	reg := prometheus.NewRegistry()
+	ours := newServer(t, newManager(t, nil), roads[0], libp2p.PrometheusRegisterer(reg))
+	theirManager, err := upstream.NewResourceManager(upstream.NewFixedLimiter(upstream.DefaultLimits.AutoScale()))
+	require.NoError(t, err)
+	theirs := newHost(t, theirManager, libp2p.PrometheusRegisterer(reg))
+	rcmgr.MustRegisterWith(reg)
+
+	conns := func(dir string) float64 {
+		return series(t, reg, "connections", map[string]string{"dir": dir, "scope": "system"})
+	}
+	echo := map[string]string{"dir": "inbound", "scope": "protocol", "protocol": string(echoProtocol)}
+	streams := series(t, reg, "streams", echo)
+	in, out := conns("inbound"), conns("outbound")
+	work(t, ctx, theirs, *host.InfoFromHost(ours))
+	eventually(t, func() bool {
+		return conns("inbound") == in+1 && conns("outbound") == out+1 && series(t, reg, "streams", echo) == streams+1
+	}, "one end of a connection is not in the metrics")
+	require.Equal(t, 1.0, series(t, reg, "managers", map[string]string{}), "of this package")
 }

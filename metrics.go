@@ -17,18 +17,17 @@ package rcmgr
 //	            collector ───────────────────────┼─ view ── live managers ── Manager.read
 //	            …                                ┘   one reading for all families of a scrape
 //
-// A view shows either one manager or the sum over all live ones.
+// A view shows either one manager or the sum over all live ones. To the sum it adds what
+// go-libp2p's own managers of the process hold, since it stands in place of their collectors.
 
 import (
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
-	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -36,6 +35,10 @@ import (
 // show the sum over all open managers, with the names, labels and meaning of the metrics
 // of go-libp2p's own resource manager, and some more. Managers that are made later are
 // included. A manager that is closed leaves the sum, but its refusals stay counted.
+//
+// If other hosts of the process use go-libp2p's own resource manager, the metrics that both
+// have show the sum over both. go-libp2p's part of it is what its own collectors show: the
+// manager that changed last if there are several, and the limits of one that is closed.
 //
 // MustRegisterWith may be called before or after libp2p.New registers go-libp2p's own
 // collectors, which it replaces. It may be called any number of times. If RegisterWith
@@ -70,11 +73,14 @@ type reader interface{ read() reading }
 // live is the only mutable state of the package. It is needed because, by Prometheus'
 // convention, one function registers the metrics of a whole package, before anything of
 // the package has been made.
-var live liveManagers
+var live = liveManagers{others: sync.OnceValue(upstreamRegistry)}
 
 // liveManagers are the managers that the sum is taken over.
 type liveManagers struct {
-	mu struct {
+	// others returns what shows the managers of go-libp2p, which are part of the sum, too.
+	// nil: they are not.
+	others func() prometheus.Gatherer
+	mu     struct {
 		sync.Mutex
 		managers map[reader]struct{}
 		closed   counts // of closed managers, because counts must not fall
@@ -122,6 +128,9 @@ func (l *liveManagers) all() ([]reader, counts) {
 func (l *liveManagers) read(only reader) *reading {
 	var sum readingSum
 	if only == nil {
+		if l.others != nil {
+			sum.others, sum.othersErr = readOthers(l.others())
+		}
 		var managers []reader
 		managers, sum.counts = l.all()
 		for _, m := range managers {
@@ -179,7 +188,13 @@ type collector struct {
 func (c *collector) Describe(to chan<- *prometheus.Desc) { to <- c.desc }
 
 func (c *collector) Collect(to chan<- prometheus.Metric) {
-	metricsFamilies[c.family].series(c.view.reading(c.family), series{c.desc, to})
+	f, r := &metricsFamilies[c.family], c.view.reading(c.family)
+	s := series{c.desc, to, maps.Clone(r.others[f.name])}
+	f.series(r, s)
+	s.sendOthers()
+	if f.help == "" && r.othersErr != nil {
+		s.send(nil, r.othersErr) // as without this package
+	}
 }
 
 // register registers the metrics of one manager, or of the sum over all if only is nil.
@@ -243,50 +258,3 @@ func (c *collector) place(reg prometheus.Registerer, upstreams prometheus.Collec
 	}
 	return false, err
 }
-
-// upstreamFamily is a family of go-libp2p's own resource manager.
-type upstreamFamily struct {
-	collector prometheus.Collector
-	desc      *prometheus.Desc
-}
-
-// upstreamFamilies returns upstream's families by their name without the prefix. It lets
-// upstream register them with a memorizer.
-func upstreamFamilies() map[string]upstreamFamily {
-	var seen memorizer
-	upstream.MustRegisterWith(&seen)
-	found := make(map[string]upstreamFamily, len(seen.collectors))
-	for _, c := range seen.collectors {
-		for desc := range descriptions(c) {
-			// A description shows its name only in its text.
-			if _, text, ok := strings.Cut(desc.String(), `fqName: "`+familyPrefix); ok {
-				name, _, _ := strings.Cut(text, `"`)
-				found[name] = upstreamFamily{c, desc}
-			}
-		}
-	}
-	return found
-}
-
-func descriptions(c prometheus.Collector) <-chan *prometheus.Desc {
-	descs := make(chan *prometheus.Desc)
-	go func() {
-		defer close(descs)
-		c.Describe(descs)
-	}()
-	return descs
-}
-
-// memorizer is a Registerer that only records its collectors.
-type memorizer struct{ collectors []prometheus.Collector }
-
-func (m *memorizer) Register(c prometheus.Collector) error {
-	m.collectors = append(m.collectors, c)
-	return nil
-}
-
-func (m *memorizer) MustRegister(cs ...prometheus.Collector) {
-	m.collectors = append(m.collectors, cs...)
-}
-
-func (m *memorizer) Unregister(prometheus.Collector) bool { return false }

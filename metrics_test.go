@@ -641,7 +641,7 @@ func TestScrapeSurvivesNamesThatAreNotUTF8(t *testing.T) {
 
 func TestSeriesThatDoesNotFitItsFamilyFailsTheScrapeOnly(t *testing.T) {
 	sent := make(chan prometheus.Metric, 1)
-	series{upstreamFamilies()["fds"].desc, sent}.gauge(1, "one label", "too many")
+	series{desc: upstreamFamilies()["fds"].desc, to: sent}.gauge(1, "one label", "too many")
 	require.Error(t, (<-sent).Write(nil))
 }
 

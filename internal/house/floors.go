@@ -39,7 +39,7 @@ var floors = []floor{
 		{"limitsinforce.go", "the limits in force, read back"},
 		{"refusallog.go", "the log of refusals"},
 		{"nearlimit.go", "calls of listeners when a limit is nearly reached; trimming"},
-		{"metrics.go families.go", "Prometheus: registration; what is shown"},
+		{"metrics.go families.go upstreammetrics.go", "Prometheus: registration; what is shown; what go-libp2p's own collectors show"},
 		{"settings.go", "a configuration as people read and write it"},
 	}},
 	{"door", "the methods that a host calls", []room{

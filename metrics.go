@@ -84,6 +84,7 @@ type liveManagers struct {
 		sync.Mutex
 		managers map[reader]struct{}
 		closed   counts // of closed managers, because counts must not fall
+		settled  bool   // metrics have been registered, or it was warned that they are not
 	}
 }
 
@@ -225,7 +226,35 @@ func (l *liveManagers) register(reg prometheus.Registerer, only reader) error {
 			placed = append(placed, ours)
 		}
 	}
+	l.settle()
 	return nil
+}
+
+// settle notes that there is nothing to warn of any more, and reports whether that was noted
+// before.
+func (l *liveManagers) settle() (before bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before, l.mu.settled = l.mu.settled, true
+	return before
+}
+
+// hiddenInterval is the time between two calls of warnIfHidden. It leaves a program that has
+// made its manager the time to make its hosts and to register metrics.
+const hiddenInterval = time.Minute
+
+// warnIfHidden warns, once in a process, if go-libp2p's collectors are registered with reg and
+// no metrics of this package have been registered anywhere. What is shown then looks complete,
+// although no manager of this package is part of it.
+func (l *liveManagers) warnIfHidden(reg prometheus.Registerer) {
+	l.mu.Lock()
+	settled := l.mu.settled
+	l.mu.Unlock()
+	if settled || !hasUpstream(reg) || l.settle() {
+		return
+	}
+	log.Warn("go-libp2p's own metrics are registered with Prometheus, and do not show this resource manager: " +
+		"call rcmgr.MustRegisterWith(prometheus.DefaultRegisterer), or make it with rcmgr.WithMetricsDisabled if it need not be shown")
 }
 
 var errShown = errors.New("another resource manager, or the sum over all, is shown on this registerer; " +

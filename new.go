@@ -81,7 +81,8 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	if cfg.measured() {
 		live.add(m)
 	}
-	m.workers.Go(func() { m.workUntilClosed(m.jobs()) })
+	jobs := m.jobs()
+	m.workers.Go(func() { m.workUntilClosed(jobs) })
 	m.names.begin()
 	m.logStart()
 	m.logUnreachable(book)

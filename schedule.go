@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // job is a task that runs periodically. It runs for the first time after one period.
@@ -69,6 +71,12 @@ func (m *Manager) jobs() []*job {
 		{every: reapInterval, do: m.reap},
 		{every: historyInterval, do: func() { m.history.keep(m.refusedByNow()) }},
 		{every: peakInterval, do: m.followPeaks},
+	}
+	if m.options.measured() {
+		reg := prometheus.DefaultRegisterer // the program may set another one later
+		g := &guard{callback: callbackOf("prometheus.DefaultRegisterer", reg)}
+		warn := func() { g.call(func() { live.warnIfHidden(reg) }) }
+		jobs = append(jobs, &job{every: hiddenInterval, do: warn, apart: true})
 	}
 	if m.leaks != nil {
 		jobs = append(jobs, &job{every: leakTick, do: m.leaks.lookAtClock})

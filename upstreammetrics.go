@@ -98,3 +98,31 @@ func readOthers(from prometheus.Gatherer) (otherSeries, error) {
 	}
 	return read, err
 }
+
+// hasUpstream reports whether upstream's collectors, or others of their names, are or have been
+// registered with reg. It changes nothing there.
+func hasUpstream(reg prometheus.Registerer) bool {
+	if reg == nil {
+		return false
+	}
+	p := probe{"this name is taken", "this name is free"}
+	err := reg.Register(p)
+	if err == nil { // it is no registry, but takes anything
+		reg.Unregister(p)
+		return false
+	}
+	return strings.Contains(err.Error(), p.first)
+}
+
+// probe is a collector with two different descriptions of one family of upstream's, so that no
+// registry takes it. The error names the description at which the registry stopped. That is the
+// first one if the registry has the family already, and else the second one.
+type probe struct{ first, second string }
+
+func (p probe) Describe(to chan<- *prometheus.Desc) {
+	for _, help := range []string{p.first, p.second} {
+		to <- prometheus.NewDesc(familyPrefix+"connections", help, nil, nil)
+	}
+}
+
+func (p probe) Collect(chan<- prometheus.Metric) {}

@@ -3,10 +3,13 @@ package rcmgr
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/protocol"
@@ -216,5 +219,158 @@ func TestAFailureOfGoLibp2psCollectorsIsOneOfTheScrape(t *testing.T) {
 		if f.GetName() == familyPrefix+"fds" {
 			require.Equal(t, 3.0, f.GetMetric()[0].GetGauge().GetValue())
 		}
+	}
+}
+
+// lenient is a Registerer that takes everything.
+type lenient struct{ has map[prometheus.Collector]bool }
+
+func (l lenient) Register(c prometheus.Collector) error {
+	l.has[c] = true
+	return nil
+}
+
+func (l lenient) MustRegister(cs ...prometheus.Collector) {
+	for _, c := range cs {
+		l.has[c] = true
+	}
+}
+
+func (l lenient) Unregister(c prometheus.Collector) bool {
+	delete(l.has, c)
+	return true
+}
+
+func TestUpstreamsCollectorsAreFoundOnARegistryWithoutATrace(t *testing.T) {
+	wraps := map[string]func(prometheus.Registerer) prometheus.Registerer{
+		"plain": func(r prometheus.Registerer) prometheus.Registerer { return r },
+		"prefix": func(r prometheus.Registerer) prometheus.Registerer {
+			return prometheus.WrapRegistererWithPrefix("a_", r)
+		},
+		"labels": func(r prometheus.Registerer) prometheus.Registerer {
+			return prometheus.WrapRegistererWith(prometheus.Labels{"host": "h"}, r)
+		},
+	}
+	for name, wrap := range wraps {
+		for kind, newRegistry := range map[string]func() *prometheus.Registry{
+			"registry": prometheus.NewRegistry, "pedantic": prometheus.NewPedanticRegistry,
+		} {
+			t.Run(name+"/"+kind, func(t *testing.T) {
+				reg := newRegistry()
+				on := wrap(reg)
+				require.False(t, hasUpstream(on))
+				require.NotPanics(t, func() { upstream.MustRegisterWith(on) })
+				require.True(t, hasUpstream(on))
+				shown, err := reg.Gather()
+				require.NoError(t, err)
+				require.NotEmpty(t, shown)
+				require.True(t, on.Unregister(upstreamFamilies()["connections"].collector), "it is still registered")
+
+				other := newRegistry()
+				require.False(t, hasUpstream(wrap(other)))
+				require.NoError(t, wrap(other).Register(prometheus.NewGauge(prometheus.GaugeOpts{
+					Name: familyPrefix + "connections", Help: "a family of the same name",
+				})), "the name is still free")
+			})
+		}
+	}
+	require.False(t, hasUpstream(nil))
+	all := lenient{make(map[prometheus.Collector]bool)}
+	require.False(t, hasUpstream(all))
+	require.Empty(t, all.has)
+}
+
+func TestTheLogWarnsOnceIfOnlyGoLibp2psMetricsAreRegistered(t *testing.T) {
+	withTheirs := func() *prometheus.Registry {
+		reg := prometheus.NewRegistry()
+		upstream.MustRegisterWith(reg)
+		return reg
+	}
+	for name, c := range map[string]struct {
+		do    func(l *liveManagers, m reader)
+		warns int
+	}{
+		"theirs alone": {func(l *liveManagers, _ reader) {
+			reg := withTheirs()
+			l.warnIfHidden(reg)
+			l.warnIfHidden(reg)
+		}, 1},
+		"theirs later": {func(l *liveManagers, _ reader) {
+			reg := prometheus.NewRegistry()
+			l.warnIfHidden(reg)
+			upstream.MustRegisterWith(reg)
+			l.warnIfHidden(reg)
+		}, 1},
+		"none": {func(l *liveManagers, _ reader) { l.warnIfHidden(prometheus.NewRegistry()) }, 0},
+		"both": {func(l *liveManagers, _ reader) {
+			reg := withTheirs()
+			require.NoError(t, l.register(reg, nil))
+			l.warnIfHidden(reg)
+		}, 0},
+		"ours on a registry of the program": {func(l *liveManagers, _ reader) {
+			require.NoError(t, l.register(prometheus.NewRegistry(), nil))
+			l.warnIfHidden(withTheirs())
+		}, 0},
+		"one manager on a registry of the program": {func(l *liveManagers, m reader) {
+			require.NoError(t, l.register(prometheus.NewRegistry(), m))
+			l.warnIfHidden(withTheirs())
+		}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			lines := collectLog(t, slog.LevelWarn)
+			var l liveManagers
+			m := &fakeManager{}
+			l.add(m)
+			c.do(&l, m)
+			said := lines.take()
+			require.Len(t, said, c.warns)
+			for _, line := range said {
+				require.Contains(t, line, "WARN")
+				require.Contains(t, line, "call rcmgr.MustRegisterWith(prometheus.DefaultRegisterer)")
+			}
+		})
+	}
+}
+
+func TestManagersWarnAMinuteAfterTheStartIfTheyAreNotShown(t *testing.T) {
+	before := prometheus.DefaultRegisterer
+	t.Cleanup(func() {
+		prometheus.DefaultRegisterer = before
+		live.settle()
+	})
+	for name, c := range map[string]struct {
+		opts  []Option
+		does  func(*prometheus.Registry)
+		warns int
+	}{
+		"forgotten":        {nil, func(*prometheus.Registry) {}, 1},
+		"registered":       {nil, func(reg *prometheus.Registry) { MustRegisterWith(reg) }, 0},
+		"metrics disabled": {[]Option{WithMetricsDisabled()}, func(*prometheus.Registry) {}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				lines := collectLog(t, slog.LevelWarn)
+				reg := prometheus.NewRegistry()
+				prometheus.DefaultRegisterer = reg
+				live.mu.Lock()
+				live.mu.settled = false
+				live.mu.Unlock()
+				var managers []*Manager
+				for range 2 {
+					m, err := New(NewFixedLimiter(InfiniteLimits), append(openGates(), c.opts...)...)
+					require.NoError(t, err)
+					managers = append(managers, m)
+				}
+				lines.take() // of the start
+				time.Sleep(hiddenInterval - time.Second)
+				upstream.MustRegisterWith(reg) // by libp2p.New
+				c.does(reg)
+				time.Sleep(10 * hiddenInterval)
+				for _, m := range managers {
+					require.NoError(t, m.Close())
+				}
+				require.Len(t, lines.take(), c.warns)
+			})
+		})
 	}
 }

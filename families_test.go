@@ -182,7 +182,10 @@ func TestRefusalsHaveZerosOnlyForWhatCanBeRefused(t *testing.T) {
 			"subnet inbound connection subnet", "subnet outbound connection subnet",
 		}},
 		"a rate limiter of the program": {
-			unlimited, append(gates, WithConnRateLimiters(&xrate.Limiter{})), []string{"rate inbound connection rate"}},
+			unlimited, append(gates, WithConnRateLimiters(&xrate.Limiter{GlobalLimit: xrate.Limit{RPS: 1, Burst: 1}})),
+			[]string{"rate inbound connection rate"}},
+		"a rate limiter of the program that limits nothing": {
+			unlimited, append(gates, WithConnRateLimiters(&xrate.Limiter{})), nil},
 		"memory of the system": {
 			conf(func(c *perScope[BaseLimit]) { c.System.Memory = 5 }), gates, []string{"limit  memory system"}},
 		"streams of transient": {

@@ -52,7 +52,8 @@ func MustRegisterWith(reg prometheus.Registerer) {
 }
 
 // RegisterWith registers metrics of this manager alone with a registerer, under the same
-// names as MustRegisterWith. It may be called before or after libp2p.New.
+// names as MustRegisterWith. It may be called before or after libp2p.New. What go-libp2p's own
+// managers hold is not part of them.
 //
 // If another open manager or the sum over all managers is already registered there,
 // RegisterWith changes nothing and returns an error. To show several managers, give each

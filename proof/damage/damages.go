@@ -408,6 +408,15 @@ var damages = []damage{
 
 	// Metrics and the page.
 	{"metrics.go", "v.mu.served[family] = true", "v.mu.served[family%32] = true"},
+	{"families.go", "float64(value)+s.other(labels).value", "float64(value)"},
+	{"families.go", "value = min(value, math.MaxInt64)", "value = min(value, 2*math.MaxInt64)"},
+	{"metrics.go", "\ts.sendOthers()\n", ""},
+	{"metrics.go", "\tl.settle()\n\treturn nil", "\treturn nil"},
+	{"upstreammetrics.go", "strings.Contains(err.Error(), p.first)", "strings.Contains(err.Error(), p.second)"},
+	{"engine.go", "e.setByHand[scope.kind].Or(", "e.setByHand[KindSystem].Or("},
+	{"stat.go", "s.use == (amounts{}) && ", ""},
+	{"stat.go", "limits |= 1 << dimStreamsOut", "limits |= 0"},
+	{"kind.go", "d != dimMemory && limit > 0", "d != dimMemory && limit >= 0"},
 	{"busiest.go", "s.limit[d] = math.MaxInt64", "_, _ = d, math.MaxInt64"},
 	{"internal/spread/spread.go", "\t\ts.Sum = math.MaxInt64\n\t\treturn\n", ""},
 	{"amounts.go", "a[d] = addCapped(a[d], b[d])", "a[d] += b[d]"},

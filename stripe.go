@@ -61,16 +61,14 @@ type stripe struct {
 
 // awakened is what a stripe has besides what every connection and stream uses.
 type awakened struct {
-	notes
 	// The shares of services and protocols, by name.
 	services, protocols map[string]*share
 	// queue holds the accounts that may have become unused, for reap.
 	queue []*account
 	crowd int // the most peers since the map was made
-}
 
-// notes is what a stripe notes and counts besides its accounts.
-type notes struct {
+	// What the stripe notes and counts besides its accounts.
+
 	why     noted              // the refusal that was noted last, see note
 	remarks [numKinds]*remarks // for the log
 	// observed is nil until a limit that is only observed would have refused.

@@ -91,16 +91,16 @@ func TestByUnitAndByMemoryIsAsByRequest(t *testing.T) {
 				}
 			})
 
-			books := func(got func(st *stripe, ps *peerScope)) (notes, held) {
+			books := func(got func(st *stripe, ps *peerScope)) (awakened, held) {
 				st, ps := &stripe{awakened: &awakened{}}, &peerScope{}
 				ps.use = heldOf(use)
 				ps.use.addUnit(u)
 				got(st, ps)
-				return st.notes, ps.peak
+				return *st.awakened, ps.peak
 			}
-			unitNotes, unitPeak := books(func(st *stripe, ps *peerScope) { st.peerGotUnit(ps, u) })
-			requestNotes, requestPeak := books(func(st *stripe, ps *peerScope) { st.peerGot(ps, &r) })
-			require.Equal(t, requestNotes, unitNotes)
+			unitStripe, unitPeak := books(func(st *stripe, ps *peerScope) { st.peerGotUnit(ps, u) })
+			requestStripe, requestPeak := books(func(st *stripe, ps *peerScope) { st.peerGot(ps, &r) })
+			require.Equal(t, requestStripe, unitStripe)
 			require.Equal(t, requestPeak, unitPeak)
 		})
 	}

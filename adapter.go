@@ -68,6 +68,6 @@ func PartialLimitConfigFrom(theirs json.Marshaler) (PartialLimitConfig, error) {
 	if err != nil {
 		return PartialLimitConfig{}, fmt.Errorf("limits: %w", err)
 	}
-	cfg, _, err := parseLimits(bytes.NewReader(text))
+	cfg, _, err := parseLimits(bytes.NewReader(text), nil)
 	return cfg, err
 }

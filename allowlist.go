@@ -4,6 +4,10 @@ package rcmgr
 // immutable view and no lock. A writer builds the next view from the last one, and shares
 // what did not change. Addresses are looked up in prefix tables, so that a look-up costs
 // about the same in a list of ten entries as in one of 100 000.
+//
+// Entries that say more than one thing, such as those through a relay, are taken by go-libp2p's
+// own allowlist, so they must not keep a node from starting. They are read as they are there, and
+// logged. The reader of text, which only this package has, refuses them.
 
 import (
 	"crypto/sha256"
@@ -38,7 +42,8 @@ import (
 //
 // IPv4-mapped and NAT64 addresses, in entries and in endpoints, count as the IPv4
 // addresses that they stand for. A relayed endpoint has no address, and in particular not
-// that of its relay: only an entry that is a bare peer ID matches it.
+// that of its relay: only an entry that is a bare peer ID, or an entry through the relay (see
+// Add), matches it.
 //
 // The peer at the far end of a connection is not known before the handshake is done.
 // Until then, a connection from an address at which an entry names a peer counts as
@@ -52,6 +57,7 @@ type Allowlist struct {
 	writer sync.Mutex // one change at a time
 	view   atomic.Pointer[allowlistView]
 	names  nameKeeper // nil if no resolver looks up host names; set before first use
+	strict bool       // see WithStrictConfig; set before first use
 }
 
 // nameKeeper keeps the entries that are host names, and lists the addresses that it finds for
@@ -68,6 +74,9 @@ type allowlistView struct {
 	open  *prefixCounts // the networks of entries that name no peer
 	named *prefixCounts // the networks of entries that name a peer
 	peers *bart.Table[peerEntries]
+	// relays has the entries through a relay, whose networks are those of the relays; nil if
+	// there are none. They are also among the others.
+	relays *allowlistView
 }
 
 // prefixCounts has the number of entries for each network, by source: an address for which a
@@ -101,7 +110,9 @@ func newAllowlist(entries []allowlistEntry) *Allowlist {
 	if len(entries) == 0 {
 		return al
 	}
+	entries, relayed := splitRelayed(entries)
 	v := emptyAllowlist()
+	v.relays = newAllowlist(relayed).view.Load()
 	list := func(t *prefixCounts, network netip.Prefix) {
 		t.Modify(network, func(n [2]int32, _ bool) ([2]int32, bool) { n[byItself]++; return n, false })
 	}
@@ -130,6 +141,11 @@ func newAllowlist(entries []allowlistEntry) *Allowlist {
 // twice must be removed twice. Components between the address and the peer ID, such as a
 // port, are ignored. The look-up of a host name begins at once, and Add does not wait for the
 // answer. An error names the entry, and leaves the list unchanged.
+//
+// An entry through a relay, or with two addresses, networks or peers, means what it means in
+// go-libp2p's own allowlist: the last of each counts, and an entry through a relay covers the
+// peer at the relay's address and through that relay. Add logs what such an entry covers. With
+// WithStrictConfig, it is an error.
 func (al *Allowlist) Add(ma multiaddr.Multiaddr) error {
 	return al.change(ma, 1)
 }
@@ -143,7 +159,7 @@ func (al *Allowlist) Remove(ma multiaddr.Multiaddr) error {
 
 // Allowed reports whether an entry covers the address of ma, with or without naming a
 // peer: it is for a connection whose peer is not known yet. It is false for a multiaddr
-// without an IP address, and for a relayed one.
+// without an IP address. A relayed one is covered only by an entry through the same relay.
 func (al *Allowlist) Allowed(ma multiaddr.Multiaddr) bool {
 	return al.trustIn(endpointOf(ma)) != noTrust
 }
@@ -152,7 +168,8 @@ func (al *Allowlist) Allowed(ma multiaddr.Multiaddr) bool {
 // an entry for the address that names no peer, one for the address that names this peer,
 // or the bare peer ID.
 func (al *Allowlist) AllowedPeerAndMultiaddr(peerID peer.ID, ma multiaddr.Multiaddr) bool {
-	return al.allows(peerID, endpointOf(ma).addr)
+	ep := endpointOf(ma)
+	return al.allowsAt(peerID, ep.addr, ep.via)
 }
 
 // trust is what the list says of an endpoint whose peer is not known.
@@ -166,13 +183,16 @@ const (
 
 // trustIn returns how far the list trusts an endpoint.
 func (al *Allowlist) trustIn(ep endpoint) trust {
-	v := al.view.Load()
+	v, addr := al.view.Load(), ep.addr
+	if v != nil && ep.via.IsValid() {
+		v, addr = v.relays, ep.via
+	}
 	switch {
-	case v == nil || !ep.addr.IsValid():
+	case v == nil || !addr.IsValid():
 		return noTrust
-	case v.open.Contains(ep.addr):
+	case v.open.Contains(addr):
 		return trustsAddr
-	case v.named.Contains(ep.addr):
+	case v.named.Contains(addr):
 		return trustsPeer
 	}
 	return noTrust
@@ -182,9 +202,10 @@ func (al *Allowlist) trustIn(ep endpoint) trust {
 // the peer could be anywhere, and only a bare peer ID counts.
 func (al *Allowlist) allows(p peer.ID, addr netip.Addr) bool {
 	v := al.view.Load()
-	if v == nil {
-		return false
-	}
+	return v != nil && v.allows(p, addr)
+}
+
+func (v *allowlistView) allows(p peer.ID, addr netip.Addr) bool {
 	if addr.IsValid() && v.open.Contains(addr) {
 		return true
 	}
@@ -226,7 +247,7 @@ func peerKey(p peer.ID) netip.Prefix {
 
 // change adds (delta 1) or removes (delta -1) one entry.
 func (al *Allowlist) change(ma multiaddr.Multiaddr, delta int) error {
-	e, err := readAllowlistEntry(ma)
+	e, err := al.read(ma, delta)
 	if err != nil {
 		return err
 	}
@@ -281,6 +302,9 @@ func (al *Allowlist) current() *allowlistView {
 // with returns the view with one entry more or less.
 func (v *allowlistView) with(e allowlistEntry, from source, delta int) *allowlistView {
 	next := *v
+	if e.relayed {
+		next.relays = v.withRelayed(e, from, delta)
+	}
 	if e.peer == "" {
 		next.open = count(v.open, e.network, from, delta)
 		return &next
@@ -328,6 +352,7 @@ type allowlistEntry struct {
 	peer    peer.ID
 	network netip.Prefix
 	name    string // such as "/dns4/example.com"; empty if there is none
+	relayed bool   // it also covers endpoints through a relay in the network
 }
 
 // String returns the entry as a multiaddr.
@@ -422,4 +447,113 @@ func parseAllowlistEntry(ma multiaddr.Multiaddr) (e allowlistEntry, err error) {
 	}
 	e.network = ip.NormalPrefix(netip.PrefixFrom(addr, bits))
 	return e, nil
+}
+
+// readOrPassAllowlistEntry is readAllowlistEntry, except that it returns a fault in place of an
+// error for an entry that go-libp2p's allowlist takes.
+func readOrPassAllowlistEntry(ma multiaddr.Multiaddr) (e allowlistEntry, passed *fault, err error) {
+	e, err = readAllowlistEntry(ma)
+	if err == nil {
+		return e, nil, nil
+	}
+	loose, ok := looseAllowlistEntry(ma)
+	if !ok {
+		return e, nil, err
+	}
+	who := "every peer"
+	if loose.peer != "" {
+		who = "peer " + loose.peer.String()
+	}
+	then := fmt.Sprintf("it covers %s at %s", who, loose.network)
+	if loose.relayed {
+		then += " and through a relay there"
+	}
+	return loose, &fault{err, then}, nil
+}
+
+// looseAllowlistEntry reads an entry as go-libp2p's allowlist does: the last address, network
+// length and peer count, and nothing after the first three that are complete. It reports whether
+// there is an address that fits its network.
+func looseAllowlistEntry(ma multiaddr.Multiaddr) (e allowlistEntry, ok bool) {
+	var addr netip.Addr
+	bits, complete := -1, false
+	for i := range ma {
+		raw := ma[i].RawValue()
+		code := ma[i].Code()
+		e.relayed = e.relayed || code == multiaddr.P_CIRCUIT
+		if complete {
+			continue
+		}
+		switch code {
+		case multiaddr.P_IP4, multiaddr.P_IP6:
+			addr, _ = netip.AddrFromSlice(raw)
+		case multiaddr.P_IPCIDR:
+			bits = int(raw[0])
+		case multiaddr.P_P2P:
+			p, err := peer.IDFromBytes(raw)
+			if err != nil {
+				return allowlistEntry{}, false
+			}
+			e.peer = p
+		}
+		complete = addr.IsValid() && bits >= 0 && e.peer != ""
+	}
+	if !addr.IsValid() || bits > addr.BitLen() {
+		return allowlistEntry{}, false
+	}
+	if bits < 0 {
+		bits = addr.BitLen()
+	}
+	e.network = ip.NormalPrefix(netip.PrefixFrom(addr, bits))
+	return e, true
+}
+
+// read reads an entry that is to be added (delta 1) or removed (delta -1).
+func (al *Allowlist) read(ma multiaddr.Multiaddr, delta int) (allowlistEntry, error) {
+	if al.strict {
+		return readAllowlistEntry(ma)
+	}
+	e, passed, err := readOrPassAllowlistEntry(ma)
+	if passed != nil && delta > 0 {
+		log.Error(passed.String())
+	}
+	return e, err
+}
+
+// allowsAt reports whether a peer is allowlisted at an address, or behind a relay at the address
+// via. Either may be invalid.
+func (al *Allowlist) allowsAt(p peer.ID, addr, via netip.Addr) bool {
+	if al.allows(p, addr) {
+		return true
+	}
+	v := al.view.Load()
+	return via.IsValid() && v != nil && v.relays != nil && v.relays.allows(p, via)
+}
+
+// splitRelayed splits entries into all of them, which are to be listed at their addresses, and
+// those through a relay, which are also to be listed in allowlistView.relays. None in the results
+// is relayed.
+func splitRelayed(entries []allowlistEntry) (all, relayed []allowlistEntry) {
+	for _, e := range entries {
+		through := e.relayed
+		e.relayed = false
+		all = append(all, e)
+		if through {
+			relayed = append(relayed, e)
+		}
+	}
+	return all, relayed
+}
+
+// withRelayed returns the relays of a view with one entry more or less.
+func (v *allowlistView) withRelayed(e allowlistEntry, from source, delta int) *allowlistView {
+	relays := v.relays
+	if relays == nil {
+		relays = emptyAllowlist()
+	}
+	e.relayed = false
+	if relays = relays.with(e, from, delta); relays.open.Size()+relays.peers.Size() == 0 {
+		return nil
+	}
+	return relays
 }

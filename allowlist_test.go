@@ -18,6 +18,7 @@ func requireEmptyAllowlist(t testing.TB, al *Allowlist) {
 	t.Helper()
 	v := al.view.Load()
 	require.Zero(t, v.open.Size()+v.named.Size()+v.peers.Size())
+	require.Nil(t, v.relays)
 }
 
 func TestAllowlistEntriesAdmitWhatTheyName(t *testing.T) {
@@ -88,7 +89,7 @@ func TestAllowlistRefusesEntriesThatCannotMeanAnything(t *testing.T) {
 		"/p2p/" + peerA + "/p2p/" + peerB:  "two peers",
 		"/ip4/192.0.2.1/p2p/" + peerA + "/p2p-circuit/p2p/" + peerB: "relayed",
 	} {
-		var al Allowlist
+		al := Allowlist{strict: true}
 		var ma multiaddr.Multiaddr
 		if entry != "" {
 			ma = mustMA(t, entry)

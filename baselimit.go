@@ -13,8 +13,9 @@ import (
 )
 
 // Limit is the most that one scope may hold. Zero admits nothing, and math.MaxInt
-// (math.MaxInt64 for memory) admits everything. A negative limit is an error wherever a
-// limit is accepted. A Limit must return the same values to concurrent callers.
+// (math.MaxInt64 for memory) admits everything. A negative limit of a Limiter admits nothing
+// and is logged, or is an error with WithStrictConfig. A Limit must return the same values to
+// concurrent callers.
 type Limit interface {
 	// GetMemoryLimit returns the limit of memory, in bytes.
 	GetMemoryLimit() int64
@@ -32,8 +33,10 @@ type Limit interface {
 
 // Limiter returns the limits of a manager's scopes. The manager calls it when it makes a
 // scope, and in SetLimits and Refresh: from many goroutines at once, and never while it
-// holds a lock. If a limit is nil or negative, or the Limiter panics, the operation that
-// needed the limit fails with an error; the first panic is also logged.
+// holds a lock. If a limit is nil, or the Limiter panics, the operation that needed the limit
+// fails with an error; the first panic is also logged. A negative number admits nothing, and
+// the first one of each kind of scope and limit is logged; with WithStrictConfig it is an
+// error, too.
 type Limiter interface {
 	// GetSystemLimits returns the limits of everything together.
 	GetSystemLimits() Limit
@@ -152,19 +155,45 @@ func isNoLimit(l Limit) bool {
 // checkLimit returns an error if the limit that a manager was given for the scope where
 // is nil or has a negative number.
 func checkLimit(where string, l Limit) error {
-	if isNoLimit(l) {
-		return fmt.Errorf("%s: no limit given, the Limit is nil", where)
+	a, err := limitGiven(where, l)
+	if err != nil {
+		return err
 	}
-	if copied, ok := l.(*copiedLimit); ok && copied.err != nil {
-		return fmt.Errorf("%s: the Limiter %w", where, copied.err)
-	}
-	a := limitsOf(l)
 	for _, d := range limitOrder {
 		if a[d] < 0 {
-			return fmt.Errorf("%s: the limit %s is %d, it must not be negative", where, limitNames[d], a[d])
+			return fmt.Errorf("%s: %w", where, negativeLimit(d, a[d]))
 		}
 	}
 	return nil
+}
+
+// limitGiven returns the numbers of the limit that a manager was given for the scope where, or an
+// error if it was given none.
+func limitGiven(where string, l Limit) (*amounts, error) {
+	if isNoLimit(l) {
+		return nil, fmt.Errorf("%s: no limit given, the Limit is nil", where)
+	}
+	if copied, ok := l.(*copiedLimit); ok {
+		if copied.err != nil {
+			return nil, fmt.Errorf("%s: the Limiter %w", where, copied.err)
+		}
+		return &copied.amounts, nil
+	}
+	a := limitsOf(l)
+	return &a, nil
+}
+
+// eachNegative calls f with each negative number, and what is wrong with it.
+func (a *amounts) eachNegative(f func(dim, error)) {
+	for _, d := range limitOrder {
+		if a[d] < 0 {
+			f(d, negativeLimit(d, a[d]))
+		}
+	}
+}
+
+func negativeLimit(d dim, n int64) error {
+	return fmt.Errorf("the limit %s is %d, it must not be negative", limitNames[d], n)
 }
 
 // limitsOf returns the numbers of a Limit.

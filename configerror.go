@@ -29,6 +29,10 @@ type ConfigError struct {
 	Err error
 
 	also []string // other paths that the error is about, in case Path is not in the text
+	// then says what happens if the error is passed over, as go-libp2p's own functions do. It
+	// is empty if they fail, too, or do not know what the error is about.
+	then   string
+	warned bool // Warnings, which are logged, too, have the error
 }
 
 // Error returns the error in one line, such as
@@ -58,8 +62,9 @@ const maxConfigErrors = 20
 
 // configErrors has all errors in a configuration. The zero value has none.
 type configErrors struct {
-	all  []*ConfigError
-	more int // how many more there were
+	all   []*ConfigError
+	more  int // how many more there were
+	fatal int // how many of all these cannot be passed over
 }
 
 // Error returns one line for each error.
@@ -94,6 +99,9 @@ func (e *configErrors) err() error {
 // add adds an error and reports whether it is kept: after maxConfigErrors, others are
 // only counted.
 func (e *configErrors) add(one *ConfigError) bool {
+	if one.then == "" {
+		e.fatal++
+	}
 	if len(e.all) == maxConfigErrors {
 		e.more++
 		return false
@@ -111,9 +119,34 @@ func (e *configErrors) addf(path, format string, args ...any) {
 func (e *configErrors) join(err error) {
 	var from *configErrors
 	if errors.As(err, &from) {
+		all := e.fatal + from.fatal
 		for _, one := range from.all {
 			e.add(one)
 		}
 		e.more += from.more
+		e.fatal = all
+	}
+}
+
+// orPassedOver returns all errors in e if strict is set or one of them cannot be passed over.
+// Otherwise it logs them, and returns nil.
+func (e *configErrors) orPassedOver(strict bool) error {
+	if strict || e.fatal > 0 {
+		return e.err()
+	}
+	e.logPassedOver()
+	return nil
+}
+
+// logPassedOver logs, for each error, what happens because it is passed over. The level is
+// error, because go-libp2p's loggers show no lower level by default.
+func (e *configErrors) logPassedOver() {
+	for _, one := range e.all {
+		if !one.warned {
+			log.Error(one.Error() + "; " + one.then + asUpstream)
+		}
+	}
+	if e.more > 0 {
+		log.Error("limits: more faults were passed over", "number", e.more)
 	}
 }

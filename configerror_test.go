@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -58,7 +59,13 @@ func TestAllMistakesInAFileAreReportedAtOnce(t *testing.T) {
 	want[4] = "3:80 System.FD"
 	for name, read := range readers() {
 		cfg, err := read(manySlips)
-		require.Equal(t, want, configErrorsOf(t, err), name)
+		found := configErrorsOf(t, err)
+		if name != "ReadLimits" { // they go on in what is given twice, because they may pass over that
+			at := slices.Index(found, `4:52 Service["x"].Streams`)
+			require.Positive(t, at, name)
+			found = slices.Delete(found, at, at+1)
+		}
+		require.Equal(t, want, found, name)
 		require.Zero(t, cfg)
 	}
 	file := filepath.Join(t.TempDir(), "limits.json")
@@ -170,7 +177,7 @@ func TestAllMistakesInLimitsOfAProgramAreReportedAtOnce(t *testing.T) {
 	}
 	want := []string{"0:0 System.Conns", "0:0 System.Memory", `0:0 Service["x"].StreamsInbound`, "0:0 Costs.Conn", "0:0 Costs.Stream",
 		`0:0 Gates.Subnets.IPv4["40"]`, `0:0 Gates.Subnets.IPv4["24"]`}
-	_, err := New(NewFixedLimiter(cfg.Build(InfiniteLimits)))
+	_, err := New(NewFixedLimiter(cfg.Build(InfiniteLimits)), WithStrictConfig())
 	require.Equal(t, want, configErrorsOf(t, err))
 	require.ErrorContains(t, err, "rcmgr: limits: System.Conns: is -3, it must not be negative\nlimits: System.Memory: is -4, it must not be negative\n")
 	_, err = NodeLimits{MaxMemory: 1 << 30, MaxFileDescriptors: 100, Overrides: cfg}.Build()

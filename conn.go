@@ -56,11 +56,11 @@ func (c *connScope) SetPeer(p peer.ID) error {
 func (c *connScope) setPeer(e *engine, p peer.ID) error {
 	mv := move{to: e.stripeOf(p).awake()}
 	if e.allowlist.hasEntries() {
-		_, remote, err := c.copied()
+		_, remote, via, err := c.copied()
 		if err != nil {
 			return err
 		}
-		mv.trusted = e.allowlist.allows(p, remote)
+		mv.trusted = e.allowlist.allowsAt(p, remote, via)
 	}
 	err := c.moveTo(p, &mv)
 	if err != nil {
@@ -72,7 +72,7 @@ func (c *connScope) setPeer(e *engine, p peer.ID) error {
 // enterGates sends the connection through the gates. It skipped them because the allowlist names
 // a peer at its address, and its peer turned out to be another one.
 func (c *connScope) enterGates(e *engine, p *subnets.Pass) error {
-	o, remote, err := c.copied()
+	o, remote, _, err := c.copied()
 	if err != nil {
 		return err
 	}
@@ -87,20 +87,23 @@ func (c *connScope) enterGates(e *engine, p *subnets.Pass) error {
 	return nil
 }
 
-// copied returns the connection as an opening, to be used without its lock, and the address of
-// its far end, which is invalid if that has none. It is an error if the connection can no longer
-// be given a peer.
-func (c *connScope) copied() (o opening, remote netip.Addr, err error) {
+// copied returns the connection as an opening, to be used without its lock, and the addresses of
+// its far end and of the relay before it, which are invalid if there are none. It is an error if
+// the connection can no longer be given a peer.
+func (c *connScope) copied() (o opening, remote, via netip.Addr, err error) {
 	st := c.h.tree.lock()
 	defer st.unlock()
 	if err = c.mayMove(st); err != nil {
-		return o, remote, err
+		return o, remote, via, err
 	}
-	if c.h.marks.has(located) {
+	switch {
+	case c.h.marks.has(located):
 		remote = c.state().remote.Addr()
+	case c.h.marks.has(viaRelay):
+		via = c.state().remote.Addr()
 	}
 	h := c.h
-	return opening{kind: h.kind, unit: h.unit, limit: h.limit, cost: h.use, num: h.num, moves: true}, remote, nil
+	return opening{kind: h.kind, unit: h.unit, limit: h.limit, cost: h.use, num: h.num, moves: true}, remote, via, nil
 }
 
 // allowlisted reports whether the connection is charged to the allowlisted scopes. The lock

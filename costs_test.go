@@ -85,7 +85,7 @@ func TestACostIsFixedWhenTheConnectionOrStreamOpens(t *testing.T) {
 
 func TestByDefaultNothingCosts(t *testing.T) {
 	for _, cfg := range []ConcreteLimitConfig{DefaultLimits.Scale(1<<30, 100), InfiniteLimits, {}} {
-		b, err := newLimitBook(NewFixedLimiter(cfg))
+		b, err := newLimitBook(NewFixedLimiter(cfg), true, nil)
 		require.NoError(t, err)
 		require.Zero(t, b.connCost+b.streamCost)
 	}

@@ -20,6 +20,9 @@ type endpoint struct {
 	// relayed means that the far end is reached through a relay. If the multiaddr begins
 	// with an IP address, that is the relay's and not the far end's.
 	relayed bool
+	// via is the relay's address if it is known, normalised. No gate goes by it, only entries
+	// of the allowlist that go through the relay.
+	via netip.Addr
 }
 
 // endpointOf reads an endpoint from a multiaddr of any kind, nil included.
@@ -27,7 +30,7 @@ func endpointOf(ma multiaddr.Multiaddr) (e endpoint) {
 	for i, known := 0, false; i < len(ma); i++ {
 		switch code := ma[i].Code(); {
 		case code == multiaddr.P_CIRCUIT:
-			return endpoint{relayed: true}
+			return endpoint{relayed: true, via: e.addr}
 		case known || code == multiaddr.P_IP6ZONE:
 		case code == multiaddr.P_IP4 || code == multiaddr.P_IP6:
 			addr, _ := netip.AddrFromSlice(ma[i].RawValue())

@@ -17,7 +17,7 @@ func TestEndpointIsTheFarEndsOwnAddress(t *testing.T) {
 	for _, c := range []struct {
 		name, ma, addr string
 		relayed        bool
-	}{
+	}{ // addr of what is relayed is its relay's
 		{"ip4 tcp", "/ip4/192.0.2.1/tcp/4001", "192.0.2.1", false},
 		{"ip4 alone", "/ip4/192.0.2.1", "192.0.2.1", false},
 		{"ip4 with peer", "/ip4/192.0.2.1/tcp/4001/p2p/" + peerA, "192.0.2.1", false},
@@ -39,15 +39,17 @@ func TestEndpointIsTheFarEndsOwnAddress(t *testing.T) {
 		{"unix", "/unix/tmp/socket", "", false},
 		{"peer only", "/p2p/" + peerA, "", false},
 		{"zone only", "/ip6zone/eth0", "", false},
-		{"circuit by address", "/ip4/192.0.2.1/tcp/4001/p2p/" + peerA + "/p2p-circuit/p2p/" + peerB, "", true},
+		{"circuit by address", "/ip4/192.0.2.1/tcp/4001/p2p/" + peerA + "/p2p-circuit/p2p/" + peerB, "192.0.2.1", true},
 		{"circuit by peer", "/p2p/" + peerA + "/p2p-circuit", "", true},
 		{"circuit alone", "/p2p-circuit", "", true},
-		{"webrtc through circuit", "/ip4/192.0.2.1/tcp/4001/p2p/" + peerA + "/p2p-circuit/webrtc", "", true},
+		{"webrtc through circuit", "/ip4/192.0.2.1/tcp/4001/p2p/" + peerA + "/p2p-circuit/webrtc", "192.0.2.1", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got := endpointOf(mustMA(t, c.ma))
 			want := endpoint{relayed: c.relayed}
-			if c.addr != "" {
+			if c.relayed && c.addr != "" {
+				want.via = netip.MustParseAddr(c.addr)
+			} else if c.addr != "" {
 				want.addr = netip.MustParseAddr(c.addr)
 			}
 			require.Equal(t, want, got)
@@ -92,10 +94,15 @@ func FuzzEndpoint(f *testing.F) {
 			require.False(t, strings.Contains(ma.String(), "/p2p-circuit"))
 		}
 
-		var al Allowlist
 		p := mustPeer(t, peerB)
-		if al.Add(ma) == nil {
-			require.Equal(t, ep.addr.IsValid(), al.Allowed(ma))
+		for _, strict := range []bool{true, false} {
+			al := Allowlist{strict: strict}
+			if al.Add(ma) != nil {
+				continue
+			}
+			if strict {
+				require.Equal(t, ep.addr.IsValid(), al.Allowed(ma))
+			}
 			al.AllowedPeerAndMultiaddr(p, ma)
 			require.NoError(t, al.Remove(ma))
 			requireEmptyAllowlist(t, &al)

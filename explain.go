@@ -400,7 +400,7 @@ func (e *explainer) conn() {
 		e.gate(u.dir)
 	}
 	if e.q.Peer != "" {
-		trusted := e.m.allowlist.allows(e.q.Peer, e.far.addr)
+		trusted := e.m.allowlist.allowsAt(e.q.Peer, e.far.addr, e.far.via)
 		if gated && trusts == trustsPeer && !trusted {
 			e.process(u.dir)
 			e.gate(u.dir)

@@ -220,7 +220,7 @@ func TestALimiterThatGivesNoLimitGetsAClearError(t *testing.T) {
 		for what, limit := range map[string]Limit{"nil": nil, "typed nil": (*BaseLimit)(nil), "negative": &BaseLimit{Streams: -3}} {
 			t.Run(fmt.Sprintf("%v/%s", kind, what), func(t *testing.T) {
 				right := NewFixedLimiter(ConcreteLimitConfig{limits: unlimitedConf()})
-				m, err := New(&wrongLimiter{right, kind, limit})
+				m, err := New(&wrongLimiter{right, kind, limit}, WithStrictConfig())
 				if calls == nil {
 					require.ErrorContains(t, err, kind.String())
 					return

@@ -7,6 +7,8 @@ package rcmgr
 
 import (
 	"cmp"
+	"fmt"
+	"sync/atomic"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
@@ -28,7 +30,13 @@ type limitBook struct {
 	// connCost and streamCost are the costs of opening one connection and one stream, in
 	// bytes.
 	connCost, streamCost int64
+	strict               bool // negative limits are errors
+	negatives            *negativesSeen
 }
+
+// negativesSeen are the negative limits of a Limiter that is not of this package that have been
+// logged, by kind: one bit for each dimension.
+type negativesSeen [numKinds]atomic.Uint32
 
 // kindLimits are the limits of scopes of one kind.
 type kindLimits struct {
@@ -71,21 +79,26 @@ type kindLimit struct {
 }
 
 // newLimitBook reads the limits of all kinds from a Limiter, and everything that it says
-// if it is our own.
-func newLimitBook(l Limiter) (*limitBook, error) {
+// if it is our own. Negative numbers are errors if strict is set; otherwise they are read as
+// zero, and logged. again has the negative numbers that were logged before, if the same Limiter
+// is read again, or else is nil.
+func newLimitBook(l Limiter, strict bool, again *negativesSeen) (*limitBook, error) {
 	l = guardLimiter(l)
-	b := &limitBook{limiter: l}
-	if b.own, _ = l.(*fixedLimiter); b.own != nil {
-		if err := (*ConcreteLimitConfig)(b.own).valid(); err != nil {
+	b := &limitBook{limiter: l, strict: strict, negatives: cmp.Or(again, new(negativesSeen))}
+	if own, ok := l.(*fixedLimiter); ok {
+		cfg := (*ConcreteLimitConfig)(own)
+		if err := cfg.accept(strict); err != nil {
 			return nil, err
 		}
+		b.own = (*fixedLimiter)(cfg.withoutNegatives())
+		b.limiter, l = b.own, b.own
 	}
 	for _, one := range []kindLimit{
 		{KindSystem, l.GetSystemLimits()}, {KindTransient, l.GetTransientLimits()},
 		{KindAllowlistedSystem, l.GetAllowlistedSystemLimits()}, {KindAllowlistedTransient, l.GetAllowlistedTransientLimits()},
 		{KindConn, l.GetConnLimits()},
 	} {
-		a, err := readLimit(one.kind.String(), one.limit)
+		a, err := b.readLimit(one.kind, one.kind.String, one.limit)
 		if err != nil {
 			return nil, err
 		}
@@ -107,8 +120,8 @@ func newLimitBook(l Limiter) (*limitBook, error) {
 		{KindPeer, l.GetPeerLimits("")}, {KindStream, l.GetStreamLimits("")},
 	} {
 		// A limit that it does not have admits nothing; opening such a scope is an error.
-		if a, err := readLimit("", one.limit); err == nil {
-			b.kinds[one.kind].unnamed = *a
+		if a, err := limitGiven("", one.limit); err == nil && !(strict && a.negative() < numDims) {
+			b.kinds[one.kind].unnamed = *a.orZero()
 		}
 	}
 	return b, nil
@@ -149,15 +162,21 @@ func kindLimitsOf[K ~string](unnamed BaseLimit, named map[K]BaseLimit) kindLimit
 	return l
 }
 
-func readLimit(where string, l Limit) (*amounts, error) {
-	if err := checkLimit(where, l); err != nil {
-		return nil, err
+// readLimit returns the numbers of a limit for a scope of kind k. where returns the scope's name.
+func (b *limitBook) readLimit(k Kind, where func() string, l Limit) (*amounts, error) {
+	a, err := limitGiven("", l)
+	if err == nil && a.negative() == numDims {
+		return a, nil
 	}
-	if copied, ok := l.(*copiedLimit); ok {
-		return &copied.amounts, nil
+	if err != nil || b.strict {
+		return nil, checkLimit(where(), l)
 	}
-	a := limitsOf(l)
-	return &a, nil
+	a.eachNegative(func(d dim, err error) {
+		if b.negatives[k].Or(1<<d)&(1<<d) == 0 {
+			log.Error(fmt.Sprintf("Limiter: %s: %v; %s", where(), err, afterNegative(d)+asUpstream))
+		}
+	})
+	return a.orZero(), nil
 }
 
 // fetched has limits that the Limiter of a book returned, one that is not of this
@@ -186,12 +205,7 @@ func (b *limitBook) fetchPeer(p peer.ID) (fetched[*amounts], error) {
 }
 
 func (b *limitBook) readPeer(p peer.ID) (*amounts, error) {
-	l := b.limiter.GetPeerLimits(p)
-	where := ""
-	if checkLimit("", l) != nil {
-		where = "peer:" + p.String() // made only for an error, because it is slow
-	}
-	return readLimit(where, l)
+	return b.readLimit(KindPeer, func() string { return "peer:" + p.String() }, b.limiter.GetPeerLimits(p))
 }
 
 // openingLimits has the limits of a stream, and of its peer.
@@ -203,7 +217,7 @@ func (b *limitBook) fetchOpening(p peer.ID, newPeer bool) (f fetched[openingLimi
 		return f, nil
 	}
 	f.by = b
-	if f.limits.stream, err = readLimit(KindStream.String(), b.limiter.GetStreamLimits(p)); err == nil && newPeer {
+	if f.limits.stream, err = b.readLimit(KindStream, KindStream.String, b.limiter.GetStreamLimits(p)); err == nil && newPeer {
 		f.limits.peer, err = b.readPeer(p)
 	}
 	return f, err
@@ -220,11 +234,11 @@ func (b *limitBook) fetchShared(k Kind, name string) (fetched[sharedLimits], err
 		pl = func(s string) Limit { return b.limiter.GetProtocolPeerLimits(protocol.ID(s)) }
 	}
 	where := k.String() + ":" + name
-	own, err := readLimit(where, l(name))
+	own, err := b.readLimit(k, func() string { return where }, l(name))
 	if err != nil {
 		return fetched[sharedLimits]{}, err
 	}
-	pair, err := readLimit(where+".peer", pl(name))
+	pair, err := b.readLimit(k.ofPeer(), func() string { return where + ".peer" }, pl(name))
 	return fetched[sharedLimits]{b, sharedLimits{own, pair}}, err
 }
 

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
@@ -147,6 +148,16 @@ func (s *perScope[V]) each(f func(place string, v V)) {
 	eachNamed("Protocol", s.Protocol, f)
 	eachNamed("ProtocolPeer", s.ProtocolPeer, f)
 	eachNamed("Peer", s.Peer, f)
+}
+
+// unnamedOf returns the V of the unnamed scopes of a kind by the place of a named scope of that
+// kind. It reports false for the place of any other scope.
+func (s *perScope[V]) unnamedOf(place string) (v V, ok bool) {
+	kind, _, named := strings.Cut(place, "[")
+	if !named {
+		return v, false
+	}
+	return *s.single()[slices.Index(singleNames[:], kind+"Default")], true
 }
 
 func eachNamed[K ~string, V any](place string, named map[K]V, f func(string, V)) {
@@ -316,6 +327,9 @@ type ConcreteLimitConfig struct {
 	// gateOrigins has the origins of gate settings that are not defaults, by place. If it
 	// is nil, everything that limits.Gates sets has OriginOverride.
 	gateOrigins map[string]Origin
+	// passedOver is what is wrong in the text that the limits were read from, and was passed
+	// over and logged.
+	passedOver error
 }
 
 // ToPartialLimitConfig returns the same limits as a configuration that leaves nothing to

@@ -102,7 +102,7 @@ func TestPartialConfigHasUpstreamsJSON(t *testing.T) {
 		var back PartialLimitConfig
 		require.NoError(t, json.Unmarshal([]byte(text), &back))
 		require.Equal(t, text, toJSON(t, back))
-		read, _, err := parseLimits(strings.NewReader(text))
+		read, _, err := parseLimits(strings.NewReader(text), nil)
 		require.NoError(t, err)
 		require.Equal(t, back, read)
 	})
@@ -502,7 +502,7 @@ func TestDefaultReaderFallsBackOnDefaultLimits(t *testing.T) {
 	want.limits.System.Conns = 3
 	require.Equal(t, toJSON(t, want), toJSON(t, l))
 
-	_, err = NewDefaultLimiterFromJSON(strings.NewReader(`{"Sytem":{}}`))
+	_, err = strictly(NewDefaultLimiterFromJSON(strings.NewReader(`{"Sytem":{}}`)))
 	require.ErrorContains(t, err, "did you mean System?")
 }
 
@@ -566,16 +566,18 @@ func TestErrorsOfTheReaderNameThePlaceAndTheMistake(t *testing.T) {
 		`{"System":{"Memory":64MiB}}`:               "line 1, column 23: top level: invalid character 'M' after object key:value pair",
 		`{"System":{"Memory":null}}`:                "line 1, column 21: System.Memory: " + size + "null",
 	} {
-		_, err := NewLimiterFromJSON(strings.NewReader(text), InfiniteLimits)
-		require.ErrorContains(t, err, want, "%s", text)
-		require.ErrorContains(t, err, "limits: line ", "%s", text)
+		for name, read := range readers() {
+			_, err := read(text)
+			require.ErrorContains(t, err, want, "%s: %s", name, text)
+			require.ErrorContains(t, err, "limits: line ", "%s: %s", name, text)
+		}
 	}
 }
 
 func TestAPeerGivenInTwoSpellingsIsAnError(t *testing.T) {
 	p := mustPeer(t, peerText1)
 	text := `{"Peer":{"` + p.String() + `":{},"` + peer.ToCid(p).String() + `":{}}}`
-	_, err := NewLimiterFromJSON(strings.NewReader(text), InfiniteLimits)
+	_, err := ReadLimits(strings.NewReader(text))
 	require.ErrorContains(t, err, `Peer["`+peer.ToCid(p).String()+`"]: is given twice`)
 }
 
@@ -586,7 +588,7 @@ func TestReaderPassesOnWhatReadingSays(t *testing.T) {
 
 func TestReaderIsNotStoppedByLongNames(t *testing.T) {
 	text := `{"` + strings.Repeat("x", 1<<20) + `":{}}`
-	_, err := NewLimiterFromJSON(strings.NewReader(text), InfiniteLimits)
+	_, err := strictly(NewLimiterFromJSON(strings.NewReader(text), InfiniteLimits))
 	require.ErrorContains(t, err, "unknown name")
 }
 
@@ -679,9 +681,9 @@ func TestReaderRefusesTransientLimitsAboveTheSystems(t *testing.T) {
 			require.ErrorContains(t, err, want)
 		}
 	}
-	_, err := NewLimiterFromJSON(strings.NewReader(`{"Transient":{"FD":6}}`), defaults)
+	_, err := strictly(NewLimiterFromJSON(strings.NewReader(`{"Transient":{"FD":6}}`), defaults))
 	require.ErrorContains(t, err, "line 1, column 20: Transient.FD: is 6, above System.FD"+above)
-	_, err = NewLimiterFromJSON(strings.NewReader(`{"Transient":{"Streams":6}}`), defaults)
+	_, err = strictly(NewLimiterFromJSON(strings.NewReader(`{"Transient":{"Streams":6}}`), defaults))
 	require.NoError(t, err, "what the file does not say is not its slip")
 }
 
@@ -693,7 +695,7 @@ func TestReaderNamesTheFile(t *testing.T) {
 	file, err := os.Open(name)
 	require.NoError(t, err)
 	defer file.Close()
-	_, err = NewDefaultLimiterFromJSON(file)
+	_, err = strictly(NewDefaultLimiterFromJSON(file))
 	require.ErrorContains(t, err, name+": line 2")
 
 	require.NoError(t, os.WriteFile(name, []byte(`{"System":{"Conns":5}}`), 0o600))

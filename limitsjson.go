@@ -1,9 +1,11 @@
 package rcmgr
 
-// The strict reader of limit files. encoding/json ignores names that it does not know; in
-// a limit file that would mean a limit that is not in force, without any sign of it.
-// internal/strictjson walks over the text beside the Go type that it fills. This file
-// says what limits look like, and checks them together once they have been read.
+// The readers of limit files. encoding/json ignores names that it does not know; in a limit
+// file that would mean a limit that is not in force, without any sign of it. Readers that only
+// this package has return an error. Readers that go-libp2p has, too, pass over what those pass
+// over, so that no node fails to start for it, and log it. internal/strictjson walks over the
+// text beside the Go type that it fills. This file says what limits look like, and checks them
+// together once they have been read.
 
 import (
 	"cmp"
@@ -15,6 +17,7 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -37,8 +40,7 @@ import (
 // UTF-32, or that is not valid UTF-8, is an error that says so.
 //
 // ReadLimits does not know the defaults, so it cannot tell whether the limits fit them.
-// NewLimiterFromJSON, and NodeLimits.Build for an OverridesFile, check that, too, and report
-// the line.
+// NodeLimits.Build checks that, too, for an OverridesFile, and reports the line.
 //
 // In addition to what json.Unmarshal accepts, numbers may be in quotes, and sizes of
 // memory may have units: "64MiB" is 64<<20, "64MB" is 64 million bytes, "1.5GiB" is
@@ -46,7 +48,7 @@ import (
 // point. Limits that the text does not name have the zero value, which leaves them to the
 // defaults. ReadLimits is safe for concurrent use with different readers.
 func ReadLimits(in io.Reader) (PartialLimitConfig, error) {
-	cfg, f, err := parseLimits(in)
+	cfg, f, err := parseLimits(in, nil)
 	if err != nil {
 		return PartialLimitConfig{}, err
 	}
@@ -90,11 +92,12 @@ func parseLimitsFile(name string) (PartialLimitConfig, *limitFile, error) {
 		return PartialLimitConfig{}, nil, fmt.Errorf("limits: %w", err)
 	}
 	defer file.Close()
-	return parseLimits(file)
+	return parseLimits(file, nil)
 }
 
-// parseLimits reads limits and checks each by itself; fitting checks them together.
-func parseLimits(in io.Reader) (cfg PartialLimitConfig, f *limitFile, err error) {
+// parseLimits reads limits and checks each by itself; fitting checks them together. lenient
+// reports at which places it passes over faults, which then are in f.errs and no error.
+func parseLimits(in io.Reader, lenient func(path string) bool) (cfg PartialLimitConfig, f *limitFile, err error) {
 	f = new(limitFile)
 	if named, ok := in.(interface{ Name() string }); ok {
 		f.name = named.Name()
@@ -104,12 +107,22 @@ func parseLimits(in io.Reader) (cfg PartialLimitConfig, f *limitFile, err error)
 		return cfg, f, fmt.Errorf("limits: %w", err)
 	}
 	f.text, err = strictjson.Decode(text, &cfg, strictjson.Hooks{
-		Value: plainVal, Key: normalKey, KeyNouns: keyNouns, Report: f.report,
+		Value: plainVal, Key: normalKey, KeyNouns: keyNouns, Report: f.report, Lenient: lenient,
 	})
 	if err != nil {
 		err = fmt.Errorf("limits: %w", err)
 	}
-	return cfg, f, cmp.Or(f.errs.err(), err)
+	if lenient == nil || f.errs.fatal > 0 {
+		err = cmp.Or(f.errs.err(), err)
+	}
+	return cfg, f, err
+}
+
+// readUpstream reports whether go-libp2p's manager reads what stands at a path, or passes over
+// it. It knows nothing of costs and gates.
+func readUpstream(path string) bool {
+	section, _, _ := strings.Cut(path, ".")
+	return section != "Costs" && section != "Gates"
 }
 
 // placed returns the errors, each with its place in the text if it has one, or nil if
@@ -147,6 +160,10 @@ func (f *limitFile) locate(e *ConfigError, at strictjson.Place) {
 // report adds an error at a place in the text.
 func (f *limitFile) report(at strictjson.Place, path string, err error) {
 	e := &ConfigError{Path: path, Err: err}
+	var passable *strictjson.Passable
+	if errors.As(err, &passable) && readUpstream(path) {
+		e.Err, e.then = passable.Err, whatThen(passable.Then, path)
+	}
 	if f.errs.add(e) {
 		f.locate(e, at)
 	}
@@ -182,7 +199,8 @@ var keyNouns = map[reflect.Type]string{
 }
 
 // plainVal returns a single value in the form that json.Unmarshal accepts, or an error
-// that says what is wrong with it.
+// that says what is wrong with it. If it returns both, json.Unmarshal accepts the value with
+// another meaning than its author may think.
 func plainVal(val json.Unmarshaler, raw []byte) ([]byte, error) {
 	var text string
 	quoted := json.Unmarshal(raw, &text) == nil && string(raw) != "null"
@@ -204,7 +222,11 @@ func plainVal(val json.Unmarshaler, raw []byte) ([]byte, error) {
 	// Out of range, ParseInt still returns a number with the right sign.
 	n, err := strconv.ParseInt(text, 10, 64)
 	if n < 0 {
-		return nil, fmt.Errorf(`%s is negative: %s`, raw, negative)
+		err := fmt.Errorf(`%s is negative: %s`, raw, negative)
+		if then := readsNegative(val, raw, n); then != "" {
+			return raw, &strictjson.Passable{Err: err, Then: then}
+		}
+		return nil, err
 	}
 	if err != nil && quoted && isBytes {
 		n, err = parseSize(text)
@@ -216,7 +238,22 @@ func plainVal(val json.Unmarshaler, raw []byte) ([]byte, error) {
 	if string(raw) != "null" && val.UnmarshalJSON(plain) == nil {
 		return plain, nil
 	}
-	return nil, fmt.Errorf(`expected %s from 0 to %d, %s, found %s`, what, most, words, strictjson.Describe(raw))
+	err = fmt.Errorf(`expected %s from 0 to %d, %s, found %s`, what, most, words, strictjson.Describe(raw))
+	if string(raw) == "null" && val.UnmarshalJSON(raw) == nil {
+		return raw, &strictjson.Passable{Err: err, Then: `it reads as "blockAll"`}
+	}
+	return nil, err
+}
+
+// readsNegative returns what val makes of the negative number raw, or "" if it refuses it.
+func readsNegative(val json.Unmarshaler, raw []byte, n int64) string {
+	if val.UnmarshalJSON(raw) != nil {
+		return ""
+	}
+	if word, ok := limitWords[n]; ok {
+		return "it reads as " + word
+	}
+	return refusesAll
 }
 
 // parseSize returns the number of bytes of a size with a unit: "64MiB", "1.5 GB".
@@ -240,16 +277,42 @@ func (cfg *ConcreteLimitConfig) UnmarshalJSON(b []byte) error {
 }
 
 // NewLimiterFromJSON returns a Limiter made from the JSON of a PartialLimitConfig, built
-// on the given defaults. It is as strict as ReadLimits.
+// on the given defaults.
+//
+// It reads what ReadLimits reads, and passes over what go-libp2p's function of this name
+// passes over, so that a file on which a node started goes on starting it: unknown and
+// repeated names, negative numbers, null, empty names, bytes that are not UTF-8, and text
+// after the first value. For each it logs one line with the place, what was expected and
+// what happens, at most 20 lines for a text. With WithStrictConfig, New refuses a Limiter
+// that was read from such a text. Other errors, and every error about Costs and Gates, are
+// returned as ReadLimits returns them.
 func NewLimiterFromJSON(in io.Reader, defaults ConcreteLimitConfig) (Limiter, error) {
-	cfg, f, err := parseLimits(in)
-	if err == nil {
-		cfg, err = f.fitting(cfg, defaults)
-	}
+	cfg, f, err := parseLimits(in, readUpstream)
 	if err != nil {
 		return nil, err
 	}
-	return NewFixedLimiter(cfg.Build(defaults)), nil
+	built := cfg.Build(defaults)
+	f.addUnread(built.check())
+	together := new(configErrors)
+	built.checkTransient(together, &cfg)
+	f.addUnread(together)
+	if err := f.errs.orPassedOver(false); err != nil {
+		return nil, err
+	}
+	built.passedOver = f.errs.err()
+	return NewFixedLimiter(built), nil
+}
+
+// addUnread adds errors that show once the limits are built to those that showed when the text
+// was read, except those about the same values.
+func (f *limitFile) addUnread(errs *configErrors) {
+	read := make(map[string]bool)
+	for _, e := range f.errs.all {
+		read[e.Path] = true
+	}
+	f.placed(errs)
+	errs.all = slices.DeleteFunc(errs.all, func(e *ConfigError) bool { return read[e.Path] })
+	f.errs.join(errs.err())
 }
 
 // NewDefaultLimiterFromJSON is NewLimiterFromJSON with DefaultLimits.AutoScale() as the

@@ -12,7 +12,15 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/strictjson"
 )
 
-// readers are all ways to read limits from a text.
+// strictly returns the error of New with WithStrictConfig for a Limiter, or else err.
+func strictly(l Limiter, err error) (Limiter, error) {
+	if err == nil {
+		_, err = newLimitBook(l, true, nil)
+	}
+	return l, err
+}
+
+// readers are all ways to read limits from a text strictly.
 func readers() map[string]func(text string) (PartialLimitConfig, error) {
 	ofLimiter := func(l Limiter, err error) (PartialLimitConfig, error) {
 		if err != nil {
@@ -23,10 +31,10 @@ func readers() map[string]func(text string) (PartialLimitConfig, error) {
 	return map[string]func(string) (PartialLimitConfig, error){
 		"ReadLimits": func(text string) (PartialLimitConfig, error) { return ReadLimits(strings.NewReader(text)) },
 		"NewLimiterFromJSON": func(text string) (PartialLimitConfig, error) {
-			return ofLimiter(NewLimiterFromJSON(strings.NewReader(text), InfiniteLimits))
+			return ofLimiter(strictly(NewLimiterFromJSON(strings.NewReader(text), InfiniteLimits)))
 		},
 		"NewDefaultLimiterFromJSON": func(text string) (PartialLimitConfig, error) {
-			return ofLimiter(NewDefaultLimiterFromJSON(strings.NewReader(text)))
+			return ofLimiter(strictly(NewDefaultLimiterFromJSON(strings.NewReader(text))))
 		},
 	}
 }

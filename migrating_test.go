@@ -158,11 +158,16 @@ func ExampleNewLimiterFromJSON() {
 	}
 	fmt.Println(limiter.GetSystemLimits().GetConnTotalLimit(), limiter.GetSystemLimits().GetMemoryLimit())
 
-	_, err = rcmgr.NewLimiterFromJSON(strings.NewReader(`{"System": {"Conns": -5}}`), defaults)
+	// It starts a node as go-libp2p's function does. ReadLimits, or a manager that is
+	// strict, refuses what that passes over.
+	limiter, err = rcmgr.NewLimiterFromJSON(strings.NewReader(`{"System": {"Conns": -5}}`), defaults)
+	fmt.Println(err)
+	_, err = rcmgr.New(limiter, rcmgr.WithStrictConfig())
 	fmt.Println(err)
 	// Output:
 	// 2000 1073741824
-	// limits: line 1, column 22: System.Conns: -5 is negative: write "unlimited" for no limit, "blockAll" to admit nothing
+	// <nil>
+	// rcmgr: limits: line 1, column 22: System.Conns: -5 is negative: write "unlimited" for no limit, "blockAll" to admit nothing
 }
 
 func ExamplePartialLimitConfig() {

@@ -18,8 +18,10 @@ import (
 // default limits and those of libp2p's own services, scaled to what this process may
 // use of its machine (see ThisMachine). The manager reads the limits of a scope when
 // it makes the scope, and reads all limits again when SetLimits or Refresh is called.
-// It is an error if an option or a limit is invalid, or the file of a trace cannot be opened.
-// The manager has a goroutine of its own; call Close when it is no longer needed.
+//
+// It is an error if an option or a limit is invalid. What go-libp2p's own manager passes over
+// in limits and in options of the same name is no error: New logs it, with the place and what
+// happens; see WithStrictConfig. The manager has a goroutine of its own; call Close when it is no longer needed.
 func New(limits Limiter, opts ...Option) (*Manager, error) {
 	cfg := defaultConfig()
 	for i, opt := range opts {
@@ -33,7 +35,10 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	if limits == nil {
 		limits = defaultLimiter()
 	}
-	book, err := newLimitBook(limits)
+	if err := cfg.accept(); err != nil {
+		return nil, fmt.Errorf("rcmgr: %w", err)
+	}
+	book, err := newLimitBook(limits, cfg.strict, nil)
 	if err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
@@ -57,6 +62,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		started: time.Now(),
 		stop:    make(chan struct{}),
 	}
+	m.allowlist.strict = cfg.strict
 	m.observed.bits.Store(uint32(cfg.observed))
 	gates, err := m.makeGates(limits)
 	if err != nil {

@@ -186,7 +186,7 @@ func TestAManagerLogsWhatItsLimitsWereComputedFor(t *testing.T) {
 	for _, want := range []string{"limits_by=ScalingLimitConfig", "memory_found=", "memory_from=", "descriptors_found="} {
 		require.Contains(t, lines, want)
 	}
-	book, err := newLimitBook(NewFixedLimiter(DefaultLimits.scaleTo(Machine{Memory: 1, CgroupError: "no"})))
+	book, err := newLimitBook(NewFixedLimiter(DefaultLimits.scaleTo(Machine{Memory: 1, CgroupError: "no"})), true, nil)
 	require.NoError(t, err)
 	require.Contains(t, book.startAttrs(), "cgroup_error")
 }

@@ -36,6 +36,8 @@ func (e *engine) openConnection(dir network.Direction, usefd bool, remote endpoi
 	o.kind, o.unit, o.limit = KindConn, unitOf(KindConn, dir, usefd), &e.classes.conn
 	if remote.addr.IsValid() {
 		o.marks |= located
+	} else if remote.via.IsValid() {
+		o.marks |= viaRelay
 	}
 	trusts := e.allowlist.trustIn(remote)
 	var pass subnets.Pass
@@ -61,6 +63,8 @@ func (e *engine) openConnection(dir network.Direction, usefd bool, remote endpoi
 	state.remote, state.gate, state.subnet = pass.Key, pass.Conns, o.subnet
 	if pass.Key == (ip.Key{}) && o.marks.has(located) {
 		state.remote = ip.KeyOf(remote.addr)
+	} else if o.marks.has(viaRelay) {
+		state.remote = ip.KeyOf(remote.via)
 	}
 	if e.leaks != nil {
 		scope.recordOpened(e.leaks, "")

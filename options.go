@@ -32,6 +32,8 @@ type config struct {
 	subnets       subnetConfig          // nil lists: as in the limit configuration
 	callerRates   *callerRates          // nil: as in the limit configuration
 	gatesByOption GateLimits            // WithGates
+	strict        bool                  // WithStrictConfig
+	faults        []fault               // what go-libp2p's manager passes over
 	leaks         *LeakFinderConfig     // nil: open scopes are not recorded
 	pressure      *MemoryPressureConfig // nil: the memory of the process is not watched
 
@@ -135,14 +137,18 @@ func WithRefusalLog(every time.Duration) Option {
 	}
 }
 
-// WithAllowlistedMultiaddrs adds entries to the allowlist. See Allowlist for their forms. The
-// option may be given more than once.
+// WithAllowlistedMultiaddrs adds entries to the allowlist. See Allowlist for their forms, and
+// Allowlist.Add for those that are passed over. The option may be given more than once.
 func WithAllowlistedMultiaddrs(mas []multiaddr.Multiaddr) Option {
 	var entries []allowlistEntry
+	var faults []fault
 	for _, ma := range mas {
-		e, err := readAllowlistEntry(ma)
+		e, passed, err := readOrPassAllowlistEntry(ma)
 		if err != nil {
 			return func(*config) error { return fmt.Errorf("WithAllowlistedMultiaddrs: %w", err) }
+		}
+		if passed != nil {
+			faults = append(faults, fault{fmt.Errorf("WithAllowlistedMultiaddrs: %w", passed.err), passed.then})
 		}
 		entries = append(entries, e)
 	}
@@ -150,6 +156,7 @@ func WithAllowlistedMultiaddrs(mas []multiaddr.Multiaddr) Option {
 		for _, e := range entries {
 			c.list(e, func(err error) error { return fmt.Errorf("WithAllowlistedMultiaddrs: %w", err) })
 		}
+		c.faults = append(c.faults, faults...)
 		return nil
 	}
 }
@@ -236,8 +243,9 @@ func WithGates(gates GateLimits) Option {
 // gzip, and has one TraceEvt in JSON on each line. Existing contents are lost. If path is
 // empty, no file is written.
 //
-// If the file cannot be opened, New returns an error. If it can no longer be written, the
-// error is logged and the file is closed, but the manager works as before. Events reach the
+// If the file cannot be opened, that is logged and there is no trace file; with
+// WithStrictConfig, New returns an error. If the file can no longer be written, the error is
+// logged and the file is closed, but the manager works as before. Events reach the
 // file after about a second. Close writes the rest and closes the file.
 //
 // A traced manager always has a single stripe, whatever WithStripes sets, so that events have

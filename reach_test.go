@@ -240,13 +240,13 @@ func TestWrittenLimitsThatContradictEachOtherAreAnError(t *testing.T) {
 		`{"Transient":{"Conns":101}}`: "line 1, column 23: Transient.Conns: is 101, above System.Conns, which is 100: everything transient counts there, too",
 		`{"System":{"FD":49}}`:        "line 1, column 17: System.FD: is 49, below Transient.FD, which is 50: everything transient counts there, too",
 	} {
-		_, err := NewLimiterFromJSON(strings.NewReader(text), written)
+		_, err := strictly(NewLimiterFromJSON(strings.NewReader(text), written))
 		require.ErrorContains(t, err, want)
 	}
 	for text, warned := range map[string]bool{
 		`{"Transient":{"Conns":100}}`: false, `{"System":{"FD":50}}`: false, `{"System":{"Memory":1}}`: false, `{"Transient":{"Streams":99999}}`: true,
 	} {
-		l, err := NewLimiterFromJSON(strings.NewReader(text), written)
+		l, err := strictly(NewLimiterFromJSON(strings.NewReader(text), written))
 		require.NoError(t, err)
 		require.Equal(t, warned, len(ConcreteLimitConfig(*l.(*fixedLimiter)).Warnings()) > 0, text)
 	}

@@ -128,7 +128,7 @@ type top struct {
 
 // connState is what the engine keeps of a connection besides its holder and chain.
 type connState struct {
-	remote ip.Key          // the address of the far end, if it has one; see endpoint
+	remote ip.Key          // the address of the far end, or of its relay, if it has one; see endpoint
 	gate   *subnets.Stripe // in which its address counts; may be nil
 	subnet *fairSubnet     // that it counts for; may be nil
 }
@@ -143,6 +143,7 @@ const (
 	onTrial
 	// Its peer may fall back on the allowlisted scopes for streams.
 	trusted
+	viaRelay // its far end is behind a relay that has an address
 )
 
 func (all mark) has(m mark) bool { return all&m != 0 }

@@ -35,7 +35,11 @@ func (m *Manager) SetLimits(limits Limiter) error {
 // changeLimits is SetLimits on condition that the book in force is still last, or last is nil.
 // It reports whether that was so.
 func (m *Manager) changeLimits(limits Limiter, last *limitBook) (changed bool, err error) {
-	next, err := newLimitBook(limits)
+	var again *negativesSeen
+	if last != nil {
+		again = last.negatives
+	}
+	next, err := newLimitBook(limits, m.limits.Load().strict, again)
 	if err != nil {
 		return false, fmt.Errorf("rcmgr: limits not changed: %w", err)
 	}

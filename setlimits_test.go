@@ -179,7 +179,7 @@ func TestSetLimitsChangesAllOrNothing(t *testing.T) {
 		change(&p)
 		return NewFixedLimiter(p.Build(DefaultLimits.Scale(1<<30, 100)))
 	}
-	m := newFrom(t, before)
+	m := newFrom(t, before, WithStrictConfig())
 	viewPeer(t, m, testPeer)
 	viewProtocol(t, m, "/a")
 	want := asJSON(t, m.Limits())
@@ -851,7 +851,7 @@ func TestPuttingLimitsInForceAllocatesOneCopyOfTheLimitForEachServiceAndProtocol
 		var books [2]*limitBook
 		for i := range books {
 			var err error
-			books[i], err = newLimitBook(fixedOf(namingConf(named)))
+			books[i], err = newLimitBook(fixedOf(namingConf(named)), true, nil)
 			require.NoError(t, err)
 		}
 		n := 0

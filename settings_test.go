@@ -207,7 +207,7 @@ func TestBuildingTheDifferenceOnOtherLimitsGivesTheConfigurationBack(t *testing.
 			}
 		}
 		require.Equal(t, PartialLimitConfig{}, cfg.Diff(cfg), "nothing is beyond itself")
-		again, _, err := parseLimits(strings.NewReader(toJSON(t, beyond)))
+		again, _, err := parseLimits(strings.NewReader(toJSON(t, beyond)), nil)
 		require.NoError(t, err)
 		require.Equal(t, toJSON(t, beyond), toJSON(t, again), "it goes to a file and back")
 	})

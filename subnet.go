@@ -107,6 +107,48 @@ func (cfg *subnetConfig) each(
 	return nil
 }
 
+// repair brings limits that cannot be into the form of limits with the effect that they have in
+// go-libp2p's manager, and returns what was wrong with them. The lists are not written to.
+// networksPlace is the place of the lists of networks.
+func (cfg *subnetConfig) repair(networksPlace string) (faults []fault) {
+	wrong := func(place string, err error, then string) {
+		faults = append(faults, fault{fmt.Errorf("%s: %w", place, err), then})
+	}
+	for f := range ip.Families {
+		perSubnet := slices.Clone(cfg.perSubnet[f])
+		for i := range perSubnet {
+			l, place := &perSubnet[i], fmt.Sprintf("WithLimitPerSubnet: %s[%d]", f, i)
+			if err := subnets.CheckPrefixLength(f, l.PrefixLength); err != nil {
+				wrong(place, err, fmt.Sprintf("it refuses every connection from %s outside of named networks", f))
+				*l = ConnLimitPerSubnet{}
+			} else if err := checkConnCount(l.ConnCount); err != nil {
+				wrong(place, err, fmt.Sprintf("it refuses every connection from %s outside of named networks", f))
+				l.ConnCount = 0
+			}
+		}
+		var networks []NetworkPrefixLimit
+		for i, l := range cfg.networks[f] {
+			place := fmt.Sprintf("%s: %s[%d]", networksPlace, f, i)
+			if err := subnets.CheckNetwork(f, l.Network); err != nil {
+				wrong(place, err, "it has no effect")
+				continue
+			}
+			if err := checkConnCount(l.ConnCount); err != nil {
+				wrong(place, err, "it refuses every connection from the network")
+				l.ConnCount = 0
+			}
+			networks = append(networks, l)
+		}
+		if cfg.perSubnet[f] != nil {
+			cfg.perSubnet[f] = perSubnet
+		}
+		if cfg.networks[f] != nil {
+			cfg.networks[f] = append([]NetworkPrefixLimit{}, networks...)
+		}
+	}
+	return faults
+}
+
 // describe returns the limits as short texts, such as "ipv4/32: 8".
 func (cfg *subnetConfig) describe() (all []string) {
 	for f := range ip.Families {

@@ -15,6 +15,18 @@ import (
 
 var log = logging.Logger("rcmgr")
 
+// fault is something wrong in what a program passed, which go-libp2p's own manager passes over.
+type fault struct {
+	err  error
+	then string // what happens if it is passed over
+}
+
+// String returns the fault as a line for the log.
+func (f *fault) String() string { return f.err.Error() + "; " + f.then + asUpstream }
+
+// asUpstream ends a line about something that is passed over.
+const asUpstream = ", as with go-libp2p's manager"
+
 // amountText returns an amount in a form for people: bytes of memory with a unit, and
 // "unlimited" for math.MaxInt64.
 func amountText(limit string, n int64) string {

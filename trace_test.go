@@ -386,9 +386,9 @@ func TestALimiterThatHasNoJSONIsNoReasonToStop(t *testing.T) {
 	require.Contains(t, got[0].Limit, "cannot be written")
 }
 
-func TestAFileThatCannotBeOpenedIsAnErrorOfNew(t *testing.T) {
+func TestATraceFileThatCannotBeOpenedIsAnErrorWhereTheConfigurationIsStrict(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "no", "such", "directory")
-	_, err := New(nil, WithTrace(path))
+	_, err := New(nil, WithTrace(path), WithStrictConfig())
 	require.ErrorIs(t, err, fs.ErrNotExist)
 	require.ErrorContains(t, err, path)
 }

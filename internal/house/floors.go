@@ -44,7 +44,7 @@ var floors = []floor{
 	}},
 	{"door", "the methods that a host calls", []room{
 		{"manager.go", "`Manager`: its scopes to look at, its allowlist, observing"},
-		{"options.go", "options"},
+		{"options.go passedover.go", "options; faults in them that are passed over and logged"},
 		{"open.go", "how connections and streams come to be"},
 		{"opening.go", "a connection or stream before it is open; holders that are used again"},
 		{"conn.go", "a connection, and how it moves to its peer"},

@@ -14,18 +14,24 @@ import (
 // meaning there.
 const ByteOrderMark = "\ufeff"
 
-// unreadable returns an error if a text is not JSON in UTF-8, and the offset of the first fault.
-func unreadable(text []byte) (at int, err error) {
+// unreadableBytes returns an error if a text is not UTF-8, and the offset of the first fault.
+func unreadableBytes(text []byte) (at int, err error) {
 	if is := wideEncoding(text); is != "" {
 		return 0, fmt.Errorf("the text is %s: save it as UTF-8", is)
 	}
 	for rest := text; len(rest) > 0; {
 		r, size := utf8.DecodeRune(rest)
 		if r == utf8.RuneError && size == 1 {
-			return len(text) - len(rest), fmt.Errorf("expected UTF-8, found the byte %#x", rest[0])
+			return len(text) - len(rest), &Passable{fmt.Errorf("expected UTF-8, found the byte %#x", rest[0]), "such bytes read as U+FFFD"}
 		}
 		rest = rest[size:]
 	}
+	return 0, nil
+}
+
+// unreadableJSON returns an error if a text is not one value in JSON, and the offset of the first
+// fault.
+func unreadableJSON(text []byte) (at int, err error) {
 	var all json.RawMessage
 	var syntax *json.SyntaxError
 	if err := json.Unmarshal(text, &all); !errors.As(err, &syntax) {

@@ -1,9 +1,10 @@
-// Package strictjson reads configuration files in JSON, and ignores nothing in them.
-// encoding/json ignores names that it does not know, keeps the last of two values under one name,
+// Package strictjson reads configuration files in JSON, and ignores nothing in them without
+// saying so. encoding/json ignores names that it does not know, keeps the last of two values under one name,
 // and stops at the first value that does not fit. Package strictjson first compares the text,
 // token by token, with the Go type that it is to fill. It reports everything that does not
 // belong there, each fault with its place in the text and its path in the configuration. Only a
-// text without faults is then read by encoding/json.
+// text without faults, or with faults that encoding/json passes over and the caller allows, is
+// then read by encoding/json.
 package strictjson
 
 import (
@@ -37,7 +38,22 @@ type Hooks struct {
 	// may be very many faults. Positions and error texts take long to make, so Report should
 	// ask for them only where it keeps them.
 	Report func(at Place, path string, err error)
+	// Lenient reports whether faults at a path that are a *Passable are passed over: they are
+	// reported, but the text is read all the same. A nil Lenient passes over nothing.
+	Lenient func(path string) bool
 }
+
+// Passable is a fault that encoding/json passes over.
+type Passable struct {
+	Err  error
+	Then string // what encoding/json makes of it
+}
+
+// Error returns what is wrong.
+func (p *Passable) Error() string { return p.Err.Error() }
+
+// Unwrap returns Err.
+func (p *Passable) Unwrap() error { return p.Err }
 
 // Text is a text that has been read, with the place of each value in it. It is immutable, and
 // safe for concurrent use.
@@ -65,14 +81,15 @@ func (p Place) Position() (line, column int) {
 // fault was found.
 //
 // A byte-order mark before the text is ignored. A text that is not JSON in UTF-8 is reported as
-// one fault.
+// one fault. If Lenient passes over it, bytes that are not UTF-8 are read as U+FFFD, and text
+// after the first value is ignored.
 func Decode(text []byte, v any, h Hooks) (*Text, error) {
 	t := &Text{text: bytes.TrimPrefix(text, []byte(ByteOrderMark)), values: make(map[string]int)}
-	if at, err := unreadable(t.text); err != nil {
-		h.Report(t.place(at), "", err)
+	w := walk{Text: t, hooks: h}
+	if w.readable(); w.faulty {
 		return t, nil
 	}
-	w := walk{Text: t, hooks: h, dec: json.NewDecoder(bytes.NewReader(t.text))}
+	w.dec = json.NewDecoder(bytes.NewReader(t.text))
 	w.check(reflect.TypeOf(v).Elem(), "")
 	if w.faulty {
 		return t, nil
@@ -113,10 +130,44 @@ type walk struct {
 	faulty bool // something was reported
 }
 
-// report calls Hooks.Report for a fault.
-func (w *walk) report(offset int, path string, err error) {
-	w.faulty = true
+// report calls Hooks.Report for a fault, and reports whether it is passed over.
+func (w *walk) report(offset int, path string, err error) (passed bool) {
+	var passable *Passable
+	passed = w.hooks.Lenient != nil && errors.As(err, &passable) && w.hooks.Lenient(path)
+	w.faulty = w.faulty || !passed
 	w.hooks.Report(w.place(offset), path, err)
+	return passed
+}
+
+// readable reports what in the text is not JSON in UTF-8, as long as that is passed over.
+func (w *walk) readable() {
+	at, err := unreadableBytes(w.text)
+	if err != nil && !w.report(at, "", err) {
+		return
+	}
+	at, err = unreadableJSON(w.text)
+	if err == nil {
+		return
+	}
+	// A Decoder reads the first value and does not look at what follows.
+	dec := json.NewDecoder(bytes.NewReader(w.text))
+	var first json.RawMessage
+	if dec.Decode(&first) == nil {
+		err = &Passable{err, "the text after the first value is ignored"}
+	}
+	if w.report(at, "", err) {
+		w.text = w.text[:dec.InputOffset()]
+	}
+}
+
+// wantObject reports a value that is not an object.
+func (w *walk) wantObject(start int, path string) {
+	raw := w.skip()
+	err := fmt.Errorf("expected an object in braces, found %s", Describe(raw))
+	if string(raw) == "null" {
+		err = &Passable{err, "it reads as if it were left out"}
+	}
+	w.report(start, path, err)
 }
 
 // check reads the next value, which is to fill a t at this path, and reports everything that does
@@ -144,7 +195,7 @@ func (w *walk) check(t reflect.Type, path string) {
 			w.report(start, path, fmt.Errorf("expected %s, found %s", plain, Describe(raw)))
 		}
 	case w.text[start] != '{':
-		w.report(start, path, fmt.Errorf("expected an object in braces, found %s", Describe(w.skip())))
+		w.wantObject(start, path)
 	default:
 		w.checkMembers(t, path)
 	}
@@ -159,10 +210,13 @@ func (w *walk) checkMembers(t reflect.Type, path string) {
 		token, _ := w.dec.Token()
 		m, err := w.memberOf(t, path, token.(string))
 		if err == nil && seen[m.path] {
-			err = errors.New("is given twice")
+			then := "the last one holds"
+			if t.Kind() == reflect.Struct {
+				then = "for each value in it, the last one holds"
+			}
+			err = &Passable{errors.New("is given twice"), then}
 		}
-		if err != nil {
-			w.report(start, m.spelt, err)
+		if err != nil && !(w.report(start, m.spelt, err) && m.path != "") {
 			w.skip()
 			continue
 		}
@@ -199,16 +253,16 @@ type member struct {
 }
 
 // memberOf returns the field of the struct t, or the element of the map t, that has a name. If it
-// returns an error, path is not set.
+// returns an error, path is only set if encoding/json reads the value in spite of it.
 func (w *walk) memberOf(t reflect.Type, path, name string) (member, error) {
 	if t.Kind() == reflect.Map {
 		m := member{spelt: fmt.Sprintf("%s[%q]", path, name), elem: t.Elem()}
 		key, err := w.keyOfMap(t, name)
-		if err != nil {
-			return m, err
+		var passable *Passable
+		if err == nil || errors.As(err, &passable) {
+			m.path = fmt.Sprintf("%s[%q]", path, key)
 		}
-		m.path = fmt.Sprintf("%s[%q]", path, key)
-		return m, nil
+		return m, err
 	}
 	var known []string
 	for i := range t.NumField() {
@@ -219,7 +273,7 @@ func (w *walk) memberOf(t reflect.Type, path, name string) (member, error) {
 		}
 		known = append(known, field.Name)
 	}
-	return member{spelt: dotted(path, name)}, &unknownName{name, known}
+	return member{spelt: dotted(path, name)}, &Passable{&unknownName{name, known}, "it is ignored"}
 }
 
 // keyOfMap returns the one spelling of a key of the map t.
@@ -234,11 +288,14 @@ func (w *walk) keyOfMap(t reflect.Type, name string) (string, error) {
 	default:
 		reflect.ValueOf(key).Elem().SetString(name)
 	}
-	if name == "" { // no key may be empty
-		err = cmp.Or(err, errors.New("it is empty"))
+	expected := func(err error) error {
+		return fmt.Errorf("expected %s: %w", cmp.Or(w.hooks.KeyNouns[t.Key()], "a name"), err)
 	}
 	if err != nil {
-		return "", fmt.Errorf("expected %s: %w", cmp.Or(w.hooks.KeyNouns[t.Key()], "a name"), err)
+		return "", expected(err)
+	}
+	if name == "" { // no key may be empty
+		return "", &Passable{expected(errors.New("it is empty")), "nothing has this name"}
 	}
 	err = w.hooks.Key(key)
 	return fmt.Sprint(reflect.ValueOf(key).Elem()), err

@@ -74,7 +74,7 @@ type Builder struct {
 // limit of NoLimit is no limit. A connection has to fit all such limits of its family, unless
 // its address is in a network for which LimitNetworkConns was called.
 func (b *Builder) LimitConns(f ip.Family, bits int, conns int64) error {
-	if err := checkPrefixLength(f, bits); err != nil || conns == NoLimit {
+	if err := CheckPrefixLength(f, bits); err != nil || conns == NoLimit {
 		return err
 	}
 	at := b.families[f].level(f, bits)
@@ -95,7 +95,7 @@ func (b *Builder) LimitNetworkConns(f ip.Family, network netip.Prefix, conns int
 // buckets of all lengths of its family, unless its address is in a network for which
 // LimitNetworkRate was called.
 func (b *Builder) LimitRate(f ip.Family, bits int, tokens Bucket) error {
-	if err := checkPrefixLength(f, bits); err != nil || tokens.Unlimited() {
+	if err := CheckPrefixLength(f, bits); err != nil || tokens.Unlimited() {
 		return err
 	}
 	b.families[f].level(f, bits).tokens = tokens
@@ -161,7 +161,7 @@ func (div *division) mayBeNamed(first byte) bool {
 	return div.begins[first/64]>>(first%64)&1 != 0
 }
 
-// level returns the level with a prefix length, which checkPrefixLength has accepted. It adds a
+// level returns the level with a prefix length, which CheckPrefixLength has accepted. It adds a
 // level without limits if there is none.
 func (div *division) level(f ip.Family, bits int) *level {
 	at := slices.IndexFunc(div.levels, func(l level) bool { return l.bits == bits })
@@ -175,13 +175,10 @@ func (div *division) level(f ip.Family, bits int) *level {
 // addNetwork adds a network that was listed for a family, with limits of its own. If a network
 // is added twice, the first limits hold.
 func addNetwork(to *bart.Table[*Stripe], f ip.Family, network netip.Prefix, l level) error {
-	plain := ip.NormalPrefix(network)
-	switch {
-	case !network.IsValid():
-		return fmt.Errorf("expected an %s prefix as Network, got none or an invalid one", f)
-	case ip.FamilyOf(network.Addr()) != f && ip.FamilyOf(plain.Addr()) != f:
-		return fmt.Errorf("expected an %s prefix as Network, got %s", f, network)
+	if err := CheckNetwork(f, network); err != nil {
+		return err
 	}
+	plain := ip.NormalPrefix(network)
 	if _, ok := to.Get(plain); ok {
 		return nil
 	}
@@ -194,8 +191,20 @@ func addNetwork(to *bart.Table[*Stripe], f ip.Family, network netip.Prefix, l le
 	return nil
 }
 
-// checkPrefixLength returns an error if a family has no prefixes of that length.
-func checkPrefixLength(f ip.Family, bits int) error {
+// CheckNetwork returns an error if a network is not one of a family. An IPv4 network may be written
+// in IPv6.
+func CheckNetwork(f ip.Family, network netip.Prefix) error {
+	switch {
+	case !network.IsValid():
+		return fmt.Errorf("expected an %s prefix as Network, got none or an invalid one", f)
+	case ip.FamilyOf(network.Addr()) != f && ip.FamilyOf(ip.NormalPrefix(network).Addr()) != f:
+		return fmt.Errorf("expected an %s prefix as Network, got %s", f, network)
+	}
+	return nil
+}
+
+// CheckPrefixLength returns an error if a family has no prefixes of that length.
+func CheckPrefixLength(f ip.Family, bits int) error {
 	if bits < 0 || bits > f.BitLen() {
 		return fmt.Errorf("PrefixLength is %d, expected 0 to %d", bits, f.BitLen())
 	}

@@ -78,6 +78,25 @@ func (l *gateLists[V]) perSubnet(f ip.Family) *map[int]V {
 	return [...]*map[int]V{&l.IPv4, &l.IPv6}[f]
 }
 
+// isDefault reports whether g leaves everything to the defaults. It is true for nil.
+func (g *GateLimits) isDefault() bool {
+	if g == nil {
+		return true
+	}
+	subnets, rates := gateLists[LimitVal](g.Subnets), gateLists[ConnRate](g.Rate)
+	return g.Outbound == nil && subnets.isDefault() && rates.isDefault()
+}
+
+func (l *gateLists[V]) isDefault() bool {
+	var none V
+	for _, v := range l.Networks {
+		if v != none {
+			return false
+		}
+	}
+	return l.IPv4 == nil && l.IPv6 == nil
+}
+
 // over returns upper with everything that it leaves to the defaults taken from lower.
 // Neither is written to, and the result shares nothing with them.
 func (upper *GateLimits) over(lower *GateLimits) *GateLimits {

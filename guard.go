@@ -1,11 +1,13 @@
 package rcmgr
 
-// Faults of foreign code that a manager calls: reporters, listeners, connection managers and
-// Limiters. A fault is logged once, with the name of the callback, and stops nothing else:
+// Faults of foreign code that a manager calls: reporters, listeners, connection managers,
+// Limiters and loggers. A fault is logged once, with the name of the callback, and stops nothing else:
 // decisions are returned to their callers, and periodic jobs go on.
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"runtime/debug"
 	"sync/atomic"
 )
@@ -52,6 +54,18 @@ func (g *guard) tell(how string) {
 		then = "it is not called again"
 	}
 	log.Error("a callback has failed: "+then, "callback", g.callback, "fault", how, "stack", string(debug.Stack()))
+}
+
+// guardedLines returns a function that writes lines of a level to the logger that a program passed
+// to an option. nil is the logger of this package, which also takes the place of one that fails.
+func guardedLines(to *slog.Logger, level slog.Level, option string) func(msg string, attrs []slog.Attr) {
+	g := &guard{callback: option, then: "the logger rcmgr takes its place"}
+	return func(msg string, attrs []slog.Attr) {
+		write := func(to *slog.Logger) { to.LogAttrs(context.Background(), level, msg, attrs...) }
+		if to == nil || !g.call(func() { write(to) }) {
+			write(log)
+		}
+	}
 }
 
 // faultError says what a callback did instead of returning.

@@ -282,6 +282,16 @@ func (cfg PartialLimitConfig) MarshalJSON() ([]byte, error) {
 	})
 }
 
+// IsDefault reports whether cfg leaves everything to the defaults that it is built on. Scopes that
+// it names without setting a limit change nothing. An empty map of GateLimits is not a default,
+// because it turns limits off.
+func (cfg PartialLimitConfig) IsDefault() bool {
+	all := perScope[ResourceLimits](cfg)
+	same := cfg.Costs == nil || *cfg.Costs == Costs{}
+	all.each(func(_ string, l ResourceLimits) { same = same && l.IsDefault() })
+	return same && cfg.Gates.isDefault()
+}
+
 // Apply fills in from c everything that cfg leaves to the defaults. A scope that only cfg
 // names is filled in from the …Default of its kind. The maps of cfg are replaced, not
 // written to, so copies of cfg keep their values.

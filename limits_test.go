@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"math"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -460,6 +461,32 @@ func TestAFixedLimiterCannotBeEdited(t *testing.T) {
 	// the limiter itself
 	_, readable := l.(json.Unmarshaler)
 	require.False(t, readable)
+}
+
+func TestAConfigurationIsDefaultIfItChangesNothing(t *testing.T) {
+	id := mustPeer(t, peerText1)
+	network := netip.MustParsePrefix("10.0.0.0/8")
+	for _, cfg := range []PartialLimitConfig{
+		{}, {Service: map[string]ResourceLimits{}}, {Service: map[string]ResourceLimits{"a": {}}, Peer: map[peer.ID]ResourceLimits{id: {}}},
+		{Costs: &Costs{}, Gates: &GateLimits{}}, {Gates: &GateLimits{Subnets: SubnetLimits{Networks: map[netip.Prefix]LimitVal{network: DefaultLimit}}}},
+	} {
+		require.True(t, cfg.IsDefault(), "%s", toJSON(t, cfg))
+		for _, defaults := range []ConcreteLimitConfig{DefaultLimits.Scale(1<<30, 100), distinct(t).Build(DefaultLimits.Scale(1<<30, 100))} {
+			m, same := newFrom(t, cfg.Build(defaults)), newFrom(t, defaults)
+			require.Equal(t, toJSON(t, same.gate().limits), toJSON(t, m.gate().limits))
+		}
+	}
+	for _, cfg := range []PartialLimitConfig{
+		{System: ResourceLimits{Conns: 1}}, {Stream: ResourceLimits{Memory: BlockAllLimit64}}, {Service: map[string]ResourceLimits{"a": {FD: 1}}},
+		{ServicePeer: map[string]ResourceLimits{"a": {}, "b": {FD: 1}}}, {Protocol: map[protocol.ID]ResourceLimits{"/a": {Memory: Unlimited64}}},
+		{ProtocolPeer: map[protocol.ID]ResourceLimits{"/a": {Streams: 2}}}, {Peer: map[peer.ID]ResourceLimits{id: {Conns: BlockAllLimit}}},
+		{Costs: &Costs{Stream: NoCost}}, {Costs: &Costs{Conn: 5}}, {Gates: &GateLimits{Outbound: pointerTo(false)}},
+		{Gates: &GateLimits{Subnets: SubnetLimits{IPv4: map[int]LimitVal{}}}}, {Gates: &GateLimits{Rate: RateLimits{IPv6: map[int]ConnRate{}}}},
+		{Gates: &GateLimits{Subnets: SubnetLimits{Networks: map[netip.Prefix]LimitVal{network: 5}}}},
+		{Gates: &GateLimits{Rate: RateLimits{Networks: map[netip.Prefix]ConnRate{network: {Burst: Unlimited}}}}},
+	} {
+		require.False(t, cfg.IsDefault(), "%s", toJSON(t, cfg))
+	}
 }
 
 func TestApplyLeavesCopiesAlone(t *testing.T) {

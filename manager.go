@@ -6,6 +6,7 @@ package rcmgr
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -30,6 +31,8 @@ type Manager struct {
 	options    config     // as set by the options
 	changing   sync.Mutex // held while limits are put in force; taken before all other locks
 	refusalLog refusalLog // which refusals have been logged
+	// writeRefusals writes a line of the log of refusals. It is nil without WithRefusalLogger.
+	writeRefusals func(msg string, attrs []slog.Attr)
 	history    refusalHistory
 	started    time.Time
 	names      *hostNames // of the allowlist; nil without WithAllowlistResolver

@@ -58,7 +58,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 			noting:    cfg.refusalLog > 0,
 			bugLog:    rate.Sometimes{Interval: 10 * time.Second},
 		},
-		options: cfg,
+		options: cfg, writeRefusals: cfg.writeRefusals,
 		started: time.Now(),
 		stop:    make(chan struct{}),
 	}

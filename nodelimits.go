@@ -39,7 +39,8 @@ type NodeLimits struct {
 	// CheckHighWater), unless there is an Allowlist.
 	ConnMgrHighWater int
 	// NoConnMgr means that no connection manager closes connections. The limit on
-	// inbound connections is then one for each MiB, even if that is below 800.
+	// inbound connections is then one for each MiB, even if that is below 800. A
+	// ConnMgrHighWater beside it is logged, and is ignored.
 	NoConnMgr bool
 	// Allowlist lists the addresses and peers that are admitted when all others are
 	// refused, in the form of WithAllowlistStrings. NewForNode passes it on; Build only
@@ -80,6 +81,10 @@ func (n NodeLimits) Build() (ConcreteLimitConfig, error) {
 func (n NodeLimits) build(look func() Machine) (ConcreteLimitConfig, error) {
 	if err := n.check(); err != nil {
 		return ConcreteLimitConfig{}, err
+	}
+	if n.NoConnMgr && n.ConnMgrHighWater > 0 {
+		log.Warn("NodeLimits has NoConnMgr, so its ConnMgrHighWater is ignored", "high_water", n.ConnMgrHighWater)
+		n.ConnMgrHighWater = 0
 	}
 	sizing := Sizing{Rules: "NodeLimits"}
 	memory, descriptors := n.MaxMemory, n.MaxFileDescriptors
@@ -129,10 +134,6 @@ func (n *NodeLimits) check() error {
 		if f.n < 0 {
 			return fmt.Errorf("limits: NodeLimits.%s is %d, it must not be negative", f.name, f.n)
 		}
-	}
-	if n.NoConnMgr && n.ConnMgrHighWater > 0 {
-		return fmt.Errorf("limits: NodeLimits has ConnMgrHighWater %d and NoConnMgr: set one of the two",
-			n.ConnMgrHighWater)
 	}
 	return nil
 }

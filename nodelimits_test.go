@@ -1,6 +1,7 @@
 package rcmgr
 
 import (
+	"log/slog"
 	"math"
 	"strings"
 	"testing"
@@ -122,13 +123,29 @@ func TestOverridesGoBeforeWhatIsComputed(t *testing.T) {
 	require.Equal(t, 64+64, cfg.limits.Service[pingService].StreamsInbound)
 }
 
+func TestAHighWaterMarkIsIgnoredWhereThereIsNoConnectionManager(t *testing.T) {
+	lines := collectLog(t, slog.LevelWarn)
+	node := NodeLimits{MaxMemory: 64 << 20, MaxFileDescriptors: 100, NoConnMgr: true}
+	want, err := node.build(noMachine(t))
+	require.NoError(t, err)
+	require.Empty(t, lines.take())
+	node.ConnMgrHighWater = 96 // above the limit, which is no conflict here
+	cfg, err := node.build(noMachine(t))
+	require.NoError(t, err)
+	require.Equal(t, 64, cfg.limits.System.ConnsInbound)
+	require.Equal(t, toJSON(t, want), toJSON(t, cfg))
+	require.Equal(t, []string{`WARN msg="NodeLimits has NoConnMgr, so its ConnMgrHighWater is ignored" high_water=96`}, lines.take())
+	m, err := NewForNode(node)
+	require.NoError(t, err)
+	m.Close()
+}
+
 func TestNodeLimitsThatMakeNoSenseAreErrors(t *testing.T) {
 	sized := NodeLimits{MaxMemory: 1 << 30, MaxFileDescriptors: 100}
 	for want, change := range map[string]func(*NodeLimits){
 		"NodeLimits.MaxMemory is -1, it must not be negative":          func(n *NodeLimits) { n.MaxMemory = -1 },
 		"NodeLimits.MaxFileDescriptors is -2, it must not be negative": func(n *NodeLimits) { n.MaxFileDescriptors = -2 },
 		"NodeLimits.ConnMgrHighWater is -3, it must not be negative":   func(n *NodeLimits) { n.ConnMgrHighWater = -3 },
-		"ConnMgrHighWater 96 and NoConnMgr: set one":                   func(n *NodeLimits) { n.ConnMgrHighWater, n.NoConnMgr = 96, true },
 		"Transient.Memory: is 2147483648, above System.Memory, which is 1": func(n *NodeLimits) {
 			n.Overrides.Transient.Memory, n.Overrides.System.Memory = 2<<30, 1<<30
 		},

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/bits"
 	"slices"
 	"time"
@@ -23,10 +24,11 @@ import (
 type config struct {
 	stripes       int
 	admission     Admission
-	refusalLog    time.Duration // 0: off
-	observed      kindSet       // WithObserveOnly
-	newcomers     bool          // WithNewcomersQuarter
-	fair          kindSet       // WithFairShare
+	refusalLog    time.Duration                       // 0: off
+	writeRefusals func(msg string, attrs []slog.Attr) // WithRefusalLogger
+	observed      kindSet                             // WithObserveOnly
+	newcomers     bool                                // WithNewcomersQuarter
+	fair          kindSet                             // WithFairShare
 	allowlisted   []allowlistEntry
 	gates         gateConfig            // the gates where the limit configuration sets none
 	subnets       subnetConfig          // nil lists: as in the limit configuration
@@ -125,14 +127,27 @@ func WithNewcomersQuarter(on bool) Option {
 //     number of refusals that it certainly had. They are present only if that is at least a
 //     tenth of all.
 //
-// Close logs what was refused since the last line. A negative interval is an error. At level debug, each refusal is logged when it happens, whatever
-// interval is set.
+// Close logs what was refused since the last line. A negative interval is an error.
+// WithRefusalLogger sets another level and logger. At level debug, each refusal is logged when it
+// happens, whatever interval is set.
 func WithRefusalLog(every time.Duration) Option {
 	return func(c *config) error {
 		if every < 0 {
 			return fmt.Errorf("WithRefusalLog: %v is less than 0", every)
 		}
 		c.refusalLog = every
+		return nil
+	}
+}
+
+// WithRefusalLogger sets the logger and the level of the lines that WithRefusalLog describes, for
+// a program that has logged refusals before, and whose operators look for them there. nil is the
+// logger of this package, whose name is rcmgr. The logger is called without locks. If it panics,
+// that is logged, and the logger of this package takes its place. Refusals at level debug, and all
+// other lines, stay with the logger of this package.
+func WithRefusalLogger(logger *slog.Logger, level slog.Level) Option {
+	return func(c *config) error {
+		c.writeRefusals = guardedLines(logger, level, "WithRefusalLogger")
 		return nil
 	}
 }

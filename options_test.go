@@ -105,6 +105,7 @@ func everyOption(t *testing.T) map[string]Option {
 		"WithLimitPerSubnet":        WithLimitPerSubnet([]ConnLimitPerSubnet{{24, 9}, {32, 5}}, []ConnLimitPerSubnet{{48, 9}, {64, 5}}),
 		"WithNetworkPrefixLimit":    WithNetworkPrefixLimit([]NetworkPrefixLimit{{near, 7}}, []NetworkPrefixLimit{}),
 		"WithConnRateLimiters":      WithConnRateLimiters(&rate.Limiter{}),
+		"WithRefusalLogger":         WithRefusalLogger(slog.New(slog.DiscardHandler), slog.LevelWarn),
 		"WithStrictConfig":          WithStrictConfig(),
 		"WithGates":                 WithGates(GateLimits{Outbound: pointerTo(true)}),
 		"WithTrace":                 WithTrace(filepath.Join(t.TempDir(), "trace")),

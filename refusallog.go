@@ -76,7 +76,11 @@ func (m *Manager) logLine(begin string, k Kind, d dim, times uint64, r *remark) 
 	}
 	attrs = append(attrs, slog.String("raise", limitKey(m.limits.Load(), m.gate(), k, d, &worst)))
 	msg := fmt.Sprintf("%s from exceeding resource limits %d times: %q", begin, times, classOf(&refuser)+": "+e.what())
-	log.LogAttrs(context.Background(), slog.LevelError, msg, attrs...)
+	if m.writeRefusals == nil {
+		log.LogAttrs(context.Background(), slog.LevelError, msg, attrs...)
+		return
+	}
+	m.writeRefusals(msg, attrs)
 }
 
 // classOf returns a scope's name, or that of its kind if it has none of its own.

@@ -88,6 +88,62 @@ func TestTheLogOfRefusalsCanBeOffOrSlow(t *testing.T) {
 	require.EqualError(t, err, "rcmgr: WithRefusalLog: -1s is less than 0")
 }
 
+func TestTheLogOfRefusalsGoesToTheLoggerAndLevelOfTheProgram(t *testing.T) {
+	lines, other := collectLog(t, slog.LevelDebug), new(logLines)
+	theirs := slog.New(slog.NewTextHandler(other, nil)).With("logger", "resourcemanager")
+	synctest.Test(t, func(t *testing.T) {
+		conf := unlimitedConf()
+		conf.System.StreamsInbound = 0
+		m := newManager(t, conf, WithRefusalLogger(theirs, slog.LevelWarn), WithRefusalLog(time.Second))
+		openingRefused(t, m, testPeer, 2)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		logged := other.take()
+		require.Len(t, logged, 1)
+		require.Regexp(t, `^WARN msg="Protected from exceeding resource limits 2 times: .* logger=resourcemanager current=0`, logged[0])
+		text := strings.Join(lines.take(), "\n")
+		require.NotContains(t, text, "Protected")
+		require.Contains(t, text, "DEBUG", "each refusal")
+
+		// Another level alone.
+		m = newManager(t, conf, WithRefusalLogger(nil, slog.LevelInfo))
+		openingRefused(t, m, testPeer, 1)
+		lines.take()
+		m.Close()
+		require.Contains(t, strings.Join(lines.take(), "\n"), `INFO msg="Protected from exceeding resource limits 1 times`)
+		require.Empty(t, other.take())
+	})
+}
+
+// panickingHandler is the handler of a logger that fails.
+type panickingHandler struct {
+	slog.Handler
+	calls *int
+}
+
+func (h panickingHandler) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h panickingHandler) Handle(context.Context, slog.Record) error {
+	*h.calls++
+	panic(errFault)
+}
+
+func TestRefusalsAreLoggedWhereTheProgramsLoggerFails(t *testing.T) {
+	lines := collectLog(t, slog.LevelError)
+	calls := 0
+	conf := unlimitedConf()
+	conf.System.StreamsInbound = 0
+	m := newManager(t, conf, WithRefusalLogger(slog.New(panickingHandler{slog.DiscardHandler, &calls}), slog.LevelError))
+	for range 2 {
+		openingRefused(t, m, testPeer, 1)
+		m.logRefusals()
+	}
+	require.Equal(t, 1, calls)
+	text := strings.Join(lines.take(), "\n")
+	require.Equal(t, 1, strings.Count(text, "a callback has failed: the logger rcmgr takes its place"), text)
+	require.Equal(t, 2, strings.Count(text, "Protected from exceeding resource limits 1 times"), text)
+}
+
 // Every way to be refused is in the log, with the place to raise the limit at.
 func TestTheLogMissesNoRefusal(t *testing.T) {
 	lines := collectLog(t, slog.LevelError)

@@ -65,7 +65,6 @@ func (cfg *ConcreteLimitConfig) withoutNegatives() *ConcreteLimitConfig {
 		limit := limitsOf(l)
 		return limit.orZero().baseLimit()
 	})
-	plain.passedOver = nil
 	return &plain
 }
 

@@ -33,9 +33,9 @@ type Manager struct {
 	refusalLog refusalLog // which refusals have been logged
 	// writeRefusals writes a line of the log of refusals. It is nil without WithRefusalLogger.
 	writeRefusals func(msg string, attrs []slog.Attr)
-	history    refusalHistory
-	started    time.Time
-	names      *hostNames // of the allowlist; nil without WithAllowlistResolver
+	history       refusalHistory
+	started       time.Time
+	names         *hostNames // of the allowlist; nil without WithAllowlistResolver
 
 	handles   atomic.Int64 // how many handles are open
 	closeOnce sync.Once

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"math"
 	"net/http"
 	"net/http/httptest"
@@ -19,6 +20,7 @@ import (
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/gologshim"
 	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/prometheus/client_golang/prometheus"
@@ -265,6 +267,55 @@ func limitPeer(rm *rcmgr.Manager, id peer.ID, streams int) error {
 		scope.SetLimit(&limit)
 		return nil
 	})
+}
+
+func ExampleWithStrictConfig() {
+	limits := rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{Conns: -5}}.Build(rcmgr.InfiniteLimits)
+	limiter := rcmgr.NewFixedLimiter(limits)
+	rm, err := rcmgr.New(limiter, rcmgr.WithStrictConfig())
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer rm.Close()
+	// Output:
+	// rcmgr: limits: System.Conns: is -5, it must not be negative
+}
+
+func ExampleWithRefusalLogger() {
+	limits := rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{ConnsInbound: rcmgr.BlockAllLimit}}.Build(rcmgr.InfiniteLimits)
+	var opts []rcmgr.Option
+	opts = append(opts, rcmgr.WithRefusalLogger(gologshim.Logger("resourcemanager"), slog.LevelWarn))
+
+	// For this example, the lines go to the output, without the time.
+	withoutTime := func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}
+	logger := slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: withoutTime}))
+	opts = append(opts, rcmgr.WithRefusalLogger(logger, slog.LevelWarn))
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits), opts...)
+	if err != nil {
+		panic(err)
+	}
+	if _, err := rm.OpenConnection(network.DirInbound, true, nil); err == nil {
+		panic("admitted")
+	}
+	rm.Close()
+	// Output:
+	// level=WARN msg="Protected from exceeding resource limits 1 times: \"system: cannot reserve inbound connection: resource limit exceeded\"" current=0 limit=0 raise=System.ConnsInbound
+}
+
+func ExamplePartialLimitConfig_IsDefault() {
+	var overrides rcmgr.PartialLimitConfig
+	fmt.Println(overrides.IsDefault())
+	overrides.Costs = &rcmgr.Costs{Conn: 64 << 10}
+	fmt.Println(overrides.IsDefault())
+	// Output:
+	// true
+	// false
 }
 
 // The next functions are the programs of MIGRATING.md and README.md after they

@@ -364,6 +364,24 @@ func TestSubnetLimitsThatCannotBeDoWhatUpstreamsDo(t *testing.T) {
 	}
 }
 
+func TestOddDefaultNetworksDoNotKeepAManagerFromStarting(t *testing.T) {
+	lines := collectLog(t, slog.LevelError)
+	before := DefaultNetworkPrefixLimitV4
+	t.Cleanup(func() { DefaultNetworkPrefixLimitV4 = before })
+	DefaultNetworkPrefixLimitV4 = []NetworkPrefixLimit{{netip.MustParsePrefix("192.0.2.0/24"), -1}, {netip.MustParsePrefix("::1/128"), 1}}
+	m, err := New(infiniteWithGates(), WithRefusalLog(0))
+	require.NoError(t, err)
+	defer m.Close()
+	requireLines(t, []string{
+		"ipv4[0]: ConnCount is -1, expected 0 or more; it refuses every connection from the network, as with go-libp2p's manager",
+		"ipv4[1]: expected an ipv4 prefix as Network, got ::1/128; it has no effect, as with go-libp2p's manager",
+	}, lines.take(), "ERROR msg=", "DefaultNetworkPrefixLimit: ", "defaults")
+	_, err = m.OpenConnection(network.DirInbound, false, multiaddr.StringCast("/ip4/192.0.2.1/tcp/1"))
+	require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+	_, err = New(infiniteWithGates(), WithStrictConfig())
+	require.ErrorContains(t, err, "DefaultNetworkPrefixLimit: ipv4[0]: ConnCount is -1")
+}
+
 func TestOddAllowlistEntriesCoverWhatTheyCoverUpstream(t *testing.T) {
 	lines := collectLog(t, slog.LevelError)
 	a, b := mustPeer(t, peerA), mustPeer(t, peerB)

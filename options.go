@@ -315,6 +315,11 @@ func WithMetricsDisabled() Option {
 	}
 }
 
+// repairSubnets repairs the limits of subnets, see subnetConfig.repair.
+func (c *config) repairSubnets() []fault {
+	return append(c.gates.subnets.repair("DefaultNetworkPrefixLimit"), c.subnets.repair("WithNetworkPrefixLimit")...)
+}
+
 // gateConfig returns the configuration of the gates of a manager with these limits.
 func (c *config) gateConfig(limits Limiter) (gateConfig, error) {
 	g, err := gateConfigOf(limits, c.gates)

@@ -35,8 +35,7 @@ func WithStrictConfig() Option {
 // accept returns an error if the options have faults and are to be strict. Otherwise it logs the
 // faults.
 func (c *config) accept() error {
-	faults := slices.Concat(c.faults, c.gates.subnets.repair("DefaultNetworkPrefixLimit"),
-		c.subnets.repair("WithNetworkPrefixLimit"), c.repairTrace())
+	faults := slices.Concat(c.faults, c.repairSubnets(), c.repairTrace())
 	var errs []error
 	for _, f := range faults {
 		if c.strict {

@@ -413,7 +413,7 @@ var damages = []damage{
 	{"limitbook.go", "cmp.Or(again, new(negativesSeen))", "new(negativesSeen)"},
 	{"setlimits.go", "\t\tagain = last.negatives\n", "\t\tagain = nil\n"},
 	{"passedover.go", "\tc.tracePath = \"\"\n", ""},
-	{"passedover.go", "c.gates.subnets.repair(\"DefaultNetworkPrefixLimit\"),", ""},
+	{"options.go", "append(c.gates.subnets.repair(\"DefaultNetworkPrefixLimit\"), ", "append([]fault(nil), "},
 	{"subnet.go", "*l = ConnLimitPerSubnet{}", "*l = ConnLimitPerSubnet{ConnCount: 9}"},
 	{"open.go", "\t\to.marks |= viaRelay\n", ""},
 	{"allowlist.go", "v, addr = v.relays, ep.via", "return noTrust"},

@@ -43,10 +43,16 @@ import (
 // MustRegisterWith may be called before or after libp2p.New registers go-libp2p's own
 // collectors, which it replaces. It may be called any number of times. If RegisterWith
 // has registered a single manager that is still open, MustRegisterWith changes nothing.
-// It panics if foreign collectors already have one of the names. It is safe for
-// concurrent use.
+// It panics if foreign collectors already have one of the names with another description.
+// If they have the same description, which go-libp2p's own function passes over, it logs
+// that and registers nothing. It is safe for concurrent use.
 func MustRegisterWith(reg prometheus.Registerer) {
-	if err := live.register(reg, nil); err != nil {
+	err := live.register(reg, nil)
+	var taken prometheus.AlreadyRegisteredError
+	switch {
+	case errors.As(err, &taken):
+		log.Error("the metrics of resource managers are not shown: a foreign collector has one of their descriptions", "err", err)
+	case err != nil:
 		panic(err)
 	}
 }

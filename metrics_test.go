@@ -2,6 +2,7 @@ package rcmgr
 
 import (
 	"fmt"
+	"log/slog"
 	"math"
 	"regexp"
 	"slices"
@@ -533,6 +534,7 @@ func TestManagersOnOneRegistryUnderNamesOfTheirOwn(t *testing.T) {
 }
 
 func TestForeignCollectorInTheWayIsAnErrorAndNothingStaysBehind(t *testing.T) {
+	lines := collectLog(t, slog.LevelError)
 	opts := prometheus.GaugeOpts{Name: familyPrefix + "blocked_resources", Help: "a foreign family"}
 	for name, foreign := range map[string]prometheus.Collector{
 		"another description": prometheus.NewGauge(opts),
@@ -544,7 +546,18 @@ func TestForeignCollectorInTheWayIsAnErrorAndNothingStaysBehind(t *testing.T) {
 			reg := prometheus.NewPedanticRegistry()
 			reg.MustRegister(foreign)
 			require.ErrorContains(t, new(liveManagers).register(reg, nil), "blocked_resources")
-			require.Panics(t, func() { MustRegisterWith(reg) })
+			upstreams := prometheus.NewPedanticRegistry()
+			upstreams.MustRegister(foreign)
+			if name == "another description" {
+				require.Panics(t, func() { upstream.MustRegisterWith(upstreams) })
+				require.Panics(t, func() { MustRegisterWith(reg) })
+			} else {
+				require.NotPanics(t, func() { upstream.MustRegisterWith(upstreams) })
+				MustRegisterWith(reg)
+				logged := lines.take()
+				require.Len(t, logged, 1)
+				require.Contains(t, logged[0], "blocked_resources: ")
+			}
 			require.True(t, reg.Unregister(foreign), "the foreign one was left alone")
 			n, err := testutil.GatherAndCount(reg)
 			require.NoError(t, err)

@@ -417,7 +417,7 @@ var damages = []damage{
 	{"subnet.go", "*l = ConnLimitPerSubnet{}", "*l = ConnLimitPerSubnet{ConnCount: 9}"},
 	{"open.go", "\t\to.marks |= viaRelay\n", ""},
 	{"allowlist.go", "v, addr = v.relays, ep.via", "return noTrust"},
-	{"allowlist.go", "next.relays = v.withRelayed(e, delta)", "_ = delta"},
+	{"allowlist.go", "next.relays = v.withRelayed(e, from, delta)", "_ = delta"},
 	{"nodelimits.go", "\t\tn.ConnMgrHighWater = 0\n", ""},
 	{"gatelimits.go", "return l.IPv4 == nil && l.IPv6 == nil", "return len(l.IPv4)+len(l.IPv6) == 0"},
 	{"nodelimits.go", "\tif err := file.placed(errs); err != nil {", "\t_ = file\n\tif err := errs.err(); err != nil {"},

@@ -467,7 +467,7 @@ func TestAResolverThatCannotBeUsedIsAnError(t *testing.T) {
 func TestANewThatFailsStartsNoLookUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := serving(nil)
-		_, err := New(nil, WithAllowlistStrings([]string{"/dns4/example.com"}, false), WithAllowlistResolver(s, 0), WithTrace(t.TempDir()))
+		_, err := New(nil, WithAllowlistStrings([]string{"/dns4/example.com"}, false), WithAllowlistResolver(s, 0), WithTrace(t.TempDir()), WithStrictConfig())
 		require.Error(t, err)
 		pass(time.Hour)
 		require.Empty(t, s.asked)

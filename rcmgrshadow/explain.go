@@ -1,0 +1,221 @@
+package rcmgrshadow
+
+// The purposeful differences, by the names that they have in the first column of
+// DIFFERENCES.md, and which of them explains what.
+
+import (
+	"math"
+
+	"github.com/libp2p/go-libp2p/core/network"
+
+	"github.com/weir-p2p/rcmgr"
+)
+
+const (
+	entryPriorities   = "priorities of memory"
+	entryOutStreams   = "transient's outbound streams"
+	entryInStreams    = "inbound streams of newcomers"
+	entryOverflow     = "sums that overflow"
+	entryNegative     = "negative sizes"
+	entryTooMuch      = "too much released"
+	entrySetAfterDone = "SetPeer, SetProtocol, SetService after Done"
+	entryAfterDone    = "Limit, ProtocolScope and ServiceScope after Done"
+	entryFailedMove   = "an allowlisted connection that cannot be moved"
+	entryZeroMove     = "what a moved scope does not hold"
+	entrySpanLimit    = "limit of a span"
+	entryBadLimit     = "SetLimit with nil or below zero"
+	entryEmptyName    = "empty names of protocols and services"
+	entryHeldMemory   = "collection of scopes that hold memory"
+	entryKept         = "scopes kept from a View"
+	entryOutbound     = "outbound connections"
+	entryRelayed      = "relayed endpoints"
+	entryRelayedFD    = "descriptors of relayed connections"
+	entryMapped       = "IPv4 in IPv6"
+	entryOrder        = "order of gates and scopes"
+	entryTokens       = "tokens of refused connections"
+	entryVerifyLoad   = "VerifySourceAddress under load"
+	entryAllowedGates = "allowlisted addresses at the gates"
+	entryStreams      = "streams of an allowlisted peer"
+	entryBarePeer     = "a bare peer ID"
+	entryOptions      = "options that only rcmgr has"
+)
+
+// entries are all entries that can explain a difference.
+var entries = []string{entryPriorities, entryOutStreams, entryInStreams, entryOverflow, entryNegative, entryTooMuch,
+	entrySetAfterDone, entryAfterDone, entryFailedMove, entryZeroMove, entrySpanLimit, entryBadLimit, entryEmptyName,
+	entryHeldMemory, entryKept, entryOutbound, entryRelayed, entryRelayedFD, entryMapped, entryOrder, entryTokens,
+	entryVerifyLoad, entryAllowedGates, entryStreams, entryBarePeer, entryOptions}
+
+// explain returns the entry that explains two different answers of scopes, or "".
+func (m *Manager) explain(c *call, s *scope, theirs, ours answer) string {
+	switch {
+	case s.done && c.moves:
+		return entrySetAfterDone
+	case c.named && c.to == "" && ours.class == misused:
+		return entryEmptyName
+	case s.id.shared() && theirs.class == scopeClosed:
+		return entryKept
+	case s.owner != nil && m.followsOther(s):
+		return entrySpanLimit
+	case c.moves && theirs.class == limitedByScope && holdsNone(s.lead.Stat(), theirs.what):
+		return entryZeroMove
+	case s.allowlisted && c.name == "OpenStream":
+		return entryStreams
+	case c.name == "OpenConnection" && m.theirList.Allowed(c.endpoint) != m.ours.GetAllowlist().Allowed(c.endpoint):
+		return placeOf(c.endpoint).entry()
+	}
+	if o := ours.ours; o != nil {
+		switch {
+		case o.Cause() == rcmgr.CauseCrowding && o.Direction() == network.DirOutbound, o.Cause() == rcmgr.CauseCrowding && c.dir == network.DirOutbound:
+			return entryOutStreams
+		case o.Cause() == rcmgr.CauseCrowding:
+			return entryInStreams
+		case o.Cause() == rcmgr.CauseFairShare, o.Cause() == rcmgr.CauseMemoryPressure, c.opens && o.Resource() == rcmgr.ResourceMemory:
+			return entryOptions
+		case c.name == "OpenStream" && (o.Kind() == rcmgr.KindAllowlistedSystem || o.Kind() == rcmgr.KindAllowlistedTransient):
+			return entryStreams
+		case c.reserves && theirs.class == admitted && o.Current() > math.MaxInt64-max(0, o.Attempted()):
+			return entryOverflow
+		case c.reserves && theirs.class == admitted && o.Limit() == math.MaxInt64 && o.Priority() < math.MaxUint8:
+			return entryPriorities // of an unlimited limit, go-libp2p's manager admits everything
+		}
+	}
+	switch {
+	case theirs.class != limitedByScope:
+	case theirs.what == "file descriptor" && placeOf(c.endpoint).relayed:
+		return entryRelayedFD
+	case c.reserves && theirs.what == "memory" && c.prio < math.MaxUint8 && m.halfAdmission():
+		return entryPriorities
+	case ours.class == admitted && len(m.ours.Observed()) > 0:
+		return entryOptions
+	}
+	if m.badLimit {
+		return entryBadLimit
+	}
+	return m.misused
+}
+
+// followsOther reports whether the limit of a span, or of a span around it, is not the same in
+// both managers.
+func (m *Manager) followsOther(s *scope) bool {
+	for x := s; x.owner != nil; x = x.owner {
+		if x.owner.done {
+			return true
+		}
+		if x.beside == nil {
+			continue
+		}
+		var beside rcmgr.Limit
+		lead := limitOf(x.lead)
+		m.guarded(func() { beside = limitOf(x.beside) })
+		if _, _, _, same := sameLimits(lead, beside); !same {
+			return true
+		}
+	}
+	return false
+}
+
+// holdsNone reports whether a scope that is moved holds nothing of a resource.
+func holdsNone(stat network.ScopeStat, what string) bool { return !touches(stat, what) }
+
+// notCompared is why a difference is none.
+type notCompared string
+
+const (
+	followsEarlier notCompared = "follows"
+	timing         notCompared = "timing"
+)
+
+// explainGate returns the entry that explains why one manager refuses at a gate, or at
+// another gate than the other. If no entry does, the difference may be one that is not
+// compared.
+func (m *Manager) explainGate(c *call, theirs, ours answer) (entry string, why notCompared) {
+	at := placeOf(c.endpoint)
+	switch {
+	case theirs.class == limitedByGate && ours.err != nil:
+		return entryOrder, ""
+	case c.moves:
+		return entryAllowedGates, "" // the peer is another than the one that passes the gates
+	case c.dir == network.DirOutbound:
+		return entryOutbound, ""
+	case at.entry() != "":
+		return at.entry(), ""
+	case m.theirList.Allowed(c.endpoint) || m.ours.GetAllowlist().Allowed(c.endpoint):
+		return entryAllowedGates, ""
+	}
+	for _, entry := range []string{entryOutbound, entryRelayed, entryMapped, entryAllowedGates} {
+		if theirs.what == "rate" && m.gateEver[entry] || m.gateOpen[entry] > 0 {
+			return entry, ""
+		}
+	}
+	switch {
+	case theirs.what == "rate" && m.gateEver[entryTokens]:
+		return entryTokens, ""
+	case m.gateOpen[""] > 0:
+		return "", followsEarlier
+	case theirs.what == "rate" || ours.what == "rate":
+		return "", timing
+	}
+	return "", ""
+}
+
+// explainStat returns the entry that explains why a connection, stream or span holds more in
+// the lead by d, or "".
+func (m *Manager) explainStat(s *scope, d network.ScopeStat) string {
+	switch onlyFD := (network.ScopeStat{NumFD: d.NumFD}); {
+	case d == onlyFD && placeOf(s.endpoint).relayed:
+		return entryRelayedFD
+	case d == (network.ScopeStat{Memory: d.Memory}) && !s.id.shared() && s.owner == nil && m.ours.Limits().ToPartialLimitConfig().Costs != nil:
+		return entryOptions
+	}
+	return m.misused
+}
+
+// explainShared returns the entry that explains why a shared scope holds more in the lead by
+// d, or "".
+func (m *Manager) explainShared(id scopeID, d network.ScopeStat) string {
+	if d == (network.ScopeStat{Memory: d.Memory}) {
+		for of, r := range m.direct {
+			if (of == id || id.kind == kindSystem) && (of.kind == kindPeer || of.kind == kindProtocol) && r.lead != 0 {
+				return entryHeldMemory
+			}
+		}
+	}
+	return m.misused
+}
+
+// admissionRule is what is known of ours' rule for priorities.
+type admissionRule uint8
+
+const (
+	ruleUnknown admissionRule = iota
+	ruleHalf
+	ruleLinear
+)
+
+// halfAdmission reports whether ours admits memory by its own rule and not by go-libp2p's. It
+// asks ours what it would say of a byte: at priority 128, its own rule admits all of a limit,
+// and at priority 0, go-libp2p's admits all if there is no limit. Where all memory is blocked,
+// the answer is not known, and its own rule, which is the default, is assumed.
+func (m *Manager) halfAdmission() bool {
+	for _, prio := range []uint8{128, 0} {
+		if m.half != ruleUnknown {
+			break
+		}
+		answer, err := m.ours.Explain(rcmgr.ExplainRequest{Kind: rcmgr.KindTransient, Memory: 1, Priority: prio})
+		if err != nil {
+			continue
+		}
+		for _, check := range answer.Checks {
+			unlimited := check.Limit == math.MaxInt64
+			if check.Name != "Memory" || check.Limit == 0 || unlimited != (prio == 0) {
+				continue
+			}
+			m.half = ruleLinear
+			if (check.Threshold == check.Limit) != unlimited {
+				m.half = ruleHalf
+			}
+		}
+	}
+	return m.half != ruleLinear
+}

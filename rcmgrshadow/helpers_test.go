@@ -1,0 +1,49 @@
+package rcmgrshadow
+
+import (
+	"bytes"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	logging "github.com/libp2p/go-libp2p/gologshim"
+)
+
+// logged is what has been logged in this process.
+var logged logText
+
+// logText is text that may be written and read concurrently. It keeps only lines about
+// differences.
+type logText struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (l *logText) Write(b []byte) (int, error) {
+	if bytes.Contains(b, []byte("resource managers differ")) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.lines = append(l.lines, string(b))
+		l.lines = l.lines[max(0, len(l.lines)-1000):]
+	}
+	return len(b), nil
+}
+
+// about returns the lines that have a text.
+func (l *logText) about(text string) (lines []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, line := range l.lines {
+		if strings.Contains(line, text) {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+func TestMain(m *testing.M) {
+	logging.SetDefaultHandler(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	os.Exit(m.Run())
+}

@@ -1,0 +1,126 @@
+package rcmgrshadow
+
+// Limits that both managers have: those of one package turned into those of the other, and
+// held against them.
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+
+	"github.com/weir-p2p/rcmgr"
+)
+
+// sameFixedLimits compares the limits of the scopes that are always there.
+func (m *Manager) sameFixedLimits() error {
+	for _, f := range []struct {
+		name         string
+		lead, beside func(func(network.ResourceScope) error) error
+	}{
+		{"System", m.lead.ViewSystem, m.beside.ViewSystem},
+		{"Transient", m.lead.ViewTransient, m.beside.ViewTransient},
+	} {
+		var lead, beside rcmgr.Limit
+		err := errors.Join(
+			f.lead(func(s network.ResourceScope) error { lead = limitOf(s); return nil }),
+			f.beside(func(s network.ResourceScope) error { beside = limitOf(s); return nil }))
+		if err != nil {
+			return err
+		}
+		if what, a, b, same := sameLimits(lead, beside); !same {
+			return fmt.Errorf("%s.%s is %d in the lead and %d in the manager beside, expected the same limits", f.name, what, a, b)
+		}
+	}
+	return nil
+}
+
+// oursFrom returns go-libp2p's limits as limits of ours.
+func oursFrom(theirs upstream.Limiter) (rcmgr.Limiter, error) {
+	fixed, ok := theirs.(interface {
+		ToPartialLimitConfig() upstream.PartialLimitConfig
+	})
+	if !ok {
+		return rcmgr.LimiterFrom(theirs), nil
+	}
+	cfg := fixed.ToPartialLimitConfig()
+	partial, err := rcmgr.PartialLimitConfigFrom(&cfg)
+	if err != nil {
+		return nil, err
+	}
+	ours := rcmgr.NewFixedLimiter(partial.Build(rcmgr.InfiniteLimits))
+	return ours, sameLimiters(cfg, rcmgr.LimiterFrom(theirs), ours)
+}
+
+// theirsFrom returns limits of ours as go-libp2p's.
+func theirsFrom(ours rcmgr.ConcreteLimitConfig) (upstream.Limiter, error) {
+	partial := ours.ToPartialLimitConfig()
+	text, err := json.Marshal(&partial)
+	if err != nil {
+		return nil, err
+	}
+	var cfg upstream.PartialLimitConfig
+	if err := json.Unmarshal(text, &cfg); err != nil {
+		return nil, err
+	}
+	theirs := upstream.NewFixedLimiter(cfg.Build(upstream.InfiniteLimits))
+	return theirs, sameLimiters(cfg, rcmgr.LimiterFrom(theirs), rcmgr.NewFixedLimiter(ours))
+}
+
+// sameLimiters compares all limits of two Limiters. named has the names for which there are
+// limits. An error has the first limit that differs.
+func sameLimiters(named upstream.PartialLimitConfig, theirs, ours rcmgr.Limiter) (err error) {
+	same := func(place string, a, b rcmgr.Limit) {
+		if what, theirs, ours, same := sameLimits(a, b); !same && err == nil {
+			err = fmt.Errorf("%s.%s is %d in go-libp2p's limits and %d in rcmgr's, expected the same limits", place, what, theirs, ours)
+		}
+	}
+	same("System", theirs.GetSystemLimits(), ours.GetSystemLimits())
+	same("Transient", theirs.GetTransientLimits(), ours.GetTransientLimits())
+	same("AllowlistedSystem", theirs.GetAllowlistedSystemLimits(), ours.GetAllowlistedSystemLimits())
+	same("AllowlistedTransient", theirs.GetAllowlistedTransientLimits(), ours.GetAllowlistedTransientLimits())
+	same("Conn", theirs.GetConnLimits(), ours.GetConnLimits())
+	same("Stream", theirs.GetStreamLimits(""), ours.GetStreamLimits(""))
+	same("ServiceDefault", theirs.GetServiceLimits(""), ours.GetServiceLimits(""))
+	same("ServicePeerDefault", theirs.GetServicePeerLimits(""), ours.GetServicePeerLimits(""))
+	same("ProtocolDefault", theirs.GetProtocolLimits(""), ours.GetProtocolLimits(""))
+	same("ProtocolPeerDefault", theirs.GetProtocolPeerLimits(""), ours.GetProtocolPeerLimits(""))
+	same("PeerDefault", theirs.GetPeerLimits(""), ours.GetPeerLimits(""))
+	eachName("Service", named.Service, func(place, name string) { same(place, theirs.GetServiceLimits(name), ours.GetServiceLimits(name)) })
+	eachName("ServicePeer", named.ServicePeer, func(place, name string) {
+		same(place, theirs.GetServicePeerLimits(name), ours.GetServicePeerLimits(name))
+	})
+	eachName("Protocol", named.Protocol, func(place string, name protocol.ID) {
+		same(place, theirs.GetProtocolLimits(name), ours.GetProtocolLimits(name))
+	})
+	eachName("ProtocolPeer", named.ProtocolPeer, func(place string, name protocol.ID) {
+		same(place, theirs.GetProtocolPeerLimits(name), ours.GetProtocolPeerLimits(name))
+	})
+	eachName("Peer", named.Peer, func(place string, id peer.ID) { same(place, theirs.GetPeerLimits(id), ours.GetPeerLimits(id)) })
+	return err
+}
+
+// eachName visits the names of one part of a configuration, in their order.
+func eachName[N ~string](part string, named map[N]upstream.ResourceLimits, visit func(place string, name N)) {
+	for _, name := range sortedKeys(named) {
+		text := string(name)
+		if id, ok := any(name).(peer.ID); ok {
+			text = id.String()
+		}
+		visit(fmt.Sprintf("%s[%q]", part, text), name)
+	}
+}
+
+// copyOfLimit returns a limit in go-libp2p's type, which does not change with the caller's.
+func copyOfLimit(l rcmgr.Limit) *upstream.BaseLimit {
+	in, out := network.DirInbound, network.DirOutbound
+	return &upstream.BaseLimit{
+		Streams: l.GetStreamTotalLimit(), StreamsInbound: l.GetStreamLimit(in), StreamsOutbound: l.GetStreamLimit(out),
+		Conns: l.GetConnTotalLimit(), ConnsInbound: l.GetConnLimit(in), ConnsOutbound: l.GetConnLimit(out),
+		FD: l.GetFDLimit(), Memory: l.GetMemoryLimit(),
+	}
+}

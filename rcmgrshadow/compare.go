@@ -574,7 +574,7 @@ func (m *Manager) tokens(c *call, theirs answer) {
 // inGates notes that a connection is open that only one manager counts at its gates.
 func (s *scope) inGates(c *call) {
 	p := placeOf(c.endpoint)
-	if !p.counted && !p.relayed {
+	if s.gated || !p.counted && !p.relayed {
 		return
 	}
 	switch {

@@ -377,6 +377,10 @@ func (s *scope) leave() {
 	}
 	s.m.guarded(func() { s.beside.(network.ResourceScopeSpan).Done() })
 	s.beside = nil
+	if !s.gated && placeOf(s.endpoint).counted {
+		s.gated = true // no entry explains that only the lead counts it
+		s.m.gateOpen[s.gate]++
+	}
 	s.m.place(s)
 }
 

@@ -443,9 +443,9 @@ func TestConcurrentCallsDifferInNothing(t *testing.T) {
 		c.System.Memory, c.System.Streams, c.Transient.Streams, c.PeerDefault.Streams = 1000, 12, 6, 5
 	})
 	m := besideTheirs(t, l, like...)
-	steps := 3000
+	steps := 1000
 	if testing.Short() {
-		steps = 300
+		steps = 100
 	}
 	seed := testseed.Of(t)
 	var wg sync.WaitGroup

@@ -47,7 +47,7 @@ const (
 	limitedByScope
 	limitedByGate
 	scopeClosed
-	misused // the call makes no sense to the manager
+	senseless // the call makes no sense to the manager
 )
 
 // answer is what a manager said to one call.
@@ -95,7 +95,7 @@ func read(err error) answer {
 	case err.Error() == "rate limit exceeded":
 		a.class, a.what = limitedByGate, "rate"
 	default:
-		a.class = misused
+		a.class = senseless
 	}
 	return a
 }
@@ -131,6 +131,7 @@ func refusing(err error) (name string) {
 
 // decided compares two answers to a call at a scope. The lock is held.
 func (m *Manager) decided(c *call, s *scope, leadErr, besideErr error) {
+	defer m.contain()
 	if m.out {
 		return
 	}
@@ -335,6 +336,7 @@ func (m *Manager) fixedStats() (lead, beside [2]network.ScopeStat) {
 
 // fixedAgree reports whether the system and transient scopes differ as is known.
 func (m *Manager) fixedAgree() bool {
+	defer m.contain()
 	lead, beside := m.fixedStats()
 	known := m.known()
 	return minus(lead[0], beside[0]) == known["system"] && minus(lead[1], beside[1]) == known["transient"]
@@ -354,6 +356,7 @@ func (m *Manager) sameNow() {
 // sameOwn compares what a connection, stream or span holds in both managers, or a shared
 // scope. entry explains a difference, if it is not empty.
 func (m *Manager) sameOwn(name string, s *scope, entry string) {
+	defer m.contain()
 	if s.alone() || s.id.shared() && s.beside == nil {
 		return
 	}
@@ -384,8 +387,7 @@ func (m *Manager) sameOwn(name string, s *scope, entry string) {
 		m.offset(s.id, minus(d, known))
 		return
 	}
-	s.debt = plus(s.debt, minus(d, known))
-	m.settle(s)
+	s.owe(minus(d, known))
 }
 
 // kept reports whether a scope that was kept from a view is no longer the one that has its
@@ -418,6 +420,7 @@ func (m *Manager) offset(id scopeID, d network.ScopeStat) {
 // sameEverything compares what every shared scope holds. A scope that is not there holds
 // nothing. The lock is held.
 func (m *Manager) sameEverything() {
+	defer m.contain()
 	if m.silent() {
 		return
 	}
@@ -471,6 +474,7 @@ func (m *Manager) sameStat(id scopeID, lead, beside network.ScopeStat, known map
 
 // sameLimit compares the limits of a scope.
 func (m *Manager) sameLimit(s *scope) {
+	defer m.contain()
 	if s.beside == nil || m.out || m.closed {
 		return
 	}
@@ -507,6 +511,7 @@ func ended(s *scope) bool {
 
 // allowlistedUse returns how many connections and streams ours has in the allowlisted scopes.
 func (m *Manager) allowlistedUse() (n int) {
+	defer m.contain()
 	m.ours.ViewAllowlistedSystem(func(s network.ResourceScope) error {
 		stat := s.Stat()
 		n = stat.NumConnsInbound + stat.NumConnsOutbound + stat.NumStreamsInbound + stat.NumStreamsOutbound
@@ -517,6 +522,7 @@ func (m *Manager) allowlistedUse() (n int) {
 
 // sameAllowlist compares what the allowlists say of an address.
 func (m *Manager) sameAllowlist(endpoint multiaddr.Multiaddr) {
+	defer m.contain()
 	theirs, ours := m.theirList.Allowed(endpoint), m.ours.GetAllowlist().Allowed(endpoint)
 	if theirs != ours {
 		m.count(KindAllowlist, "OpenConnection", placeOf(endpoint).entry(),
@@ -525,6 +531,7 @@ func (m *Manager) sameAllowlist(endpoint multiaddr.Multiaddr) {
 }
 
 func (m *Manager) samePeerAllowlist(s *scope, p peer.ID) {
+	defer m.contain()
 	list := m.ours.GetAllowlist()
 	theirs, ours := m.theirList.AllowedPeerAndMultiaddr(p, s.endpoint), list.AllowedPeerAndMultiaddr(p, s.endpoint)
 	if theirs == ours {
@@ -573,6 +580,7 @@ func (m *Manager) tokens(c *call, theirs answer) {
 
 // inGates notes that a connection is open that only one manager counts at its gates.
 func (s *scope) inGates(c *call) {
+	defer s.m.contain()
 	p := placeOf(c.endpoint)
 	if s.gated || !p.counted && !p.relayed {
 		return
@@ -580,7 +588,7 @@ func (s *scope) inGates(c *call) {
 	switch {
 	case p.entry() != "":
 		s.gate = p.entry()
-	case c.dir == network.DirOutbound:
+	case c.dir == network.DirOutbound && !s.m.gatesOutward:
 		s.gate = entryOutbound
 	case s.m.theirList.Allowed(c.endpoint) || s.m.ours.GetAllowlist().Allowed(c.endpoint):
 		s.gate = entryAllowedGates
@@ -594,6 +602,7 @@ func (s *scope) inGates(c *call) {
 
 // verifyDiffers counts different answers of VerifySourceAddress.
 func (m *Manager) verifyDiffers(addr net.Addr, lead, beside bool) {
+	defer m.contain()
 	theirs, ours := theirsFirst(m, lead, beside)
 	entry := ""
 	if ours && !theirs && m.underLoad() {

@@ -31,6 +31,7 @@ const (
 	entryRelayed      = "relayed endpoints"
 	entryRelayedFD    = "descriptors of relayed connections"
 	entryMapped       = "IPv4 in IPv6"
+	entryNoGates      = "InfiniteLimits at the gates"
 	entryOrder        = "order of gates and scopes"
 	entryTokens       = "tokens of refused connections"
 	entryVerifyLoad   = "VerifySourceAddress under load"
@@ -43,7 +44,7 @@ const (
 // entries are all entries that can explain a difference.
 var entries = []string{entryPriorities, entryOutStreams, entryInStreams, entryOverflow, entryNegative, entryTooMuch,
 	entrySetAfterDone, entryAfterDone, entryFailedMove, entryZeroMove, entrySpanLimit, entryBadLimit, entryEmptyName,
-	entryHeldMemory, entryKept, entryOutbound, entryRelayed, entryRelayedFD, entryMapped, entryOrder, entryTokens,
+	entryHeldMemory, entryKept, entryOutbound, entryRelayed, entryRelayedFD, entryMapped, entryNoGates, entryOrder, entryTokens,
 	entryVerifyLoad, entryAllowedGates, entryStreams, entryBarePeer, entryOptions}
 
 // explain returns the entry that explains two different answers of scopes, or "".
@@ -51,7 +52,7 @@ func (m *Manager) explain(c *call, s *scope, theirs, ours answer) string {
 	switch {
 	case s.done && c.moves:
 		return entrySetAfterDone
-	case c.named && c.to == "" && ours.class == misused:
+	case c.named && c.to == "" && ours.class == senseless:
 		return entryEmptyName
 	case s.id.shared() && theirs.class == scopeClosed:
 		return entryKept
@@ -92,7 +93,7 @@ func (m *Manager) explain(c *call, s *scope, theirs, ours answer) string {
 	if m.badLimit {
 		return entryBadLimit
 	}
-	return m.misused
+	return m.lost
 }
 
 // followsOther reports whether the limit of a span, or of a span around it, is not the same in
@@ -136,12 +137,14 @@ func (m *Manager) explainGate(c *call, theirs, ours answer) (entry string, why n
 		return entryOrder, ""
 	case c.moves:
 		return entryAllowedGates, "" // the peer is another than the one that passes the gates
-	case c.dir == network.DirOutbound:
+	case c.dir == network.DirOutbound && !m.gatesOutward:
 		return entryOutbound, ""
 	case at.entry() != "":
 		return at.entry(), ""
 	case m.theirList.Allowed(c.endpoint) || m.ours.GetAllowlist().Allowed(c.endpoint):
 		return entryAllowedGates, ""
+	case m.noGates && theirs.class == limitedByGate:
+		return entryNoGates, ""
 	}
 	for _, entry := range []string{entryOutbound, entryRelayed, entryMapped, entryAllowedGates} {
 		if theirs.what == "rate" && m.gateEver[entry] || m.gateOpen[entry] > 0 {
@@ -165,10 +168,10 @@ func (m *Manager) explainStat(s *scope, d network.ScopeStat) string {
 	switch onlyFD := (network.ScopeStat{NumFD: d.NumFD}); {
 	case d == onlyFD && placeOf(s.endpoint).relayed:
 		return entryRelayedFD
-	case d == (network.ScopeStat{Memory: d.Memory}) && !s.id.shared() && s.owner == nil && m.ours.Limits().ToPartialLimitConfig().Costs != nil:
+	case d == (network.ScopeStat{Memory: d.Memory}) && !s.id.shared() && s.owner == nil && m.costs:
 		return entryOptions
 	}
-	return m.misused
+	return m.lost
 }
 
 // explainShared returns the entry that explains why a shared scope holds more in the lead by
@@ -181,7 +184,7 @@ func (m *Manager) explainShared(id scopeID, d network.ScopeStat) string {
 			}
 		}
 	}
-	return m.misused
+	return m.lost
 }
 
 // admissionRule is what is known of ours' rule for priorities.

@@ -7,11 +7,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/libp2p/go-libp2p/x/rate"
 
 	"github.com/weir-p2p/rcmgr"
 )
@@ -69,6 +72,51 @@ func theirsFrom(ours rcmgr.ConcreteLimitConfig) (upstream.Limiter, error) {
 	}
 	theirs := upstream.NewFixedLimiter(cfg.Build(upstream.InfiniteLimits))
 	return theirs, sameLimiters(cfg, rcmgr.LimiterFrom(theirs), rcmgr.NewFixedLimiter(ours))
+}
+
+// theirGates returns options that give go-libp2p's manager the gates of a configuration of ours.
+func theirGates(g *rcmgr.GateLimits) []upstream.Option {
+	perSubnet := func(limits map[int]rcmgr.LimitVal) []upstream.ConnLimitPerSubnet {
+		list := []upstream.ConnLimitPerSubnet{} // nil would be the default
+		for bits, n := range limits {
+			list = append(list, upstream.ConnLimitPerSubnet{PrefixLength: bits, ConnCount: n.Build(0)})
+		}
+		return list
+	}
+	networks := [2][]upstream.NetworkPrefixLimit{{}, {}}
+	for network, n := range g.Subnets.Networks {
+		family := 0
+		if network.Addr().Is6() {
+			family = 1
+		}
+		networks[family] = append(networks[family], upstream.NetworkPrefixLimit{Network: network, ConnCount: n.Build(0)})
+	}
+	perSecond := func(r rcmgr.ConnRate) rate.Limit {
+		switch r.Burst {
+		case rcmgr.Unlimited:
+			return rate.Limit{}
+		case rcmgr.BlockAllLimit:
+			return rate.Limit{RPS: math.SmallestNonzeroFloat64}
+		}
+		return rate.Limit{RPS: r.PerSecond, Burst: int(r.Burst)}
+	}
+	rates := func(limits map[int]rcmgr.ConnRate) (list []rate.SubnetLimit) {
+		for bits, r := range limits {
+			list = append(list, rate.SubnetLimit{PrefixLength: bits, Limit: perSecond(r)})
+		}
+		return list
+	}
+	limiter := &rate.Limiter{SubnetRateLimiter: rate.SubnetLimiter{
+		IPv4SubnetLimits: rates(g.Rate.IPv4), IPv6SubnetLimits: rates(g.Rate.IPv6), GracePeriod: time.Minute,
+	}}
+	for network, r := range g.Rate.Networks {
+		limiter.NetworkPrefixLimits = append(limiter.NetworkPrefixLimits, rate.PrefixLimit{Prefix: network, Limit: perSecond(r)})
+	}
+	return []upstream.Option{
+		upstream.WithLimitPerSubnet(perSubnet(g.Subnets.IPv4), perSubnet(g.Subnets.IPv6)),
+		upstream.WithNetworkPrefixLimit(networks[0], networks[1]),
+		upstream.WithConnRateLimiters(limiter),
+	}
 }
 
 // sameLimiters compares all limits of two Limiters. named has the names for which there are

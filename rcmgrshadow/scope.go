@@ -246,14 +246,14 @@ func (s *scope) misrelease(r reserved, n int64) {
 		m.guarded(func() { s.beside.ReleaseMemory(int(both)) })
 	}
 	s.hold(-fits, -both)
-	if s.alone() {
+	if m.silent() {
 		return
 	}
 	m.count(KindStat, "ReleaseMemory", entry, fmt.Sprintf("%s: %d bytes released, %d reserved there", s.name(), n, r.lead))
 	if m.oursLead {
 		return
 	}
-	m.misused = entry
+	m.lost = entry
 	for x := s; x != nil && !x.done; x = x.owner {
 		m.sameOwn("ReleaseMemory", x, entry)
 	}
@@ -318,7 +318,7 @@ func (s *scope) end() {
 	}
 	m.counts.calls++
 	if s.nowhere {
-		m.misused = entryFailedMove
+		m.lost = entryFailedMove
 		m.sameEverything()
 	}
 	m.sameNow()
@@ -352,6 +352,7 @@ func (m *Manager) opened(c *call, s *scope, lead, beside network.ResourceScopeSp
 // sameSide compares whether both managers have opened a connection or stream in the allowlisted
 // scopes, or both in the standard ones. If not, it is left to the lead alone.
 func (m *Manager) sameSide(c *call, s *scope) {
+	defer m.contain()
 	entry := ""
 	switch {
 	case c.name == "OpenStream" && s.allowlisted:
@@ -387,6 +388,7 @@ func (s *scope) leave() {
 // place finds out where the lead counts a scope that only it has: with all others, or,
 // because of the allowlist, in neither system nor transient.
 func (m *Manager) place(s *scope) {
+	defer m.contain()
 	m.settle(s)
 	if s.owner != nil || s.done || m.silent() {
 		return
@@ -416,7 +418,7 @@ func (s *scope) move(c *call, ask func(network.ResourceScope) error, attached fu
 		if s.id.kind == kindConn && !m.silent() {
 			m.place(s) // it may have left the allowlisted scopes
 			if m.nowhere(s, leadErr); s.nowhere {
-				m.misused = entryFailedMove
+				m.lost = entryFailedMove
 				m.sameEverything()
 			}
 		}

@@ -81,12 +81,17 @@ type Manager struct {
 	theirList    *upstream.Allowlist
 	started      time.Time
 
+	// What the configuration of ours, when the Manager was made, has of its own.
+	costs        bool // connections or streams cost memory by themselves
+	gatesOutward bool // outbound connections pass the gates
+	noGates      bool // there are none
+
 	mu         sync.Mutex // held while the managers are asked; taken before all their locks
 	closed     bool
 	out        bool // the manager beside has panicked, and is not asked any more
 	counts     counts
 	half       admissionRule // whether ours has its default rule for priorities
-	misused    string        // the entry that explains why amounts differ for good; empty if none does
+	lost       string        // the entry that explains why amounts differ for good; empty if none does
 	badLimit   bool          // SetLimit was called with a limit that is none
 	limitApart bool          // limits differ, and no entry explains it
 
@@ -134,6 +139,12 @@ func New(lead, beside network.ResourceManager) (*Manager, error) {
 	if theirs = theirsIn(theirs); m.ours == nil || theirs == nil {
 		return nil, fmt.Errorf("rcmgrshadow: the managers are a %T and a %T, expected one of rcmgr and one of go-libp2p", lead, beside)
 	}
+	cfg := m.ours.Limits().ToPartialLimitConfig()
+	if g := cfg.Gates; g != nil {
+		m.gatesOutward = g.Outbound != nil && *g.Outbound
+		m.noGates = len(g.Subnets.IPv4)+len(g.Subnets.IPv6)+len(g.Rate.IPv4)+len(g.Rate.IPv6) == 0
+	}
+	m.costs = cfg.Costs != nil
 	m.theirs, m.theirList = theirs.(upstream.ResourceManagerState), upstream.GetAllowlist(theirs)
 	if err := m.sameFixedLimits(); err != nil {
 		return nil, fmt.Errorf("rcmgrshadow: %w", err)
@@ -176,19 +187,21 @@ func OursBeside(theirs network.ResourceManager, limits upstream.Limiter, opts ..
 }
 
 // TheirsBeside returns a manager that decides as ours does, and asks a manager of go-libp2p's
-// own package beside it, which is made with the limits that are in force in ours and with
-// opts, and without metrics. ours may also be a Handle. If TheirsBeside returns an error, ours
-// is as it was.
+// own package beside it, which is made with the limits and gates that are in force in ours and
+// with opts, and without metrics. ours may also be a Handle. Pass the allowlist, and a limiter
+// of rates that the program brings, to both. If TheirsBeside returns an error, ours is as it was.
 func TheirsBeside(ours network.ResourceManager, opts ...upstream.Option) (*Manager, error) {
 	m := oursIn(ours)
 	if m == nil {
 		return nil, fmt.Errorf("rcmgrshadow: the manager is a %T, expected one of rcmgr", ours)
 	}
-	same, err := theirsFrom(m.Limits())
+	limits := m.Limits()
+	same, err := theirsFrom(limits)
 	if err != nil {
 		return nil, fmt.Errorf("rcmgrshadow: %w", err)
 	}
-	theirs, err := upstream.NewResourceManager(same, append([]upstream.Option{upstream.WithMetricsDisabled()}, opts...)...)
+	quiet := append(theirGates(limits.ToPartialLimitConfig().Gates), upstream.WithMetricsDisabled())
+	theirs, err := upstream.NewResourceManager(same, append(quiet, opts...)...)
 	if err != nil {
 		return nil, fmt.Errorf("rcmgrshadow: %w", err)
 	}
@@ -298,19 +311,23 @@ func theirsFirst[T any](m *Manager, lead, beside T) (theirs, ours T) {
 	return lead, beside
 }
 
-// guarded calls the manager beside. If it panics, it is left out from then on, because its
-// locks may be held for ever. The lock is held.
+// guarded calls the manager beside. The lock is held.
 func (m *Manager) guarded(f func()) {
 	if m.out {
 		return
 	}
-	defer func() {
-		if r := recover(); r != nil {
-			m.out = true
-			m.count(KindPanic, "", "", fmt.Sprint("the manager beside has panicked, and is not asked any more: ", r))
-		}
-	}()
+	defer m.contain()
 	f()
+}
+
+// contain ends a panic of the manager beside, or of the comparison, so that no call of the
+// program fails for its sake. That manager is left out from then on, because its locks may be
+// held for ever. It has to be deferred itself.
+func (m *Manager) contain() {
+	if r := recover(); r != nil {
+		m.out = true
+		m.count(KindPanic, "", "", fmt.Sprint("the manager beside is not asked any more, after a panic: ", r))
+	}
 }
 
 // silent reports whether the manager beside is not asked. The lock is held.

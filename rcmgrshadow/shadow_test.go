@@ -185,6 +185,70 @@ func TestAManagerBesideThatPanicsIsLeftOut(t *testing.T) {
 	require.Zero(t, m.Stat().System)
 }
 
+// broken is a stream whose amounts cannot be read.
+type broken struct{ network.StreamManagementScope }
+
+func (broken) Stat() network.ScopeStat { panic("broken") }
+
+func TestAComparisonThatPanicsFailsNoCall(t *testing.T) {
+	m := withFault(t, func(s network.StreamManagementScope, err error) (network.StreamManagementScope, error) {
+		return broken{s}, err
+	})
+	s := mustStream(t, m)
+	require.NoError(t, s.ReserveMemory(1, 255))
+	require.NoError(t, s.SetProtocol("/a"))
+	s.Done()
+	require.Equal(t, KindPanic, only(t, m).Kind)
+	require.Zero(t, m.Stat().System)
+}
+
+func TestGatesAreTheSameInBothManagers(t *testing.T) {
+	half := rcmgr.GateLimits{Subnets: rcmgr.SubnetLimits{IPv4: map[int]rcmgr.LimitVal{32: 4}},
+		Rate: rcmgr.RateLimits{IPv4: map[int]rcmgr.ConnRate{32: {PerSecond: 1e-6, Burst: 40}}}}
+	blocked := rcmgr.GateLimits{Rate: rcmgr.RateLimits{IPv4: map[int]rcmgr.ConnRate{32: {Burst: rcmgr.BlockAllLimit}}}}
+	for admitted, cfg := range map[int]rcmgr.PartialLimitConfig{8: {}, 4: {Gates: &half}, 0: {Gates: &blocked}} {
+		ours, err := rcmgr.New(rcmgr.NewFixedLimiter(cfg.Build(rcmgr.InfiniteLimits)))
+		require.NoError(t, err)
+		m, err := TheirsBeside(ours)
+		require.NoError(t, err)
+		defer m.Close()
+		var open []network.ConnManagementScope
+		for range 12 {
+			if c, err := m.OpenConnection(network.DirInbound, false, testEndpoint); err == nil {
+				open = append(open, c)
+			}
+		}
+		require.Len(t, open, admitted)
+		for range 30 {
+			c, err := m.OpenConnection(network.DirInbound, false, multiaddr.StringCast("/ip4/127.0.0.1/tcp/1"))
+			require.NoError(t, err)
+			open = append(open, c)
+		}
+		r := m.Report()
+		require.Empty(t, r.Differences, "%s", &r)
+
+		_, err = m.OpenConnection(network.DirOutbound, false, testEndpoint)
+		require.NoError(t, err, "ours lets its own host dial")
+		d := only(t, m)
+		require.Equal(t, entryOutbound, d.Entry)
+		for _, c := range open {
+			c.Done()
+		}
+	}
+}
+
+func TestInfiniteLimitsHaveNoGatesInOurs(t *testing.T) {
+	ours, err := rcmgr.New(rcmgr.NewFixedLimiter(rcmgr.InfiniteLimits))
+	require.NoError(t, err)
+	m, err := New(theirManager(t, limits(nil)), ours)
+	require.NoError(t, err)
+	defer m.Close()
+	for range 9 {
+		m.OpenConnection(network.DirInbound, false, testEndpoint)
+	}
+	require.Equal(t, entryNoGates, only(t, m).Entry)
+}
+
 func TestALeadThatPanicsPanicsAsWithoutAShadow(t *testing.T) {
 	ours, err := rcmgr.New(rcmgr.NewFixedLimiter(rcmgr.InfiniteLimits))
 	require.NoError(t, err)

@@ -28,6 +28,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/weir-p2p/rcmgr"
 	"github.com/weir-p2p/rcmgr/rcmgrhost"
+	"github.com/weir-p2p/rcmgr/rcmgrshadow"
 )
 
 var examplePeer = func() peer.ID {
@@ -349,6 +350,18 @@ func withDefaults() error {
 
 func withOneOption() error {
 	host, err := libp2p.New(rcmgrhost.Manager(nil))
+	if err != nil {
+		return err
+	}
+	return host.Close()
+}
+
+func withBothManagers(theirs network.ResourceManager, limiter upstream.Limiter) error {
+	rm, err := rcmgrshadow.OursBeside(theirs, limiter)
+	if err != nil {
+		return err
+	}
+	host, err := libp2p.New(libp2p.ResourceManager(rm))
 	if err != nil {
 		return err
 	}

@@ -438,38 +438,46 @@ func (m *Manager) sameEverything() {
 	if m.out {
 		return
 	}
-	known := m.known()
-	m.sameStat(scopeID{kind: kindSystem}, lead.System, beside.System, known)
-	m.sameStat(scopeID{kind: kindTransient}, lead.Transient, beside.Transient, known)
-	sameStats(m, kindPeer, lead.Peers, beside.Peers, known)
-	sameStats(m, kindProtocol, lead.Protocols, beside.Protocols, known)
-	sameStats(m, kindService, lead.Services, beside.Services, known)
+	c := comparison{m, m.known(), &theirs}
+	c.same(scopeID{kind: kindSystem}, lead.System, beside.System)
+	c.same(scopeID{kind: kindTransient}, lead.Transient, beside.Transient)
+	sameStats(&c, kindPeer, lead.Peers, beside.Peers)
+	sameStats(&c, kindProtocol, lead.Protocols, beside.Protocols)
+	sameStats(&c, kindService, lead.Services, beside.Services)
 	m.counts.compared++
 }
 
-func sameStats[N ~string](m *Manager, kind scopeKind, lead, beside map[N]network.ScopeStat, known map[string]network.ScopeStat) {
+// comparison is one comparison of all shared scopes.
+type comparison struct {
+	m      *Manager
+	known  map[string]network.ScopeStat
+	theirs *upstream.ResourceManagerStat
+}
+
+func sameStats[N ~string](c *comparison, kind scopeKind, lead, beside map[N]network.ScopeStat) {
 	for name, stat := range lead {
-		m.sameStat(scopeID{kind, string(name)}, stat, beside[name], known)
+		c.same(scopeID{kind, string(name)}, stat, beside[name])
 	}
 	for name, stat := range beside {
 		if _, there := lead[name]; !there {
-			m.sameStat(scopeID{kind, string(name)}, network.ScopeStat{}, stat, known)
+			c.same(scopeID{kind, string(name)}, network.ScopeStat{}, stat)
 		}
 	}
 }
 
-func (m *Manager) sameStat(id scopeID, lead, beside network.ScopeStat, known map[string]network.ScopeStat) {
-	var owed network.ScopeStat
-	if len(known) > 0 {
-		owed = known[id.String()]
+// same compares what one scope holds.
+func (c *comparison) same(id scopeID, lead, beside network.ScopeStat) {
+	var known network.ScopeStat
+	if len(c.known) > 0 {
+		known = c.known[id.String()]
 	}
 	d := minus(lead, beside)
-	if d == owed {
+	if d == known {
 		return
 	}
-	m.count(KindStat, "Stat", m.explainShared(id, minus(d, owed)),
-		fmt.Sprintf("%v holds %+v at the lead, %+v beside, %+v of which are known to differ", id, lead, beside, owed))
-	m.offset(id, minus(d, owed))
+	c.m.count(KindStat, "Stat", c.m.explainShared(c.theirs),
+		fmt.Sprintf("%v holds %+v at the lead, %+v beside, %+v of which are known to differ", id, lead, beside, known))
+	c.m.offset(id, minus(d, known))
 }
 
 // sameLimit compares the limits of a scope.

@@ -7,6 +7,9 @@ import (
 	"math"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 
 	"github.com/weir-p2p/rcmgr"
 )
@@ -174,14 +177,22 @@ func (m *Manager) explainStat(s *scope, d network.ScopeStat) string {
 	return m.lost
 }
 
-// explainShared returns the entry that explains why a shared scope holds more in the lead by
-// d, or "".
-func (m *Manager) explainShared(id scopeID, d network.ScopeStat) string {
-	if d == (network.ScopeStat{Memory: d.Memory}) {
-		for of, r := range m.direct {
-			if (of == id || id.kind == kindSystem) && (of.kind == kindPeer || of.kind == kindProtocol) && r.lead != 0 {
-				return entryHeldMemory
-			}
+// explainShared returns the entry that explains why shared scopes hold other amounts than is
+// known, or "". theirs is what go-libp2p's manager holds.
+func (m *Manager) explainShared(theirs *upstream.ResourceManagerStat) string {
+	for id, r := range m.direct {
+		if *r == (reserved{}) {
+			continue
+		}
+		there := true
+		switch id.kind {
+		case kindPeer:
+			_, there = theirs.Peers[peer.ID(id.name)]
+		case kindProtocol:
+			_, there = theirs.Protocols[protocol.ID(id.name)]
+		}
+		if !there {
+			return entryHeldMemory
 		}
 	}
 	return m.lost

@@ -383,11 +383,13 @@ func (m *Manager) sameOwn(name string, s *scope, entry string) {
 		entry = m.explainStat(s, minus(d, known))
 	}
 	m.count(KindStat, name, entry, fmt.Sprintf("%s holds %+v at the lead, %+v beside, %+v of which are known to differ", s.name(), lead, beside, known))
-	if s.id.shared() {
+	switch {
+	case entry == entryKept: // the scope that has the name now is another one
+	case s.id.shared():
 		m.offset(s.id, minus(d, known))
-		return
+	default:
+		s.owe(minus(d, known))
 	}
-	s.owe(minus(d, known))
 }
 
 // kept reports whether a scope that was kept from a view is no longer the one that has its

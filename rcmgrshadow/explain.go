@@ -178,7 +178,8 @@ func (m *Manager) explainStat(s *scope, d network.ScopeStat) string {
 }
 
 // explainShared returns the entry that explains why shared scopes hold other amounts than is
-// known, or "". theirs is what go-libp2p's manager holds.
+// known, or "". theirs is what go-libp2p's manager holds. What that has forgotten with a scope
+// that it collected stays forgotten.
 func (m *Manager) explainShared(theirs *upstream.ResourceManagerStat) string {
 	for id, r := range m.direct {
 		if *r == (reserved{}) {
@@ -192,7 +193,7 @@ func (m *Manager) explainShared(theirs *upstream.ResourceManagerStat) string {
 			_, there = theirs.Protocols[protocol.ID(id.name)]
 		}
 		if !there {
-			return entryHeldMemory
+			m.lost = entryHeldMemory
 		}
 	}
 	return m.lost

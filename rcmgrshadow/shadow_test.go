@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -337,6 +339,59 @@ func TestMoreReleasedThanReservedIsExplained(t *testing.T) {
 		require.NotZero(t, r.Explained)
 		require.Zero(t, m.Ours().Stat().System)
 	}
+}
+
+func TestWhatCollectionForgetsIsExplained(t *testing.T) {
+	for _, oursLead := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			m := besideTheirs(t, limits(nil), like...)
+			if oursLead {
+				ours, err := rcmgr.New(rcmgr.NewFixedLimiter(rcmgr.InfiniteLimits), like...)
+				require.NoError(t, err)
+				m, err = TheirsBeside(ours)
+				require.NoError(t, err)
+				t.Cleanup(func() { m.Close() })
+			}
+			var kept network.PeerScope
+			require.NoError(t, m.ViewPeer(peers[0], func(s network.PeerScope) error {
+				kept = s
+				return s.ReserveMemory(100, 255)
+			}))
+			require.NoError(t, m.ViewProtocol("/idle", func(network.ProtocolScope) error { return nil }))
+			require.Empty(t, m.Report().Differences)
+			time.Sleep(3 * time.Minute)
+			d := m.Report().Differences
+			require.NotEmpty(t, d)
+			require.Equal(t, entryHeldMemory, d[0].Entry)
+
+			kept.ReserveMemory(1, 255)
+			kept.Stat()
+			kept.ReleaseMemory(100)
+			mustStream(t, m).Done()
+			r := m.Report()
+			require.Zero(t, r.Unexplained, "%s", &r)
+		})
+	}
+}
+
+func TestAScopeKeptFromAViewIsExplained(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := besideTheirs(t, limits(nil), like...)
+		var kept network.PeerScope
+		m.ViewPeer(peers[0], func(s network.PeerScope) error { kept = s; return nil })
+		time.Sleep(3 * time.Minute)
+		s := mustStream(t, m)
+		require.NoError(t, s.ReserveMemory(7, 255))
+		require.Zero(t, kept.Stat(), "go-libp2p's has collected it, and made another one")
+		require.Error(t, kept.ReserveMemory(1, 255))
+		r := m.Report()
+		require.Zero(t, r.Unexplained, "%s", &r)
+		for _, d := range r.Differences {
+			require.Equal(t, entryKept, d.Entry)
+		}
+		s.Done()
+		require.Zero(t, m.Ours().Stat().System)
+	})
 }
 
 func TestManagersWithDifferentLimitsAreAnErrorThatNamesTheFirst(t *testing.T) {

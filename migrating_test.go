@@ -368,6 +368,15 @@ func withBothManagers(theirs network.ResourceManager, limiter upstream.Limiter) 
 	return host.Close()
 }
 
+func withBothOfUpstreamsLimits() error {
+	limiter := upstream.NewFixedLimiter(upstream.DefaultLimits.AutoScale())
+	theirs, err := upstream.NewResourceManager(limiter, upstream.WithMetricsDisabled())
+	if err != nil {
+		return err
+	}
+	return withBothManagers(theirs, limiter)
+}
+
 func withUpstreamsAdmission() error {
 	limiter := rcmgr.NewFixedLimiter(rcmgr.InfiniteLimits)
 	rm, err := rcmgr.New(limiter, rcmgr.WithAdmission(rcmgr.AdmissionLinear))
@@ -431,6 +440,7 @@ func TestCodeShownInTheDocumentsWorks(t *testing.T) {
 		"after moving":             afterMoving,
 		"defaults":                 withDefaults,
 		"one option":               withOneOption,
+		"both managers":            withBothOfUpstreamsLimits,
 		"upstream's admission":     withUpstreamsAdmission,
 		"limits in code":           withLimitsInCode,
 		"metrics":                  withMetrics,

@@ -46,6 +46,7 @@ const (
 
 // entries are all entries that can explain a difference.
 var entries = []string{entryPriorities, entryOutStreams, entryInStreams, entryOverflow, entryNegative, entryTooMuch,
+
 	entrySetAfterDone, entryAfterDone, entryFailedMove, entryZeroMove, entrySpanLimit, entryBadLimit, entryEmptyName,
 	entryHeldMemory, entryKept, entryOutbound, entryRelayed, entryRelayedFD, entryMapped, entryNoGates, entryOrder, entryTokens,
 	entryVerifyLoad, entryAllowedGates, entryStreams, entryBarePeer, entryOptions}
@@ -129,41 +130,6 @@ const (
 	followsEarlier notCompared = "follows"
 	timing         notCompared = "timing"
 )
-
-// explainGate returns the entry that explains why one manager refuses at a gate, or at
-// another gate than the other. If no entry does, the difference may be one that is not
-// compared.
-func (m *Manager) explainGate(c *call, theirs, ours answer) (entry string, why notCompared) {
-	at := placeOf(c.endpoint)
-	switch {
-	case theirs.class == limitedByGate && ours.err != nil:
-		return entryOrder, ""
-	case c.moves:
-		return entryAllowedGates, "" // the peer is another than the one that passes the gates
-	case c.dir == network.DirOutbound && !m.gatesOutward:
-		return entryOutbound, ""
-	case at.entry() != "":
-		return at.entry(), ""
-	case m.theirList.Allowed(c.endpoint) || m.ours.GetAllowlist().Allowed(c.endpoint):
-		return entryAllowedGates, ""
-	case m.noGates && theirs.class == limitedByGate:
-		return entryNoGates, ""
-	}
-	for _, entry := range []string{entryOutbound, entryRelayed, entryMapped, entryAllowedGates} {
-		if theirs.what == "rate" && m.gateEver[entry] || m.gateOpen[entry] > 0 {
-			return entry, ""
-		}
-	}
-	switch {
-	case theirs.what == "rate" && m.gateEver[entryTokens]:
-		return entryTokens, ""
-	case m.gateOpen[""] > 0:
-		return "", followsEarlier
-	case theirs.what == "rate" || ours.what == "rate":
-		return "", timing
-	}
-	return "", ""
-}
 
 // explainStat returns the entry that explains why a connection, stream or span holds more in
 // the lead by d, or "".

@@ -5,9 +5,9 @@ package rcmgrshadow_test
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,6 +18,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
+	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
 
 	"github.com/weir-p2p/rcmgr"
@@ -71,7 +72,7 @@ func TestRealHostsFindNoUnexplainedDifference(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
 	defer cancel()
 	for _, addr := range hosts[0].Addrs() {
-		require.NoError(t, hosts[1].Connect(ctx, peer.AddrInfo{ID: hosts[0].ID(), Addrs: hosts[0].Addrs()}))
+		require.NoError(t, hosts[1].Connect(ctx, peer.AddrInfo{ID: hosts[0].ID(), Addrs: []multiaddr.Multiaddr{addr}}))
 		talk(t, ctx, hosts[1], hosts[0].ID())
 		talk(t, ctx, hosts[0], hosts[1].ID())
 		res := <-ping.Ping(ctx, hosts[1], hosts[0].ID())
@@ -96,30 +97,26 @@ func TestRealHostsFindNoUnexplainedDifference(t *testing.T) {
 	}
 }
 
-// talk opens streams at the same time, and reads back what it writes.
+// talk opens streams at the same time, and reads back what it writes. The limits may refuse
+// some of them.
 func talk(t *testing.T, ctx context.Context, from host.Host, to peer.ID) {
 	t.Helper()
 	var wg sync.WaitGroup
-	errs := make(chan error, 16)
-	for range cap(errs) {
+	var echoed atomic.Int64
+	for range 16 {
 		wg.Go(func() {
 			s, err := from.NewStream(ctx, to, echo)
 			if err != nil {
-				return // refused by the limits
+				return
 			}
 			defer s.Close()
 			if _, err := s.Write(make([]byte, 1<<16)); err == nil {
 				s.CloseWrite()
-				_, err = io.Copy(io.Discard, s)
-			}
-			if err != nil {
-				errs <- fmt.Errorf("echo: %w", err)
+				n, _ := io.Copy(io.Discard, s)
+				echoed.Add(n)
 			}
 		})
 	}
 	wg.Wait()
-	close(errs)
-	for err := range errs {
-		t.Log(err) // the other side may have been refused a service
-	}
+	require.NotZero(t, echoed.Load())
 }

@@ -7,7 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -172,3 +174,54 @@ func copyOfLimit(l rcmgr.Limit) *upstream.BaseLimit {
 		FD: l.GetFDLimit(), Memory: l.GetMemoryLimit(),
 	}
 }
+
+// isLimit reports whether a limit is one.
+func isLimit(limit any) bool {
+	l, ok := limit.(rcmgr.Limit)
+	return ok && !slices.ContainsFunc(numbersOf(l), func(n int64) bool { return n < 0 })
+}
+
+var limitNames = []string{"Memory", "FD", "Streams", "StreamsInbound", "StreamsOutbound", "Conns", "ConnsInbound", "ConnsOutbound"}
+
+// numbersOf returns a limit's numbers in the order of limitNames.
+func numbersOf(l rcmgr.Limit) []int64 {
+	in, out := network.DirInbound, network.DirOutbound
+	counts := []int{l.GetFDLimit(), l.GetStreamTotalLimit(), l.GetStreamLimit(in), l.GetStreamLimit(out),
+		l.GetConnTotalLimit(), l.GetConnLimit(in), l.GetConnLimit(out)}
+	all := []int64{l.GetMemoryLimit()}
+	for _, n := range counts {
+		all = append(all, int64(n))
+	}
+	return all
+}
+
+// limitOf returns a scope's limit, nil if it has none.
+func limitOf(s network.ResourceScope) rcmgr.Limit {
+	switch s := s.(type) {
+	case rcmgr.ResourceScopeLimiter:
+		return s.Limit()
+	case upstream.ResourceScopeLimiter:
+		if l := s.Limit(); l != nil {
+			return l
+		}
+	}
+	return nil
+}
+
+// sameLimits returns the first number in which two limits differ. A limit that is not there
+// differs from none.
+func sameLimits(a, b rcmgr.Limit) (what string, inA, inB int64, same bool) {
+	if a == nil || b == nil {
+		return "", 0, 0, true
+	}
+	theirs, ours := numbersOf(a), numbersOf(b)
+	for i, what := range limitNames {
+		if theirs[i] != ours[i] {
+			return what, theirs[i], ours[i], false
+		}
+	}
+	return "", 0, 0, true
+}
+
+// sortedKeys returns the keys of a map in their order.
+func sortedKeys[K ~string, V any](all map[K]V) []K { return slices.Sorted(maps.Keys(all)) }

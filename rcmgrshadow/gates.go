@@ -146,7 +146,7 @@ func (m *Manager) explainGate(c *call, theirs, ours answer) (entry string, why n
 		return entryOrder, ""
 	case c.moves:
 		return entryAllowedGates, "" // the peer is another than the one that passes the gates
-	case c.dir == network.DirOutbound && !m.gatesOutward:
+	case c.dir == network.DirOutbound && !m.gatesOutward && theirs.class == limitedByGate:
 		return entryOutbound, ""
 	case at.entry() != "":
 		return at.entry(), ""
@@ -155,7 +155,11 @@ func (m *Manager) explainGate(c *call, theirs, ours answer) (entry string, why n
 	case m.noGates && theirs.class == limitedByGate:
 		return entryNoGates, ""
 	}
-	for _, entry := range []string{entryOutbound, entryRelayed, entryMapped, entryAllowedGates} {
+	fuller := []string{entryMapped, entryAllowedGates}
+	if theirs.class == limitedByGate { // which counts more than ours
+		fuller = append(fuller, entryOutbound, entryRelayed)
+	}
+	for _, entry := range fuller {
 		if theirs.what == "rate" && m.gateEver[entry] || m.gateOpen[entry] > 0 {
 			return entry, ""
 		}

@@ -522,7 +522,7 @@ func (s limited[L]) SetLimit(limit L) {
 	m.counts.calls++
 	good := isLimit(limit)
 	if !good {
-		m.badLimit = true
+		m.badLimit = m.badLimit || !m.oursLead // go-libp2p's manager has taken it
 		m.count(KindLimit, "SetLimit", entryBadLimit, fmt.Sprintf("%s: %v", s.name(), limit))
 	}
 	m.guarded(func() {

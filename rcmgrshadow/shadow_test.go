@@ -394,6 +394,80 @@ func TestAScopeKeptFromAViewIsExplained(t *testing.T) {
 	})
 }
 
+func TestSumsThatOverflowAreExplained(t *testing.T) {
+	m := besideTheirs(t, limits(nil), like...)
+	s := mustStream(t, m)
+	require.NoError(t, s.ReserveMemory(math.MaxInt, 255))
+	require.NoError(t, s.ReserveMemory(1, 255), "go-libp2p's admits it")
+	require.Equal(t, entryOverflow, only(t, m).Entry)
+	s.Done()
+	require.Zero(t, m.Ours().Stat().System)
+}
+
+func TestALimitThatIsNoneIsExplainedAndStaysOneManagersMatter(t *testing.T) {
+	ours, err := rcmgr.New(rcmgr.NewFixedLimiter(rcmgr.InfiniteLimits), like...)
+	require.NoError(t, err)
+	oursLead, err := TheirsBeside(ours)
+	require.NoError(t, err)
+	defer oursLead.Close()
+	oursLead.ViewSystem(func(s network.ResourceScope) error {
+		s.(rcmgr.ResourceScopeLimiter).SetLimit(nil) // go-libp2p's would fail at the next call
+		return nil
+	})
+	theirsLead := besideTheirs(t, limits(nil), like...)
+	theirsLead.ViewSystem(func(s network.ResourceScope) error {
+		s.(upstream.ResourceScopeLimiter).SetLimit(&upstream.BaseLimit{Memory: -1, Streams: 9, StreamsInbound: 9})
+		return nil
+	})
+	for _, m := range []*Manager{oursLead, theirsLead} {
+		s := mustStream(t, m)
+		s.ReserveMemory(1, 255)
+		m.ViewSystem(func(s network.ResourceScope) error { limitOf(s); return nil })
+		s.Done()
+		r := m.Report()
+		require.False(t, r.Out)
+		require.Zero(t, r.Unexplained, "%s", &r)
+		require.NotZero(t, r.Explained)
+		for _, d := range r.Differences {
+			require.Equal(t, entryBadLimit, d.Entry)
+		}
+	}
+}
+
+func TestWhatOnlyOursHasIsExplained(t *testing.T) {
+	one := limits(func(c *upstream.PartialLimitConfig) {
+		c.Transient.StreamsInbound, c.Transient.Streams, c.System.StreamsInbound = 8, 8, 9
+	})
+	for name, opts := range map[string][]rcmgr.Option{
+		"fair shares": {rcmgr.WithFairShare()},
+		"observing":   {rcmgr.WithObserveOnly()},
+	} {
+		m := besideTheirs(t, one, append(opts, like...)...)
+		for range 12 {
+			m.OpenStream(peers[0], network.DirInbound)
+		}
+		r := m.Report()
+		require.Zero(t, r.Unexplained, "%s: %s", name, &r)
+		require.NotEmpty(t, r.Differences, name)
+		require.Equal(t, entryOptions, r.Differences[0].Entry, name)
+	}
+
+	costly, err := rcmgr.New(rcmgr.NewFixedLimiter(rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{Memory: 25},
+		Costs: &rcmgr.Costs{Stream: 10}}.Build(rcmgr.InfiniteLimits)))
+	require.NoError(t, err)
+	m, err := TheirsBeside(costly)
+	require.NoError(t, err)
+	defer m.Close()
+	mustStream(t, m)
+	mustStream(t, m)
+	_, err = m.OpenStream(peers[0], network.DirInbound)
+	require.Error(t, err, "two streams have taken the memory")
+	for _, d := range m.Report().Differences {
+		require.Equal(t, entryOptions, d.Entry, "%s", d.Example)
+	}
+	require.Equal(t, KindStat, m.Report().Differences[0].Kind)
+}
+
 func TestManagersWithDifferentLimitsAreAnErrorThatNamesTheFirst(t *testing.T) {
 	ours := func(cfg rcmgr.PartialLimitConfig) *rcmgr.Manager {
 		m, err := rcmgr.New(rcmgr.NewFixedLimiter(cfg.Build(rcmgr.InfiniteLimits)))

@@ -66,7 +66,12 @@ func (a answer) like(b answer) bool {
 // numbered is the part of a scope's name that the managers count each for itself.
 var numbered = regexp.MustCompile(`^(conn|stream)-\d+|(\.span)-\d+`)
 
-func withoutNumbers(name string) string { return numbered.ReplaceAllString(name, "$1$2") }
+func withoutNumbers(name string) string {
+	if !strings.Contains(name, "-") { // most have none
+		return name
+	}
+	return numbered.ReplaceAllString(name, "$1$2")
+}
 
 func read(err error) answer {
 	a := answer{err: err}

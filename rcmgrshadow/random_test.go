@@ -198,6 +198,11 @@ func newWorld(t testing.TB, r *rand.Rand, told bool) *world {
 
 func (w *world) tell(format string, args ...any) {
 	if w.told {
+		for i, arg := range args {
+			if s, ok := arg.(network.ResourceScope); ok {
+				args[i] = fmt.Sprintf("%T@%p", s, scopeOf(s))
+			}
+		}
 		w.story = append(w.story, fmt.Sprintf(format, args...))
 	}
 }
@@ -336,23 +341,23 @@ func (w *world) step() {
 	case n < 28:
 		if s, ok := someOf(w, func(s network.ConnManagementScope) bool { return s.PeerScope() == nil }); ok {
 			p := pick(r, peers)
-			w.tell("%s.SetPeer(%v) %v", nameOf(s), p, s.SetPeer(p))
+			w.tell("%s.SetPeer(%v) %v", s, p, s.SetPeer(p))
 		}
 	case n < 38:
 		if s, ok := someOf(w, func(s network.StreamManagementScope) bool { return s.ProtocolScope() == nil }); ok {
 			p := pick(r, protocols)
-			w.tell("%s.SetProtocol(%q) %v", nameOf(s), p, s.SetProtocol(p))
+			w.tell("%s.SetProtocol(%q) %v", s, p, s.SetProtocol(p))
 		}
 	case n < 44:
 		if s, ok := someOf(w, func(s network.StreamManagementScope) bool { return s.ProtocolScope() != nil && s.ServiceScope() == nil }); ok {
 			name := pick(r, services)
-			w.tell("%s.SetService(%q) %v", nameOf(s), name, s.SetService(name))
+			w.tell("%s.SetService(%q) %v", s, name, s.SetService(name))
 		}
 	case n < 58:
 		if x := w.some(); x != nil {
 			size, prio := w.size(x.scope), pick(r, priorities)
 			err := x.scope.ReserveMemory(int(size), prio)
-			w.tell("%s.ReserveMemory(%d, %d) %v", nameOf(x.scope), size, prio, err)
+			w.tell("%s.ReserveMemory(%d, %d) %v", x.scope, size, prio, err)
 			if err == nil {
 				x.reserved += size
 			}
@@ -376,7 +381,7 @@ func (w *world) step() {
 			if w.sloppy && r.IntN(4) == 0 {
 				part += r.Int64N(40) - 20
 			}
-			w.tell("%s.ReleaseMemory(%d)", nameOf(x.scope), part)
+			w.tell("%s.ReleaseMemory(%d)", x.scope, part)
 			x.scope.ReleaseMemory(int(part))
 			x.reserved -= min(max(part, 0), x.reserved)
 		}
@@ -390,7 +395,7 @@ func (w *world) step() {
 	case n < 80:
 		if x := w.some(); x != nil {
 			s, err := x.scope.BeginSpan()
-			w.tell("%s.BeginSpan() %v", nameOf(x.scope), err)
+			w.tell("%s.BeginSpan() %v", x.scope, err)
 			if err == nil {
 				w.add(s)
 			}
@@ -418,7 +423,7 @@ func (w *world) step() {
 	case n < 96:
 		if x := w.some(); x != nil {
 			limit := builtLimit(r)
-			w.tell("%s.SetLimit(%+v)", nameOf(x.scope), limit)
+			w.tell("%s.SetLimit(%+v)", x.scope, limit)
 			setLimit(x.scope, limit)
 		}
 	case n < 97:
@@ -458,12 +463,9 @@ func setLimit(s network.ResourceScope, limit rcmgr.BaseLimit) {
 	}
 }
 
-// nameOf returns the name of a scope in the lead's errors, or its kind.
-func nameOf(s network.ResourceScope) string { return fmt.Sprintf("%T@%p", s, scopeOf(s)) }
-
 func (w *world) end(i int) {
 	x := w.held[i]
-	w.tell("%s.Done()", nameOf(x.scope))
+	w.tell("%s.Done()", x.scope)
 	x.scope.Done()
 	if w.r.IntN(16) == 0 {
 		x.scope.Done()
@@ -491,9 +493,9 @@ func (w *world) finish() Report {
 func runWorld(t testing.TB, seed, world uint64, told bool) (r Report, story []string, strict bool) {
 	w := newWorld(t, testseed.From(seed, world), told)
 	defer w.m.Close()
-	for range 100 + w.r.IntN(1500) {
+	for range 100 + w.r.IntN(3000) {
 		w.step()
-		if w.r.IntN(16) == 0 {
+		if w.r.IntN(64) == 0 {
 			r = w.m.Report()
 		}
 		if told {

@@ -39,7 +39,7 @@ func ExampleOursBeside() {
 	report := rm.Report()
 	fmt.Print(report.String())
 	// Output:
-	// go-libp2p decides, rcmgr beside it: 0 calls, 0 differences that nothing explains, 0 explained, 0 that follow from these, 0 of timing
+	// go-libp2p decides, rcmgr beside it: 0 calls, 0 unexplained differences, 0 explained, 0 that follow from these, 0 of timing
 	// No differences.
 }
 

@@ -1,7 +1,8 @@
 package rcmgrshadow
 
-// Addresses: the allowlists and the gates, which count connections before any scope does. Nobody
-// can read what go-libp2p's manager counts there, so what could make the two differ is noted.
+// Addresses: the allowlists and the gates, which count connections before any scope does.
+// Go-libp2p's manager does not show what it counts there, so what could make the two differ is
+// noted.
 
 import (
 	"fmt"

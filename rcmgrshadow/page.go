@@ -31,8 +31,8 @@ const pageFor = time.Second
 //
 //	http.Handle("/rcmgr-shadow", rcmgrshadow.Handler(m))
 //
-// A browser gets a page that loads itself again every five seconds and shows first what
-// nothing explains. Other clients get the report as text, or as JSON if they send the header
+// A browser gets a page that loads itself again every five seconds and shows the
+// unexplained differences first. Other clients get the report as text, or as JSON if they send the header
 // "Accept: application/json". The query ?format=html, ?format=text or ?format=json overrides
 // the header. The page shows names of peers and protocols: serve it where only operators can
 // see it. However many clients ask, there is one report a second at most.

@@ -60,7 +60,7 @@ type Report struct {
 	Since, Taken time.Time
 	Calls        uint64 // that both managers were asked
 	Compared     uint64 // how often all scopes were compared
-	// Differences lists those that nothing explains first, and then the most frequent.
+	// Differences lists the unexplained ones first, and then the most frequent.
 	Differences            []Difference
 	Unexplained, Explained uint64 // sums of the counts of Differences
 	// Follows counts decisions that differ because the managers hold other amounts after an
@@ -173,7 +173,7 @@ func explainedLast(d Difference) int {
 
 // Summary returns the report in one line.
 func (r *Report) Summary() string {
-	text := fmt.Sprintf("%s decides, %s beside it: %d calls, %d differences that nothing explains, %d explained, %d that follow from these, %d of timing",
+	text := fmt.Sprintf("%s decides, %s beside it: %d calls, %d unexplained differences, %d explained, %d that follow from these, %d of timing",
 		r.Lead, r.Beside, r.Calls, r.Unexplained, r.Explained, r.Follows, r.Timing)
 	if r.Out {
 		text += "; the manager beside has panicked, and is not asked any more"
@@ -232,7 +232,7 @@ func (m *Manager) Describe(ch chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect implements prometheus.Collector, from a Report. Differences that nothing explains
+// Collect implements prometheus.Collector, from a Report. Unexplained differences
 // have a series for each kind from the start.
 func (m *Manager) Collect(ch chan<- prometheus.Metric) {
 	r := m.Report()

@@ -1,8 +1,8 @@
 // Package rcmgrshadow tries one resource manager beside another without risk. A Manager
 // asks two managers the same: go-libp2p's own, and one of rcmgr. One of them, the lead,
-// decides. The other decides beside it, and nobody sees its answers; but each answer that
+// decides. The other decides beside it, and no caller sees its answers. But each answer that
 // differs is counted, explained by an entry of DIFFERENCES.md if one explains it, and
-// logged once. An existing program adds one line:
+// logged once. A program that has go-libp2p's manager adds one line:
 //
 //	theirs, err := upstream.NewResourceManager(limiter)
 //	…
@@ -33,10 +33,14 @@
 // give it back at once. What the two hold then differs by a known amount, which is taken
 // into account wherever they are compared. A decision that differs in a scope in which
 // they hold different amounts, or for which they have different limits, follows from an
-// earlier difference: it is counted as such, and is no difference of its own.
+// earlier difference: it is counted as such, and is no difference of its own. From the moment
+// that the limits of any scope differ, all decisions of scopes that differ are counted so.
 //
-// At the gates, the two can hold different counts and tokens that nobody can read:
-// go-libp2p's manager also counts outbound and relayed connections there, and keeps the
+// Where go-libp2p's manager loses or gains an amount for good, such as by a release of more than
+// was reserved, later differences are explained by the entry for that.
+//
+// At the gates, the two can hold different counts and tokens, which go-libp2p's manager does
+// not show. Go-libp2p's manager also counts outbound and relayed connections there, and keeps the
 // tokens of connections that it refuses afterwards. Once that has happened, a difference at
 // a gate is explained by it. Rates also depend on the clock, which the managers read one
 // after the other. A difference of rates that has no other cause is counted as one of timing.

@@ -96,7 +96,7 @@ func only(t *testing.T, m *Manager) Difference {
 	return r.Differences[0]
 }
 
-func TestARefusalThatNothingExplainsIsCountedAndLoggedOnceAsAnError(t *testing.T) {
+func TestAnUnexplainedRefusalIsCountedAndLoggedOnceAsAnError(t *testing.T) {
 	errOdd := fmt.Errorf("odd one: %w", network.ErrResourceLimitExceeded)
 	m := withFault(t, func(s network.StreamManagementScope, _ error) (network.StreamManagementScope, error) {
 		s.Done()
@@ -697,8 +697,8 @@ func TestTheReportIsTextJSONAndMetrics(t *testing.T) {
 	m.unlock()
 
 	text := ask("*/*", "").Body.String()
-	require.Contains(t, text, "1 differences that nothing explains, 1 explained")
-	require.Less(t, strings.Index(text, "NONE: unexplained"), strings.Index(text, entryPriorities), "what nothing explains stands first")
+	require.Contains(t, text, "1 unexplained differences, 1 explained")
+	require.Less(t, strings.Index(text, "NONE: unexplained"), strings.Index(text, entryPriorities), "what is unexplained stands first")
 	require.NotContains(t, text, "\x1b")
 	html := ask("text/html", "")
 	require.Contains(t, html.Body.String(), "none: unexplained")

@@ -31,11 +31,12 @@ const pageFor = time.Second
 //
 //	http.Handle("/rcmgr-shadow", rcmgrshadow.Handler(m))
 //
-// A browser gets a page that loads itself again every five seconds and shows the
-// unexplained differences first. Other clients get the report as text, or as JSON if they send the header
+// A browser gets a page that loads itself again every five seconds and shows the unexplained
+// differences first. Other clients get the report as text, or as JSON if they send the header
 // "Accept: application/json". The query ?format=html, ?format=text or ?format=json overrides
-// the header. The page shows names of peers and protocols: serve it where only operators can
-// see it. However many clients ask, there is one report a second at most.
+// the header. However many clients ask, there is at most one report a second.
+//
+// The page shows names of peers and protocols: serve it where only operators can see it.
 func Handler(m *Manager) http.Handler {
 	sum := sha256.Sum256([]byte(pageStyle))
 	return &page{

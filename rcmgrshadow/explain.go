@@ -89,7 +89,7 @@ func (m *Manager) explain(c *call, s *scope, theirs, ours answer) string {
 	case theirs.class != limitedByScope:
 	case theirs.what == "file descriptor" && placeOf(c.endpoint).relayed:
 		return entryRelayedFD
-	case c.reserves && theirs.what == "memory" && c.prio < math.MaxUint8 && m.halfAdmission():
+	case c.reserves && theirs.what == "memory" && c.prio < math.MaxUint8 && m.hasOwnRule():
 		return entryPriorities
 	case ours.class == admitted && len(m.ours.Observed()) > 0:
 		return entryOptions
@@ -170,17 +170,16 @@ type admissionRule uint8
 
 const (
 	ruleUnknown admissionRule = iota
-	ruleHalf
-	ruleLinear
+	ruleOwn                   // another one than go-libp2p's
+	ruleTheirs
 )
 
-// halfAdmission reports whether ours admits memory by its own rule and not by go-libp2p's. It
-// asks ours what it would say of a byte: at priority 128, its own rule admits all of a limit,
-// and at priority 0, go-libp2p's admits all if there is no limit. Where all memory is blocked,
-// the answer is not known, and its own rule, which is the default, is assumed.
-func (m *Manager) halfAdmission() bool {
-	for _, prio := range []uint8{128, 0} {
-		if m.half != ruleUnknown {
+// hasOwnRule reports whether ours admits memory by another rule than go-libp2p's. It asks ours
+// what it would say to a byte at two priorities, and compares the thresholds. Where all memory
+// is blocked, the rule is not known, and taken to be another one, as it is by default.
+func (m *Manager) hasOwnRule() bool {
+	for _, prio := range []uint8{0, 128} {
+		if m.rule != ruleUnknown {
 			break
 		}
 		answer, err := m.ours.Explain(rcmgr.ExplainRequest{Kind: rcmgr.KindTransient, Memory: 1, Priority: prio})
@@ -188,15 +187,26 @@ func (m *Manager) halfAdmission() bool {
 			continue
 		}
 		for _, check := range answer.Checks {
-			unlimited := check.Limit == math.MaxInt64
-			if check.Name != "Memory" || check.Limit == 0 || unlimited != (prio == 0) {
+			if check.Name != "Memory" {
 				continue
 			}
-			m.half = ruleLinear
-			if (check.Threshold == check.Limit) != unlimited {
-				m.half = ruleHalf
+			if check.Threshold != theirThreshold(check.Limit, prio) {
+				m.rule = ruleOwn
+				break
+			}
+			if check.Limit > 1 { // lower ones have the same threshold by every rule
+				m.rule = ruleTheirs
 			}
 		}
 	}
-	return m.half != ruleLinear
+	return m.rule != ruleTheirs
+}
+
+// theirThreshold returns how much of a limit on memory a priority may fill in go-libp2p's manager.
+func theirThreshold(limit int64, prio uint8) int64 {
+	if limit == math.MaxInt64 {
+		return limit
+	}
+	weight := 1 + int64(prio)
+	return limit>>8*weight + (limit&255)*weight>>8
 }

@@ -94,7 +94,7 @@ type Manager struct {
 	closed     bool
 	out        bool // the manager beside has panicked, and is not asked any more
 	counts     counts
-	half       admissionRule // whether ours has its default rule for priorities
+	rule       admissionRule // whether ours has go-libp2p's rule for priorities
 	lost       string        // the entry that explains why amounts differ for good; empty if none does
 	badLimit   bool          // SetLimit was called with a limit that is none
 	limitApart bool          // limits differ, and no entry explains it

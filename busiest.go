@@ -75,15 +75,18 @@ func (b *busiest) find(m *Manager, k Kind, pools []*pool) {
 	}
 }
 
-// present returns the services and protocols that are shown by name, without those that
-// have been collected since. All stripe locks are held.
-func (b *busiest) present(m *Manager) []*pool {
+// each calls f with the services and protocols that are shown by name, without those that have
+// been collected since. All stripe locks are held.
+func (b *busiest) each(m *Manager, f func(*pool)) {
 	if b.few {
-		return m.dir.list()
+		m.dir.each(f)
+		return
 	}
-	return slices.DeleteFunc(slices.Clone(b.named), func(p *pool) bool {
-		return m.dir.find(p.kind, p.name) != p
-	})
+	for _, p := range b.named {
+		if m.dir.find(p.kind, p.name) == p {
+			f(p)
+		}
+	}
 }
 
 // reading returns the numbers of a scope. All stripe locks are held.

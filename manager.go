@@ -35,6 +35,7 @@ type Manager struct {
 	writeRefusals func(msg string, attrs []slog.Attr)
 	history       refusalHistory
 	started       time.Time
+	cuts          sync.Pool  // of *cut
 	names         *hostNames // of the allowlist; nil without WithAllowlistResolver
 
 	handles   atomic.Int64 // how many handles are open

@@ -130,9 +130,9 @@ func (s *Snapshot) Uptime() time.Duration { return s.Taken.Sub(s.Started) }
 // while it copies the numbers of every peer, some milliseconds for 100 000 peers; SnapshotTop
 // holds them for less. Snapshot is safe for concurrent use.
 func (m *Manager) Snapshot() Snapshot {
-	c := newCut(m.roomForPeers())
-	return m.snapshot(fullestSubnets, &c, func() {
-		c.addPools(m.dir.list())
+	c := m.newCut(m.roomForPeers())
+	return m.snapshot(fullestSubnets, c, func() {
+		m.dir.each(c.addPool)
 		c.addAllPeers(m)
 	})
 }
@@ -151,9 +151,9 @@ func (m *Manager) Snapshot() Snapshot {
 func (m *Manager) SnapshotTop(peers int) Snapshot {
 	peers = max(0, peers)
 	top, names := m.topPeers(peers), m.busiest()
-	c := newCut(len(top))
-	return m.snapshot(peers, &c, func() {
-		c.addPools(names.present(m))
+	c := m.newCut(len(top))
+	return m.snapshot(peers, c, func() {
+		names.each(m, c.addPool)
 		for _, id := range top {
 			if ps := m.stripeOf(id).peers[id]; ps != nil { // it may have been collected since
 				c.addPeer(ps)
@@ -166,10 +166,12 @@ func (m *Manager) SnapshotTop(peers int) Snapshot {
 const fullestSubnets = 20
 
 // cut collects numbers. All stripe locks are held while it does, so it copies no more than
-// what may change afterwards.
+// what may change afterwards, and has the room for that from before: an allocation may have to
+// wait for the garbage collector.
 type cut struct {
 	shared  []scopeCut
 	peers   []peerCut
+	denials []denials // of peers
 	classes classLimits
 }
 
@@ -180,21 +182,47 @@ type scopeCut struct {
 	tight            [numDims]bool
 }
 
-// peerCut is what changes of a peer. Its limit is what limit points to, or that of its class,
-// which may be another one after the cut.
+// peerCut is what changes of a peer. It has few pointers: while the garbage collector runs, each
+// one that is written costs more than all the rest.
 type peerCut struct {
 	ps        *peerScope
 	use, peak held
-	limit     *amounts
-	denied    *denials // nil for most peers
+	limit     *amounts // nil: that of its class
+	denied    int      // the place in denials, from 1; 0 for most peers, which have refused nothing
 }
 
-// newCut returns a cut with room for a number of peers, so that little memory is allocated
-// under the locks, and none of it is touched there for the first time.
-func newCut(peers int) cut {
-	room := make([]peerCut, peers)
-	clear(room)
-	return cut{peers: room[:0]}
+// newCut returns a cut with room for so many peers, and for all shared scopes. No memory of it
+// is touched for the first time under the locks. The room of a cut that is over is used again:
+// large allocations right before the locks are taken would often start a garbage collection,
+// which then holds up all who wait. The caller calls endCut.
+func (m *Manager) newCut(peers int) *cut {
+	c, ok := m.cuts.Get().(*cut)
+	if !ok {
+		c = new(cut)
+	}
+	services, protocols := m.dir.sizes()
+	shared := len(m.fixed) + services + protocols
+	c.shared = emptied(c.shared, shared+shared/16)
+	c.peers = emptied(c.peers, peers)
+	c.denials = emptied(c.denials, peers/16)
+	return c
+}
+
+// endCut gives back a cut that nothing points to any more.
+func (m *Manager) endCut(c *cut) {
+	clear(c.shared)
+	clear(c.peers)
+	m.cuts.Put(c)
+}
+
+// emptied returns an empty slice with room for n values, which has been written to: that of
+// old, or another one.
+func emptied[T any](old []T, n int) []T {
+	if cap(old) < n {
+		old = make([]T, n)
+		clear(old)
+	}
+	return old[:0]
 }
 
 // roomForPeers returns how many peers a cut of all of them may find, those included that come
@@ -209,22 +237,29 @@ func (e *engine) roomForPeers() (n int) {
 	return n + n/16
 }
 
-func (c *cut) addPools(pools []*pool) {
-	for _, p := range pools {
-		use := p.used() // before peak is read, because used may raise it
-		s := scopeCut{name: p.scope(), use: use, peak: p.peak, limit: p.limit, denied: p.denials()}
-		for d := range numDims {
-			s.tight[d] = p.tight(d)
-		}
-		c.shared = append(c.shared, s)
+func (c *cut) addPool(p *pool) {
+	use := p.used() // before peak is read, because used may raise it
+	s := scopeCut{name: p.scope(), use: use, peak: p.peak, limit: p.limit, denied: p.denials()}
+	for d := range numDims {
+		s.tight[d] = p.tight(d)
+	}
+	c.shared = append(c.shared, s)
+}
+
+func (c *cut) addFixed(m *Manager) {
+	for _, p := range m.fixed {
+		c.addPool(p)
 	}
 }
 
 func (c *cut) addPeer(ps *peerScope) {
-	p := peerCut{ps: ps, use: ps.use, peak: ps.peak, limit: ps.limit()}
+	p := peerCut{ps: ps, use: ps.use, peak: ps.peak}
+	if l := ps.limit(); l != &ps.st.engine.classes.peer {
+		p.limit = l
+	}
 	if ps.denied != nil {
-		p.denied = new(denials)
-		p.denied.addOf(&ps.account)
+		c.denials = append(c.denials, ps.denied.denials)
+		p.denied = len(c.denials)
 	}
 	c.peers = append(c.peers, p)
 }
@@ -245,10 +280,11 @@ func (m *Manager) snapshot(subnets int, c *cut, add func()) Snapshot {
 	var counted engineCounts
 	var would [numKinds]dimCounts
 	var ever, recent memberPeaks
+	var observed kindSet
 	m.inOneCut(func() {
-		s.Taken, s.Observed, s.Sizing = time.Now(), m.Observed(), m.limits.Load().sizing()
+		s.Taken, s.Sizing, observed = time.Now(), m.limits.Load().sizing(), m.observed.load()
 		c.classes = m.classes
-		c.addPools(m.fixed[:])
+		c.addFixed(m)
 		add()
 		s.Services, s.Protocols = m.dir.sizes()
 		ever, recent = m.memberPeaks()
@@ -259,6 +295,7 @@ func (m *Manager) snapshot(subnets int, c *cut, add func()) Snapshot {
 			st.addWouldRefuse(&would)
 		}
 	})
+	s.Observed = observed.list()
 	s.MemberPeaks = make(map[Kind]MemberPeak)
 	for slot, k := range memberKinds {
 		most, lately := ever[slot].amounts(), recent[slot].amounts()
@@ -277,8 +314,9 @@ func (m *Manager) snapshot(subnets int, c *cut, add func()) Snapshot {
 		s.Scopes = append(s.Scopes, c.shared[i].state())
 	}
 	for i := range c.peers {
-		s.Scopes = append(s.Scopes, c.peers[i].state(m, &c.classes))
+		s.Scopes = append(s.Scopes, c.peers[i].state(c))
 	}
+	m.endCut(c)
 	slices.SortFunc(s.Scopes, compareScopes)
 	s.Refusals = countsByKind(&counted.refusals)
 	if would != ([numKinds]dimCounts{}) {
@@ -315,21 +353,22 @@ func (c *scopeCut) state() ScopeState {
 	return s
 }
 
-// state returns the state of a peer, with the limits of classes at the time of the cut.
-func (c *peerCut) state(m *Manager, classes *classLimits) ScopeState {
-	limit := c.limit
-	if limit == &m.classes.peer {
-		limit = &classes.peer
+// state returns the state of a peer at the time of a cut.
+func (p *peerCut) state(c *cut) ScopeState {
+	limit := p.limit
+	if limit == nil {
+		limit = &c.classes.peer
 	}
-	name := scopeName{kind: KindPeer, peer: c.ps.id}
+	name := scopeName{kind: KindPeer, peer: p.ps.id}
 	text := name.String()
-	use, peak := c.use.amounts(), c.peak.amounts()
+	use, peak := p.use.amounts(), p.peak.amounts()
 	s := ScopeState{
 		Name: text, Kind: KindPeer, ID: strings.TrimPrefix(text, "peer:"),
 		Use: use.stat(), Limit: limit.baseLimit(), Peak: Amounts(peak.baseLimit()),
 	}
-	if c.denied != nil {
-		s.Refusals, s.WouldRefuse = c.denied.refused.refusals(), c.denied.would.refusals()
+	if p.denied > 0 {
+		d := &c.denials[p.denied-1]
+		s.Refusals, s.WouldRefuse = d.refused.refusals(), d.would.refusals()
 	}
 	return s
 }

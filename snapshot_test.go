@@ -470,10 +470,14 @@ func TestACutOfAllPeersAllocatesNothingUnderTheLocks(t *testing.T) {
 	}
 	room := m.roomForPeers()
 	require.GreaterOrEqual(t, room, peers)
-	c := newCut(room)
+	c := m.newCut(room)
 	require.Zero(t, testing.AllocsPerRun(10, func() {
-		c.peers = c.peers[:0]
-		m.inOneCut(func() { c.addAllPeers(m) })
+		c.shared, c.peers = c.shared[:0], c.peers[:0]
+		m.inOneCut(func() {
+			c.addFixed(m)
+			m.dir.each(c.addPool)
+			c.addAllPeers(m)
+		})
 	}))
 	require.Len(t, c.peers, peers)
 	require.Len(t, m.Stat().Peers, peers)

@@ -12,10 +12,10 @@ import (
 // while it copies the numbers of every peer, some milliseconds for 100 000 peers. It is safe
 // for concurrent use.
 func (m *Manager) Stat() ResourceManagerStat {
-	c := newCut(m.roomForPeers())
+	c := m.newCut(m.roomForPeers())
 	m.inOneCut(func() {
-		c.addPools(m.fixed[:])
-		c.addPools(m.dir.list())
+		c.addFixed(m)
+		m.dir.each(c.addPool)
 		c.addAllPeers(m)
 	})
 	stat := ResourceManagerStat{
@@ -45,6 +45,7 @@ func (m *Manager) Stat() ResourceManagerStat {
 		use := c.peers[i].use.amounts()
 		stat.Peers[c.peers[i].ps.id] = use.stat()
 	}
+	m.endCut(c)
 	return stat
 }
 
@@ -83,9 +84,11 @@ func (m *Manager) readWith(b *busiest) reading {
 		ever, recent := m.memberPeaks()
 		r.memberPeaks, r.recentPeaks = ever.byKind(), recent.byKind()
 		r.classes = m.limits.Load().byKind()
-		for _, p := range append(m.fixed[:], b.present(m)...) {
-			r.scopes = append(r.scopes, p.reading())
+		read := func(p *pool) { r.scopes = append(r.scopes, p.reading()) }
+		for _, p := range m.fixed {
+			read(p)
 		}
+		b.each(m, read)
 		r.refusable = m.refusable(r.scopes[:len(m.fixed)])
 		for i := range m.stripes {
 			m.stripes[i].addTo(&r)

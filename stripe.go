@@ -373,17 +373,22 @@ func (dir *directory) sizes() (services, protocols int) {
 	return len(dir.mu.services), len(dir.mu.protocols)
 }
 
-// list returns all services, and then all protocols.
-func (dir *directory) list() []*pool {
+// each calls f with all services, and then with all protocols. The directory's lock is held
+// meanwhile.
+func (dir *directory) each(f func(*pool)) {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
-	pools := make([]*pool, 0, len(dir.mu.services)+len(dir.mu.protocols))
 	for _, p := range dir.mu.services {
-		pools = append(pools, p)
+		f(p)
 	}
 	for _, p := range dir.mu.protocols {
-		pools = append(pools, p)
+		f(p)
 	}
+}
+
+// list returns all services, and then all protocols.
+func (dir *directory) list() (pools []*pool) {
+	dir.each(func(p *pool) { pools = append(pools, p) })
 	return pools
 }
 

@@ -473,7 +473,7 @@ var damages = []damage{
 
 	// Which services and protocols are named.
 	{"busiest.go", "others.include(&first[mostNamed].seen)\n", "_ = others\n"},
-	{"busiest.go", "return m.dir.find(p.kind, p.name) != p", "return false"},
+	{"busiest.go", "if m.dir.find(p.kind, p.name) == p {", "if true {"},
 	{"busiest.go", "if b.few {", "if true {"},
 	{"busiest.go", "cmp.Compare(b.use[dimStreams], a.use[dimStreams]),\n", "0,\n"},
 	{"busiest.go", "cmp.Compare(b.use[dimMemory], a.use[dimMemory]),\n", "0,\n"},
@@ -484,7 +484,7 @@ var damages = []damage{
 	{"limitsinforce.go", "limits[k] = b.kinds[k].unnamed\n", "limits[k] = b.kinds[k].unnamed\n\t\t_ = b.config()\n"},
 	{"topn.go", "if n <= 0 || compare(first[n-1], x) <= 0 {", "if n <= 0 || compare(first[n-1], x) < 0 {"},
 	{"topn.go", "\t\tfirst = first[:n-1]\n", ""},
-	{"snapshot.go", "c.addPools(names.present(m))", "c.addPools(m.dir.list())\n\t\t_ = names"},
+	{"snapshot.go", "names.each(m, c.addPool)", "m.dir.each(c.addPool)\n\t\t_ = names"},
 	// Options, and what callers hand over.
 	{"subnet.go", "slices.Clone(DefaultNetworkPrefixLimitV4)", "DefaultNetworkPrefixLimitV4"},
 	{"options.go", "gateConfigOf(limits, c.gates)", "gateConfigOf(limits, defaultGateConfig())"},

@@ -387,7 +387,9 @@ func (dir *directory) each(f func(*pool)) {
 }
 
 // list returns all services, and then all protocols.
-func (dir *directory) list() (pools []*pool) {
+func (dir *directory) list() []*pool {
+	services, protocols := dir.sizes()
+	pools := make([]*pool, 0, services+protocols)
 	dir.each(func(p *pool) { pools = append(pools, p) })
 	return pools
 }

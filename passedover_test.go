@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -318,7 +319,7 @@ func TestSubnetLimitsThatCannotBeDoWhatUpstreamsDo(t *testing.T) {
 	for _, c := range []odd{
 		{per4: []ConnLimitPerSubnet{{32, 5}, {33, 8}}, want: "WithLimitPerSubnet: ipv4[1]: PrefixLength is 33, expected 0 to 32; it refuses every connection from ipv4 outside of named networks"},
 		{per4: []ConnLimitPerSubnet{{-1, 8}}, want: "WithLimitPerSubnet: ipv4[0]: PrefixLength is -1, expected 0 to 32; it refuses every connection from ipv4 outside of named networks"},
-		{per6: []ConnLimitPerSubnet{{129, 1 << 40}}, want: "WithLimitPerSubnet: ipv6[0]: PrefixLength is 129, expected 0 to 128; it refuses every connection from ipv6 outside of named networks"},
+		{per6: []ConnLimitPerSubnet{{129, math.MaxInt32}}, want: "WithLimitPerSubnet: ipv6[0]: PrefixLength is 129, expected 0 to 128; it refuses every connection from ipv6 outside of named networks"},
 		{per4: []ConnLimitPerSubnet{{24, -1}}, want: "WithLimitPerSubnet: ipv4[0]: ConnCount is -1, expected 0 or more; it refuses every connection from ipv4 outside of named networks"},
 		{net4: []NetworkPrefixLimit{{v6, 0}}, want: "WithNetworkPrefixLimit: ipv4[0]: expected an ipv4 prefix as Network, got 2001:db8::/32; it has no effect"},
 		{net6: []NetworkPrefixLimit{{v4, 0}, {v6, 1}}, want: "WithNetworkPrefixLimit: ipv6[0]: expected an ipv6 prefix as Network, got 192.0.0.0/16; it has no effect"},

@@ -6,6 +6,8 @@ package check
 // manager; only its clock is the test's.
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -83,6 +85,13 @@ const (
 	listed  = "/ip4/198.51.100.1/tcp/4001" // on the allowlist
 )
 
+// noResolver answers nothing.
+type noResolver struct{}
+
+func (noResolver) Resolve(context.Context, multiaddr.Multiaddr) ([]multiaddr.Multiaddr, error) {
+	return nil, errors.New("no answer")
+}
+
 func newStage(t *testing.T) *stage {
 	h := &stage{t: t}
 	h.inUse.Store(1 << 28)
@@ -101,7 +110,8 @@ func newStage(t *testing.T) *stage {
 		}}},
 	}.Build(rcmgr.DefaultLimits.Scale(1<<30, 1024))
 	gologshim.SetDefaultHandler(slog.DiscardHandler)
-	m, err := rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithAllowlistStrings([]string{"/ip4/198.51.100.1"}, false),
+	m, err := rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithAllowlistStrings([]string{"/ip4/198.51.100.1", "/dns/friend.example"}, false),
+		rcmgr.WithAllowlistResolver(noResolver{}, 0),
 		rcmgr.WithObserveOnly(rcmgr.KindServicePeer), rcmgr.WithFairShare(),
 		rcmgr.WithMemoryPressure(rcmgr.MemoryPressureConfig{Limit: 1 << 30, Every: look, InUse: h.inUse.Load}))
 	require.NoError(t, err)

@@ -21,6 +21,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr/internal/strictjson"
 )
 
 // byteSource gives random numbers that the fuzzer chooses, a byte each. When
@@ -71,6 +73,7 @@ func FuzzOverrides(f *testing.F) {
 	require.NoError(f, err)
 	f.Add(alone)
 	f.Add([]byte(`{"Transient":{"Conns":99999,"Memory":"unlimited"}}`))
+	f.Add([]byte(`{"System":{"Conns":-3},"Extra":1} and more`))
 	f.Add([]byte(`{"System":{"Memory":"default","Conns":"unlimited"},"Stream":{"Memory":1},"Conn":{"FD":0}}`))
 	f.Add([]byte(`{"Service":{"s":{"Streams":3}},"ServicePeer":{"s":{"Streams":2}},"ProtocolPeerDefault":{"StreamsInbound":"blockAll"}}`))
 	defaults := DefaultLimits.Scale(1<<30, 1024)
@@ -80,13 +83,23 @@ func FuzzOverrides(f *testing.F) {
 			require.ErrorContains(t, err, "limits: line ")
 			return
 		}
+		// What comes after the configuration is passed over, as go-libp2p's manager does.
 		var file PartialLimitConfig
-		require.NoError(t, json.Unmarshal(text, &file))
+		text = bytes.TrimPrefix(text, []byte(strictjson.ByteOrderMark))
+		require.NoError(t, json.NewDecoder(bytes.NewReader(text)).Decode(&file))
 		m, err := New(limiter, WithStripes(2), WithRefusalLog(0))
 		require.NoError(t, err)
 		defer m.Close()
 
-		want := func(over ResourceLimits, under BaseLimit) BaseLimit { return over.Build(&under) }
+		// In force, a limit below zero is 0, which admits as little.
+		inForce := func(l BaseLimit) BaseLimit {
+			a := limitsOf(&l)
+			for d := range a {
+				a[d] = max(0, a[d])
+			}
+			return a.baseLimit()
+		}
+		want := func(over ResourceLimits, under BaseLimit) BaseLimit { return inForce(over.Build(&under)) }
 		in := m.Limits()
 		require.Equal(t, want(file.System, defaults.limits.System), in.limits.System)
 		require.Equal(t, want(file.Transient, defaults.limits.Transient), in.limits.Transient)
@@ -96,7 +109,7 @@ func FuzzOverrides(f *testing.F) {
 			if named, ok := defaults.limits.Protocol[name]; ok {
 				under = named
 			}
-			require.Equal(t, want(over, under), *limiter.GetProtocolLimits(name).(*BaseLimit))
+			require.Equal(t, want(over, under), inForce(*limiter.GetProtocolLimits(name).(*BaseLimit)))
 		}
 		// Not by the strict reader: in a file that has all limits, all are written.
 		var again ConcreteLimitConfig

@@ -107,7 +107,7 @@ func busyWork(t *testing.T, r *rand.Rand, m network.ResourceManager) {
 }
 
 // Every series of both is there, with the sum of the two, and no other.
-func TestTheSumHasWhatGoLibp2psOwnManagersHold(t *testing.T) {
+func TestTheSumHasWhatUpstreamsManagersHold(t *testing.T) {
 	r := testRandom(t)
 	theirLimits := upstream.PartialLimitConfig{
 		System:      upstream.ResourceLimits{StreamsInbound: 5, Conns: 20, Memory: 1 << 40, FD: upstream.Unlimited},

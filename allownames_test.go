@@ -239,7 +239,7 @@ func TestANameIsLookedUpAgainAndTheLastAnswerStaysIfThatFails(t *testing.T) {
 		require.Contains(t, told[0], "ERROR")
 		require.Contains(t, told[0], broken.Error())
 
-		s.say(func() { s.errs = nil }) // an empty answer is none
+		s.say(func() { s.errs = nil }) // an answer without addresses is a failure
 		pass(aMinute)
 		require.Equal(t, []bool{false, true, true}, allowed())
 		require.Equal(t, "the answer has no address for the allowlist", lookedUp(t, m, name).Err)

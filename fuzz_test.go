@@ -184,7 +184,7 @@ func FuzzAllowlist(f *testing.F) {
 	})
 }
 
-// FuzzAllowlistAnswer gives the answers of a name server for a name on the allowlist: they
+// FuzzAllowlistAnswer looks up a name on the allowlist, with answers as the fuzzer chooses. They
 // list whole addresses only, no more than the bound, and no peer but the one that is meant.
 func FuzzAllowlistAnswer(f *testing.F) {
 	for _, entry := range []string{"/dns4/a", "/dns/a/tcp/1", "/dns6/a", "/dnsaddr/a", "/dnsaddr/a/p2p/" + peerA, "/dns4/a/p2p/" + peerB} {

@@ -130,7 +130,8 @@ func (s *Snapshot) Uptime() time.Duration { return s.Taken.Sub(s.Started) }
 // while it copies the numbers of every peer, some milliseconds for 100 000 peers; SnapshotTop
 // holds them for less. Snapshot is safe for concurrent use.
 func (m *Manager) Snapshot() Snapshot {
-	c := m.newCut(m.roomForPeers())
+	peers := m.roomForPeers()
+	c := m.newCut(peers, peers/16)
 	return m.snapshot(fullestSubnets, c, func() {
 		m.dir.each(c.addPool)
 		c.addAllPeers(m)
@@ -151,7 +152,7 @@ func (m *Manager) Snapshot() Snapshot {
 func (m *Manager) SnapshotTop(peers int) Snapshot {
 	peers = max(0, peers)
 	top, names := m.topPeers(peers), m.busiest()
-	c := m.newCut(len(top))
+	c := m.newCut(len(top), len(top)) // it looks for those that were refused most often
 	return m.snapshot(peers, c, func() {
 		names.each(m, c.addPool)
 		for _, id := range top {
@@ -191,11 +192,12 @@ type peerCut struct {
 	denied    int      // the place in denials, from 1; 0 for most peers, which have refused nothing
 }
 
-// newCut returns a cut with room for so many peers, and for all shared scopes. No memory of it
+// newCut returns a cut with room for so many peers, for what so many of them have refused, and
+// for all shared scopes. If more peers have refused something, the first cut grows. No memory of it
 // is touched for the first time under the locks. The room of a cut that is over is used again:
 // large allocations right before the locks are taken would often start a garbage collection,
 // which then holds up all who wait. The caller calls endCut.
-func (m *Manager) newCut(peers int) *cut {
+func (m *Manager) newCut(peers, refused int) *cut {
 	c, ok := m.cuts.Get().(*cut)
 	if !ok {
 		c = new(cut)
@@ -204,7 +206,7 @@ func (m *Manager) newCut(peers int) *cut {
 	shared := len(m.fixed) + services + protocols
 	c.shared = emptied(c.shared, shared+shared/16)
 	c.peers = emptied(c.peers, peers)
-	c.denials = emptied(c.denials, peers/16)
+	c.denials = emptied(c.denials, refused)
 	return c
 }
 

@@ -470,7 +470,7 @@ func TestACutOfAllPeersAllocatesNothingUnderTheLocks(t *testing.T) {
 	}
 	room := m.roomForPeers()
 	require.GreaterOrEqual(t, room, peers)
-	c := m.newCut(room)
+	c := m.newCut(room, 0)
 	require.Zero(t, testing.AllocsPerRun(10, func() {
 		c.shared, c.peers = c.shared[:0], c.peers[:0]
 		m.inOneCut(func() {
@@ -482,4 +482,28 @@ func TestACutOfAllPeersAllocatesNothingUnderTheLocks(t *testing.T) {
 	require.Len(t, c.peers, peers)
 	require.Len(t, m.Stat().Peers, peers)
 	require.Equal(t, peers, m.Snapshot().Peers)
+}
+
+// Those that were refused most often have room for that, too.
+func TestACutOfRefusedPeersAllocatesNothingUnderTheLocks(t *testing.T) {
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.PeerDefault.StreamsInbound = 0 }))
+	const peers = 64
+	for _, p := range names(peers) {
+		c, err := m.OpenConnection(network.DirInbound, false, nil)
+		require.NoError(t, err)
+		require.NoError(t, c.SetPeer(p))
+		_, err = m.OpenStream(p, network.DirInbound)
+		require.Error(t, err)
+	}
+	refused := 0
+	c := m.newCut(peers, peers)
+	require.Zero(t, testing.AllocsPerRun(10, func() {
+		c.peers, c.denials = c.peers[:0], c.denials[:0]
+		m.inOneCut(func() { c.addAllPeers(m) })
+	}))
+	for i := range c.peers {
+		s := c.peers[i].state(c)
+		refused += int(s.Refusals.StreamsInbound)
+	}
+	require.Equal(t, peers, refused)
 }

@@ -12,7 +12,8 @@ import (
 // while it copies the numbers of every peer, some milliseconds for 100 000 peers. It is safe
 // for concurrent use.
 func (m *Manager) Stat() ResourceManagerStat {
-	c := m.newCut(m.roomForPeers())
+	peers := m.roomForPeers()
+	c := m.newCut(peers, peers/16)
 	m.inOneCut(func() {
 		c.addFixed(m)
 		m.dir.each(c.addPool)

@@ -140,7 +140,7 @@ var workloads = []workload{
 	}},
 	// Refusing must be as cheap as admitting: under a flood, refusals are the hot
 	// path. The system is full, and every open is refused.
-	{name: "refusal", allocs: 2, limits: PartialLimitConfig{System: ResourceLimits{ConnsInbound: 8}},
+	{name: "refusal", allocs: 0, limits: PartialLimitConfig{System: ResourceLimits{ConnsInbound: 8}},
 		prepare: func(t require.TestingT, rm network.ResourceManager, worker int) func(int) error {
 			open := func() error {
 				_, err := rm.OpenConnection(network.DirInbound, true, multiaddr.StringCast("/ip4/127.0.0.1/tcp/4001"))

@@ -76,7 +76,7 @@ func (st *stripe) glance(o *opening) error {
 		if !full || observed.has(k) {
 			continue
 		}
-		st.number(o) // its own limit may refuse it, and is named after it
+		st.traceOpening(o) // its own limit may refuse it, and is named after it
 		o.cost = st.engine.classes.connCost
 		r := o.total()
 		r.observed = observed
@@ -157,7 +157,7 @@ func (st *stripe) refuseForMemory(o *opening, asker *peerScope) error {
 	if st.onlyObserves(why) {
 		return nil
 	}
-	st.number(o)
+	st.traceOpening(o)
 	return st.refuseOpening(why, o, &r)
 }
 

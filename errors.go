@@ -138,27 +138,27 @@ func (n *scopeName) ofScope() string {
 // LimitError is the error of a refused request. It says which limit refused the request, and
 // with which numbers.
 //
-// Its text, such as "conn-17: system: cannot reserve inbound connection: resource limit
-// exceeded", names the scope that was asked, the scope that refused, and what could not be
-// reserved. errors.Unwrap returns an error without the first part; its text is the same for
+// Its text, such as "conn-17: system: cannot reserve memory: resource limit exceeded", names the
+// scope that was asked, the scope that refused, and what could not be reserved. A connection or
+// stream that was not opened is named "conn" or "stream". errors.Unwrap returns an error without the first part; its text is the same for
 // all requests that the scope refuses for the same reason. The text of a gate's refusal also
 // has the words of go-libp2p's own manager by which programs recognize it: "connections per ip
 // limit exceeded" or "rate limit exceeded".
 //
 // A LimitError matches network.ErrResourceLimitExceeded. errors.As also finds it as an
-// *ErrMemoryLimitExceeded or an *ErrStreamOrConnLimitExceeded. It is immutable and safe for
-// concurrent use.
+// *ErrMemoryLimitExceeded or an *ErrStreamOrConnLimitExceeded. It is immutable, and safe for
+// concurrent use; the same one may be returned for several requests.
 type LimitError struct {
 	why   refusal
 	asked askedScope
 }
 
 // askedScope is the scope that a request was made to: a connection or stream by its number,
-// a span of one by both numbers, and any other scope by name. It is small, because a
-// LimitError is nearly all that a refusal allocates.
+// a span of one by both numbers, and any other scope by name. A connection or stream that was
+// not opened has no number. It is small, because a LimitError is all that a refusal allocates.
 type askedScope struct {
-	// name is the scope's name, if it has no number. If it has one, name is the peer or
-	// subnet that holds too much, or nil. It is not written to any more.
+	// name is the scope's name, or, if numbered, the peer or subnet that holds too much, or nil.
+	// It is not written to any more.
 	name *scopeName
 	num  int64
 	kind Kind
@@ -167,8 +167,11 @@ type askedScope struct {
 	span  uint32
 }
 
+// numbered reports whether the scope is a connection or stream, or a span of one.
+func (a *askedScope) numbered() bool { return a.kind == KindConn || a.kind == KindStream }
+
 func (a *askedScope) String() string {
-	if a.num == 0 {
+	if !a.numbered() {
 		return a.name.String()
 	}
 	return (&scopeName{kind: a.kind, num: a.num, span: a.span}).String()
@@ -182,7 +185,7 @@ func (e *LimitError) Holder() string {
 	switch {
 	case name == nil || e.why.cause != CauseCrowding && e.why.cause != CauseFairShare:
 		return ""
-	case e.asked.num == 0: // a peer's scope was asked, or a span of it
+	case !e.asked.numbered(): // a peer's scope was asked, or a span of it
 		return (&scopeName{kind: KindPeer, peer: name.peer}).String()
 	}
 	return name.String()

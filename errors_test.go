@@ -36,7 +36,12 @@ func TestARefusalMakesNoText(t *testing.T) {
 	}), "at a gate, from another subnet each time")
 
 	c, s := mustOpenConn(t, m, network.DirInbound), mustOpenStream(t, m, testPeer, network.DirInbound)
-	of := func(r network.ResourceScope) func() error { return func() error { return r.ReserveMemory(11, 255) } }
+	of := func(r network.ResourceScope) func() error {
+		return func() error {
+			n++
+			return r.ReserveMemory(11+n%2, 255) // each time another refusal than the last one
+		}
+	}
 	deep := mustBeginSpan(t, mustBeginSpan(t, mustBeginSpan(t, s)))
 	for _, x := range []struct {
 		what  string
@@ -108,4 +113,39 @@ func TestNamesOfRefusalsAreReadAtAnyTime(t *testing.T) {
 	s.Done()
 	mustOpenStream(t, m, "another", network.DirInbound).Done()
 	read.Wait()
+}
+
+// A flood of refusals for the same reason makes no garbage: all of them are one error. What
+// differs makes another one, and an error that a caller has does not change.
+func TestRefusalsForTheSameReasonAreOneError(t *testing.T) {
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
+		c.System.ConnsInbound, c.System.StreamsInbound, c.System.Memory = 1, 1, 10
+	}), WithStripes(1))
+	c, s := mustOpenConn(t, m, network.DirInbound), mustOpenStream(t, m, testPeer, network.DirInbound)
+	var all []error
+	var texts []string
+	for what, again := range map[string]func() error{
+		"a connection":           func() error { _, err := m.OpenConnection(network.DirInbound, false, nil); return err },
+		"a stream":               func() error { _, err := m.OpenStream(testPeer, network.DirInbound); return err },
+		"memory of a connection": func() error { return c.ReserveMemory(11, 255) },
+		"memory of a stream":     func() error { return s.ReserveMemory(11, 255) },
+		"more of it":             func() error { return s.ReserveMemory(12, 255) },
+		"at another priority":    func() error { return s.ReserveMemory(12, 254) },
+	} {
+		first := again()
+		require.ErrorIs(t, first, network.ErrResourceLimitExceeded, what)
+		text := first.Error()
+		require.Same(t, first, again(), what)
+		require.Zero(t, testing.AllocsPerRun(100, func() { _ = again() }), what)
+		for _, other := range all {
+			require.NotSame(t, other, first, what)
+		}
+		all, texts = append(all, first), append(texts, text)
+	}
+	for i, err := range all {
+		require.EqualError(t, err, texts[i])
+	}
+	_, err := m.OpenConnection(network.DirInbound, false, nil)
+	require.EqualError(t, err, "conn: system: cannot reserve inbound connection: resource limit exceeded")
+	require.Equal(t, "conn", err.(*LimitError).Asked())
 }

@@ -113,7 +113,7 @@ func ExampleLimitError() {
 		fmt.Println(refusal.Scope(), refusal.Resource(), refusal.Current(), refusal.Limit())
 	}
 	// Output:
-	// conn-2: system: cannot reserve inbound connection: resource limit exceeded
+	// conn: system: cannot reserve inbound connection: resource limit exceeded
 	// true
 	// system connection 1 1
 }

@@ -196,7 +196,7 @@ func (st *stripe) open(o *opening, fallBack bool, g grip) (verdict, error) {
 	if st.closed {
 		return refused, errClosed
 	}
-	st.number(o)
+	st.traceOpening(o)
 	r := o.total()
 	r.grip = g
 	v, why := st.takeOpening(o, &r, fallBack)
@@ -207,6 +207,7 @@ func (st *stripe) open(o *opening, fallBack bool, g grip) (verdict, error) {
 	case refused:
 		return v, st.refuseOpening(why, o, &r)
 	case admitted:
+		st.number(o)
 		if o.cost > 0 && o.kind == KindConn {
 			st.connMemory.MoveMemory(0, o.cost)
 		}

@@ -51,17 +51,15 @@ func (st *stripe) openReady(o *opening) bool {
 	system.use.addUnit(u)
 	o.chain.stand(transient, system)
 	countTransient(&o.chain, u.dir, 1)
-	if o.num == 0 {
-		o.num = st.newID()
-	}
+	st.number(o)
 	return true
 }
 
-// number gives a connection or stream its number, if it has none.
+// number gives a connection or stream its number, if it has none. Without a tracer, those that
+// are refused have none, so that refusals for the same reason are the same error.
 func (st *stripe) number(o *opening) {
 	if o.num == 0 {
 		o.num = st.newID()
-		st.traceOpening(o)
 	}
 }
 
@@ -97,7 +95,7 @@ func (st *stripe) refuseOpening(why *noted, o *opening, r *request) error {
 func (st *stripe) traceGate(o *opening, why *LimitError) {
 	st.lock()
 	defer st.unlock()
-	st.number(o)
+	st.traceOpening(o)
 	total := o.total()
 	st.trace.blocked(*why.why.scope, total.delta(), why.why.d, &amounts{})
 	if !o.moves {
@@ -105,9 +103,11 @@ func (st *stripe) traceGate(o *opening, why *LimitError) {
 	}
 }
 
-// traceOpening tells the tracer that a connection or stream is to be opened.
+// traceOpening tells the tracer that a connection or stream is to be opened, unless it has been
+// told. In a trace, those that are refused have a number, too.
 func (st *stripe) traceOpening(o *opening) {
-	if st.trace != nil {
+	if st.trace != nil && o.num == 0 {
+		st.number(o)
 		st.trace.created(o.name(), *o.limit)
 	}
 }

@@ -91,10 +91,10 @@ func TestStrangersFromOutsideAreRefusedWhileMemoryIsShort(t *testing.T) {
 	require.Equal(t, in, why.Direction())
 	require.Equal(t, []int64{901, 1, 900}, []int64{why.Current(), why.Attempted(), why.Limit()})
 	require.Equal(t, "process: cannot reserve inbound connection: resource limit exceeded", why.Unwrap().Error())
-	require.Regexp(t, `^conn-\d+: process: cannot`, why.Error())
+	require.Regexp(t, `^conn: process: cannot`, why.Error())
 	require.ErrorAs(t, stream(2, in), &why)
 	require.Equal(t, CauseMemoryPressure, why.Cause())
-	require.Regexp(t, `^stream-\d+: process: cannot reserve inbound stream`, why.Error())
+	require.Regexp(t, `^stream: process: cannot reserve inbound stream`, why.Error())
 
 	// The address spoke for one peer, and it was another.
 	require.ErrorAs(t, onTrial.SetPeer(stranger), &why)

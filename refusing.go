@@ -170,10 +170,15 @@ func (st *stripe) refusal(why *noted, asked askedScope, r *request) error {
 	if st.trace != nil {
 		st.trace.blocked(*why.scope, r.delta(), why.d, why.held)
 	}
-	if asked.num != 0 {
+	if asked.numbered() {
 		asked.name = why.holder
 	}
-	return &LimitError{why.refusal, asked}
+	// During a flood, one refusal is as the one before. Each of them has the same error then.
+	now := LimitError{why.refusal, asked}
+	if st.lastRefusal == nil || *st.lastRefusal != now {
+		st.lastRefusal = &LimitError{why.refusal, asked}
+	}
+	return st.lastRefusal
 }
 
 // observations is what a stripe counts for limits that are only observed.

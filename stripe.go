@@ -69,8 +69,10 @@ type awakened struct {
 
 	// What the stripe notes and counts besides its accounts.
 
-	why     noted              // the refusal that was noted last, see note
-	remarks [numKinds]*remarks // for the log
+	why noted // the refusal that was noted last, see note
+	// lastRefusal is the error that refusal returned last, nil until there is one.
+	lastRefusal *LimitError
+	remarks     [numKinds]*remarks // for the log
 	// observed is nil until a limit that is only observed would have refused.
 	observed *observations
 

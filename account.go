@@ -3,16 +3,12 @@ package rcmgr
 // account is what one scope, or a stripe's share of it, uses and may use. It
 // lies in a stripe and is guarded by that stripe's lock.
 type account struct {
-	// What each request reads comes first, on one cache line.
+	// What each request reads and writes comes first, on one cache line.
 	use held
 	// ready is what may be used without asking a pool: the limit of an account that lies in
 	// this stripe alone, and the credit of a share. See limit.
 	ready *amounts
-	share *share     // a share's: itself; a peer's part's: the share that it is a part of; else nil
-	ps    *peerScope // a peer's: itself; a peer's part's: the peer; else nil
-	// own is the memory that was reserved at this scope itself: 0 <= own <= use.memory (I6). A
-	// release takes from own only, never from what is held below.
-	own int64
+	share *share // a share's: itself; a peer's part's: the share that it is a part of; else nil
 	// refs counts the streams, connections, spans, pairs and callers that point here. While it
 	// is above zero, or use is not zero, the account is not collected (I7).
 	refs   int32
@@ -20,6 +16,12 @@ type account struct {
 	gone   bool // collected: a handle that still points here looks the name up again
 	sticky bool // its limit was set by hand: it keeps it, and is not collected
 	kind   Kind
+
+	// What seldom changes is on another one.
+	ps *peerScope // a peer's: itself; a peer's part's: the peer; else nil
+	// own is the memory that was reserved at this scope itself: 0 <= own <= use.memory (I6). A
+	// release takes from own only, never from what is held below.
+	own int64
 	// denied counts the requests that this account refused. It is nil until the first one,
 	// since most accounts never refuse.
 	denied *denied

@@ -102,9 +102,19 @@ func heldOf(a amounts) held {
 	return u
 }
 
-// raise sets the count of d to that of o, if that is greater.
+// raise sets the count of d to that of o, if that is greater. A peak that stays is not written:
+// a cache line that is only read need not come over from another core.
 func (u *held) raise(o *held, d dim) {
-	u.counts[d&dimMask] = max(u.counts[d&dimMask], o.counts[d&dimMask])
+	if n := o.counts[d&dimMask]; n > u.counts[d&dimMask] {
+		u.counts[d&dimMask] = n
+	}
+}
+
+// raiseMemory sets the memory to n, if that is greater.
+func (u *held) raiseMemory(n int64) {
+	if n > u.memory {
+		u.memory = n
+	}
 }
 
 // isUnlimited reports whether a limit on d is unlimited.

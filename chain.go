@@ -483,7 +483,7 @@ func (r *request) amounts() amounts {
 // bytes.
 func (st *stripe) peerGotMemory(ps *peerScope, n int64) {
 	now := ps.use.memory
-	ps.peak.memory = max(ps.peak.memory, now)
-	st.most[slotPeer].memory = max(st.most[slotPeer].memory, now)
+	ps.peak.raiseMemory(now)
+	st.most[slotPeer].raiseMemory(now)
 	st.peerMemory.MoveMemory(now-n, now)
 }

@@ -110,7 +110,7 @@ func (sh *share) drawMemoryLocked(n int64) (draws uint64) {
 func (a *account) gotMemory(n int64, most *held) {
 	if a != nil {
 		a.use.memory += n
-		most.memory = max(most.memory, a.use.memory)
+		most.raiseMemory(a.use.memory)
 	}
 }
 

@@ -104,7 +104,7 @@ func smallPool(l tally, d dim, use, credit int64) (*stripe, *share) {
 	held[d] = use
 	sh.use = heldOf(held)
 	sh.setCredit(d, credit, l)
-	return &stripe{engine: e, awakened: &awakened{}}, sh
+	return &stripe{engine: e, awakened: newAwakened()}, sh
 }
 
 // poolBooks is all that a pool of one share keeps of one dimension.

@@ -32,6 +32,12 @@ type noted struct {
 	held   *amounts // what the scope that refused holds, for the tracer; nil without one
 }
 
+// lastRefusal is what a stripe keeps of its last refusal.
+type lastRefusal struct {
+	why      noted       // that note noted last
+	returned *LimitError // that refusal returned last, nil until there is one
+}
+
 // note notes a refusal. It is valid until the stripe notes the next one.
 func (st *stripe) note(why refusal, r *request, by *account) *noted {
 	st.why = noted{refusal: why, by: by}
@@ -175,10 +181,10 @@ func (st *stripe) refusal(why *noted, asked askedScope, r *request) error {
 	}
 	// During a flood, one refusal is as the one before. Each of them has the same error then.
 	now := LimitError{why.refusal, asked}
-	if st.lastRefusal == nil || *st.lastRefusal != now {
-		st.lastRefusal = &LimitError{why.refusal, asked}
+	if st.returned == nil || *st.returned != now {
+		st.returned = &LimitError{why.refusal, asked}
 	}
-	return st.lastRefusal
+	return st.returned
 }
 
 // observations is what a stripe counts for limits that are only observed.

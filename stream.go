@@ -190,7 +190,7 @@ func (st *stripe) attached(h *holder, pr *pair, slot int) {
 	most := &st.most[slot-pairsBefore]
 	most.raise(&pr.use, h.dir)
 	most.raise(&pr.use, h.both)
-	most.memory = max(most.memory, pr.use.memory)
+	most.raiseMemory(pr.use.memory)
 }
 
 // Done releases the stream and everything that it holds. A second call does nothing.

@@ -61,6 +61,7 @@ type stripe struct {
 
 // awakened is what a stripe has besides what every connection and stream uses.
 type awakened struct {
+	*spreads
 	// The shares of services and protocols, by name.
 	services, protocols map[string]*share
 	// queue holds the accounts that may have become unused, for reap.
@@ -69,18 +70,24 @@ type awakened struct {
 
 	// What the stripe notes and counts besides its accounts.
 
-	why noted // the refusal that was noted last, see note
-	// lastRefusal is the error that refusal returned last, nil until there is one.
-	lastRefusal *LimitError
-	remarks     [numKinds]*remarks // for the log
+	lastRefusal
+	remarks [numKinds]*remarks // for the log
 	// observed is nil until a limit that is only observed would have refused.
 	observed *observations
 
-	// What metrics read. Each costs an addition under a lock that is held anyway.
 	engineCounts
+	most memberPeaks // that any one member has held since the generation began
+}
+
+// spreads has the distributions that metrics read. Each costs an addition under a lock that is
+// held anyway. It has no pointers, so the allocator lets it begin with a cache line.
+type spreads struct {
 	peerCounts             [4]spread.Spread // of connections and streams, by dim.oneWay
 	peerMemory, connMemory spread.Spread
-	most                   memberPeaks // that any one member has held since the generation began
+}
+
+func newAwakened() *awakened {
+	return &awakened{spreads: new(spreads), services: make(map[string]*share), protocols: make(map[string]*share)}
 }
 
 // engineCounts is what stripes count, and only grows.
@@ -124,7 +131,7 @@ func (st *stripe) wake() {
 	if st.awakened != nil {
 		return
 	}
-	st.awakened = &awakened{services: make(map[string]*share), protocols: make(map[string]*share)}
+	st.awakened = newAwakened()
 	st.peers = make(map[peer.ID]*peerScope)
 	for _, p := range st.engine.fixed {
 		st.addShare(p)

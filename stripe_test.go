@@ -8,6 +8,8 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr/internal/spread"
 )
 
 // What each request touches is on as few cache lines as it can be.
@@ -24,9 +26,16 @@ func TestAccountsLieOnCacheLines(t *testing.T) {
 		require.Zero(t, at%line, name)
 	}
 	for name, at := range map[string]uintptr{
-		"ready": unsafe.Offsetof(sh.ready), "share": unsafe.Offsetof(sh.share), "ps": unsafe.Offsetof(sh.ps),
+		"ready": unsafe.Offsetof(sh.ready), "share": unsafe.Offsetof(sh.share), "refs": unsafe.Offsetof(sh.refs), "kind": unsafe.Offsetof(sh.kind),
 	} {
 		require.Less(t, at, uintptr(line), name)
+	}
+	require.GreaterOrEqual(t, unsafe.Offsetof(sh.pool), uintptr(line), "what is only read")
+	var of spread.Spread
+	require.Zero(t, unsafe.Sizeof(of)%line, "so that usual values are on the line of their sum")
+	m := newManager(t, unlimitedConf())
+	for i := range m.stripes {
+		require.Zero(t, uintptr(unsafe.Pointer(m.stripes[i].awake().spreads))%line)
 	}
 	var st stripe
 	require.Zero(t, unsafe.Sizeof(st)%line, "so each stripe begins with a line")

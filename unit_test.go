@@ -92,7 +92,7 @@ func TestByUnitAndByMemoryIsAsByRequest(t *testing.T) {
 			})
 
 			books := func(got func(st *stripe, ps *peerScope)) (awakened, held) {
-				st, ps := &stripe{awakened: &awakened{}}, &peerScope{}
+				st, ps := &stripe{awakened: newAwakened()}, &peerScope{}
 				ps.use = heldOf(use)
 				ps.use.addUnit(u)
 				got(st, ps)

@@ -6,15 +6,20 @@ import (
 	"maps"
 )
 
-// movedAtOnce bounds the entries that are moved under a lock.
-const movedAtOnce = 64
+const (
+	// movedAtOnce bounds the entries that are moved under a lock, once after a crowd. It takes
+	// about a millisecond, most of which is the search in the map.
+	movedAtOnce = 1024
+	// leastCrowd is the number of entries of which a map takes so little memory that it stays.
+	leastCrowd = 128
+)
 
 // withoutCrowd returns m, or a copy of m that takes less memory if m held many more entries
 // once. crowd is the most entries that m has held. The caller holds a lock, so withoutCrowd
 // copies m only when few entries are left.
 func withoutCrowd[K comparable, V any](m map[K]V, crowd *int) map[K]V {
 	few := len(m)
-	if few > movedAtOnce || *crowd < 2*movedAtOnce || *crowd <= 16*few {
+	if few > movedAtOnce || *crowd < leastCrowd || *crowd <= 16*few {
 		return m
 	}
 	left := make(map[K]V, few)

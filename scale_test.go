@@ -93,3 +93,30 @@ func TestVeryManyPeers(t *testing.T) {
 		require.Less(t, left, int64(1<<20))
 	}
 }
+
+// A crowd comes and goes while as many peers stay as a busy host has: what the crowd took is
+// free again.
+func TestThoseWhoStayDoNotKeepTheMemoryOfACrowd(t *testing.T) {
+	const staying, crowd = 1000, 40_000
+	m := newManager(t, unlimitedConf(), WithStripes(1))
+	open := func(n int, name string) (conns []network.ConnManagementScope) {
+		for i := range n {
+			c, err := m.OpenConnection(network.DirInbound, false, nil)
+			require.NoError(t, err)
+			require.NoError(t, c.SetPeer(peer.ID(fmt.Sprintf("a peer whose name is as long as theirs %s %d", name, i))))
+			conns = append(conns, c)
+		}
+		return conns
+	}
+	stay := open(staying, "stays")
+	before := heapNow()
+	for _, c := range open(crowd, "goes") {
+		c.Done()
+	}
+	m.reap()
+	require.Len(t, m.stripes[0].peers, staying)
+	require.Less(t, heapNow()-before, int64(256<<10), "the map alone took more than a megabyte")
+	for _, c := range stay {
+		c.Done()
+	}
+}

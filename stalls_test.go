@@ -86,3 +86,52 @@ func TestStalls(t *testing.T) {
 			took[len(took)*999/1000], took[len(took)-1], float64(after.TotalAlloc-before.TotalAlloc)/float64(calls)/1e6)
 	}
 }
+
+// What holds all locks, besides a consistent cut with every peer (Snapshot and Stat), looks at
+// no peer meanwhile but at those that it is about: with peers that are nil, it would crash. So
+// how long others wait does not grow with the peers.
+func TestWhatHoldsAllLocksVisitsNoPeer(t *testing.T) {
+	conf := limitedConf(func(c *perScope[BaseLimit]) { c.System.Memory, c.Transient.Memory = 1<<30, 1<<30 })
+	for name, call := range map[string]func(*testing.T, *Manager){
+		"a scrape":       func(_ *testing.T, m *Manager) { m.read() },
+		"SetLimits":      func(t *testing.T, m *Manager) { require.NoError(t, m.SetLimits(fixedOf(conf))) },
+		"Refresh":        func(t *testing.T, m *Manager) { require.NoError(t, m.Refresh()) },
+		"ObserveOnly":    func(t *testing.T, m *Manager) { require.NoError(t, m.ObserveOnly(KindSystem)) },
+		"a peak":         func(_ *testing.T, m *Manager) { m.followPeaks() },
+		"a scope's Stat": func(t *testing.T, m *Manager) { viewSystem(t, m).Stat() },
+		"a scope's limit": func(t *testing.T, m *Manager) {
+			viewSystem(t, m).(ResourceScopeLimiter).SetLimit(&BaseLimit{Memory: 1 << 30})
+		},
+		"an exact refusal": func(t *testing.T, m *Manager) { require.Error(t, viewSystem(t, m).ReserveMemory(2<<30, 255)) },
+		"an exact sum": func(t *testing.T, m *Manager) {
+			before := m.read().counts.settled
+			require.NoError(t, viewSystem(t, m).ReserveMemory(600<<20, 255))
+			require.Greater(t, m.read().counts.settled, before)
+			viewSystem(t, m).ReleaseMemory(600 << 20)
+		},
+		"Explain": func(t *testing.T, m *Manager) {
+			_, err := m.Explain(ExplainRequest{Kind: KindStream, Peer: testPeer, Direction: network.DirInbound})
+			require.NoError(t, err)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newManager(t, conf, WithStripes(4))
+			for i := range m.stripes {
+				m.stripes[i].awake()
+			}
+			m.inOneCut(func() {
+				for i := range m.stripes {
+					for n := range 1000 {
+						m.stripes[i].peers[peerNamed(fmt.Sprint(i, n))] = nil
+					}
+				}
+			})
+			defer m.inOneCut(func() {
+				for i := range m.stripes {
+					clear(m.stripes[i].peers)
+				}
+			})
+			call(t, m)
+		})
+	}
+}

@@ -195,7 +195,7 @@ func Example() {
 	t.end()
 	fmt.Println(len(t.failures), "failures")
 	// Output:
-	// conn-1: system: cannot reserve inbound connection: resource limit exceeded
+	// conn: system: cannot reserve inbound connection: resource limit exceeded
 	// <nil>
 	// 0 failures
 }

@@ -124,7 +124,7 @@ func (c *chain) addAll(r *request) {
 // the peer got what a request asked for.
 func (st *stripe) peerGot(ps *peerScope, r *request) {
 	if r.count != 0 {
-		st.peerGotUnit(ps, unit{count: 1, dir: r.dir, both: r.both})
+		st.peerGotUnit(ps, unit{count: 1, fds: uint8(r.fds), dir: r.dir, both: r.both})
 	}
 	if r.memory != 0 {
 		st.peerGotMemory(ps, r.memory)

@@ -140,6 +140,9 @@ const (
 
 func (c *connScope) moveTo(p peer.ID, mv *move) error {
 	e := mv.to.engine
+	if c.moveReady(p, mv) {
+		return nil
+	}
 	return decide(e, func(b *limitBook) (fetched[*amounts], error) {
 		if mv.gates == due {
 			if err := c.enterGates(e, &mv.pass); err != nil {
@@ -170,16 +173,45 @@ func (c *connScope) moveTo(p peer.ID, mv *move) error {
 	})
 }
 
+// moveReady is the short way to move: it works if the connection holds no memory and stays in
+// its system scope, the peer's limit is known, and the peer has room. If not, it changes nothing.
+func (c *connScope) moveReady(p peer.ID, mv *move) bool {
+	h, to := c.h, mv.to
+	from := h.tree.lockWith(to, oneStripe)
+	defer unlockBoth(from, to, oneStripe)
+	if !to.plain || !c.live() || c.peer != nil || h.marks.has(onTrial) || !c.stays(mv) || h.use != 0 {
+		return false
+	}
+	ps := to.peer(p, fetched[*amounts]{})
+	if ps == nil {
+		return false
+	}
+	if !ps.hasUnit(h.unit) {
+		to.enqueue(&ps.account) // it may have been made for this connection
+		return false
+	}
+	ps.use.addUnit(h.unit)
+	to.peerGotUnit(ps, h.unit)
+	c.moveCharged(from, ps, mv)
+	return true
+}
+
+// stays reports whether the connection keeps its system scope when it moves.
+func (c *connScope) stays(mv *move) bool { return mv.trusted || !c.allowlisted() }
+
 // moveLocked charges the new place first and then leaves the old one.
 func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, g grip) (verdict, error) {
-	h, to, state := c.h, mv.to, c.state()
-	u, place, stays := h.unit, &h.tree.chain, mv.trusted || !c.allowlisted()
-	if to.plain && stays && h.use == 0 && ps.hasUnit(u) {
-		ps.use.addUnit(u)
-		to.peerGotUnit(ps, u)
-	} else if v, err := c.takeNewPlace(to, ps, mv.trusted, g); v != admitted {
-		return v, err
+	v, err := c.takeNewPlace(mv.to, ps, mv.trusted, g)
+	if v == admitted {
+		c.moveCharged(from, ps, mv)
 	}
+	return v, err
+}
+
+// moveCharged moves the connection to the place that it has been charged to.
+func (c *connScope) moveCharged(from *stripe, ps *peerScope, mv *move) {
+	h, to, state := c.h, mv.to, c.state()
+	u, place, stays := h.unit, &h.tree.chain, c.stays(mv)
 	system := to.fixed[KindSystem]
 	if stays {
 		system = c.carry(from, to)
@@ -210,7 +242,6 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, g grip) (v
 	h.tree.at.Store(to)
 	c.countSubnet(1)
 	ps.adopt(to.engine.fair, state.subnet)
-	return admitted, nil
 }
 
 // takeNewPlace charges the connection to those accounts of its new place that do not count it

@@ -8,8 +8,8 @@ package rcmgr
 // What is written here for a unit must agree with what is written for a request: addUnit
 // and subUnit with charge and refund, hasUnit with hasReady, within with fits, peerGotUnit
 // with peerGot, mayDraw and drawUnit with judge, trim with trimMemory. unit_test.go goes through
-// all these pairs. openReady, attachReady and the first branch of moveLocked must agree with
-// take: TestFastPathsKeepTheSameBooksAsTheGeneralPath.
+// all these pairs. openReady, attachReady and moveReady must agree with take:
+// TestFastPathsKeepTheSameBooksAsTheGeneralPath.
 
 import (
 	"github.com/libp2p/go-libp2p/core/network"
@@ -165,11 +165,13 @@ func (st *stripe) peerGotUnit(ps *peerScope, u unit) {
 	st.peerCounts[u.dir.oneWay()].MoveCount(now-1, now)
 	ps.peak.raise(&ps.use, u.dir)
 	ps.peak.raise(&ps.use, u.both)
-	ps.peak.raise(&ps.use, dimFD)
 	most := &st.most[slotPeer]
 	most.raise(&ps.use, u.dir)
 	most.raise(&ps.use, u.both)
-	most.raise(&ps.use, dimFD)
+	if u.fds != 0 {
+		ps.peak.raise(&ps.use, dimFD)
+		most.raise(&ps.use, dimFD)
+	}
 }
 
 // mayDraw reports whether the share has credit for everything that a unit counts in, or its

@@ -1,8 +1,8 @@
 package rcmgr_test
 
-// The documents at the top of the repository say what is so: every snippet of
-// Go in them is code that is compiled here or in the examples, and every test
-// and file that they name exists.
+// The documents say what is so: every snippet of Go in them is code that is compiled in
+// a test or an example, every test and file that they name exists, every link leads to a
+// file and a heading, and their tables of options and metrics are those of the code.
 
 import (
 	"fmt"
@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/stretchr/testify/require"
 )
@@ -114,10 +115,14 @@ func codeOf(t *testing.T, src []byte) compiled {
 	return c
 }
 
-// compiledFiles returns the tests of this package and the examples.
+// compiledFiles returns the tests of this package and of those for users, and the examples.
 func compiledFiles(t *testing.T) (code []compiled) {
-	files, err := filepath.Glob("*_test.go")
-	require.NoError(t, err)
+	var files []string
+	for _, pattern := range []string{"*_test.go", "rcmgr*/*_test.go"} {
+		found, err := filepath.Glob(pattern)
+		require.NoError(t, err)
+		files = append(files, found...)
+	}
 	require.NoError(t, filepath.WalkDir("examples", func(p string, _ fs.DirEntry, err error) error {
 		if strings.HasSuffix(p, ".go") {
 			files = append(files, p)
@@ -132,18 +137,23 @@ func compiledFiles(t *testing.T) (code []compiled) {
 	return code
 }
 
-// documents returns the documents at the top of the repository.
+// documents returns the documents at the top of the repository, and the chapters.
 func documents(t *testing.T) []string {
 	names, err := filepath.Glob("*.md")
 	require.NoError(t, err)
 	require.Contains(t, names, "README.md")
-	return names
+	chapters, err := filepath.Glob("docs/*.md")
+	require.NoError(t, err)
+	require.NotEmpty(t, chapters)
+	return append(names, chapters...)
 }
 
 var (
 	testName = regexp.MustCompile(`\b(?:Test|Fuzz|Benchmark|Example)[A-Z]\w+`)
 	testFunc = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark|Example)[A-Z]\w+)\(`)
-	link     = regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`) // to a file of ours, not to a site
+	link     = regexp.MustCompile(`(?:\]\(|src="|srcset=")([^)"#:]*)(?:#([^)"]*))?[)"]`) // to a file of ours, not to a site
+	heading  = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	fence    = regexp.MustCompile("(?ms)^ *```.*?^ *```$")
 	fileName = regexp.MustCompile("`([\\w/]+\\.(?:go|json))`")
 )
 
@@ -168,14 +178,71 @@ func TestTheDocumentsNameOnlyWhatExists(t *testing.T) {
 				t.Errorf("%s names the test %s, which does not exist", name, test)
 			}
 		}
-		for _, pattern := range []*regexp.Regexp{link, fileName} {
-			for _, m := range pattern.FindAllStringSubmatch(string(text), -1) {
-				if _, err := os.Stat(m[1]); err != nil {
-					t.Errorf("%s names the file %s: %v", name, m[1], err)
-				}
+		for _, m := range fileName.FindAllStringSubmatch(string(text), -1) {
+			if _, err := os.Stat(m[1]); err != nil {
+				t.Errorf("%s names the file %s: %v", name, m[1], err)
 			}
 		}
+		for _, l := range brokenLinks(name, string(text)) {
+			t.Errorf("%s has a link to %s, which leads nowhere", name, l)
+		}
 	}
+}
+
+func TestLinksThatLeadNowhereAreFound(t *testing.T) {
+	for text, broken := range map[string][]string{
+		"[x](README.md) [x](MIGRATING.md#kubo) [x](https://example.org/y#z)": nil,
+		"# One *word*: `twice`\n[x](#one-word-twice)":                        nil,
+		"[x](NONE.md)":              {"NONE.md"},
+		"[x](MIGRATING.md#none)":    {"MIGRATING.md#none"},
+		"[x](#none)":                {"#none"},
+		`<img src="docs/none.svg">`: {"docs/none.svg"},
+	} {
+		require.Equal(t, broken, brokenLinks("TEXT.md", text), text)
+	}
+}
+
+// brokenLinks returns the links in a document that lead to no file or to no heading.
+func brokenLinks(name, text string) (broken []string) {
+	for _, m := range link.FindAllStringSubmatch(text, -1) {
+		target := text
+		if m[1] != "" {
+			b, err := os.ReadFile(filepath.Join(filepath.Dir(name), m[1]))
+			if info, dirErr := os.Stat(filepath.Join(filepath.Dir(name), m[1])); err != nil && (dirErr != nil || !info.IsDir()) {
+				broken = append(broken, m[1])
+				continue
+			}
+			target = string(b)
+		}
+		if m[2] != "" && !slices.Contains(anchors(target), m[2]) {
+			broken = append(broken, m[1]+"#"+m[2])
+		}
+	}
+	return broken
+}
+
+// anchors returns the names under which links find the headings of a document, as GitHub
+// makes them.
+func anchors(text string) (names []string) {
+	for _, m := range heading.FindAllStringSubmatch(fence.ReplaceAllString(text, ""), -1) {
+		names = append(names, strings.Map(func(r rune) rune {
+			switch {
+			case r == ' ':
+				return '-'
+			case r == '-' || r == '_' || unicode.IsLetter(r) || unicode.IsDigit(r):
+				return unicode.ToLower(r)
+			}
+			return -1
+		}, m[1]))
+	}
+	return names
+}
+
+// A stranger reads the README whole.
+func TestTheREADMEHasAtMost10KB(t *testing.T) {
+	info, err := os.Stat("README.md")
+	require.NoError(t, err)
+	require.LessOrEqual(t, info.Size(), int64(10_000))
 }
 
 // importSearch is the command of MIGRATING.md that finds the files to change.

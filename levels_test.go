@@ -1,6 +1,6 @@
 package rcmgr_test
 
-// The three levels of limits, as the README shows them.
+// The three levels of limits, as docs/limits.md shows them.
 
 import (
 	"errors"

@@ -1,7 +1,7 @@
 package rcmgr_test
 
-// What README.md and MIGRATING.md show, as code that is compiled and run.
-// docs_test.go looks up every snippet of theirs here and in the examples.
+// What the documents show, as code that is compiled and run. docs_test.go looks up every
+// snippet of theirs in the tests and the examples.
 
 import (
 	"context"

@@ -1,10 +1,15 @@
 package rcmgr
 
 import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"log/slog"
 	"math"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -189,5 +194,112 @@ func optionFunctions(t *testing.T) (names []string) {
 		}
 	}
 	require.NotEmpty(t, names)
+	return names
+}
+
+// The table of docs/options.md has every option and every setting, and no other, with the
+// defaults of the code, and tells go-libp2p's options from those that are only here.
+func TestTheDocumentsListTheOptions(t *testing.T) {
+	chapter, err := os.ReadFile("docs/options.md")
+	require.NoError(t, err)
+	changelog, err := os.ReadFile("CHANGELOG.md")
+	require.NoError(t, err)
+	theirs, err := exec.Command("go", "doc", "-short", "github.com/libp2p/go-libp2p/p2p/host/resource-manager").Output()
+	require.NoError(t, err)
+	var listed []string
+	defaults := make(map[string]string)
+	part := ""
+	for line := range strings.Lines(string(chapter)) {
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
+		if len(cells) != 5 {
+			continue
+		}
+		for i := range cells {
+			cells[i] = strings.TrimSpace(cells[i])
+		}
+		if strings.HasPrefix(cells[0], "**") {
+			part = strings.Trim(cells[0], "*")
+		}
+		name := strings.Trim(cells[0], "`")
+		if name == cells[0] {
+			continue
+		}
+		listed = append(listed, name)
+		defaults[name] = cells[1]
+		require.Contains(t, string(changelog), "\n## "+cells[3], "%s: since %s", name, cells[3])
+		require.NotEmpty(t, cells[4], "%s has no cost", name)
+		if strings.HasPrefix(name, "With") {
+			require.Equal(t, strings.Contains(string(theirs), "func "+name+"("), part == "as in go-libp2p", "%s under %q", name, part)
+		} else {
+			require.Equal(t, part, strings.Split(name, ".")[0], name)
+		}
+	}
+	made := exportedOptions(t)
+	for _, settings := range []any{MemoryPressureConfig{}, LeakFinderConfig{}, NodeLimits{}} {
+		of := reflect.TypeOf(settings)
+		for i := range of.NumField() {
+			made = append(made, of.Name()+"."+of.Field(i).Name)
+		}
+	}
+	slices.Sort(listed)
+	slices.Sort(made)
+	require.Equal(t, made, listed)
+
+	onOff := map[bool]string{true: "on", false: "off"}
+	none := map[bool]string{true: "none", false: "some"}
+	cfg := defaultConfig()
+	var pressure MemoryPressureConfig
+	require.NoError(t, pressure.check())
+	require.NoError(t, WithLeakFinder(LeakFinderConfig{})(&cfg))
+	leaks := *cfg.leaks
+	cfg = defaultConfig()
+	for name, want := range map[string]string{
+		"WithAdmission":                    cfg.admission.String(),
+		"WithNewcomersQuarter":             onOff[cfg.newcomers],
+		"WithFairShare":                    onOff[cfg.fair != 0],
+		"WithObserveOnly":                  onOff[cfg.observed != 0],
+		"WithMemoryPressure":               onOff[cfg.pressure != nil],
+		"WithLeakFinder":                   onOff[cfg.leaks != nil],
+		"WithStrictConfig":                 onOff[cfg.strict],
+		"WithRefusalLog":                   cfg.refusalLog.String(),
+		"WithAllowlistResolver":            none[cfg.resolver == nil],
+		"WithAllowlistedMultiaddrs":        none[len(cfg.allowlisted) == 0],
+		"WithAllowlistStrings":             none[len(cfg.names) == 0],
+		"WithNearLimitFunc":                none[cfg.nearLimit == nil],
+		"WithTrimming":                     none[cfg.trimmed == nil],
+		"WithTrace":                        none[cfg.tracePath == ""],
+		"WithTraceReporter":                none[cfg.reporters == nil],
+		"WithMetrics":                      none[cfg.reporter == nil],
+		"MemoryPressureConfig.RefuseAbove": fmt.Sprint(pressure.RefuseAbove),
+		"MemoryPressureConfig.Every":       pressure.Every.String(),
+		"LeakFinderConfig.Stacks":          fmt.Sprint(leaks.Stacks),
+		"LeakFinderConfig.Oldest":          fmt.Sprint(leaks.Oldest),
+	} {
+		require.Equal(t, want, defaults[name], "the default of %s", name)
+	}
+	require.InDelta(t, pressure.RefuseAbove*8/9, pressure.AdmitBelow, 1e-9)
+	require.Contains(t, string(chapter), "0 for "+nameInterval.String())
+}
+
+// exportedOptions returns the names of the functions of this package that return an Option.
+func exportedOptions(t *testing.T) (names []string) {
+	files, err := filepath.Glob("*.go")
+	require.NoError(t, err)
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
+		require.NoError(t, err)
+		for _, d := range f.Decls {
+			fn, ok := d.(*ast.FuncDecl)
+			if !ok || fn.Recv != nil || !fn.Name.IsExported() || fn.Type.Results == nil {
+				continue
+			}
+			if result, ok := fn.Type.Results.List[0].Type.(*ast.Ident); ok && result.Name == "Option" {
+				names = append(names, fn.Name.Name)
+			}
+		}
+	}
 	return names
 }

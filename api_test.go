@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -33,6 +34,38 @@ func TestExportedNamesAndSignaturesAreThoseOfUpstream(t *testing.T) {
 	missing := apiDifferences(theirs.Scope(), ours.Scope())
 	require.Empty(t, missing, "what upstream exports and we do not, or not so:\n%s", strings.Join(missing, "\n"))
 }
+
+// The package comment tells a reader which names are go-libp2p's, and what it links to is there.
+func TestThePackageCommentListsTheNamesOfUpstream(t *testing.T) {
+	text, err := os.ReadFile("doc.go")
+	require.NoError(t, err)
+	comment := strings.ReplaceAll(string(text), "\n// ", "\n")
+	_, listing, found := strings.Cut(comment, "# Names of go-libp2p's manager")
+	require.True(t, found)
+	listing, _, _ = strings.Cut(listing, "\n# ")
+	theirs, ours := loadTypes(t, upstreamPath, ownPath)
+	var listed, exported []string
+	for _, m := range docLink.FindAllStringSubmatch(listing, -1) {
+		listed = append(listed, m[1])
+	}
+	for _, name := range theirs.Scope().Names() {
+		if _, isConst := theirs.Scope().Lookup(name).(*types.Const); token.IsExported(name) && !isConst {
+			exported = append(exported, name)
+		}
+	}
+	require.ElementsMatch(t, exported, listed)
+	for _, m := range docLink.FindAllStringSubmatch(comment, -1) {
+		obj := ours.Scope().Lookup(m[1])
+		require.NotNil(t, obj, "[%s]", m[1])
+		if m[2] != "" {
+			method, _, _ := types.LookupFieldOrMethod(types.NewPointer(obj.Type()), true, ours, m[2])
+			require.NotNil(t, method, "[%s.%s]", m[1], m[2])
+		}
+	}
+}
+
+// docLink is a link of a doc comment to a name of the package.
+var docLink = regexp.MustCompile(`\[([A-Z]\w*)(?:\.([A-Z]\w*))?\]`)
 
 func TestPackageObsHasTheNamesOfUpstreams(t *testing.T) {
 	theirs, ours := loadTypes(t, upstreamPath+"/obs", ownPath+"/obs")

@@ -1,11 +1,45 @@
-// Package rcmgr is a network resource manager for go-libp2p hosts. A host asks
-// it before it takes a connection, a stream, a file descriptor or memory; it
-// answers yes or no from limits on a graph of scopes, and keeps exact account of
-// what is held. It implements network.ResourceManager in place of go-libp2p's own
-// manager, with the same exported names:
+// Package rcmgr is a network resource manager for go-libp2p hosts. A host asks it before it
+// takes a connection, a stream, a file descriptor or memory. It admits or refuses by limits
+// on a graph of scopes, and keeps exact account of what is held. A [Manager] implements
+// network.ResourceManager in place of go-libp2p's own manager:
 //
 //	rm, err := rcmgr.New(nil) // default limits, for what this process may use
 //	host, err := libp2p.New(libp2p.ResourceManager(rm))
+//
+// Where to begin:
+//
+//   - Limits: [New] without any, [NewForNode] from two numbers, [ReadLimitsFile] from a file,
+//     [PartialLimitConfig] in Go, [Manager.SetLimits] while the host runs.
+//   - Addresses: [Allowlist], [WithGates], [WithFairShare].
+//   - Memory: [WithAdmission], [WithMemoryPressure].
+//   - Refusals: [LimitError], [WithRefusalLog], [Manager.Explain], [WithObserveOnly].
+//   - What is held: [Manager.Snapshot], [Handler], [WithLeakFinder], [WithTrace].
+//   - Metrics: [MustRegisterWith]. Several hosts: [Manager.NewHandle].
+//
+// Package rcmgrhost makes the manager with the host, rcmgrshadow tries it beside go-libp2p's
+// manager, and rcmgrtest helps to test programs that use it. README.md lists the chapters on
+// all of these; MIGRATING.md is for programs that use go-libp2p's manager today.
+//
+// # Names of go-libp2p's manager
+//
+// These names are in go-libp2p's package, too, with the same signatures and constants. All
+// others are only here.
+//
+//   - Managers: [NewResourceManager], [Option], [WithAllowlistedMultiaddrs],
+//     [WithConnRateLimiters], [WithLimitPerSubnet], [WithNetworkPrefixLimit], [WithMetrics],
+//     [WithMetricsDisabled], [WithTrace], [WithTraceReporter].
+//   - Limits: [Limit], [BaseLimit], [BaseLimitIncrease], [LimitVal], [LimitVal64],
+//     [ResourceLimits], [PartialLimitConfig], [ConcreteLimitConfig], [ScalingLimitConfig],
+//     [DefaultLimits], [InfiniteLimits], [Limiter], [NewFixedLimiter], [NewLimiterFromJSON],
+//     [NewDefaultLimiterFromJSON], [ResourceScopeLimiter].
+//   - Addresses: [Allowlist], [GetAllowlist], [ConnLimitPerSubnet], [NetworkPrefixLimit],
+//     [DefaultNetworkPrefixLimitV4], [DefaultNetworkPrefixLimitV6].
+//   - Refusals: [ErrMemoryLimitExceeded], [ErrStreamOrConnLimitExceeded].
+//   - What is held: [ResourceManagerState], [ResourceManagerStat].
+//   - Metrics and traces: [MustRegisterWith], [MetricsReporter], [StatsTraceReporter],
+//     [NewStatsTraceReporter], [TraceReporter], [TraceEvt], [TraceEvtTyp].
+//   - Names of scopes: [IsSystemScope], [IsTransientScope], [IsConnScope], [IsStreamScope],
+//     [IsSpan], [ParseProtocolScopeName], [PeerStrInScopeName].
 //
 // # Scopes
 //

@@ -8,10 +8,16 @@ package obs
 import "github.com/weir-p2p/rcmgr"
 
 // StatsTraceReporter is rcmgr.StatsTraceReporter.
+//
+// Deprecated: use rcmgr.StatsTraceReporter.
 type StatsTraceReporter = rcmgr.StatsTraceReporter
 
 // NewStatsTraceReporter is rcmgr.NewStatsTraceReporter.
+//
+// Deprecated: use rcmgr.NewStatsTraceReporter.
 var NewStatsTraceReporter = rcmgr.NewStatsTraceReporter
 
 // MustRegisterWith is rcmgr.MustRegisterWith.
+//
+// Deprecated: use rcmgr.MustRegisterWith.
 var MustRegisterWith = rcmgr.MustRegisterWith

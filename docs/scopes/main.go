@@ -114,7 +114,10 @@ func draw(theme string) ([]byte, error) {
 
 func main() {
 	to := "docs"
-	l := cmdline.New("scopes")
+	l := cmdline.New("scopes").About(`
+Draws the picture of the scopes, once for pages with a light background and once
+for pages with a dark one.
+`)
 	l.Text(&to, "to", "write scopes-light.svg and scopes-dark.svg into this `directory`", "the name of a directory")
 	cmdline.ExitOn("scopes", l.Parse(os.Args[1:]))
 	for theme := range themes {

@@ -27,7 +27,6 @@ import (
 	"os/signal"
 	"runtime"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -83,11 +82,16 @@ func quiet() { gologshim.SetDefaultHandler(slog.DiscardHandler) }
 func settingsFrom(args []string) (settings, error) {
 	s := settings{which: "all", duration: 10 * time.Second, attackers: 24, memory: 256}
 	names := append([]string{s.which}, attackNames()...)
-	l := cmdline.New("attacks")
-	l.Choice(&s.which, "attack", "`which`: "+strings.Join(names, ", "), names...)
+	l := cmdline.New("attacks").About(`
+Attacks a real host in three ways that limits alone do not answer: on
+go-libp2p's manager, on ours with its defaults, and on ours with the option that
+is meant for the attack. Shows what honest peers got meanwhile. Everything stays
+within 127.0.0.0/8.
+`)
+	l.Choice(&s.which, "attack", "`which` of them", names...)
 	l.Duration(&s.duration, "duration", "how `long` guests come, of each attack on each manager")
 	l.Int(&s.attackers, "attackers", fewestAttackers, mostAttackers, "how `many` the crowd is, each a host at an address of its own")
-	l.Int(&s.memory, "memory", leastMemory, mostMemory, "`MiB` that the victim's process may use in the attack on its memory")
+	l.Int(&s.memory, "memory", leastMemory, mostMemory, "memory in `MiB` that the victim's process may use in the attack on its memory")
 	l.File(&s.results, "json", "also write the results to this `file`")
 	if err := l.Parse(args); err != nil {
 		return s, err

@@ -59,7 +59,11 @@ func main() {
 func settingsFrom(args []string) (settings, error) {
 	s := settings{bench: "HotPath|Gates", rounds: 5, length: 100 * time.Millisecond, measure: "ns/op"}
 	var cpu bool
-	l := cmdline.New("compare")
+	l := cmdline.New("compare").About(`
+Runs the benchmarks of this manager and of its rivals in turn, and prints the
+time of each rival as a multiple of ours: the median over the rounds, the least
+and the most. Needs the source of the package, and a few minutes.
+`)
 	l.Text(&s.bench, "bench", "which benchmarks, as a regular `expression`", "a regular expression")
 	l.Int(&s.rounds, "rounds", 1, math.MaxInt, "how `often` each is run")
 	l.Duration(&s.length, "time", "how `long` each is measured")

@@ -34,7 +34,11 @@ func main() {
 // settingsFrom reads the command line.
 func settingsFrom(args []string) (settings, error) {
 	s := settings{seed: 1}
-	l := cmdline.New("fairness")
+	l := cmdline.New("fairness").About(`
+Simulates attackers with thousands of identities, in a few subnets or in many,
+and shows what honest peers get meanwhile: on go-libp2p's manager, on this one
+with its defaults, and on this one with WithFairShare.
+`)
 	l.Seed(&s.seed, "seed", "`number` that decides all that chance does")
 	l.File(&s.svg, "svg", "also draw a plot into this `file`")
 	if err := l.Parse(args); err != nil {

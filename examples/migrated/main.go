@@ -64,7 +64,10 @@ func newNode(registry *prometheus.Registry, trace string) (host.Host, network.Re
 }
 
 func main() {
-	cmdline.ExitOn("migrated", cmdline.New("migrated").Parse(os.Args[1:]))
+	cmdline.ExitOn("migrated", cmdline.New("migrated").About(`
+Runs a small node that was written for go-libp2p's own resource manager and was
+moved over, and prints what its manager, its metrics and its trace say.
+`).Parse(os.Args[1:]))
 	dir, err := os.MkdirTemp("", "migrated")
 	if err == nil {
 		err = run(os.Stdout, filepath.Join(dir, "trace.json.gz"))

@@ -51,9 +51,12 @@ func main() {
 func settingsFrom(args []string) (settings, error) {
 	s := settings{every: 2 * time.Second}
 	s.file = "limits.json"
-	l := cmdline.New("reload")
-	l.File(&s.file, "limits", "JSON `file` of overrides; it may come later")
-	l.Size(&s.node.MaxMemory, "memory", "`size` of what libp2p may use, such as 2GiB; by default half of what the process may use")
+	l := cmdline.New("reload").About(`
+Runs a host whose limits are in a file, which is read again when it changes and
+on SIGHUP. A mistake in the file changes nothing, and is reported.
+`)
+	l.File(&s.file, "limits", "JSON `file` of overrides, which may come later")
+	l.Size(&s.node.MaxMemory, "memory", "`size` of what libp2p may use, by default half of what the process may use")
 	l.Duration(&s.every, "every", "how `often` the file is looked at")
 	if err := l.Parse(args); err != nil {
 		return s, err

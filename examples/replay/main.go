@@ -53,10 +53,14 @@ func settingsFrom(args []string) (settings, error) {
 		linear bool
 		trace  string
 	)
-	l := cmdline.New("replay")
-	l.Files(&files, "limits", "JSON `file` of overrides; may be given more than once")
-	l.Size(&node.MaxMemory, "memory", "`size` of what libp2p may use, such as 2GiB; by default half of what this process may use")
-	l.Int(&node.MaxFileDescriptors, "fds", 1, math.MaxInt, "file `descriptors` that libp2p may use; by default half of those of this process")
+	l := cmdline.New("replay").About(`
+Reads the trace of a resource manager, and shows what other limits would have
+admitted and refused. The trace was written by WithTrace, of this package or of
+go-libp2p, and may be compressed.
+`)
+	l.Files(&files, "limits", "JSON `file` of overrides, by default none")
+	l.Size(&node.MaxMemory, "memory", "`size` of what libp2p may use, by default half of what this process may use")
+	l.Int(&node.MaxFileDescriptors, "fds", 1, math.MaxInt, "file `descriptors` that libp2p may use, by default half of those of this process")
 	l.Bool(&linear, "linear", "read priorities as go-libp2p's manager does (AdmissionLinear)")
 	l.Int(&s.top, "top", 1, math.MaxInt, "`lines` of each list")
 	l.Argument(&trace, "trace")

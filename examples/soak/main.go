@@ -58,10 +58,14 @@ func main() {
 // settingsFrom reads the command line.
 func settingsFrom(args []string) (settings, error) {
 	s := settings{duration: time.Minute, hosts: 24}
-	l := cmdline.New("soak")
+	l := cmdline.New("soak").About(`
+Runs tens of real hosts for as long as you like, each on a manager of its own
+with limits near what it needs, and checks every second that the accounts are
+right, and in the end that nothing is left. Everything stays within 127.0.0.1.
+`)
 	l.Duration(&s.duration, "duration", "how `long` it goes on")
 	l.Int(&s.hosts, "hosts", fewestHosts, mostHosts, "`number` of hosts")
-	l.Seed(&s.seed, "seed", "`number` that decides what the hosts choose to do; by default another one each time")
+	l.Seed(&s.seed, "seed", "`number` that decides what the hosts choose to do, by default another one each time")
 	err := l.Parse(args)
 	if !l.Given("seed") {
 		s.seed = uint64(time.Now().UnixNano())

@@ -28,6 +28,7 @@ import (
 // flag's variable before Parse is its default. It is not safe for concurrent use.
 type Line struct {
 	flags     *flag.FlagSet
+	about     string
 	arguments []argument
 }
 
@@ -44,13 +45,19 @@ func New(program string) *Line {
 	return &Line{flags: flags}
 }
 
+// About sets what -h says that the program does, in lines of at most 80 columns, and returns l.
+func (l *Line) About(text string) *Line {
+	l.about = strings.TrimSpace(text)
+	return l
+}
+
 // Int defines a flag that is a whole number from least to most.
 func (l *Line) Int(to *int, name string, least, most int, usage string) {
 	expected := fmt.Sprintf("a number from %d to %d", least, most)
 	if most == math.MaxInt {
 		expected = fmt.Sprintf("a number of %d or more", least)
 	}
-	read(l, to, name, usage, expected, func(text string) (int, bool) {
+	read(l, to, name, usage+"; "+expected, expected, func(text string) (int, bool) {
 		n, err := strconv.Atoi(text)
 		return n, err == nil && n >= least && n <= most
 	})
@@ -58,7 +65,8 @@ func (l *Line) Int(to *int, name string, least, most int, usage string) {
 
 // Seed defines a flag that is any number of 64 bits.
 func (l *Line) Seed(to *uint64, name, usage string) {
-	read(l, to, name, usage, fmt.Sprintf("a number from 0 to %d", uint64(math.MaxUint64)), func(text string) (uint64, bool) {
+	expected := fmt.Sprintf("a number from 0 to %d", uint64(math.MaxUint64))
+	read(l, to, name, usage+"; "+expected, expected, func(text string) (uint64, bool) {
 		n, err := strconv.ParseUint(text, 10, 64)
 		return n, err == nil
 	})
@@ -66,7 +74,8 @@ func (l *Line) Seed(to *uint64, name, usage string) {
 
 // Duration defines a flag that is a duration of more than 0.
 func (l *Line) Duration(to *time.Duration, name, usage string) {
-	read(l, to, name, usage, "a duration of more than 0, such as 10s or 1m30s", func(text string) (time.Duration, bool) {
+	const expected = "a duration of more than 0, such as 10s or 1m30s"
+	read(l, to, name, usage+"; "+expected, expected, func(text string) (time.Duration, bool) {
 		d, err := time.ParseDuration(text)
 		return d, err == nil && d > 0
 	})
@@ -74,7 +83,8 @@ func (l *Line) Duration(to *time.Duration, name, usage string) {
 
 // Size defines a flag that is a number of bytes, more than 0, with or without a unit.
 func (l *Line) Size(to *int64, name, usage string) {
-	read(l, to, name, usage, "a size of more than 0, such as 512MiB or 2GiB", func(text string) (int64, bool) {
+	const expected = "a size of more than 0, such as 512MiB or 2GiB"
+	read(l, to, name, usage+"; "+expected, expected, func(text string) (int64, bool) {
 		n, err := bytesize.Parse(text)
 		return n, err == nil && n > 0
 	})
@@ -83,7 +93,8 @@ func (l *Line) Size(to *int64, name, usage string) {
 // Choice defines a flag that is one of some words.
 func (l *Line) Choice(to *string, name, usage string, words ...string) {
 	last := len(words) - 1
-	read(l, to, name, usage, strings.Join(words[:last], ", ")+" or "+words[last], func(text string) (string, bool) {
+	expected := strings.Join(words[:last], ", ") + " or " + words[last]
+	read(l, to, name, usage+"; "+expected, expected, func(text string) (string, bool) {
 		for _, w := range words {
 			if text == w {
 				return text, true
@@ -107,7 +118,7 @@ func (l *Line) File(to *string, name, usage string) {
 // Files defines a flag that is the name of a file, and may be given more than once.
 func (l *Line) Files(to *[]string, name, usage string) {
 	var file string
-	read(l, &file, name, usage, "the name of a file", func(text string) (string, bool) {
+	read(l, &file, name, usage+"; may be given more than once", "the name of a file", func(text string) (string, bool) {
 		*to = append(*to, text)
 		return text, text != ""
 	})
@@ -125,7 +136,7 @@ func (l *Line) Address(to *string, name, usage string) {
 
 // Bool defines a flag that is true or false.
 func (l *Line) Bool(to *bool, name, usage string) {
-	l.flags.BoolFunc(name, usage, func(text string) (err error) {
+	l.flags.BoolFunc(name, fmt.Sprintf("%s (default %v)", usage, *to), func(text string) (err error) {
 		if *to, err = strconv.ParseBool(text); err != nil {
 			return errors.New("expected true or false")
 		}
@@ -134,11 +145,13 @@ func (l *Line) Bool(to *bool, name, usage string) {
 }
 
 // read defines a flag. parse returns the value of a text, and reports whether the text is
-// as expected.
+// as expected. Where a flag has no default, usage may say what the program then does.
 func read[T comparable](l *Line, to *T, name, usage, expected string, parse func(string) (T, bool)) {
 	var zero T
 	if *to != zero {
 		usage += fmt.Sprintf(" (default %v)", *to)
+	} else if !strings.Contains(usage, "by default") {
+		usage += " (default none)"
 	}
 	l.flags.Func(name, usage, func(text string) error {
 		v, ok := parse(text)
@@ -197,6 +210,9 @@ func (l *Line) names() string {
 func (l *Line) usage() string {
 	var text strings.Builder
 	fmt.Fprintln(&text, strings.TrimSpace("usage: "+l.flags.Name()+" [flags] "+l.names()))
+	if l.about != "" {
+		fmt.Fprintf(&text, "\n%s\n\n", l.about)
+	}
 	l.flags.SetOutput(&text)
 	l.flags.PrintDefaults()
 	return text.String()

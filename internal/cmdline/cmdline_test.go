@@ -33,7 +33,7 @@ type all struct {
 
 func readAll(args ...string) (a all, err error) {
 	a = all{n: 8, d: time.Second, which: "this"}
-	a.line = New("prog")
+	a.line = New("prog").About("Does this.\nAnd that.\n")
 	a.line.Int(&a.n, "n", 2, 9, "how many")
 	a.line.Int(&a.least, "least", 1, math.MaxInt, "how many at least")
 	a.line.Seed(&a.seed, "seed", "of chance")
@@ -41,7 +41,7 @@ func readAll(args ...string) (a all, err error) {
 	a.line.Size(&a.size, "size", "`bytes`")
 	a.line.Choice(&a.which, "which", "of them", "this", "that", "those")
 	a.line.File(&a.file, "file", "a `file`")
-	a.line.Files(&a.files, "files", "a `file`, again and again")
+	a.line.Files(&a.files, "files", "a `file`, by default a.json")
 	a.line.Address(&a.addr, "addr", "an address")
 	a.line.Bool(&a.yes, "yes", "or no")
 	a.line.Argument(&a.one, "trace")
@@ -117,9 +117,19 @@ func TestHelpIsNoMistake(t *testing.T) {
 	var out, errOut bytes.Buffer
 	require.Equal(t, 0, tell("prog", err, &out, &errOut))
 	require.Empty(t, errOut.String())
-	require.Contains(t, out.String(), "usage: prog [flags] trace\n")
-	require.Contains(t, out.String(), "  -d long\n    \thow long (default 1s)\n")
-	require.Contains(t, out.String(), "  -size bytes\n    \tbytes\n", "there is no default")
+	for _, want := range []string{
+		"usage: prog [flags] trace\n\nDoes this.\nAnd that.\n\n",
+		"  -d long\n    \thow long; a duration of more than 0, such as 10s or 1m30s (default 1s)\n",
+		"\thow many; a number from 2 to 9 (default 8)\n",
+		"\thow many at least; a number of 1 or more (default none)\n",
+		"\tbytes; a size of more than 0, such as 512MiB or 2GiB (default none)\n",
+		"\tof them; this, that or those (default this)\n",
+		"\ta file (default none)\n",
+		"\ta file, by default a.json; may be given more than once\n",
+		"\tor no (default false)\n",
+	} {
+		require.Contains(t, out.String(), want)
+	}
 
 	out.Reset()
 	_, err = readAll("-n", "1")
@@ -155,7 +165,7 @@ func TestEveryProgramReadsItsCommandLineHere(t *testing.T) {
 		require.NoError(t, err)
 		name := filepath.Base(filepath.Dir(program))
 		require.Contains(t, string(text), "cmdline.ExitOn("+strconv.Quote(name)+", ", program)
-		require.Contains(t, string(text), "cmdline.New("+strconv.Quote(name)+")", program)
+		require.Contains(t, string(text), "cmdline.New("+strconv.Quote(name)+").About(", "%s: -h says what it does", program)
 		files, err := filepath.Glob(filepath.Join(filepath.Dir(program), "*.go"))
 		require.NoError(t, err)
 		for _, file := range files {

@@ -25,7 +25,10 @@ type settings struct{ write, names bool }
 
 // chosen returns the settings that the arguments of the command line choose.
 func chosen(args []string) (s settings, err error) {
-	l := cmdline.New("house")
+	l := cmdline.New("house").About(`
+Measures how much the files of the package know of each other, and names what
+runs up from a floor to a higher one.
+`)
 	l.Bool(&s.write, "write", "write the tables of "+document)
 	l.Bool(&s.names, "names", "print what each file names of each other one")
 	return s, l.Parse(args)

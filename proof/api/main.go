@@ -44,7 +44,10 @@ type settings struct {
 
 // chosen returns the settings that the arguments of the command line choose.
 func chosen(args []string) (s settings, err error) {
-	l := cmdline.New("api")
+	l := cmdline.New("api").About(`
+Prints the difference between what programs can name now and in the last
+release. Run it from the top of the repository.
+`)
 	l.Bool(&s.write, "write", "write "+nowFile)
 	l.Text(&s.release, "release", "write "+releasedFile+", too, for this version", "a version such as v0.2.0")
 	if err := l.Parse(args); err != nil {

@@ -29,7 +29,10 @@ type damage struct {
 // chosen reads the command line and returns the damages that it selects.
 func chosen(args []string) ([]damage, error) {
 	var only string
-	l := cmdline.New("damage")
+	l := cmdline.New("damage").About(`
+Damages the source in a copy, one damage after the other, and says which damages
+no test notices. Takes hours without -only.
+`)
 	l.File(&only, "only", "damage this `file` alone")
 	if err := l.Parse(args); err != nil || only == "" {
 		return damages, err

@@ -16,7 +16,6 @@ import (
 	"io"
 	"math"
 	"slices"
-	"strconv"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -569,8 +568,24 @@ func (e *Explanation) String() string {
 	if k.Holder != "" {
 		why += " by " + printable(k.Holder)
 	}
-	return fmt.Sprintf("it would be refused by %s: %s is at %d of %d, and %d more would exceed %d (%s); raise %s",
-		printable(k.Scope), k.Name, k.Use, k.Limit, k.Asked, k.Threshold, why, k.ConfigKey)
+	return fmt.Sprintf("it would be refused by %s: %s is at %s of %s, and %s more would exceed %s (%s); raise %s",
+		printable(k.Scope), k.Name, k.text(k.Use), k.text(k.Limit), k.text(k.Asked), k.text(k.Threshold), why, k.ConfigKey)
+}
+
+// text returns an amount of the check with its unit. The check of the process's memory compares
+// bytes, whatever is asked for.
+func (k *LimitCheck) text(n int64) string {
+	limit := k.Name
+	switch {
+	case n == math.MaxInt: // on 32 bits, of a count
+		n = math.MaxInt64
+	case k.Kind == KindProcess:
+		limit = limitNames[dimMemory]
+	}
+	if n < 0 {
+		return "-" + amountText(limit, -n)
+	}
+	return amountText(limit, n)
 }
 
 // WriteTable writes the answer and a table with a row for each limit that was checked.
@@ -591,12 +606,11 @@ func (e *Explanation) WriteTable(w io.Writer) error {
 		case !k.Fits:
 			verdict = "refuses, raise " + k.ConfigKey
 		}
-		room := strconv.FormatInt(k.Room, 10)
-		if limitText(k.Threshold) == limitText(math.MaxInt64) {
-			room = limitText(k.Threshold)
+		room := k.text(k.Room)
+		if threshold := k.text(k.Threshold); threshold == k.text(math.MaxInt64) {
+			room = threshold
 		}
-		t.row(k.Step, printable(k.Scope), k.Name, strconv.FormatInt(k.Use, 10),
-			limitText(k.Limit), limitText(k.Threshold), room, strconv.FormatInt(k.Asked, 10), verdict)
+		t.row(k.Step, printable(k.Scope), k.Name, k.text(k.Use), k.text(k.Limit), k.text(k.Threshold), room, k.text(k.Asked), verdict)
 	}
 	return t.Flush()
 }

@@ -4,7 +4,6 @@ package rcmgr
 
 import (
 	"cmp"
-	"fmt"
 	"io"
 	"slices"
 	"strconv"
@@ -111,6 +110,14 @@ func refusalsSince(now, before dimCounts) (since dimCounts) {
 	return since
 }
 
+// grownText returns by how much a use has grown, with its sign.
+func grownText(limit string, n int64) string {
+	if n < 0 {
+		return "-" + amountText(limit, -n)
+	}
+	return "+" + amountText(limit, n)
+}
+
 // WriteTable writes the changes as a table: a row for each limit, then a row for each
 // kind that is not in Scopes and has refused something, which are the gates, connections,
 // streams, and peers' parts of services and protocols. It returns the error of w, if any.
@@ -118,13 +125,13 @@ func (c *SnapshotDiff) WriteTable(w io.Writer) error {
 	t := newTable(w, "Scope", "Limit Name", "Limit Value", "Before", "Now", "Change", "Refused")
 	for i := range c.Limits {
 		l := &c.Limits[i]
-		limit := limitText(l.Limit)
+		limit := amountText(l.Name, l.Limit)
 		if l.Limit != l.LimitBefore {
-			limit = limitText(l.LimitBefore) + " -> " + limit
+			limit = amountText(l.Name, l.LimitBefore) + " -> " + limit
 		}
 		t.row(printable(l.Scope), l.Name, limit,
-			strconv.FormatInt(l.UseBefore, 10), strconv.FormatInt(l.Use, 10),
-			fmt.Sprintf("%+d", l.Grown()), strconv.FormatUint(l.Refusals, 10))
+			amountText(l.Name, l.UseBefore), amountText(l.Name, l.Use),
+			grownText(l.Name, l.Grown()), strconv.FormatUint(l.Refusals, 10))
 	}
 	for k := range numKinds {
 		if k.inSnapshots() {

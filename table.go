@@ -98,13 +98,13 @@ func (s *Snapshot) LimitsNear(percent float64) LimitUses {
 }
 
 // WriteTable writes the limits as a table in the form of Kubo's `ipfs swarm resources`.
-// The percentage is "n/a" if the limit is unlimited or 0. WriteTable returns the error of
-// w, if any.
+// Memory has its unit. The percentage is "n/a" if the limit is unlimited or 0. WriteTable
+// returns the error of w, if any.
 func (limits LimitUses) WriteTable(w io.Writer) error {
 	t := newTable(w, "Scope", "Limit Name", "Limit Value", "Limit Usage Amount", "Limit Usage Percent")
 	for i := range limits {
 		u := &limits[i]
-		t.row(printable(u.Scope), u.Name, limitText(u.Limit), strconv.FormatInt(u.Use, 10), u.percentText())
+		t.row(printable(u.Scope), u.Name, amountText(u.Name, u.Limit), amountText(u.Name, u.Use), u.percentText())
 	}
 	return t.Flush()
 }
@@ -167,13 +167,13 @@ func (s *Snapshot) holdersTitle() string {
 }
 
 // WriteHolders writes a table of what services, protocols and peers hold, each class with
-// the fullest first. Memory is in bytes. WriteHolders returns the error of w, if any.
+// the fullest first. Memory has its unit. WriteHolders returns the error of w, if any.
 func (s *Snapshot) WriteHolders(w io.Writer) error {
 	t := newTable(w, "Scope", "Conns In", "Conns Out", "FD", "Streams In", "Streams Out", "Memory", "Refused")
 	for _, sc := range s.holders() {
 		t.row(printable(sc.Name), strconv.Itoa(sc.Use.NumConnsInbound), strconv.Itoa(sc.Use.NumConnsOutbound),
 			strconv.Itoa(sc.Use.NumFD), strconv.Itoa(sc.Use.NumStreamsInbound), strconv.Itoa(sc.Use.NumStreamsOutbound),
-			strconv.FormatInt(sc.Use.Memory, 10), strconv.FormatUint(sc.Refusals.Total(), 10))
+			amountText(limitNames[dimMemory], sc.Use.Memory), strconv.FormatUint(sc.Refusals.Total(), 10))
 	}
 	return t.Flush()
 }
@@ -200,7 +200,7 @@ func (s *Snapshot) WriteRefusals(w io.Writer) error {
 func (s *Snapshot) writeMemberPeaks(w io.Writer) error {
 	t := newTable(w, "Scope", "Limit Name", "Last Two Minutes", "Ever")
 	for _, p := range s.memberPeakRows() {
-		t.row(p.Kind.String(), p.Name, strconv.FormatInt(p.Recent, 10), strconv.FormatInt(p.Ever, 10))
+		t.row(p.Kind.String(), p.Name, amountText(p.Name, p.Recent), amountText(p.Name, p.Ever))
 	}
 	return t.Flush()
 }

@@ -2,6 +2,7 @@ package rcmgr
 
 import (
 	"errors"
+	"io"
 	"math"
 	"strings"
 	"testing"
@@ -26,7 +27,7 @@ func TestTableOfLimits(t *testing.T) {
 	s := exampleSnapshot()
 	s.Scopes = s.Scopes[:1]
 	require.Equal(t, `Scope   Limit Name       Limit Value  Limit Usage Amount  Limit Usage Percent
-system  Memory           1073741824   1048576             0.1%
+system  Memory           1.0 GiB      1.0 MiB             0.1%
 system  StreamsInbound   unlimited    3                   n/a
 system  StreamsOutbound  unlimited    0                   n/a
 system  Streams          unlimited    3                   n/a
@@ -64,6 +65,37 @@ func TestTableOfHolders(t *testing.T) {
 "protocol:/evil\n\x1b[2J/1"  0         0          0   3           0            0       0
 `+peerName+pad+`  64        0          1   0           0            0       0
 `, trimmed(t, func(b *strings.Builder) error { return s.WriteHolders(b) }))
+}
+
+// Tables and sentences have the same form of memory as the log; JSON has bytes.
+func TestMemoryHasItsUnitInEveryTable(t *testing.T) {
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Memory = 3 << 20 }))
+	before := m.Snapshot()
+	s := mustOpenStream(t, m, testPeer, network.DirInbound)
+	require.NoError(t, s.ReserveMemory(2<<20, 255))
+	after := m.Snapshot()
+	diff := after.Since(&before)
+	answer, err := m.Explain(ExplainRequest{Kind: KindPeer, Peer: testPeer, Memory: 2 << 20, Priority: 255})
+	require.NoError(t, err)
+	require.Contains(t, answer.String(), "Memory is at 2.0 MiB of 3.0 MiB, and 2.0 MiB more would exceed 3.0 MiB")
+	var text strings.Builder
+	for _, write := range []func(io.Writer) error{
+		after.LimitUses().WriteTable, after.WriteHolders, after.writeMemberPeaks, diff.WriteTable, answer.WriteTable,
+	} {
+		text.Reset()
+		require.NoError(t, write(&text))
+		require.Contains(t, text.String(), "2.0 MiB")
+		require.NotContains(t, text.String(), "2097152")
+	}
+	s.ReleaseMemory(1 << 20)
+	last := m.Snapshot()
+	diff = last.Since(&after)
+	text.Reset()
+	require.NoError(t, diff.WriteTable(&text))
+	require.Contains(t, text.String(), "-1.0 MiB")
+
+	full := LimitCheck{Kind: KindProcess, Name: "ConnsInbound"}
+	require.Equal(t, "-1.0 MiB", full.text(-1<<20), "the process is short of bytes, whatever is asked for")
 }
 
 func TestNamesOfStrangersCannotBreakATable(t *testing.T) {

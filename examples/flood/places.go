@@ -105,7 +105,7 @@ func (p places) describe() string {
 	if !p.home.Equal(p.friend) {
 		friend = fmt.Sprintf("friend at %v, behind a relay at %v,", p.home, p.friend)
 	}
-	return fmt.Sprintf("victim at %v, attackers: %d in %s, %d in %s, %d in %s,\n%s among those of the second network",
+	return fmt.Sprintf("victim at %v,\nattackers: %d in %s, %d in %s, %d in %s,\n%s among those of the second network",
 		p.victim, in[freeNetwork], freeNetwork, in[fewNetwork], fewNetwork, in[slowNetwork], slowNetwork, friend)
 }
 

@@ -326,13 +326,24 @@ func amount(resource int, n int64) string {
 // table is lines of cells. The first line is the head.
 type table [][]string
 
-// format aligns the first few columns left, and the others right.
+// screenColumns is the number of columns of a terminal that a table should fit.
+const screenColumns = 80
+
+// format aligns the first few columns left, and the others right. A table that is too wide
+// for a screen has narrower gaps.
 func (t table) format(left int) string {
 	width := make([]int, len(t[0]))
 	for _, line := range t {
 		for i, cell := range line {
 			width[i] = max(width[i], len([]rune(cell)))
 		}
+	}
+	gap, total := "  ", 0
+	for _, w := range width {
+		total += len(gap) + w
+	}
+	if total > screenColumns {
+		gap = " "
 	}
 	var b strings.Builder
 	for _, line := range t {
@@ -344,7 +355,7 @@ func (t table) format(left int) string {
 			} else {
 				cell = pad + cell
 			}
-			text.WriteString("  " + cell)
+			text.WriteString(gap + cell)
 		}
 		b.WriteString(strings.TrimRight(text.String(), " ") + "\n")
 	}

@@ -219,6 +219,14 @@ func TestTheTablesReadWell(t *testing.T) {
 		friendTable(deeds))
 }
 
+func TestTheTableOfLimitsFitsAScreen(t *testing.T) {
+	rows := []*row{{scope: "protocol:/flood/fetch/1.0.0", kind: rcmgr.KindProtocol, resource: memoryResource,
+		now: 99 * mib, highest: 99 * mib, limit: 99 * mib}, {scope: "system", kind: rcmgr.KindSystem, resource: 4, limit: 64}}
+	for line := range strings.Lines(limitTable(rows, map[rcmgr.Kind]rcmgr.Refusals{rcmgr.KindSystem: {}})) {
+		require.LessOrEqual(t, len([]rune(strings.TrimSuffix(line, "\n"))), screenColumns, line)
+	}
+}
+
 func TestTheComparisonReadsWell(t *testing.T) {
 	ours := outcome{
 		by: contenders[0],

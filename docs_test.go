@@ -10,6 +10,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
@@ -157,18 +158,27 @@ var (
 	fileName = regexp.MustCompile("`([\\w/]+\\.(?:go|json))`")
 )
 
-func TestTheDocumentsNameOnlyWhatExists(t *testing.T) {
-	tests := make(map[string]bool)
+// testSources returns the names of all tests of the repository, and the text of their files and
+// of those with their flags.
+func testSources(t *testing.T) (tests map[string]bool, text string) {
+	tests = make(map[string]bool)
+	var all strings.Builder
 	require.NoError(t, filepath.WalkDir(".", func(p string, _ fs.DirEntry, err error) error {
-		if err != nil || !strings.HasSuffix(p, "_test.go") {
+		if err != nil || !strings.HasSuffix(p, "_test.go") && !strings.HasPrefix(filepath.ToSlash(p), "internal/testseed/") {
 			return err
 		}
 		src, err := os.ReadFile(p)
+		all.Write(src)
 		for _, m := range testFunc.FindAllStringSubmatch(string(src), -1) {
 			tests[m[1]] = true
 		}
 		return err
 	}))
+	return tests, all.String()
+}
+
+func TestTheDocumentsNameOnlyWhatExists(t *testing.T) {
+	tests, _ := testSources(t)
 	require.True(t, tests["TestTheDocumentsNameOnlyWhatExists"])
 	for _, name := range documents(t) {
 		text, err := os.ReadFile(name)
@@ -187,6 +197,70 @@ func TestTheDocumentsNameOnlyWhatExists(t *testing.T) {
 			t.Errorf("%s has a link to %s, which leads nowhere", name, l)
 		}
 	}
+}
+
+var (
+	goRun    = regexp.MustCompile("go run (?:-v )?\\./([\\w/-]+)([^`\n#|;)]*)")
+	goTest   = regexp.MustCompile("go test ([^`\n#;)]*)")
+	flagName = regexp.MustCompile(`(?:^| )-([a-z][\w.-]*)`)
+	pattern  = regexp.MustCompile(`-(run|bench|fuzz|skip) ('[^']*'|\S+)`)
+)
+
+func TestTheCommandsOfTheDocumentsHaveTheirProgramsFlagsAndTests(t *testing.T) {
+	tests, sources := testSources(t)
+	for _, name := range documents(t) {
+		text, err := os.ReadFile(name)
+		require.NoError(t, err)
+		for _, wrong := range wrongCommands(string(text), tests, sources) {
+			t.Errorf("%s: %s", name, wrong)
+		}
+	}
+	for text, wrong := range map[string]int{
+		"`go run -v ./examples/flood -duration 1m -serve 127.0.0.1:80` and -x": 0,
+		"`go run ./examples/none`":                            1,
+		"`go run ./examples/flood -none`":                     1,
+		"go test -run '^$' -bench HotPath/x=1 -rcmgr.steps=1": 0,
+		"go test -run NoSuchTest .":                           1,
+		"go test -bench NoSuchBenchmark .":                    1,
+		"go test -rcmgr.none=1 .":                             1,
+	} {
+		require.Len(t, wrongCommands(text, tests, sources), wrong, text)
+	}
+}
+
+// wrongCommands returns what the commands of a document name that does not exist: programs of
+// this repository and their flags, tests, and flags of tests.
+func wrongCommands(document string, tests map[string]bool, sources string) (wrong []string) {
+	for _, m := range goRun.FindAllStringSubmatch(document, -1) {
+		program, err := os.ReadFile(filepath.Join(m[1], "main.go"))
+		if err != nil {
+			wrong = append(wrong, fmt.Sprintf("there is no program %s", m[1]))
+			continue
+		}
+		for _, f := range flagName.FindAllStringSubmatch(m[2], -1) {
+			if f[1] != "h" && !strings.Contains(string(program), fmt.Sprintf("%q", f[1])) {
+				wrong = append(wrong, fmt.Sprintf("%s has no flag -%s", m[1], f[1]))
+			}
+		}
+	}
+	for _, m := range goTest.FindAllStringSubmatch(document, -1) {
+		for _, p := range pattern.FindAllStringSubmatch(m[1], -1) {
+			first, _, _ := strings.Cut(strings.Trim(p[2], "'"), "/")
+			search, err := regexp.Compile(first)
+			matches := func(name string) bool {
+				return strings.HasPrefix(name, "Benchmark") == (p[1] == "bench") && search.MatchString(name)
+			}
+			if err != nil || first != "^$" && !slices.ContainsFunc(slices.Collect(maps.Keys(tests)), matches) {
+				wrong = append(wrong, fmt.Sprintf("-%s %s matches nothing", p[1], p[2]))
+			}
+		}
+		for _, f := range flagName.FindAllStringSubmatch(m[1], -1) {
+			if strings.Contains(f[1], ".") && !strings.Contains(sources, fmt.Sprintf("%q", f[1])) {
+				wrong = append(wrong, fmt.Sprintf("tests have no flag -%s", f[1]))
+			}
+		}
+	}
+	return wrong
 }
 
 func TestLinksThatLeadNowhereAreFound(t *testing.T) {

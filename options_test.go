@@ -303,3 +303,44 @@ func exportedOptions(t *testing.T) (names []string) {
 	}
 	return names
 }
+
+func TestTheDocumentsNameOnlyOptionsThatExist(t *testing.T) {
+	options := exportedOptions(t)
+	named := regexp.MustCompile(`(\w+\.)?\b(With[A-Z]\w+)`)
+	for _, pattern := range []string{"*.md", "docs/*.md"} {
+		files, err := filepath.Glob(pattern)
+		require.NoError(t, err)
+		for _, name := range files {
+			if name == "CHANGELOG.md" {
+				continue // it names those that are gone, too
+			}
+			text, err := os.ReadFile(name)
+			require.NoError(t, err)
+			for _, m := range named.FindAllStringSubmatch(string(text), -1) {
+				if m[1] == "" || m[1] == "rcmgr." {
+					require.Contains(t, options, m[2], name)
+				}
+			}
+		}
+	}
+}
+
+// The files of limits in the chapters are what the strict reader reads.
+func TestTheLimitsInTheDocumentsAreRead(t *testing.T) {
+	fence := regexp.MustCompile("(?s)```json\n(.*?)```")
+	files, err := filepath.Glob("docs/*.md")
+	require.NoError(t, err)
+	read := 0
+	for _, name := range files {
+		text, err := os.ReadFile(name)
+		require.NoError(t, err)
+		for _, m := range fence.FindAllStringSubmatch(string(text), -1) {
+			limits, err := ReadLimits(strings.NewReader(m[1]))
+			require.NoError(t, err, "%s:\n%s", name, m[1])
+			_, err = NodeLimits{MaxMemory: 2 << 30, MaxFileDescriptors: 4096, Overrides: limits}.Build()
+			require.NoError(t, err, "%s:\n%s", name, m[1])
+			read++
+		}
+	}
+	require.NotZero(t, read)
+}

@@ -153,6 +153,7 @@ var (
 	testName = regexp.MustCompile(`\b(?:Test|Fuzz|Benchmark|Example)[A-Z]\w+`)
 	testFunc = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark|Example)[A-Z]\w+)\(`)
 	link     = regexp.MustCompile(`(?:\]\(|src="|srcset=")([^)"#:]*)(?:#([^)"]*))?[)"]`) // to a file of ours, not to a site
+	comment  = regexp.MustCompile(`(?s)<!--.*?-->`)
 	heading  = regexp.MustCompile(`(?m)^#+ (.*)$`)
 	fence    = regexp.MustCompile("(?ms)^ *```.*?^ *```$")
 	fileName = regexp.MustCompile("`([\\w/]+\\.(?:go|json))`")
@@ -278,7 +279,7 @@ func TestLinksThatLeadNowhereAreFound(t *testing.T) {
 
 // brokenLinks returns the links in a document that lead to no file or to no heading.
 func brokenLinks(name, text string) (broken []string) {
-	for _, m := range link.FindAllStringSubmatch(text, -1) {
+	for _, m := range link.FindAllStringSubmatch(comment.ReplaceAllString(text, ""), -1) {
 		target := text
 		if m[1] != "" {
 			b, err := os.ReadFile(filepath.Join(filepath.Dir(name), m[1]))

@@ -112,18 +112,34 @@ func draw(theme string) ([]byte, error) {
 	return text.Bytes(), err
 }
 
-func main() {
+// directory returns where the command line wants the pictures.
+func directory(args []string) (string, error) {
 	to := "docs"
 	l := cmdline.New("scopes").About(`
 Draws the picture of the scopes, once for pages with a light background and once
 for pages with a dark one.
 `)
 	l.Text(&to, "to", "write scopes-light.svg and scopes-dark.svg into this `directory`", "the name of a directory")
-	cmdline.ExitOn("scopes", l.Parse(os.Args[1:]))
+	if err := l.Parse(args); err != nil {
+		return "", err
+	}
+	for theme := range themes {
+		if err := cmdline.CheckOutput("to", pictureIn(to, theme)); err != nil {
+			return "", err
+		}
+	}
+	return to, nil
+}
+
+func pictureIn(dir, theme string) string { return filepath.Join(dir, "scopes-"+theme+".svg") }
+
+func main() {
+	to, err := directory(os.Args[1:])
+	cmdline.ExitOn("scopes", err)
 	for theme := range themes {
 		text, err := draw(theme)
 		if err == nil {
-			err = os.WriteFile(filepath.Join(to, "scopes-"+theme+".svg"), text, 0o644)
+			err = os.WriteFile(pictureIn(to, theme), text, 0o644)
 		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "scopes:", err)

@@ -18,3 +18,13 @@ func TestThePicturesAreWhatTheCommandDraws(t *testing.T) {
 		require.Equal(t, string(text), string(there), "run go run ./docs/scopes")
 	}
 }
+
+func TestWrongCommandLinesAreErrors(t *testing.T) {
+	for _, args := range [][]string{{"-to", ""}, {"-to", "no/such/directory"}, {"-none"}, {"docs"}} {
+		_, err := directory(args)
+		require.Error(t, err, args)
+	}
+	to, err := directory([]string{"-to", t.TempDir()})
+	require.NoError(t, err)
+	require.NotEmpty(t, to)
+}

@@ -69,7 +69,7 @@ func TestMemberPeaksAreWhatOneMemberHeldAtMost(t *testing.T) {
 	require.Equal(t, Amounts{Memory: 1500, Streams: 4, StreamsInbound: 4, StreamsOutbound: 1}, read[KindServicePeer].Ever)
 	require.Zero(t, read[KindProtocolPeer].Recent)
 	text := strings.Join(strings.Fields(bodyOf(t, ask(Handler(m), "GET", "/?format=text"))), " ")
-	require.Contains(t, text, "The most that one peer has held Scope Limit Name Last Two Minutes Ever peer Memory 1600 1600 peer StreamsInbound 0 5 ")
+	require.Contains(t, text, "The most that one peer has held Scope Limit Name Last Two Minutes Ever peer Memory 1.6 KiB 1.6 KiB peer StreamsInbound 0 5 ")
 	html := bodyOf(t, ask(Handler(m), "GET", "/?format=html"))
 	require.Contains(t, html, `<td>service-peer</td><td>Memory</td><td class="n" data-v="0">0</td><td class="n" data-v="1500">1.5 KiB</td>`)
 	require.NotContains(t, html, "<td>service-peer</td><td>Conns</td>")

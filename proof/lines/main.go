@@ -36,7 +36,10 @@ const (
 )
 
 func parse(args []string) (workload string, err error) {
-	l := cmdline.New("lines")
+	l := cmdline.New("lines").About(`
+Counts the cache lines that come over from another core in one round of a
+workload. Needs valgrind, on Linux, and about a minute for each workload.
+`)
 	l.Argument(&workload, "memory, span, stream, connection or refusal")
 	return workload, l.Parse(args)
 }

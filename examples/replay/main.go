@@ -25,6 +25,7 @@ import (
 
 	"github.com/weir-p2p/rcmgr"
 	"github.com/weir-p2p/rcmgr/internal/cmdline"
+	"github.com/weir-p2p/rcmgr/internal/replay"
 )
 
 // settings are the values of the command line.
@@ -83,17 +84,17 @@ go-libp2p, and may be compressed.
 // run closes the trace.
 func run(out io.Writer, s settings) error {
 	defer s.trace.Close()
-	story, err := readStory(s.trace)
+	story, err := replay.Read(s.trace)
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.trace.Name(), err)
 	}
-	story.describe(out)
+	story.Describe(out)
 	for _, p := range s.plans {
-		a, err := replay(story, p, s.admission)
+		a, err := story.Replay(p.limits, s.admission)
 		if err != nil {
-			return err
+			return fmt.Errorf("%s: %w", p.name, err)
 		}
-		if err := a.report(out, p.name, s.top); err != nil {
+		if err := a.Report(out, p.name, s.top); err != nil {
 			return err
 		}
 	}

@@ -70,13 +70,17 @@ func limitsOf(system rcmgr.BaseLimit) rcmgr.Limiter {
 	return rcmgr.NewFixedLimiter(some.Build(rcmgr.InfiniteLimits))
 }
 
-func newNode(r role, hosts int) (*node, error) {
+func newNode(r role, hosts int, trace string) (*node, error) {
 	n := &node{role: r, limits: workingPoint(hosts)}
 	limits := limitsOf(n.limits)
 	if r == relays { // relays only serve
 		limits = rcmgr.NewFixedLimiter(rcmgr.InfiniteLimits)
 	}
-	m, err := rcmgr.New(limits)
+	var watched []rcmgr.Option
+	if trace != "" {
+		watched = append(watched, rcmgr.WithStrictConfig(), rcmgr.WithTrace(trace))
+	}
+	m, err := rcmgr.New(limits, watched...)
 	if err != nil {
 		return nil, err
 	}

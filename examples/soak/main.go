@@ -10,6 +10,9 @@
 // Everything stays within 127.0.0.1.
 //
 //	go run ./examples/soak -duration 10m -hosts 24
+//
+// With -trace, what the first relay is asked for is written to a file: the trace of an
+// honest host under load, from which package suggest proposes limits.
 package main
 
 import (
@@ -31,6 +34,7 @@ type settings struct {
 	duration time.Duration
 	hosts    int
 	seed     uint64
+	trace    string // a file for the trace of the first relay
 }
 
 const (
@@ -66,6 +70,7 @@ right, and in the end that nothing is left. Everything stays within 127.0.0.1.
 	l.Duration(&s.duration, "duration", "how `long` it goes on")
 	l.Int(&s.hosts, "hosts", fewestHosts, mostHosts, "`number` of hosts")
 	l.Seed(&s.seed, "seed", "`number` that decides what the hosts choose to do, by default another one each time")
+	l.File(&s.trace, "trace", "`file` for a trace of the first relay, which has no limits and stays to the end")
 	err := l.Parse(args)
 	if !l.Given("seed") {
 		s.seed = uint64(time.Now().UnixNano())

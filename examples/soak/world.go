@@ -52,16 +52,21 @@ func (w *world) populate() error {
 		case 2, 3:
 			r = hidden
 		}
-		if _, err := w.add(r); err != nil {
+		trace := ""
+		if i == 0 {
+			trace = w.trace
+		}
+		if _, err := w.add(r, trace); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// add makes a host, and starts its traffic.
-func (w *world) add(r role) (*node, error) {
-	n, err := newNode(r, w.hosts)
+// add makes a host, and starts its traffic. The trace of its manager goes to the file trace,
+// if that is not empty.
+func (w *world) add(r role, trace string) (*node, error) {
+	n, err := newNode(r, w.hosts, trace)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +111,7 @@ func (w *world) replaceOne() error {
 	w.nodes = append(w.nodes[:i:i], w.nodes[i+1:]...)
 	w.mu.Unlock()
 	w.endNode(old)
-	_, err := w.add(old.role)
+	_, err := w.add(old.role, "")
 	return err
 }
 

@@ -1,4 +1,4 @@
-package main
+package replay
 
 // From events to requests. An event says what one scope holds, but not for whom: when a
 // connection gets its peer, only the peer has an event. But the end of a connection or
@@ -51,7 +51,7 @@ type item struct {
 	dir         network.Direction
 	fd          bool
 	allowlisted bool
-	scope       class // the scope of a span
+	scope       Class // the scope of a span
 	peer        string
 	protocol    string
 	service     string // peer, protocol and service are those at its end, as far as known
@@ -65,8 +65,8 @@ type item struct {
 	served   bool // has its service
 }
 
-// story has all requests of a trace, in order.
-type story struct {
+// Story has all requests of a trace, in order.
+type Story struct {
 	steps       []*step
 	from, until time.Time
 	events      int
@@ -86,9 +86,16 @@ type story struct {
 	lastNumber  int
 }
 
-func readStory(r io.Reader) (*story, error) {
-	s := &story{items: make(map[string]*item)}
-	cut, err := readEvents(r, s.take)
+// Read reads a trace, which may be compressed. An error names the line.
+func Read(r io.Reader) (*Story, error) { return ReadEach(r, func(*Event) {}) }
+
+// ReadEach is Read, and calls f with each event.
+func ReadEach(r io.Reader, f func(*Event)) (*Story, error) {
+	s := &Story{items: make(map[string]*item)}
+	cut, err := readEvents(r, func(e *Event) {
+		s.take(e)
+		f(e)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -99,13 +106,13 @@ func readStory(r io.Reader) (*story, error) {
 }
 
 // waiting has events whose meaning depends on later ones.
-type waiting []*event
+type waiting []*Event
 
 // mostWaiting is the most events in waiting. Older ones are dropped, because no item
 // claims them.
 const mostWaiting = 1024
 
-func (w *waiting) push(e *event) {
+func (w *waiting) push(e *Event) {
 	if len(*w) >= mostWaiting {
 		*w = slices.Delete(*w, 0, 1)
 	}
@@ -113,7 +120,7 @@ func (w *waiting) push(e *event) {
 }
 
 // pull removes and returns the oldest event that meant accepts, or returns nil.
-func (w *waiting) pull(meant func(*event) bool) *event {
+func (w *waiting) pull(meant func(*Event) bool) *Event {
 	i := slices.IndexFunc(*w, meant)
 	if i < 0 {
 		return nil
@@ -123,13 +130,13 @@ func (w *waiting) pull(meant func(*event) bool) *event {
 	return e
 }
 
-func (s *story) add(e *event, st step) *step {
+func (s *Story) add(e *Event, st step) *step {
 	st.at = e.Time
 	s.steps = append(s.steps, &st)
 	return &st
 }
 
-func (s *story) take(e *event) {
+func (s *Story) take(e *Event) {
 	s.events++
 	s.until = e.Time
 	if s.from.IsZero() {
@@ -152,9 +159,9 @@ func (s *story) take(e *event) {
 	}
 }
 
-func isLeaf(c *class) bool { return c.Class == "conn" || c.Class == "stream" }
+func isLeaf(c *Class) bool { return c.Class == "conn" || c.Class == "stream" }
 
-func (s *story) takeSpan(e *event) {
+func (s *Story) takeSpan(e *Event) {
 	it := s.items[e.Name]
 	switch {
 	case e.Type == rcmgr.TraceCreateScopeEvt:
@@ -172,13 +179,13 @@ func (s *story) takeSpan(e *event) {
 
 // trim removes the numbers of a span from the name of its scope, where go-libp2p's traces
 // have them.
-func (c *class) trim() {
+func (c *Class) trim() {
 	for _, name := range [...]*string{&c.Class, &c.Peer, &c.Service, &c.Protocol} {
 		*name = strings.TrimSuffix(*name, spanEnd.FindString(*name))
 	}
 }
 
-func (s *story) takeLeaf(e *event) {
+func (s *Story) takeLeaf(e *Event) {
 	it := s.items[e.Name]
 	switch e.Type {
 	case rcmgr.TraceCreateScopeEvt:
@@ -204,7 +211,7 @@ func (s *story) takeLeaf(e *event) {
 
 // opened takes the event of a connection or stream that was opened. It comes after the
 // events of the scopes above.
-func (s *story) opened(e *event, it *item) {
+func (s *Story) opened(e *Event, it *item) {
 	it.open, it.dir, it.fd = true, e.dir(), e.Delta != 0
 	if it.class == "conn" {
 		number, _ := strconv.Atoi(e.Scope.Conn)
@@ -221,19 +228,19 @@ func (s *story) opened(e *event, it *item) {
 	s.add(e, step{do: openStream, it: it})
 }
 
-func (s *story) pullJoined(class string, dir network.Direction) *event {
-	return s.joined.pull(func(j *event) bool { return j.Scope.Class == class && j.dir() == dir })
+func (s *Story) pullJoined(class string, dir network.Direction) *Event {
+	return s.joined.pull(func(j *Event) bool { return j.Scope.Class == class && j.dir() == dir })
 }
 
 // notOpened takes the end of a connection or stream that was not opened. The event of the
 // refusal may come earlier or later than its creation, but always before its end.
-func (s *story) notOpened(e *event, it *item) {
+func (s *Story) notOpened(e *Event, it *item) {
 	delete(s.items, e.Name)
 	what := rcmgr.TraceBlockAddConnEvt
 	if it.class == "stream" {
 		what = rcmgr.TraceBlockAddStreamEvt
 	}
-	why := s.blocked.pull(func(b *event) bool { return b.Type == what })
+	why := s.blocked.pull(func(b *Event) bool { return b.Type == what })
 	if why == nil {
 		return // it was not refused by a limit
 	}
@@ -254,7 +261,7 @@ func (s *story) notOpened(e *event, it *item) {
 	s.add(e, step{do: openStream, it: it, refused: true})
 }
 
-func (s *story) takeMemory(e *event, it *item) {
+func (s *Story) takeMemory(e *Event, it *item) {
 	if it == nil || !it.open {
 		return // its own cost, which the other limits define anew
 	}
@@ -269,19 +276,19 @@ func (s *story) takeMemory(e *event, it *item) {
 }
 
 // end takes the end of an item. It comes after the events of the scopes that it leaves.
-func (s *story) end(e *event, it *item) {
+func (s *Story) end(e *Event, it *item) {
 	delete(s.items, e.Name)
 	it.until = e.Time
 	switch it.class {
 	case "conn":
-		if l := s.left.pull(func(l *event) bool {
+		if l := s.left.pull(func(l *Event) bool {
 			return l.Scope.Class == "peer" && l.dir() == it.dir && (l.Delta != 0) == it.fd
 		}); l != nil {
 			it.peer = l.Scope.Peer
 		}
 	case "stream":
-		of := func(class string) *event {
-			return s.left.pull(func(l *event) bool {
+		of := func(class string) *Event {
+			return s.left.pull(func(l *Event) bool {
 				return l.Scope.Class == class && l.Scope.Peer == it.peer && l.dir() == it.dir
 			})
 		}
@@ -296,7 +303,7 @@ func (s *story) end(e *event, it *item) {
 }
 
 // takeShared takes the event of a shared scope.
-func (s *story) takeShared(e *event) {
+func (s *Story) takeShared(e *Event) {
 	c := e.Scope.Class
 	switch e.Type {
 	case rcmgr.TraceAddConnEvt:
@@ -345,7 +352,7 @@ func (s *story) takeShared(e *event) {
 
 // like returns what is known of the item that an event above is about, until resolve
 // finds it.
-func (e *event) like(class string) *item {
+func (e *Event) like(class string) *item {
 	return &item{class: class, dir: e.dir(), fd: e.Delta != 0, peer: e.Scope.Peer}
 }
 
@@ -366,7 +373,7 @@ type resolver struct {
 }
 
 // resolve sets the item of each move, and drops steps without one.
-func (s *story) resolve() {
+func (s *Story) resolve() {
 	for i, st := range s.steps {
 		if st.it != nil {
 			st.it.end = math.MaxInt
@@ -489,21 +496,35 @@ func (r *resolver) ended(st *step) {
 	}
 }
 
-// describe writes a summary of the trace.
-func (s *story) describe(out io.Writer) {
+// Describe writes a summary of the trace.
+func (s *Story) Describe(out io.Writer) {
 	fmt.Fprintf(out, "%d events in %s, %d requests\n", s.events, s.until.Sub(s.from).Round(time.Millisecond), len(s.steps))
+	for _, gap := range s.Gaps() {
+		fmt.Fprintln(out, gap)
+	}
+}
+
+// Time returns the times of the first and the last event.
+func (s *Story) Time() (from, until time.Time) { return s.from, s.until }
+
+// Requests returns the number of requests.
+func (s *Story) Requests() int { return len(s.steps) }
+
+// Gaps describes what is missing from the trace, one sentence for each reason.
+func (s *Story) Gaps() (gaps []string) {
 	if s.dropped > 0 {
-		fmt.Fprintf(out, "%d events are missing: the writer of the trace was too slow. What follows is not exact.\n", s.dropped)
+		gaps = append(gaps, fmt.Sprintf("%d events are missing: the writer of the trace was too slow. What follows is not exact.", s.dropped))
 	}
 	if s.cut {
-		fmt.Fprintln(out, "The trace ends in the middle of an event; everything before was read.")
+		gaps = append(gaps, "The trace ends in the middle of an event; everything before was read.")
 	}
 	if s.gated > 0 {
-		fmt.Fprintf(out, "%d connections were refused by gates; they were left out.\n", s.gated)
+		gaps = append(gaps, fmt.Sprintf("%d connections were refused by gates; they were left out.", s.gated))
 	}
 	if s.unclear > 0 {
-		fmt.Fprintf(out, "%d requests could not be assigned to a connection or stream; they were left out.\n", s.unclear)
+		gaps = append(gaps, fmt.Sprintf("%d requests could not be assigned to a connection or stream; they were left out.", s.unclear))
 	}
+	return gaps
 }
 
 // typical has the median times of items of one kind and direction.
@@ -511,7 +532,7 @@ type typical struct{ wait, life time.Duration }
 
 // typicals returns the medians of a class by direction. If none of that kind has ended,
 // its life is the length of the trace.
-func (s *story) typicals(class string) map[network.Direction]typical {
+func (s *Story) typicals(class string) map[network.Direction]typical {
 	waits, lives := make(map[network.Direction][]time.Duration), make(map[network.Direction][]time.Duration)
 	for _, st := range s.steps {
 		if it := st.it; st.do == done && it.class == class {

@@ -1,4 +1,12 @@
-package main
+// Package replay reads the trace of a resource manager, ours or go-libp2p's, and finds out
+// what other limits would have admitted and refused. A trace has no addresses, so gates are
+// not asked. Connections and streams that were in an allowlisted scope may use it again.
+//
+// A connection or stream that the trace refused does not appear in it again. If other
+// limits admit it, it behaves like others of its kind: it gets its peer or protocol after
+// the median of their times, and ends after the median of their lives. It has a peer, or
+// a protocol, of its own. Memory that was refused is reserved, and released at once.
+package replay
 
 // The lines of a trace. Both managers write the same members. They mark spans in
 // different ways, and only ours has an event for a refusal by a gate.
@@ -19,28 +27,35 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// event is the part of a rcmgr.TraceEvt that is read.
-type event struct {
+// Event is the part of a rcmgr.TraceEvt that is read.
+type Event struct {
 	Time     time.Time
 	Type     rcmgr.TraceEvtTyp
-	Scope    class
+	Scope    Class
 	Name     string
 	Priority uint8
 	Delta    int64
 	DeltaIn  int
 	DeltaOut int
+
+	// What the scope holds after the event.
+	Memory                                       int64
+	StreamsIn, StreamsOut, ConnsIn, ConnsOut, FD int64
 }
 
-// class says which scope an event is about.
-type class struct {
+// Class says which scope an event is about.
+type Class struct {
 	Class                                 string
 	Conn, Stream, Peer, Service, Protocol string
 	Span                                  string
 }
 
+// OfSpan reports whether the event is about a span, which has no limit of its own.
+func (e *Event) OfSpan() bool { return e.depth() > 0 }
+
 // depth returns the number of spans in the name of the scope: 0 for a scope, 1 for its
 // span.
-func (e *event) depth() int {
+func (e *Event) depth() int {
 	if e.Scope.Span != "" {
 		return 1 + strings.Count(e.Scope.Span, ".")
 	}
@@ -50,7 +65,7 @@ func (e *event) depth() int {
 var spanEnd = regexp.MustCompile(`(\.span-\d+)+$`)
 
 // owner returns the name of the scope without its spans.
-func (e *event) owner() string {
+func (e *Event) owner() string {
 	name := e.Name
 	for range e.depth() {
 		name = name[:strings.LastIndex(name, ".span-")]
@@ -59,11 +74,19 @@ func (e *event) owner() string {
 }
 
 // dir returns the direction of the connections or streams that are added or removed.
-func (e *event) dir() network.Direction {
+func (e *Event) dir() network.Direction {
 	if e.DeltaIn != 0 {
 		return network.DirInbound
 	}
 	return network.DirOutbound
+}
+
+var knownTypes = map[rcmgr.TraceEvtTyp]bool{
+	rcmgr.TraceStartEvt: true, rcmgr.TraceDroppedEvt: true,
+	rcmgr.TraceCreateScopeEvt: true, rcmgr.TraceDestroyScopeEvt: true,
+	rcmgr.TraceReserveMemoryEvt: true, rcmgr.TraceBlockReserveMemoryEvt: true, rcmgr.TraceReleaseMemoryEvt: true,
+	rcmgr.TraceAddStreamEvt: true, rcmgr.TraceBlockAddStreamEvt: true, rcmgr.TraceRemoveStreamEvt: true,
+	rcmgr.TraceAddConnEvt: true, rcmgr.TraceBlockAddConnEvt: true, rcmgr.TraceRemoveConnEvt: true,
 }
 
 // maxLine is the largest length of a line. The first line has all limits.
@@ -71,7 +94,7 @@ const maxLine = 64 << 20
 
 // readEvents calls f with each event. cut reports that the trace ends in the middle of an
 // event, as it does when the process was killed.
-func readEvents(r io.Reader, f func(*event)) (cut bool, err error) {
+func readEvents(r io.Reader, f func(*Event)) (cut bool, err error) {
 	in := bufio.NewReader(r)
 	if magic, _ := in.Peek(2); bytes.Equal(magic, []byte{0x1f, 0x8b}) {
 		unzipped, err := gzip.NewReader(in)
@@ -85,15 +108,18 @@ func readEvents(r io.Reader, f func(*event)) (cut bool, err error) {
 	n := 0
 	for lines.Scan() {
 		n++
-		var e event
+		var e Event
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			if !lines.Scan() && errors.Is(lines.Err(), io.ErrUnexpectedEOF) {
 				return true, nil
 			}
 			return false, fmt.Errorf("line %d: expected an event of a trace: %w", n, err)
 		}
-		if e.Type == "" || e.Time.IsZero() {
+		switch {
+		case e.Type == "" || e.Time.IsZero():
 			return false, fmt.Errorf("line %d: expected an event of a trace, which has Time and Type", n)
+		case !knownTypes[e.Type]:
+			return false, fmt.Errorf("line %d: no such type of event: %q; the trace may be of a later version", n, e.Type)
 		}
 		f(&e)
 	}

@@ -1,4 +1,4 @@
-package main
+package replay
 
 // A story, replayed to a manager with other limits. Whatever the manager refuses does not
 // go on: a connection or stream that is refused, or cannot move, is closed, and so are
@@ -7,6 +7,7 @@ package main
 import (
 	"cmp"
 	"container/heap"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -24,22 +25,56 @@ import (
 	"github.com/weir-p2p/rcmgr"
 )
 
-// tally counts requests of one kind by two decisions: that of the manager that wrote the
+// Tally counts requests of one kind by two decisions: that of the manager that wrote the
 // trace, and that of the limits that are tried.
-type tally struct {
-	stillIn, nowOut, nowIn, stillOut int
-	unasked                          int // requests of connections and streams that were not admitted
+type Tally struct {
+	StillAdmitted, NowRefused, NowAdmitted, StillRefused int
+	NotAsked                                             int // requests of connections and streams that were not admitted
 }
 
-// answers has the decisions of other limits on a story.
-type answers struct {
-	tallies  map[string]*tally
-	refusers map[refuser]int // of requests that the trace admitted
-	state    rcmgr.Snapshot  // after the last step
+// Answers has the decisions of other limits on a story.
+type Answers struct {
+	Tallies  map[string]*Tally
+	Refusers map[Refuser]int // of requests that the trace admitted
+	State    rcmgr.Snapshot  // after the last step
 }
 
-// refuser is a scope that refused, and the resource.
-type refuser struct{ scope, what string }
+// Refuser is a scope that refused, and the resource.
+type Refuser struct {
+	Scope, What string
+	Key         string // the place of the limit in the configuration
+}
+
+// MarshalJSON writes the numbers of requests by kind, and the refusers, those that refused
+// most first.
+func (a *Answers) MarshalJSON() ([]byte, error) {
+	type refusals struct {
+		Refuser
+		Times int
+	}
+	out := struct {
+		Requests map[string]*Tally
+		Refusers []refusals
+	}{Requests: a.Tallies, Refusers: []refusals{}}
+	for _, r := range a.byRefusals() {
+		out.Refusers = append(out.Refusers, refusals{r, a.Refusers[r]})
+	}
+	return json.Marshal(out)
+}
+
+// NowRefused returns how many requests that the trace admitted are refused.
+func (a *Answers) NowRefused() (n int) {
+	for _, c := range a.Tallies {
+		n += c.NowRefused
+	}
+	return n
+}
+
+func (a *Answers) byRefusals() []Refuser {
+	return slices.SortedFunc(maps.Keys(a.Refusers), func(x, y Refuser) int {
+		return cmp.Or(cmp.Compare(a.Refusers[y], a.Refusers[x]), cmp.Compare(x.Scope, y.Scope), cmp.Compare(x.What, y.What))
+	})
+}
 
 // held is the scope of an item, and what it holds.
 type held struct {
@@ -51,7 +86,7 @@ type held struct {
 
 type teller struct {
 	rm      *rcmgr.Manager
-	now     answers
+	now     Answers
 	held    map[*item]*held
 	conns   map[string]int // connections of each peer now
 	was     map[string]int // connections of each peer in the trace
@@ -63,22 +98,23 @@ type teller struct {
 // allowlisted is an address on the allowlist. Other connections have no address.
 const allowlisted = "/ip4/127.0.0.1/tcp/1"
 
-func replay(s *story, p plan, admission rcmgr.Admission) (*answers, error) {
-	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(p.limits), rcmgr.WithAdmission(admission), rcmgr.WithStripes(1),
+// Replay makes the requests of the story to a manager with other limits.
+func (s *Story) Replay(limits rcmgr.ConcreteLimitConfig, admission rcmgr.Admission) (*Answers, error) {
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithAdmission(admission), rcmgr.WithStripes(1),
 		rcmgr.WithRefusalLog(0), rcmgr.WithMetricsDisabled(), rcmgr.WithAllowlistStrings([]string{"/ip4/127.0.0.1"}, false))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", p.name, err)
+		return nil, err
 	}
 	defer rm.Close()
 	t := &teller{rm: rm, held: make(map[*item]*held), conns: make(map[string]int), was: make(map[string]int),
-		now:     answers{tallies: make(map[string]*tally), refusers: make(map[refuser]int)},
+		now:     Answers{Tallies: make(map[string]*Tally), Refusers: make(map[Refuser]int)},
 		typical: map[string]map[network.Direction]typical{"conn": s.typicals("conn"), "stream": s.typicals("stream")},
 	}
 	for _, st := range s.steps {
 		t.guests.until(st.at)
 		t.tell(st)
 	}
-	t.now.state = rm.Snapshot()
+	t.now.State = rm.Snapshot()
 	return &t.now, nil
 }
 
@@ -119,7 +155,7 @@ func (t *teller) tell(st *step) {
 		return
 	}
 	if h == nil {
-		t.tally(what).unasked++
+		t.tally(what).NotAsked++
 		return
 	}
 	var err error
@@ -156,7 +192,7 @@ func (t *teller) tell(st *step) {
 func (t *teller) open(st *step) {
 	it, what := st.it, st.what()
 	if it.class == "stream" && it.peer != "" && t.was[it.peer] > 0 && t.conns[it.peer] == 0 {
-		t.tally(what).unasked++ // its connection was refused
+		t.tally(what).NotAsked++ // its connection was refused
 		return
 	}
 	var scope network.ResourceScopeSpan
@@ -216,7 +252,7 @@ func peerID(text string) peer.ID {
 }
 
 // at calls f with a shared scope.
-func (t *teller) at(c *class, f func(network.ResourceScope) error) error {
+func (t *teller) at(c *Class, f func(network.ResourceScope) error) error {
 	switch c.Class {
 	case "system":
 		return t.rm.ViewSystem(f)
@@ -319,33 +355,33 @@ func (st *step) what() string {
 	return "memory"
 }
 
-func (t *teller) tally(what string) *tally {
-	if t.now.tallies[what] == nil {
-		t.now.tallies[what] = new(tally)
+func (t *teller) tally(what string) *Tally {
+	if t.now.Tallies[what] == nil {
+		t.now.Tallies[what] = new(Tally)
 	}
-	return t.now.tallies[what]
+	return t.now.Tallies[what]
 }
 
 func (t *teller) count(st *step, what string, err error) {
 	c := t.tally(what)
 	switch {
 	case st.refused && err != nil:
-		c.stillOut++
+		c.StillRefused++
 	case st.refused:
-		c.nowIn++
+		c.NowAdmitted++
 	case err == nil:
-		c.stillIn++
+		c.StillAdmitted++
 	default:
-		c.nowOut++
-		by := refuser{"", err.Error()}
+		c.NowRefused++
+		by := Refuser{What: err.Error()}
 		var why *rcmgr.LimitError
 		if errors.As(err, &why) {
-			by = refuser{nameOf(why), why.Resource().String()}
+			by = Refuser{nameOf(why), why.Resource().String(), why.ConfigKey()}
 			if d := why.Direction(); d != network.DirUnknown {
-				by.what = fmt.Sprintf("%s %s", map[network.Direction]string{network.DirInbound: "inbound", network.DirOutbound: "outbound"}[d], by.what)
+				by.What = fmt.Sprintf("%s %s", map[network.Direction]string{network.DirInbound: "inbound", network.DirOutbound: "outbound"}[d], by.What)
 			}
 		}
-		t.now.refusers[by]++
+		t.now.Refusers[by]++
 	}
 }
 
@@ -358,25 +394,25 @@ func nameOf(why *rcmgr.LimitError) string {
 	return strings.TrimSuffix(why.Scope(), spanEnd.FindString(why.Scope()))
 }
 
-func (a *answers) report(out io.Writer, name string, top int) error {
+// Report writes the answers as tables, each list with as many lines as top says. It returns
+// the error of out, if any.
+func (a *Answers) Report(out io.Writer, name string, top int) error {
 	fmt.Fprintf(out, "\n%s\n\n", name)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "What\tstill admitted\tnow refused\tnow admitted\tstill refused\tnot asked any more")
-	for _, what := range slices.Sorted(maps.Keys(a.tallies)) {
-		c := a.tallies[what]
-		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\n", what, c.stillIn, c.nowOut, c.nowIn, c.stillOut, c.unasked)
+	for _, what := range slices.Sorted(maps.Keys(a.Tallies)) {
+		c := a.Tallies[what]
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\n", what, c.StillAdmitted, c.NowRefused, c.NowAdmitted, c.StillRefused, c.NotAsked)
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	if len(a.refusers) > 0 {
+	if len(a.Refusers) > 0 {
 		fmt.Fprint(out, "\nWho refuses what was admitted\n\n")
 		fmt.Fprintln(w, "Scope\tWhat\tTimes")
-		by := slices.SortedFunc(maps.Keys(a.refusers), func(x, y refuser) int {
-			return cmp.Or(cmp.Compare(a.refusers[y], a.refusers[x]), cmp.Compare(x.scope, y.scope), cmp.Compare(x.what, y.what))
-		})
+		by := a.byRefusals()
 		for _, r := range by[:min(top, len(by))] {
-			fmt.Fprintf(w, "%s\t%s\t%d\n", r.scope, r.what, a.refusers[r])
+			fmt.Fprintf(w, "%s\t%s\t%d\n", r.Scope, r.What, a.Refusers[r])
 		}
 		if left := len(by) - top; left > 0 {
 			fmt.Fprintf(w, "and %d more\n", left)
@@ -389,9 +425,9 @@ func (a *answers) report(out io.Writer, name string, top int) error {
 }
 
 // reportPeaks writes the limits that came nearest to being full.
-func (a *answers) reportPeaks(out io.Writer, w *tabwriter.Writer, top int) error {
+func (a *Answers) reportPeaks(out io.Writer, w *tabwriter.Writer, top int) error {
 	share := func(u rcmgr.LimitUse) float64 { return float64(u.Peak) / float64(u.Limit) * 100 }
-	all := slices.DeleteFunc(a.state.LimitUses(), func(u rcmgr.LimitUse) bool {
+	all := slices.DeleteFunc(a.State.LimitUses(), func(u rcmgr.LimitUse) bool {
 		_, limited := u.Percent()
 		return !limited || share(u) < 50 // below half, peaks are not exact
 	})

@@ -15,15 +15,15 @@ import (
 // follower puts the limits of a file in force when its text changes, and reports the
 // result at once.
 type follower struct {
-	file      string
-	attackers int
-	manager   *rcmgr.Manager
-	seen      *watch
-	tell      func(line string)
-	found     sighting // when the file was last read
-	inForce   string   // the text whose limits are in force
-	applied   int      // how often limits have changed
-	slip      error    // the error in the file as it is now
+	file    string
+	show    rcmgr.ConcreteLimitConfig // what the file overrides
+	manager *rcmgr.Manager
+	seen    *watch
+	tell    func(line string)
+	found   sighting // when the file was last read
+	inForce string   // the text whose limits are in force
+	applied int      // how often limits have changed
+	slip    error    // the error in the file as it is now
 }
 
 // sighting is the text of a file, or the error from reading it.
@@ -31,7 +31,7 @@ type sighting struct{ text, problem string }
 
 // newFollower returns a follower of the file whose text the limits in force are from.
 func newFollower(s settings, m *rcmgr.Manager, seen *watch, tell func(line string)) *follower {
-	return &follower{file: s.limitsFile, attackers: s.attackers, manager: m, seen: seen, tell: tell,
+	return &follower{file: s.limitsFile, show: s.showLimits(), manager: m, seen: seen, tell: tell,
 		found: sighting{text: s.limitsText}, inForce: s.limitsText}
 }
 
@@ -74,7 +74,7 @@ func (f *follower) apply(now sighting) error {
 	if now.text == f.inForce {
 		return nil
 	}
-	limits, text, err := loadLimits(f.file, f.attackers)
+	limits, text, err := loadLimits(f.file, f.show)
 	if err == nil {
 		err = f.seen.whileLimitsChange(func() error { return f.manager.SetLimits(rcmgr.NewFixedLimiter(limits)) })
 	}

@@ -18,8 +18,8 @@ const (
 
 // loadLimits returns the limits of the show, overridden by a file if one is named, and
 // the text of that file.
-func loadLimits(file string, attackers int) (limits rcmgr.ConcreteLimitConfig, text string, err error) {
-	limits = showLimits(attackers)
+func loadLimits(file string, show rcmgr.ConcreteLimitConfig) (limits rcmgr.ConcreteLimitConfig, text string, err error) {
+	limits = show
 	if file == "" {
 		return limits, "", nil
 	}

@@ -16,7 +16,9 @@
 //
 // With -serve 127.0.0.1:8080, the live page of our manager is on that address during the
 // attack, and its metrics are under /metrics. With -watch, the limits follow their file
-// meanwhile, and a mistake in it is reported when it is read.
+// meanwhile, and a mistake in it is reported when it is read. With -unlimited, only the
+// limits of the file are in force, and with -trace, all that the victim is asked for is
+// written to a file.
 package main
 
 import (
@@ -54,6 +56,8 @@ type settings struct {
 	relay      bool         // the friend connects through a relay
 	page       net.Listener // for the live page, nil for none
 	watch      bool         // limits follow limitsFile
+	unlimited  bool         // the show has no limits of its own
+	trace      string       // a file for the trace of our manager
 }
 
 func main() {
@@ -87,6 +91,8 @@ held when all other hosts are closed. Everything stays within 127.0.0.0/8.
 	l.Bool(&s.relay, "friend-behind-relay", "the friend comes through a relay of its own, before the attack, and stays")
 	l.Address(&serve, "serve", "`address` with a port, such as 127.0.0.1:8080, for the live page and /metrics while our manager is attacked")
 	l.Bool(&s.watch, "watch", "read the file of -limits again whenever it changes, on our manager")
+	l.Bool(&s.unlimited, "unlimited", "no limits but those of -limits")
+	l.File(&s.trace, "trace", "`file` for a trace of our manager, which then has a single stripe")
 	if err := l.Parse(args); err != nil {
 		return s, err
 	}
@@ -96,11 +102,13 @@ held when all other hosts are closed. Everything stays within 127.0.0.0/8.
 		return s, cmdline.Wrong("serve", serve, notOurs)
 	case s.manager == "upstream" && s.watch:
 		return s, cmdline.Wrong("watch", "true", notOurs)
+	case s.manager == "upstream" && s.trace != "":
+		return s, cmdline.Wrong("trace", s.trace, notOurs)
 	case s.watch && s.limitsFile == "":
 		return s, cmdline.Wrong("watch", "true", errors.New("expected with -limits, the file to watch"))
 	}
 	var err error
-	if s.limits, s.limitsText, err = loadLimits(s.limitsFile, s.attackers); err != nil {
+	if s.limits, s.limitsText, err = loadLimits(s.limitsFile, s.showLimits()); err != nil {
 		return s, cmdline.Wrong("limits", s.limitsFile, err)
 	}
 	if serve != "" {
@@ -109,6 +117,14 @@ held when all other hosts are closed. Everything stays within 127.0.0.0/8.
 		}
 	}
 	return s, nil
+}
+
+// showLimits returns the limits of the show, or none with -unlimited.
+func (s *settings) showLimits() rcmgr.ConcreteLimitConfig {
+	if s.unlimited {
+		return rcmgr.InfiniteLimits
+	}
+	return showLimits(s.attackers)
 }
 
 // quiet keeps two logs away from the terminal: libp2p's, which has every refusal by the
@@ -158,7 +174,11 @@ func stand(ctx context.Context, s settings, by contender, where places, out *scr
 		defer relay.Close()
 		relayID = relay.ID()
 	}
-	v, err := newVictim(by, s.limits, where, f.id, relayID)
+	var opts []rcmgr.Option
+	if s.trace != "" {
+		opts = append(opts, rcmgr.WithStrictConfig(), rcmgr.WithTrace(s.trace))
+	}
+	v, err := newVictim(by, s.limits, where, f.id, relayID, opts...)
 	if err != nil {
 		return outcome{}, err
 	}

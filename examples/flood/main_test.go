@@ -638,13 +638,13 @@ func TestTheObserverClosesWhatTheHostForgot(t *testing.T) {
 func TestAFileOverridesTheLimitsOfTheShow(t *testing.T) {
 	file := t.TempDir() + "/limits.json"
 	require.NoError(t, os.WriteFile(file, []byte(`{"System": {"ConnsInbound": 10}}`), 0o600))
-	limits, _, err := loadLimits(file, 8)
+	limits, _, err := loadLimits(file, showLimits(8))
 	require.NoError(t, err)
 	limiter := rcmgr.NewFixedLimiter(limits)
 	require.Equal(t, 10, limiter.GetSystemLimits().GetConnLimit(network.DirInbound))
 	require.Equal(t, showLimits(8).ToPartialLimitConfig().System.FD.Build(0), limiter.GetSystemLimits().GetFDLimit())
 
 	require.NoError(t, os.WriteFile(file, []byte(`{"System": [`), 0o600))
-	_, _, err = loadLimits(file, 8)
+	_, _, err = loadLimits(file, showLimits(8))
 	require.ErrorContains(t, err, file)
 }

@@ -29,7 +29,8 @@ type contender struct {
 	flag   string // its name for -manager and at the head of its column
 	title  string
 	judged bool // reports whether the show passes or fails by it
-	make   func(limits rcmgr.ConcreteLimitConfig, guests []multiaddr.Multiaddr) (manager, error)
+	// make makes the manager. Only ours has use for options.
+	make func(limits rcmgr.ConcreteLimitConfig, guests []multiaddr.Multiaddr, opts ...rcmgr.Option) (manager, error)
 }
 
 var contenders = []contender{
@@ -50,11 +51,11 @@ func chosen(flag string) []contender {
 	return nil
 }
 
-func newOurs(limits rcmgr.ConcreteLimitConfig, guests []multiaddr.Multiaddr) (manager, error) {
-	return rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithAllowlistedMultiaddrs(guests))
+func newOurs(limits rcmgr.ConcreteLimitConfig, guests []multiaddr.Multiaddr, opts ...rcmgr.Option) (manager, error) {
+	return rcmgr.New(rcmgr.NewFixedLimiter(limits), append(opts, rcmgr.WithAllowlistedMultiaddrs(guests))...)
 }
 
-func newUpstream(limits rcmgr.ConcreteLimitConfig, guests []multiaddr.Multiaddr) (manager, error) {
+func newUpstream(limits rcmgr.ConcreteLimitConfig, guests []multiaddr.Multiaddr, _ ...rcmgr.Option) (manager, error) {
 	text, err := json.Marshal(limits.ToPartialLimitConfig())
 	if err != nil {
 		return nil, err

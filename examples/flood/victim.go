@@ -27,8 +27,8 @@ type victim struct {
 }
 
 // newVictim returns the victim. relay is the friend's relay, or "" if there is none.
-func newVictim(by contender, limits rcmgr.ConcreteLimitConfig, where places, friend, relay peer.ID) (*victim, error) {
-	m, err := by.make(limits, guests(where.friend, friend, relay))
+func newVictim(by contender, limits rcmgr.ConcreteLimitConfig, where places, friend, relay peer.ID, opts ...rcmgr.Option) (*victim, error) {
+	m, err := by.make(limits, guests(where.friend, friend, relay), opts...)
 	if err != nil {
 		return nil, err
 	}

@@ -38,6 +38,8 @@ type Event struct {
 	DeltaIn  int
 	DeltaOut int
 
+	Limit json.RawMessage // of a scope that was created
+
 	// What the scope holds after the event.
 	Memory                                       int64
 	StreamsIn, StreamsOut, ConnsIn, ConnsOut, FD int64

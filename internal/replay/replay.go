@@ -56,7 +56,7 @@ func (a *Answers) MarshalJSON() ([]byte, error) {
 		Requests map[string]*Tally
 		Refusers []refusals
 	}{Requests: a.Tallies, Refusers: []refusals{}}
-	for _, r := range a.byRefusals() {
+	for _, r := range a.ByRefusals() {
 		out.Refusers = append(out.Refusers, refusals{r, a.Refusers[r]})
 	}
 	return json.Marshal(out)
@@ -70,7 +70,8 @@ func (a *Answers) NowRefused() (n int) {
 	return n
 }
 
-func (a *Answers) byRefusals() []Refuser {
+// ByRefusals returns what refuses, those that refuse most first.
+func (a *Answers) ByRefusals() []Refuser {
 	return slices.SortedFunc(maps.Keys(a.Refusers), func(x, y Refuser) int {
 		return cmp.Or(cmp.Compare(a.Refusers[y], a.Refusers[x]), cmp.Compare(x.Scope, y.Scope), cmp.Compare(x.What, y.What))
 	})
@@ -410,7 +411,7 @@ func (a *Answers) Report(out io.Writer, name string, top int) error {
 	if len(a.Refusers) > 0 {
 		fmt.Fprint(out, "\nWho refuses what was admitted\n\n")
 		fmt.Fprintln(w, "Scope\tWhat\tTimes")
-		by := a.byRefusals()
+		by := a.ByRefusals()
 		for _, r := range by[:min(top, len(by))] {
 			fmt.Fprintf(w, "%s\t%s\t%d\n", r.Scope, r.What, a.Refusers[r])
 		}

@@ -1,0 +1,219 @@
+package suggest
+
+// The shape of what is counted: eight dimensions of each scope, and the scopes.
+
+import (
+	"cmp"
+	"math"
+	"strconv"
+	"strings"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/weir-p2p/rcmgr"
+)
+
+type dim int
+
+const (
+	dimStreams dim = iota
+	dimStreamsIn
+	dimStreamsOut
+	dimConns
+	dimConnsIn
+	dimConnsOut
+	dimFD
+	dimMemory
+	numDims
+)
+
+// dimNames has the names of limits in a configuration.
+var dimNames = [numDims]string{"Streams", "StreamsInbound", "StreamsOutbound", "Conns", "ConnsInbound", "ConnsOutbound", "FD", "Memory"}
+
+// dimOrder is the order of limits in a file.
+var dimOrder = [numDims]dim{dimStreams, dimStreamsIn, dimStreamsOut, dimConns, dimConnsIn, dimConnsOut, dimFD, dimMemory}
+
+// amounts has one number for each dimension.
+type amounts [numDims]int64
+
+func amountsOf(a rcmgr.Amounts) amounts {
+	return amounts{
+		dimStreams: int64(a.Streams), dimStreamsIn: int64(a.StreamsInbound), dimStreamsOut: int64(a.StreamsOutbound),
+		dimConns: int64(a.Conns), dimConnsIn: int64(a.ConnsInbound), dimConnsOut: int64(a.ConnsOutbound),
+		dimFD: int64(a.FD), dimMemory: a.Memory,
+	}
+}
+
+// limitsOf returns a limit with math.MaxInt64 for none, on every machine.
+func limitsOf(l rcmgr.BaseLimit) amounts {
+	a := amountsOf(rcmgr.Amounts(l))
+	for d := range a {
+		if a[d] == math.MaxInt {
+			a[d] = math.MaxInt64
+		}
+	}
+	return a
+}
+
+// setLimit sets one limit. Those that are too large for the machine's integers are none.
+func setLimit(l *rcmgr.ResourceLimits, d dim, n int64) {
+	if d == dimMemory {
+		l.Memory = rcmgr.LimitVal64(n)
+		switch n {
+		case math.MaxInt64:
+			l.Memory = rcmgr.Unlimited64
+		case 0:
+			l.Memory = rcmgr.BlockAllLimit64
+		}
+		return
+	}
+	val := rcmgr.LimitVal(n)
+	switch {
+	case n >= math.MaxInt:
+		val = rcmgr.Unlimited
+	case n == 0:
+		val = rcmgr.BlockAllLimit
+	}
+	*[...]*rcmgr.LimitVal{&l.Streams, &l.StreamsInbound, &l.StreamsOutbound, &l.Conns, &l.ConnsInbound, &l.ConnsOutbound, &l.FD}[d] = val
+}
+
+// scope names a scope, or all unnamed scopes of a kind that has names.
+type scope struct {
+	kind rcmgr.Kind
+	name string // of a service or protocol; a peer.ID of a peer that has limits of its own
+}
+
+// places has the name of each kind in a configuration.
+var places = map[rcmgr.Kind]string{
+	rcmgr.KindSystem: "System", rcmgr.KindTransient: "Transient",
+	rcmgr.KindAllowlistedSystem: "AllowlistedSystem", rcmgr.KindAllowlistedTransient: "AllowlistedTransient",
+	rcmgr.KindService: "Service", rcmgr.KindServicePeer: "ServicePeer",
+	rcmgr.KindProtocol: "Protocol", rcmgr.KindProtocolPeer: "ProtocolPeer",
+	rcmgr.KindPeer: "Peer", rcmgr.KindConn: "Conn", rcmgr.KindStream: "Stream",
+}
+
+// isNamed reports whether scopes of a kind have names.
+func isNamed(k rcmgr.Kind) bool { return k >= rcmgr.KindService && k <= rcmgr.KindPeer }
+
+// place returns where the limits of a scope stand in a configuration.
+func (s scope) place() string {
+	switch {
+	case !isNamed(s.kind):
+		return places[s.kind]
+	case s.name == "":
+		return places[s.kind] + "Default"
+	case s.kind == rcmgr.KindPeer:
+		return places[s.kind] + "[" + strconv.Quote(peer.ID(s.name).String()) + "]"
+	}
+	return places[s.kind] + "[" + strconv.Quote(s.name) + "]"
+}
+
+// String returns the name of the scope as in errors.
+func (s scope) String() string {
+	if s.name == "" {
+		return s.kind.String()
+	}
+	return s.kind.String() + ":" + s.name
+}
+
+// scopeAt is the inverse of place.
+func scopeAt(place string) (scope, bool) {
+	kind, key, named := strings.Cut(place, "[")
+	if !named {
+		kind = strings.TrimSuffix(kind, "Default")
+	}
+	for k, name := range places {
+		if name != kind {
+			continue
+		}
+		s := scope{kind: k}
+		if named {
+			text, err := strconv.Unquote(strings.TrimSuffix(key, "]"))
+			if err != nil {
+				return scope{}, false
+			}
+			s.name = text
+			if k == rcmgr.KindPeer {
+				id, err := peer.Decode(text)
+				if err != nil {
+					return scope{}, false
+				}
+				s.name = string(id)
+			}
+		}
+		return s, true
+	}
+	return scope{}, false
+}
+
+// compareScopes orders scopes as a configuration does.
+func compareScopes(a, b scope) int {
+	return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.name, b.name))
+}
+
+// hasLimit reports whether a limit on d means anything for scopes of a kind.
+func hasLimit(k rcmgr.Kind, d dim) bool {
+	switch k {
+	case rcmgr.KindService, rcmgr.KindServicePeer, rcmgr.KindProtocol, rcmgr.KindProtocolPeer:
+		return d == dimStreams || d == dimStreamsIn || d == dimStreamsOut || d == dimMemory
+	case rcmgr.KindConn, rcmgr.KindStream:
+		return d == dimMemory
+	}
+	return true
+}
+
+const mib = 1 << 20
+
+// floorOf returns what any node needs for libp2p's own protocols. That is 32 connections in
+// each direction, each with two streams, such as identify and ping; a stream of yamux
+// takes 256 KiB as soon as it is open. A peer may have two connections in each direction at a
+// time, because both sides dial, and as many again through a relay.
+func floorOf(k rcmgr.Kind, d dim) int64 {
+	floor, ok := map[rcmgr.Kind]amounts{
+		rcmgr.KindSystem: {dimStreamsIn: 64, dimStreamsOut: 64, dimConnsIn: 32, dimConnsOut: 32, dimFD: 64, dimMemory: 32 * mib},
+		// WithNewcomersQuarter keeps a quarter of the streams for new peers.
+		rcmgr.KindTransient:   {dimStreamsIn: 16, dimStreamsOut: 16, dimConnsIn: 16, dimConnsOut: 16, dimFD: 16, dimMemory: 8 * mib},
+		rcmgr.KindService:     {dimStreamsIn: 64, dimStreamsOut: 64, dimMemory: 4 * mib},
+		rcmgr.KindProtocol:    {dimStreamsIn: 64, dimStreamsOut: 64, dimMemory: 4 * mib},
+		rcmgr.KindServicePeer: {dimStreamsIn: 16, dimStreamsOut: 32, dimMemory: 4 * mib},
+		rcmgr.KindPeer:        {dimStreamsIn: 32, dimStreamsOut: 32, dimConnsIn: 4, dimConnsOut: 4, dimFD: 4, dimMemory: 8 * mib},
+		rcmgr.KindConn:        {dimMemory: 32 * mib}, // as in go-libp2p's default limits
+		rcmgr.KindStream:      {dimMemory: 16 * mib},
+	}[floorLike(k)]
+	if !ok {
+		return 0
+	}
+	return floor[d]
+}
+
+func floorLike(k rcmgr.Kind) rcmgr.Kind {
+	switch k {
+	case rcmgr.KindAllowlistedSystem:
+		return rcmgr.KindSystem
+	case rcmgr.KindAllowlistedTransient:
+		return rcmgr.KindTransient
+	case rcmgr.KindProtocolPeer:
+		return rcmgr.KindServicePeer
+	}
+	return k
+}
+
+// roundUp rounds up to two digits, so that nearly equal needs come to the same limit. Bytes
+// are rounded to two digits of KiB, MiB or GiB.
+func roundUp(n float64, bytes bool) int64 {
+	unit := 1.0
+	if bytes {
+		for unit = 1024; n/unit >= 1024; unit *= 1024 {
+		}
+	}
+	n = max(0, n) / unit
+	step := 1.0
+	for n/step > 99.999999 {
+		step *= 10
+	}
+	up := math.Ceil(n/step-1e-9) * step * unit
+	if up >= math.MaxInt64 {
+		return math.MaxInt64
+	}
+	return int64(up)
+}

@@ -301,7 +301,8 @@ func (e *Evidence) add(in string, at time.Time, m *manager, s scope, use amounts
 			before.peak[d] = now.peak[d]
 		}
 		of := &seen.of[d]
-		if seen.raise(d, l.held[d], at, in) {
+		// More peers may since have held as much as the fullest one.
+		if seen.raise(d, l.held[d], at, in) || s.kind == rcmgr.KindPeer && l.held[d] > 0 && l.held[d] == of.peak {
 			describe(d, of)
 		}
 		if l.held[d] > of.snapshot {

@@ -164,19 +164,19 @@ func hasLimit(k rcmgr.Kind, d dim) bool {
 
 const mib = 1 << 20
 
-// floorOf returns what any node needs for libp2p's own protocols. That is 32 connections in
-// each direction, each with two streams, such as identify and ping; a stream of yamux
-// takes 256 KiB as soon as it is open. A peer may have two connections in each direction at a
-// time, because both sides dial, and as many again through a relay.
+// floorOf returns what any node needs for libp2p's own protocols. That is 16 inbound
+// connections, with 24 streams of identify, ping or the like at a time; a stream of yamux takes
+// 256 KiB as soon as it is open. A peer may have two connections in each direction, because both
+// sides dial, and as many again through a relay. What is outbound is the node's own doing, so
+// there is more room for it.
 func floorOf(k rcmgr.Kind, d dim) int64 {
 	floor, ok := map[rcmgr.Kind]amounts{
-		rcmgr.KindSystem: {dimStreamsIn: 64, dimStreamsOut: 64, dimConnsIn: 32, dimConnsOut: 32, dimFD: 64, dimMemory: 32 * mib},
+		rcmgr.KindSystem: {dimStreamsIn: 24, dimStreamsOut: 64, dimConnsIn: 16, dimConnsOut: 32, dimFD: 16, dimMemory: 6 * mib},
 		// WithNewcomersQuarter keeps a quarter of the streams for new peers.
-		rcmgr.KindTransient:   {dimStreamsIn: 16, dimStreamsOut: 16, dimConnsIn: 16, dimConnsOut: 16, dimFD: 16, dimMemory: 8 * mib},
-		rcmgr.KindService:     {dimStreamsIn: 64, dimStreamsOut: 64, dimMemory: 4 * mib},
-		rcmgr.KindProtocol:    {dimStreamsIn: 64, dimStreamsOut: 64, dimMemory: 4 * mib},
-		rcmgr.KindServicePeer: {dimStreamsIn: 16, dimStreamsOut: 32, dimMemory: 4 * mib},
-		rcmgr.KindPeer:        {dimStreamsIn: 32, dimStreamsOut: 32, dimConnsIn: 4, dimConnsOut: 4, dimFD: 4, dimMemory: 8 * mib},
+		rcmgr.KindTransient:   {dimStreamsIn: 8, dimStreamsOut: 16, dimConnsIn: 8, dimConnsOut: 16, dimFD: 8, dimMemory: 4 * mib},
+		rcmgr.KindService:     {dimStreamsIn: 24, dimStreamsOut: 64, dimMemory: 4 * mib},
+		rcmgr.KindServicePeer: {dimStreamsIn: 16, dimStreamsOut: 32, dimMemory: 2 * mib},
+		rcmgr.KindPeer:        {dimStreamsIn: 16, dimStreamsOut: 32, dimConnsIn: 4, dimConnsOut: 4, dimFD: 4, dimMemory: 4 * mib},
 		rcmgr.KindConn:        {dimMemory: 32 * mib}, // as in go-libp2p's default limits
 		rcmgr.KindStream:      {dimMemory: 16 * mib},
 	}[floorLike(k)]
@@ -192,6 +192,8 @@ func floorLike(k rcmgr.Kind) rcmgr.Kind {
 		return rcmgr.KindSystem
 	case rcmgr.KindAllowlistedTransient:
 		return rcmgr.KindTransient
+	case rcmgr.KindProtocol:
+		return rcmgr.KindService
 	case rcmgr.KindProtocolPeer:
 		return rcmgr.KindServicePeer
 	}

@@ -245,20 +245,54 @@ func (w *work) propose() {
 			named[s.kind] = append(named[s.kind], s)
 		}
 	}
-	for _, list := range named {
+	for _, k := range []rcmgr.Kind{rcmgr.KindService, rcmgr.KindProtocol} {
+		list := named[k]
 		slices.SortFunc(list, func(a, b scope) int {
 			held := func(s scope) int64 { return w.e.seen[s].of[dimStreams].peak }
 			return cmp.Or(cmp.Compare(held(b), held(a)), cmp.Compare(a.name, b.name))
 		})
 		if len(list) > mostNamed {
 			w.p.Notes = append(w.p.Notes, fmt.Sprintf("Of %d scopes of the kind %v, those %d that held the most streams have limits of their own.",
-				len(list), list[0].kind, mostNamed))
-			list = list[:mostNamed]
+				len(list), k, mostNamed))
 		}
-		for _, s := range list {
+		for _, s := range list[:min(len(list), mostNamed)] {
 			w.scope(s)
 		}
+		w.others(k, list[min(len(list), mostNamed):])
 	}
+}
+
+// others proposes limits for services or protocols that have none of their own. Those that were
+// never seen get the least that is proposed.
+func (w *work) others(k rcmgr.Kind, seen []scope) {
+	s := scope{kind: k}
+	all := new(seenScope)
+	for _, one := range seen {
+		of := w.e.seen[one]
+		for d := range numDims {
+			if all.raise(d, of.of[d].peak, of.of[d].at, of.of[d].in) {
+				all.of[d].holders, all.of[d].top, all.of[d].topHeld = of.of[d].holders, of.of[d].top, of.of[d].topHeld
+			}
+		}
+	}
+	r := new(row)
+	for _, d := range []dim{dimStreamsIn, dimStreamsOut, dimMemory} {
+		if all.of[d].peak == 0 && d == dimStreamsOut { // the node's own doing
+			continue
+		}
+		r[d] = w.reasonOf(s, all, d)
+		r[d].Value, r[d].Rule = roundUp((1+w.o.Margin)/2*float64(r[d].Seen), d == dimMemory), RuleMargin
+		if least := floorOf(k, d); r[d].Value < least {
+			r[d].Value, r[d].Rule = least, RuleFloor
+		}
+	}
+	w.sum(s, r, all, dimStreams, dimStreamsIn, dimStreamsOut)
+	for d := range numDims {
+		if r[d] != nil {
+			w.bound(s, r, d)
+		}
+	}
+	w.rows[s] = r
 }
 
 // scope proposes limits for one scope.

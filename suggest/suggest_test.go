@@ -1,0 +1,633 @@
+package suggest_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"container/heap"
+	"encoding/json"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/libp2p/go-libp2p/x/rate"
+	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/internal/replay"
+	"github.com/weir-p2p/rcmgr/suggest"
+)
+
+const (
+	kib = 1 << 10
+	mib = 1 << 20
+	gib = 1 << 30
+)
+
+// soakTrace is the trace of a relay in a run of examples/soak with 8 hosts.
+const soakTrace = "testdata/soak.json.gz"
+
+var machine = suggest.Options{Memory: 2 * gib, FileDescriptors: 4096}
+
+func propose(t *testing.T, o suggest.Options, files ...string) *suggest.Proposal {
+	var seen suggest.Evidence
+	for _, f := range files {
+		require.NoError(t, seen.ReadFile(f))
+	}
+	p, err := seen.Propose(o)
+	require.NoError(t, err)
+	return p
+}
+
+func reasonFor(t *testing.T, p *suggest.Proposal, place string) suggest.Reason {
+	i := slices.IndexFunc(p.Reasons, func(r suggest.Reason) bool { return r.Place == place })
+	require.GreaterOrEqual(t, i, 0, "there is no reason for %s", place)
+	return p.Reasons[i]
+}
+
+// readBack writes the proposed file, and reads it as an operator's node does.
+func readBack(t *testing.T, p *suggest.Proposal) rcmgr.PartialLimitConfig {
+	var file bytes.Buffer
+	require.NoError(t, p.WriteLimits(&file))
+	limits, err := rcmgr.ReadLimits(&file)
+	require.NoError(t, err)
+	return limits
+}
+
+// The file that is proposed from a trace refuses nothing of that trace, whatever limits it is
+// laid on.
+func TestTheProposedFileRefusesNothingOfItsTrace(t *testing.T) {
+	defaults := rcmgr.DefaultLimits
+	rcmgr.SetDefaultServiceLimits(&defaults)
+	small := defaults.Scale(128*mib, 256)
+	for name, base := range map[string]*rcmgr.ConcreteLimitConfig{"a node": nil, "no limits": &rcmgr.InfiniteLimits, "default limits": &small} {
+		t.Run(name, func(t *testing.T) {
+			o := machine
+			o.Base = base
+			p := propose(t, o, soakTrace)
+			require.Empty(t, p.Refused)
+			if base == nil {
+				node, err := rcmgr.NodeLimits{MaxMemory: machine.Memory, MaxFileDescriptors: machine.FileDescriptors}.Build()
+				require.NoError(t, err)
+				base = &node
+			}
+			answers := replayed(t, soakTrace, readBack(t, p).Build(*base))
+			require.Zero(t, answers.NowRefused())
+			require.Positive(t, answers.Tallies["inbound connection"].StillAdmitted)
+		})
+	}
+}
+
+func replayed(t *testing.T, file string, limits rcmgr.ConcreteLimitConfig) *replay.Answers {
+	f, err := os.Open(file)
+	require.NoError(t, err)
+	defer f.Close()
+	story, err := replay.Read(f)
+	require.NoError(t, err)
+	answers, err := story.Replay(limits, 0)
+	require.NoError(t, err)
+	return answers
+}
+
+// flood does what the attackers of examples/flood do, all at once, and returns what they hold
+// of the system scope.
+func flood(t *testing.T, limits rcmgr.ConcreteLimitConfig, attackers int) network.ScopeStat {
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithRefusalLog(0), rcmgr.WithMetricsDisabled())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, rm.Close()) }()
+	connect := func(id peer.ID) {
+		if c, err := rm.OpenConnection(network.DirInbound, true, nil); err == nil && id != "" && c.SetPeer(id) != nil {
+			c.Done()
+		}
+	}
+	for i := range attackers {
+		for identity := range 12 { // many connections of many identities
+			for range 5 {
+				connect(peer.ID(fmt.Sprintf("attacker %d as %d", i, identity)))
+			}
+		}
+		for range 40 { // connections that never shake hands
+			connect("")
+		}
+		id := peer.ID(fmt.Sprintf("attacker %d", i))
+		connect(id)
+		stream := func(service string, bytes int) {
+			s, err := rm.OpenStream(id, network.DirInbound)
+			if err != nil {
+				return
+			}
+			if s.ReserveMemory(256*kib, network.ReservationPriorityAlways) != nil { // yamux
+				s.Done()
+				return
+			}
+			if service != "" && (s.SetProtocol("/flood/bulk") != nil || s.SetService(service) != nil ||
+				s.ReserveMemory(bytes, network.ReservationPriorityAlways) != nil) {
+				s.Done()
+			}
+		}
+		for range 64 { // streams that never say a protocol
+			stream("", 0)
+		}
+		for range 16 { // answers that are never read
+			stream("flood.bulk", mib)
+		}
+	}
+	return rm.Snapshot().Scopes[0].Use
+}
+
+// Attackers hold less than a tenth of what they hold without limits.
+func TestTheProposedFileCutsWhatAttackersHoldByNineTenths(t *testing.T) {
+	const attackers = 24
+	limits := readBack(t, propose(t, machine, soakTrace))
+	free := flood(t, rcmgr.InfiniteLimits, attackers)
+	held := flood(t, limits.Build(rcmgr.InfiniteLimits), attackers)
+	t.Logf("without limits %+v, with the proposed ones %+v", free, held)
+	require.Greater(t, free.NumConnsInbound, 1000)
+	require.LessOrEqual(t, held.NumConnsInbound, free.NumConnsInbound/10)
+	require.LessOrEqual(t, held.NumStreamsInbound, free.NumStreamsInbound/10)
+	require.LessOrEqual(t, held.NumFD, free.NumFD/10)
+	require.LessOrEqual(t, held.Memory, free.Memory/10)
+}
+
+// Ten runs of one node, which differ by chance alone, propose limits within 10 % of each other.
+func TestTenRunsOfANodeProposeNearlyTheSame(t *testing.T) {
+	if testing.Short() {
+		t.Skip("simulates ten runs of a node")
+	}
+	values := make(map[string][]int64)
+	for seed := range uint64(10) {
+		file := filepath.Join(t.TempDir(), "rcmgr.json.gz")
+		synctest.Test(t, func(t *testing.T) { runNode(t, file, seed) })
+		p := propose(t, machine, file)
+		require.Empty(t, p.Refused)
+		for _, r := range p.Reasons {
+			values[r.Place] = append(values[r.Place], r.Value)
+		}
+	}
+	for _, place := range []string{"System.ConnsInbound", "System.StreamsInbound", "System.Memory", `Protocol["/p"].StreamsInbound`} {
+		require.Contains(t, values, place)
+	}
+	above := 0
+	for place, of := range values {
+		require.Len(t, of, 10, place)
+		least, most := slices.Min(of), slices.Max(of)
+		require.LessOrEqual(t, float64(most), 1.1*float64(least), "%s: %v", place, of)
+		if least != most {
+			above++
+		}
+	}
+	require.Positive(t, above, "all limits are floors: nothing was tested")
+}
+
+// runNode runs a node for ten minutes. Each of its peers comes and goes by chance, and opens a
+// stream now and then.
+func runNode(t *testing.T, file string, seed uint64) {
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(rcmgr.InfiniteLimits), rcmgr.WithTrace(file), rcmgr.WithMetricsDisabled())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, rm.Close()) }()
+	r := rand.New(rand.NewPCG(seed, 1))
+	var todo agenda
+	after := func(mean time.Duration, do func()) time.Time {
+		at := time.Now().Add(time.Duration(r.ExpFloat64() * float64(mean)))
+		heap.Push(&todo, errand{at, do})
+		return at
+	}
+	for i := range 200 {
+		id := peer.ID(fmt.Sprint("peer ", i))
+		var come func()
+		come = func() {
+			c, err := rm.OpenConnection(network.DirInbound, i%2 == 0, nil)
+			require.NoError(t, err)
+			require.NoError(t, c.SetPeer(id))
+			leaves := after(80*time.Second, func() {
+				c.Done()
+				after(20*time.Second, come)
+			})
+			var open func()
+			open = func() {
+				if time.Now().After(leaves) {
+					return
+				}
+				s, err := rm.OpenStream(id, network.DirInbound)
+				require.NoError(t, err)
+				require.NoError(t, s.SetProtocol("/p"))
+				require.NoError(t, s.ReserveMemory(256*kib, network.ReservationPriorityAlways))
+				after(20*time.Second, func() {
+					s.Done()
+					after(10*time.Second, open)
+				})
+			}
+			after(10*time.Second, open)
+		}
+		after(20*time.Second, come)
+	}
+	for end := time.Now().Add(10 * time.Minute); ; {
+		next := heap.Pop(&todo).(errand)
+		if next.at.After(end) {
+			return
+		}
+		time.Sleep(time.Until(next.at))
+		next.do()
+	}
+}
+
+type errand struct {
+	at time.Time
+	do func()
+}
+
+type agenda []errand
+
+func (a agenda) Len() int           { return len(a) }
+func (a agenda) Less(i, j int) bool { return a[i].at.Before(a[j].at) }
+func (a agenda) Swap(i, j int)      { a[i], a[j] = a[j], a[i] }
+func (a *agenda) Push(x any)        { *a = append(*a, x.(errand)) }
+func (a *agenda) Pop() any {
+	last := (*a)[len(*a)-1]
+	*a = (*a)[:len(*a)-1]
+	return last
+}
+
+// hold opens inbound connections and streams of so many peers, one of each for each peer.
+func hold(t *testing.T, rm *rcmgr.Manager, from, peers int) {
+	for i := range peers {
+		id := peer.ID(fmt.Sprint("peer ", from+i))
+		c, err := rm.OpenConnection(network.DirInbound, true, nil)
+		require.NoError(t, err)
+		require.NoError(t, c.SetPeer(id))
+		s, err := rm.OpenStream(id, network.DirInbound)
+		require.NoError(t, err)
+		require.NoError(t, s.SetProtocol("/p"))
+	}
+}
+
+func newManager(t *testing.T, limits rcmgr.PartialLimitConfig, opts ...rcmgr.Option) *rcmgr.Manager {
+	opts = append(opts, rcmgr.WithMetricsDisabled(), rcmgr.WithRefusalLog(0))
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits.Build(rcmgr.InfiniteLimits)), opts...)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, rm.Close()) })
+	return rm
+}
+
+// A limit is twice what was usually held at most, and one and a half times the highest value if
+// that is more. Its reason says how much was seen, when, where and by how many.
+func TestALimitComesFromWhatSnapshotsSaw(t *testing.T) {
+	rm := newManager(t, rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{ConnsInbound: 5000}})
+	var seen suggest.Evidence
+	var last rcmgr.Snapshot
+	for i := range 4 {
+		hold(t, rm, i*100, 100)
+		last = rm.Snapshot()
+		require.NoError(t, seen.AddSnapshot(&last))
+	}
+	p, err := seen.Propose(machine)
+	require.NoError(t, err)
+	r := reasonFor(t, p, "System.ConnsInbound")
+	require.EqualValues(t, 700, r.Value) // twice (300 + 400) / 2, which is more than 1.5 times 400
+	require.EqualValues(t, 700, readBack(t, p).System.ConnsInbound)
+	require.Equal(t, suggest.RuleMargin, r.Rule)
+	require.EqualValues(t, 400, r.Seen)
+	require.EqualValues(t, 350, r.Usual)
+	require.Equal(t, 400, r.Holders)
+	require.EqualValues(t, 1, r.TopHeld)
+	require.EqualValues(t, 5000, r.Was)
+	require.Equal(t, 4, r.Looks)
+	require.Equal(t, last.Taken, r.At)
+	require.Equal(t, suggest.SureLow, r.Sure)
+	require.Contains(t, r.Why, "At most 400 seen at ")
+	require.Contains(t, r.Why, "held by 400 peers")
+	require.Contains(t, r.Why, "usually at most 350")
+	require.Contains(t, r.Why, "4 looks in 0s")
+
+	r = reasonFor(t, p, "PeerDefault.ConnsInbound")
+	require.EqualValues(t, 4, r.Value)
+	require.Equal(t, suggest.RuleFloor, r.Rule)
+	require.Equal(t, 400, r.Holders, "all peers have held half of the most or more")
+	r = reasonFor(t, p, `Protocol["/p"].StreamsInbound`)
+	require.EqualValues(t, 700, r.Value)
+}
+
+func TestTheMarginIsAChoice(t *testing.T) {
+	rm := newManager(t, rcmgr.PartialLimitConfig{})
+	hold(t, rm, 0, 100)
+	now := rm.Snapshot()
+	for margin, want := range map[float64]int64{0: 200, 1: 100, 1.5: 150, 4: 400} {
+		var seen suggest.Evidence
+		require.NoError(t, seen.AddSnapshot(&now))
+		o := machine
+		o.Margin = margin
+		p, err := seen.Propose(o)
+		require.NoError(t, err)
+		require.Equal(t, want, reasonFor(t, p, "System.ConnsInbound").Value, "margin %g", margin)
+	}
+}
+
+// No limit is above what the machine has, even if more was held, and that is then what would
+// have been refused.
+func TestNoLimitIsAboveWhatTheMachineHas(t *testing.T) {
+	rm := newManager(t, rcmgr.PartialLimitConfig{})
+	hold(t, rm, 0, 100)
+	require.NoError(t, rm.ViewSystem(func(s network.ResourceScope) error { return s.ReserveMemory(300*mib, 255) }))
+	var seen suggest.Evidence
+	now := rm.Snapshot()
+	require.NoError(t, seen.AddSnapshot(&now))
+	p, err := seen.Propose(suggest.Options{Memory: 256 * mib, FileDescriptors: 120})
+	require.NoError(t, err)
+	limits := readBack(t, p)
+	require.EqualValues(t, 256*mib, limits.System.Memory)
+	require.EqualValues(t, 120, limits.System.FD)
+	require.Equal(t, suggest.RuleMachine, reasonFor(t, p, "System.FD").Rule)
+	require.Len(t, p.Refused, 1)
+	require.Equal(t, "System.Memory", p.Refused[0].Place)
+	require.EqualValues(t, 300*mib, p.Refused[0].Held)
+	require.Contains(t, tableOf(t, p), "Memory: 300MiB were held, the limit is 256MiB")
+
+	for _, r := range p.Reasons {
+		if strings.HasSuffix(r.Place, ".Memory") {
+			require.LessOrEqual(t, r.Value, int64(256*mib), r.Place)
+		}
+	}
+}
+
+// A snapshot says for what machine its limits were computed.
+func TestTheSnapshotSaysWhatTheMachineHas(t *testing.T) {
+	rm, err := rcmgr.NewForNode(rcmgr.NodeLimits{MaxMemory: gib, MaxFileDescriptors: 100}, rcmgr.WithMetricsDisabled())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, rm.Close()) }()
+	hold(t, rm, 0, 80)
+	var seen suggest.Evidence
+	now := rm.Snapshot()
+	require.NoError(t, seen.AddSnapshot(&now))
+	p, err := seen.Propose(suggest.Options{})
+	require.NoError(t, err)
+	require.EqualValues(t, 100, p.Limits.System.FD)
+	require.Empty(t, p.Notes)
+	p, err = seen.Propose(suggest.Options{FileDescriptors: 4096})
+	require.NoError(t, err)
+	require.EqualValues(t, 160, p.Limits.System.FD)
+
+	free := newManager(t, rcmgr.PartialLimitConfig{})
+	now = free.Snapshot()
+	var unsized suggest.Evidence
+	require.NoError(t, unsized.AddSnapshot(&now))
+	p, err = unsized.Propose(suggest.Options{})
+	require.NoError(t, err)
+	require.Contains(t, p.Notes[0], "What the machine has is not known")
+}
+
+// The connection manager has to close connections before any is refused.
+func TestTheLimitsAreAboveTheHighWaterMark(t *testing.T) {
+	rm := newManager(t, rcmgr.PartialLimitConfig{})
+	hold(t, rm, 0, 40)
+	var seen suggest.Evidence
+	now := rm.Snapshot()
+	require.NoError(t, seen.AddSnapshot(&now))
+	o := machine
+	o.ConnMgrHighWater = 600
+	p, err := seen.Propose(o)
+	require.NoError(t, err)
+	require.NoError(t, p.Built.CheckHighWater(600))
+	r := reasonFor(t, p, "System.ConnsInbound")
+	require.EqualValues(t, 1200, r.Value)
+	require.Equal(t, suggest.RuleHighWater, r.Rule)
+}
+
+// In a manager that only observes its limits, what they would have refused is held, so it is
+// part of the need.
+func TestAnObservingManagerShowsTheWholeNeed(t *testing.T) {
+	rm := newManager(t, rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{ConnsInbound: 30}}, rcmgr.WithObserveOnly())
+	hold(t, rm, 0, 100)
+	var seen suggest.Evidence
+	now := rm.Snapshot()
+	require.NoError(t, seen.AddSnapshot(&now))
+	p, err := seen.Propose(machine)
+	require.NoError(t, err)
+	r := reasonFor(t, p, "System.ConnsInbound")
+	require.EqualValues(t, 200, r.Value)
+	require.EqualValues(t, 70, r.WouldRefuse)
+	require.Zero(t, r.Refused)
+	require.EqualValues(t, 30, r.Was)
+	require.Contains(t, r.Why, "was only observed; it would have refused 70 requests")
+}
+
+// A limit that refused something hides the need, so its proposal is not sure.
+func TestALimitThatRefusedIsNotSure(t *testing.T) {
+	rm := newManager(t, rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{ConnsInbound: 100}})
+	hold(t, rm, 0, 100)
+	for range 3 {
+		_, err := rm.OpenConnection(network.DirInbound, true, nil)
+		require.Error(t, err)
+	}
+	now := rm.Snapshot()
+	now.Started = now.Taken.Add(-48 * time.Hour)
+	var seen suggest.Evidence
+	for range 20 {
+		require.NoError(t, seen.AddSnapshot(&now))
+	}
+	p, err := seen.Propose(machine)
+	require.NoError(t, err)
+	r := reasonFor(t, p, "System.ConnsInbound")
+	require.EqualValues(t, 3, r.Refused, "the counts of one manager are not added up")
+	require.Equal(t, suggest.SureLow, r.Sure)
+	require.Contains(t, r.Why, "The limit of that time, 100, refused 3 requests")
+	require.Equal(t, suggest.SureHigh, reasonFor(t, p, "System.StreamsInbound").Sure)
+}
+
+// The trace of go-libp2p's own manager does as well.
+func TestATraceOfUpstreamsManagerIsRead(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "rcmgr.json.gz")
+	rm, err := upstream.NewResourceManager(upstream.NewFixedLimiter(upstream.InfiniteLimits), upstream.WithTrace(file),
+		upstream.WithMetricsDisabled(), upstream.WithConnRateLimiters(new(rate.Limiter)))
+	require.NoError(t, err)
+	for i := range 60 {
+		id := peer.ID(fmt.Sprint("peer ", i))
+		c, err := rm.OpenConnection(network.DirInbound, true, nil)
+		require.NoError(t, err)
+		require.NoError(t, c.SetPeer(id))
+		s, err := rm.OpenStream(id, network.DirInbound)
+		require.NoError(t, err)
+		require.NoError(t, s.SetProtocol("/p"))
+		require.NoError(t, s.ReserveMemory(mib, 255))
+	}
+	require.NoError(t, rm.Close())
+	p := propose(t, machine, file)
+	require.EqualValues(t, 120, p.Limits.System.ConnsInbound)
+	require.EqualValues(t, 120, p.Limits.Protocol["/p"].StreamsInbound)
+	require.EqualValues(t, 120*mib, p.Limits.System.Memory)
+	require.Equal(t, 59, reasonFor(t, p, "System.ConnsInbound").Holders, "the last connection had no peer yet")
+	require.Empty(t, p.Refused)
+}
+
+// Snapshots and traces add up to one picture.
+func TestSnapshotsAndTracesTogether(t *testing.T) {
+	rm := newManager(t, rcmgr.PartialLimitConfig{})
+	hold(t, rm, 0, 300)
+	text, err := json.Marshal(rm.Snapshot())
+	require.NoError(t, err)
+	file := filepath.Join(t.TempDir(), "snapshot.json")
+	require.NoError(t, os.WriteFile(file, slices.Concat(text, []byte("\n"), text), 0o600))
+	p := propose(t, machine, file, soakTrace)
+	r := reasonFor(t, p, "System.ConnsInbound")
+	require.EqualValues(t, 300, r.Seen)
+	require.Equal(t, file, r.In)
+	require.Contains(t, p.Limits.Protocol, protocol.ID("/rcmgr-soak/fetch/1.0.0"), "that is in the trace alone")
+}
+
+// A trace that was cut off is read as far as it goes, and the proposal says so.
+func TestACutTraceIsReadAsFarAsItGoes(t *testing.T) {
+	whole, err := os.ReadFile(soakTrace)
+	require.NoError(t, err)
+	var seen suggest.Evidence
+	require.NoError(t, seen.ReadTrace("half a trace", bytes.NewReader(whole[:len(whole)/2])))
+	p, err := seen.Propose(machine)
+	require.NoError(t, err)
+	require.Contains(t, p.Notes, "half a trace: The trace ends in the middle of an event; everything before was read.")
+	require.Positive(t, reasonFor(t, p, "System.ConnsInbound").Seen)
+}
+
+// Where the writer of the trace was too slow, the proposal says how much is missing.
+func TestAGapInATraceIsNoted(t *testing.T) {
+	trace := `{"Time":"2026-01-02T03:04:05Z","Type":"start"}
+{"Time":"2026-01-02T03:04:06Z","Type":"dropped","Delta":17}
+{"Time":"2026-01-02T03:04:07Z","Type":"add_conn","Scope":{"Class":"system"},"Name":"system","DeltaIn":1,"ConnsIn":90}
+`
+	var seen suggest.Evidence
+	require.NoError(t, seen.ReadTrace("a trace", strings.NewReader(trace)))
+	p, err := seen.Propose(machine)
+	require.NoError(t, err)
+	require.Contains(t, strings.Join(p.Notes, "\n"), "a trace: 17 events are missing")
+	require.EqualValues(t, 140, p.Limits.System.ConnsInbound, "events say what is held, so a gap hides only what was shorter")
+}
+
+func TestBadInputIsAnErrorThatNamesItsSource(t *testing.T) {
+	rm := newManager(t, rcmgr.PartialLimitConfig{})
+	good, err := json.Marshal(rm.Snapshot())
+	require.NoError(t, err)
+	with := func(old, new string) string {
+		require.Contains(t, string(good), old)
+		return strings.Replace(string(good), old, new, 1)
+	}
+	line := `{"Time":"2026-01-02T03:04:05Z","Type":"start"}` + "\n"
+	dir := t.TempDir()
+	for text, want := range map[string]string{
+		"":                              "it is empty: expected the JSON of a Snapshot",
+		"hello":                         "invalid character 'h'",
+		string(good[:100]):              "the JSON of a Snapshot is cut off",
+		string(good) + string(good[:9]): "the JSON of a Snapshot is cut off",
+		"[]":                            "expected the JSON of a Snapshot",
+		`{"System": {}}`:                "which has Taken, Started and Scopes: there is no Taken",
+		with(`"Kind":"system"`, `"Kind":"galaxy"`):                        "a Snapshot of another version",
+		with(`"Kind":"system"`, `"Kind":"peer"`):                          "a Snapshot without the system scope",
+		with(`"Taken":"2`, `"Taken":"1`):                                  "before its manager was made",
+		line + "x\n" + line:                                               "line 2: expected an event of a trace",
+		line + `{"Time":"2026-01-02T03:04:05Z","Type":"teleport"}` + "\n": `line 2: no such type of event: "teleport"; the trace may be of a later version`,
+		"\x1f\x8bno": "unexpected EOF",
+	} {
+		file := filepath.Join(dir, "input")
+		require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+		var seen suggest.Evidence
+		err := seen.ReadFile(file)
+		require.ErrorContains(t, err, "suggest: "+file+": ", "%q", text)
+		require.ErrorContains(t, err, want, "%q", text)
+		require.Empty(t, seen.Sources())
+		_, err = seen.Propose(machine)
+		require.EqualError(t, err, "suggest: nothing was seen: expected a snapshot or a trace")
+	}
+	var seen suggest.Evidence
+	require.ErrorIs(t, seen.ReadFile(filepath.Join(dir, "missing")), os.ErrNotExist)
+	require.NoError(t, seen.ReadSnapshot("a newer one", strings.NewReader(with(`{"Taken"`, `{"Telepathy":7,"Taken"`))))
+	p, err := seen.Propose(machine)
+	require.NoError(t, err)
+	require.Contains(t, p.Notes, "a newer one was written by another version of rcmgr; this one does not know its Telepathy.")
+	for want, o := range map[string]suggest.Options{
+		"Margin is 0.5, expected a number from 1 to 1000": {Margin: 0.5},
+		"Margin is NaN":        {Margin: math.NaN()},
+		"must not be negative": {Memory: -1},
+	} {
+		_, err := seen.Propose(o)
+		require.ErrorContains(t, err, want)
+	}
+}
+
+func tableOf(t *testing.T, p *suggest.Proposal) string {
+	var b bytes.Buffer
+	require.NoError(t, p.WriteTable(&b))
+	return b.String()
+}
+
+// The comment and the table have every limit of the file, and the JSON has all of it.
+func TestEachLimitOfTheFileHasItsReason(t *testing.T) {
+	p := propose(t, machine, soakTrace)
+	var comment bytes.Buffer
+	require.NoError(t, p.WriteComment(&comment))
+	table := tableOf(t, p)
+	written := 0
+	for _, s := range p.Limits.Build(rcmgr.ConcreteLimitConfig{}).Settings() {
+		if s.Origin == rcmgr.OriginOverride {
+			written++
+			require.Contains(t, comment.String(), s.Place+" = ")
+			require.Contains(t, table, s.Place+" ")
+			require.NotEmpty(t, reasonFor(t, p, s.Place).Why)
+		}
+	}
+	require.Len(t, p.Reasons, written)
+	text, err := json.Marshal(p)
+	require.NoError(t, err)
+	var again suggest.Proposal
+	require.NoError(t, json.Unmarshal(text, &again))
+	require.Equal(t, p.Reasons[0].Why, again.Reasons[0].Why)
+	require.Equal(t, p.Limits.System, again.Limits.System)
+}
+
+// Names of protocols are chosen by peers, and cannot hide or forge a line.
+func TestNamesOfPeersCannotForgeLines(t *testing.T) {
+	rm := newManager(t, rcmgr.PartialLimitConfig{})
+	s, err := rm.OpenStream("a peer", network.DirInbound)
+	require.NoError(t, err)
+	require.NoError(t, s.SetProtocol("/evil\n\x1b[2JSystem.Conns = 1"))
+	var seen suggest.Evidence
+	now := rm.Snapshot()
+	require.NoError(t, seen.AddSnapshot(&now))
+	p, err := seen.Propose(machine)
+	require.NoError(t, err)
+	var comment bytes.Buffer
+	require.NoError(t, p.WriteComment(&comment))
+	for _, text := range []string{comment.String(), tableOf(t, p)} {
+		require.NotContains(t, text, "\x1b")
+		require.NotContains(t, text, "\nSystem.Conns = 1")
+	}
+	require.Contains(t, readBack(t, p).Protocol, protocol.ID("/evil\n\x1b[2JSystem.Conns = 1"))
+}
+
+// A trace of many hours has no more looks than one of minutes, and each of them is longer.
+func TestALongTraceIsCutIntoFewLooks(t *testing.T) {
+	var trace bytes.Buffer
+	w := gzip.NewWriter(&trace)
+	begin := time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)
+	for i := range 48 * 60 {
+		fmt.Fprintf(w, `{"Time":%q,"Type":"add_conn","Scope":{"Class":"system"},"Name":"system","DeltaIn":1,"ConnsIn":%d}`+"\n",
+			begin.Add(time.Duration(i)*time.Minute).Format(time.RFC3339), 100+i%60)
+	}
+	require.NoError(t, w.Close())
+	var seen suggest.Evidence
+	require.NoError(t, seen.ReadTrace("two days", &trace))
+	p, err := seen.Propose(machine)
+	require.NoError(t, err)
+	r := reasonFor(t, p, "System.ConnsInbound")
+	require.GreaterOrEqual(t, r.Looks, 32)
+	require.LessOrEqual(t, r.Looks, 64)
+	require.EqualValues(t, 159, r.Seen)
+	require.InDelta(t, 159, r.Usual, 1, "each look is longer than an hour, in which 159 were held once")
+	require.Equal(t, suggest.SureHigh, r.Sure)
+	require.Equal(t, begin.Add(59*time.Minute), r.At.UTC())
+}

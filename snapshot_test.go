@@ -507,3 +507,48 @@ func TestACutOfRefusedPeersAllocatesNothingUnderTheLocks(t *testing.T) {
 	}
 	require.Equal(t, peers, refused)
 }
+
+// A node that has held 10 000 connections at once says so, and nothing else: credit that was
+// handed out to stripes is not a peak, whatever the limit, however many stripes there are, and
+// however the node came there.
+func TestThePeakOfTenThousandConnectionsIsTenThousand(t *testing.T) {
+	const held = 10_000
+	for _, limit := range []int{held, 12_288, 15_000, 20_001, 65_536, 1 << 20, math.MaxInt} {
+		for _, stripes := range []int{1, 4, 16} {
+			conf := unlimitedConf()
+			conf.System.ConnsInbound = limit
+			m := newManager(t, conf, WithStripes(stripes))
+			var open []network.ConnManagementScope
+			peak := func() int {
+				s := m.Snapshot()
+				return s.stateOf(t, "system").Peak.ConnsInbound
+			}
+			grow := func(to int) {
+				for len(open) < to {
+					c := mustOpenConn(t, m, network.DirInbound)
+					require.NoError(t, c.SetPeer(testPeers[len(open)%len(testPeers)]))
+					open = append(open, c)
+				}
+			}
+			shrink := func(to int) {
+				for ; len(open) > to; open = open[:len(open)-1] {
+					open[len(open)-1].Done()
+				}
+			}
+			grow(held / 2)
+			shrink(held / 10)
+			grow(held)
+			m.followPeaks() // the job of each second
+			shrink(0)
+			grow(held / 3)
+			require.Equal(t, held, peak(), "limit %d, %d stripes", limit, stripes)
+			page := bodyOf(t, ask(Handler(m), "GET", "/?format=json"))
+			require.Contains(t, page, `"Peak": 10000`)
+			series := seriesOf(t, registryOf(t, m), "scope_peak")
+			require.EqualValues(t, held, series[" conns_inbound system"])
+			shrink(0)
+			require.Equal(t, held, peak())
+			assertEmpty(t, m)
+		}
+	}
+}

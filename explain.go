@@ -70,8 +70,15 @@ type LimitCheck struct {
 	Cause    string `json:",omitempty"` // the cause of the refusal, if it does not fit
 	// Holder names the peer or subnet that holds too much of the limit, if that is the
 	// cause.
-	Holder    string `json:",omitempty"`
-	ConfigKey string `json:",omitempty"` // the place in the configuration to change to admit more
+	Holder string `json:",omitempty"`
+	// Largest names the peer or subnet that holds most of the limit, and LargestHolds is how
+	// much, as they were within the last second. Only By has them, if the scope is system,
+	// transient, a service or a protocol. They are empty if that is less than a tenth of what is
+	// held, or not known: a connection in the transient scope has no peer, and there is a subnet
+	// only with WithFairShare.
+	Largest      string `json:",omitempty"`
+	LargestHolds int64  `json:",omitzero"`
+	ConfigKey    string `json:",omitempty"` // the place in the configuration to change to admit more
 }
 
 // Explanation is the answer of Manager.Explain.
@@ -108,7 +115,25 @@ func (m *Manager) Explain(q ExplainRequest) (*Explanation, error) {
 		return nil, err
 	}
 	e.answer()
+	e.nameLargest()
 	return &e.out, nil
+}
+
+// nameLargest names who holds most of what is full.
+func (e *explainer) nameLargest() {
+	k := e.out.By
+	if k == nil {
+		return
+	}
+	name := ""
+	switch k.Kind {
+	case KindService:
+		name = e.q.Service
+	case KindProtocol:
+		name = string(e.q.Protocol)
+	}
+	d := dim(slices.Index(limitNames[:], k.Name))
+	k.Largest, k.LargestHolds = e.m.largestLately(k.Kind, name, d, k.Use, &e.m.explained)
 }
 
 func (q *ExplainRequest) check() error {
@@ -568,8 +593,12 @@ func (e *Explanation) String() string {
 	if k.Holder != "" {
 		why += " by " + printable(k.Holder)
 	}
-	return fmt.Sprintf("it would be refused by %s: %s is at %s of %s, and %s more would exceed %s (%s); raise %s",
-		printable(k.Scope), k.Name, k.text(k.Use), k.text(k.Limit), k.text(k.Asked), k.text(k.Threshold), why, k.ConfigKey)
+	most := ""
+	if k.Largest != "" {
+		most = fmt.Sprintf("; %s holds %s of it", printable(k.Largest), k.text(k.LargestHolds))
+	}
+	return fmt.Sprintf("it would be refused by %s: %s is at %s of %s, and %s more would exceed %s (%s)%s; raise %s",
+		printable(k.Scope), k.Name, k.text(k.Use), k.text(k.Limit), k.text(k.Asked), k.text(k.Threshold), why, most, k.ConfigKey)
 }
 
 // text returns an amount of the check with its unit. The check of the process's memory compares

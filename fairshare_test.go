@@ -506,7 +506,7 @@ func TestFairShareIsShownInLogMetricsAndSnapshot(t *testing.T) {
 	require.EqualValues(t, 2, m.Snapshot().Refusals[KindTransient].StreamsInbound)
 	m.logRefusals()
 	line := lines.take()[0]
-	require.Contains(t, line, "cause=fair-share worst=subnet:192.0.2.0/24 worst_times=2 raise=Transient.StreamsInbound")
+	require.Contains(t, line, "cause=fair-share holder=subnet:192.0.2.0/24 holds=2 worst=subnet:192.0.2.0/24 worst_times=2 raise=Transient.StreamsInbound")
 
 	why, err := m.Explain(ExplainRequest{Kind: KindStream, Direction: network.DirInbound, Peer: peerNamed("3")})
 	require.NoError(t, err)
@@ -902,7 +902,8 @@ func TestExplainAsksForAPeersShareOfConnectionsOnce(t *testing.T) {
 	require.NoError(t, err)
 	require.False(t, e.Admitted)
 	require.Equal(t, LimitCheck{Step: "peer", Scope: "system", Kind: KindSystem, Name: "ConnsInbound", Use: 10, Asked: 1, Limit: 16,
-		Threshold: 8, Room: -2, Cause: "fair-share", Holder: "peer:" + testPeer.String(), ConfigKey: "System.ConnsInbound"}, *e.By)
+		Threshold: 8, Room: -2, Cause: "fair-share", Holder: "peer:" + testPeer.String(),
+		Largest: "peer:" + testPeer.String(), LargestHolds: 4, ConfigKey: "System.ConnsInbound"}, *e.By)
 	require.Equal(t, 1, howMany(e.Checks, func(c LimitCheck) bool { return c.Step == "peer" && c.Scope == "system" }))
 	_, err = do(m, q)
 	require.True(t, refusedByShare(err), err)

@@ -31,6 +31,7 @@ type Manager struct {
 	options    config     // as set by the options
 	changing   sync.Mutex // held while limits are put in force; taken before all other locks
 	refusalLog refusalLog // which refusals have been logged
+	explained  recentLargest
 	// writeRefusals writes a line of the log of refusals. It is nil without WithRefusalLogger.
 	writeRefusals func(msg string, attrs []slog.Attr)
 	history       refusalHistory

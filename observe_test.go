@@ -365,7 +365,7 @@ func TestObservedRefusalsAreLoggedShownAndMeasured(t *testing.T) {
 	m.Close()
 	require.Equal(t, []string{
 		`ERROR msg="Would have protected from exceeding resource limits 3 times: \"system: cannot reserve inbound stream: resource limit exceeded\""` +
-			` current=3 limit=1 worst=peer:` + testPeer.String() + ` worst_times=3 raise=System.StreamsInbound`,
+			` current=3 limit=1 holder=peer:` + testPeer.String() + ` holds=4 worst=peer:` + testPeer.String() + ` worst_times=3 raise=System.StreamsInbound`,
 	}, lines.take())
 }
 

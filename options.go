@@ -119,9 +119,13 @@ func WithNewcomersQuarter(on bool) Option {
 //
 // The attributes of a line are
 //
-//   - current and limit: the numbers at the last refusal. Bytes are written with a unit, but
-//     as plain numbers by a JSON handler.
-//   - cause: the cause of the last refusal, if it was not CauseLimit.
+//   - current and limit: the numbers at the refusal at which most was held. Bytes are written
+//     with a unit, but as plain numbers by a JSON handler.
+//   - cause: the cause of that refusal, if it was not CauseLimit.
+//   - holder and holds: the peer or subnet that holds most of the limit when the line is
+//     written, and how much that is. They are present only if it is known, and at least a tenth
+//     of current: a connection in the transient scope has no peer, and there are subnets only
+//     with WithFairShare. To find it, each peer is looked at, a few at a time.
 //   - raise: the place in the configuration to change to admit more.
 //   - worst and worst_times: the name of one peer, subnet, service or protocol, and a
 //     number of refusals that it certainly had. They are present only if that is at least a

@@ -21,19 +21,67 @@ func (m *Manager) logRefusals() {
 		m.stripes[i].giveRemarks(&refused, &would)
 	}
 	m.gate().giveRemarks(&refused, &would)
-	m.logLines("Protected", &refused, &m.refusalLog.refused)
-	m.logLines("Would have protected", &would, &m.refusalLog.would)
+	lines := refusalLines(nil, "Protected", &refused, &m.refusalLog.refused)
+	lines = refusalLines(lines, "Would have protected", &would, &m.refusalLog.would)
+	m.findLargest(lines)
+	for i := range lines {
+		m.logLine(&lines[i])
+	}
 }
 
-func (m *Manager) logLines(begin string, now *unloggedRefusals, logged *[numKinds]dimCounts) {
+// refusalLine is what a line of the log is made from.
+type refusalLine struct {
+	begin string
+	kind  Kind
+	d     dim
+	times uint64
+	*remark
+	largest largest
+}
+
+// refusalLines adds a line for each kind and limit that has refused something since it was logged.
+func refusalLines(lines []refusalLine, begin string, now *unloggedRefusals, logged *[numKinds]dimCounts) []refusalLine {
 	for k := range now.counts {
 		for d, n := range now.counts[k] {
 			if times := n - logged[k][d]; times > 0 {
-				m.logLine(begin, Kind(k), dim(d), times, &now.said[k][d])
+				lines = append(lines, refusalLine{begin: begin, kind: Kind(k), d: dim(d), times: times, remark: &now.said[k][d]})
 			}
 		}
 	}
 	*logged = now.counts
+	return lines
+}
+
+// findLargest finds who holds most of each limit that refused. For a service or protocol that is
+// the one that refused most.
+func (m *Manager) findLargest(lines []refusalLine) {
+	var of []limitOf
+	var which []int
+	for i := range lines {
+		if l := lines[i].limit(); l.hasLargest() {
+			of, which = append(of, l), append(which, i)
+		}
+	}
+	for j, found := range m.largestHolders(of) {
+		lines[which[j]].largest = found
+	}
+}
+
+func (l *refusalLine) limit() limitOf {
+	of := limitOf{kind: l.kind, d: l.d}
+	if worst, named := l.worstName(); named && worst.kind == l.kind {
+		of.name = worst.text
+	}
+	return of
+}
+
+// worstName returns the name that is logged, which certainly had at least a tenth of the refusals.
+func (l *refusalLine) worstName() (worst scopeName, named bool) {
+	worst, named = l.worst.Name, l.worst.Votes > 0 && l.worst.Votes >= l.times/10
+	if worst.kind == KindPeer && worst.peer == "" {
+		named = false // the connections had no known peer
+	}
+	return worst, named
 }
 
 // giveRemarks adds the stripe's counts of refusals, and hands over the remarks that it
@@ -50,12 +98,9 @@ func (st *stripe) giveRemarks(refused, would *unloggedRefusals) {
 	}
 }
 
-func (m *Manager) logLine(begin string, k Kind, d dim, times uint64, r *remark) {
-	// A name is logged if it certainly had at least a tenth of the refusals.
-	worst, named := r.worst.Name, r.worst.Votes > 0 && r.worst.Votes >= times/10
-	if worst.kind == KindPeer && worst.peer == "" {
-		named = false // the connections had no known peer
-	}
+func (m *Manager) logLine(l *refusalLine) {
+	k, d, times, r := l.kind, l.d, l.times, l.remark
+	worst, named := l.worstName()
 	refuser := scopeName{kind: k}
 	if named && r.worst.Votes == times && (k == KindService || k == KindProtocol) {
 		refuser = worst // it caused all of the refusals
@@ -69,13 +114,17 @@ func (m *Manager) logLine(begin string, k Kind, d dim, times uint64, r *remark) 
 	if r.cause != CauseLimit {
 		attrs = append(attrs, slog.String("cause", r.cause.String()))
 	}
+	if l.largest.isWorthNaming(r.current) {
+		attrs = append(attrs, slog.String("holder", printable(l.largest.name.String())),
+			slog.Any("holds", amountFor(k, d, l.largest.held)))
+	}
 	if named {
 		attrs = append(attrs, slog.String("worst", printable(worst.String())), slog.Uint64("worst_times", r.worst.Votes))
 	} else {
 		worst = scopeName{kind: k}
 	}
 	attrs = append(attrs, slog.String("raise", limitKey(m.limits.Load(), m.gate(), k, d, &worst)))
-	msg := fmt.Sprintf("%s from exceeding resource limits %d times: %q", begin, times, classOf(&refuser)+": "+e.what())
+	msg := fmt.Sprintf("%s from exceeding resource limits %d times: %q", l.begin, times, classOf(&refuser)+": "+e.what())
 	if m.writeRefusals == nil {
 		log.LogAttrs(context.Background(), slog.LevelError, msg, attrs...)
 		return

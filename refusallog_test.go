@@ -50,7 +50,8 @@ func TestRefusalsAreLoggedEveryTenSeconds(t *testing.T) {
 		require.Empty(t, pass(9*time.Second))
 		require.Equal(t, []string{
 			`ERROR msg="Protected from exceeding resource limits 3 times: \"system: cannot reserve inbound stream: resource limit exceeded\""` +
-				` current=1 limit=1 worst=peer:` + testPeer.String() + ` worst_times=3 raise=System.StreamsInbound`,
+				` current=1 limit=1 holder=peer:` + peer.ID("first").String() + ` holds=1` +
+				` worst=peer:` + testPeer.String() + ` worst_times=3 raise=System.StreamsInbound`,
 		}, pass(time.Second))
 		require.Empty(t, pass(time.Minute), "nothing was refused since")
 		openingRefused(t, m, testPeer, 2)
@@ -203,7 +204,7 @@ func TestTheLogMissesNoRefusal(t *testing.T) {
 		`1 transient: outbound connection current=0 limit=0 raise=Transient.ConnsOutbound`,
 		`1 service:svc: memory current=0 limit=20 worst=service:svc worst_times=1 raise="Service[\"svc\"].Memory"`,
 		`1 service-peer: memory current=0 limit=10 worst=service:svc.peer:` + id + ` worst_times=1 raise="ServicePeer[\"svc\"].Memory"`,
-		`1 protocol:/test/1: inbound stream current=2 limit=2 worst=protocol:/test/1 worst_times=1 raise="Protocol[\"/test/1\"].StreamsInbound"`,
+		`1 protocol:/test/1: inbound stream current=2 limit=2 holder=peer:` + id + ` holds=1 worst=protocol:/test/1 worst_times=1 raise="Protocol[\"/test/1\"].StreamsInbound"`,
 		`1 protocol-peer: inbound stream current=1 limit=1 worst=protocol:/test/1.peer:` + id + ` worst_times=1 raise="ProtocolPeer[\"/test/1\"].StreamsInbound"`,
 		`2 peer: inbound connection current=1 limit=1 raise=PeerDefault.ConnsInbound`,
 		`2 conn: memory current=0 limit=5 raise=Conn.Memory`,

@@ -1,9 +1,14 @@
 package rcmgr
 
 // The counts of refusals: by kind and dimension, by cause, and by the name that stands out
-// among the refused.
+// among the refused. The name that holds most of what is full.
 
-import "github.com/weir-p2p/rcmgr/internal/vote"
+import (
+	"sync"
+	"time"
+
+	"github.com/weir-p2p/rcmgr/internal/vote"
+)
 
 // rationCounts counts the refusals of requests that would have fit the limit itself.
 type rationCounts struct {
@@ -33,8 +38,8 @@ type majority = vote.Majority[scopeName]
 // remark is what the log says about the refusals of one kind and limit, besides their count.
 type remark struct {
 	told           bool  // there was a refusal
-	current, limit int64 // of the last refusal
-	cause          Cause // of the last refusal
+	current, limit int64 // of the refusal at which most was held
+	cause          Cause // of that refusal
 	worst          majority
 }
 
@@ -43,8 +48,7 @@ func (r *remark) add(o *remark) {
 	if !o.told {
 		return
 	}
-	r.told = true
-	r.current, r.limit, r.cause = o.current, o.limit, o.cause
+	r.numbers(o.current, o.limit, o.cause)
 	r.worst.Add(o.worst.Name, o.worst.Votes)
 }
 
@@ -110,7 +114,72 @@ func (r *Refusals) dimCounts() dimCounts { return byDim(quantities[uint64, uint6
 
 // note notes a refusal that happened a number of times, and the name that it concerned.
 func (r *remark) note(why *refusal, concerned scopeName, times uint64) {
-	r.told = true
-	r.current, r.limit, r.cause = why.current, why.limit, why.cause
+	r.numbers(why.current, why.limit, why.cause)
 	r.worst.Add(concerned, times)
+}
+
+// numbers keeps the numbers of a refusal. A scope may refuse while it holds less than its limit,
+// for the sake of others, and a little later be full. So those numbers are kept at which most was
+// held.
+func (r *remark) numbers(current, limit int64, cause Cause) {
+	if !r.told || current >= r.current {
+		r.told, r.current, r.limit, r.cause = true, current, limit, cause
+	}
+}
+
+// limitOf names a limit: that of a dimension of a scope that all peers share.
+type limitOf struct {
+	kind Kind
+	name string // of the service or protocol
+	d    dim
+}
+
+// hasLargest reports whether it is known what each peer or subnet holds of a limit.
+func (l limitOf) hasLargest() bool {
+	switch l.kind {
+	case KindSystem, KindTransient:
+		return true
+	case KindService, KindProtocol:
+		return l.name != "" && l.kind.canRunOutOf(l.d)
+	}
+	return false
+}
+
+// largest is the peer or subnet that holds most of a limit, and what it holds. Its name is
+// empty if none is known to hold any.
+type largest struct {
+	name scopeName
+	held int64
+}
+
+// isWorthNaming reports whether it holds a tenth of what is held or more.
+func (l *largest) isWorthNaming(use int64) bool { return l.held > 0 && l.held >= use/10 }
+
+// recentLargest keeps what Explain has found, so that strangers who ask often do not make it
+// look at all peers each time.
+type recentLargest struct {
+	mu    sync.Mutex
+	at    time.Time
+	found map[limitOf]largest
+}
+
+// largestFor is for how long what was found is good enough for a question.
+const largestFor = time.Second
+
+// largestKept bounds the limits in a recentLargest.
+const largestKept = 64
+
+// of returns who holds most of a limit, as find returns it now or has within the last second.
+func (r *recentLargest) of(l limitOf, find func([]limitOf) []largest) largest {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now := time.Now(); r.found == nil || now.Sub(r.at) >= largestFor || len(r.found) >= largestKept {
+		r.at, r.found = now, make(map[limitOf]largest)
+	}
+	who, ok := r.found[l]
+	if !ok {
+		who = find([]limitOf{l})[0]
+		r.found[l] = who
+	}
+	return who
 }

@@ -258,3 +258,101 @@ func logRefusal(err error) {
 	}
 	log.LogAttrs(ctx, slog.LevelDebug, "refused", e.attrs()...)
 }
+
+// Who holds most of a limit. A limit that is full refuses one peer after another, and the one
+// that fills it need not be among them. So the log of refusals and Explain look for it: among all
+// peers, a few at a time, when a line is written or a question is answered, and never when a
+// request is decided.
+
+// largestLately returns the name of the peer or subnet that holds most of a limit, and what it
+// holds, now or within the last second. of is the name of a service or protocol. The name is empty if none is known, or if that is less than a tenth of what is held.
+func (e *engine) largestLately(k Kind, of string, d dim, use int64, recent *recentLargest) (name string, held int64) {
+	l := limitOf{k, of, d}
+	if !l.hasLargest() {
+		return "", 0
+	}
+	who := recent.of(l, e.largestHolders)
+	if !who.isWorthNaming(use) {
+		return "", 0
+	}
+	return who.name.String(), who.held
+}
+
+// largestHolders returns who holds most of each limit; of peers that hold equally much, the one
+// whose ID comes first. It takes the locks of the stripes one by one, and releases them after a
+// few peers.
+func (e *engine) largestHolders(of []limitOf) []largest {
+	found := make([]largest, len(of))
+	if len(of) == 0 {
+		return found
+	}
+	for i := range e.stripes {
+		e.stripes[i].eachPeer(func(ps *peerScope) {
+			for j, l := range of {
+				held, most := ps.partOf(l), &found[j]
+				if held > most.held || held > 0 && held == most.held && ps.id < most.name.peer {
+					*most = largest{scopeName{kind: KindPeer, peer: ps.id}, held}
+				}
+			}
+		})
+	}
+	for j, l := range of {
+		if l.kind > KindTransient || !e.fair.on(l.kind) {
+			continue
+		}
+		// A subnet holds at least what each of its peers does. It is named if that is twice as
+		// much, because then it is full of peers.
+		if sub := e.fair.largest(l); sub.held > 0 && sub.held >= 2*found[j].held {
+			found[j] = sub
+		}
+	}
+	return found
+}
+
+// partOf returns what the peer holds of a limit. The lock of its stripe is held.
+func (ps *peerScope) partOf(l limitOf) int64 {
+	switch l.kind {
+	case KindSystem:
+		return ps.use.of(l.d)
+	case KindTransient:
+		return ps.inTransient(l.d)
+	}
+	sh := ps.st.named(l.kind)[l.name]
+	if sh == nil {
+		return 0
+	}
+	if pr := ps.pair(sh); pr != nil {
+		return pr.use.of(l.d)
+	}
+	return 0
+}
+
+// inTransient returns how many streams of the peer have no protocol yet. Connections there have
+// no peer.
+func (ps *peerScope) inTransient(d dim) int64 {
+	in, out := int64(ps.transientStreams[0]), int64(ps.transientStreams[1])
+	switch d {
+	case dimStreamsIn:
+		return in
+	case dimStreamsOut:
+		return out
+	case dimStreams:
+		return in + out
+	}
+	return 0
+}
+
+// largest returns the subnet that holds most of a limit.
+func (f *fairShare) largest(l limitOf) (most largest) {
+	for i := range f.shards {
+		s := &f.shards[i]
+		s.mu.Lock()
+		for _, sub := range s.mu.subnets {
+			if held := sub.holds(l.kind, l.d); held > most.held {
+				most = largest{sub.name, held}
+			}
+		}
+		s.mu.Unlock()
+	}
+	return most
+}

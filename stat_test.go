@@ -66,7 +66,7 @@ func TestWhatLooksAtAManagerAllocatesNoMoreWhereTheConfigurationNamesThousands(t
 			"Explain":               func() { _, _ = m.Explain(ExplainRequest{Kind: KindStream, Peer: testPeer}) },
 			"the page":              func() { ask(page, "GET", "/?format=html") },
 			"the log of refusals":   m.logRefusals,
-			"one line of that log":  func() { m.logLine("", KindPeer, dimStreamsIn, 1, new(remark)) },
+			"one line of that log":  func() { m.logLine(&refusalLine{kind: KindPeer, d: dimStreamsIn, times: 1, remark: new(remark)}) },
 			"the watch over limits": watch.look,
 			"the recent refusals":   func() { m.refusedByNow() },
 			"peaks":                 m.followPeaks,

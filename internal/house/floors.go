@@ -63,7 +63,7 @@ var floors = []floor{
 		{"chain.go", "one operation: check all accounts of its chain, then charge all"},
 		{"unit.go", "connections and streams as they are counted, and the shortest ways to open, move and end them"},
 		{"memory.go", "reserving and releasing memory: the shortest way through a chain"},
-		{"refusing.go", "a refusal: noted; if nothing overrides it, counted, returned as an error and logged; limits that are only observed"},
+		{"refusing.go", "a refusal: noted; if nothing overrides it, counted, returned as an error and logged; limits that are only observed; who holds most of a limit"},
 		{"reap.go", "collecting what is unused"},
 		{"ration.go", "how much of a limit a request may fill, for the sake of others"},
 		{"traceengine.go", "the events of accounts and spans that the engine passes to the tracer"},

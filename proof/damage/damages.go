@@ -11,6 +11,16 @@ var damages = []damage{
 	{"amounts.go", "if a == AdmissionHalf {\n\t\treturn 128", "if a != AdmissionLinear {\n\t\treturn 128"},
 	{"account.go", "a.refs == 0 && !a.sticky && !a.lasting() && a.use == held{}", "a.refs == 0 && !a.sticky && !a.lasting()"},
 
+	// Who holds most.
+	{"refusing.go", "held > most.held || held > 0 && held == most.held && ps.id < most.name.peer", "held > 0"},
+	{"refusing.go", "sub.held > 0 && sub.held >= 2*found[j].held", "false"},
+	{"refusals.go", "l.held > 0 && l.held >= use/10", "l.held > 0"},
+	{"refusals.go", "now.Sub(r.at) >= largestFor", "true"},
+	{"refusals.go", "now.Sub(r.at) >= largestFor", "false"},
+	{"refusing.go", "\t\treturn in + out\n", "\t\treturn in\n"},
+	{"refusals.go", "!r.told || current >= r.current", "true"},
+	{"refusallog.go", "of.name = worst.text", "_ = worst.text"},
+
 	// Pools and credit.
 	{"pool.go", "\tif l.tight {\n\t\tif n > bound-l.handed {", "\t{\n\t\tif n > bound-l.handed {"},
 	{"pool.go", "\tif l.tight {\n\t\tif n > bound-l.handed {", "\tif l.tight {\n\t\tif n > l.limit-l.handed {"},

@@ -119,7 +119,7 @@ func codeOf(t *testing.T, src []byte) compiled {
 // compiledFiles returns the tests of this package and of those for users, and the examples.
 func compiledFiles(t *testing.T) (code []compiled) {
 	var files []string
-	for _, pattern := range []string{"*_test.go", "rcmgr*/*_test.go"} {
+	for _, pattern := range []string{"*_test.go", "rcmgr*/*_test.go", "suggest/*_test.go", "presets/*_test.go"} {
 		found, err := filepath.Glob(pattern)
 		require.NoError(t, err)
 		files = append(files, found...)
@@ -346,6 +346,9 @@ func TestTheSearchForImportsFindsEveryPackageOfUpstreams(t *testing.T) {
 func TestRandomTestsTakeTheirSeedFromTheFlag(t *testing.T) {
 	files, err := filepath.Glob("*_test.go")
 	require.NoError(t, err)
+	others, err := filepath.Glob("suggest/*_test.go")
+	require.NoError(t, err)
+	files = append(files, others...)
 	require.Contains(t, files, "helpers_test.go")
 	for _, name := range files {
 		src, err := os.ReadFile(name)

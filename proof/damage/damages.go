@@ -21,6 +21,21 @@ var damages = []damage{
 	{"refusals.go", "!r.told || current >= r.current", "true"},
 	{"refusallog.go", "of.name = worst.text", "_ = worst.text"},
 
+	// Proposals and presets.
+	{"suggest/suggest.go", "want := max(w.o.Margin*float64(r.Usual), (1+w.o.Margin)/2*float64(r.Seen))", "want := w.o.Margin * float64(r.Usual)"},
+	{"suggest/suggest.go", "if least := floorOf(s.kind, d); r.Value < least {", "if least := int64(0); r.Value < least {"},
+	{"suggest/suggest.go", "if r[d].Value > has {", "if false {"},
+	{"suggest/suggest.go", "all = all[len(all)/2:]", "all = all[len(all)-1:]"},
+	{"suggest/suggest.go", "case r.Refused > 0, r.Span < time.Hour, r.Looks < 5:", "case r.Span < time.Hour, r.Looks < 5:"},
+	{"suggest/evidence.go", "of.refused += grown(&before.refused[d], now.refused[d])", "of.refused += uint64(now.refused[d])"},
+	{"suggest/evidence.go", "if now.peak[d] > before.peak[d] {", "if true {"},
+	{"suggest/timeline.go", "tr.slices[i/2][d] = max(tr.slices[i/2][d], tr.slices[i][d])", "tr.slices[i/2][d] = tr.slices[i][d]"},
+	{"internal/replay/events.go", "case !knownTypes[e.Type]:", "case false:"},
+	{"presets/presets.go", "Burst: limit(2 * conns)", "Burst: limit(conns / 2)"},
+	{"presets/presets.go", "p.transient = min(p.transient, p.in)", ""},
+	{"presets/presets.go", "p.in = max(p.in, 2*min(p.highWater, mostOfAnything))", ""},
+	{"presets/presets.go", "if p.needs > p.memory {", "if false {"},
+
 	// Pools and credit.
 	{"pool.go", "\tif l.tight {\n\t\tif n > bound-l.handed {", "\t{\n\t\tif n > bound-l.handed {"},
 	{"pool.go", "\tif l.tight {\n\t\tif n > bound-l.handed {", "\tif l.tight {\n\t\tif n > l.limit-l.handed {"},

@@ -330,8 +330,6 @@ func (p *plan) limits() rcmgr.PartialLimitConfig {
 		p.in = max(p.in, 2*min(p.highWater, mostOfAnything))
 		p.streamsIn = max(p.streamsIn, 2*p.in)
 	}
-	p.transient = min(p.transient, p.in)
-	p.peerConns = min(p.peerConns, p.in)
 	// A quarter of the streams of the transient scope is kept for new peers.
 	transientStreams := min(p.streamsIn, max(16, 2*p.transient))
 	cfg := rcmgr.PartialLimitConfig{

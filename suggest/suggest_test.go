@@ -317,6 +317,25 @@ func TestALimitComesFromWhatSnapshotsSaw(t *testing.T) {
 	require.EqualValues(t, 700, r.Value)
 }
 
+// A peak that is long past counts once. The looks after it have what was held at the time.
+func TestAPeakThatIsLongPastCountsOnce(t *testing.T) {
+	rm := newManager(t, rcmgr.PartialLimitConfig{})
+	hold(t, rm, 0, 400)
+	var seen suggest.Evidence
+	for i := range 4 {
+		now := rm.Snapshot()
+		if i > 0 {
+			now.Scopes[0].Use.NumConnsInbound = 100
+		}
+		require.NoError(t, seen.AddSnapshot(&now))
+	}
+	p, err := seen.Propose(machine)
+	require.NoError(t, err)
+	r := reasonFor(t, p, "System.ConnsInbound")
+	require.EqualValues(t, 250, r.Usual)
+	require.EqualValues(t, 600, r.Value) // one and a half times 400, which is more than twice 250
+}
+
 func TestTheMarginIsAChoice(t *testing.T) {
 	rm := newManager(t, rcmgr.PartialLimitConfig{})
 	hold(t, rm, 0, 100)
@@ -615,8 +634,12 @@ func TestALongTraceIsCutIntoFewLooks(t *testing.T) {
 	w := gzip.NewWriter(&trace)
 	begin := time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)
 	for i := range 48 * 60 {
+		held := 100
+		if i%29 == 0 && i < 30*60 {
+			held = 159
+		}
 		fmt.Fprintf(w, `{"Time":%q,"Type":"add_conn","Scope":{"Class":"system"},"Name":"system","DeltaIn":1,"ConnsIn":%d}`+"\n",
-			begin.Add(time.Duration(i)*time.Minute).Format(time.RFC3339), 100+i%60)
+			begin.Add(time.Duration(i)*time.Minute).Format(time.RFC3339), held)
 	}
 	require.NoError(t, w.Close())
 	var seen suggest.Evidence
@@ -627,7 +650,7 @@ func TestALongTraceIsCutIntoFewLooks(t *testing.T) {
 	require.GreaterOrEqual(t, r.Looks, 32)
 	require.LessOrEqual(t, r.Looks, 64)
 	require.EqualValues(t, 159, r.Seen)
-	require.InDelta(t, 159, r.Usual, 1, "each look is longer than an hour, in which 159 were held once")
+	require.EqualValues(t, 159, r.Usual, "each look is longer than half an hour, and in most of them 159 were held once")
 	require.Equal(t, suggest.SureHigh, r.Sure)
-	require.Equal(t, begin.Add(59*time.Minute), r.At.UTC())
+	require.Equal(t, begin, r.At.UTC())
 }

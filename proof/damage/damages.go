@@ -32,7 +32,6 @@ var damages = []damage{
 	{"suggest/timeline.go", "tr.slices[i/2][d] = max(tr.slices[i/2][d], tr.slices[i][d])", "tr.slices[i/2][d] = tr.slices[i][d]"},
 	{"internal/replay/events.go", "case !knownTypes[e.Type]:", "case false:"},
 	{"presets/presets.go", "Burst: limit(2 * conns)", "Burst: limit(conns / 2)"},
-	{"presets/presets.go", "p.transient = min(p.transient, p.in)", ""},
 	{"presets/presets.go", "p.in = max(p.in, 2*min(p.highWater, mostOfAnything))", ""},
 	{"presets/presets.go", "if p.needs > p.memory {", "if false {"},
 

@@ -183,13 +183,14 @@ func (r Role) check(size Size) error {
 		name string
 		n    int
 	}{{"Members", size.Members}, {"Circuits", size.Circuits}, {"Conns", size.Conns}} {
+		place := "Size." + f.name
 		switch {
 		case f.n < 0:
-			return fmt.Errorf("Size.%s is %d, it must not be negative", f.name, f.n)
+			return fmt.Errorf("%s is %d, it must not be negative", place, f.n)
 		case f.n > mostOfAnything:
-			return fmt.Errorf("Size.%s is %d, expected at most %d", f.name, f.n, mostOfAnything)
+			return fmt.Errorf("%s is %d, expected at most %d", place, f.n, mostOfAnything)
 		case f.n > 0 && !slices.Contains(roles[r].takes, f.name):
-			return fmt.Errorf("Size.%s is %d, but the role is sized by %s", f.name, f.n, strings.Join(roles[r].takes, " and "))
+			return fmt.Errorf("%s is %d, but the role is sized by %s", place, f.n, strings.Join(roles[r].takes, " and "))
 		}
 	}
 	return nil

@@ -221,10 +221,10 @@ type plan struct {
 	peerStreams    int // inbound, of one peer
 	peerStreamsOut int
 	peerMemory     int64
-	address        int     // connections at a time from one address
-	perSecond      float64 // connections that come from it in the long run
-	relay2         *relayPlan
-	needs          int64 // bytes of memory, roughly
+	address        int        // connections at a time from one address
+	perSecond      float64    // connections that come from it in the long run
+	carries        *relayPlan // of a relay alone
+	needs          int64      // bytes of memory, roughly
 	why            string
 }
 
@@ -263,7 +263,7 @@ func (p *plan) relay() {
 	p.in = members + circuits // the far end of a circuit need not be a member
 	p.transient = p.in
 	perPeer := min(circuits, max(64, 4*circuits/members))
-	p.relay2 = &relayPlan{circuits: circuits, members: members, perPeer: perPeer}
+	p.carries = &relayPlan{circuits: circuits, members: members, perPeer: perPeer}
 	p.streamsIn = circuits + 3*p.in // hop; identify, ping and a reservation
 	p.streamsOut = circuits + 3*p.in
 	p.peerConns, p.peerStreams, p.peerStreamsOut = 8, perPeer+32, perPeer+32
@@ -346,8 +346,8 @@ func (p *plan) limits() rcmgr.PartialLimitConfig {
 	if p.allFDTransient && p.descriptors < math.MaxInt {
 		cfg.Transient.FD = limit(p.descriptors)
 	}
-	if p.relay2 != nil {
-		p.relay2.add(&cfg, p.memory)
+	if p.carries != nil {
+		p.carries.add(&cfg, p.memory)
 	}
 	return cfg
 }

@@ -41,6 +41,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -119,8 +120,10 @@ type Reason struct {
 	// Place is where the limit stands in the configuration, such as "System.ConnsInbound" or
 	// `Protocol["/ipfs/ping/1.0.0"].Streams`.
 	Place string
-	// Value is the limit, math.MaxInt64 if there is none.
+	// Value is the limit, math.MaxInt64 if there is none. Text is the same as in the file,
+	// without quotes: "64", "unlimited".
 	Value int64
+	Text  string
 	Rule  Rule
 
 	// Seen is the most that was held, at the time At, according to the snapshot or trace In.
@@ -566,7 +569,10 @@ func (w *work) finish() {
 				continue
 			}
 			r.Looks, r.Span = cmp.Or(r.Looks, len(w.e.sources)), w.e.span()
-			r.Sure = r.sureness()
+			r.Sure, r.Text = r.sureness(), strconv.FormatInt(r.Value, 10)
+			if r.Value == math.MaxInt64 {
+				r.Text = "unlimited"
+			}
 			r.Why = r.sentence(w.o.Margin, d)
 			w.p.Reasons = append(w.p.Reasons, *r)
 			w.heldAbove(s, d, r)

@@ -597,6 +597,7 @@ func TestEachLimitOfTheFileHasItsReason(t *testing.T) {
 			require.Contains(t, comment.String(), s.Place+" = ")
 			require.Contains(t, table, s.Place+" ")
 			require.NotEmpty(t, reasonFor(t, p, s.Place).Why)
+			require.Equal(t, s.Value, reasonFor(t, p, s.Place).Text)
 		}
 	}
 	require.Len(t, p.Reasons, written)

@@ -185,7 +185,7 @@ func TestASizeThatDoesNotFitIsAnErrorThatSaysWhy(t *testing.T) {
 		{presets.Relay, presets.Size{Conns: 3}, "presets: relay: Size.Conns is 3, but the role is sized by Members and Circuits"},
 		{presets.Crawler, presets.Size{Members: 3}, "presets: crawler: Size.Members is 3, but the role is sized by Conns"},
 		{presets.Gateway, presets.Size{Conns: -1}, "presets: gateway: Size.Conns is -1, it must not be negative"},
-		{presets.Gateway, presets.Size{Conns: 1 << 40}, "expected at most 16777216"},
+		{presets.Gateway, presets.Size{Conns: 1 << 30}, "expected at most 16777216"},
 		{presets.Bootstrapper, presets.Size{Conns: 100000}, "presets: bootstrapper: 100000 connections need about 12500 MiB of memory, the node has 1024 MiB"},
 		{presets.Relay, presets.Size{Members: 10, Circuits: 10000}, "10 members and 10000 circuits need about"},
 		{presets.Role(99), presets.Size{}, "presets: no such role: Role(99)"},

@@ -352,7 +352,7 @@ func (w *work) sum(s scope, r *row, seen *seenScope, total, in, out dim) {
 	}
 	t := w.reasonOf(s, seen, total)
 	t.Value, t.Rule = math.MaxInt64, RuleSum
-	if r[in] != nil && r[out] != nil {
+	if r[in] != nil && r[out] != nil && r[in].Value < math.MaxInt64-r[out].Value {
 		t.Value = r[in].Value + r[out].Value
 	}
 	r[total] = t

@@ -609,6 +609,21 @@ func TestEachLimitOfTheFileHasItsReason(t *testing.T) {
 	require.Equal(t, p.Limits.System, again.Limits.System)
 }
 
+// Numbers that no node has do not overflow.
+func TestNumbersThatAreTooLargeAreNoLimit(t *testing.T) {
+	rm := newManager(t, rcmgr.PartialLimitConfig{})
+	var seen suggest.Evidence
+	now := rm.Snapshot()
+	now.Scopes[0].Peak = rcmgr.Amounts{Streams: math.MaxInt, StreamsInbound: math.MaxInt, StreamsOutbound: math.MaxInt, Memory: math.MaxInt64}
+	require.NoError(t, seen.AddSnapshot(&now))
+	p, err := seen.Propose(suggest.Options{Base: &rcmgr.InfiniteLimits})
+	require.NoError(t, err)
+	for _, place := range []string{"System.Streams", "System.StreamsInbound", "System.StreamsOutbound", "System.Memory"} {
+		require.Equal(t, "unlimited", reasonFor(t, p, place).Text, place)
+	}
+	readBack(t, p)
+}
+
 // Names of protocols are chosen by peers, and cannot hide or forge a line.
 func TestNamesOfPeersCannotForgeLines(t *testing.T) {
 	rm := newManager(t, rcmgr.PartialLimitConfig{})

@@ -6,25 +6,17 @@ package rcmgr
 // nothing from other servers, and nothing can be changed through it.
 
 import (
-	"bytes"
 	"cmp"
-	"compress/gzip"
-	"crypto/sha256"
 	_ "embed"
-	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"html/template"
 	"io"
-	"iter"
-	"mime"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -32,6 +24,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/multiformats/go-multiaddr"
 	"golang.org/x/time/rate"
+
+	"github.com/weir-p2p/rcmgr/internal/webpage"
 )
 
 var (
@@ -46,9 +40,6 @@ var (
 const (
 	// pagePeers is how many peers SnapshotTop is asked for.
 	pagePeers = 20
-	// pageFor is how long one snapshot serves all requests. A snapshot takes all
-	// stripe locks, and many clients may watch.
-	pageFor = time.Second
 	// questionsASecond is how many questions to Explain are answered in a second, and
 	// how many at once, for all clients together. Each takes all stripe locks, and may
 	// call a foreign Limiter.
@@ -96,12 +87,8 @@ func Handler(m *Manager) http.Handler {
 		"where":   func(o OpenScope) string { return o.Where() },
 		"shares":  func(s SubnetShare) []int64 { return s.numbers() },
 	}).Parse(pageHTML))
-	source := func(text string) string {
-		sum := sha256.Sum256([]byte(text))
-		return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
-	}
-	p.policy = "default-src 'none'; connect-src 'self'; img-src data:; script-src " + source(pageScript) +
-		"; style-src " + source(pageStyle) + "; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+	p.policy = webpage.Policy(pageStyle, pageScript)
+	p.snapshots = webpage.NewCache(func() Snapshot { return m.SnapshotTop(pagePeers) })
 	return p
 }
 
@@ -110,84 +97,30 @@ type page struct {
 	template  *template.Template
 	policy    string        // Content-Security-Policy
 	questions *rate.Limiter // each question to the manager takes a token
-
-	mu   sync.Mutex
-	last Snapshot
-}
-
-func (p *page) snapshot() Snapshot {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if time.Since(p.last.Taken) >= pageFor {
-		p.last = p.m.SnapshotTop(pagePeers)
-	}
-	return p.last
+	// snapshots has the snapshot that all requests share. Each takes all stripe locks, and
+	// many clients may watch.
+	snapshots *webpage.Cache[Snapshot]
 }
 
 func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	h := w.Header()
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Referrer-Policy", "no-referrer")
-	h.Set("Content-Security-Policy", p.policy)
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		h.Set("Allow", "GET, HEAD")
-		http.Error(w, "only GET and HEAD are answered", http.StatusMethodNotAllowed)
-		return
-	}
-	format := r.URL.Query().Get("format")
-	if format == "" {
-		format = preferredFormat(r.Header.Values("Accept"))
-		h.Add("Vary", "Accept")
-	}
-	write := map[string]func(io.Writer, *look) error{"html": p.writeHTML, "json": writeJSON, "text": writeText}[format]
-	if write == nil {
-		http.Error(w, fmt.Sprintf("format is %q, expected html, text or json", format), http.StatusBadRequest)
-		return
-	}
-	h.Set("Content-Type", map[string]string{
-		"html": "text/html; charset=utf-8", "json": "application/json", "text": "text/plain; charset=utf-8",
-	}[format])
-	l := look{asked: r.URL.Query()}
-	status := p.explain(&l, r.Method == http.MethodHead)
-	if status == http.StatusTooManyRequests {
-		h.Set("Retry-After", "1")
-	}
-	if l.err != nil && format != "html" {
-		http.Error(w, l.err.Error(), status)
-		return
-	}
-	h.Add("Vary", "Accept-Encoding")
-	zipped := acceptsGzip(r.Header.Values("Accept-Encoding"))
-	if zipped {
-		h.Set("Content-Encoding", "gzip")
-	}
-	if r.Method == http.MethodHead {
-		w.WriteHeader(status)
-		return
-	}
-	l.snapshot = p.snapshot()
-	body, err := render(&l, write, zipped)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
-	h.Set("Content-Length", strconv.Itoa(len(body)))
-	w.WriteHeader(status)
-	w.Write(body)
-}
-
-// render returns the whole body of an answer. It is not sent until it is complete, so
-// that no error follows half of it.
-func render(l *look, write func(io.Writer, *look) error, zipped bool) ([]byte, error) {
-	var body bytes.Buffer
-	if !zipped {
-		err := write(&body, l)
-		return body.Bytes(), err
-	}
-	z := gzip.NewWriter(&body)
-	err := errors.Join(write(z, l), z.Close())
-	return body.Bytes(), err
+	webpage.Serve(w, r, p.policy, func(format webpage.Format) webpage.Answer {
+		l := look{asked: r.URL.Query()}
+		var a webpage.Answer
+		a.Status = p.explain(&l, r.Method == http.MethodHead)
+		if a.Status == http.StatusTooManyRequests {
+			a.RetryAfter = 1
+		}
+		if format != webpage.HTML { // the page says it at the form
+			a.Err = l.err
+		}
+		write := map[webpage.Format]func(io.Writer, *look) error{
+			webpage.HTML: p.writeHTML, webpage.JSON: writeJSON, webpage.Text: writeText}[format]
+		a.Write = func(w io.Writer) error {
+			l.snapshot = p.snapshots.Get()
+			return write(w, &l)
+		}
+		return a
+	})
 }
 
 // look is what one request is answered from: a snapshot, and the answer to the request's
@@ -217,52 +150,6 @@ func (p *page) explain(l *look, onlyHeader bool) (status int) {
 		return http.StatusBadRequest
 	}
 	return http.StatusOK
-}
-
-// preferences returns, in their order, the values that headers such as Accept and
-// Accept-Encoding list, each with its weight (RFC 9110, section 12.4.2).
-func preferences(headers []string) iter.Seq2[string, float64] {
-	return func(yield func(string, float64) bool) {
-		for _, part := range strings.Split(strings.Join(headers, ","), ",") {
-			name, params, err := mime.ParseMediaType(part)
-			if err != nil {
-				continue
-			}
-			weight := 1.0
-			if given, ok := params["q"]; ok {
-				weight, _ = strconv.ParseFloat(given, 64)
-			}
-			if !yield(name, weight) {
-				return
-			}
-		}
-	}
-}
-
-// preferredFormat returns the format that the client prefers, and "text" if it has no
-// preference.
-func preferredFormat(accept []string) string {
-	best, most := "text", 0.0
-	for media, weight := range preferences(accept) {
-		format := map[string]string{
-			"text/html": "html", "application/xhtml+xml": "html", "application/json": "json",
-			"text/plain": "text", "text/*": "text", "*/*": "text",
-		}[media]
-		if format != "" && weight > most {
-			best, most = format, weight
-		}
-	}
-	return best
-}
-
-// acceptsGzip reports whether the client accepts gzip.
-func acceptsGzip(accept []string) bool {
-	for coding, weight := range preferences(accept) {
-		if coding == "gzip" || coding == "*" {
-			return weight > 0
-		}
-	}
-	return false
 }
 
 // writeJSON writes the snapshot, or the answer to a question if there is one.

@@ -22,6 +22,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr/internal/webpage"
 )
 
 // busy returns a manager that holds and has refused something, under names that
@@ -184,7 +186,7 @@ func TestPageAsksTheManagerOnceASecond(t *testing.T) {
 			var s Snapshot
 			require.NoError(t, json.Unmarshal([]byte(bodyOf(t, ask(h, "GET", "/?format=json"))), &s))
 			looks[s.Taken.String()] = true
-			time.Sleep(pageFor / 10)
+			time.Sleep(webpage.Fresh / 10)
 		}
 		require.Len(t, looks, 1)
 		var s Snapshot
@@ -265,7 +267,7 @@ func TestHeadAsksTheManagerNothing(t *testing.T) {
 		}
 	}
 	require.Zero(t, asked.Load())
-	require.Zero(t, h.(*page).last.Taken)
+	require.Zero(t, h.(*page).snapshots.Made())
 	require.Equal(t, 200, ask(h, "GET", aQuestion).StatusCode, "nor has it used up the questions")
 }
 

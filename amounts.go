@@ -122,6 +122,29 @@ func isUnlimited(d dim, limit int64) bool {
 	return limit == math.MaxInt64 || d != dimMemory && limit == math.MaxInt
 }
 
+// fullness returns how much of a limit is used, in percent. It is +Inf if something is held
+// although the limit is 0, and -Inf if nothing is, or if the limit is math.MaxInt64.
+func fullness(use, limit int64) float64 {
+	switch {
+	case limit == 0 && use > 0:
+		return math.Inf(1)
+	case limit == 0, limit == math.MaxInt64:
+		return math.Inf(-1)
+	}
+	return float64(use) / float64(limit) * 100
+}
+
+// fullest returns the fullness of the fullest limit.
+func fullest(use, limit *amounts) float64 {
+	most := math.Inf(-1)
+	for d, l := range limit {
+		if !isUnlimited(dim(d), l) {
+			most = max(most, fullness(use[d], l))
+		}
+	}
+	return most
+}
+
 // addCapped returns the sum of two amounts, and math.MaxInt64 if it would overflow. As limits,
 // unlimited plus anything is unlimited.
 func addCapped(a, b int64) int64 {

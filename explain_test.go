@@ -307,7 +307,7 @@ func TestThePageExplains(t *testing.T) {
 	for format, want := range map[string]string{
 		"text": "raise PeerDefault.StreamsInbound\n",
 		"json": `"ConfigKey": "PeerDefault.StreamsInbound"`,
-		"html": "raise PeerDefault.StreamsInbound\n",
+		"html": "raise PeerDefault.StreamsInbound</strong>",
 	} {
 		query.Set("format", format)
 		w := get(query)
@@ -317,7 +317,7 @@ func TestThePageExplains(t *testing.T) {
 	}
 	query.Set("format", "html")
 	form := get(query).Body.String()
-	for _, kept := range []string{`name="peer" size="24" value="` + goodPeer, `value="/a&lt;b"`, `<option selected>stream`, `<option selected>inbound`, `value="5"`, `value="128"`} {
+	for _, kept := range []string{`name="peer" value="` + goodPeer, `value="/a&lt;b"`, `<option selected>stream`, `<option selected>inbound`, `value="5"`, `value="128"`} {
 		require.Contains(t, form, kept)
 	}
 	require.NotContains(t, form, " checked")

@@ -40,14 +40,15 @@ var (
 const (
 	// pagePeers is how many peers SnapshotTop is asked for.
 	pagePeers = 20
-	// questionsASecond is how many questions to Explain are answered in a second, and
-	// how many at once, for all clients together. Each takes all stripe locks, and may
-	// call a foreign Limiter.
+	// questionsASecond is how many questions are answered in a second, and how many at once,
+	// for all clients together: those to Explain, and those for scopes by name. Each takes
+	// all stripe locks, and may call a foreign Limiter.
 	questionsASecond = 5
+	// peersAQuestion is how many peers a search looks through for the price of one question.
+	peersAQuestion = 20_000
+	// pageRows is how many scopes the page lists in one table.
+	pageRows = 100
 )
-
-// nearlyFull is the percentage of a limit above which the page shows the limit first.
-const nearlyFull = 90
 
 // Handler returns a handler that shows what m holds, what its limits are, and what it has
 // refused:
@@ -64,13 +65,20 @@ const nearlyFull = 90
 // of the ExplainRequest; the other keys are direction, endpoint, fd, peer, protocol,
 // service, memory and priority.
 //
+// The query ?find=text lists the services, protocols and peers whose names contain a text, a
+// hundred at a time and the fullest of each kind first; ?find=peer:&from=100 lists the second
+// hundred of all peers. The query ?scope=peer:12D3Koo… shows one scope with all its limits. The
+// answers in JSON are Snapshots that list these scopes, and the four that always exist; that of
+// find also has Found, the number of all that were found.
+//
 // The handler works under any path, and answers only GET and HEAD. The page shows peer
 // IDs and subnets: serve it where only operators can see it.
 //
 // The number of clients does not matter to the manager: the handler takes at most one
-// snapshot a second, and asks at most five questions a second, with a burst of five.
-// Further questions are answered with status 429 and a Retry-After header. A HEAD request
-// does not reach the manager. The handler is safe for concurrent use.
+// snapshot a second, and asks at most five questions a second, with a burst of five. A find
+// is one question, and one more for every 20 000 peers. Further questions are answered with
+// status 429 and a Retry-After header. A HEAD request does not reach the manager. The handler
+// is safe for concurrent use.
 func Handler(m *Manager) http.Handler {
 	p := &page{m: m, questions: rate.NewLimiter(questionsASecond, questionsASecond)}
 	p.template = template.Must(template.New("page").Funcs(template.FuncMap{
@@ -86,10 +94,26 @@ func Handler(m *Manager) http.Handler {
 		"class":   func(o OpenScope) string { return o.Class() },
 		"where":   func(o OpenScope) string { return o.Where() },
 		"shares":  func(s SubnetShare) []int64 { return s.numbers() },
+		"args":    templateArgs,
+		"fullest": func(s ScopeState) *LimitUse { return s.fullest() },
+		"what":    (*Bottleneck).what,
+		"state":   (*Bottleneck).state,
+		"part":    (*Bottleneck).heldPercent,
+		"ofPeer":  func(b *Bottleneck) bool { return !strings.Contains(b.Holder, "/") }, // or of a subnet
+		"verdict": func(k LimitCheck) string { return k.verdict() },
 	}).Parse(pageHTML))
 	p.policy = webpage.Policy(pageStyle, pageScript)
 	p.snapshots = webpage.NewCache(func() Snapshot { return m.SnapshotTop(pagePeers) })
 	return p
+}
+
+// templateArgs returns names and values as the data of a template in the page.
+func templateArgs(pairs ...any) map[string]any {
+	args := make(map[string]any)
+	for i := 0; i < len(pairs); i += 2 {
+		args[pairs[i].(string)] = pairs[i+1]
+	}
+	return args
 }
 
 type page struct {
@@ -106,7 +130,7 @@ func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	webpage.Serve(w, r, p.policy, func(format webpage.Format) webpage.Answer {
 		l := look{asked: r.URL.Query()}
 		var a webpage.Answer
-		a.Status = p.explain(&l, r.Method == http.MethodHead)
+		a.Status = p.answer(&l, r.Method == http.MethodHead)
 		if a.Status == http.StatusTooManyRequests {
 			a.RetryAfter = 1
 		}
@@ -116,7 +140,10 @@ func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		write := map[webpage.Format]func(io.Writer, *look) error{
 			webpage.HTML: p.writeHTML, webpage.JSON: writeJSON, webpage.Text: writeText}[format]
 		a.Write = func(w io.Writer) error {
-			l.snapshot = p.snapshots.Get()
+			if l.snapshot == nil {
+				s := p.snapshots.Get()
+				l.snapshot = &s
+			}
 			return write(w, &l)
 		}
 		return a
@@ -126,22 +153,66 @@ func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // look is what one request is answered from: a snapshot, and the answer to the request's
 // question if it has one.
 type look struct {
-	snapshot Snapshot
 	asked    url.Values // the query
+	snapshot *Snapshot  // nil: the one that all requests share
 	answer   *Explanation
-	err      error // why the question has no answer
+	found    *hits
+	scope    string // the only scope that is shown; empty for all
+	err      error  // why the question has no answer
 }
 
-// explain answers the request's question, if it has one, and returns the HTTP status. It
-// does not ask the manager if only the header is wanted.
-func (p *page) explain(l *look, onlyHeader bool) (status int) {
-	if l.asked.Get("explain") == "" {
-		return http.StatusOK
+// hits are the scopes that a search has found.
+type hits struct{ From, To, All int }
+
+// First is the number of the first hit, counted from 1.
+func (h *hits) First() int { return h.From + 1 }
+
+// Before and After return where the hits before and after these begin. Before is -1, and After
+// is 0, if there are none.
+func (h *hits) Before() int {
+	if h.From == 0 {
+		return -1
 	}
+	return max(0, h.From-pageRows)
+}
+
+func (h *hits) After() int {
+	if h.To >= h.All {
+		return 0
+	}
+	return h.To
+}
+
+// answer answers the request's questions, if it has any, and returns the HTTP status. It
+// does not ask the manager if only the header is wanted.
+func (p *page) answer(l *look, onlyHeader bool) (status int) {
+	for _, q := range []struct {
+		key string
+		ask func(l *look, onlyHeader bool) (status int)
+	}{{"explain", p.explain}, {"find", p.find}, {"scope", p.findScope}} {
+		if l.asked.Get(q.key) != "" {
+			if status := q.ask(l, onlyHeader); status != http.StatusOK {
+				return status
+			}
+		}
+	}
+	return http.StatusOK
+}
+
+// allow reports whether a question may be asked that costs as much as n of the simplest. If not,
+// l says so.
+func (p *page) allow(l *look, n int) bool {
+	if p.questions.AllowN(time.Now(), min(n, questionsASecond)) {
+		return true
+	}
+	l.err = fmt.Errorf("more than %d questions a second were asked: try again in a second", questionsASecond)
+	return false
+}
+
+func (p *page) explain(l *look, onlyHeader bool) (status int) {
 	var q ExplainRequest
 	if q, l.err = questionOf(l.asked); l.err == nil && !onlyHeader {
-		if !p.questions.Allow() {
-			l.err = fmt.Errorf("more than %d questions a second were asked: try again in a second", questionsASecond)
+		if !p.allow(l, 1) {
 			return http.StatusTooManyRequests
 		}
 		l.answer, l.err = p.m.Explain(q)
@@ -152,6 +223,47 @@ func (p *page) explain(l *look, onlyHeader bool) (status int) {
 	return http.StatusOK
 }
 
+func (p *page) find(l *look, onlyHeader bool) (status int) {
+	from := 0
+	if text := l.asked.Get("from"); text != "" {
+		var err error
+		if from, err = strconv.Atoi(text); err != nil || from < 0 {
+			l.err = fmt.Errorf("from is %q, expected a number of 0 or more", text)
+			return http.StatusBadRequest
+		}
+	}
+	if onlyHeader {
+		return http.StatusOK
+	}
+	if !p.allow(l, 1+p.snapshots.Get().Peers/peersAQuestion) {
+		return http.StatusTooManyRequests
+	}
+	s, all := p.m.find(l.asked.Get("find"), from, pageRows)
+	from = min(from, all)
+	l.snapshot, l.found = &s, &hits{From: from, To: min(from+pageRows, all), All: all}
+	return http.StatusOK
+}
+
+func (p *page) findScope(l *look, onlyHeader bool) (status int) {
+	if onlyHeader {
+		return http.StatusOK
+	}
+	if !p.allow(l, 1) {
+		return http.StatusTooManyRequests
+	}
+	name := l.asked.Get("scope")
+	s, ok := p.m.findScope(name)
+	if !ok {
+		l.err = fmt.Errorf("no scope has the name %q now", name)
+		return http.StatusNotFound
+	}
+	s.Scopes = slices.DeleteFunc(s.Scopes, func(sc ScopeState) bool {
+		return sc.Name != name && sc.Kind > KindAllowlistedTransient
+	})
+	l.snapshot, l.scope = &s, name
+	return http.StatusOK
+}
+
 // writeJSON writes the snapshot, or the answer to a question if there is one.
 func writeJSON(w io.Writer, l *look) error {
 	e := json.NewEncoder(w)
@@ -159,7 +271,13 @@ func writeJSON(w io.Writer, l *look) error {
 	if l.answer != nil {
 		return e.Encode(l.answer)
 	}
-	return e.Encode(&l.snapshot)
+	if l.found != nil {
+		return e.Encode(struct {
+			*Snapshot
+			Found int
+		}{l.snapshot, l.found.All})
+	}
+	return e.Encode(l.snapshot)
 }
 
 // writeText writes the tables, nearly full limits before all limits, or the answer to a
@@ -168,90 +286,7 @@ func writeText(w io.Writer, l *look) error {
 	if l.answer != nil {
 		return l.answer.WriteTable(w)
 	}
-	s := &l.snapshot
-	fmt.Fprintf(w, "%s, up %s, %d peers, %d refusals, %d bugs of callers\n",
-		s.Taken.UTC().Format(time.RFC3339), s.Uptime().Round(time.Second), s.Peers, s.totalRefusals(), s.CallerBugs)
-	if m := &s.Process; m.Limit > 0 {
-		fmt.Fprintf(w, "%s of %s of memory in use by the process",
-			amountText("Memory", m.InUse), amountText("Memory", m.Limit))
-		if m.Refusing {
-			fmt.Fprint(w, ", inbound connections and streams of strangers are refused")
-		}
-		fmt.Fprintln(w)
-	}
-	if s.observing() {
-		fmt.Fprintf(w, "\nLimits that are only observed: %s\n\n", s.observedText())
-		if err := s.WriteRefusals(w); err != nil {
-			return err
-		}
-	}
-	fmt.Fprintf(w, "\nLimits of which %d%% and more are taken\n\n", nearlyFull)
-	if err := s.LimitsNear(nearlyFull).WriteTable(w); err != nil {
-		return err
-	}
-	fmt.Fprint(w, "\nAll limits\n\n")
-	if err := s.LimitUses().WriteTable(w); err != nil {
-		return err
-	}
-	fmt.Fprintf(w, "\n%s\n\n", s.holdersTitle())
-	if err := s.WriteHolders(w); err != nil {
-		return err
-	}
-	fmt.Fprintf(w, "\nThe most that one peer has held\n\n")
-	if err := s.writeMemberPeaks(w); err != nil {
-		return err
-	}
-	if len(s.FairShare.Largest) > 0 {
-		fmt.Fprintf(w, "\nWhat subnets hold, the largest of %d\n\n", s.FairShare.Subnets)
-		if err := s.FairShare.writeLargest(w); err != nil {
-			return err
-		}
-	}
-	if names := s.nameRows(); len(names) > 0 {
-		fmt.Fprint(w, "\nHost names in the allowlist\n\n")
-		if err := writeNames(w, names); err != nil {
-			return err
-		}
-	}
-	if len(s.Leaks.Oldest) == 0 {
-		return nil
-	}
-	fmt.Fprintf(w, "\nThe oldest of %d open connections and streams, %d of them dropped without Done\n\n",
-		s.Leaks.Open, s.Leaks.Dropped)
-	return s.writeOldest(w)
-}
-
-// kindRefusals is what the scopes of one kind have refused, and what they would have
-// refused if their limits were enforced.
-type kindRefusals struct {
-	Kind         Kind
-	Total, Would uint64
-	What         []string
-	WouldWhat    []string
-}
-
-// each returns the limits that have refused something, each with its count.
-func (r *Refusals) each() (what []string) {
-	for d, n := range r.dimCounts() {
-		if n > 0 {
-			what = append(what, fmt.Sprintf("%s %d", limitNames[d], n))
-		}
-	}
-	return what
-}
-
-func (s *Snapshot) refusalsByKind() (all []kindRefusals) {
-	for kind := range numKinds {
-		r, would := s.Refusals[kind], s.WouldRefuse[kind]
-		k := kindRefusals{Kind: kind, Total: r.Total(), Would: would.Total(), What: r.each(), WouldWhat: would.each()}
-		if k.Total+k.Would > 0 {
-			all = append(all, k)
-		}
-	}
-	slices.SortFunc(all, func(a, b kindRefusals) int {
-		return cmp.Or(cmp.Compare(b.Total, a.Total), cmp.Compare(b.Would, a.Would), cmp.Compare(a.Kind, b.Kind))
-	})
-	return all
+	return l.snapshot.WriteText(w)
 }
 
 // plot is a curve of refusals a second over time, for an SVG polyline.
@@ -284,37 +319,70 @@ func plotOf(s *Snapshot) *plot {
 	return &p
 }
 
-// writeHTML writes the page. Its form still shows the question that was sent with it.
+// writeHTML writes the page. Its forms still show the question that was sent with it.
 func (p *page) writeHTML(w io.Writer, l *look) error {
-	s := &l.snapshot
-	var explained strings.Builder
-	if l.answer != nil {
-		if err := l.answer.WriteTable(&explained); err != nil {
-			return err
+	s := l.snapshot
+	fixed, others := rowsOf(s, l.scope)
+	if l.found != nil {
+		others = nil
+	}
+	var names, peers []ScopeState
+	for _, sc := range s.holders() {
+		if sc.Kind == KindPeer {
+			peers = append(peers, sc)
+		} else {
+			names = append(names, sc)
 		}
 	}
-	// A limit that is unlimited, or that belongs to a peer, appears only if something has
-	// used it or was refused by it.
-	shown := slices.DeleteFunc(s.LimitUses(), func(u LimitUse) bool {
-		_, limited := u.Percent()
-		return (!limited || u.Kind == KindPeer) && u.Use == 0 && u.Refusals == 0 && u.WouldRefuse == 0
-	})
-	slices.SortStableFunc(shown, func(a, b LimitUse) int {
-		return cmp.Or(cmp.Compare(b.fullness(), a.fullness()), cmp.Compare(b.Refusals, a.Refusals),
-			cmp.Compare(b.WouldRefuse, a.WouldRefuse))
-	})
-	wrong := ""
-	if l.err != nil {
+	wrong, wrongFind := "", ""
+	switch {
+	case l.err == nil:
+	case l.answer == nil && l.asked.Get("explain") != "":
 		wrong = l.err.Error()
+	default:
+		wrongFind = l.err.Error()
 	}
+	all := p.snapshots.Get() // a snapshot of some scopes may lack the limit that is full, or its holder
+	var bottleneck *Bottleneck
+	if !all.Process.Refusing {
+		bottleneck = all.Bottleneck()
+	}
+	peersShown, namesShown := min(len(peers), pageRows), min(len(names), pageRows)
 	return p.template.Execute(w, map[string]any{
-		"S": s, "Plot": plotOf(s), "Up": s.Uptime().Round(time.Second).String(), "Near": len(s.LimitsNear(nearlyFull)),
-		"Refused": s.totalRefusals(), "ByKind": s.refusalsByKind(), "Limits": shown, "Holders": s.holders(),
-		"HoldersTitle": s.holdersTitle(), "Wrong": wrong, "MemberPeaks": s.memberPeakRows(),
-		"Names":     s.nameRows(),
-		"Explained": explained.String(), "Asked": l.asked, "Observing": s.observing(), "Observed": s.observedText(),
+		"S": s, "Plot": plotOf(s), "Up": s.Uptime().Round(time.Second).String(), "Near": len(all.LimitsNear(nearlyFull)),
+		"Refused": s.totalRefusals(), "ByKind": s.refusalsByKind(), "Fixed": fixed,
+		"Others": others[:min(len(others), pageRows)], "OthersLeft": max(0, len(others)-pageRows),
+		"Peers": peers[:peersShown], "Names": names[:namesShown], "NamesAll": s.Services + s.Protocols,
+		"InTheWay": all.InTheWay(), "Bottleneck": bottleneck, "Found": l.found, "Scope": l.scope, "All": slices.Concat(fixed, others),
+		"Wrong": wrong, "WrongFind": wrongFind, "MemberPeaks": s.memberPeakRows(), "HostNames": s.nameRows(),
+		"Answer": l.answer, "Asked": l.asked, "Observing": s.observing(), "Observed": s.observedText(),
 		"Style": template.CSS(pageStyle), "Script": template.JS(pageScript),
 	})
+}
+
+// rowsOf returns the limits of the four scopes that always exist, and those of all others, each
+// with the fullest first. A limit that is unlimited, or that belongs to a peer, appears only if
+// something has used it or was refused by it. If there is only one scope to show, all its limits
+// appear, and no others.
+func rowsOf(s *Snapshot, only string) (fixed, others LimitUses) {
+	for _, u := range s.LimitUses() {
+		_, limited := u.Percent()
+		unused := (!limited || u.Kind == KindPeer) && u.Use == 0 && u.Refusals == 0 && u.WouldRefuse == 0
+		switch {
+		case only != "" && u.Scope != only, only == "" && unused:
+		case u.Kind <= KindAllowlistedTransient:
+			fixed = append(fixed, u)
+		default:
+			others = append(others, u)
+		}
+	}
+	fullestFirst := func(a, b LimitUse) int {
+		return cmp.Or(cmp.Compare(b.fullness(), a.fullness()), cmp.Compare(b.Refusals, a.Refusals),
+			cmp.Compare(b.WouldRefuse, a.WouldRefuse))
+	}
+	slices.SortStableFunc(fixed, func(a, b LimitUse) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), fullestFirst(a, b)) })
+	slices.SortStableFunc(others, fullestFirst)
+	return fixed, others
 }
 
 // questionOf reads a question to Explain from the query of the page's address:

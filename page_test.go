@@ -109,7 +109,7 @@ func TestPageShowsWhatTheSnapshotHas(t *testing.T) {
 	require.Contains(t, text, "1 peers, 3 refusals, 0 bugs of callers")
 
 	html := bodyOf(t, ask(h, "GET", "/?format=html"))
-	require.Contains(t, html, `<tr class="near"><td class="name" title="system">system</td><td>StreamsInbound</td><td class="n" data-v="100">100.0%</td>`)
+	require.Contains(t, html, `<tr class="near"><td class="name" title="system"><a href="?scope=system">system</a></td><td>StreamsInbound</td><td class="n" data-v="100">100.0%</td>`)
 	require.Contains(t, html, `<progress max="100" value="100">100.0%</progress>`)
 	require.Contains(t, html, "1.0 MiB")
 	require.Less(t, strings.Index(html, ">StreamsInbound<"), strings.Index(html, ">Memory<"), "the fullest first")
@@ -151,7 +151,7 @@ func TestThePageLeavesOutResourcesThatAPeerCannotHave(t *testing.T) {
 	require.Error(t, c.SetPeer("a peer"))
 	html := bodyOf(t, ask(Handler(m), "GET", "/?format=html"))
 	row := func(limit string) string {
-		return `">peer:` + peer.ID("a peer").String() + `</td><td>` + limit + `</td>`
+		return `">peer:` + peer.ID("a peer").String() + `</a></td><td>` + limit + `</td>`
 	}
 	require.Contains(t, html, row("StreamsInbound"), "is held")
 	require.Contains(t, html, row("FD"), "was refused")
@@ -290,7 +290,7 @@ func TestPageKeepsAWrongQuestionInTheForm(t *testing.T) {
 	check("/?explain=stream&peer=me&protocol=/a%3Cb&memory=5", 400,
 		`<p class="wrong" role="alert">peer is &#34;me&#34;, expected a peer ID</p>`, `value="me"`, `value="/a&lt;b"`, `value="5"`)
 	check("/?explain=stream&protocol=/a", 400, "a stream needs a Peer", `value="/a"`)
-	check(aQuestion, 200, `<pre>`, "StreamsInbound", `action="#explain"`)
+	check(aQuestion, 200, `<table id="checks">`, "StreamsInbound", `action="#explain"`)
 	for range questionsASecond {
 		ask(h, "GET", aQuestion)
 	}
@@ -317,18 +317,170 @@ func TestPageShowsTheFullestHoldersFirst(t *testing.T) {
 	hold(testPeers[1], "/a", 2)
 	hold(testPeers[2], "/c", 8)
 	hold(testPeers[3], "/a", 5)
-	want := []string{"protocol:/b", "protocol:/c", "protocol:/a",
-		"peer:" + testPeers[2].String(), "peer:" + testPeers[3].String(), "peer:" + testPeers[1].String(), "peer:" + testPeers[0].String()}
-	for format, heading := range map[string]string{"html": "Who holds what", "text": "Who holds what"} {
-		_, holders, found := strings.Cut(bodyOf(t, ask(Handler(m), "GET", "/?format="+format)), heading)
+	names := []string{"protocol:/b", "protocol:/c", "protocol:/a"}
+	peers := []string{"peer:" + testPeers[2].String(), "peer:" + testPeers[3].String(), "peer:" + testPeers[1].String(), "peer:" + testPeers[0].String()}
+	for _, c := range []struct {
+		format, heading string
+		want            []string
+	}{
+		{"html", "Peers, the fullest first", slices.Concat(peers, names)},
+		{"text", "Who holds what", slices.Concat(names, peers)},
+	} {
+		_, holders, found := strings.Cut(bodyOf(t, ask(Handler(m), "GET", "/?format="+c.format)), c.heading)
 		require.True(t, found)
 		last := 0
-		for _, name := range want {
+		for _, name := range c.want {
 			at := strings.Index(holders, name)
-			require.Greater(t, at, last, "%s: %s", format, name)
+			require.Greater(t, at, last, "%s: %s", c.format, name)
 			last = at
 		}
 	}
+}
+
+// Rows of a node that is attacked by ten thousand peers would be several megabytes.
+func TestAPageOfTenThousandPeersStaysSmall(t *testing.T) {
+	conf := unlimitedConf()
+	conf.PeerDefault.StreamsInbound = 8
+	m := newManager(t, conf)
+	for i := range 10_000 {
+		s := mustOpenStream(t, m, peer.ID(fmt.Sprintf("\x00$%036d", i)), network.DirInbound)
+		t.Cleanup(s.Done)
+		require.NoError(t, s.SetProtocol(protocol.ID(fmt.Sprintf("/a/protocol/with/a/long/name/%d", i%600))))
+	}
+	h := Handler(m)
+	for _, query := range []string{"", "&find=peer:", "&find=peer:&from=9900", "&find=protocol", "&find=nothing"} {
+		got := ask(h, "GET", "/?format=html"+query)
+		require.Equal(t, 200, got.StatusCode)
+		require.Less(t, len(bodyOf(t, got)), 200_000, query)
+	}
+}
+
+func TestScopesAreFoundByAPartOfTheirNames(t *testing.T) {
+	m := newManager(t, unlimitedConf())
+	var all []string
+	for i := range 250 {
+		id := peer.ID(fmt.Sprintf("\x00$%036d", i))
+		s := mustOpenStream(t, m, id, network.DirInbound)
+		t.Cleanup(s.Done)
+		require.NoError(t, s.SetProtocol("/Ping"))
+		all = append(all, "peer:"+id.String())
+	}
+	type answer struct {
+		Snapshot
+		Found int
+	}
+	find := func(query string) (names []string, found int) {
+		got := ask(Handler(m), "GET", "/?format=json&"+query)
+		body := bodyOf(t, got)
+		require.Equal(t, 200, got.StatusCode, body)
+		var a answer
+		require.NoError(t, json.Unmarshal([]byte(body), &a))
+		for i, s := range a.Scopes {
+			if i < 4 {
+				require.LessOrEqual(t, s.Kind, KindAllowlistedTransient)
+				continue
+			}
+			names = append(names, s.Name)
+		}
+		return names, a.Found
+	}
+	one := all[17]
+	for query, want := range map[string][]string{
+		"find=" + one[len(one)-12:]:                  {one},
+		"find=" + strings.ToUpper(one[len(one)-20:]): {one},
+		"find=PING": {"protocol:/Ping"},
+		"find=pong": nil,
+	} {
+		names, found := find(query)
+		require.Equal(t, want, names, query)
+		require.Len(t, want, found, query)
+	}
+	var seen []string
+	for from := 0; from < 400; from += 100 {
+		names, found := find(fmt.Sprintf("find=peer:&from=%d", from))
+		require.Equal(t, 250, found)
+		require.Len(t, names, min(100, max(0, 250-from)))
+		seen = append(seen, names...)
+	}
+	require.ElementsMatch(t, all, seen, "each is listed once")
+
+	names, _ := find("scope=" + one)
+	require.Equal(t, []string{one}, names)
+	names, _ = find("scope=protocol:/Ping")
+	require.Equal(t, []string{"protocol:/Ping"}, names)
+	names, _ = find("scope=system")
+	require.Empty(t, names)
+	for target, status := range map[string]int{
+		"scope=peer:nobody": 404, "scope=protocol:/ping": 404, "scope=rubbish": 404, "scope=peer:": 404,
+		"find=a&from=-1": 400, "find=a&from=x": 400, "find=a&from=99999999999999999999": 400,
+		"find=a&from=9000000000000000000": 200,
+	} {
+		require.Equal(t, status, ask(Handler(m), "GET", "/?format=json&"+target).StatusCode, target)
+	}
+}
+
+func TestThePageLinksToOneScopeAndToFurtherPeers(t *testing.T) {
+	m := busy(t)
+	for i := range 150 {
+		c, err := m.OpenConnection(network.DirOutbound, false, nil)
+		require.NoError(t, err)
+		t.Cleanup(c.Done)
+		require.NoError(t, c.SetPeer(peer.ID(fmt.Sprintf("\x00$%036d", i))))
+	}
+	h := Handler(m)
+	html := bodyOf(t, ask(h, "GET", "/?format=html"))
+	require.Contains(t, html, `<a href="?format=html&amp;find=peer:">All peers, a hundred at a time</a>`)
+	evilLink := `<a href="?scope=protocol%3a%2f%3cscript%3edocument.title%3d%22stolen%22%3c%2fscript%3e%2f%22%27%26">`
+	require.Contains(t, html, evilLink)
+
+	html = bodyOf(t, ask(h, "GET", "/?format=html&find=peer:"))
+	require.Contains(t, html, `<h2>Found: 1 to 100 of 151</h2>`)
+	require.Contains(t, html, `<a href="?format=html&amp;find=peer%3a&amp;from=100">The next hundred</a>`)
+	html = bodyOf(t, ask(h, "GET", "/?format=html&find=peer:&from=100"))
+	require.Contains(t, html, `<h2>Found: 101 to 151 of 151</h2>`)
+	require.Contains(t, html, `<a href="?format=html&amp;find=peer%3a&amp;from=0">The hundred before</a>`)
+	require.NotContains(t, html, "The next hundred")
+	require.Contains(t, bodyOf(t, ask(h, "GET", "/?format=html&find=pong")), "nothing with this in its name")
+
+	query := strings.TrimSuffix(strings.TrimPrefix(evilLink, `<a href="`), `">`)
+	html = bodyOf(t, ask(h, "GET", "/"+query+"&format=html"))
+	require.Contains(t, html, `<h2>protocol:/&lt;script&gt;`)
+	require.Equal(t, 9, strings.Count(html, "<tr>"), "a row for each of its limits, and the heading")
+	got := ask(h, "GET", "/?scope=protocol:/none&format=html")
+	require.Equal(t, 404, got.StatusCode)
+	require.Contains(t, bodyOf(t, got), `no scope has the name &#34;protocol:/none&#34; now`)
+}
+
+// A search looks at every peer, so a stranger could keep the processor busy with it.
+func TestSearchesAreBoundedAsOtherQuestionsAre(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, err := New(NewFixedLimiter(InfiniteLimits))
+		require.NoError(t, err)
+		defer m.Close()
+		h := Handler(m)
+		for _, query := range []string{"find=a", "scope=system"} {
+			answered := 0
+			for range 101 { // ten seconds and the moment after
+				got := ask(h, "GET", "/?"+query)
+				if got.StatusCode == http.StatusOK {
+					answered++
+				} else {
+					require.Equal(t, http.StatusTooManyRequests, got.StatusCode)
+					require.Equal(t, "1", got.Header.Get("Retry-After"))
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+			require.LessOrEqual(t, answered, questionsASecond*(1+10)+1)
+			require.GreaterOrEqual(t, answered, questionsASecond*10)
+			time.Sleep(time.Minute)
+		}
+		require.Equal(t, 200, ask(h, "HEAD", "/?find=a").StatusCode)
+		h = Handler(m)
+		p := h.(*page)
+		p.snapshots = webpage.NewCache(func() Snapshot { return Snapshot{Peers: 3 * peersAQuestion} })
+		require.Equal(t, 200, ask(h, "GET", "/?find=a").StatusCode)
+		require.Equal(t, 429, ask(h, "GET", "/?find=a").StatusCode, "among many peers, it is four questions")
+	})
 }
 
 // Each refresh is the whole page, which is mostly the same words over and over.

@@ -56,6 +56,9 @@ type ScopeState struct {
 	// Tight lists the limits, such as "ConnsInbound", that are so full that each request
 	// is decided on the exact sum over all stripes. Peers have none.
 	Tight []string
+	// TransientStreamsInbound and TransientStreamsOutbound are how many of a peer's streams
+	// count in the transient scope, because they have no protocol yet. Other scopes have none.
+	TransientStreamsInbound, TransientStreamsOutbound int
 }
 
 // MemberPeak is the most that any single member of a class of scopes has held of each
@@ -139,8 +142,9 @@ func (m *Manager) Snapshot() Snapshot {
 }
 
 // SnapshotTop returns the state of the manager with only the fullest of its peers,
-// services and protocols. For each limit it lists the given number of peers that hold
-// the most, and it lists as many peers that were refused most often. If peers is 0 or
+// services and protocols. For each limit, and for the streams in the transient scope, it lists
+// the given number of peers that hold the most, and it lists as many peers that were refused
+// most often. If peers is 0 or
 // less, it lists none. Of services and protocols it lists the 256 each that hold the
 // most streams; those with equally many are ordered by memory. Gates.Fullest and
 // FairShare.Largest list at most that number of subnets, too.
@@ -155,11 +159,7 @@ func (m *Manager) SnapshotTop(peers int) Snapshot {
 	c := m.newCut(len(top), len(top)) // it looks for those that were refused most often
 	return m.snapshot(peers, c, func() {
 		names.each(m, c.addPool)
-		for _, id := range top {
-			if ps := m.stripeOf(id).peers[id]; ps != nil { // it may have been collected since
-				c.addPeer(ps)
-			}
-		}
+		c.addPeers(m, top)
 	})
 }
 
@@ -188,6 +188,7 @@ type scopeCut struct {
 type peerCut struct {
 	ps        *peerScope
 	use, peak held
+	transient [2]int32 // streams in the transient scope: inbound, outbound
 	limit     *amounts // nil: that of its class
 	denied    int      // the place in denials, from 1; 0 for most peers, which have refused nothing
 }
@@ -255,7 +256,7 @@ func (c *cut) addFixed(m *Manager) {
 }
 
 func (c *cut) addPeer(ps *peerScope) {
-	p := peerCut{ps: ps, use: ps.use, peak: ps.peak}
+	p := peerCut{ps: ps, use: ps.use, peak: ps.peak, transient: ps.transientStreams}
 	if l := ps.limit(); l != &ps.st.engine.classes.peer {
 		p.limit = l
 	}
@@ -264,6 +265,15 @@ func (c *cut) addPeer(ps *peerScope) {
 		p.denied = len(c.denials)
 	}
 	c.peers = append(c.peers, p)
+}
+
+// addPeers adds the peers that have not been collected meanwhile.
+func (c *cut) addPeers(m *Manager, ids []peer.ID) {
+	for _, id := range ids {
+		if ps := m.stripeOf(id).peers[id]; ps != nil {
+			c.addPeer(ps)
+		}
+	}
 }
 
 func (c *cut) addAllPeers(m *Manager) {
@@ -367,6 +377,7 @@ func (p *peerCut) state(c *cut) ScopeState {
 	s := ScopeState{
 		Name: text, Kind: KindPeer, ID: strings.TrimPrefix(text, "peer:"),
 		Use: use.stat(), Limit: limit.baseLimit(), Peak: Amounts(peak.baseLimit()),
+		TransientStreamsInbound: int(p.transient[0]), TransientStreamsOutbound: int(p.transient[1]),
 	}
 	if p.denied > 0 {
 		d := &c.denials[p.denied-1]
@@ -375,10 +386,12 @@ func (p *peerCut) state(c *cut) ScopeState {
 	return s
 }
 
-// topPeers returns, for each dimension, the n peers that hold the most, and the n peers
-// that were refused most often.
+// topPeers returns, for each dimension, the n peers that hold the most, those that hold the
+// most streams of each direction in the transient scope, and the n peers that were refused most
+// often.
 func (m *Manager) topPeers(n int) []peer.ID {
-	var best [numDims + 1][]rankedPeer
+	const refused, transient = numDims, numDims + 1
+	var best [transient + 2][]rankedPeer
 	greatest := func(a, b rankedPeer) int { return cmp.Compare(b.value, a.value) }
 	rank := func(d dim, id peer.ID, value uint64) {
 		if value > 0 {
@@ -390,9 +403,12 @@ func (m *Manager) topPeers(n int) []peer.ID {
 			for d, held := range ps.use.amounts() {
 				rank(dim(d), ps.id, uint64(held))
 			}
+			for i, held := range ps.transientStreams {
+				rank(transient+dim(i), ps.id, uint64(max(0, held)))
+			}
 			if ps.denied != nil {
 				r := ps.denied.refused.refusals()
-				rank(numDims, ps.id, r.Total())
+				rank(refused, ps.id, r.Total())
 			}
 		})
 	}
@@ -409,6 +425,117 @@ func (m *Manager) topPeers(n int) []peer.ID {
 type rankedPeer struct {
 	id    peer.ID
 	value uint64
+}
+
+// found is a service, protocol or peer whose name contains a text.
+type found struct {
+	kind     Kind
+	pool     *pool   // nil for a peer
+	peer     peer.ID // empty for a service or protocol
+	fullness float64 // of its fullest limit
+	streams  int64
+	memory   int64
+}
+
+func (f *found) name() string {
+	if f.pool != nil {
+		name := f.pool.scope()
+		return name.String()
+	}
+	name := scopeName{kind: KindPeer, peer: f.peer}
+	return name.String()
+}
+
+// compareFound orders by kind, the fullest first. No two are equal, so that none is listed twice
+// when one hundred after the other is asked for.
+func compareFound(a, b found) int {
+	name := func(f found) string {
+		if f.pool != nil {
+			return f.pool.name
+		}
+		return string(f.peer)
+	}
+	return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(b.fullness, a.fullness),
+		cmp.Compare(b.streams, a.streams), cmp.Compare(b.memory, a.memory), cmp.Compare(name(a), name(b)))
+}
+
+// contains reports whether a name contains a text, in upper or lower case. An empty text is in
+// every name.
+func contains(name, text string) bool {
+	return strings.Contains(strings.ToLower(name), strings.ToLower(text))
+}
+
+// find returns a snapshot with those services, protocols and peers whose names contain a text,
+// without the first so many of them and with at most n, and the number of all of them. The
+// fullest of each kind come first.
+func (m *Manager) find(text string, from, n int) (s Snapshot, all int) {
+	var list []found
+	add := func(f found, use, limit amounts) {
+		f.fullness, f.streams, f.memory = fullest(&use, &limit), use[dimStreams], use[dimMemory]
+		list = append(list, f)
+	}
+	for some := range slices.Chunk(m.dir.list(), namesAtOnce) {
+		m.inOneCut(func() {
+			for _, p := range some {
+				add(found{kind: p.kind, pool: p}, p.used(), p.limit)
+			}
+		})
+	}
+	for i := range m.stripes {
+		m.stripes[i].eachPeer(func(ps *peerScope) {
+			add(found{kind: KindPeer, peer: ps.id}, ps.use.amounts(), *ps.limit())
+		})
+	}
+	// Names of peers are made here, without any lock.
+	list = slices.DeleteFunc(list, func(f found) bool {
+		return !(f.kind == KindPeer && contains("peer:", text)) && !contains(f.name(), text)
+	})
+	slices.SortFunc(list, compareFound)
+	all = len(list)
+	list = list[min(max(0, from), all):]
+	return m.snapshotOf(list[:min(n, len(list))]), all
+}
+
+// findScope returns a snapshot with the service, protocol or peer of this name, and reports
+// whether the manager has it. The four scopes that always exist are in every snapshot.
+func (m *Manager) findScope(name string) (s Snapshot, ok bool) {
+	var list []found
+	if kind, id, named := strings.Cut(name, ":"); named {
+		switch kind {
+		case "peer":
+			if p, err := peer.Decode(id); err == nil {
+				list = append(list, found{kind: KindPeer, peer: p})
+			}
+		case "service", "protocol":
+			k := KindService
+			if kind == "protocol" {
+				k = KindProtocol
+			}
+			if p := m.dir.find(k, id); p != nil {
+				list = append(list, found{kind: k, pool: p})
+			}
+		}
+	}
+	s = m.snapshotOf(list)
+	return s, slices.ContainsFunc(s.Scopes, func(sc ScopeState) bool { return sc.Name == name })
+}
+
+// snapshotOf returns a snapshot with these services, protocols and peers, without those that
+// have been collected meanwhile.
+func (m *Manager) snapshotOf(list []found) Snapshot {
+	b, peers := busiest{}, []peer.ID(nil)
+	for _, f := range list {
+		if f.pool != nil {
+			b.named = append(b.named, f.pool)
+		} else {
+			peers = append(peers, f.peer)
+		}
+	}
+	c := m.newCut(len(peers), len(peers))
+	return m.snapshot(fullestSubnets, c, func() {
+		b.each(m, c.addPool)
+		c.addPeers(m, peers)
+	})
 }
 
 func (s *Snapshot) totalRefusals() (n uint64) {

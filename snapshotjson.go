@@ -13,6 +13,9 @@ type scopeJSON struct {
 	Kind   Kind
 	ID     string `json:",omitempty"`
 	Limits quantities[limitJSON, limitJSON]
+	// TransientStreamsInbound and TransientStreamsOutbound are those of ScopeState.
+	TransientStreamsInbound  int `json:",omitempty"`
+	TransientStreamsOutbound int `json:",omitempty"`
 }
 
 type limitJSON struct {
@@ -29,7 +32,8 @@ type limitJSON struct {
 // MarshalJSON writes the state with its numbers grouped by limit, as described at
 // ScopeState.
 func (s ScopeState) MarshalJSON() ([]byte, error) {
-	out := scopeJSON{Name: s.Name, Kind: s.Kind, ID: s.ID}
+	out := scopeJSON{Name: s.Name, Kind: s.Kind, ID: s.ID,
+		TransientStreamsInbound: s.TransientStreamsInbound, TransientStreamsOutbound: s.TransientStreamsOutbound}
 	limits := fieldsByDim(&out.Limits)
 	for d, u := range s.limitUses() {
 		l := limitJSON{Limit: limitNumber(u.Limit), Use: u.Use, Peak: u.Peak,
@@ -60,6 +64,7 @@ func (s *ScopeState) UnmarshalJSON(b []byte) error {
 	}
 	out := c.state()
 	out.Name, out.Kind, out.ID = in.Name, in.Kind, in.ID
+	out.TransientStreamsInbound, out.TransientStreamsOutbound = in.TransientStreamsInbound, in.TransientStreamsOutbound
 	*s = out
 	return nil
 }

@@ -36,21 +36,11 @@ func (u *LimitUse) Percent() (percent float64, ok bool) {
 	if u.Limit == math.MaxInt64 || u.Limit == 0 {
 		return 0, false
 	}
-	return float64(u.Use) / float64(u.Limit) * 100, true
+	return fullness(u.Use, u.Limit), true
 }
 
-// fullness is Percent for sorting. It is +Inf if something is held although the limit is
-// 0, and -Inf if there is no percentage for another reason.
-func (u *LimitUse) fullness() float64 {
-	percent, ok := u.Percent()
-	switch {
-	case ok:
-		return percent
-	case u.Limit == 0 && u.Use > 0:
-		return math.Inf(1)
-	}
-	return math.Inf(-1)
-}
+// fullness is Percent for sorting: see fullness.
+func (u *LimitUse) fullness() float64 { return fullness(u.Use, u.Limit) }
 
 func (u *LimitUse) percentText() string {
 	if percent, ok := u.Percent(); ok {
@@ -111,9 +101,16 @@ func (limits LimitUses) WriteTable(w io.Writer) error {
 
 // fullness returns the fullness of the scope's fullest limit.
 func (s *ScopeState) fullness() float64 {
-	most := math.Inf(-1)
+	use, limit := amountsOf(s.Use), limitsOf(s.Limit)
+	return fullest(&use, &limit)
+}
+
+// fullest returns the fullest limit, or nil if none of them has a percentage.
+func (s *ScopeState) fullest() (most *LimitUse) {
 	for _, u := range s.limitUses() {
-		most = max(most, u.fullness())
+		if _, ok := u.Percent(); ok && (most == nil || u.fullness() > most.fullness()) {
+			most = &u
+		}
 	}
 	return most
 }
@@ -178,6 +175,63 @@ func (s *Snapshot) WriteHolders(w io.Writer) error {
 	return t.Flush()
 }
 
+// WriteText writes all tables with their headings: what stands in the way, the limits that are
+// nearly full, all limits, what services, protocols and peers hold, and what else the snapshot
+// has. It is what Handler answers as text. WriteText returns the error of w, if any.
+func (s *Snapshot) WriteText(w io.Writer) error {
+	fmt.Fprintf(w, "%s, up %s, %d peers, %d refusals, %d bugs of callers\n",
+		s.Taken.UTC().Format(time.RFC3339), s.Uptime().Round(time.Second), s.Peers, s.totalRefusals(), s.CallerBugs)
+	fmt.Fprintf(w, "%s\n", s.InTheWay())
+	if m := &s.Process; m.Limit > 0 {
+		fmt.Fprintf(w, "%s of %s of memory in use by the process",
+			amountText("Memory", m.InUse), amountText("Memory", m.Limit))
+		if m.Refusing {
+			fmt.Fprint(w, ", inbound connections and streams of strangers are refused")
+		}
+		fmt.Fprintln(w)
+	}
+	if s.observing() {
+		fmt.Fprintf(w, "\nLimits that are only observed: %s\n\n", s.observedText())
+		if err := s.WriteRefusals(w); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintf(w, "\nLimits of which %d%% and more are taken\n\n", nearlyFull)
+	if err := s.LimitsNear(nearlyFull).WriteTable(w); err != nil {
+		return err
+	}
+	fmt.Fprint(w, "\nAll limits\n\n")
+	if err := s.LimitUses().WriteTable(w); err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "\n%s\n\n", s.holdersTitle())
+	if err := s.WriteHolders(w); err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "\nThe most that one peer has held\n\n")
+	if err := s.writeMemberPeaks(w); err != nil {
+		return err
+	}
+	if len(s.FairShare.Largest) > 0 {
+		fmt.Fprintf(w, "\nWhat subnets hold, the largest of %d\n\n", s.FairShare.Subnets)
+		if err := s.FairShare.writeLargest(w); err != nil {
+			return err
+		}
+	}
+	if names := s.nameRows(); len(names) > 0 {
+		fmt.Fprint(w, "\nHost names in the allowlist\n\n")
+		if err := writeNames(w, names); err != nil {
+			return err
+		}
+	}
+	if len(s.Leaks.Oldest) == 0 {
+		return nil
+	}
+	fmt.Fprintf(w, "\nThe oldest of %d open connections and streams, %d of them dropped without Done\n\n",
+		s.Leaks.Open, s.Leaks.Dropped)
+	return s.writeOldest(w)
+}
+
 // WriteRefusals writes a table of what each class of scopes and gates has refused, and of
 // what it would have refused if its limits were not only observed. WriteRefusals returns
 // the error of w, if any.
@@ -193,6 +247,39 @@ func (s *Snapshot) WriteRefusals(w io.Writer) error {
 		}
 	}
 	return t.Flush()
+}
+
+// kindRefusals is what the scopes of one kind have refused, and what they would have
+// refused if their limits were enforced.
+type kindRefusals struct {
+	Kind         Kind
+	Total, Would uint64
+	What         []string
+	WouldWhat    []string
+}
+
+// each returns the limits that have refused something, each with its count.
+func (r *Refusals) each() (what []string) {
+	for d, n := range r.dimCounts() {
+		if n > 0 {
+			what = append(what, fmt.Sprintf("%s %d", limitNames[d], n))
+		}
+	}
+	return what
+}
+
+func (s *Snapshot) refusalsByKind() (all []kindRefusals) {
+	for kind := range numKinds {
+		r, would := s.Refusals[kind], s.WouldRefuse[kind]
+		k := kindRefusals{Kind: kind, Total: r.Total(), Would: would.Total(), What: r.each(), WouldWhat: would.each()}
+		if k.Total+k.Would > 0 {
+			all = append(all, k)
+		}
+	}
+	slices.SortFunc(all, func(a, b kindRefusals) int {
+		return cmp.Or(cmp.Compare(b.Total, a.Total), cmp.Compare(b.Would, a.Would), cmp.Compare(a.Kind, b.Kind))
+	})
+	return all
 }
 
 // writeMemberPeaks writes the most that any one peer has held, in all, in one service and

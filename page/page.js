@@ -69,8 +69,15 @@ function mark(why) {
   if (!taken.textContent.endsWith(why)) taken.append(" · " + why);
 }
 
+// The address of what is shown, without the question to Explain: its answer stays as it is.
+function address() {
+  const asked = new URLSearchParams(location.search), next = new URLSearchParams({format: "html"});
+  for (const key of ["find", "from", "scope"]) if (asked.has(key)) next.set(key, asked.get(key));
+  return location.pathname + "?" + next;
+}
+
 async function fetchPage() {
-  const answer = await fetch(location.pathname + "?format=html", {cache: "no-store"});
+  const answer = await fetch(address(), {cache: "no-store"});
   if (!answer.ok) throw new Error(answer.status);
   return new DOMParser().parseFromString(await answer.text(), "text/html");
 }

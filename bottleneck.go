@@ -1,0 +1,209 @@
+package rcmgr
+
+// What stands in the way: the one limit of a snapshot that an operator has to look at first, and
+// the peer or subnet that holds most of it.
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Bottleneck is the limit that stands in the way of the most requests.
+type Bottleneck struct {
+	LimitUse
+	// Holder is the peer's ID, or the subnet, that holds the most of what the limit is on, and
+	// Held is how much. Holder is empty if the snapshot does not tell: it knows no single
+	// holders of services and protocols, and of transient connections only with WithFairShare.
+	Holder string `json:",omitempty"`
+	Held   int64  `json:",omitempty"`
+	// ConfigKey is the place in the configuration to change to admit more.
+	ConfigKey string
+	// Observed means that the limit is only observed, and refuses nothing.
+	Observed bool `json:",omitempty"`
+}
+
+const (
+	// nearlyFull is the percentage of a limit from which on it counts as nearly full.
+	nearlyFull = 90
+	// halfFull is the percentage from which on some requests are refused while others are
+	// admitted: those that would take another's share, and memory of a low priority.
+	halfFull = 50
+)
+
+// Bottleneck returns the limit that stands in the way of the most requests. It returns nil if no
+// limit in the snapshot is 90 % full, and none that is half full has refused anything. Limits
+// that are enforced come first, then those of scopes that all peers share, then full ones, then
+// those that have refused the most.
+func (s *Snapshot) Bottleneck() *Bottleneck {
+	var first *Bottleneck
+	for _, u := range s.LimitsNear(halfFull) {
+		b := &Bottleneck{LimitUse: u, Observed: slices.Contains(s.Observed, u.Kind)}
+		if u.fullness() < nearlyFull && b.refused() == 0 {
+			continue
+		}
+		if first == nil || b.compare(first) < 0 {
+			first = b
+		}
+	}
+	if first == nil {
+		return nil
+	}
+	d := dim(slices.Index(limitNames[:], first.Name))
+	first.Holder, first.Held = s.holderOf(first.Kind, d)
+	name := scopeName{kind: first.Kind}
+	if first.Kind != KindPeer {
+		name.text = strings.TrimPrefix(first.Scope, first.Kind.String()+":")
+	}
+	first.ConfigKey = configKey(first.Kind, d, &name, placeOfAll)
+	return first
+}
+
+// compare orders the bottlenecks that matter most first.
+func (b *Bottleneck) compare(other *Bottleneck) int {
+	first := func(holds func(*Bottleneck) bool) int {
+		switch a := holds(b); {
+		case a == holds(other):
+			return 0
+		case a:
+			return -1
+		}
+		return 1
+	}
+	return cmp.Or(
+		first(func(b *Bottleneck) bool { return !b.Observed }),
+		first(func(b *Bottleneck) bool { return b.Kind != KindPeer }),
+		first((*Bottleneck).full),
+		cmp.Compare(other.refused(), b.refused()),
+		cmp.Compare(other.fullness(), b.fullness()),
+	)
+}
+
+// refused returns how many requests the limit has refused, or would have.
+func (b *Bottleneck) refused() uint64 { return b.Refusals + b.WouldRefuse }
+
+// full reports whether the limit has no room for one more. If it has refused something, that is
+// so for memory, which most ask for at a priority that leaves some of it free, and for three
+// quarters of the transient scope's streams, if the last quarter is for newcomers.
+func (b *Bottleneck) full() bool {
+	d := dim(slices.Index(limitNames[:], b.Name))
+	return b.Use >= b.Limit || b.refused() > 0 &&
+		(d == dimMemory || b.Kind.hasLastQuarter(d) && b.Use >= b.Limit-b.Limit/4)
+}
+
+// holderOf returns the peer or subnet that holds the most of a scope's limit on d, and how much
+// that is, as far as the snapshot tells.
+func (s *Snapshot) holderOf(k Kind, d dim) (holder string, held int64) {
+	offer := func(name string, n int64) {
+		if n > held {
+			holder, held = name, n
+		}
+	}
+	for i := range s.Scopes {
+		sc := &s.Scopes[i]
+		if sc.Kind != KindPeer {
+			continue
+		}
+		switch in, out := int64(sc.TransientStreamsInbound), int64(sc.TransientStreamsOutbound); {
+		case k == KindSystem:
+			offer(sc.ID, amountsOf(sc.Use)[d])
+		case k == KindTransient && d == dimStreamsIn:
+			offer(sc.ID, in)
+		case k == KindTransient && d == dimStreamsOut:
+			offer(sc.ID, out)
+		case k == KindTransient && d == dimStreams:
+			offer(sc.ID, in+out)
+		}
+	}
+	for i := range s.FairShare.Largest {
+		sub := &s.FairShare.Largest[i]
+		switch {
+		case k == KindTransient && d == dimConnsIn:
+			offer(sub.Prefix.String(), sub.Transient.ConnsInbound)
+		case k == KindTransient && d == dimFD:
+			offer(sub.Prefix.String(), sub.Transient.FD)
+		}
+	}
+	return holder, held
+}
+
+// nounsOfLimits has what each limit is on, in words.
+var nounsOfLimits = [numDims]string{
+	dimMemory: "memory", dimStreams: "streams", dimStreamsIn: "inbound streams", dimStreamsOut: "outbound streams",
+	dimConns: "connections", dimConnsIn: "inbound connections", dimConnsOut: "outbound connections", dimFD: "file descriptors",
+}
+
+// what returns what is full, such as "transient inbound streams".
+func (b *Bottleneck) what() string {
+	return printable(b.Scope) + " " + nounsOfLimits[slices.Index(limitNames[:], b.Name)]
+}
+
+// state returns how full it is, such as "are full (64 of 64)" or "are 93 % full (60 of 64)".
+func (b *Bottleneck) state() string {
+	are, full := "are", "full"
+	if b.Name == limitNames[dimMemory] {
+		are = "is"
+	}
+	if percent, ok := b.Percent(); ok && b.Use < b.Limit {
+		full = fmt.Sprintf("%d %% full", int(percent))
+	}
+	state := fmt.Sprintf("%s %s (%s of %s)", are, full, amountText(b.Name, b.Use), amountText(b.Name, b.Limit))
+	if b.Observed {
+		state += ", which is only observed"
+	}
+	return state
+}
+
+// heldPercent returns how much of what is used the holder has, in percent.
+func (b *Bottleneck) heldPercent() int {
+	if b.Use == 0 {
+		return 0
+	}
+	return int(100 * float64(b.Held) / float64(b.Use))
+}
+
+// String returns the bottleneck in one sentence, such as
+//
+//	transient inbound streams are full (64 of 64); 12D3Koo… holds 75 %; raise Transient.StreamsInbound
+func (b *Bottleneck) String() string {
+	text := b.what() + " " + b.state()
+	if b.Holder != "" {
+		text += fmt.Sprintf("; %s holds %d %%", b.Holder, b.heldPercent())
+	}
+	return text + "; raise " + b.ConfigKey
+}
+
+// InTheWay returns in one sentence what stands in the way of requests: the memory of the process,
+// if requests are refused because of it; otherwise the Bottleneck; and otherwise that no limit is
+// nearly full, with the kind of scope or gate that has refused the most so far.
+func (s *Snapshot) InTheWay() string {
+	if s.Process.Refusing {
+		return fmt.Sprintf("the process has %s of %s of memory in use, and refuses inbound connections and streams of strangers",
+			amountText("Memory", s.Process.InUse), amountText("Memory", s.Process.Limit))
+	}
+	if b := s.Bottleneck(); b != nil {
+		return b.String()
+	}
+	text := "no limit is nearly full"
+	if most := s.refusalsByKind(); len(most) > 0 && most[0].Total > 0 {
+		text += fmt.Sprintf("; of %d requests refused so far, %d were refused by %s (%s)",
+			s.totalRefusals(), most[0].Total, kindWords(most[0].Kind), strings.Join(most[0].What, ", "))
+	}
+	return text
+}
+
+// kindWords returns what a kind of scopes or gates is called in a sentence.
+func kindWords(k Kind) string {
+	switch k {
+	case KindSubnet:
+		return "limits on connections per subnet"
+	case KindRate:
+		return "the connect rate"
+	case KindProcess:
+		return "the memory of the process"
+	case KindSystem, KindTransient, KindAllowlistedSystem, KindAllowlistedTransient:
+		return "the " + k.String() + " scope"
+	}
+	return k.String() + " scopes"
+}

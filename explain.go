@@ -617,17 +617,6 @@ func (k *LimitCheck) text(n int64) string {
 	return amountText(limit, n)
 }
 
-// verdict returns in a few words whether the request fits the limit.
-func (k *LimitCheck) verdict() string {
-	switch {
-	case k.Fits:
-		return "fits"
-	case k.Observed:
-		return "would refuse"
-	}
-	return "refuses, raise " + k.ConfigKey
-}
-
 // WriteTable writes the answer and a table with a row for each limit that was checked.
 // It returns the error of w, if any.
 func (e *Explanation) WriteTable(w io.Writer) error {
@@ -639,11 +628,18 @@ func (e *Explanation) WriteTable(w io.Writer) error {
 	t := newTable(w, "Step", "Scope", "Limit Name", "Use", "Limit", "Threshold", "Room", "Asked", "Verdict")
 	for i := range e.Checks {
 		k := &e.Checks[i]
+		verdict := "fits"
+		switch {
+		case !k.Fits && k.Observed:
+			verdict = "would refuse"
+		case !k.Fits:
+			verdict = "refuses, raise " + k.ConfigKey
+		}
 		room := k.text(k.Room)
 		if threshold := k.text(k.Threshold); threshold == k.text(math.MaxInt64) {
 			room = threshold
 		}
-		t.row(k.Step, printable(k.Scope), k.Name, k.text(k.Use), k.text(k.Limit), k.text(k.Threshold), room, k.text(k.Asked), k.verdict())
+		t.row(k.Step, printable(k.Scope), k.Name, k.text(k.Use), k.text(k.Limit), k.text(k.Threshold), room, k.text(k.Asked), verdict)
 	}
 	return t.Flush()
 }

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"html/template"
 	"io"
+	"math"
 	"net/http"
 	"net/url"
 	"slices"
@@ -100,7 +101,12 @@ func Handler(m *Manager) http.Handler {
 		"state":   (*Bottleneck).state,
 		"part":    (*Bottleneck).heldPercent,
 		"ofPeer":  func(b *Bottleneck) bool { return !strings.Contains(b.Holder, "/") }, // or of a subnet
-		"verdict": func(k LimitCheck) string { return k.verdict() },
+		"may": func(k LimitCheck) int64 { // a part of what is unlimited is unlimited, too
+			if k.Limit == math.MaxInt64 {
+				return k.Limit
+			}
+			return k.Threshold
+		},
 	}).Parse(pageHTML))
 	p.policy = webpage.Policy(pageStyle, pageScript)
 	p.snapshots = webpage.NewCache(func() Snapshot { return m.SnapshotTop(pagePeers) })
@@ -343,17 +349,13 @@ func (p *page) writeHTML(w io.Writer, l *look) error {
 		wrongFind = l.err.Error()
 	}
 	all := p.snapshots.Get() // a snapshot of some scopes may lack the limit that is full, or its holder
-	var bottleneck *Bottleneck
-	if !all.Process.Refusing {
-		bottleneck = all.Bottleneck()
-	}
 	peersShown, namesShown := min(len(peers), pageRows), min(len(names), pageRows)
 	return p.template.Execute(w, map[string]any{
 		"S": s, "Plot": plotOf(s), "Up": s.Uptime().Round(time.Second).String(), "Near": len(all.LimitsNear(nearlyFull)),
 		"Refused": s.totalRefusals(), "ByKind": s.refusalsByKind(), "Fixed": fixed,
 		"Others": others[:min(len(others), pageRows)], "OthersLeft": max(0, len(others)-pageRows),
 		"Peers": peers[:peersShown], "Names": names[:namesShown], "NamesAll": s.Services + s.Protocols,
-		"InTheWay": all.InTheWay(), "Bottleneck": bottleneck, "Found": l.found, "Scope": l.scope, "All": slices.Concat(fixed, others),
+		"InTheWay": all.InTheWay(), "Bottleneck": all.Bottleneck(), "Found": l.found, "Scope": l.scope, "All": slices.Concat(fixed, others),
 		"Wrong": wrong, "WrongFind": wrongFind, "MemberPeaks": s.memberPeakRows(), "HostNames": s.nameRows(),
 		"Answer": l.answer, "Asked": l.asked, "Observing": s.observing(), "Observed": s.observedText(),
 		"Style": template.CSS(pageStyle), "Script": template.JS(pageScript),

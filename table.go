@@ -175,63 +175,6 @@ func (s *Snapshot) WriteHolders(w io.Writer) error {
 	return t.Flush()
 }
 
-// WriteText writes all tables with their headings: what stands in the way, the limits that are
-// nearly full, all limits, what services, protocols and peers hold, and what else the snapshot
-// has. It is what Handler answers as text. WriteText returns the error of w, if any.
-func (s *Snapshot) WriteText(w io.Writer) error {
-	fmt.Fprintf(w, "%s, up %s, %d peers, %d refusals, %d bugs of callers\n",
-		s.Taken.UTC().Format(time.RFC3339), s.Uptime().Round(time.Second), s.Peers, s.totalRefusals(), s.CallerBugs)
-	fmt.Fprintf(w, "%s\n", s.InTheWay())
-	if m := &s.Process; m.Limit > 0 {
-		fmt.Fprintf(w, "%s of %s of memory in use by the process",
-			amountText("Memory", m.InUse), amountText("Memory", m.Limit))
-		if m.Refusing {
-			fmt.Fprint(w, ", inbound connections and streams of strangers are refused")
-		}
-		fmt.Fprintln(w)
-	}
-	if s.observing() {
-		fmt.Fprintf(w, "\nLimits that are only observed: %s\n\n", s.observedText())
-		if err := s.WriteRefusals(w); err != nil {
-			return err
-		}
-	}
-	fmt.Fprintf(w, "\nLimits of which %d%% and more are taken\n\n", nearlyFull)
-	if err := s.LimitsNear(nearlyFull).WriteTable(w); err != nil {
-		return err
-	}
-	fmt.Fprint(w, "\nAll limits\n\n")
-	if err := s.LimitUses().WriteTable(w); err != nil {
-		return err
-	}
-	fmt.Fprintf(w, "\n%s\n\n", s.holdersTitle())
-	if err := s.WriteHolders(w); err != nil {
-		return err
-	}
-	fmt.Fprintf(w, "\nThe most that one peer has held\n\n")
-	if err := s.writeMemberPeaks(w); err != nil {
-		return err
-	}
-	if len(s.FairShare.Largest) > 0 {
-		fmt.Fprintf(w, "\nWhat subnets hold, the largest of %d\n\n", s.FairShare.Subnets)
-		if err := s.FairShare.writeLargest(w); err != nil {
-			return err
-		}
-	}
-	if names := s.nameRows(); len(names) > 0 {
-		fmt.Fprint(w, "\nHost names in the allowlist\n\n")
-		if err := writeNames(w, names); err != nil {
-			return err
-		}
-	}
-	if len(s.Leaks.Oldest) == 0 {
-		return nil
-	}
-	fmt.Fprintf(w, "\nThe oldest of %d open connections and streams, %d of them dropped without Done\n\n",
-		s.Leaks.Open, s.Leaks.Dropped)
-	return s.writeOldest(w)
-}
-
 // WriteRefusals writes a table of what each class of scopes and gates has refused, and of
 // what it would have refused if its limits were not only observed. WriteRefusals returns
 // the error of w, if any.

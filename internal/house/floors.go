@@ -33,7 +33,7 @@ var floors = []floor{
 		{"snapshot.go snapshotgates.go", "`Snapshot`: everything at one instant, or some services, protocols and peers by name; the state of the gates"},
 		{"snapshotjson.go", "a snapshot as JSON"},
 		{"table.go snapshotdiff.go", "a snapshot as tables; the differences of two snapshots"},
-		{"bottleneck.go", "the one limit that an operator has to look at first, and who holds most of it"},
+		{"report.go", "a snapshot as one text; the limit that an operator has to look at first, and who holds most of it"},
 		{"explain.go", "`Explain`: whether a request would be admitted now, and which limit is in the way"},
 		{"stat.go", "`Stat`; the reading that metrics are made of"},
 		{"busiest.go", "the busiest services and protocols, which are the ones named where there are many"},

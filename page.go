@@ -94,7 +94,6 @@ func Handler(m *Manager) http.Handler {
 		"age":     func(s *Snapshot, o OpenScope) string { return s.age(&o) },
 		"class":   func(o OpenScope) string { return o.Class() },
 		"where":   func(o OpenScope) string { return o.Where() },
-		"shares":  func(s SubnetShare) []int64 { return s.numbers() },
 		"args":    templateArgs,
 		"fullest": func(s ScopeState) *LimitUse { return s.fullest() },
 		"what":    (*Bottleneck).what,
@@ -356,7 +355,7 @@ func (p *page) writeHTML(w io.Writer, l *look) error {
 		"Others": others[:min(len(others), pageRows)], "OthersLeft": max(0, len(others)-pageRows),
 		"Peers": peers[:peersShown], "Names": names[:namesShown], "NamesAll": s.Services + s.Protocols,
 		"InTheWay": all.InTheWay(), "Bottleneck": all.Bottleneck(), "Found": l.found, "Scope": l.scope, "All": slices.Concat(fixed, others),
-		"Wrong": wrong, "WrongFind": wrongFind, "MemberPeaks": s.memberPeakRows(), "HostNames": s.nameRows(),
+		"Wrong": wrong, "WrongFind": wrongFind, "MemberPeaks": s.memberPeakRows(), "HostNames": s.nameRows(), "Shares": s.FairShare.rows(),
 		"Answer": l.answer, "Asked": l.asked, "Observing": s.observing(), "Observed": s.observedText(),
 		"Style": template.CSS(pageStyle), "Script": template.JS(pageScript),
 	})

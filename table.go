@@ -274,17 +274,27 @@ func (s *Snapshot) observedText() string {
 	return strings.Join(names, ", ")
 }
 
-// numbers returns what a subnet holds, in the order of the table's columns.
-func (s *SubnetShare) numbers() []int64 {
-	return []int64{s.System.ConnsInbound, s.System.FD, s.System.StreamsInbound,
-		s.Transient.ConnsInbound, s.Transient.StreamsInbound}
+// shareRow is a row of the table of what subnets hold.
+type shareRow struct {
+	Prefix  string
+	Numbers []int64 // in the order of the table's columns
+}
+
+// rows returns what each of the largest subnets holds.
+func (s *FairShareState) rows() (rows []shareRow) {
+	for i := range s.Largest {
+		sub := &s.Largest[i]
+		rows = append(rows, shareRow{sub.Prefix.String(), []int64{sub.System.ConnsInbound, sub.System.FD,
+			sub.System.StreamsInbound, sub.Transient.ConnsInbound, sub.Transient.StreamsInbound}})
+	}
+	return rows
 }
 
 func (s *FairShareState) writeLargest(w io.Writer) error {
 	t := newTable(w, "Subnet", "Conns In", "FD", "Streams In", "Transient Conns In", "Transient Streams In")
-	for i := range s.Largest {
-		row := []string{s.Largest[i].Prefix.String()}
-		for _, n := range s.Largest[i].numbers() {
+	for _, r := range s.rows() {
+		row := []string{r.Prefix}
+		for _, n := range r.Numbers {
 			row = append(row, strconv.FormatInt(n, 10))
 		}
 		t.row(row...)

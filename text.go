@@ -8,9 +8,10 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
-	"unicode"
 
 	logging "github.com/libp2p/go-libp2p/gologshim"
+
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 var log = logging.Logger("rcmgr")
@@ -30,19 +31,10 @@ const asUpstream = ", as with go-libp2p's manager"
 // amountText returns an amount in a form for people: bytes of memory with a unit, and
 // "unlimited" for math.MaxInt64.
 func amountText(limit string, n int64) string {
-	switch {
-	case n == math.MaxInt64:
-		return "unlimited"
-	case limit != limitNames[dimMemory] || n < 1<<10:
-		return strconv.FormatInt(n, 10)
+	if limit == limitNames[dimMemory] {
+		return text.Bytes(n)
 	}
-	v, unit := float64(n), ""
-	for _, unit = range []string{"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"} {
-		if v /= 1 << 10; v < 1<<10 {
-			break
-		}
-	}
-	return strconv.FormatFloat(v, 'f', 1, 64) + " " + unit
+	return text.Count(n)
 }
 
 // valueText returns a limit in the form of JSON configurations.
@@ -109,9 +101,4 @@ func (t table) row(cells ...string) {
 
 // printable returns a name in a form that cannot break a table or a terminal. A remote peer
 // may have chosen the name.
-func printable(name string) string {
-	if strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }) {
-		return strconv.Quote(name)
-	}
-	return name
-}
+func printable(name string) string { return text.Printable(name) }

@@ -1,0 +1,42 @@
+// Package text has the forms in which people read amounts and names: in logs, tables, on the page
+// and in a terminal.
+package text
+
+import (
+	"math"
+	"strconv"
+	"strings"
+	"unicode"
+)
+
+// Bytes returns a number of bytes with a unit, such as "1.5 MiB", and "unlimited" for
+// math.MaxInt64.
+func Bytes(n int64) string {
+	if n == math.MaxInt64 || n < 1<<10 {
+		return Count(n)
+	}
+	v, unit := float64(n), ""
+	for _, unit = range []string{"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"} {
+		if v /= 1 << 10; v < 1<<10 {
+			break
+		}
+	}
+	return strconv.FormatFloat(v, 'f', 1, 64) + " " + unit
+}
+
+// Count returns a number, and "unlimited" for math.MaxInt64.
+func Count(n int64) string {
+	if n == math.MaxInt64 {
+		return "unlimited"
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+// Printable returns a name in a form that cannot break a table or a terminal. A remote peer
+// may have chosen the name.
+func Printable(name string) string {
+	if strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }) {
+		return strconv.Quote(name)
+	}
+	return name
+}

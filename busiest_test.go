@@ -55,9 +55,11 @@ func TestALookAtTheTopNamesTheBusiest(t *testing.T) {
 			}
 		}
 	}
-	for _, format := range []string{"html", "text"} {
+	for format, title := range map[string]string{
+		"html": "Services and protocols, the fullest first: 100 of 2048", "text": "256 of 1024 services, 256 of 1024 protocols",
+	} {
 		body := bodyOf(t, ask(Handler(m), "GET", "/?format="+format))
-		require.Contains(t, body, "256 of 1024 services, 256 of 1024 protocols", format)
+		require.Contains(t, body, title, format)
 		require.Less(t, strings.Count(body, "protocol:/"), 8*2*mostNamed+1, format)
 	}
 

@@ -392,23 +392,33 @@ func (p *peerCut) state(c *cut) ScopeState {
 func (m *Manager) topPeers(n int) []peer.ID {
 	const refused, transient = numDims, numDims + 1
 	var best [transient + 2][]rankedPeer
+	// least has the value that a peer has to exceed in order to be one of the n. Most peers
+	// of very many do not, and are passed over by one comparison for each.
+	var least [len(best)]uint64
 	greatest := func(a, b rankedPeer) int { return cmp.Compare(b.value, a.value) }
 	rank := func(d dim, id peer.ID, value uint64) {
-		if value > 0 {
-			best[d] = offer(best[d], rankedPeer{id, value}, n, greatest)
+		best[d] = offer(best[d], rankedPeer{id, value}, n, greatest)
+		if len(best[d]) == n && n > 0 {
+			least[d] = best[d][n-1].value
 		}
 	}
 	for i := range m.stripes {
 		m.stripes[i].eachPeer(func(ps *peerScope) {
-			for d, held := range ps.use.amounts() {
-				rank(dim(d), ps.id, uint64(held))
+			for d := range numDims {
+				if held := uint64(ps.use.of(d)); held > least[d] {
+					rank(d, ps.id, held)
+				}
 			}
-			for i, held := range ps.transientStreams {
-				rank(transient+dim(i), ps.id, uint64(max(0, held)))
+			for i, streams := range ps.transientStreams {
+				if held := uint64(max(0, streams)); held > least[transient+dim(i)] {
+					rank(transient+dim(i), ps.id, held)
+				}
 			}
 			if ps.denied != nil {
 				r := ps.denied.refused.refusals()
-				rank(refused, ps.id, r.Total())
+				if total := r.Total(); total > least[refused] {
+					rank(refused, ps.id, total)
+				}
 			}
 		})
 	}

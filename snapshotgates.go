@@ -5,6 +5,7 @@ package rcmgr
 
 import (
 	"cmp"
+	"math"
 	"net/netip"
 
 	"github.com/weir-p2p/rcmgr/internal/ip"
@@ -15,8 +16,14 @@ import (
 func (g *gate) state(n int) GateState {
 	var s GateState
 	s.Subnets, s.RateBuckets = g.subnets.InUse()
-	g.subnets.Busy(func(sub subnets.Share) {
+	least := math.Inf(-1) // no subnet that is less full is one of the fullest
+	g.subnets.Busy(func(conns, limit int64) bool {
+		return float64(conns)/float64(limit) >= least
+	}, func(sub subnets.Share) {
 		s.Fullest = offer(s.Fullest, SubnetState{sub.Subnet, sub.Use, sub.Limit}, n, compareFullness)
+		if k := len(s.Fullest); k == n && k > 0 {
+			least = float64(s.Fullest[k-1].Conns) / float64(s.Fullest[k-1].Limit)
+		}
 	})
 	return s
 }

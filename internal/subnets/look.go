@@ -16,19 +16,24 @@ type Share struct {
 	Use, Limit int64
 }
 
-// Busy calls f with every subnet and network that has connections and a limit on them. It holds
-// the lock of a stripe while it calls f, which must not call s. A stripe has one in 64 of all
+// Busy calls f with every subnet and network that has connections and a limit on them, and for
+// which worth returns true: most of very many need not be made into a Share. It holds the lock of
+// a stripe while it calls worth and f, which must not call s. A stripe has one in 64 of all
 // subnets.
-func (s *Subnets) Busy(f func(Share)) {
+func (s *Subnets) Busy(worth func(conns, limit int64) bool, f func(Share)) {
 	s.each(func(st *Stripe) {
 		st.mu.Lock()
 		defer st.mu.Unlock()
-		if own := &st.mu.own; own.conns > 0 {
+		if own := &st.mu.own; own.conns > 0 && worth(int64(own.conns), st.named.level.conns) {
 			f(st.named.share(own))
 		}
 		for i := range st.mu.table.slots {
-			if rec := &st.mu.table.slots[i]; rec.conns > 0 {
-				f(subnet{st.byID[rec.id-1], rec.key}.share(rec))
+			rec := &st.mu.table.slots[i]
+			if rec.conns == 0 {
+				continue
+			}
+			if level := st.byID[rec.id-1]; worth(int64(rec.conns), level.conns) {
+				f(subnet{level, rec.key}.share(rec))
 			}
 		}
 	})

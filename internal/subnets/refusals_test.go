@@ -141,7 +141,7 @@ func TestLookAndBusyCountNoConnectionAndTakeNoToken(t *testing.T) {
 	}
 	require.Empty(t, s.Look(netip.Addr{}))
 	busy := map[netip.Prefix]Share{}
-	s.Busy(func(sub Share) { busy[sub.Subnet] = sub })
+	s.Busy(func(conns, _ int64) bool { return conns > 0 }, func(sub Share) { busy[sub.Subnet] = sub })
 	require.Equal(t, map[netip.Prefix]Share{wide: {wide, Conns, 1, 3}, narrow: {narrow, Conns, 1, 2}}, busy)
 }
 

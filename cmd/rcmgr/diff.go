@@ -1,0 +1,132 @@
+package main
+
+// The command "diff": two snapshots, or two files of limits.
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weir-p2p/rcmgr"
+)
+
+func (a *app) diffCommand() *cobra.Command {
+	var m machine
+	c := &cobra.Command{
+		Use:   "diff A B",
+		Short: "Compare two snapshots of a node, or two files of limits",
+		Long: `Compare two snapshots of a node, of which each may be its page: what has grown, which limits have
+changed, and what was refused in between. Or compare two files of limits, as they are on a node
+with this memory and this many descriptors.
+
+A difference is no error: the exit code is 0 whether there is one or not.`,
+		Example: "  rcmgr diff monday.json http://127.0.0.1:6060/rcmgr\n  rcmgr diff --memory 2GiB --fds 4096 old-limits.json new-limits.json",
+		Args:    cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var texts [2][]byte
+			limits := 0
+			for i, source := range args {
+				body, err := a.load(cmd.Context(), source, nil)
+				if err != nil {
+					return err
+				}
+				texts[i] = body
+				if isLimits(body) {
+					limits++
+				}
+			}
+			switch limits {
+			case 2:
+				return a.diffLimits(m.node(), args)
+			case 1:
+				return usage("one of %s and %s is a file of limits, and the other is not", args[0], args[1])
+			}
+			var s [2]*rcmgr.Snapshot
+			for i, body := range texts {
+				var err error
+				if s[i], err = parse(body); err != nil {
+					return fmt.Errorf("%s: %w", args[i], err)
+				}
+			}
+			if s[1].Taken.Before(s[0].Taken) {
+				return usage("%s is older than %s: expected the older snapshot first", args[1], args[0])
+			}
+			d := s[1].Since(s[0])
+			if a.json() {
+				return a.writeJSON(&d)
+			}
+			fmt.Fprintf(a.out, "%s later\n\n", d.To.Sub(d.From).Round(time.Millisecond))
+			return d.WriteTable(a.out)
+		},
+	}
+	m.flags(c, "; by default half of what this computer has")
+	return c
+}
+
+// isLimits reports whether a text is a JSON object that is no snapshot.
+func isLimits(body []byte) bool {
+	var any map[string]json.RawMessage
+	if json.Unmarshal(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")), &any) != nil {
+		return false
+	}
+	_, hasTime := any["Taken"]
+	_, hasScopes := any["Scopes"]
+	return !hasTime && !hasScopes
+}
+
+// change is a setting that differs between two files of limits.
+type change struct{ Place, Before, After string }
+
+func (a *app) diffLimits(node rcmgr.NodeLimits, files []string) error {
+	plans, err := plansOf(node, files)
+	if err != nil {
+		return err
+	}
+	values := func(c rcmgr.ConcreteLimitConfig) (places []string, at map[string]string) {
+		at = make(map[string]string)
+		for _, s := range c.Settings() {
+			places, at[s.Place] = append(places, s.Place), s.Value
+		}
+		return places, at
+	}
+	oldPlaces, before := values(plans[0].limits)
+	newPlaces, after := values(plans[1].limits)
+	var all []change
+	add := func(place string) {
+		was, is := before[place], after[place]
+		if was == "" {
+			was = "-"
+		}
+		if is == "" {
+			is = "-"
+		}
+		if was != is {
+			all = append(all, change{place, was, is})
+		}
+	}
+	for _, place := range newPlaces {
+		add(place)
+	}
+	for _, place := range oldPlaces {
+		if _, ok := after[place]; !ok {
+			add(place)
+		}
+	}
+	if a.json() {
+		return a.writeJSON(all)
+	}
+	if len(all) == 0 {
+		_, err := fmt.Fprintln(a.out, "no limit differs")
+		return err
+	}
+	t := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "Setting\tBefore\tAfter")
+	for _, c := range all {
+		fmt.Fprintf(t, "%s\t%s\t%s\n", c.Place, c.Before, c.After)
+	}
+	return t.Flush()
+}

@@ -1,0 +1,428 @@
+package main
+
+// The commands about limits: "check", "replay", "suggest" and "presets".
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/internal/replay"
+	"github.com/weir-p2p/rcmgr/presets"
+	"github.com/weir-p2p/rcmgr/suggest"
+)
+
+// machine has the flags that say what a node has.
+type machine struct {
+	memory    size
+	fds       number
+	highWater number
+	noConnMgr bool
+}
+
+func (m *machine) flags(c *cobra.Command, memoryDefault string) {
+	f := c.Flags()
+	f.Var(&m.memory, "memory", "`size` of what libp2p may use, such as 2GiB"+memoryDefault)
+	f.Var(&m.fds, "fds", "file `descriptors` that libp2p may use"+memoryDefault)
+	f.Var(&m.highWater, "high-water", "`number` of connections above which the connection manager closes some")
+}
+
+func (m *machine) node() rcmgr.NodeLimits {
+	return rcmgr.NodeLimits{MaxMemory: int64(m.memory), MaxFileDescriptors: int(m.fds),
+		ConnMgrHighWater: int(m.highWater), NoConnMgr: m.noConnMgr}
+}
+
+// checked is what the check of a file found, as JSON.
+type checked struct {
+	File     string
+	Faults   []fault  `json:",omitempty"`
+	Warnings []string `json:",omitempty"`
+}
+
+type fault struct {
+	Line, Column int    `json:",omitempty"`
+	Path         string `json:",omitempty"`
+	Problem      string
+}
+
+// faultsOf returns the faults in an error of the package rcmgr.
+func faultsOf(err error) (all []fault) {
+	if err == nil {
+		return nil
+	}
+	list := []error{err}
+	var many interface{ Unwrap() []error }
+	if errors.As(err, &many) {
+		list = many.Unwrap()
+	}
+	for _, one := range list {
+		var at *rcmgr.ConfigError
+		if errors.As(one, &at) {
+			all = append(all, fault{at.Line, at.Column, at.Path, at.Err.Error()})
+		} else {
+			all = append(all, fault{Problem: one.Error()})
+		}
+	}
+	return all
+}
+
+func (f fault) String() string {
+	var text string
+	if f.Line > 0 {
+		text = fmt.Sprintf("line %d, column %d: ", f.Line, f.Column)
+	}
+	if f.Path != "" {
+		text += f.Path + ": "
+	}
+	return text + f.Problem
+}
+
+func (a *app) checkCommand() *cobra.Command {
+	var m machine
+	c := &cobra.Command{
+		Use:   "check FILE…",
+		Short: "Check files of limits: every fault with its line",
+		Long: `Check files of limits, such as libp2p-resource-limit-overrides.json of Kubo, as strictly as
+rcmgr.ReadLimitsFile does: unknown and repeated names, negative numbers, wrong peer IDs, text after
+the end, limits that contradict each other. With the size of the machine, the limits are built as
+for a node of this size, and also checked against its computed limits; with --high-water, against
+its connection manager. Limits that can never be reached are warnings.
+
+The exit code is 0 if all files are fine, 1 if one has a fault, and 2 if one cannot be read.
+Warnings do not count, but with --strict they do.`,
+		Example: "  rcmgr check limits.json\n  rcmgr check --memory 2GiB --fds 4096 --high-water 400 limits.json",
+		Args:    cobra.MinimumNArgs(1),
+	}
+	m.flags(c, "; by default half of what this computer has")
+	c.Flags().BoolVar(&m.noConnMgr, "no-conn-manager", false, "the node has no connection manager")
+	var strict bool
+	c.Flags().BoolVar(&strict, "strict", false, "warnings are faults")
+	c.RunE = func(_ *cobra.Command, files []string) error {
+		var all []checked
+		wrong := false
+		for _, file := range files {
+			// A file that is not there is a fault of the command line, as a flag is.
+			if f, err := os.Open(file); err != nil {
+				return usage("%w", err)
+			} else {
+				f.Close()
+			}
+			node := m.node()
+			node.OverridesFile = file
+			limits, err := node.Build()
+			var at *fs.PathError
+			if errors.As(err, &at) {
+				return usage("%w", at)
+			}
+			found := checked{File: file, Faults: faultsOf(err)}
+			if err == nil {
+				found.Warnings = limits.Warnings()
+			}
+			wrong = wrong || len(found.Faults) > 0 || strict && len(found.Warnings) > 0
+			all = append(all, found)
+		}
+		if err := a.writeChecked(all); err != nil {
+			return err
+		}
+		if wrong {
+			return &outcome{code: exitWrong}
+		}
+		return nil
+	}
+	return c
+}
+
+func (a *app) writeChecked(all []checked) error {
+	if a.json() {
+		return a.writeJSON(all)
+	}
+	out := a.coloured()
+	for _, c := range all {
+		for _, f := range c.Faults {
+			fmt.Fprintf(out, "%s: %s\n", c.File, alarm.Render(f.String()))
+		}
+		for _, f := range c.Warnings {
+			fmt.Fprintf(out, "%s: %s %v\n", c.File, near.Render("warning:"), f)
+		}
+		if len(c.Faults)+len(c.Warnings) == 0 {
+			fmt.Fprintf(out, "%s: fine\n", c.File)
+		}
+	}
+	return nil
+}
+
+func (a *app) replayCommand() *cobra.Command {
+	var m machine
+	var files []string
+	var linear bool
+	var top number = 10
+	c := &cobra.Command{
+		Use:   "replay TRACE",
+		Short: "Say what other limits would have admitted and refused of a trace",
+		Long: `Read the trace of a resource manager, which WithTrace of rcmgr or of go-libp2p has written
+(rcmgr.json.gz), and say what other limits would have admitted and refused, and which of them came
+nearest to being full. The limits are those of a node with this memory and this many descriptors,
+with the overrides of a file; if there are several files, each is tried.
+
+A trace has no addresses, so gates are not asked. What the trace refused behaves like others of
+its kind if it is admitted now.`,
+		Example: "  rcmgr replay --memory 2GiB --fds 4096 rcmgr.json.gz\n  rcmgr replay --limits a.json --limits b.json rcmgr.json.gz",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			var admission rcmgr.Admission
+			if linear {
+				admission = rcmgr.AdmissionLinear
+			}
+			plans, err := plansOf(m.node(), files)
+			if err != nil {
+				return err
+			}
+			f, err := os.Open(args[0])
+			if err != nil {
+				return usage("%w", err)
+			}
+			defer f.Close()
+			story, err := replay.Read(f)
+			if err != nil {
+				return fmt.Errorf("%s: %w", args[0], err)
+			}
+			if !a.json() {
+				story.Describe(a.out)
+			}
+			type answer struct {
+				Limits  string
+				Answers *replay.Answers
+			}
+			out := struct {
+				Gaps  []string `json:",omitempty"`
+				Tried []answer
+			}{Gaps: story.Gaps()}
+			for _, p := range plans {
+				answers, err := story.Replay(p.limits, admission)
+				if err != nil {
+					return fmt.Errorf("%s: %w", p.name, err)
+				}
+				out.Tried = append(out.Tried, answer{p.name, answers})
+				if !a.json() {
+					if err := answers.Report(a.out, p.name, int(top)); err != nil {
+						return err
+					}
+				}
+			}
+			if a.json() {
+				return a.writeJSON(out)
+			}
+			return nil
+		},
+	}
+	m.flags(c, "; by default half of what this computer has")
+	f := c.Flags()
+	f.StringArrayVar(&files, "limits", nil, "`file` of overrides; may be given more than once")
+	f.BoolVar(&linear, "linear", false, "read the priorities of memory as go-libp2p's manager does")
+	f.Var(&top, "top", "`lines` of each list")
+	return c
+}
+
+// plan is a set of limits to try.
+type plan struct {
+	name   string
+	limits rcmgr.ConcreteLimitConfig
+}
+
+// plansOf returns the limits of a node with the overrides of each file, or without overrides if
+// there are no files.
+func plansOf(node rcmgr.NodeLimits, files []string) (all []plan, err error) {
+	if len(files) == 0 {
+		limits, err := node.Build()
+		if err != nil {
+			return nil, usage("%w", err)
+		}
+		return []plan{{"computed limits", limits}}, nil
+	}
+	for _, file := range files {
+		node.OverridesFile = file
+		limits, err := node.Build()
+		if err != nil {
+			return nil, usage("%w", err)
+		}
+		all = append(all, plan{file, limits})
+	}
+	return all, nil
+}
+
+func (a *app) suggestCommand() *cobra.Command {
+	var m machine
+	var margin float64
+	var base, limits, comment string
+	var linear bool
+	c := &cobra.Command{
+		Use:   "suggest SOURCE…",
+		Short: "Propose limits from what was seen, each with its reason",
+		Long: `Propose a file of limits from what was seen of a node: its page, saved snapshots, traces that
+WithTrace of rcmgr or of go-libp2p has written, or all of these. More looks, and looks at busy
+times without an attack, make the proposal surer.
+
+Without --limits, the table of reasons is printed. With it, the file of limits is written too,
+and the text beside it with --comment. The exit code is 1 if the proposal would have refused some
+of what was seen.`,
+		Example: `  rcmgr suggest http://127.0.0.1:6060/rcmgr
+  rcmgr suggest --limits limits.json --comment limits.txt rcmgr.json.gz monday.json tuesday.json`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, sources []string) error {
+			if cmd.Flags().Changed("margin") && !(margin >= 1 && margin <= 1000) {
+				return usage("invalid value %g for flag --margin: expected a number from 1 to 1000", margin)
+			}
+			o := suggest.Options{Margin: margin, Memory: int64(m.memory), FileDescriptors: int(m.fds), ConnMgrHighWater: int(m.highWater)}
+			if linear {
+				o.Admission = rcmgr.AdmissionLinear
+			}
+			if base != "" {
+				plans, err := plansOf(m.node(), []string{base})
+				if err != nil {
+					return err
+				}
+				o.Base = &plans[0].limits
+			}
+			var seen suggest.Evidence
+			for _, source := range sources {
+				if err := a.see(cmd, &seen, source); err != nil {
+					return err
+				}
+			}
+			p, err := seen.Propose(o)
+			if err != nil {
+				return err
+			}
+			for _, f := range []struct {
+				name  string
+				write func(io.Writer) error
+			}{{limits, p.WriteLimits}, {comment, p.WriteComment}} {
+				if f.name != "" {
+					if err := writeFile(f.name, f.write); err != nil {
+						return err
+					}
+				}
+			}
+			if a.json() {
+				err = a.writeJSON(p)
+			} else {
+				err = p.WriteTable(a.out)
+			}
+			if err == nil && len(p.Refused) > 0 {
+				err = &outcome{code: exitWrong}
+			}
+			return err
+		},
+	}
+	m.flags(c, "; by default what the snapshot says")
+	f := c.Flags()
+	f.Float64Var(&margin, "margin", 2, "a limit is this `factor` above what was usually held at most")
+	f.StringVar(&base, "base", "", "`file` of limits that the proposal is built on")
+	f.StringVar(&limits, "limits", "", "write the proposed limits to this `file`")
+	f.StringVar(&comment, "comment", "", "write the reasons to this `file`")
+	f.BoolVar(&linear, "linear", false, "read the priorities of memory in a trace as go-libp2p's manager does")
+	return c
+}
+
+// see adds a source to what was seen.
+func (a *app) see(cmd *cobra.Command, seen *suggest.Evidence, source string) error {
+	if isURL(source) || source == "-" {
+		s, _, err := a.snapshot(cmd.Context(), source, nil)
+		if err != nil {
+			return err
+		}
+		return seen.AddSnapshot(s)
+	}
+	if f, err := os.Open(source); err != nil {
+		return usage("%w", err)
+	} else {
+		f.Close()
+	}
+	return seen.ReadFile(source)
+}
+
+// writeFile writes a file as a whole, or leaves the old one.
+func writeFile(name string, write func(io.Writer) error) error {
+	var text strings.Builder
+	if err := write(&text); err != nil {
+		return err
+	}
+	return os.WriteFile(name, []byte(text.String()), 0o644)
+}
+
+func (a *app) presetsCommand() *cobra.Command {
+	var m machine
+	var members, circuits, conns number
+	roles := make([]string, 0)
+	for _, r := range presets.Roles() {
+		roles = append(roles, r.String())
+	}
+	c := &cobra.Command{
+		Use:   "presets [ROLE]",
+		Short: "Print limits for a role: " + strings.Join(roles, ", "),
+		Long: `Print a file of limits for a node with a role, sized by the number that its operator knows. Without a
+role, list the roles and what each is sized by.`,
+		Example:   "  rcmgr presets\n  rcmgr presets relay --members 500 --circuits 1000 > limits.json",
+		Args:      cobra.MaximumNArgs(1),
+		ValidArgs: roles,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return a.listRoles()
+			}
+			role, err := presets.Parse(args[0])
+			if err != nil {
+				return usage("%w", err)
+			}
+			for _, name := range []string{"members", "circuits", "conns"} {
+				takes := slices.ContainsFunc(role.Takes(), func(s string) bool { return strings.EqualFold(s, name) })
+				if cmd.Flags().Changed(name) && !takes {
+					return usage("%v is not sized by --%s: expected --%s", role, name, strings.ToLower(strings.Join(role.Takes(), " or --")))
+				}
+			}
+			limits, err := role.Limits(m.node(), presets.Size{Members: int(members), Circuits: int(circuits), Conns: int(conns)})
+			if err != nil {
+				return usage("%w", err)
+			}
+			return a.writeJSON(&limits)
+		},
+	}
+	m.flags(c, "; by default half of what this computer has")
+	f := c.Flags()
+	f.Var(&members, "members", "`number` of the members of the network")
+	f.Var(&circuits, "circuits", "`number` of circuits that are relayed at a time")
+	f.Var(&conns, "conns", "`number` of connections")
+	return c
+}
+
+func (a *app) listRoles() error {
+	type role struct {
+		Role    presets.Role
+		Purpose string
+		SizedBy []string
+	}
+	var all []role
+	for _, r := range presets.Roles() {
+		all = append(all, role{r, r.Purpose(), r.Takes()})
+	}
+	if a.json() {
+		return a.writeJSON(all)
+	}
+	t := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "Role\tSized By\tPurpose")
+	for _, r := range all {
+		by := "memory"
+		if len(r.SizedBy) > 0 {
+			by = "--" + strings.ToLower(strings.Join(r.SizedBy, ", --"))
+		}
+		fmt.Fprintf(t, "%v\t%s\t%s\n", r.Role, by, r.Purpose)
+	}
+	return t.Flush()
+}

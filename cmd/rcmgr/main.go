@@ -1,0 +1,216 @@
+// Command rcmgr is for operators of a node: it shows what its resource manager holds and what
+// stands in the way, checks files of limits, and proposes limits from what was seen.
+// docs/command.md has an introduction, and rcmgr help has all commands.
+//
+// A command that looks at a node takes the address of its page (rcmgr.Handler), or a snapshot
+// that was saved. The exit code is 0 if all is well, 1 if something is not as it should be or
+// could not be done, and 2 if the command line is wrong.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strconv"
+	"time"
+
+	"charm.land/lipgloss/v2"
+	"github.com/charmbracelet/colorprofile"
+	"github.com/charmbracelet/x/term"
+	"github.com/spf13/cobra"
+
+	"github.com/weir-p2p/rcmgr/internal/bytesize"
+)
+
+// The exit codes.
+const (
+	exitFine  = 0
+	exitWrong = 1 // something is wrong, or could not be done
+	exitUsage = 2 // the command line is wrong
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// run runs a command line and returns the exit code.
+func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+	root := newRoot(&app{in: in, out: out})
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errOut)
+	err := root.ExecuteContext(ctx)
+	var done *outcome
+	switch {
+	case err == nil:
+		return exitFine
+	case !errors.As(err, &done): // an error of cobra's is about the command line
+		done = &outcome{exitUsage, err}
+	}
+	if done.err != nil {
+		fmt.Fprintln(errOut, "rcmgr:", done.err)
+	}
+	return done.code
+}
+
+// outcome is the error of a command, with its exit code. If it has no error, the command has
+// already printed what is wrong.
+type outcome struct {
+	code int
+	err  error
+}
+
+func (o *outcome) Error() string {
+	if o.err == nil {
+		return fmt.Sprintf("exit code %d", o.code)
+	}
+	return o.err.Error()
+}
+
+func (o *outcome) Unwrap() error { return o.err }
+
+// usage returns the error of a command line that is wrong.
+func usage(format string, args ...any) error { return &outcome{exitUsage, fmt.Errorf(format, args...)} }
+
+// app has what all commands share.
+type app struct {
+	in      io.Reader
+	out     io.Writer
+	output  string // "text" or "json"
+	timeout time.Duration
+}
+
+func newRoot(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "rcmgr",
+		Short: "Look at the resource manager of a libp2p node, and find limits for it",
+		Long: `rcmgr shows what the resource manager of a libp2p node holds and what stands in the way,
+checks files of limits, and proposes limits from what was seen.
+
+SOURCE is the address of the node's page, such as http://127.0.0.1:6060/rcmgr, which the
+program serves with rcmgr.Handler; or the file of a snapshot that "rcmgr snapshot" has saved;
+or - for a snapshot on the standard input.
+
+The exit code is 0 if all is well, 1 if something is wrong or could not be done, and 2 if the
+command line is wrong. With NO_COLOR in the environment, or if the output is no terminal, there
+are no colours.`,
+		SilenceErrors: true, SilenceUsage: true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case a.output != "text" && a.output != "json":
+				return usage("invalid value %q for flag --output: expected text or json", a.output)
+			case a.timeout <= 0:
+				return usage("invalid value %q for flag --timeout: expected a duration of more than 0, such as 10s", a.timeout)
+			}
+			return nil
+		},
+	}
+	flags := root.PersistentFlags()
+	flags.StringVarP(&a.output, "output", "o", "text", "`form` of the output: text or json")
+	flags.DurationVar(&a.timeout, "timeout", 10*time.Second, "how long to wait for an answer of the node")
+	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	root.AddCommand(
+		a.topCommand(), a.tableCommand(), a.explainCommand(), a.snapshotCommand(),
+		a.checkCommand(), a.diffCommand(), a.replayCommand(), a.suggestCommand(), a.presetsCommand(),
+		manCommand(root),
+	)
+	for _, c := range root.Commands() {
+		if c.RunE != nil {
+			c.RunE = withOutcome(c.RunE)
+		}
+	}
+	return root
+}
+
+// withOutcome returns f, whose errors get the exit code 1 unless they have another.
+func withOutcome(f func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		err := f(cmd, args)
+		var done *outcome
+		if err == nil || errors.As(err, &done) {
+			return err
+		}
+		return &outcome{exitWrong, err}
+	}
+}
+
+// json reports whether the output is to be JSON.
+func (a *app) json() bool { return a.output == "json" }
+
+// writeJSON writes a value as indented JSON.
+func (a *app) writeJSON(v any) error {
+	e := json.NewEncoder(a.out)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// terminal returns the width and height of the terminal that the output is, or ok false if it is
+// none.
+func (a *app) terminal() (width, height int, ok bool) {
+	f, isFile := a.out.(*os.File)
+	if !isFile || !term.IsTerminal(f.Fd()) {
+		return 0, 0, false
+	}
+	width, height, err := term.GetSize(f.Fd())
+	return width, height, err == nil && width > 0
+}
+
+// coloured returns the output, which drops colours unless a terminal shows them.
+func (a *app) coloured() io.Writer { return colorprofile.NewWriter(a.out, os.Environ()) }
+
+// size is a flag that is a number of bytes, more than 0, with or without a unit.
+type size int64
+
+func (s *size) Set(text string) error {
+	n, err := bytesize.Parse(text)
+	if err != nil || n <= 0 {
+		return errors.New("expected a size of more than 0, such as 512MiB or 2GiB")
+	}
+	*s = size(n)
+	return nil
+}
+
+func (s *size) String() string {
+	if *s == 0 {
+		return ""
+	}
+	return fmt.Sprint(int64(*s))
+}
+
+func (s *size) Type() string { return "size" }
+
+// number is a flag that is a whole number of at least 1.
+type number int
+
+func (n *number) Set(text string) error {
+	v, err := strconv.Atoi(text)
+	if err != nil || v < 1 {
+		return errors.New("expected a number of 1 or more")
+	}
+	*n = number(v)
+	return nil
+}
+
+func (n *number) String() string {
+	if *n == 0 {
+		return ""
+	}
+	return fmt.Sprint(int(*n))
+}
+
+func (n *number) Type() string { return "number" }
+
+// The styles. A terminal chooses its own shades, so that they suit a light and a dark one.
+var (
+	bold  = lipgloss.NewStyle().Bold(true)
+	faint = lipgloss.NewStyle().Faint(true)
+	alarm = lipgloss.NewStyle().Foreground(lipgloss.Red).Bold(true)
+	near  = lipgloss.NewStyle().Foreground(lipgloss.Yellow)
+)

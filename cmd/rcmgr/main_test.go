@@ -1,0 +1,629 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	tea "charm.land/bubbletea/v2"
+	"charm.land/lipgloss/v2"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/presets"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// ran is what a command has printed, and its exit code.
+type ran struct {
+	code     int
+	out, err string
+}
+
+func rcmgrWith(in string, args ...string) ran {
+	var out, errOut bytes.Buffer
+	code := run(context.Background(), args, strings.NewReader(in), &out, &errOut)
+	return ran{code, out.String(), errOut.String()}
+}
+
+func command(args ...string) ran { return rcmgrWith("", args...) }
+
+// golden compares a text with a file in testdata.
+func golden(t *testing.T, name, text string) {
+	t.Helper()
+	file := filepath.Join("testdata", name)
+	if *update {
+		require.NoError(t, os.WriteFile(file, []byte(text), 0o644))
+	}
+	want, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.Equal(t, string(want), text)
+}
+
+// attacker and others have the IDs of peers.
+var attacker, others = id('a'), []peer.ID{id('b'), id('c')}
+
+func id(c byte) peer.ID { return peer.ID(append([]byte{18, 32}, bytes.Repeat([]byte{c}, 32)...)) }
+
+// node returns the manager of a node under attack.
+func node(t *testing.T, options ...rcmgr.Option) *rcmgr.Manager {
+	limits := rcmgr.PartialLimitConfig{
+		System:      rcmgr.ResourceLimits{StreamsInbound: 40, Memory: 1 << 20},
+		Transient:   rcmgr.ResourceLimits{StreamsInbound: 8},
+		PeerDefault: rcmgr.ResourceLimits{StreamsInbound: 16},
+	}.Build(rcmgr.InfiniteLimits)
+	options = append(options, rcmgr.WithNewcomersQuarter(false), rcmgr.WithRefusalLog(0))
+	m, err := rcmgr.New(rcmgr.NewFixedLimiter(limits), options...)
+	require.NoError(t, err)
+	t.Cleanup(func() { m.Close() })
+	open := func(p peer.ID) network.StreamManagementScope {
+		s, err := m.OpenStream(p, network.DirInbound)
+		require.NoError(t, err)
+		t.Cleanup(s.Done)
+		return s
+	}
+	for _, p := range others {
+		s := open(p)
+		require.NoError(t, s.SetProtocol("/ipfs/ping/1.0.0"))
+		require.NoError(t, s.ReserveMemory(64<<10, 255))
+	}
+	for range 6 {
+		open(attacker)
+	}
+	for _, p := range others {
+		open(p)
+	}
+	for range 3 {
+		_, err := m.OpenStream(attacker, network.DirInbound)
+		require.Error(t, err)
+	}
+	return m
+}
+
+// serve returns the address of a page.
+func serve(t *testing.T, h http.Handler) string {
+	server := httptest.NewServer(h)
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+// saved returns the file of a node's snapshot, with times that do not change.
+func saved(t *testing.T, m *rcmgr.Manager) string {
+	s := m.Snapshot()
+	s.Started = time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC)
+	s.Taken, s.Recent = s.Started.Add(90*time.Second), nil
+	text, err := json.Marshal(&s)
+	require.NoError(t, err)
+	return file(t, "node.json", string(text))
+}
+
+func file(t *testing.T, name, text string) string {
+	path := filepath.Join(t.TempDir(), name)
+	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	return path
+}
+
+const stands = "transient inbound streams are full (8 of 8); "
+
+func TestTableShowsASnapshot(t *testing.T) {
+	name := saved(t, node(t))
+	got := command("table", name)
+	require.Zero(t, got.code, got.err)
+	golden(t, "table.txt", got.out)
+	require.NotContains(t, got.out, "\x1b", "no colours where there is no terminal")
+
+	got = command("table", "--near", "90", name)
+	require.Zero(t, got.code, got.err)
+	require.Contains(t, got.out, "transient")
+	require.NotContains(t, got.out, "system ")
+
+	got = command("table", "--find", "PING", name)
+	require.Contains(t, got.out, "protocol:/ipfs/ping/1.0.0")
+	require.NotContains(t, got.out, "peer:")
+	got = command("table", "--find", "peer:", "--from", "2", "-o", "json", name)
+	require.Equal(t, 1, strings.Count(got.out, `"Name": "peer:`), got.out)
+
+	got = command("table", "-o", "json", name)
+	var r struct {
+		rcmgr.Snapshot
+		InTheWay   string
+		Bottleneck *rcmgr.Bottleneck
+	}
+	require.NoError(t, json.Unmarshal([]byte(got.out), &r))
+	require.Equal(t, 3, r.Peers)
+	require.Equal(t, stands+attacker.String()+" holds 75 %; raise Transient.StreamsInbound", r.InTheWay)
+	require.Equal(t, attacker.String(), r.Bottleneck.Holder)
+	text, err := os.ReadFile(name)
+	require.NoError(t, err)
+	require.Equal(t, command("table", name), rcmgrWith(string(text), "table", "-"), "a snapshot may come through a pipe")
+	require.Equal(t, command("table", name), rcmgrWith(got.out, "table", "-"), "and be what table itself has written")
+}
+
+func TestSnapshotSavesWhatOtherCommandsRead(t *testing.T) {
+	at := serve(t, rcmgr.Handler(node(t)))
+	got := command("snapshot", at)
+	require.Zero(t, got.code, got.err)
+	name := file(t, "saved.json", got.out)
+	for _, source := range []string{at, name} {
+		for _, c := range []string{"table", "top"} {
+			got := command(c, source)
+			require.Zero(t, got.code, got.err)
+			require.Contains(t, got.out, stands)
+		}
+	}
+	got = command("snapshot", "--find", "ping", at)
+	require.Contains(t, got.out, `"Found": 1`)
+}
+
+func TestTopPrintsOnceWithoutATerminal(t *testing.T) {
+	m := node(t)
+	name := saved(t, m)
+	got := command("top", name)
+	require.Zero(t, got.code, got.err)
+	golden(t, "top.txt", got.out)
+	at := serve(t, rcmgr.Handler(m))
+	got = command("top", "-o", "json", "--times", "2", "--every", "1s", at)
+	require.Zero(t, got.code, got.err)
+	lines := strings.Split(strings.TrimSpace(got.out), "\n")
+	require.Len(t, lines, 2)
+	for _, line := range lines {
+		_, err := parse([]byte(line))
+		require.NoError(t, err)
+	}
+}
+
+// press sends a key to the screen.
+func press(t *top, keys ...string) {
+	for _, key := range keys {
+		k := tea.KeyPressMsg{Text: key}
+		switch key {
+		case "enter":
+			k = tea.KeyPressMsg{Code: tea.KeyEnter}
+		case "esc":
+			k = tea.KeyPressMsg{Code: tea.KeyEscape}
+		case "tab":
+			k = tea.KeyPressMsg{Code: tea.KeyTab}
+		case "down":
+			k = tea.KeyPressMsg{Code: tea.KeyDown}
+		}
+		if _, next := t.Update(k); next != nil {
+			if msg, ok := next().(loaded); ok {
+				t.Update(msg)
+			}
+		}
+	}
+}
+
+func TestTopFitsAnyTerminal(t *testing.T) {
+	a := &app{timeout: time.Second}
+	screen := &top{a: a, ctx: t.Context(), source: saved(t, node(t)), every: time.Second}
+	screen.Update(screen.load()())
+	require.NoError(t, screen.err)
+	for _, width := range []int{1, 20, 40, 80, 120, 300} {
+		for _, height := range []int{1, 5, 24, 60} {
+			for view := range views {
+				screen.Update(tea.WindowSizeMsg{Width: width, Height: height})
+				screen.view = view
+				lines := screen.lines()
+				require.LessOrEqual(t, len(lines), max(1, height))
+				for _, line := range lines {
+					if width >= 40 {
+						require.LessOrEqual(t, lipgloss.Width(line), max(width, 56), "%d columns: %s", width, line)
+					}
+				}
+			}
+		}
+	}
+	screen.Update(tea.WindowSizeMsg{Width: 80, Height: 24})
+	screen.view = overview
+	golden(t, "screen80.txt", plainText(screen.lines()))
+	screen.Update(tea.WindowSizeMsg{Width: 120, Height: 30})
+	golden(t, "screen120.txt", plainText(screen.lines()))
+}
+
+// plainText returns lines without colours.
+func plainText(lines []string) string {
+	var out bytes.Buffer
+	(&app{out: &out}).coloured().Write([]byte(strings.Join(lines, "\n") + "\n"))
+	return out.String()
+}
+
+func TestTopIsOrderedAndSearchedByKeys(t *testing.T) {
+	screen := &top{a: &app{timeout: time.Second}, ctx: t.Context(), source: saved(t, node(t)), every: time.Second, width: 120, height: 30}
+	screen.Update(screen.load()())
+	first := func() string {
+		tables := screen.tables()
+		rows := tables[len(tables)-1].rows
+		if len(rows) == 0 {
+			return ""
+		}
+		return rows[0].cells[0]
+	}
+	press(screen, "3")
+	require.Equal(t, peers, screen.view)
+	require.Equal(t, "peer:"+attacker.String(), first(), "the fullest")
+	press(screen, "r")
+	require.NotEqual(t, "peer:"+attacker.String(), first())
+	press(screen, "r", "s", "s", "s", "s", "s", "s", "s", "s", "s") // by memory
+	require.NotEqual(t, "peer:"+attacker.String(), first(), "it holds none")
+	press(screen, "S", "S") // by streams
+	require.Equal(t, "peer:"+attacker.String(), first())
+	press(screen, "/", "p", "i", "n", "g", "enter", "4")
+	require.Equal(t, "protocol:/ipfs/ping/1.0.0", first())
+	press(screen, "3")
+	require.Empty(t, first())
+	press(screen, "esc")
+	require.NotEmpty(t, first())
+	press(screen, "down", "down", "down", "down", "down", "tab", "tab")
+	require.Equal(t, refusals, screen.view)
+	require.Contains(t, plainText(screen.lines()), "transient")
+	_, quit := screen.Update(tea.KeyPressMsg{Text: "q"})
+	require.IsType(t, tea.QuitMsg{}, quit())
+}
+
+// What was seen last stays in sight.
+func TestTopGoesOnWhenTheNodeIsGone(t *testing.T) {
+	m := node(t)
+	server := httptest.NewServer(rcmgr.Handler(m))
+	screen := &top{a: &app{timeout: time.Second}, ctx: t.Context(), source: server.URL, every: time.Second, width: 100, height: 30}
+	screen.Update(screen.load()())
+	require.Contains(t, plainText(screen.lines()), stands)
+	server.Close()
+	screen.Update(screen.load()())
+	text := plainText(screen.lines())
+	require.Contains(t, text, stands)
+	require.Contains(t, text, "not of now: http://")
+}
+
+func TestExplainSaysWhatStandsInTheWay(t *testing.T) {
+	m := node(t)
+	name := saved(t, m)
+	at := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rcmgr.Handler(m).ServeHTTP(w, r) // a new one, which has not been asked too often
+	}))
+	for _, source := range []string{at, name} {
+		got := command("explain", source, "stream", "--peer", attacker.String(), "--protocol", "/ipfs/ping/1.0.0")
+		require.Equal(t, exitWrong, got.code)
+		require.Empty(t, got.err)
+		require.Contains(t, got.out, "it would be refused by transient: StreamsInbound is at 8 of 8, and 1 more would exceed 8 (limit); raise Transient.StreamsInbound\n")
+		got = command("explain", source, "stream", "--direction", "outbound", "--peer", attacker.String(), "-o", "json")
+		require.Zero(t, got.code, got.err+got.out)
+		require.Contains(t, got.out, `"Admitted": true`)
+		got = command("explain", source, "system", "--memory", "2MiB", "--priority", "255")
+		require.Equal(t, exitWrong, got.code)
+		require.Contains(t, got.out, "raise System.Memory")
+		got = command("explain", source, "conn", "--fd", "--endpoint", "/ip4/192.0.2.1/tcp/1", "--memory", "1KiB")
+		require.Zero(t, got.code, got.err)
+
+		for want, args := range map[string][]string{
+			`kind of scope`:           {"boat"},
+			"eeds":                    {"stream"},
+			"expected a peer ID":      {"stream", "--peer", "me"},
+			"nothing is asked for":    {"system"},
+			"--direction: expected":   {"conn", "--direction", "up"},
+			"--priority":              {"conn", "--priority", "256"},
+			"a size of more than 0":   {"conn", "--memory", "-1"},
+			"accepts 2 arg(s)":        {},
+			"xpected":                 {"subnet", "--memory", "1"},
+			"unknown flag: --whereto": {"conn", "--whereto", "x"},
+		} {
+			got := command(append([]string{"explain", source}, args...)...)
+			require.Equal(t, exitUsage, got.code, "%v: %s", args, got.err)
+			require.Contains(t, got.err, want)
+		}
+	}
+	asked := 0
+	at = serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked++; asked == 1 {
+			w.Header().Set("Retry-After", "1")
+			http.Error(w, "too many questions", http.StatusTooManyRequests)
+			return
+		}
+		rcmgr.Handler(m).ServeHTTP(w, r)
+	}))
+	got := command("explain", at, "conn")
+	require.Zero(t, got.code, got.err)
+	require.Equal(t, 2, asked, "it waits as long as the page says")
+	got = command("explain", name, "stream", "--peer", id('z').String(), "--protocol", "/none")
+	require.Contains(t, got.out, "protocol:/none is not in the snapshot")
+	require.Contains(t, got.out, "gates, fair shares")
+}
+
+func TestCheckNamesEveryFault(t *testing.T) {
+	good := file(t, "good.json", `{"System": {"Conns": 1000, "Memory": "64MiB"}}`)
+	bad := file(t, "bad.json", "{\"System\": {\n  \"ConnInbound\": 1,\n  \"Streams\": -5\n}}")
+	size := []string{"--memory", "1GiB", "--fds", "1024"}
+	check := func(args ...string) ran { return command(append(append([]string{"check"}, size...), args...)...) }
+	got := check(good)
+	require.Equal(t, ran{0, good + ": fine\n", ""}, got)
+	got = check(good, bad)
+	require.Equal(t, exitWrong, got.code)
+	require.Empty(t, got.err)
+	golden(t, "check.txt", strings.ReplaceAll(strings.ReplaceAll(got.out, good, "good.json"), bad, "bad.json"))
+	got = check("-o", "json", bad)
+	require.Equal(t, exitWrong, got.code)
+	var all []checked
+	require.NoError(t, json.Unmarshal([]byte(got.out), &all))
+	require.Len(t, all[0].Faults, 2)
+	require.Equal(t, 2, all[0].Faults[0].Line)
+
+	got = check("--high-water", "600", good)
+	require.Zero(t, got.code, got.out)
+	got = check("--high-water", "1000", good)
+	require.Equal(t, exitWrong, got.code)
+	require.Contains(t, got.out, "System.Conns")
+
+	odd := file(t, "odd.json", `{"System": {"Conns": 100}, "PeerDefault": {"Conns": 200}}`)
+	got = check(odd)
+	require.Zero(t, got.code)
+	require.Contains(t, got.out, "warning: ")
+	require.Equal(t, exitWrong, check("--strict", odd).code)
+
+	for want, args := range map[string][]string{
+		"no such file":                      {filepath.Join(t.TempDir(), "none.json")},
+		"is a directory":                    {t.TempDir()},
+		"requires at least 1 arg(s)":        {},
+		"a size of more than 0":             {"--memory", "0", good},
+		"expected a number of 1 or more":    {"--fds", "x", good},
+		"expected text or json":             {"-o", "xml", good},
+		`unknown command "chek" for "rcmgr`: nil,
+	} {
+		got := check(args...)
+		if args == nil {
+			if strings.Contains(want, "chek") {
+				got = command("chek", good)
+			}
+		}
+		require.Equal(t, exitUsage, got.code, "%v %s", args, got.err)
+		require.Contains(t, got.err, want)
+		require.Equal(t, 1, strings.Count(strings.Split(got.err, "\n\n")[0], "rcmgr:"), got.err)
+	}
+}
+
+func TestDiffComparesSnapshotsAndLimits(t *testing.T) {
+	m := node(t)
+	before := saved(t, m)
+	s, err := m.OpenStream(others[0], network.DirOutbound)
+	require.NoError(t, err)
+	t.Cleanup(s.Done)
+	require.NoError(t, s.SetProtocol("/new"))
+	_, err = m.OpenStream(attacker, network.DirInbound)
+	require.Error(t, err)
+	at := serve(t, rcmgr.Handler(m))
+	got := command("diff", before, at)
+	if got.code != 0 { // the clock of this computer is before the time in the file
+		require.Contains(t, got.err, "older")
+	}
+	text, err := os.ReadFile(before)
+	require.NoError(t, err)
+	old := file(t, "old.json", strings.ReplaceAll(string(text), "2026-11-30T12:01:30Z", "2020-01-01T00:00:00Z"))
+	got = command("diff", old, at)
+	require.Zero(t, got.code, got.err)
+	require.Contains(t, got.out, "protocol:/new")
+	require.Regexp(t, `transient +StreamsInbound +8 +8 +8 +\+0 +1\n`, got.out)
+	require.Contains(t, command("diff", "-o", "json", old, at).out, `"From": "2020-01-01`)
+	got = command("diff", at, old)
+	require.Equal(t, exitUsage, got.code)
+	require.Contains(t, got.err, "expected the older snapshot first")
+
+	a := file(t, "a.json", `{"System": {"Conns": 1000}}`)
+	b := file(t, "b.json", `{"System": {"Conns": 2000}, "Peer": {"`+attacker.String()+`": {"Conns": 3}}}`)
+	got = command("diff", "--memory", "1GiB", "--fds", "1024", a, b)
+	require.Zero(t, got.code, got.err)
+	require.Regexp(t, `(?m)^System\.Conns +1000 +2000$`, got.out)
+	require.Regexp(t, `Peer\["`+attacker.String()+`"\]\.Conns +- +3`, got.out)
+	require.Equal(t, "no limit differs\n", command("diff", a, a).out)
+	require.Contains(t, command("diff", "-o", "json", a, b).out, `"Before": "1000"`)
+	require.Equal(t, exitUsage, command("diff", a, old).code)
+	require.Equal(t, exitUsage, command("diff", a).code)
+}
+
+// traced returns a trace of a node under attack.
+func traced(t *testing.T) string {
+	name := filepath.Join(t.TempDir(), "rcmgr.json.gz")
+	m := node(t, rcmgr.WithTrace(name))
+	require.NoError(t, m.FlushTrace(t.Context()))
+	require.NoError(t, m.Close())
+	return name
+}
+
+func TestReplayTriesOtherLimits(t *testing.T) {
+	trace := traced(t)
+	open := file(t, "open.json", `{"Transient": {"StreamsInbound": 100}}`)
+	closed := file(t, "closed.json", `{"Transient": {"StreamsInbound": 2}, "PeerDefault": {"StreamsInbound": 4}}`)
+	got := command("replay", "--memory", "1GiB", "--fds", "1024", "--limits", open, "--limits", closed, trace)
+	require.Zero(t, got.code, got.err)
+	require.Contains(t, got.out, open)
+	require.Contains(t, got.out, closed)
+	require.Contains(t, got.out, "now refused")
+	got = command("replay", "-o", "json", trace)
+	require.Zero(t, got.code, got.err)
+	require.True(t, json.Valid([]byte(got.out)))
+
+	text, err := os.ReadFile(trace)
+	require.NoError(t, err)
+	cut := file(t, "cut.json.gz", string(text[:len(text)-12]))
+	got = command("replay", cut)
+	require.Zero(t, got.code, got.err)
+	require.Contains(t, got.out, "The trace ends in the middle")
+	got = command("replay", open)
+	require.Equal(t, exitWrong, got.code)
+	require.Contains(t, got.err, "expected an event of a trace")
+	require.Equal(t, exitUsage, command("replay", "--limits", trace, trace).code)
+	require.Equal(t, exitUsage, command("replay", "none.gz").code)
+}
+
+func TestSuggestWritesAFileThatCheckAccepts(t *testing.T) {
+	m := node(t)
+	at, trace := serve(t, rcmgr.Handler(m)), traced(t)
+	dir := t.TempDir()
+	limits, comment := filepath.Join(dir, "limits.json"), filepath.Join(dir, "limits.txt")
+	got := command("suggest", "--memory", "1GiB", "--fds", "1024", "--limits", limits, "--comment", comment, at, saved(t, m), trace)
+	require.Contains(t, []int{exitFine, exitWrong}, got.code, got.err)
+	require.Empty(t, got.err)
+	require.Contains(t, got.out, "Transient.StreamsInbound")
+	checked := command("check", "--memory", "1GiB", "--fds", "1024", limits)
+	require.Zero(t, checked.code, checked.out)
+	text, err := os.ReadFile(comment)
+	require.NoError(t, err)
+	require.Contains(t, string(text), "Transient.StreamsInbound")
+	got = command("suggest", "-o", "json", "--base", limits, trace)
+	require.True(t, json.Valid([]byte(got.out)), got.err)
+
+	require.Equal(t, exitUsage, command("suggest").code)
+	require.Equal(t, exitUsage, command("suggest", "none.json").code)
+	require.Equal(t, exitUsage, command("suggest", "--margin", "0.5", trace).code)
+	got = command("suggest", file(t, "x.json", "rubbish"))
+	require.Equal(t, exitWrong, got.code)
+	require.NotContains(t, got.err, "goroutine")
+	require.Equal(t, exitWrong, command("suggest", "--limits", filepath.Join(dir, "no", "such"), trace).code)
+}
+
+func TestPresetsAreFilesThatCheckAccepts(t *testing.T) {
+	got := command("presets")
+	require.Zero(t, got.code)
+	for _, r := range presets.Roles() {
+		require.Contains(t, got.out, r.String())
+		got := command("presets", "--memory", "2GiB", "--fds", "4096", r.String())
+		require.Zero(t, got.code, got.err)
+		checked := command("check", "--memory", "2GiB", "--fds", "4096", file(t, "limits.json", got.out))
+		require.Zero(t, checked.code, "%v: %s", r, checked.out)
+	}
+	require.True(t, json.Valid([]byte(command("presets", "-o", "json").out)))
+	require.Equal(t, exitUsage, command("presets", "boat").code)
+	got = command("presets", "relay", "--circuits", "many")
+	require.Equal(t, exitUsage, got.code)
+	require.Contains(t, got.err, "expected a number of 1 or more")
+}
+
+// Whatever is not ours gets one line and an exit code.
+func TestBadSourcesAreToldInOneLine(t *testing.T) {
+	good, err := os.ReadFile(saved(t, node(t)))
+	require.NoError(t, err)
+	slow := make(chan struct{})
+	t.Cleanup(func() { close(slow) })
+	mux := http.NewServeMux()
+	mux.HandleFunc("/slow", func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case <-slow:
+		case <-r.Context().Done():
+		}
+	})
+	mux.HandleFunc("/html", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>hello") })
+	mux.HandleFunc("/json", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"hello": 1}`) })
+	mux.HandleFunc("/cut", func(w http.ResponseWriter, _ *http.Request) { w.Write(good[:len(good)/2]) })
+	mux.HandleFunc("/short", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", fmt.Sprint(len(good)))
+		w.Write(good[:100])
+	})
+	mux.HandleFunc("/busy", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "try later\x1b[2J", 429) })
+	server := httptest.NewServer(mux)
+	gone := httptest.NewServer(mux)
+	gone.Close()
+	at := server.URL
+	t.Cleanup(server.Close)
+	other := strings.Replace(string(good), `"Kind":"system"`, `"Kind":"galaxy"`, 1)
+	for _, c := range []struct {
+		source, want string
+		code         int
+	}{
+		{gone.URL, "connection refused", exitWrong},
+		{at + "/slow", "no answer in 200ms; --timeout waits longer", exitWrong},
+		{at + "/html", "it is no snapshot: expected JSON", exitWrong},
+		{at + "/json", "it is no snapshot of a resource manager", exitWrong},
+		{at + "/none", "404 Not Found: 404 page not found", exitWrong},
+		{at + "/cut", "the snapshot is cut off after", exitWrong},
+		{at + "/short", "the answer is cut off", exitWrong},
+		{at + "/busy", `429 Too Many Requests: "try later\x1b[2J"`, exitWrong},
+		{"http://", "expected one such as", exitUsage},
+		{"http://%zz", "expected one such as", exitUsage},
+		{"localhost:6060/rcmgr", "an address begins with http:// or https://", exitUsage},
+		{"none.json", "no such file", exitUsage},
+		{t.TempDir(), "is a directory", exitWrong},
+		{file(t, "a", ""), "it is empty", exitWrong},
+		{file(t, "b", " \n"), "it is empty", exitWrong},
+		{file(t, "c", "[]"), "it is no snapshot", exitWrong},
+		{file(t, "d", `{"Taken": 5}`), "no snapshot that this version reads", exitWrong},
+		{file(t, "e", `{"Taken": "2026-11-30T12:00:00Z"}`), "expected Taken, and Scopes", exitWrong},
+		{file(t, "f", string(good[:len(good)-2])), "is cut off after", exitWrong},
+		{file(t, "g", other), "no snapshot that this version reads", exitWrong},
+		{file(t, "h", "{\x00}"), "it is no snapshot: byte 2", exitWrong},
+	} {
+		for _, args := range [][]string{{"table"}, {"top"}, {"snapshot"}, {"explain"}} {
+			args = append(args, "--timeout", "200ms", c.source)
+			if args[0] == "explain" {
+				args = append(args, "conn")
+			}
+			got := command(args...)
+			require.Equal(t, c.code, got.code, "%v: %s", args, got.err)
+			if args[0] != "explain" { // which may say it in other words
+				require.Contains(t, got.err, c.want, args)
+			}
+			require.Empty(t, got.out)
+			require.Equal(t, 1, strings.Count(got.err, "\n"), got.err)
+			require.True(t, strings.HasPrefix(got.err, "rcmgr: "), got.err)
+			require.NotContains(t, got.err, "\x1b")
+		}
+	}
+	// A newer version may have more to say.
+	newer := file(t, "newer", strings.Replace(string(good), `{"Taken"`, `{"Weather":"fine","Taken"`, 1))
+	require.Zero(t, command("table", newer).code)
+	require.Zero(t, command("table", file(t, "bom", "\xef\xbb\xbf"+string(good))).code)
+}
+
+func TestManualAndCompletionHaveEveryCommand(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "man")
+	got := command("man", dir)
+	require.Zero(t, got.code, got.err)
+	for _, c := range newRoot(&app{}).Commands() {
+		if c.Hidden {
+			continue
+		}
+		text, err := os.ReadFile(filepath.Join(dir, "rcmgr-"+c.Name()+".1"))
+		require.NoError(t, err)
+		require.Contains(t, string(text), ".SH SYNOPSIS")
+		if c.RunE != nil && c.Name() != "completion" {
+			require.NotEmpty(t, c.Long, c.Name())
+			require.NotEmpty(t, c.Example, c.Name())
+		}
+	}
+	again := filepath.Join(t.TempDir(), "man")
+	require.Zero(t, command("man", again).code)
+	for _, page := range []string{"rcmgr.1", "rcmgr-top.1"} {
+		first, err := os.ReadFile(filepath.Join(dir, page))
+		require.NoError(t, err)
+		second, err := os.ReadFile(filepath.Join(again, page))
+		require.NoError(t, err)
+		require.Equal(t, string(first), string(second), "it has no time in it")
+	}
+	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
+		got := command("completion", shell)
+		require.Zero(t, got.code, got.err)
+		require.Contains(t, got.out, "rcmgr")
+	}
+	got = command("__complete", "presets", "re")
+	require.Contains(t, got.out, "relay\n")
+	got = command("__complete", "explain", "x.json", "")
+	require.Contains(t, got.out, "transient\n")
+}
+
+func TestHelpIsNoFault(t *testing.T) {
+	for _, args := range [][]string{{"--help"}, {"help", "top"}, {"top", "-h"}, {}} {
+		got := command(args...)
+		require.Zero(t, got.code, args)
+		require.Contains(t, got.out, "rcmgr")
+		require.Empty(t, got.err)
+	}
+}

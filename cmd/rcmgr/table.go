@@ -1,0 +1,72 @@
+package main
+
+// The command "table": a snapshot, once.
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weir-p2p/rcmgr"
+)
+
+// report is a snapshot with what stands in the way, as JSON. It can be read as a snapshot.
+type report struct {
+	*rcmgr.Snapshot
+	InTheWay   string
+	Bottleneck *rcmgr.Bottleneck `json:",omitempty"`
+}
+
+func reportOf(s *rcmgr.Snapshot) report { return report{s, s.InTheWay(), s.Bottleneck()} }
+
+func (a *app) tableCommand() *cobra.Command {
+	var find string
+	var from int
+	var full float64
+	c := &cobra.Command{
+		Use:   "table SOURCE",
+		Short: "Show what stands in the way, all limits, and what is held",
+		Long: `Show what stands in the way, all limits with their use, what peers, services and protocols hold,
+and what was refused. In a terminal the tables fit its width, and what is nearly full stands out.`,
+		Example: "  rcmgr table http://127.0.0.1:6060/rcmgr\n  rcmgr table --near 50 node.json\n  rcmgr table --find bitswap node.json",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			query, err := findQuery(find, from)
+			if err != nil {
+				return err
+			}
+			s, _, err := a.snapshot(cmd.Context(), args[0], query)
+			if err != nil {
+				return err
+			}
+			if find != "" && !isURL(args[0]) {
+				narrowed(s, find, from)
+			}
+			onlyNear := cmd.Flags().Changed("near")
+			uses := s.LimitsNear(full)
+			if a.json() {
+				if onlyNear {
+					return a.writeJSON(uses)
+				}
+				return a.writeJSON(reportOf(s))
+			}
+			width, _, _ := a.terminal()
+			lines := head(s, -1, width)
+			tables := sheets(s)
+			if onlyNear {
+				tables = []*sheet{limitSheet(fmt.Sprintf("Limits of which %g %% and more are taken", full), uses)}
+				tables[0].empty = "There are none."
+			}
+			for _, t := range tables {
+				lines = append(lines, "", bold.Render(t.title))
+				lines = append(lines, t.lines(width, 0, 0, -1)...)
+			}
+			_, err = fmt.Fprintln(a.coloured(), strings.Join(lines, "\n"))
+			return err
+		},
+	}
+	findFlags(c, &find, &from)
+	c.Flags().Float64Var(&full, "near", 0, "only limits of which at least this `percentage` is used, the fullest first")
+	return c
+}

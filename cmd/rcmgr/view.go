@@ -1,0 +1,366 @@
+package main
+
+// A snapshot as lines of text that fit into a width: what "table" prints and "top" shows.
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"charm.land/lipgloss/v2"
+
+	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/internal/text"
+)
+
+// nearlyFull is the percentage of a limit from which on its line stands out.
+const nearlyFull = 90
+
+// column is a column of a table.
+type column struct {
+	title string
+	right bool // numbers
+	// spare columns are left out where the width is too small, those with the highest number
+	// first. 0 is never left out.
+	spare int
+}
+
+// row is a line of a table. sortBy has a value for each column by which rows are ordered, the
+// greatest first; NaN stands for the text.
+type row struct {
+	cells  []string
+	sortBy []float64
+	near   bool
+}
+
+// sheet is a table.
+type sheet struct {
+	title   string
+	columns []column
+	rows    []row
+	empty   string // in place of rows
+}
+
+// text is the value of a column that is ordered by its text.
+var byText = math.NaN()
+
+// order orders the rows by a column, and keeps the order of equal rows.
+func (t *sheet) order(column int, reverse bool) {
+	slices.SortStableFunc(t.rows, func(a, b row) int {
+		x, y := a.sortBy[column], b.sortBy[column]
+		c := cmp.Compare(y, x)
+		if math.IsNaN(x) || math.IsNaN(y) {
+			c = strings.Compare(a.cells[column], b.cells[column])
+		}
+		if reverse {
+			c = -c
+		}
+		return c
+	})
+}
+
+// least is the smallest width of the first column, which has the names.
+const least = 14
+
+// lines returns the heading and the rows from one row on, at most so many, in a width; 0 is no
+// bound. The title of the column that the rows are ordered by is marked; -1 is none.
+func (t *sheet) lines(width, from, most, ordered int) []string {
+	if len(t.rows) == 0 {
+		return []string{faint.Render(t.empty)}
+	}
+	widths := make([]int, len(t.columns))
+	for i, c := range t.columns {
+		widths[i] = lipgloss.Width(c.title)
+		for _, r := range t.rows {
+			widths[i] = max(widths[i], lipgloss.Width(r.cells[i]))
+		}
+	}
+	shown := make([]int, len(t.columns))
+	for i := range shown {
+		shown[i] = i
+	}
+	total := func() (n int) {
+		for _, i := range shown {
+			n += widths[i] + 2
+		}
+		return n - 2
+	}
+	for width > 0 && total()-widths[0]+min(widths[0], least) > width {
+		worst := slices.MaxFunc(shown, func(a, b int) int { return cmp.Compare(t.columns[a].spare, t.columns[b].spare) })
+		if t.columns[worst].spare == 0 {
+			break
+		}
+		shown = slices.DeleteFunc(shown, func(i int) bool { return i == worst })
+	}
+	if over := total() - width; width > 0 && over > 0 {
+		widths[0] = max(1, widths[0]-over)
+	}
+	line := func(cells func(int) string) string {
+		var parts []string
+		for _, i := range shown {
+			cell := shorten(cells(i), widths[i])
+			pad := strings.Repeat(" ", max(0, widths[i]-lipgloss.Width(cell)))
+			if t.columns[i].right {
+				cell = pad + cell
+			} else {
+				cell += pad
+			}
+			parts = append(parts, cell)
+		}
+		text := strings.TrimRight(strings.Join(parts, "  "), " ")
+		if width > 0 && lipgloss.Width(text) > width {
+			text = shorten(text, width)
+		}
+		return text
+	}
+	all := []string{faint.Render(line(func(i int) string {
+		if i == ordered {
+			return strings.ToUpper(t.columns[i].title)
+		}
+		return t.columns[i].title
+	}))}
+	for i, r := range t.rows {
+		if i < from {
+			continue
+		}
+		if most > 0 && len(all) > most {
+			break
+		}
+		text := line(func(i int) string { return r.cells[i] })
+		if r.near {
+			text = near.Render(text)
+		}
+		all = append(all, text)
+	}
+	return all
+}
+
+// shorten returns a text in a width. It leaves out the middle: most IDs of peers begin alike.
+func shorten(s string, width int) string {
+	if lipgloss.Width(s) <= width {
+		return s
+	}
+	if width <= 1 {
+		return "…"[:min(len("…"), 3*width)]
+	}
+	runes := []rune(s)
+	head, tail := (width-1+1)/2, (width-1)/2
+	if strings.HasPrefix(s, "peer:") && width > 12 {
+		head, tail = 7, width-8 // what tells one peer from another is at the end
+	}
+	return fit(runes, head) + "…" + fitEnd(runes, tail)
+}
+
+// fit returns the first runes that fit into a width.
+func fit(runes []rune, width int) string {
+	for n := min(len(runes), width); n > 0; n-- {
+		if s := string(runes[:n]); lipgloss.Width(s) <= width {
+			return s
+		}
+	}
+	return ""
+}
+
+// fitEnd returns the last runes that fit into a width.
+func fitEnd(runes []rune, width int) string {
+	for n := min(len(runes), width); n > 0; n-- {
+		if s := string(runes[len(runes)-n:]); lipgloss.Width(s) <= width {
+			return s
+		}
+	}
+	return ""
+}
+
+// wrap returns a text in lines of a width, broken at spaces; 0 is no bound.
+func wrap(s string, width int) []string {
+	if width <= 0 {
+		return []string{s}
+	}
+	return strings.Split(lipgloss.Wrap(s, width, " "), "\n")
+}
+
+// amount returns an amount of what a limit is on.
+func amount(limit string, n int64) string {
+	if limit == "Memory" {
+		return text.Bytes(n)
+	}
+	return text.Count(n)
+}
+
+// bar returns a bar of ten parts for a percentage.
+func bar(percent float64) string {
+	n := int(min(max(percent, 0), 100) / 10)
+	return strings.Repeat("█", n) + strings.Repeat("░", 10-n)
+}
+
+// limitSheet returns a table of limits, in their order.
+func limitSheet(title string, uses rcmgr.LimitUses) *sheet {
+	t := &sheet{title: title, empty: "Nothing is limited, and nothing is held.", columns: []column{
+		{"Scope", false, 0}, {"Limit", false, 0}, {"%", true, 0}, {"", false, 2}, {"Used", true, 0}, {"Of", true, 0},
+		{"Peak", true, 1}, {"Refused", true, 0}}}
+	for _, u := range uses {
+		percent, graph, value := "", "", -1.0
+		if p, ok := u.Percent(); ok {
+			percent, graph, value = fmt.Sprintf("%.1f", p), bar(p), p
+		} else if u.Limit == 0 && u.Use > 0 {
+			value = math.MaxFloat64
+		}
+		t.rows = append(t.rows, row{
+			cells: []string{text.Printable(u.Scope), u.Name, percent, graph, amount(u.Name, u.Use), amount(u.Name, u.Limit),
+				amount(u.Name, u.Peak), fmt.Sprint(u.Refusals + u.WouldRefuse)},
+			sortBy: []float64{byText, byText, value, value, float64(u.Use), float64(u.Limit), float64(u.Peak), float64(u.Refusals + u.WouldRefuse)},
+			near:   value >= nearlyFull,
+		})
+	}
+	return t
+}
+
+// holderSheet returns a table of what scopes of some kinds hold, the fullest first.
+func holderSheet(title string, s *rcmgr.Snapshot, kinds ...rcmgr.Kind) *sheet {
+	t := &sheet{title: title, empty: "Nothing is held.", columns: []column{
+		{"Scope", false, 0}, {"Fullest", false, 2}, {"%", true, 0}, {"Conns in", true, 0}, {"out", true, 1}, {"FD", true, 3},
+		{"Streams in", true, 0}, {"out", true, 1}, {"Memory", true, 0}, {"Refused", true, 0}}}
+	byScope := make(map[string]rcmgr.LimitUse)
+	for _, u := range s.LimitUses() {
+		p, ok := u.Percent()
+		if was, known := byScope[u.Scope]; ok && slices.Contains(kinds, u.Kind) {
+			if q, _ := was.Percent(); !known || p > q {
+				byScope[u.Scope] = u
+			}
+		}
+	}
+	for i := range s.Scopes {
+		sc := &s.Scopes[i]
+		if !slices.Contains(kinds, sc.Kind) {
+			continue
+		}
+		fullest, percent, value := "", "", -1.0
+		if u, ok := byScope[sc.Name]; ok {
+			value, _ = u.Percent()
+			fullest, percent = u.Name, fmt.Sprintf("%.1f", value)
+		}
+		n := []int{sc.Use.NumConnsInbound, sc.Use.NumConnsOutbound, sc.Use.NumFD, sc.Use.NumStreamsInbound, sc.Use.NumStreamsOutbound}
+		r := row{near: value >= nearlyFull, cells: []string{text.Printable(sc.Name), fullest, percent}, sortBy: []float64{byText, byText, value}}
+		for _, n := range n {
+			r.cells, r.sortBy = append(r.cells, fmt.Sprint(n)), append(r.sortBy, float64(n))
+		}
+		refused := sc.Refusals.Total() + sc.WouldRefuse.Total()
+		r.cells = append(r.cells, text.Bytes(sc.Use.Memory), fmt.Sprint(refused))
+		r.sortBy = append(r.sortBy, float64(sc.Use.Memory), float64(refused))
+		t.rows = append(t.rows, r)
+	}
+	t.order(6, false) // equally full ones by their streams
+	t.order(2, false)
+	return t
+}
+
+// refusalSheet returns a table of what each kind of scope or gate has refused.
+func refusalSheet(s *rcmgr.Snapshot) *sheet {
+	t := &sheet{title: "Refusals, by scope or gate", empty: "Nothing was refused.", columns: []column{
+		{"Scope or gate", false, 0}, {"Limit", false, 0}, {"Refused", true, 0}, {"Would have", true, 1}}}
+	for k := rcmgr.KindSystem; k <= rcmgr.KindProcess; k++ {
+		refused, would := perLimit(s.Refusals[k]), perLimit(s.WouldRefuse[k])
+		for i, limit := range limitNames {
+			if refused[i]+would[i] > 0 {
+				t.rows = append(t.rows, row{
+					cells:  []string{k.String(), limit, fmt.Sprint(refused[i]), fmt.Sprint(would[i])},
+					sortBy: []float64{byText, byText, float64(refused[i]), float64(would[i])},
+				})
+			}
+		}
+	}
+	t.order(2, false)
+	return t
+}
+
+var limitNames = []string{"Streams", "StreamsInbound", "StreamsOutbound", "Conns", "ConnsInbound", "ConnsOutbound", "FD", "Memory"}
+
+func perLimit(r rcmgr.Refusals) []uint64 {
+	return []uint64{r.Streams, r.StreamsInbound, r.StreamsOutbound, r.Conns, r.ConnsInbound, r.ConnsOutbound, r.FD, r.Memory}
+}
+
+// worthShowing returns the limits without those that are unlimited, or of a peer, and have not
+// been used.
+func worthShowing(s *rcmgr.Snapshot) rcmgr.LimitUses {
+	return slices.DeleteFunc(s.LimitUses(), func(u rcmgr.LimitUse) bool {
+		_, limited := u.Percent()
+		return (!limited || u.Kind == rcmgr.KindPeer) && u.Use == 0 && u.Refusals+u.WouldRefuse == 0
+	})
+}
+
+// head returns the lines above all tables: when, how many, and what stands in the way.
+func head(s *rcmgr.Snapshot, rate float64, width int) []string {
+	var refused uint64
+	for _, r := range s.Refusals {
+		refused += r.Total()
+	}
+	about := fmt.Sprintf("%s  up %s  %d peers  %d subnets  %d refused",
+		s.Taken.UTC().Format("2006-01-02 15:04:05 UTC"), s.Uptime().Round(time.Second), s.Peers, s.Gates.Subnets, refused)
+	if rate >= 0 {
+		about += fmt.Sprintf(" (%.1f/s)", rate)
+	}
+	if s.Process.Limit > 0 {
+		about += fmt.Sprintf("  %s of %s in the process", text.Bytes(s.Process.InUse), text.Bytes(s.Process.Limit))
+	}
+	lines := wrap(about, width)
+	style := bold
+	if s.Process.Refusing || s.Bottleneck() != nil {
+		style = alarm
+	}
+	for _, l := range wrap(s.InTheWay(), width) {
+		lines = append(lines, style.Render(l))
+	}
+	return lines
+}
+
+// sheets returns the tables of a snapshot.
+func sheets(s *rcmgr.Snapshot) []*sheet {
+	uses := worthShowing(s)
+	fixed := slices.DeleteFunc(slices.Clone(uses), func(u rcmgr.LimitUse) bool { return u.Kind > rcmgr.KindAllowlistedTransient })
+	slices.SortStableFunc(fixed, func(a, b rcmgr.LimitUse) int {
+		p, _ := a.Percent()
+		q, _ := b.Percent()
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(q, p))
+	})
+	others := slices.DeleteFunc(uses, func(u rcmgr.LimitUse) bool { return u.Kind <= rcmgr.KindAllowlistedTransient })
+	all := []*sheet{
+		limitSheet("System and transient", fixed),
+		holderSheet("Peers, the fullest first"+left(s, s.Peers, rcmgr.KindPeer), s, rcmgr.KindPeer),
+		holderSheet("Services and protocols, the fullest first"+left(s, s.Services+s.Protocols, rcmgr.KindService, rcmgr.KindProtocol),
+			s, rcmgr.KindService, rcmgr.KindProtocol),
+		limitSheet("Limits of services, protocols and peers, the fullest first", others),
+		refusalSheet(s),
+	}
+	all[3].order(2, false)
+	all[2].without("Conns in", "out", "FD")
+	return all
+}
+
+// without removes columns, of each title the first.
+func (t *sheet) without(titles ...string) {
+	for _, title := range titles {
+		i := slices.IndexFunc(t.columns, func(c column) bool { return c.title == title })
+		t.columns = slices.Delete(t.columns, i, i+1)
+		for j := range t.rows {
+			r := &t.rows[j]
+			r.cells, r.sortBy = slices.Delete(r.cells, i, i+1), slices.Delete(r.sortBy, i, i+1)
+		}
+	}
+}
+
+// left says how many of all scopes of some kinds are in the snapshot, unless all are.
+func left(s *rcmgr.Snapshot, all int, kinds ...rcmgr.Kind) string {
+	shown := 0
+	for i := range s.Scopes {
+		if slices.Contains(kinds, s.Scopes[i].Kind) {
+			shown++
+		}
+	}
+	if shown >= all {
+		return ""
+	}
+	return fmt.Sprintf(": %d of %d", shown, all)
+}

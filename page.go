@@ -76,7 +76,8 @@ const (
 // IDs and subnets: serve it where only operators can see it.
 //
 // The number of clients does not matter to the manager: the handler takes at most one
-// snapshot a second, and asks at most five questions a second, with a burst of five. A find
+// snapshot a second, and fewer if one takes more than a sixtieth of a second, as with some
+// hundred thousand peers. It asks at most five questions a second, with a burst of five. A find
 // is one question, and one more for every 20 000 peers. Further questions are answered with
 // status 429 and a Retry-After header. A HEAD request does not reach the manager. The handler
 // is safe for concurrent use.

@@ -71,6 +71,7 @@ func TestTheLimitThatMattersMostIsTheOneNamed(t *testing.T) {
 		want     string
 	}{
 		{[]ScopeState{system, transient}, nil, "system inbound streams are 95 % full (95 of 100); raise System.StreamsInbound"},
+		{[]ScopeState{system, scope(KindTransient, "transient", 75, 100, 5)}, nil, "transient inbound streams are 75 % full (75 of 100); raise Transient.StreamsInbound"},
 		{[]ScopeState{system, protocol, ofPeer}, nil, `protocol:/a inbound streams are full (10 of 10); raise Protocol["/a"].StreamsInbound`},
 		{[]ScopeState{ofPeer}, nil, "peer:x inbound streams are full (10 of 10); raise PeerDefault.StreamsInbound"},
 		{[]ScopeState{protocol, ofPeer}, []Kind{KindProtocol}, "peer:x inbound streams are full (10 of 10); raise PeerDefault.StreamsInbound"},

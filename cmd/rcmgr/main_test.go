@@ -208,7 +208,7 @@ func press(t *top, keys ...string) {
 
 func TestTopFitsAnyTerminal(t *testing.T) {
 	a := &app{timeout: time.Second}
-	screen := &top{a: a, ctx: t.Context(), source: saved(t, node(t)), every: time.Second}
+	screen := &top{rate: -1, a: a, ctx: t.Context(), source: saved(t, node(t)), every: time.Second}
 	screen.Update(screen.load()())
 	require.NoError(t, screen.err)
 	for _, width := range []int{1, 20, 40, 80, 120, 300} {
@@ -241,7 +241,7 @@ func plainText(lines []string) string {
 }
 
 func TestTopIsOrderedAndSearchedByKeys(t *testing.T) {
-	screen := &top{a: &app{timeout: time.Second}, ctx: t.Context(), source: saved(t, node(t)), every: time.Second, width: 120, height: 30}
+	screen := &top{rate: -1, a: &app{timeout: time.Second}, ctx: t.Context(), source: saved(t, node(t)), every: time.Second, width: 120, height: 30}
 	screen.Update(screen.load()())
 	first := func() string {
 		tables := screen.tables()
@@ -277,7 +277,7 @@ func TestTopIsOrderedAndSearchedByKeys(t *testing.T) {
 func TestTopGoesOnWhenTheNodeIsGone(t *testing.T) {
 	m := node(t)
 	server := httptest.NewServer(rcmgr.Handler(m))
-	screen := &top{a: &app{timeout: time.Second}, ctx: t.Context(), source: server.URL, every: time.Second, width: 100, height: 30}
+	screen := &top{rate: -1, a: &app{timeout: time.Second}, ctx: t.Context(), source: server.URL, every: time.Second, width: 100, height: 30}
 	screen.Update(screen.load()())
 	require.Contains(t, plainText(screen.lines()), stands)
 	server.Close()

@@ -43,7 +43,7 @@ at most one a second.`,
 			case times < 0:
 				return usage("invalid value %d for flag --times: expected a number of 0 or more", times)
 			}
-			t := &top{a: a, ctx: cmd.Context(), source: args[0], every: every}
+			t := &top{a: a, ctx: cmd.Context(), source: args[0], every: every, rate: -1}
 			width, height, ok := a.terminal()
 			in, isFile := a.in.(*os.File)
 			if a.json() || !ok || !isFile || !term.IsTerminal(in.Fd()) || cmd.Flags().Changed("times") {
@@ -164,6 +164,9 @@ func (t *top) take(l loaded) {
 	t.err = l.err
 	if l.err != nil {
 		return
+	}
+	if t.s != nil && l.s.Taken.Equal(t.s.Taken) {
+		return // a large node takes a new one every few seconds
 	}
 	t.rate = -1
 	if t.s != nil {

@@ -174,18 +174,25 @@ func acceptsGzip(accept []string) bool {
 	return false
 }
 
-// Fresh is how long one value of a Cache serves all requests.
-const Fresh = time.Second
+const (
+	// Fresh is how long one value of a Cache serves all requests at least.
+	Fresh = time.Second
+	// mostFresh is how long it does at most.
+	mostFresh = 10 * time.Second
+	// rest is how many times as long as it takes to make a value the next one waits, so that
+	// no more than a sixtieth of a processor goes into it.
+	rest = 60
+)
 
 // Cache holds a value that is costly to make, so that it is made at most once in Fresh, however
-// many clients ask. It is safe for concurrent use.
+// many clients ask, and more seldom if it takes long. It is safe for concurrent use.
 type Cache[T any] struct {
 	make func() T
 
-	mu   sync.Mutex
-	last T
-	at   time.Time
-	made int
+	mu    sync.Mutex
+	last  T
+	until time.Time
+	made  int
 }
 
 // NewCache returns a Cache of what f returns.
@@ -195,9 +202,10 @@ func NewCache[T any](f func() T) *Cache[T] { return &Cache[T]{make: f} }
 func (c *Cache[T]) Get() T {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.made == 0 || time.Since(c.at) >= Fresh {
+	if began := time.Now(); !began.Before(c.until) {
 		c.last = c.make()
-		c.at = time.Now()
+		end := time.Now()
+		c.until = end.Add(min(max(Fresh, rest*end.Sub(began)), mostFresh))
 		c.made++
 	}
 	return c.last

@@ -528,7 +528,9 @@ func TestBadSourcesAreToldInOneLine(t *testing.T) {
 		w.Header().Set("Content-Length", fmt.Sprint(len(good)))
 		w.Write(good[:100])
 	})
-	mux.HandleFunc("/busy", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "try later\x1b[2J", 429) })
+	mux.HandleFunc("/busy", func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "try later\x1b[2J", http.StatusTooManyRequests)
+	})
 	server := httptest.NewServer(mux)
 	gone := httptest.NewServer(mux)
 	gone.Close()

@@ -165,11 +165,8 @@ func (t *top) take(l loaded) {
 	if l.err != nil {
 		return
 	}
-	if t.s != nil && l.s.Taken.Equal(t.s.Taken) {
-		return // a large node takes a new one every few seconds
-	}
-	t.rate = -1
-	if t.s != nil {
+	// A node with very many peers answers with the same snapshot for a few seconds.
+	if t.s != nil && !l.s.Taken.Equal(t.s.Taken) {
 		since := l.s.Since(t.s)
 		var n uint64
 		for _, r := range since.Refusals {

@@ -37,28 +37,37 @@ const (
 // Bottleneck returns the limit that stands in the way of the most requests. It returns nil if no
 // limit in the snapshot is 90 % full, and none that is half full has refused anything. Limits
 // that are enforced come first, then those of scopes that all peers share, then full ones, then
-// those that have refused the most.
+// those that have refused the most. If no limit is that full at this instant, but requests were
+// refused in the last five minutes, it is the limit that has refused the most.
 func (s *Snapshot) Bottleneck() *Bottleneck {
-	var first *Bottleneck
-	for _, u := range s.LimitsNear(halfFull) {
-		b := &Bottleneck{LimitUse: u, Observed: slices.Contains(s.Observed, u.Kind)}
-		if u.fullness() < nearlyFull && b.refused() == 0 {
-			continue
-		}
-		if first == nil || b.compare(first) < 0 {
-			first = b
-		}
+	first := s.bottleneckOf(s.LimitsNear(halfFull))
+	if first == nil && slices.ContainsFunc(s.refusalRates(), func(r refusalRate) bool { return r.PerSecond > 0 }) {
+		first = s.bottleneckOf(s.LimitUses())
 	}
 	if first == nil {
 		return nil
 	}
 	d := dim(slices.Index(limitNames[:], first.Name))
-	first.Holder, first.Held = s.holderOf(first.Kind, d)
+	if first.fullness() >= halfFull { // or it is not they who filled it
+		first.Holder, first.Held = s.holderOf(first.Kind, d)
+	}
 	name := scopeName{kind: first.Kind}
 	if first.Kind != KindPeer {
 		name.text = strings.TrimPrefix(first.Scope, first.Kind.String()+":")
 	}
 	first.ConfigKey = configKey(first.Kind, d, &name, placeOfAll)
+	return first
+}
+
+// bottleneckOf returns the limit that matters most of those that are nearly full or have refused
+// something, or nil.
+func (s *Snapshot) bottleneckOf(uses LimitUses) (first *Bottleneck) {
+	for _, u := range uses {
+		b := &Bottleneck{LimitUse: u, Observed: slices.Contains(s.Observed, u.Kind)}
+		if (u.fullness() >= nearlyFull || b.refused() > 0) && (first == nil || b.compare(first) < 0) {
+			first = b
+		}
+	}
 	return first
 }
 
@@ -141,16 +150,23 @@ func (b *Bottleneck) what() string {
 	return printable(b.Scope) + " " + nounsOfLimits[slices.Index(limitNames[:], b.Name)]
 }
 
-// state returns how full it is, such as "are full (64 of 64)" or "are 93 % full (60 of 64)".
+// state returns how full it is, such as "are full (64 of 64)", "are 93 % full (60 of 64)" or "were
+// full at times (64 of 64 at most) and have refused 12".
 func (b *Bottleneck) state() string {
-	are, full := "are", "full"
+	are, were, have := "are", "were", "have"
 	if b.Name == limitNames[dimMemory] {
-		are = "is"
+		are, were, have = "is", "was", "has"
 	}
-	if percent, ok := b.Percent(); ok && b.Use < b.Limit {
-		full = fmt.Sprintf("%d %% full", int(percent))
+	of := func(n int64) string { return amountText(b.Name, n) + " of " + amountText(b.Name, b.Limit) }
+	var state string
+	switch percent, ok := b.Percent(); {
+	case b.fullness() < halfFull:
+		state = fmt.Sprintf("%s full at times (%s at most) and %s refused %d", were, of(b.Peak), have, b.refused())
+	case ok && b.Use < b.Limit:
+		state = fmt.Sprintf("%s %d %% full (%s)", are, int(percent), of(b.Use))
+	default:
+		state = fmt.Sprintf("%s full (%s)", are, of(b.Use))
 	}
-	state := fmt.Sprintf("%s %s (%s of %s)", are, full, amountText(b.Name, b.Use), amountText(b.Name, b.Limit))
 	if b.Observed {
 		state += ", which is only observed"
 	}

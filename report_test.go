@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/stretchr/testify/require"
@@ -81,6 +82,20 @@ func TestTheLimitThatMattersMostIsTheOneNamed(t *testing.T) {
 		s := Snapshot{Scopes: c.scopes, Observed: c.observed}
 		require.Equal(t, c.want, s.InTheWay())
 	}
+
+	// Between two bursts of an attack, nothing is full.
+	burst := scope(KindTransient, "transient", 8, 100, 5)
+	burst.Peak.StreamsInbound = 100
+	now := time.Now()
+	lately := Snapshot{Scopes: []ScopeState{system, burst}, Started: now.Add(-time.Minute), Taken: now,
+		Refusals: map[Kind]Refusals{KindTransient: {StreamsInbound: 5}}}
+	lately.Scopes[0].Use.NumStreamsInbound = 5
+	require.Equal(t, "transient inbound streams were full at times (100 of 100 at most) and have refused 5; raise Transient.StreamsInbound",
+		lately.InTheWay())
+	lately.Started = now.Add(-time.Hour)
+	lately.Recent = []RefusalsAt{{At: now.Add(-time.Minute), Refusals: 5}}
+	require.Equal(t, "no limit is nearly full; of 5 requests refused so far, 5 were refused by the transient scope (StreamsInbound 5)",
+		lately.InTheWay(), "they were long ago")
 
 	full := ScopeState{Kind: KindTransient, Name: "transient", Limit: InfiniteLimits.limits.System}
 	full.Use.NumConnsInbound, full.Limit.ConnsInbound = 4, 4

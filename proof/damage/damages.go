@@ -479,7 +479,7 @@ var damages = []damage{
 	{"snapshot.go", "held > least[d]", "held > least[d]+1"},
 	{"report.go", "first(func(b *Bottleneck) bool { return b.Kind != KindPeer }),", ""},
 	{"report.go", "b.Kind.hasLastQuarter(d) && b.Use >= b.Limit-b.Limit/4", "false"},
-	{"report.go", "u.fullness() < nearlyFull && b.refused() == 0", "u.fullness() < nearlyFull"},
+	{"report.go", "(u.fullness() >= nearlyFull || b.refused() > 0)", "u.fullness() >= nearlyFull"},
 	{"page.go", "rate.NewLimiter(questionsASecond, questionsASecond)", "rate.NewLimiter(rate.Inf, questionsASecond)"},
 	{"page.go", "l.err == nil && !onlyHeader", "l.err == nil"},
 	{"internal/webpage/webpage.go", "\tif r.Method == http.MethodHead {\n\t\tw.WriteHeader(a.Status)\n\t\treturn\n\t}\n", ""},

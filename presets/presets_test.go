@@ -220,16 +220,15 @@ func Example() {
 	if err != nil {
 		panic(err)
 	}
-	fmt.Println("inbound connections:", limits.System.ConnsInbound)
-	fmt.Println("of the relay service:", limits.Service["libp2p.relay/v2"].StreamsInbound, "streams in,",
-		limits.Service["libp2p.relay/v2"].StreamsOutbound, "out")
-
 	node.Overrides = limits
 	rm, err := rcmgr.NewForNode(node)
 	if err != nil {
 		panic(err)
 	}
 	defer rm.Close()
+	fmt.Println("inbound connections:", limits.System.ConnsInbound)
+	fmt.Println("of the relay service:", limits.Service["libp2p.relay/v2"].StreamsInbound, "streams in,",
+		limits.Service["libp2p.relay/v2"].StreamsOutbound, "out")
 	// Output:
 	// inbound connections: 1500
 	// of the relay service: 1500 streams in, 1000 out

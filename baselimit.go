@@ -66,7 +66,9 @@ type Limiter interface {
 }
 
 // BaseLimit is a Limit made of plain numbers: counts, and bytes of memory. Its zero value
-// admits nothing. In a ScalingLimitConfig it is the limit of the smallest node.
+// admits nothing. In a ScalingLimitConfig it is the limit of the smallest node. Rates limits how
+// fast connections and streams come, beside how many there are; go-libp2p's own BaseLimit has no
+// such field.
 type BaseLimit struct {
 	Streams         int   `json:",omitempty"`
 	StreamsInbound  int   `json:",omitempty"`
@@ -76,6 +78,7 @@ type BaseLimit struct {
 	ConnsOutbound   int   `json:",omitempty"`
 	FD              int   `json:",omitempty"`
 	Memory          int64 `json:",omitempty"`
+	Rates           Rates `json:",omitzero"`
 }
 
 var _ Limit = BaseLimit{}
@@ -110,7 +113,7 @@ func (l BaseLimit) GetFDLimit() int { return l.FD }
 
 // Apply sets each field of l that is zero to its value in l2.
 func (l *BaseLimit) Apply(l2 BaseLimit) {
-	fillIn((*quantities[int, int64])(l), (*quantities[int, int64])(&l2))
+	fillIn((*scopeLimits[int, int64])(l), (*scopeLimits[int, int64])(&l2))
 }
 
 // BaseLimitIncrease is the amount by which a limit grows for each GiB (1<<30 bytes) of
@@ -126,6 +129,9 @@ type BaseLimitIncrease struct {
 	// FDFraction is the fraction of all file descriptors, from 0 to 1, that the scope may
 	// hold if that is more than its base limit. It does not depend on memory.
 	FDFraction float64 `json:",omitempty"`
+	// Rates are added to the rates of the smallest node: PerSecond and Burst, as often as there
+	// are GiB.
+	Rates Rates `json:",omitzero"`
 }
 
 // Apply sets each field of l that is zero to its value in l2.
@@ -136,6 +142,7 @@ func (l *BaseLimitIncrease) Apply(l2 BaseLimitIncrease) {
 	}
 	l.Memory = cmp.Or(l.Memory, l2.Memory)
 	l.FDFraction = cmp.Or(l.FDFraction, l2.FDFraction)
+	l.Rates.fillIn(&l2.Rates)
 }
 
 // counts returns all counts, in the order of quantities.counts.
@@ -153,7 +160,7 @@ func isNoLimit(l Limit) bool {
 }
 
 // checkLimit returns an error if the limit that a manager was given for the scope where
-// is nil or has a negative number.
+// is nil, or has a negative number or a rate that no scope can have.
 func checkLimit(where string, l Limit) error {
 	a, err := limitGiven(where, l)
 	if err != nil {
@@ -162,6 +169,12 @@ func checkLimit(where string, l Limit) error {
 	for _, d := range limitOrder {
 		if a[d] < 0 {
 			return fmt.Errorf("%s: %w", where, negativeLimit(d, a[d]))
+		}
+	}
+	rates := ratesOf(l)
+	for i, rate := range rates.all() {
+		if _, err := rate.bucket(); err != nil {
+			return fmt.Errorf("%s: the rate %s: %w", where, limitNames[rateOrder[i]], err)
 		}
 	}
 	return nil
@@ -210,9 +223,13 @@ func limitsOf(l Limit) amounts {
 	}
 }
 
-// baseLimit is the inverse of limitsOf.
+// baseLimit is the inverse of limitsOf. Rates are not among the numbers.
 func (a *amounts) baseLimit() BaseLimit {
-	return BaseLimit(quantitiesOf(func(d dim) int { return int(a[d]) }, a[dimMemory]))
+	out := BaseLimit{Memory: a[dimMemory]}
+	for i, n := range (*scopeLimits[int, int64])(&out).counts() {
+		*n = int(a[limitOrder[i]])
+	}
+	return out
 }
 
 // LimitResetter is implemented by every scope that this package returns, like
@@ -233,7 +250,9 @@ type ResourceScopeLimiter interface {
 	// SetLimit replaces the limit of this one scope. Existing resources are kept; a scope
 	// that holds more than its new limit admits nothing until it has drained below it. A
 	// limit that is nil or has a negative number is a caller's bug: it is counted and
-	// logged, and the limit does not change.
+	// logged, and the limit does not change. A limit with a method GetRates, such as a
+	// BaseLimit, also sets the rates of a scope that many share; with any other, it has
+	// none afterwards.
 	SetLimit(Limit)
 }
 

@@ -144,11 +144,12 @@ func (cfg *ScalingLimitConfig) scopes() perScope[baseLimitConfig] {
 
 func (c baseLimitConfig) scale(mebibytes int64, numFD int) BaseLimit {
 	out := c.BaseLimit
-	numbers := (*quantities[int, int64])(&out).counts()
+	numbers := (*scopeLimits[int, int64])(&out).counts()
 	for i, perGiB := range c.BaseLimitIncrease.counts() {
 		*numbers[i] = int(grow(int64(*numbers[i]), int64(*perGiB), mebibytes, math.MaxInt))
 	}
 	out.Memory = grow(out.Memory, c.BaseLimitIncrease.Memory, mebibytes, math.MaxInt64)
+	out.Rates = out.Rates.plus(c.BaseLimitIncrease.Rates, mebibytes)
 	if fraction := c.BaseLimitIncrease.FDFraction; fraction > 0 && numFD > 0 {
 		out.FD = max(out.FD, part(numFD, fraction))
 	}

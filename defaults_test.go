@@ -27,7 +27,7 @@ func theirScaling(tb testing.TB, cfg ScalingLimitConfig) (out upstream.ScalingLi
 	cfg.PeerLimits = nil // encoding/json garbles their names
 	require.NoError(tb, json.Unmarshal([]byte(toJSON(tb, cfg)), &out))
 	for p, l := range peers {
-		out.AddPeerLimit(p, upstream.BaseLimit(l.BaseLimit), upstream.BaseLimitIncrease(l.BaseLimitIncrease))
+		out.AddPeerLimit(p, theirBase(tb, l.BaseLimit), theirIncrease(tb, l.BaseLimitIncrease))
 	}
 	return out
 }
@@ -116,7 +116,7 @@ func TestScaleSaturates(t *testing.T) {
 
 	var most BaseLimit
 	var steepest BaseLimitIncrease
-	for _, n := range (*quantities[int, int64])(&most).counts() {
+	for _, n := range (*scopeLimits[int, int64])(&most).counts() {
 		*n = math.MaxInt
 	}
 	for _, n := range steepest.counts() {
@@ -183,7 +183,7 @@ func TestAutoScaleTakesThisMachine(t *testing.T) {
 
 func TestAddSetsEachMapOfUpstreams(t *testing.T) {
 	base, inc := BaseLimit{Streams: 1, FD: 2, Memory: 3}, BaseLimitIncrease{Conns: 4, FDFraction: 0.5}
-	upBase, upInc := upstream.BaseLimit(base), upstream.BaseLimitIncrease(inc)
+	upBase, upInc := theirBase(t, base), theirIncrease(t, inc)
 	var ours ScalingLimitConfig
 	var up upstream.ScalingLimitConfig
 	for range 2 {

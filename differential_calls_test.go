@@ -364,7 +364,8 @@ func (w *worlds) setLimit(q *question) {
 		limit = unlimitedBase
 	}
 	w.tell("%v.SetLimit(%+v)", tw, limit)
-	theirs := upstream.BaseLimit(limit)
+	theirs := upstream.BaseLimit{Streams: limit.Streams, StreamsInbound: limit.StreamsInbound, StreamsOutbound: limit.StreamsOutbound,
+		Conns: limit.Conns, ConnsInbound: limit.ConnsInbound, ConnsOutbound: limit.ConnsOutbound, FD: limit.FD, Memory: limit.Memory}
 	tw.theirs.(upstream.ResourceScopeLimiter).SetLimit(&theirs)
 	tw.own.(ResourceScopeLimiter).SetLimit(&limit)
 	tw.ownLimit = true

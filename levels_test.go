@@ -88,7 +88,7 @@ func ExampleReadLimitsFile_slip() {
 	_, text, _ := strings.Cut(err.Error(), "limits.json: ")
 	fmt.Println(text)
 	// Output:
-	// line 2, column 14: System.ConnInbound: unknown name, did you mean ConnsInbound? Known here are Streams, StreamsInbound, StreamsOutbound, Conns, ConnsInbound, ConnsOutbound, FD, Memory
+	// line 2, column 14: System.ConnInbound: unknown name, did you mean ConnsInbound? Known here are Streams, StreamsInbound, StreamsOutbound, Conns, ConnsInbound, ConnsOutbound, FD, Memory, Rates
 }
 
 // Limits can be changed while the manager runs.

@@ -63,7 +63,9 @@ func (cfg *ConcreteLimitConfig) withoutNegatives() *ConcreteLimitConfig {
 	plain := *cfg
 	plain.limits = convert(cfg.limits, func(l BaseLimit) BaseLimit {
 		limit := limitsOf(l)
-		return limit.orZero().baseLimit()
+		out := limit.orZero().baseLimit()
+		out.Rates = l.Rates
+		return out
 	})
 	return &plain
 }
@@ -91,6 +93,11 @@ func (cfg *ConcreteLimitConfig) check() *configErrors {
 			}
 		}
 	})
+	cfg.limits.each(func(place string, l BaseLimit) {
+		if under, ok := cfg.limits.unnamedOf(place); !ok || l.Rates != under.Rates {
+			errs.join(l.Rates.check(place).err())
+		}
+	})
 	cfg.limits.Costs.check(errs, cfg.limits.Conn.Memory, cfg.limits.Stream.Memory)
 	_, err := cfg.gateConfig(defaultGateConfig())
 	errs.join(err)
@@ -105,7 +112,7 @@ func (cfg *ConcreteLimitConfig) check() *configErrors {
 // it leaves everything to the allowlist.
 func (cfg *ConcreteLimitConfig) checkTransient(errs *configErrors, overrides *PartialLimitConfig) {
 	transient, system := limitsOf(cfg.limits.Transient), limitsOf(cfg.limits.System)
-	fromTransient, fromSystem := byDim(cfg.origins.Transient), byDim(cfg.origins.System)
+	fromTransient, fromSystem := byDim(cfg.origins.Transient.quantities), byDim(cfg.origins.System.quantities)
 	inTransient, inSystem := limitsOf(overrides.Transient.Build(BaseLimit{})), limitsOf(overrides.System.Build(BaseLimit{}))
 	for _, d := range limitOrder {
 		inner, outer := "Transient."+limitNames[d], "System."+limitNames[d]

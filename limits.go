@@ -26,11 +26,11 @@ import (
 // BlockAllLimit, and the greatest number becomes Unlimited.
 func (l BaseLimit) ToResourceLimits() ResourceLimits {
 	var out ResourceLimits
-	numbers := (*quantities[int, int64])(&l).counts()
+	numbers := (*scopeLimits[int, int64])(&l).counts()
 	for i, val := range out.counts() {
 		*val = limitVal(*numbers[i])
 	}
-	out.Memory = limitVal64(l.Memory)
+	out.Memory, out.Rates = limitVal64(l.Memory), l.Rates
 	return out
 }
 
@@ -45,10 +45,13 @@ type ResourceLimits struct {
 	ConnsOutbound   LimitVal   `json:",omitempty"`
 	FD              LimitVal   `json:",omitempty"`
 	Memory          LimitVal64 `json:",omitempty"`
+	// Rates limits how fast connections and streams come. go-libp2p's own configuration has
+	// no such field, and ignores it in JSON.
+	Rates Rates `json:",omitzero"`
 }
 
 func (l *ResourceLimits) counts() [7]*LimitVal {
-	return (*quantities[LimitVal, LimitVal64])(l).counts()
+	return (*scopeLimits[LimitVal, LimitVal64])(l).counts()
 }
 
 // IsDefault reports whether every limit is left to the defaults. It is true for nil.
@@ -66,22 +69,23 @@ func (l *ResourceLimits) ToMaybeNilPtr() *ResourceLimits {
 
 // Apply sets each field of l that is DefaultLimit to its value in l2.
 func (l *ResourceLimits) Apply(l2 ResourceLimits) {
-	fillIn((*quantities[LimitVal, LimitVal64])(l), (*quantities[LimitVal, LimitVal64])(&l2))
+	fillIn((*scopeLimits[LimitVal, LimitVal64])(l), (*scopeLimits[LimitVal, LimitVal64])(&l2))
 }
 
 // Build returns the limits that l stands for. Fields that are DefaultLimit are taken from
 // defaults; if l is nil, all of them are.
 func (l *ResourceLimits) Build(defaults Limit) BaseLimit {
-	from := limitsOf(defaults)
+	from, rates := limitsOf(defaults), ratesOf(defaults)
 	out := from.baseLimit()
 	if l == nil {
+		out.Rates = rates.build(Rates{})
 		return out
 	}
 	vals := l.counts()
-	for i, n := range (*quantities[int, int64])(&out).counts() {
+	for i, n := range (*scopeLimits[int, int64])(&out).counts() {
 		*n = vals[i].Build(*n)
 	}
-	out.Memory = l.Memory.Build(out.Memory)
+	out.Memory, out.Rates = l.Memory.Build(out.Memory), l.Rates.build(rates)
 	return out
 }
 
@@ -343,7 +347,7 @@ type ConcreteLimitConfig struct {
 }
 
 // ToPartialLimitConfig returns the same limits as a configuration that leaves nothing to
-// the defaults, except for gates that cfg does not set.
+// the defaults, except for rates and gates that cfg does not set.
 func (cfg ConcreteLimitConfig) ToPartialLimitConfig() PartialLimitConfig {
 	return PartialLimitConfig(convert(cfg.limits, BaseLimit.ToResourceLimits))
 }
@@ -426,6 +430,11 @@ func (l *ResourceLimits) originsOver(under scopeOrigins, from Origin) scopeOrigi
 	}
 	if l.Memory != DefaultLimit64 {
 		under.Memory = from
+	}
+	for i, rate := range l.Rates.all() {
+		if *rate != (Rate{}) {
+			under.rates[i] = from
+		}
 	}
 	return under
 }

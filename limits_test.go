@@ -34,6 +34,9 @@ const (
 
 // randomly fills a value of any of the configuration types.
 func randomly(tb testing.TB, rng *rand.Rand, v reflect.Value) {
+	if v.Type() == reflect.TypeFor[Rates]() {
+		return // upstream's limits have none; rates_test.go fills them
+	}
 	switch v.Kind() {
 	case reflect.Struct:
 		for i := range v.NumField() {
@@ -67,6 +70,29 @@ func randomly(tb testing.TB, rng *rand.Rand, v reflect.Value) {
 	default:
 		tb.Fatalf("what is a %s to be filled with?", v.Type())
 	}
+}
+
+// theirLimit returns one of our limits without rates as upstream's: a BaseLimit, or its increase.
+func theirLimit[U, L any](tb testing.TB, l L) (up U) {
+	tb.Helper()
+	from, to := reflect.ValueOf(l), reflect.ValueOf(&up).Elem()
+	require.True(tb, from.FieldByName("Rates").IsZero())
+	require.Equal(tb, to.NumField()+1, from.NumField())
+	for i := range to.NumField() {
+		to.Field(i).Set(from.FieldByName(to.Type().Field(i).Name))
+	}
+	return up
+}
+
+// theirBase and theirIncrease are theirLimit for the two types.
+func theirBase(tb testing.TB, l BaseLimit) upstream.BaseLimit {
+	tb.Helper()
+	return theirLimit[upstream.BaseLimit](tb, l)
+}
+
+func theirIncrease(tb testing.TB, l BaseLimitIncrease) upstream.BaseLimitIncrease {
+	tb.Helper()
+	return theirLimit[upstream.BaseLimitIncrease](tb, l)
 }
 
 func randomPartial(tb testing.TB, rng *rand.Rand) (cfg PartialLimitConfig) {
@@ -185,17 +211,17 @@ func TestBaseLimitsApplyAndConvertAsUpstreams(t *testing.T) {
 		for _, v := range []any{&l, &l2, &inc, &inc2} {
 			randomly(t, rng, reflect.ValueOf(v).Elem())
 		}
-		require.Equal(t, toJSON(t, upstream.BaseLimit(l)), toJSON(t, l))
-		require.Equal(t, toJSON(t, upstream.BaseLimitIncrease(inc)), toJSON(t, inc))
-		require.Equal(t, toJSON(t, upstream.BaseLimit(l).ToResourceLimits()), toJSON(t, l.ToResourceLimits()))
+		require.Equal(t, toJSON(t, theirBase(t, l)), toJSON(t, l))
+		require.Equal(t, toJSON(t, theirIncrease(t, inc)), toJSON(t, inc))
+		require.Equal(t, toJSON(t, theirBase(t, l).ToResourceLimits()), toJSON(t, l.ToResourceLimits()))
 
-		up, upInc := upstream.BaseLimit(l), upstream.BaseLimitIncrease(inc)
-		up.Apply(upstream.BaseLimit(l2))
-		upInc.Apply(upstream.BaseLimitIncrease(inc2))
+		up, upInc := theirBase(t, l), theirIncrease(t, inc)
+		up.Apply(theirBase(t, l2))
+		upInc.Apply(theirIncrease(t, inc2))
 		l.Apply(l2)
 		inc.Apply(inc2)
-		require.Equal(t, BaseLimit(up), l)
-		require.Equal(t, BaseLimitIncrease(upInc), inc)
+		require.Equal(t, up, theirBase(t, l))
+		require.Equal(t, upInc, theirIncrease(t, inc))
 		for _, dir := range []network.Direction{network.DirInbound, network.DirOutbound, network.DirUnknown} {
 			require.Equal(t, up.GetStreamLimit(dir), l.GetStreamLimit(dir))
 			require.Equal(t, up.GetConnLimit(dir), l.GetConnLimit(dir))
@@ -213,7 +239,11 @@ func TestResourceLimitsKnowWhenTheyAreDefault(t *testing.T) {
 	all := reflect.TypeFor[ResourceLimits]()
 	for i := range all.NumField() {
 		var l ResourceLimits
-		reflect.ValueOf(&l).Elem().Field(i).SetInt(-2)
+		if field := reflect.ValueOf(&l).Elem().Field(i); field.Kind() == reflect.Struct { // Rates
+			field.Field(i % numRates).FieldByName("Burst").SetInt(-1)
+		} else {
+			field.SetInt(-2)
+		}
 		require.False(t, l.IsDefault(), all.Field(i).Name)
 		require.Same(t, &l, l.ToMaybeNilPtr())
 	}
@@ -232,6 +262,9 @@ func leaves(tb testing.TB) (out []jsonLeaf) {
 			continue
 		}
 		for _, field := range reflect.VisibleFields(reflect.TypeFor[ResourceLimits]()) {
+			if field.Name == "Rates" { // see rates_test.go
+				continue
+			}
 			l := jsonLeaf{scope: scope.Name, field: field.Name}
 			if scope.Type.Kind() == reflect.Map {
 				l.name = "/x"
@@ -625,10 +658,17 @@ func TestCheckLimitNamesScopeAndField(t *testing.T) {
 	require.EqualError(t, checkLimit("system", nil), "system: no limit given, the Limit is nil")
 	require.EqualError(t, checkLimit("system", (*BaseLimit)(nil)), "system: no limit given, the Limit is nil")
 	for _, field := range reflect.VisibleFields(reflect.TypeFor[BaseLimit]()) {
+		if field.Name == "Rates" {
+			continue
+		}
 		l := new(BaseLimit)
 		reflect.ValueOf(l).Elem().FieldByIndex(field.Index).SetInt(-3)
 		require.EqualError(t, checkLimit("peer:x", l), "peer:x: the limit "+field.Name+" is -3, it must not be negative")
 	}
+	fast := &BaseLimit{Rates: Rates{ConnsInbound: Rate{PerSecond: -1}}}
+	require.EqualError(t, checkLimit("peer:x", fast), "peer:x: the rate ConnsInbound: PerSecond is -1, expected a number above 0")
+	require.EqualError(t, checkLimit("conn-1", &BaseLimit{Rates: Rates{Streams: Rate{PerSecond: 1, Burst: BlockAllLimit}}}),
+		"conn-1: the rate Streams: Burst is 0, expected at least 1: to admit nothing, set the limit beside the rate to 0")
 }
 
 // FuzzLimitsJSON holds the strict reader against upstream's: what both take, they

@@ -73,11 +73,11 @@ func (m *Manager) Limits() ConcreteLimitConfig {
 }
 
 // allFromCode are the origins of a scope all of whose limits were given by code.
-var allFromCode = scopeOrigins{
+var allFromCode = scopeOrigins{quantities[Origin, Origin]{
 	Streams: OriginCode, StreamsInbound: OriginCode, StreamsOutbound: OriginCode,
 	Conns: OriginCode, ConnsInbound: OriginCode, ConnsOutbound: OriginCode,
 	FD: OriginCode, Memory: OriginCode,
-}
+}, [numRates]Origin{OriginCode, OriginCode, OriginCode, OriginCode, OriginCode, OriginCode}}
 
 // gateOrigins returns the origins of the gates in force, without those that are default.
 func (m *Manager) gateOrigins(b *limitBook) map[string]Origin {

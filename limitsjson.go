@@ -119,10 +119,11 @@ func parseLimits(in io.Reader, lenient func(path string) bool) (cfg PartialLimit
 }
 
 // readUpstream reports whether go-libp2p's manager reads what stands at a path, or passes over
-// it. It knows nothing of costs and gates.
+// it. It knows nothing of costs, gates and rates.
 func readUpstream(path string) bool {
 	section, _, _ := strings.Cut(path, ".")
-	return section != "Costs" && section != "Gates"
+	inScope := path[strings.LastIndexByte(path, ']')+1:] // without the name, which may have dots
+	return section != "Costs" && section != "Gates" && !strings.Contains(inScope, ".Rates.")
 }
 
 // placed returns the errors, each with its place in the text if it has one, or nil if
@@ -202,6 +203,13 @@ var keyNouns = map[reflect.Type]string{
 // that says what is wrong with it. If it returns both, json.Unmarshal accepts the value with
 // another meaning than its author may think.
 func plainVal(val json.Unmarshaler, raw []byte) ([]byte, error) {
+	if _, ok := val.(*Rate); ok {
+		rate, err := parseRate(raw)
+		if err == nil {
+			_, err = rate.bucket()
+		}
+		return raw, err
+	}
 	var text string
 	quoted := json.Unmarshal(raw, &text) == nil && string(raw) != "null"
 	if !quoted {

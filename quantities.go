@@ -12,7 +12,7 @@ var limitOrder = [numDims]dim{
 	dimStreams, dimStreamsIn, dimStreamsOut, dimConns, dimConnsIn, dimConnsOut, dimFD, dimMemory,
 }
 
-// quantities is the shape of BaseLimit and ResourceLimits.
+// quantities is the shape of one number for each limit, such as those of a scope's refusals.
 type quantities[Count, Bytes comparable] struct {
 	Streams         Count
 	StreamsInbound  Count
@@ -22,6 +22,28 @@ type quantities[Count, Bytes comparable] struct {
 	ConnsOutbound   Count
 	FD              Count
 	Memory          Bytes
+}
+
+// scopeLimits is the shape of BaseLimit and ResourceLimits: quantities, and rates beside them.
+type scopeLimits[Count, Bytes comparable] struct {
+	Streams         Count
+	StreamsInbound  Count
+	StreamsOutbound Count
+	Conns           Count
+	ConnsInbound    Count
+	ConnsOutbound   Count
+	FD              Count
+	Memory          Bytes
+	Rates           Rates
+}
+
+// counts is quantities.counts.
+func (l *scopeLimits[Count, Bytes]) counts() [7]*Count {
+	return [...]*Count{
+		&l.Streams, &l.StreamsInbound, &l.StreamsOutbound,
+		&l.Conns, &l.ConnsInbound, &l.ConnsOutbound,
+		&l.FD,
+	}
 }
 
 // counts returns everything but memory. File descriptors come last, because they do not
@@ -35,12 +57,13 @@ func (q *quantities[Count, Bytes]) counts() [7]*Count {
 }
 
 // fillIn sets each field of to that is zero to its value in from.
-func fillIn[Count, Bytes comparable](to, from *quantities[Count, Bytes]) {
+func fillIn[Count, Bytes comparable](to, from *scopeLimits[Count, Bytes]) {
 	source := from.counts()
 	for i, n := range to.counts() {
 		*n = cmp.Or(*n, *source[i])
 	}
 	to.Memory = cmp.Or(to.Memory, from.Memory)
+	to.Rates.fillIn(&from.Rates)
 }
 
 // fieldsByDim returns the fields in the order of amounts.

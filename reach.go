@@ -78,7 +78,7 @@ type placedScope struct {
 }
 
 func placedScopes(cfg *ConcreteLimitConfig) perScope[*placedScope] {
-	origins := convert(cfg.origins, func(o scopeOrigins) *placedScope { return &placedScope{origin: byDim(o)} })
+	origins := convert(cfg.origins, func(o scopeOrigins) *placedScope { return &placedScope{origin: byDim(o.quantities)} })
 	all := overlay(cfg.limits, origins, func(l BaseLimit, from *placedScope) *placedScope {
 		return &placedScope{limit: limitsOf(l), origin: from.origin}
 	})

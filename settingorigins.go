@@ -17,8 +17,12 @@ var originNames = [...]string{"default", "node", "override", "code"}
 // String returns the origin's name: "default", "node", "override" or "code".
 func (o Origin) String() string { return nameOf(o, originNames[:]) }
 
-// scopeOrigins are the origins of the limits of one scope.
-type scopeOrigins = quantities[Origin, Origin]
+// scopeOrigins are the origins of the limits of one scope, and of its rates in the order of
+// Rates.all.
+type scopeOrigins struct {
+	quantities[Origin, Origin]
+	rates [numRates]Origin
+}
 
 // MarshalText returns String's text, for JSON and logs.
 func (o Origin) MarshalText() ([]byte, error) { return []byte(o.String()), nil }

@@ -26,9 +26,14 @@ func (cfg ConcreteLimitConfig) Settings() ConfigSettings {
 	origins := make(map[string]scopeOrigins)
 	cfg.origins.each(func(place string, o scopeOrigins) { origins[place] = o })
 	cfg.limits.each(func(place string, l BaseLimit) {
-		from, limit := byDim(origins[place]), limitsOf(l)
+		from, limit := byDim(origins[place].quantities), limitsOf(l)
 		for _, d := range limitOrder {
 			all = append(all, ConfigSetting{place + "." + limitNames[d], valueText(d, limit[d]), from[d]})
+		}
+		for i, rate := range l.Rates.all() {
+			if by := origins[place].rates[i]; by != OriginDefault || !rate.none() {
+				all = append(all, ConfigSetting{ratePlace(place, rateOrder[i]), rate.String(), by})
+			}
 		}
 	})
 	all = append(all, cfg.limits.Costs.settings()...)
@@ -107,7 +112,7 @@ func (cfg ConcreteLimitConfig) Diff(others ConcreteLimitConfig) PartialLimitConf
 // diff returns the limits that differ from those below, and DefaultLimit for the rest.
 func (l BaseLimit) diff(below BaseLimit) ResourceLimits {
 	out := l.ToResourceLimits()
-	mine, theirs := (*quantities[int, int64])(&l).counts(), (*quantities[int, int64])(&below).counts()
+	mine, theirs := (*scopeLimits[int, int64])(&l).counts(), (*scopeLimits[int, int64])(&below).counts()
 	for i, val := range out.counts() {
 		if *mine[i] == *theirs[i] {
 			*val = DefaultLimit
@@ -116,6 +121,7 @@ func (l BaseLimit) diff(below BaseLimit) ResourceLimits {
 	if l.Memory == below.Memory {
 		out.Memory = DefaultLimit64
 	}
+	out.Rates = l.Rates.diff(below.Rates)
 	return out
 }
 

@@ -30,6 +30,21 @@ type Amounts struct {
 	Memory          int64
 }
 
+// named returns the amounts by name.
+func (a *amounts) named() Amounts {
+	return Amounts(quantitiesOf(func(d dim) int { return int(a[d]) }, a[dimMemory]))
+}
+
+// byDim is the inverse of amounts.named.
+func (a *Amounts) byDim() (out amounts) {
+	numbers := (*quantities[int, int64])(a)
+	out[dimMemory] = numbers.Memory
+	for i, n := range numbers.counts() {
+		out[limitOrder[i]] = int64(*n)
+	}
+	return out
+}
+
 // ScopeState is what one scope holds and what it may hold. In JSON the numbers are
 // grouped by limit: Limits.ConnsInbound has Limit, Use, Percent, Peak, Refusals,
 // WouldRefuse and Tight. Limit is a number, "unlimited" or "blockAll". Percent is
@@ -311,7 +326,7 @@ func (m *Manager) snapshot(subnets int, c *cut, add func()) Snapshot {
 	s.MemberPeaks = make(map[Kind]MemberPeak)
 	for slot, k := range memberKinds {
 		most, lately := ever[slot].amounts(), recent[slot].amounts()
-		s.MemberPeaks[k] = MemberPeak{Amounts(most.baseLimit()), Amounts(lately.baseLimit())}
+		s.MemberPeaks[k] = MemberPeak{most.named(), lately.named()}
 	}
 	s.CallerBugs, s.LateReleases = m.callerBugs.Load(), counted.lateReleases
 	s.Engine.Draws, s.Engine.Returns, s.Engine.Settled = counted.draws, counted.returns, counted.settled
@@ -354,7 +369,7 @@ func compareScopes(a, b ScopeState) int {
 func (c *scopeCut) state() ScopeState {
 	s := ScopeState{
 		Name: c.name.String(), Kind: c.name.kind, ID: c.name.text,
-		Use: c.use.stat(), Limit: c.limit.baseLimit(), Peak: Amounts(c.peak.baseLimit()),
+		Use: c.use.stat(), Limit: c.limit.baseLimit(), Peak: c.peak.named(),
 		Refusals: c.denied.refused.refusals(), WouldRefuse: c.denied.would.refusals(),
 	}
 	for d, tight := range c.tight {
@@ -376,7 +391,7 @@ func (p *peerCut) state(c *cut) ScopeState {
 	use, peak := p.use.amounts(), p.peak.amounts()
 	s := ScopeState{
 		Name: text, Kind: KindPeer, ID: strings.TrimPrefix(text, "peer:"),
-		Use: use.stat(), Limit: limit.baseLimit(), Peak: Amounts(peak.baseLimit()),
+		Use: use.stat(), Limit: limit.baseLimit(), Peak: peak.named(),
 		TransientStreamsInbound: int(p.transient[0]), TransientStreamsOutbound: int(p.transient[1]),
 	}
 	if p.denied > 0 {

@@ -122,7 +122,7 @@ func TestASnapshotIsOneCutUnderLoad(t *testing.T) {
 		s := m.Snapshot()
 		var sum [numKinds]amounts
 		for _, sc := range s.Scopes {
-			use, peak := amountsOf(sc.Use), limitsOf(BaseLimit(sc.Peak))
+			use, peak := amountsOf(sc.Use), sc.Peak.byDim()
 			sum[sc.Kind].add(&use)
 			for d := range numDims {
 				require.GreaterOrEqual(t, peak[d], use[d], "%s: %s", sc.Name, limitNames[d])

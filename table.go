@@ -51,7 +51,7 @@ func (u *LimitUse) percentText() string {
 
 func (s *ScopeState) limitUses() (all [numDims]LimitUse) {
 	use, limit := amountsOf(s.Use), limitsOf(s.Limit)
-	peak, refused, would := limitsOf(BaseLimit(s.Peak)), s.Refusals.dimCounts(), s.WouldRefuse.dimCounts()
+	peak, refused, would := s.Peak.byDim(), s.Refusals.dimCounts(), s.WouldRefuse.dimCounts()
 	for d := range all {
 		u := LimitUse{Scope: s.Name, Kind: s.Kind, Name: limitNames[d], Limit: limit[d], Use: use[d],
 			Peak: peak[d], Refusals: refused[d], WouldRefuse: would[d], Tight: slices.Contains(s.Tight, limitNames[d])}
@@ -246,8 +246,8 @@ type memberPeakRow struct {
 func (s *Snapshot) memberPeakRows() (rows []memberPeakRow) {
 	for _, k := range memberKinds {
 		p := s.MemberPeaks[k]
-		recent := limitsOf(BaseLimit(p.Recent))
-		for d, ever := range limitsOf(BaseLimit(p.Ever)) {
+		recent := p.Recent.byDim()
+		for d, ever := range p.Ever.byDim() {
 			if ever > 0 {
 				rows = append(rows, memberPeakRow{k, limitNames[d], recent[d], ever})
 			}

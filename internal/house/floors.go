@@ -84,6 +84,7 @@ var floors = []floor{
 	{"limits", "configurations", []room{
 		{"limits.go", "configurations: partial ones and complete ones"},
 		{"baselimit.go limitval.go", "the limit of one scope; one number of a configuration"},
+		{"rates.go", "how fast connections and streams may come"},
 		{"limitsjson.go", "reading files of limits strictly"},
 		{"limitcheck.go configerror.go", "checks of a configuration; errors with their place"},
 		{"gatelimits.go", "the part of a configuration that is about the gates"},

@@ -153,6 +153,50 @@ func (l *BaseLimitIncrease) counts() [6]*int {
 	}
 }
 
+// scopeLimits is the shape of BaseLimit and ResourceLimits: quantities, and rates beside them.
+type scopeLimits[Count, Bytes comparable] struct {
+	Streams         Count
+	StreamsInbound  Count
+	StreamsOutbound Count
+	Conns           Count
+	ConnsInbound    Count
+	ConnsOutbound   Count
+	FD              Count
+	Memory          Bytes
+	Rates           Rates
+}
+
+// counts is quantities.counts.
+func (l *scopeLimits[Count, Bytes]) counts() [7]*Count {
+	return [...]*Count{
+		&l.Streams, &l.StreamsInbound, &l.StreamsOutbound,
+		&l.Conns, &l.ConnsInbound, &l.ConnsOutbound,
+		&l.FD,
+	}
+}
+
+// fillIn sets each field of to that is zero to its value in from.
+func fillIn[Count, Bytes comparable](to, from *scopeLimits[Count, Bytes]) {
+	source := from.counts()
+	for i, n := range to.counts() {
+		*n = cmp.Or(*n, *source[i])
+	}
+	to.Memory = cmp.Or(to.Memory, from.Memory)
+	to.Rates.fillIn(&from.Rates)
+}
+
+// GetRates returns the rates. A Limit that is given to SetLimit sets rates if it has this
+// method.
+func (l BaseLimit) GetRates() Rates { return l.Rates }
+
+// ratesOf returns the rates of a limit, if it has any.
+func ratesOf(l Limit) Rates {
+	if r, ok := l.(interface{ GetRates() Rates }); ok {
+		return r.GetRates()
+	}
+	return Rates{}
+}
+
 // isNoLimit reports whether a Limit is nil or a nil pointer.
 func isNoLimit(l Limit) bool {
 	v := reflect.ValueOf(l)

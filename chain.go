@@ -245,6 +245,14 @@ func (st *stripe) take(c *chain, r *request) (verdict, *noted) {
 
 // takeOnce is one attempt of take. It does not ask the limits that are observed for r.
 func (st *stripe) takeOnce(c *chain, r *request) (verdict, *noted) {
+	if st.rated && r.count != 0 {
+		return st.takePaced(c, r)
+	}
+	return st.takeCounted(c, r)
+}
+
+// takeCounted is takeOnce without the rates.
+func (st *stripe) takeCounted(c *chain, r *request) (verdict, *noted) {
 	if !r.mayBeReady() || !c.addAllReady(r) {
 		if v, why := st.check(c, r); v != admitted {
 			return v, why

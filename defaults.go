@@ -156,6 +156,22 @@ func (c baseLimitConfig) scale(mebibytes int64, numFD int) BaseLimit {
 	return out
 }
 
+// plus returns the rates with those of an increase added, as often as there are GiB.
+func (r Rates) plus(more Rates, mebibytes int64) Rates {
+	perGiB := more.all()
+	for i, own := range r.all() {
+		if *perGiB[i] == (Rate{}) || own.Burst == Unlimited {
+			continue
+		}
+		own.PerSecond += perGiB[i].PerSecond * float64(mebibytes) / 1024
+		// A burst that is left open goes on being what comes in a second.
+		if own.Burst != 0 || perGiB[i].Burst != 0 {
+			own.Burst = LimitVal(grow(own.burst(), int64(perGiB[i].Burst), mebibytes, math.MaxInt))
+		}
+	}
+	return r
+}
+
 // grow returns base + perGiB × GiB, rounded down, and at most most. It uses big integers
 // because the product may exceed 64 bits.
 func grow(base, perGiB, mebibytes, most int64) int64 {

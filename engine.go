@@ -41,6 +41,7 @@ type engine struct {
 	pressure  *pressure            // nil: the process's memory does not matter
 	noting    bool                 // refusals are logged, so remarks on them are kept
 
+	tokens     tokens
 	lastID     atomic.Int64
 	callerBugs atomic.Uint64
 	// setByHand has, by kind, a dimSet of the dimensions in which a limit of SetLimit may refuse
@@ -121,10 +122,11 @@ func (e *engine) build() {
 		st := &e.stripes[i]
 		st.engine, st.index, st.trace = e, i, e.trace
 		st.wholeFrom = e.admission.wholeFrom()
-		st.plain = e.trace == nil && e.fair == nil
 	}
+	e.setRated()
 	for k := range e.fixed {
 		e.fixed[k] = e.makePool(Kind(k), "", e.limits.Load().kinds[k].unnamed, amounts{})
+		e.fixed[k].renewRates(e.limits.Load())
 	}
 	if e.trace != nil {
 		e.stripes[0].wake()
@@ -150,6 +152,7 @@ func (e *engine) newPool(kind Kind, name string) (*pool, error) {
 	limits, _ := book.sharedLimits(kind, name, f)
 	p := e.makePool(kind, name, *limits.own, *limits.pair)
 	p.by = book
+	p.renewRates(book)
 	return p, nil
 }
 

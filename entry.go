@@ -81,6 +81,9 @@ func (st *stripe) glance(o *opening) error {
 		r := o.total()
 		r.observed = observed
 		why := st.checkOpening(o, &r)
+		if why == nil && st.rated {
+			why = st.glanceAtRates(&r)
+		}
 		if why == nil {
 			var v verdict
 			if v, why = st.checkFirst(&r); v == undecided {

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -32,7 +33,7 @@ const (
 	// CauseSubnet means that there are too many connections from one IP prefix.
 	CauseSubnet
 	// CauseRate means that there were too many connection attempts from one IP prefix in a
-	// short time.
+	// short time, or that connections or streams entered a scope faster than its Rates say.
 	CauseRate
 	// CauseMemoryPressure means that the process has too much memory in use (see
 	// WithMemoryPressure).
@@ -211,10 +212,20 @@ func (e *LimitError) Resource() Resource { return resourceOf[e.why.d] }
 func (e *LimitError) Direction() network.Direction { return directionOf[e.why.d] }
 
 // Current returns how much the scope held, in bytes or as a count. A gate on subnets refuses
-// when it is full, so Current is its limit. For CauseRate, Current and Limit are 0. For
+// when it is full, so Current is its limit. For CauseRate by a gate, Current and Limit are 0; by
+// a scope, they are the burst of its rate, all of whose tokens are taken, see RetryAt. For
 // CauseMemoryPressure, Current is how many bytes the process had in use, and Limit the number
 // of bytes above which it refuses.
-func (e *LimitError) Current() int64 { return e.why.current }
+func (e *LimitError) Current() int64 { return e.why.used() }
+
+// RetryAt returns the time from which the rate that refused the request has a token again, if
+// nobody takes it before. It is the zero time if no rate of a scope refused.
+func (e *LimitError) RetryAt() time.Time {
+	if !e.why.byRate() {
+		return time.Time{}
+	}
+	return time.Unix(0, e.why.current)
+}
 
 // Attempted returns how much the request asked for, in bytes or as a count.
 func (e *LimitError) Attempted() int64 { return e.why.asked }
@@ -228,7 +239,16 @@ func (e *LimitError) Limit() int64 { return e.why.limit }
 // The log of refusals calls it raise. If a peer or network refused that the configuration
 // does not name, it is the place of the limit for all that are not named.
 func (e *LimitError) ConfigKey() string {
-	return configKey(e.Kind(), e.why.d, e.why.scope, e.asked.place)
+	key := configKey(e.Kind(), e.why.d, e.why.scope, e.asked.place)
+	if e.why.byRate() {
+		return rateKey(key, e.why.d)
+	}
+	return key
+}
+
+// rateKey returns the place of the rate beside a limit on d.
+func rateKey(key string, d dim) string {
+	return ratePlace(strings.TrimSuffix(key, "."+limitNames[d]), d)
 }
 
 // Priority returns the priority of a memory reservation, and 255 for other requests.
@@ -256,6 +276,9 @@ func (e *LimitError) attrs() []slog.Attr {
 	if holder := e.Holder(); holder != "" {
 		attrs = append(attrs, slog.String("holder", holder))
 	}
+	if at := e.RetryAt(); !at.IsZero() {
+		attrs = append(attrs, slog.Time("retry_at", at))
+	}
 	return append(attrs,
 		held("current", e.Current()), slog.Any("attempted", loggedAmount{e.why.d, e.Attempted()}),
 		held("limit", e.Limit()), slog.Int("priority", int(e.Priority())),
@@ -263,8 +286,8 @@ func (e *LimitError) attrs() []slog.Attr {
 }
 
 // MarshalJSON writes an object with what the methods return, each under the method's name.
-// Amounts are numbers, and everything else is text. Direction and Holder are omitted if there
-// is none.
+// Amounts are numbers, and everything else is text. Direction, Holder and RetryAt are omitted if
+// there is none.
 func (e *LimitError) MarshalJSON() ([]byte, error) {
 	fields := struct {
 		Error, Asked, Scope       string
@@ -276,8 +299,9 @@ func (e *LimitError) MarshalJSON() ([]byte, error) {
 		Current, Attempted, Limit int64
 		Priority                  uint8
 		ConfigKey                 string
+		RetryAt                   time.Time `json:",omitzero"`
 	}{e.Error(), e.Asked(), e.Scope(), e.Kind(), e.Resource(), "", e.Cause(), e.Holder(),
-		e.Current(), e.Attempted(), e.Limit(), e.Priority(), e.ConfigKey()}
+		e.Current(), e.Attempted(), e.Limit(), e.Priority(), e.ConfigKey(), e.RetryAt()}
 	if dir := e.Direction(); dir != network.DirUnknown {
 		fields.Direction = dir.String()
 	}
@@ -305,7 +329,11 @@ func (e *LimitError) what() string {
 	case network.DirOutbound:
 		s += "outbound "
 	}
-	return s + e.Resource().String() + gateWords[e.Kind()] + ": " + network.ErrResourceLimitExceeded.Error()
+	words := gateWords[e.Kind()]
+	if e.why.byRate() {
+		words = gateWords[KindRate]
+	}
+	return s + e.Resource().String() + words + ": " + network.ErrResourceLimitExceeded.Error()
 }
 
 // gateWords are the words of go-libp2p's own manager for refusals by its gates. Programs
@@ -396,9 +424,22 @@ type refusal struct {
 	d        dim
 	cause    Cause
 	priority uint8 // the request's
-	current  int64
-	asked    int64
-	limit    int64
+	// current is what the scope held. For a rate of a scope it is when the next token comes, as
+	// time.Time.UnixNano has it: what is missing from the bucket is all of it then.
+	current int64
+	asked   int64
+	limit   int64
+}
+
+// byRate reports whether a rate of a scope refused, which is not one of a gate.
+func (why *refusal) byRate() bool { return why.cause == CauseRate && why.scope.kind != KindRate }
+
+// used returns what the scope held.
+func (why *refusal) used() int64 {
+	if why.byRate() {
+		return why.limit
+	}
+	return why.current
 }
 
 // limitPlace is where the configuration has the limit of a scope or gate, as far as its name

@@ -27,6 +27,9 @@ type limitBook struct {
 	// mayRefuse has, by kind, the dimensions in which the limit of some scope may refuse a
 	// request. The four scopes that always exist have none.
 	mayRefuse [numKinds]dimSet
+	// rates has the rates of all scopes, by kind, if the Limiter is of this package. It is nil
+	// if there is none.
+	rates *[numKinds]kindRates
 	// connCost and streamCost are the costs of opening one connection and one stream, in
 	// bytes.
 	connCost, streamCost int64
@@ -42,6 +45,43 @@ type negativesSeen [numKinds]atomic.Uint32
 type kindLimits struct {
 	unnamed amounts
 	named   map[string]*amounts
+}
+
+// kindRates are the rates of scopes of one kind. A name that is not here has those of the unnamed
+// scopes.
+type kindRates struct {
+	unnamed *scopeRates
+	named   map[string]*scopeRates
+}
+
+func kindRatesOf[K ~string](unnamed BaseLimit, named map[K]BaseLimit) (r kindRates) {
+	r.unnamed = newScopeRates(unnamed.Rates)
+	for name, l := range named {
+		if l.Rates != unnamed.Rates {
+			put(&r.named, string(name), newScopeRates(l.Rates))
+		}
+	}
+	return r
+}
+
+// readRates reads the rates of a Limiter of our own.
+func (b *limitBook) readRates() {
+	limits := &b.own.limits
+	rates := [numKinds]kindRates{
+		KindServicePeer:  kindRatesOf(limits.ServicePeerDefault, limits.ServicePeer),
+		KindService:      kindRatesOf(limits.ServiceDefault, limits.Service),
+		KindProtocolPeer: kindRatesOf(limits.ProtocolPeerDefault, limits.ProtocolPeer),
+		KindProtocol:     kindRatesOf(limits.ProtocolDefault, limits.Protocol),
+		KindPeer:         kindRatesOf(limits.PeerDefault, limits.Peer),
+	}
+	for k, l := range [...]BaseLimit{limits.System, limits.Transient, limits.AllowlistedSystem, limits.AllowlistedTransient} {
+		rates[k].unnamed = newScopeRates(l.Rates)
+	}
+	for _, of := range rates {
+		if of.unnamed != nil || len(of.named) > 0 {
+			b.rates = &rates
+		}
+	}
 }
 
 // of returns the limit of the scope with a name.
@@ -137,6 +177,7 @@ func (b *limitBook) readOwn() {
 	b.kinds[KindPeer] = kindLimitsOf(limits.PeerDefault, limits.Peer)
 	b.kinds[KindStream].unnamed = limitsOf(limits.Stream)
 	b.connCost, b.streamCost = limits.Costs.perOpening()
+	b.readRates()
 	for k := KindService; k <= KindStream; k++ {
 		b.noteRefusing(k)
 	}

@@ -36,14 +36,14 @@ func (m *Manager) Limits() ConcreteLimitConfig {
 	var pools []poolLimits
 	m.inOneCut(func() {
 		for k, to := range [...]*BaseLimit{&cfg.System, &cfg.Transient, &cfg.AllowlistedSystem, &cfg.AllowlistedTransient} {
-			*to = m.fixed[k].limit.baseLimit()
+			*to = m.fixed[k].limitWithRates()
 			if m.dir.sticks(m.fixed[k]) {
 				*from.single()[k] = allFromCode
 			}
 		}
 		for _, p := range m.dir.list() {
 			pools = append(pools, poolLimits{
-				p.kind, p.name, p.limit.baseLimit(), p.pairLimit.baseLimit(), m.dir.sticks(p)})
+				p.kind, p.name, p.limitWithRates(), p.pairLimitWithRates(), m.dir.sticks(p)})
 		}
 	})
 	for _, p := range pools {
@@ -56,13 +56,15 @@ func (m *Manager) Limits() ConcreteLimitConfig {
 			setNamed(&cfg.ProtocolPeer, &from.ProtocolPeer, proto, p.pairLimit, cfg.ProtocolPeerDefault, false)
 		}
 	}
-	unnamed := limitsOf(cfg.PeerDefault)
+	unnamed := cfg.PeerDefault
 	special := make(map[peer.ID]BaseLimit)
 	byHand := make(map[peer.ID]bool)
 	for i := range m.stripes {
 		m.stripes[i].eachPeer(func(ps *peerScope) {
-			if _, named := cfg.Peer[ps.id]; named || *ps.limit() != unnamed {
-				special[ps.id], byHand[ps.id] = ps.limit().baseLimit(), ps.sticky
+			l := ps.limit().baseLimit()
+			l.Rates = m.stripes[i].rates(&ps.account).given()
+			if _, named := cfg.Peer[ps.id]; named || l != unnamed {
+				special[ps.id], byHand[ps.id] = l, ps.sticky
 			}
 		})
 	}

@@ -69,6 +69,9 @@ type modelScope struct {
 	friends int          // of a peer: its connections that the allowlist means
 	far     modelFar
 	trusted bool
+	rates   Rates
+	owed    [numDims]int64 // how long the buckets of the rates take to be full, from the time below
+	owedAt  int64
 }
 
 // modelFar is what the allowlist says of the far end of a connection.
@@ -88,6 +91,7 @@ type model struct {
 	scopes    map[string]*modelScope // those on which others stand, by name
 	observed  map[Kind]bool          // whose limits refuse nothing
 	would     map[modelWould]int     // what they would have refused
+	now       func() int64           // the time of the rates; nil stands still
 }
 
 // modelWould is what would have been refused, and why.
@@ -107,7 +111,7 @@ func (m *model) at(name string, limit BaseLimit) *modelScope {
 	s := m.scopes[name]
 	if s == nil {
 		l := limitsOf(&limit)
-		s = &modelScope{name: name, limit: &l}
+		s = &modelScope{name: name, limit: &l, rates: limit.Rates}
 		switch name {
 		case "system", "allowlistedSystem":
 		case "allowlistedTransient":
@@ -180,6 +184,7 @@ func (m *model) Limit(s *modelScope) (l BaseLimit) {
 	defer m.mu.Unlock()
 	if limits := s.limits(); limits != nil && !s.done {
 		l = limits.baseLimit()
+		l.Rates = s.rates
 	}
 	return l
 }
@@ -198,6 +203,9 @@ type modelRequest struct {
 	priority uint8
 	crowding bool
 	beyond   bool // the limits that are only observed
+	// enters has the scopes whose rates are asked, and early those of which limits are asked
+	// before the rates.
+	enters, early []*modelScope
 }
 
 // bound is the most that a scope may hold after the request.
@@ -271,6 +279,9 @@ func (m *model) takeAny(r *modelRequest, lines ...[]*modelScope) (a answer, alon
 	for _, r.beyond = range []bool{false, true} {
 		first := a
 		for i, line := range lines {
+			if len(r.early) == 1 && r.early[0] == r.by { // it opens
+				r.enters = line[1:]
+			}
 			if a = m.takeOnce(r, line...); a.outcome == limited {
 				continue
 			}
@@ -299,6 +310,24 @@ func (a answer) would() modelWould {
 }
 
 func (m *model) takeOnce(r *modelRequest, line ...*modelScope) answer {
+	if a := m.ask(r, r.early...); a.outcome != yes {
+		return a
+	}
+	if a := m.lacksToken(r); a.outcome != yes {
+		return a
+	}
+	if a := m.ask(r, line...); a.outcome != yes {
+		return a
+	}
+	charge(r.items, 1, line...)
+	for _, s := range r.enters {
+		m.takeTokens(r, s)
+	}
+	return answer{outcome: yes}
+}
+
+// ask asks the limits of a line.
+func (m *model) ask(r *modelRequest, line ...*modelScope) answer {
 	for _, s := range line {
 		if s == nil {
 			continue
@@ -314,8 +343,63 @@ func (m *model) takeOnce(r *modelRequest, line ...*modelScope) answer {
 			}
 		}
 	}
-	charge(r.items, 1, line...)
 	return answer{outcome: yes}
+}
+
+// bucket returns the time from one token to the next, and that from empty to full. Both are 0
+// if there is no rate.
+func (s *modelScope) bucket(d dim) (interval, capacity int64) {
+	for i, rate := range s.rates.all() {
+		if rateOrder[i] == d && *rate != (Rate{}) {
+			interval = int64(1e9 / rate.PerSecond) // the tests have rates of whole nanoseconds
+			return interval, interval * max(1, int64(rate.Burst))
+		}
+	}
+	return 0, 0
+}
+
+// pass lets time go by for the buckets of a scope.
+func (m *model) pass(s *modelScope) {
+	if m.now == nil {
+		return
+	}
+	now := m.now()
+	for d := range s.owed {
+		s.owed[d] = max(0, s.owed[d]-(now-s.owedAt))
+	}
+	s.owedAt = now
+}
+
+// lacksToken returns the refusal by the first rate without a token.
+func (m *model) lacksToken(r *modelRequest) answer {
+	for _, s := range r.enters {
+		if s == nil || r.beyond && m.observed[s.kind()] {
+			continue
+		}
+		m.pass(s)
+		for _, it := range r.items {
+			interval, capacity := s.bucket(it.d)
+			if interval == 0 || s.owed[it.d]+interval <= capacity {
+				continue
+			}
+			s.owed[it.d] = min(s.owed[it.d], capacity)
+			burst := capacity / interval
+			return answer{limited, r.by.name, s.name, resourceOf[it.d], directionOf[it.d], burst, 1, burst, r.priority, CauseRate}
+		}
+	}
+	return answer{outcome: yes}
+}
+
+func (m *model) takeTokens(r *modelRequest, s *modelScope) {
+	if s == nil {
+		return
+	}
+	m.pass(s)
+	for _, it := range r.items {
+		if interval, capacity := s.bucket(it.d); interval > 0 {
+			s.owed[it.d] = min(s.owed[it.d]+interval, capacity)
+		}
+	}
 }
 
 func charge(items []item, sign int64, line ...*modelScope) {
@@ -376,6 +460,7 @@ func (m *model) open(s, ps *modelScope, fallBack bool) (*modelScope, answer) {
 	for _, s.above = range places {
 		lines = append(lines, s.line())
 	}
+	r.early = []*modelScope{s}
 	a, along := m.takeAny(r, lines...)
 	if a.outcome == yes {
 		s.above = places[along]
@@ -413,7 +498,10 @@ func (m *model) SetPeer(c *modelScope, p peer.ID) answer {
 	if !trusted && system.name == "allowlistedSystem" {
 		system = m.system()
 		toCheck = []*modelScope{system, m.transient(), ps}
+		r.early = toCheck[:2]
+		r.enters = []*modelScope{system}
 	}
+	r.enters = append(r.enters, ps)
 	if a := m.take(r, toCheck...); a.outcome != yes {
 		return a
 	}
@@ -468,6 +556,7 @@ func (m *model) attach(s *modelScope, place, pairPlace int, id string) answer {
 	to[place] = shared(id)
 	to[pairPlace] = m.at(to[place].name+"."+s.above[atPeer].name, pairLimit)
 	r := &modelRequest{by: s, items: s.held(), priority: 255}
+	r.enters = []*modelScope{to[place], to[pairPlace]}
 	if a := m.take(r, to[place], to[pairPlace]); a.outcome != yes {
 		return a
 	}
@@ -558,6 +647,9 @@ func (m *model) SetLimit(s *modelScope, limit BaseLimit) {
 		}
 	}
 	s.limit, s.sticky = &l, true
+	if !s.onTree() {
+		s.rates = limit.Rates
+	}
 }
 
 func (m *model) Stat(s *modelScope) network.ScopeStat {
@@ -573,13 +665,31 @@ func (m *model) Stat(s *modelScope) network.ScopeStat {
 	return a.stat()
 }
 
-// reap forgets what nobody uses.
+// reap forgets what nobody uses, and owes no token.
 func (m *model) reap() {
-	for name, s := range m.scopes {
-		if s.refs == 0 && !s.sticky && s.use == (amounts{}) && strings.Contains(name, ":") {
-			delete(m.scopes, name)
+	forget := func(parts bool) {
+		for name, s := range m.scopes {
+			m.pass(s)
+			if strings.Contains(name, ".peer:") == parts && strings.Contains(name, ":") &&
+				s.refs == 0 && !s.sticky && s.use == (amounts{}) && s.owed == (amounts{}) && !m.hasParts(name) {
+				delete(m.scopes, name)
+			}
 		}
 	}
+	forget(true)
+	forget(false)
+}
+
+// hasParts reports whether there is a part of a peer or of a service or protocol that owes tokens.
+func (m *model) hasParts(name string) bool {
+	for other, s := range m.scopes {
+		if strings.HasPrefix(other, name+".peer:") || strings.HasSuffix(other, "."+name) {
+			if s.owed != (amounts{}) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (m *model) Close() {

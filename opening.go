@@ -32,7 +32,10 @@ func (o *opening) name() scopeName { return scopeName{kind: o.kind, num: o.num} 
 func (st *stripe) openReady(o *opening) bool {
 	u, ps := o.unit, o.chain.peer()
 	transient, system := st.fixed[KindTransient], st.fixed[KindSystem]
-	if !st.plain || o.cost != 0 || !u.within(o.limit) || ps != nil && !ps.hasUnit(u) {
+	if !st.plain {
+		return st.openPaced(o)
+	}
+	if o.cost != 0 || !u.within(o.limit) || ps != nil && !ps.hasUnit(u) {
 		return false
 	}
 	one, other := transient.lackingUnit(u), system.lackingUnit(u)

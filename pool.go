@@ -180,7 +180,8 @@ type pool struct {
 	// most is the part of limit that may be held, see engine.most; batch and looseBelow are
 	// computed from it.
 	most, batch, looseBelow amounts
-	pairLimit               amounts // of one peer in this service or protocol
+	pairLimit               amounts    // of one peer in this service or protocol
+	rates                   *poolRates // nil if there has been none
 	// limitCopy is a copy of limit for readers without a lock. A copy does not change.
 	limitCopy atomic.Pointer[amounts]
 
@@ -314,6 +315,7 @@ func (p *pool) setLimit(limit amounts) {
 // there are no shares.
 func (p *pool) renewLocked(by *limitBook, limits sharedLimits) {
 	p.by = by
+	p.renewRates(by)
 	if limits.own == nil {
 		return // they could not be fetched
 	}

@@ -3,10 +3,6 @@ package rcmgr
 // Eight values by name, one for each limit, as the types that users see have them, and by
 // dimension, as the engine has them.
 
-import (
-	"cmp"
-)
-
 // limitOrder is the order of limits in configurations, as in quantities.counts.
 var limitOrder = [numDims]dim{
 	dimStreams, dimStreamsIn, dimStreamsOut, dimConns, dimConnsIn, dimConnsOut, dimFD, dimMemory,
@@ -24,28 +20,6 @@ type quantities[Count, Bytes comparable] struct {
 	Memory          Bytes
 }
 
-// scopeLimits is the shape of BaseLimit and ResourceLimits: quantities, and rates beside them.
-type scopeLimits[Count, Bytes comparable] struct {
-	Streams         Count
-	StreamsInbound  Count
-	StreamsOutbound Count
-	Conns           Count
-	ConnsInbound    Count
-	ConnsOutbound   Count
-	FD              Count
-	Memory          Bytes
-	Rates           Rates
-}
-
-// counts is quantities.counts.
-func (l *scopeLimits[Count, Bytes]) counts() [7]*Count {
-	return [...]*Count{
-		&l.Streams, &l.StreamsInbound, &l.StreamsOutbound,
-		&l.Conns, &l.ConnsInbound, &l.ConnsOutbound,
-		&l.FD,
-	}
-}
-
 // counts returns everything but memory. File descriptors come last, because they do not
 // grow with memory as the others do.
 func (q *quantities[Count, Bytes]) counts() [7]*Count {
@@ -54,16 +28,6 @@ func (q *quantities[Count, Bytes]) counts() [7]*Count {
 		&q.Conns, &q.ConnsInbound, &q.ConnsOutbound,
 		&q.FD,
 	}
-}
-
-// fillIn sets each field of to that is zero to its value in from.
-func fillIn[Count, Bytes comparable](to, from *scopeLimits[Count, Bytes]) {
-	source := from.counts()
-	for i, n := range to.counts() {
-		*n = cmp.Or(*n, *source[i])
-	}
-	to.Memory = cmp.Or(to.Memory, from.Memory)
-	to.Rates.fillIn(&from.Rates)
 }
 
 // fieldsByDim returns the fields in the order of amounts.

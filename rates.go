@@ -92,22 +92,6 @@ func (r Rates) diff(below Rates) Rates {
 	return r
 }
 
-// plus returns the rates with those of an increase added, as often as there are GiB.
-func (r Rates) plus(more Rates, mebibytes int64) Rates {
-	perGiB := more.all()
-	for i, own := range r.all() {
-		if *perGiB[i] == (Rate{}) || own.Burst == Unlimited {
-			continue
-		}
-		own.PerSecond += perGiB[i].PerSecond * float64(mebibytes) / 1024
-		// A burst that is left open goes on being what comes in a second.
-		if own.Burst != 0 || perGiB[i].Burst != 0 {
-			own.Burst = LimitVal(grow(own.burst(), int64(perGiB[i].Burst), mebibytes, math.MaxInt))
-		}
-	}
-	return r
-}
-
 // none reports whether there is no rate.
 func (r Rate) none() bool { return r == Rate{} || r.Burst == Unlimited }
 
@@ -257,18 +241,6 @@ func (r Rates) buckets() *rateBuckets {
 		return nil
 	}
 	return &all
-}
-
-// GetRates returns the rates. A Limit that is given to SetLimit sets rates if it has this
-// method.
-func (l BaseLimit) GetRates() Rates { return l.Rates }
-
-// ratesOf returns the rates of a limit, if it has any.
-func ratesOf(l Limit) Rates {
-	if r, ok := l.(interface{ GetRates() Rates }); ok {
-		return r.GetRates()
-	}
-	return Rates{}
 }
 
 // check returns an error for each rate that no scope can have.

@@ -75,7 +75,12 @@ func (st *stripe) reapLocked(most int) int {
 	n := min(most, reapChunk, len(st.queue))
 	for _, a := range st.queue[:n] {
 		a.queued = false
-		if !a.gone && a.unused() {
+		switch {
+		case a.gone || !a.unused():
+		case st.owes(a):
+			a.queued = true
+			st.queue = append(st.queue, a)
+		default:
 			st.collect(a)
 		}
 	}
@@ -97,6 +102,7 @@ func (st *stripe) collect(a *account) {
 		a.ps.subnet = nil // it may come back
 		st.peers = withoutCrowd(st.peers, &st.crowd)
 	case KindServicePeer, KindProtocolPeer:
+		dropPairRates(a)
 		a.ps.dropPair(a.ps.pair(a.share))
 		st.unref(&a.ps.account)
 		st.unref(&a.share.account)
@@ -151,6 +157,7 @@ func (e *engine) beginMemberPeaks() {
 	for i := range e.stripes {
 		st := &e.stripes[i]
 		st.eachPeer(func(ps *peerScope) {
+			st.dropFull(ps)
 			st.most.raise(slotPeer, &ps.use)
 			for pr := ps.pairs; pr != nil; pr = pr.next {
 				st.most.raisePair(pr)

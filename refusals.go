@@ -14,6 +14,7 @@ import (
 type rationCounts struct {
 	crowded dimCounts                    // CauseCrowding, which only transient has
 	fair    [KindTransient + 1]dimCounts // CauseFairShare
+	rate    [KindPeer + 1]dimCounts      // CauseRate, by scopes
 }
 
 func (c *rationCounts) count(why *refusal) {
@@ -22,6 +23,8 @@ func (c *rationCounts) count(why *refusal) {
 		c.crowded[why.d]++
 	case CauseFairShare:
 		c.fair[why.scope.kind][why.d]++
+	case CauseRate:
+		c.rate[why.scope.kind][why.d]++
 	}
 }
 
@@ -29,6 +32,9 @@ func (c *rationCounts) add(o *rationCounts) {
 	c.crowded.add(&o.crowded)
 	for k := range c.fair {
 		c.fair[k].add(&o.fair[k])
+	}
+	for k := range c.rate {
+		c.rate[k].add(&o.rate[k])
 	}
 }
 
@@ -114,7 +120,7 @@ func (r *Refusals) dimCounts() dimCounts { return byDim(quantities[uint64, uint6
 
 // note notes a refusal that happened a number of times, and the name that it concerned.
 func (r *remark) note(why *refusal, concerned scopeName, times uint64) {
-	r.numbers(why.current, why.limit, why.cause)
+	r.numbers(why.used(), why.limit, why.cause)
 	r.worst.Add(concerned, times)
 }
 

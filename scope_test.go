@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/protocol"
@@ -50,8 +51,9 @@ type duel struct {
 	lowered bool
 	// observing: limits of random kinds are only observed, in turns.
 	observing bool
-	largest   int64  // the most bytes of a request; 0: any number
-	last      string // the last question, for the message
+	largest   int64      // the most bytes of a request; 0: any number
+	clock     *handClock // of the rates; nil without
+	last      string     // the last question, for the message
 }
 
 func TestRandomSequencesDecideAsTheModel(t *testing.T) {
@@ -77,7 +79,11 @@ func TestRandomSequencesDecideAsTheModel(t *testing.T) {
 }
 
 func newDuel(t testing.TB, r *rand.Rand, stripes int, g regime, a Admission, newcomers bool, more ...Option) *duel {
-	conf := g.conf(r, stripes)
+	return newDuelOf(t, r, stripes, g, g.conf(r, stripes), a, newcomers, more...)
+}
+
+// newDuelOf is newDuel with limits that are given.
+func newDuelOf(t testing.TB, r *rand.Rand, stripes int, g regime, conf perScope[BaseLimit], a Admission, newcomers bool, more ...Option) *duel {
 	opts := append(openGates(), WithStripes(stripes), WithAdmission(a), WithNewcomersQuarter(newcomers),
 		WithAllowlistedMultiaddrs(testAllowlist))
 	opts = append(opts, more...)
@@ -115,11 +121,17 @@ func (d *duel) run(steps int) {
 		d.finish(0)
 	}
 	d.compare(true)
+	if d.clock != nil {
+		d.clock.ahead(24 * time.Hour) // until all buckets are full
+	}
 	assertEmpty(d.t, d.eng)
 }
 
 // step asks one random question.
 func (d *duel) step() {
+	if d.clock != nil && d.r.IntN(3) == 0 {
+		d.clock.ahead(pick(d.r, []time.Duration{1, time.Millisecond, 50 * time.Millisecond, 200 * time.Millisecond, time.Second, time.Minute}))
+	}
 	switch n := len(d.held); {
 	case n == 0:
 		d.filling = true
@@ -316,6 +328,9 @@ func (d *duel) setLimit(p *pairOfScopes) {
 		limit = unlimitedBase
 	case 5:
 		limit.Memory = -1
+	}
+	if d.clock != nil && d.r.IntN(2) == 0 {
+		limit.Rates = someRates(d.r)
 	}
 	d.ask("%s.SetLimit(%+v)", p.model().name, limit)
 	p.eng.(ResourceScopeLimiter).SetLimit(&limit)

@@ -125,7 +125,9 @@ func (m *Manager) putInForce(next, last *limitBook, known living) (late living, 
 		last := m.limits.Load()
 		m.limits.Store(next)
 		m.classes.putInForce(next)
+		m.setRated()
 		for k, p := range m.fixed {
+			m.dir.renewRates(p, next)
 			if !m.dir.sticks(p) {
 				p.setLimit(next.kinds[k].unnamed)
 			}
@@ -254,6 +256,7 @@ func (ps *peerScope) ResetLimit() {
 			return unknown, nil
 		}
 		a.ready, a.sticky = limit, false
+		a.ps.setPeerRates(nil)
 		st.enqueue(a)
 		return admitted, nil
 	}))
@@ -271,6 +274,7 @@ func (p *pool) ResetLimit() {
 		if now.kind <= KindAllowlistedTransient {
 			e.dir.stick(now, false)
 			now.setLimit(book.kinds[now.kind].unnamed)
+			e.dir.renewRates(now, book)
 			return admitted, nil
 		}
 		limits, known := book.sharedLimits(now.kind, now.name, f)

@@ -135,23 +135,37 @@ var (
 	_ ResourceScopeLimiter = (*peerScope)(nil)
 )
 
-// rarePeer has what few peers need: many pairs, or spans.
+// rarePeer has what few peers need: the time of a rate, and what fewer need.
 type rarePeer struct {
-	byShare map[*share]*pair // by the share that each is a part of; nil if the list has them
-	spans   uint32           // begun so far
+	oneRate oneTime
+	*rares  // nil for most
 }
 
-// makeRare returns rare, and makes it if there is none.
-func (ps *peerScope) makeRare() *rarePeer {
+// rares is what very few peers need: many pairs, spans, or several rates.
+type rares struct {
+	byShare map[*share]*pair // by the share that each is a part of; nil if the list has them
+	spans   uint32           // begun so far
+	rates   *peerRates
+}
+
+// makeRare returns what very few peers need, and makes it if there is none.
+func (ps *peerScope) makeRare() *rares {
 	if ps.rare == nil {
 		ps.rare = &rarePeer{}
 	}
-	return ps.rare
+	return ps.rare.makeMore()
+}
+
+func (r *rarePeer) makeMore() *rares {
+	if r.rares == nil {
+		r.rares = new(rares)
+	}
+	return r.rares
 }
 
 // byShare returns the pairs if they are in a map, else nil.
 func (ps *peerScope) byShare() map[*share]*pair {
-	if ps.rare == nil {
+	if ps.rare == nil || ps.rare.rares == nil {
 		return nil
 	}
 	return ps.rare.byShare
@@ -295,9 +309,10 @@ func (ps *peerScope) Stat() network.ScopeStat {
 
 // Limit returns a copy of the limit in force.
 func (ps *peerScope) Limit() Limit {
-	_, a, _ := ps.enter(oneStripe)
-	defer ps.st.exit(oneStripe)
+	st, a, _ := ps.enter(oneStripe)
+	defer st.exit(oneStripe)
 	l := a.limit().baseLimit()
+	l.Rates = st.rates(a).given()
 	return &l
 }
 
@@ -308,10 +323,13 @@ func (ps *peerScope) SetLimit(limit Limit) {
 	if !ok {
 		return
 	}
+	rates := newScopeRates(ratesOf(limit))
+	ps.st.engine.rateByHand(rates)
 	_, a, _ := ps.enter(oneStripe)
 	defer ps.st.exit(oneStripe)
 	a.ready = l
 	a.sticky = true
+	a.ps.setPeerRates(rates)
 }
 
 func (p *pool) enter(g grip) (*stripe, *account, chain) { return p.enterAt(p.home.awake(), g) }
@@ -385,6 +403,7 @@ func (p *pool) Limit() Limit {
 	st, a, _ := p.enter(oneStripe)
 	defer st.exit(oneStripe)
 	l := a.limit().baseLimit()
+	l.Rates = a.share.pool.ownRates().given()
 	return &l
 }
 
@@ -395,9 +414,12 @@ func (p *pool) SetLimit(limit Limit) {
 	if !ok {
 		return
 	}
+	rates := newScopeRates(ratesOf(limit))
+	p.engine.rateByHand(rates)
 	st, a, _ := p.enter(allStripes)
 	defer st.exit(allStripes)
 	a.share.pool.setLimit(*l)
+	a.share.pool.setRates(rates, a.share.pool.pairRates())
 	p.engine.dir.stick(a.share.pool, true)
 }
 

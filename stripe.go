@@ -39,9 +39,10 @@ type stripe struct {
 	// wholeFrom is the least priority that may fill all of a limit.
 	wholeFrom uint8
 	closed    bool // the manager is closed: nothing new is admitted
-	// plain: there is no tracer and no fair share, and the manager is not closed. Then the
-	// accounts alone decide, and nothing else has to be told.
+	// plain: there is no tracer, no fair share and no rate, and the manager is not closed. Then
+	// the accounts alone decide, and nothing else has to be told.
 	plain bool
+	rated bool        // some limit has a rate, see tokens.go
 	woken atomic.Bool // awake has made what is needed; read without the lock
 
 	// fixed holds the shares of the four scopes that are always there, by kind.
@@ -62,6 +63,7 @@ type stripe struct {
 // awakened is what a stripe has besides what every connection and stream uses.
 type awakened struct {
 	*spreads
+	paced int64 // the latest time that was read for a rate
 	// The shares of services and protocols, by name.
 	services, protocols map[string]*share
 	// queue holds the accounts that may have become unused, for reap.
@@ -373,6 +375,13 @@ func (dir *directory) renew(p *pool, by *limitBook, limits sharedLimits) {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
 	p.renewLocked(by, limits)
+}
+
+// renewRates puts the rates of a book in force for a pool. All stripe locks are held.
+func (dir *directory) renewRates(p *pool, by *limitBook) {
+	dir.mu.Lock()
+	defer dir.mu.Unlock()
+	p.renewRates(by)
 }
 
 // sizes returns how many services and protocols there are.

@@ -1,0 +1,509 @@
+package rcmgr
+
+// Rates in force. A connection or stream takes a token of every rate of every account that it
+// enters, and gives none back when it leaves. A bucket is one number, the time at which it will
+// be full (internal/pace): it has no timer, and a full bucket of a peer takes no memory.
+//
+// The half rule of pool.go does not serve tokens. Below half of a limit, stripes may spend credit
+// without asking each other because only the sum counts. Of tokens, the time of each counts, too:
+// a token that a stripe drew ahead and spent late would be one more than the rate admits. So
+// every token is taken from the bucket itself, and the bucket is exact at every moment:
+//
+//   - The buckets of a shared scope are in its pool, under the token lock, which comes after the
+//     stripes' locks and before all others of the engine (I8).
+//   - Those of a peer, and of its parts of services and protocols, are under its stripe's lock.
+//
+// All rates of a request are asked first, and then its counts; the tokens are taken once both
+// have admitted it, before a lock is released. So a refusal takes no token, whatever refuses, and
+// nobody is refused for want of a token that was given back later (I3). A scope whose rate
+// refuses has not been asked for room.
+//
+// An account is not collected before its buckets are full. Otherwise, a peer would have full ones
+// whenever it comes back. A manager in which no limit has a rate never comes here: its stripes
+// are plain, or not rated.
+
+import (
+	"sync"
+	"time"
+)
+
+// scopeRates are the rates of a scope, and their buckets. nil is none.
+type scopeRates struct {
+	limits  Rates // as they were set
+	buckets rateBuckets
+}
+
+// newScopeRates returns rates that have been checked, nil if there is none.
+func newScopeRates(r Rates) *scopeRates {
+	b := r.buckets()
+	if b == nil {
+		return nil
+	}
+	return &scopeRates{r, *b}
+}
+
+// given returns the rates as they were set.
+func (s *scopeRates) given() Rates {
+	if s == nil {
+		return Rates{}
+	}
+	return s.limits
+}
+
+// concerns reports whether there is a rate that a request needs a token of.
+func (s *scopeRates) concerns(r *request) bool {
+	return s != nil && (s.buckets[rateAt(r.dir)].Limits() || s.buckets[rateAt(r.both)].Limits())
+}
+
+// fullTimes are the times at which the buckets of one account will be full. 0 is full.
+type fullTimes [numRates]int64
+
+// last returns the time at which all of them are full.
+func (f *fullTimes) last() (at int64) {
+	for _, one := range f {
+		at = max(at, one)
+	}
+	return at
+}
+
+// poolRates are the rates of a scope that all peers share, and of one peer in it. Both are
+// written under all stripe locks, or while there are no shares.
+type poolRates struct {
+	own, pair *scopeRates
+	fullAt    fullTimes // under the token lock
+}
+
+// peerRates is what few peers need besides the time of one bucket.
+type peerRates struct {
+	fullAt fullTimes
+	own    *scopeRates           // that SetLimit set
+	pairs  map[*share]*fullTimes // of the peer's parts of services and protocols
+}
+
+// oneTime is a time at which a bucket will be full, and the dimension of the bucket in its
+// upper bits: the rates of most peers have one dimension. The zero value has none.
+type oneTime uint64
+
+const oneTimeBits = 61 // 73 years
+
+func oneTimeOf(d dim, at int64) oneTime { return oneTime(d)<<oneTimeBits | oneTime(at) }
+func (o oneTime) dim() dim              { return dim(o >> oneTimeBits) }
+func (o oneTime) at() int64             { return int64(o & (1<<oneTimeBits - 1)) }
+
+// tokens is the lock of the buckets of all shared scopes, and the clock of all rates.
+type tokens struct {
+	mu struct {
+		sync.Mutex
+		latest int64 // the latest time that was read for a bucket of a shared scope
+	}
+	began time.Time
+	clock func() int64 // nil is the time since began
+	// byHand: SetLimit has set a rate. It is written under all stripe locks.
+	byHand bool
+}
+
+// now reads the clock.
+func (t *tokens) now() int64 {
+	if t.clock != nil {
+		return t.clock()
+	}
+	return int64(time.Since(t.began)) // by the monotonic clock
+}
+
+// noLater returns a time that is not before one that was read earlier. A clock that jumps back
+// stands still until it has caught up.
+func noLater(latest *int64, now int64) int64 {
+	*latest = max(*latest, now)
+	return *latest
+}
+
+// ratesOf returns the rates of the scope with a name, as the book has them.
+func (b *limitBook) ratesOf(k Kind, name string) *scopeRates {
+	if b.rates == nil {
+		return nil
+	}
+	of := &b.rates[k]
+	if len(of.named) > 0 {
+		if r, ok := of.named[name]; ok {
+			return r
+		}
+	}
+	return of.unnamed
+}
+
+// rates returns the rates of an account. The lock of its stripe is held.
+func (st *stripe) rates(a *account) *scopeRates {
+	switch {
+	case a.kind == KindPeer && a.sticky:
+		if a.ps.rare == nil || a.ps.rare.rares == nil || a.ps.rare.rates == nil {
+			return nil
+		}
+		return a.ps.rare.rates.own
+	case a.kind == KindPeer:
+		return st.engine.limits.Load().ratesOf(KindPeer, string(a.ps.id))
+	case a.share.pool.rates == nil:
+		return nil
+	case a.ps != nil:
+		return a.share.pool.rates.pair
+	}
+	return a.share.pool.rates.own
+}
+
+// fullAt returns the time at which a bucket of an account will be full, 0 if it is full. For a
+// share, the token lock is held.
+func (a *account) fullAt(d dim) int64 {
+	switch {
+	case a.ps == nil:
+		return a.share.pool.rates.fullAt[rateAt(d)]
+	case a.ps.rare == nil:
+		return 0
+	case a.kind == KindPeer && a.ps.rare.oneRate.dim() == d:
+		return a.ps.rare.oneRate.at()
+	case a.ps.rare.rares == nil || a.ps.rare.rates == nil:
+		return 0
+	case a.kind == KindPeer:
+		return a.ps.rare.rates.fullAt[rateAt(d)]
+	}
+	if times := a.ps.rare.rates.pairs[a.share]; times != nil {
+		return times[rateAt(d)]
+	}
+	return 0
+}
+
+// setFullAt sets that time. now is the time by which full buckets are forgotten.
+func (a *account) setFullAt(d dim, at, now int64) {
+	if a.ps == nil {
+		a.share.pool.rates.fullAt[rateAt(d)] = at
+		return
+	}
+	if a.ps.rare == nil {
+		a.ps.rare = new(rarePeer)
+	}
+	rare := a.ps.rare
+	if one := rare.oneRate; a.kind == KindPeer && (one.dim() == d || one.at() <= now) &&
+		(rare.rares == nil || rare.rates == nil || rare.rates.fullAt[rateAt(d)] <= now) {
+		rare.oneRate = oneTimeOf(d, at)
+		return
+	}
+	rates := rare.makeRates()
+	times := &rates.fullAt
+	if a.kind != KindPeer {
+		if times = rates.pairs[a.share]; times == nil {
+			times = new(fullTimes)
+			put(&rates.pairs, a.share, times)
+		}
+	}
+	times[rateAt(d)] = at
+}
+
+// makeRates returns rates, and makes them if there are none.
+func (r *rarePeer) makeRates() *peerRates {
+	more := r.makeMore()
+	if more.rates == nil {
+		more.rates = new(peerRates)
+	}
+	return more.rates
+}
+
+// pacing is a request at the rates of a chain.
+type pacing struct {
+	now    int64
+	locked bool // the token lock is held
+	rates  [numSlots]*scopeRates
+}
+
+// pace finds the rates that concern a request. If a shared scope has one, it takes the token
+// lock, which done releases.
+func (st *stripe) pace(c *chain, r *request, p *pacing) (any bool) {
+	shared := false
+	for i, a := range &c.at {
+		if a == nil {
+			continue
+		}
+		if rates := st.rates(a); rates.concerns(r) {
+			p.rates[i], any, shared = rates, true, shared || a.ps == nil
+		}
+	}
+	if !any {
+		return false
+	}
+	t := &st.engine.tokens
+	if shared {
+		t.mu.Lock()
+		p.locked, p.now = true, noLater(&t.mu.latest, t.now())
+	} else {
+		p.now = t.now()
+	}
+	p.now = noLater(&st.paced, p.now)
+	return true
+}
+
+// done releases the token lock.
+func (p *pacing) done(st *stripe) {
+	if p.locked {
+		st.engine.tokens.mu.Unlock()
+	}
+}
+
+// lacks returns the account and dimension whose rate has no token for a request, in the order
+// in which limits refuse.
+func (p *pacing) lacks(c *chain, r *request) (by *account, d dim) {
+	parts := [2][2]int{{0, firstShared}, {firstShared, numSlots}}
+	if r.sharedFirst {
+		parts[0], parts[1] = parts[1], parts[0]
+	}
+	for _, part := range parts {
+		for i := part[0]; i < part[1]; i++ {
+			rates := p.rates[i]
+			if rates == nil || r.observed.has(c.at[i].kind) {
+				continue
+			}
+			for _, d := range [2]dim{r.dir, r.both} {
+				if b := rates.buckets[rateAt(d)]; b.Limits() && !b.Has(c.at[i].fullAt(d), p.now) {
+					return c.at[i], d
+				}
+			}
+		}
+	}
+	return nil, 0
+}
+
+// take takes the tokens of a request that is admitted.
+func (p *pacing) take(c *chain, r *request) {
+	for i, rates := range &p.rates {
+		if rates == nil {
+			continue
+		}
+		for _, d := range [2]dim{r.dir, r.both} {
+			if b := rates.buckets[rateAt(d)]; b.Limits() {
+				c.at[i].setFullAt(d, b.Take(c.at[i].fullAt(d), p.now), p.now)
+			}
+		}
+	}
+}
+
+// takePaced is takeOnce where a rate may refuse.
+func (st *stripe) takePaced(c *chain, r *request) (verdict, *noted) {
+	var p pacing
+	if !st.pace(c, r, &p) {
+		return st.takeCounted(c, r)
+	}
+	defer p.done(st)
+	if a, d := p.lacks(c, r); a != nil {
+		r.askThrough(c)
+		return refused, st.refuseRate(a, d, r, &p)
+	}
+	v, why := st.takeCounted(c, r)
+	if v == admitted {
+		p.take(c, r)
+	}
+	return v, why
+}
+
+// glanceAtRates returns the refusal of a connection by a rate of the standard scopes, nil if there
+// is none. It takes no token.
+func (st *stripe) glanceAtRates(r *request) (why *noted) {
+	var c chain
+	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
+	var p pacing
+	if st.pace(&c, r, &p) {
+		defer p.done(st)
+		if a, d := p.lacks(&c, r); a != nil {
+			why = st.refuseRate(a, d, r, &p)
+		}
+	}
+	return why
+}
+
+// refuseRate notes that a rate refuses a request.
+func (st *stripe) refuseRate(a *account, d dim, r *request, p *pacing) *noted {
+	b := st.rates(a).buckets[rateAt(d)]
+	fullAt := b.Fit(a.fullAt(d), p.now)
+	if fullAt != a.fullAt(d) {
+		a.setFullAt(d, fullAt, p.now)
+	}
+	next := st.engine.tokens.began.Add(time.Duration(b.Next(fullAt, p.now))).UnixNano()
+	why := st.note(refusal{&a.deny().name, d, CauseRate, r.priority, next, r.count, b.Burst()}, r, a)
+	if st.trace != nil {
+		why.holding(a.use.amounts())
+	}
+	return why
+}
+
+// openPaced is openReady for a stripe that is not plain: it works if that is only for the rates.
+func (st *stripe) openPaced(o *opening) bool {
+	if !st.rated || st.closed || st.trace != nil || st.engine.fair != nil {
+		return false
+	}
+	c := o.chain
+	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
+	r := request{count: 1, dir: o.dir, both: o.both}
+	var p pacing
+	any := st.pace(&c, &r, &p)
+	defer p.done(st)
+	if any {
+		if a, _ := p.lacks(&c, &r); a != nil {
+			return false
+		}
+	}
+	st.plain = true // but for the rates, which have been asked
+	ready := st.openReady(o)
+	st.plain = false
+	if ready && any {
+		p.take(&c, &r)
+	}
+	return ready
+}
+
+// setRates puts the rates of a scope that all peers share in force, and those of one peer in it.
+// Tokens that were taken stay taken. The locks are those of pool.setLimit.
+func (p *pool) setRates(own, pair *scopeRates) {
+	switch {
+	case p.rates != nil:
+		p.rates.own, p.rates.pair = own, pair
+	case own != nil || pair != nil:
+		p.rates = &poolRates{own: own, pair: pair}
+	}
+}
+
+// renewRates puts the rates of a book in force for a pool, except that a scope which SetLimit
+// gave its limit keeps its own.
+func (p *pool) renewRates(by *limitBook) {
+	own := by.ratesOf(p.kind, p.name)
+	if p.sticky {
+		own = p.ownRates()
+	}
+	var pair *scopeRates
+	if p.kind > KindAllowlistedTransient {
+		pair = by.ratesOf(p.kind.ofPeer(), p.name)
+	}
+	p.setRates(own, pair)
+}
+
+func (p *pool) ownRates() *scopeRates {
+	if p.rates == nil {
+		return nil
+	}
+	return p.rates.own
+}
+
+func (p *pool) pairRates() *scopeRates {
+	if p.rates == nil {
+		return nil
+	}
+	return p.rates.pair
+}
+
+// limitWithRates returns the limit of the scope. All stripe locks are held.
+func (p *pool) limitWithRates() BaseLimit {
+	l := p.limit.baseLimit()
+	l.Rates = p.ownRates().given()
+	return l
+}
+
+// pairLimitWithRates returns the limit of one peer in the scope. All stripe locks are held.
+func (p *pool) pairLimitWithRates() BaseLimit {
+	l := p.pairLimit.baseLimit()
+	l.Rates = p.pairRates().given()
+	return l
+}
+
+// setRated notes whether any limit in force has a rate. All stripe locks are held, or the manager
+// is still being made.
+func (e *engine) setRated() {
+	rated := e.limits.Load().rates != nil || e.tokens.byHand
+	for i := range e.stripes {
+		st := &e.stripes[i]
+		st.rated = rated
+		st.plain = !rated && e.trace == nil && e.fair == nil && !st.closed
+	}
+}
+
+// rateByHand notes that SetLimit sets a rate, before it does.
+func (e *engine) rateByHand(r *scopeRates) {
+	if r != nil {
+		e.inOneCut(func() {
+			e.tokens.byHand = true
+			e.setRated()
+		})
+	}
+}
+
+// owes reports whether an account has a bucket that is not full. The lock of its stripe is held.
+func (st *stripe) owes(a *account) bool {
+	if !st.rated || st.closed {
+		return false
+	}
+	t := &st.engine.tokens
+	now := max(st.paced, t.now())
+	if a.ps == nil {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		return a.share.pool.rates != nil && a.share.pool.rates.fullAt.last() > max(now, t.mu.latest)
+	}
+	rare := a.ps.rare
+	switch {
+	case rare == nil:
+		return false
+	case a.kind == KindPeer && rare.oneRate.at() > now:
+		return true
+	case rare.rares == nil || rare.rates == nil:
+		return false
+	case a.kind == KindPeer:
+		return rare.rates.fullAt.last() > now
+	}
+	times := rare.rates.pairs[a.share]
+	return times != nil && times.last() > now
+}
+
+// dropPairRates forgets the buckets of a peer's part of a service or protocol, which are full.
+func dropPairRates(a *account) {
+	if rare := a.ps.rare; rare != nil && rare.rares != nil && rare.rates != nil {
+		delete(rare.rates.pairs, a.share)
+	}
+}
+
+// setPeerRates gives a peer rates of its own, with which SetLimit replaces those of the book. The
+// lock of its stripe is held.
+func (ps *peerScope) setPeerRates(own *scopeRates) {
+	switch {
+	case ps.rare != nil && ps.rare.rares != nil && ps.rare.rates != nil:
+		ps.rare.rates.own = own
+	case own != nil:
+		if ps.rare == nil {
+			ps.rare = new(rarePeer)
+		}
+		ps.rare.makeRates().own = own
+	}
+}
+
+// dropFull releases the memory of buckets of a peer that are full again.
+func (st *stripe) dropFull(ps *peerScope) {
+	if rare := ps.rare; st.rated && rare != nil && rare.rares == nil && !st.owes(&ps.account) {
+		ps.rare = nil
+	}
+}
+
+// RateState is one rate of a scope, and what is left of its burst.
+type RateState struct {
+	// Name is the name of the rate in configurations, such as "StreamsInbound".
+	Name      string
+	PerSecond float64
+	Burst     int64 // the tokens of a full bucket
+	Left      int64 // the tokens that are in it now
+}
+
+// rateStates returns the rates of an account. The lock of its stripe is held, and for a share,
+// the token lock.
+func rateStates(s *scopeRates, fullAt func(dim) int64, now int64) (all []RateState) {
+	if s == nil {
+		return nil
+	}
+	for i, rate := range s.limits.all() {
+		d := rateOrder[i]
+		if b := s.buckets[rateAt(d)]; b.Limits() {
+			all = append(all, RateState{limitNames[d], rate.PerSecond, b.Burst(), b.Left(fullAt(d), now)})
+		}
+	}
+	return all
+}

@@ -649,6 +649,12 @@ func (m *model) SetLimit(s *modelScope, limit BaseLimit) {
 	s.limit, s.sticky = &l, true
 	if !s.onTree() {
 		s.rates = limit.Rates
+		m.pass(s)
+		for d := range s.owed {
+			if interval, capacity := s.bucket(dim(d)); interval > 0 && s.kind() != KindPeer {
+				s.owed[d] = min(s.owed[d], capacity)
+			}
+		}
 	}
 }
 

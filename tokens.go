@@ -356,11 +356,21 @@ func (st *stripe) openPaced(o *opening) bool {
 }
 
 // setRates puts the rates of a scope that all peers share in force, and those of one peer in it.
-// Tokens that were taken stay taken. The locks are those of pool.setLimit.
+// Tokens that were taken stay taken, but no bucket lacks more than it holds. That of a peer is
+// put right when it refuses for the first time. The locks are those of pool.setLimit; no stripe
+// takes a token from the pool meanwhile.
 func (p *pool) setRates(own, pair *scopeRates) {
 	switch {
 	case p.rates != nil:
 		p.rates.own, p.rates.pair = own, pair
+		if own == nil {
+			break
+		}
+		for i, at := range p.rates.fullAt {
+			if b := own.buckets[i]; b.Limits() {
+				p.rates.fullAt[i] = b.Fit(at, p.engine.tokens.now())
+			}
+		}
 	case own != nil || pair != nil:
 		p.rates = &poolRates{own: own, pair: pair}
 	}

@@ -4,11 +4,17 @@ import (
 	"cmp"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/stretchr/testify/require"
 )
 
@@ -117,4 +123,250 @@ func TestRandomSequencesWithRatesDecideAsTheModel(t *testing.T) {
 			}
 		}
 	}
+}
+
+// All goroutines together get what the rate of the system admits, and all of it.
+func TestManyGoroutinesGetExactlyTheRateOfASharedScope(t *testing.T) {
+	var clock atomic.Int64
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
+		c.System.Rates.Streams = Rate{PerSecond: 1000, Burst: 50}
+		c.PeerDefault.Rates.StreamsInbound = Rate{PerSecond: 400, Burst: 30}
+		c.ProtocolDefault.Rates.Streams = Rate{PerSecond: 500, Burst: 20}
+	}), WithStripes(8))
+	m.tokens.clock = clock.Load
+	var opened, attached atomic.Int64
+	most := func(r Rate) int64 { return int64(r.Burst) + int64(r.PerSecond*float64(clock.Load())/1e9) }
+	for range 40 {
+		var all sync.WaitGroup
+		for g := range 4 {
+			all.Go(func() {
+				for {
+					refused := 0
+					for i := range len(testPeers) {
+						s, err := m.OpenStream(testPeers[(g+i)%len(testPeers)], network.DirInbound)
+						if err != nil {
+							refused++
+							continue
+						}
+						opened.Add(1)
+						if s.SetProtocol("/x") == nil {
+							attached.Add(1)
+						}
+						s.Done()
+					}
+					if refused == len(testPeers) {
+						return // no peer gets any more before the clock moves
+					}
+				}
+			})
+		}
+		all.Wait()
+		require.Equal(t, most(Rate{PerSecond: 1000, Burst: 50}), opened.Load())
+		require.Equal(t, most(Rate{PerSecond: 500, Burst: 20}), attached.Load())
+		clock.Add(int64(10 * time.Millisecond))
+	}
+	assertEmptyAfter(t, m, func() { clock.Add(int64(24 * time.Hour)) })
+}
+
+// assertEmptyAfter is assertEmpty once all buckets are full again.
+func assertEmptyAfter(t testing.TB, m *Manager, ahead func()) {
+	t.Helper()
+	ahead()
+	assertEmpty(t, m)
+}
+
+func TestARequestThatIsRefusedElsewhereTakesNoToken(t *testing.T) {
+	m, clock := newPaced(t, func(c *perScope[BaseLimit]) {
+		c.System.Rates.Streams = Rate{PerSecond: 1, Burst: 4}
+		c.PeerDefault.Rates.Streams = Rate{PerSecond: 1, Burst: 2}
+		c.PeerDefault.StreamsOutbound = 0
+		c.Peer = map[peer.ID]BaseLimit{"none": {}}
+	})
+	for range 10 {
+		_, err := m.OpenStream("none", network.DirInbound)
+		requireCause(t, err, CauseLimit, KindPeer)
+		_, err = m.OpenStream("out", network.DirOutbound)
+		requireCause(t, err, CauseLimit, KindPeer)
+	}
+	mustOpenStream(t, m, "out", network.DirInbound)
+	mustOpenStream(t, m, "out", network.DirInbound)
+	for range 10 {
+		_, err := m.OpenStream("out", network.DirInbound)
+		requireCause(t, err, CauseRate, KindPeer)
+	}
+	mustOpenStream(t, m, "other", network.DirInbound)
+	mustOpenStream(t, m, "other", network.DirInbound)
+	for range 10 {
+		_, err := m.OpenStream("third", network.DirInbound)
+		requireCause(t, err, CauseRate, KindSystem)
+	}
+	clock.ahead(2 * time.Second)
+	mustOpenStream(t, m, "third", network.DirInbound)
+	mustOpenStream(t, m, "third", network.DirInbound)
+}
+
+func requireCause(t testing.TB, err error, c Cause, k Kind) {
+	t.Helper()
+	var refused *LimitError
+	require.ErrorAs(t, err, &refused)
+	require.Equal(t, c, refused.Cause())
+	require.Equal(t, k, refused.Kind())
+}
+
+func TestAConnectionThatItsPeersRateRefusesStaysTransient(t *testing.T) {
+	m, clock := newPaced(t, func(c *perScope[BaseLimit]) {
+		c.PeerDefault.Rates.Conns = Rate{PerSecond: 1, Burst: 1}
+	})
+	first, second := mustOpenConn(t, m, network.DirInbound), mustOpenConn(t, m, network.DirInbound)
+	require.NoError(t, first.SetPeer("p"))
+	requireCause(t, second.SetPeer("p"), CauseRate, KindPeer)
+	require.EqualValues(t, 1, m.Stat().Transient.NumConnsOutbound+m.Stat().Transient.NumConnsInbound)
+	require.NoError(t, second.SetPeer("other"))
+	third := mustOpenConn(t, m, network.DirInbound)
+	requireCause(t, third.SetPeer("p"), CauseRate, KindPeer)
+	clock.ahead(time.Second)
+	require.NoError(t, third.SetPeer("p"))
+}
+
+func TestAClockThatJumpsBackLosesNoToken(t *testing.T) {
+	m, clock := newPaced(t, func(c *perScope[BaseLimit]) {
+		c.System.Rates.Streams = Rate{PerSecond: 10, Burst: 8}
+		c.PeerDefault.Rates.Streams = Rate{PerSecond: 10, Burst: 4}
+	})
+	clock.ahead(time.Hour)
+	mustOpenStream(t, m, "p", network.DirInbound)
+	clock.ahead(-time.Hour)
+	for range 3 {
+		mustOpenStream(t, m, "p", network.DirInbound)
+	}
+	for range 2 {
+		_, err := m.OpenStream("p", network.DirInbound)
+		requireCause(t, err, CauseRate, KindPeer)
+		clock.ahead(time.Minute) // the clock is still behind
+	}
+	clock.now = int64(time.Hour + 100*time.Millisecond)
+	mustOpenStream(t, m, "p", network.DirInbound)
+	_, err := m.OpenStream("p", network.DirInbound)
+	requireCause(t, err, CauseRate, KindPeer)
+}
+
+func TestAPeerThatComesBackHasItsOldBucket(t *testing.T) {
+	m, clock := newPaced(t, func(c *perScope[BaseLimit]) {
+		c.PeerDefault.Rates.Streams = Rate{PerSecond: 1, Burst: 100}
+		c.ProtocolPeerDefault.Rates.Streams = Rate{PerSecond: 1, Burst: 40}
+		c.ProtocolDefault.Rates.Streams = Rate{PerSecond: 1, Burst: 60}
+	})
+	open := func() error {
+		s, err := m.OpenStream("p", network.DirInbound)
+		if err != nil {
+			return err
+		}
+		defer s.Done()
+		return s.SetProtocol("/x")
+	}
+	for range 40 {
+		require.NoError(t, open())
+	}
+	m.reap()
+	requireCause(t, open(), CauseRate, KindProtocolPeer)
+	require.Len(t, m.ListPeers(), 1)
+	require.Len(t, m.ListProtocols(), 1)
+	clock.ahead(39 * time.Second)
+	m.reap()
+	require.Len(t, m.ListPeers(), 1, "one token is missing")
+	clock.ahead(2 * time.Second)
+	m.reap()
+	require.Empty(t, m.ListPeers())
+	require.Empty(t, m.ListProtocols())
+}
+
+func TestRatesThatAreChangedTakeEffectAtOnceAndKeepWhatWasTaken(t *testing.T) {
+	m, clock := newPaced(t, func(*perScope[BaseLimit]) {})
+	with := func(r Rate) {
+		conf := limitedConf(func(c *perScope[BaseLimit]) { c.PeerDefault.Rates.Streams, c.System.Rates.Streams = r, r })
+		require.NoError(t, m.SetLimits(NewFixedLimiter(ConcreteLimitConfig{limits: conf})))
+		require.Equal(t, r, m.Limits().limits.System.Rates.Streams)
+	}
+	open := func() error { _, err := m.OpenStream("p", network.DirInbound); return err }
+	plain := func() bool { return m.stripes[0].plain }
+	require.True(t, plain())
+	with(Rate{PerSecond: 0.001, Burst: 2})
+	require.False(t, plain())
+	require.NoError(t, open())
+	require.NoError(t, open())
+	requireCause(t, open(), CauseRate, KindPeer)
+	with(Rate{PerSecond: 0.001, Burst: 1})
+	requireCause(t, open(), CauseRate, KindPeer)
+	with(Rate{PerSecond: 1, Burst: 1})
+	requireCause(t, open(), CauseRate, KindPeer)
+	clock.ahead(time.Second)
+	require.NoError(t, open(), "a slower rate before does not count any more")
+	with(Rate{})
+	require.True(t, plain())
+	for range 10 {
+		require.NoError(t, open())
+	}
+}
+
+func TestSetLimitSetsRatesAndResetLimitTakesThemBack(t *testing.T) {
+	m, _ := newPaced(t, func(c *perScope[BaseLimit]) { c.ProtocolDefault.Rates.Streams = Rate{PerSecond: 1, Burst: 3} })
+	one := unlimitedBase
+	one.Rates.StreamsInbound = Rate{PerSecond: 1, Burst: 1}
+	open := func(to string) error {
+		s, err := m.OpenStream("p", network.DirInbound)
+		if err != nil {
+			return err
+		}
+		defer s.Done()
+		return s.SetProtocol(protocol.ID(to))
+	}
+	require.NoError(t, m.ViewPeer("p", func(s network.PeerScope) error {
+		s.(ResourceScopeLimiter).SetLimit(one)
+		require.Equal(t, &one, s.(ResourceScopeLimiter).Limit())
+		return nil
+	}))
+	require.NoError(t, open("/x"))
+	requireCause(t, open("/x"), CauseRate, KindPeer)
+	require.Equal(t, one, m.Limits().limits.Peer["p"])
+	require.NoError(t, m.ViewPeer("p", func(s network.PeerScope) error { s.(LimitResetter).ResetLimit(); return nil }))
+	require.NoError(t, open("/x"))
+	require.NoError(t, open("/x"))
+	requireCause(t, open("/x"), CauseRate, KindProtocol)
+	require.NoError(t, m.ViewProtocol("/x", func(s network.ProtocolScope) error {
+		s.(ResourceScopeLimiter).SetLimit(unlimitedBase)
+		return nil
+	}))
+	require.NoError(t, open("/x"), "the limit that was set has no rate")
+	require.Equal(t, unlimitedBase, m.Limits().limits.Protocol["/x"])
+	require.NoError(t, m.ViewProtocol("/x", func(s network.ProtocolScope) error { s.(LimitResetter).ResetLimit(); return nil }))
+	requireCause(t, open("/x"), CauseRate, KindProtocol)
+}
+
+// The memory that rates take, of very many peers at once.
+func TestAPeerWithARateTakesSixteenBytesUntilItsBucketIsFull(t *testing.T) {
+	require.EqualValues(t, 16, unsafe.Sizeof(rarePeer{}))
+	m, clock := newPaced(t, func(c *perScope[BaseLimit]) { c.PeerDefault.Rates.StreamsInbound = perSecond(100) })
+	before := runtime.NumGoroutine()
+	for i := range 1000 {
+		mustOpenStream(t, m, peer.ID(fmt.Sprint("peer", i)), network.DirInbound)
+	}
+	rare := func() (n int) {
+		for i := range m.stripes {
+			for _, ps := range m.stripes[i].peers {
+				if ps.rare != nil {
+					require.Nil(t, ps.rare.rares)
+					n++
+				}
+			}
+		}
+		return n
+	}
+	require.Equal(t, 1000, rare())
+	require.Equal(t, before, runtime.NumGoroutine())
+	m.reap()
+	require.Equal(t, 1000, rare())
+	clock.ahead(time.Second)
+	m.reap()
+	require.Zero(t, rare(), "full buckets take no memory, although the peers are there")
+	require.Len(t, m.ListPeers(), 1000)
 }

@@ -98,6 +98,14 @@ func (p *pool) reading() scopeReading {
 			s.tight++
 		}
 	}
+	if rates := p.ownRates(); rates != nil {
+		now := max(p.engine.tokens.now(), p.engine.tokens.mu.latest)
+		for d := dimStreamsIn; d < dimFD; d++ {
+			if b := rates.buckets[rateAt(d)]; b.Limits() {
+				s.burst[d], s.left[d] = b.Burst(), b.Left(p.rates.fullAt[rateAt(d)], now)
+			}
+		}
+	}
 	return s
 }
 
@@ -123,6 +131,8 @@ func othersOf(k Kind) scopeReading {
 func (s *scopeReading) include(o *scopeReading) {
 	s.use.addCapped(&o.use)
 	s.tight += o.tight
+	s.burst.addCapped(&o.burst)
+	s.left.addCapped(&o.left)
 }
 
 // scopeReading has the numbers of one shared scope.
@@ -131,6 +141,9 @@ type scopeReading struct {
 	name             string // of a service or protocol; empty for the other scopes
 	use, limit, peak amounts
 	tight            int // how many of its limits are decided on the exact sum
+	// burst and left are the tokens of its rates: of a full bucket, which is 0 without a rate,
+	// and those that are in it.
+	burst, left amounts
 }
 
 // counts are numbers that only grow while a manager lives.

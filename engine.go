@@ -47,8 +47,10 @@ type engine struct {
 	// setByHand has, by kind, a dimSet of the dimensions in which a limit of SetLimit may refuse
 	// a request, or might have before it was taken back.
 	setByHand [numKinds]atomic.Uint32
-	bugLog    rate.Sometimes // I6: one line for a burst of bugs
-	ended     atomic.Bool    // Close has begun
+	// ratedByHand is setByHand for rates.
+	ratedByHand [numKinds]atomic.Uint32
+	bugLog      rate.Sometimes // I6: one line for a burst of bugs
+	ended       atomic.Bool    // Close has begun
 }
 
 // grip is the set of stripe locks that a decision holds. Under the lock of one stripe, what

@@ -81,9 +81,6 @@ func (st *stripe) glance(o *opening) error {
 		r := o.total()
 		r.observed = observed
 		why := st.checkOpening(o, &r)
-		if why == nil && st.rated {
-			why = st.glanceAtRates(&r)
-		}
 		if why == nil {
 			var v verdict
 			if v, why = st.checkFirst(&r); v == undecided {
@@ -98,9 +95,15 @@ func (st *stripe) glance(o *opening) error {
 	return nil
 }
 
-// checkFirst decides what comes before a full scope: whether the standard scopes admit what the
-// connection costs in memory, and what its subnet may have.
+// checkFirst decides what comes before a full scope: whether the rates of the standard scopes
+// have tokens, and whether these scopes admit what the connection costs in memory, and what its
+// subnet may have.
 func (st *stripe) checkFirst(r *request) (verdict, *noted) {
+	if st.rated {
+		if why := st.glanceAtRates(r); why != nil {
+			return refused, why
+		}
+	}
 	if r.memory == 0 && !st.engine.rations(r) {
 		return admitted, nil
 	}

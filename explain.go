@@ -16,6 +16,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -56,10 +57,10 @@ type LimitCheck struct {
 	// new connection or stream itself.
 	Scope string
 	Kind  Kind
-	Name  string // the limit's name in configurations, such as "ConnsInbound"
-	Use   int64  // what the scope would hold before this step
+	Name  string // the limit's name in configurations, such as "ConnsInbound" or "Rates.Streams"
+	Use   int64  // what the scope would hold before this step; of a rate, the tokens that are taken
 	Asked int64  // what the step asks for
-	Limit int64  // math.MaxInt64 if unlimited
+	Limit int64  // math.MaxInt64 if unlimited; of a rate, its burst
 	// Threshold is the most that the scope may hold after this step. It is less than
 	// Limit for a low priority, or if a part of the limit is kept for other peers.
 	Threshold int64
@@ -79,6 +80,8 @@ type LimitCheck struct {
 	Largest      string `json:",omitempty"`
 	LargestHolds int64  `json:",omitzero"`
 	ConfigKey    string `json:",omitempty"` // the place in the configuration to change to admit more
+	// RetryAt is when a rate has a token again, if there is none now.
+	RetryAt time.Time `json:",omitzero"`
 }
 
 // Explanation is the answer of Manager.Explain.
@@ -177,7 +180,9 @@ type explainer struct {
 	protocol, service         *account
 	protocolPart, servicePart *account // the peer's parts of the two
 	self                      *account // of the new connection or stream
-	cost                      int64    // what opening costs, in bytes
+	buckets                   map[*account]*bucketCopy
+	now                       int64 // the time of the buckets
+	cost                      int64 // what opening costs, in bytes
 }
 
 // questionLimits are the limits of everything that a question names.
@@ -230,11 +235,13 @@ func (e *explainer) copyAccounts() error {
 func (e *explainer) copyLocked(f fetched[questionLimits]) verdict {
 	q, m := e.q, e.m
 	e.book, e.observed = m.limits.Load(), m.observed.load()
+	e.buckets, e.now = make(map[*account]*bucketCopy), max(m.tokens.now(), m.tokens.mu.latest)
 	if e.book.own == nil && f.by != e.book {
 		return unknown
 	}
 	for k, p := range m.fixed {
 		e.fixed[k] = copyOf(p.scope(), p.limit, heldOf(p.used()))
+		e.buckets[e.fixed[k]] = &bucketCopy{p.ownRates(), p.fullTimes()}
 	}
 	switch q.Kind {
 	case KindConn:
@@ -271,6 +278,12 @@ func (e *explainer) copyPeer(ps *peerScope, unnamed *amounts) {
 	}
 	e.peer.account = *copyOf(scopeName{kind: KindPeer, peer: e.q.Peer}, limit, use)
 	e.peer.account.ps = e.peer
+	b := &bucketCopy{rates: e.book.ratesOf(KindPeer, string(e.q.Peer))}
+	if ps != nil {
+		b.rates, b.fullAt = ps.st.rates(&ps.account), ps.fullTimes()
+		e.now = max(e.now, ps.st.paced)
+	}
+	e.buckets[&e.peer.account] = b
 }
 
 // copyOf returns an account that belongs to no scope. An account has no name of its own,
@@ -285,16 +298,21 @@ func (e *explainer) copyShared(k Kind, name string,
 	f fetched[sharedLimits], ps *peerScope) (shared, part *account) {
 	limits, _ := e.book.sharedLimits(k, name, f)
 	limit, partLimit, use, partUse := *limits.own, *limits.pair, held{}, held{}
+	own, pair := e.book.ratesOf(k, name), e.book.ratesOf(k.ofPeer(), name)
+	var times, partTimes fullTimes
 	if p := e.m.dir.find(k, name); p != nil {
+		own, pair, times = p.ownRates(), p.pairRates(), p.fullTimes()
 		limit, partLimit, use = p.limit, p.pairLimit, heldOf(p.used())
 		if ps != nil {
 			if pr := ps.pair(ps.st.named(k)[name]); pr != nil {
-				partUse = pr.use
+				partUse, partTimes = pr.use, pr.fullTimes()
 			}
 		}
 	}
-	return copyOf(scopeName{kind: k, text: name}, limit, use),
-		copyOf(scopeName{kind: k.ofPeer(), text: name, peer: e.q.Peer}, partLimit, partUse)
+	shared = copyOf(scopeName{kind: k, text: name}, limit, use)
+	part = copyOf(scopeName{kind: k.ofPeer(), text: name, peer: e.q.Peer}, partLimit, partUse)
+	e.buckets[shared], e.buckets[part] = &bucketCopy{own, times}, &bucketCopy{pair, partTimes}
+	return shared, part
 }
 
 // answer takes all steps of the question.
@@ -307,6 +325,56 @@ func (e *explainer) answer() {
 		e.stream()
 	default:
 		e.reservation()
+	}
+}
+
+// bucketCopy is a copy of the buckets of an account.
+type bucketCopy struct {
+	rates  *scopeRates // nil if there are none
+	fullAt fullTimes
+}
+
+// rateChecks checks the rates of a chain, in the engine's order.
+func (e *explainer) rateChecks(step string, r *request, accounts []*account) (checks []LimitCheck) {
+	if r.count == 0 {
+		return nil
+	}
+	for _, a := range accounts {
+		c := e.buckets[a]
+		if a == nil || c == nil || c.rates == nil {
+			continue
+		}
+		for _, d := range [2]dim{r.dir, r.both} {
+			b := c.rates.buckets[rateAt(d)]
+			if !b.Limits() {
+				continue
+			}
+			name, fullAt, burst := a.name(), c.fullAt[rateAt(d)], b.Burst()
+			left := b.Left(fullAt, e.now)
+			k := LimitCheck{Step: step, Scope: name.String(), Kind: a.kind, Name: "Rates." + limitNames[d], Use: burst - left,
+				Asked: r.count, Limit: burst, Threshold: burst, Room: left, Fits: left > 0, Observed: e.observed.has(a.kind)}
+			if !k.Fits {
+				k.Cause, k.ConfigKey = CauseRate.String(), rateKey(limitKey(e.book, e.m.gate(), a.kind, d, &name), d)
+				k.RetryAt = e.m.tokens.timeOf(b.Next(b.Fit(fullAt, e.now), e.now))
+			}
+			checks = append(checks, k)
+		}
+	}
+	return checks
+}
+
+// takeTokens takes the tokens of a request from the copies of a chain.
+func (e *explainer) takeTokens(r *request, c *chain) {
+	for _, a := range c.at {
+		b := e.buckets[a]
+		if a == nil || b == nil || b.rates == nil || r.count == 0 {
+			continue
+		}
+		for _, d := range [2]dim{r.dir, r.both} {
+			if of := b.rates.buckets[rateAt(d)]; of.Limits() {
+				b.fullAt[rateAt(d)] = of.Take(b.fullAt[rateAt(d)], e.now)
+			}
+		}
 	}
 }
 
@@ -324,16 +392,29 @@ type checked struct {
 	all    bool        // it fits every limit, even those that are only observed
 }
 
-// ask checks self and the accounts of a chain in the engine's order.
+// ask checks self, and then the rates and the limits of a chain, in the engine's order.
 func (e *explainer) ask(step string, r *request, self *account, c *chain) checked {
 	r.askThrough(c)
-	accounts := append([]*account{self}, c.at[:]...)
+	out := e.askLimits(step, r, self, &chain{})
+	out.checks = append(out.checks, e.rateChecks(step, r, r.inOrder(c))...)
+	out.checks = append(out.checks, e.askLimits(step, r, nil, c).checks...)
+	return out.decided()
+}
+
+// inOrder returns the accounts of a chain in the order in which they refuse.
+func (r *request) inOrder(c *chain) []*account {
 	if r.sharedFirst {
-		accounts = slices.Concat(c.at[firstShared:], c.at[:firstShared])
+		return slices.Concat(c.at[firstShared:], c.at[:firstShared])
 	}
+	return c.at[:]
+}
+
+// askLimits checks the limits of self, unless that is nil, and of a chain.
+func (e *explainer) askLimits(step string, r *request, self *account, c *chain) checked {
+	r.askThrough(c)
 	var out checked
 	items, n := r.list()
-	for _, a := range accounts {
+	for _, a := range append([]*account{self}, r.inOrder(c)...) {
 		for _, it := range items[:n] {
 			if a != nil {
 				out.checks = append(out.checks, e.checkOf(step, r, a, it, a.use.of(it.d)))
@@ -390,6 +471,7 @@ func (e *explainer) charge(r *request, self *account, c *chain) {
 			a.use.charge(r)
 		}
 	}
+	e.takeTokens(r, c)
 }
 
 // standing returns the chain of a request that counts in the transient and the system
@@ -446,8 +528,8 @@ func (e *explainer) move(opened *request, from *chain, trusted bool) *chain {
 		system = KindSystem
 		r.sharedFirst = true
 		standard := e.standing(false, KindTransient, KindSystem)
-		e.take(e.ask("peer", &r, nil, standard.only(slotSystem)))
-		e.take(e.ask("peer", &r, nil, standard.only(slotTransient)))
+		e.take(e.askLimits("peer", &r, nil, standard.only(slotSystem)))
+		e.take(e.askLimits("peer", &r, nil, standard.only(slotTransient)))
 		place.at[slotSystem] = e.fixed[KindSystem]
 	case !trusted:
 		e.peersShare(&r)

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -38,7 +39,8 @@ func TestExplainSaysWhatWillBe(t *testing.T) {
 	seed := testSeed(t)
 	outcomes := make(map[string]int)
 	kinds := []string{"admitted", "system", "transient", "peer", "protocol", "service", "protocol-peer", "conn", "stream", "subnet", "rate", "process",
-		"transient crowding", "transient fair-share", "system fair-share"}
+		"transient crowding", "transient fair-share", "system fair-share", "system rate", "transient rate", "peer rate",
+		"protocol rate", "protocol-peer rate"}
 	unseen := func(kind string) bool { return outcomes[kind] == 0 }
 	// What few cells leave to chance is not given up at once.
 	for cell := uint64(0); cell < 60 || cell < 1000 && slices.ContainsFunc(kinds, unseen); cell++ {
@@ -70,13 +72,19 @@ func TestExplainSaysWhatWillBe(t *testing.T) {
 			if r.IntN(2) == 0 {
 				conf.Costs = &Costs{Conn: costWithin(r, conf.Conn.Memory), Stream: costWithin(r, conf.Stream.Memory)}
 			}
+			clock := new(handClock)
+			if r.IntN(2) == 0 {
+				rateAll(r, &conf)
+			}
 			m := newManager(t, conf, opts...)
+			m.tokens.clock = func() int64 { return clock.now }
 			var held []interface{ Done() }
 			for range steps {
 				if r.IntN(16) == 0 {
 					inUse.Store(pick(r, []int64{1, 1, 1, 99}))
 					m.pressure.look()
 				}
+				clock.ahead(time.Duration(r.Int64N(int64(50 * time.Millisecond))))
 				q := randomQuestion(r, m)
 				before := lastingState(m)
 				e, err := m.Explain(q)
@@ -219,11 +227,19 @@ func compareExplanation(t *testing.T, q ExplainRequest, e *Explanation, err erro
 		}), "%+v\n%v\n%v", q, e, err)
 		return k.String(), refusal.Cause().String()
 	}
-	want := strings.Join([]string{numbers.ReplaceAllString(refusal.Scope(), "$1"), limitNames[refusal.why.d], refusal.Cause().String()}, " ")
+	name := limitNames[refusal.why.d]
+	if refusal.why.byRate() {
+		name = "Rates." + name
+	}
+	want := strings.Join([]string{numbers.ReplaceAllString(refusal.Scope(), "$1"), name, refusal.Cause().String()}, " ")
 	require.Equal(t, want, strings.Join([]string{e.By.Scope, e.By.Name, e.By.Cause}, " "), "%+v\n%v\n%v", q, e, err)
 	require.Equal(t, refusal.Attempted(), e.By.Asked)
-	if refusal.Cause() != CauseRate {
+	if refusal.Kind() != KindRate {
 		require.Equal(t, refusal.Limit(), e.By.Limit)
+	}
+	require.True(t, refusal.RetryAt().Equal(e.By.RetryAt), "%v %v", refusal.RetryAt(), e.By.RetryAt)
+	if refusal.why.byRate() {
+		require.Equal(t, refusal.ConfigKey(), e.By.ConfigKey)
 	}
 	return refusal.Kind().String(), refusal.Cause().String()
 }

@@ -57,6 +57,7 @@ type refusable struct {
 	limits  [numKinds]dimSet          // because a limit is full
 	crowded dimSet                    // because of WithNewcomersQuarter, which only transient has
 	shares  [KindTransient + 1]dimSet // because of WithFairShare
+	rates   [numKinds]dimSet          // because of a rate
 }
 
 func (r *refusable) add(o *refusable) {
@@ -66,6 +67,9 @@ func (r *refusable) add(o *refusable) {
 	r.crowded |= o.crowded
 	for k := range r.shares {
 		r.shares[k] |= o.shares[k]
+	}
+	for k := range r.rates {
+		r.rates[k] |= o.rates[k]
 	}
 }
 
@@ -261,6 +265,16 @@ var metricsFamilies = [...]metricsFamily{
 	{
 		name: "scope_peak", series: (*reading).scopePeak,
 		help:   "The most that a scope that all peers share has held since it was made. Below half of a limit it is the most that was seen once a second and at each scrape.",
+		labels: []string{"scope", "name", "resource"},
+	},
+	{
+		name: "scope_rate_tokens", series: (*reading).scopeTokens,
+		help:   "How many connections or streams may enter a scope that all peers share at once, by its rate. A resource without a rate has no series.",
+		labels: []string{"scope", "name", "resource"},
+	},
+	{
+		name: "scope_rate_burst", series: (*reading).scopeBurst,
+		help:   "How many may enter at once while none has entered lately. A resource without a rate has no series.",
 		labels: []string{"scope", "name", "resource"},
 	},
 	{
@@ -476,6 +490,11 @@ func (s series) refusals(counts *[numKinds]dimCounts, rationed *rationCounts, ki
 				full -= rationed.fair[k][d]
 				send(rationed.fair[k][d], CauseFairShare, may.shares[k])
 			}
+			if k <= KindPeer {
+				n := rationed.rate.of(k)[d]
+				full -= n
+				send(n, CauseRate, may.rates[k])
+			}
 			send(full, cause, may.limits[k])
 		}
 	}
@@ -499,6 +518,22 @@ func (r *reading) scopePeak(to series) {
 	r.eachLimit(func(s *scopeReading, d dim, resource string) {
 		if s.name != othersName {
 			to.gauge(s.peak[d], s.kind.String(), s.name, resource)
+		}
+	})
+}
+
+func (r *reading) scopeTokens(to series) {
+	r.eachLimit(func(s *scopeReading, d dim, resource string) {
+		if s.burst[d] > 0 {
+			to.gauge(s.left[d], s.kind.String(), s.name, resource)
+		}
+	})
+}
+
+func (r *reading) scopeBurst(to series) {
+	r.eachLimit(func(s *scopeReading, d dim, resource string) {
+		if s.burst[d] > 0 {
+			to.gauge(s.burst[d], s.kind.String(), s.name, resource)
 		}
 	})
 }

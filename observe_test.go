@@ -90,11 +90,9 @@ func (m *Manager) wouldRefuseNow() map[modelWould]int {
 	}
 	for k := range numKinds {
 		for d, n := range r.counts.would[k] {
-			if k <= KindPeer {
-				rate := r.counts.wouldRationed.rate[k][d]
-				put(k, dim(d), CauseRate, rate)
-				n -= rate
-			}
+			rate := r.counts.wouldRationed.rate.of(k)[d]
+			put(k, dim(d), CauseRate, rate)
+			n -= rate
 			if crowded := r.counts.wouldRationed.crowded[d]; k == KindTransient {
 				put(k, dim(d), CauseCrowding, crowded)
 				n -= crowded

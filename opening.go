@@ -32,11 +32,8 @@ func (o *opening) name() scopeName { return scopeName{kind: o.kind, num: o.num} 
 func (st *stripe) openReady(o *opening) bool {
 	u, ps := o.unit, o.chain.peer()
 	transient, system := st.fixed[KindTransient], st.fixed[KindSystem]
-	if !st.plain {
-		return st.openPaced(o)
-	}
-	if o.cost != 0 || !u.within(o.limit) || ps != nil && !ps.hasUnit(u) {
-		return false
+	if !st.plain || o.cost != 0 || !u.within(o.limit) || ps != nil && !ps.hasUnit(u) {
+		return !st.plain && st.openPaced(o)
 	}
 	one, other := transient.lackingUnit(u), system.lackingUnit(u)
 	if one != nil || other != nil {

@@ -77,7 +77,7 @@ func (st *stripe) reapLocked(most int) int {
 		a.queued = false
 		switch {
 		case a.gone || !a.unused():
-		case st.owes(a):
+		case st.rated && st.owes(a):
 			a.queued = true
 			st.queue = append(st.queue, a)
 		default:

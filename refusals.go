@@ -14,7 +14,26 @@ import (
 type rationCounts struct {
 	crowded dimCounts                    // CauseCrowding, which only transient has
 	fair    [KindTransient + 1]dimCounts // CauseFairShare
-	rate    [KindPeer + 1]dimCounts      // CauseRate, by scopes
+	rate    *rateCounts                  // CauseRate; nil until a rate of a scope has refused
+}
+
+// rateCounts counts the refusals by rates of scopes, by their kind.
+type rateCounts [KindPeer + 1]dimCounts
+
+// of returns the counts of one kind of scopes or gates.
+func (c *rateCounts) of(k Kind) (n dimCounts) {
+	if c != nil && k <= KindPeer {
+		n = c[k]
+	}
+	return n
+}
+
+// makeRate returns the counts of rates, and makes them if there are none.
+func (c *rationCounts) makeRate() *rateCounts {
+	if c.rate == nil {
+		c.rate = new(rateCounts)
+	}
+	return c.rate
 }
 
 func (c *rationCounts) count(why *refusal) {
@@ -24,7 +43,7 @@ func (c *rationCounts) count(why *refusal) {
 	case CauseFairShare:
 		c.fair[why.scope.kind][why.d]++
 	case CauseRate:
-		c.rate[why.scope.kind][why.d]++
+		c.makeRate()[why.scope.kind][why.d]++
 	}
 }
 
@@ -33,8 +52,11 @@ func (c *rationCounts) add(o *rationCounts) {
 	for k := range c.fair {
 		c.fair[k].add(&o.fair[k])
 	}
-	for k := range c.rate {
-		c.rate[k].add(&o.rate[k])
+	if o.rate != nil {
+		own := c.makeRate()
+		for k := range own {
+			own[k].add(&o.rate[k])
+		}
 	}
 }
 

@@ -324,7 +324,7 @@ func (ps *peerScope) SetLimit(limit Limit) {
 		return
 	}
 	rates := newScopeRates(ratesOf(limit))
-	ps.st.engine.rateByHand(rates)
+	ps.st.engine.rateByHand(KindPeer, rates)
 	_, a, _ := ps.enter(oneStripe)
 	defer ps.st.exit(oneStripe)
 	a.ready = l
@@ -415,7 +415,7 @@ func (p *pool) SetLimit(limit Limit) {
 		return
 	}
 	rates := newScopeRates(ratesOf(limit))
-	p.engine.rateByHand(rates)
+	p.engine.rateByHand(p.kind, rates)
 	st, a, _ := p.enter(allStripes)
 	defer st.exit(allStripes)
 	a.share.pool.setLimit(*l)

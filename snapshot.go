@@ -47,7 +47,7 @@ func (a *Amounts) byDim() (out amounts) {
 
 // ScopeState is what one scope holds and what it may hold. In JSON the numbers are
 // grouped by limit: Limits.ConnsInbound has Limit, Use, Percent, Peak, Refusals,
-// WouldRefuse and Tight. Limit is a number, "unlimited" or "blockAll". Percent is
+// WouldRefuse and Tight. Rates is a list beside them. Limit is a number, "unlimited" or "blockAll". Percent is
 // omitted if the limit is unlimited or 0. UnmarshalJSON reads what MarshalJSON writes.
 type ScopeState struct {
 	// Name is the scope's name as in errors, such as "system",
@@ -58,7 +58,7 @@ type ScopeState struct {
 	// for the four scopes that always exist.
 	ID    string
 	Use   network.ScopeStat
-	Limit BaseLimit
+	Limit BaseLimit // without its rates, which are in Rates
 	// Peak is the most that the scope has held of each at any time since it was made.
 	// It is exact for peers, and for other scopes above half of a limit. Below half it is
 	// the most that was seen by the manager, which looks once a second, and by each
@@ -74,6 +74,9 @@ type ScopeState struct {
 	// TransientStreamsInbound and TransientStreamsOutbound are how many of a peer's streams
 	// count in the transient scope, because they have no protocol yet. Other scopes have none.
 	TransientStreamsInbound, TransientStreamsOutbound int
+	// Rates are the rates of the scope, and how many tokens each has left. It is empty if the
+	// scope has none.
+	Rates []RateState
 }
 
 // MemberPeak is the most that any single member of a class of scopes has held of each
@@ -187,7 +190,9 @@ const fullestSubnets = 20
 type cut struct {
 	shared  []scopeCut
 	peers   []peerCut
-	denials []denials // of peers
+	denials []denials   // of peers
+	buckets []bucketCut // of peers
+	now     int64       // the time of the buckets
 	classes classLimits
 }
 
@@ -196,6 +201,36 @@ type scopeCut struct {
 	use, peak, limit amounts
 	denied           denials
 	tight            [numDims]bool
+	buckets          bucketCut
+}
+
+// bucketCut are the rates of a scope, and its buckets.
+type bucketCut struct {
+	rates  *scopeRates
+	fullAt fullTimes
+}
+
+// states returns the rates and what is left of them at the time of a cut.
+func (b *bucketCut) states(now int64) (all []RateState) {
+	if b.rates == nil {
+		return nil
+	}
+	for i, rate := range b.rates.limits.all() {
+		d := rateOrder[i]
+		if of := b.rates.buckets[rateAt(d)]; of.Limits() {
+			all = append(all, RateState{limitNames[d], rate.PerSecond, of.Burst(), of.Left(b.fullAt[rateAt(d)], now)})
+		}
+	}
+	return all
+}
+
+// RateState is one rate of a scope, and what is left of its burst.
+type RateState struct {
+	// Name is the name of the rate in configurations, such as "StreamsInbound".
+	Name      string
+	PerSecond float64
+	Burst     int64 // the tokens of a full bucket
+	Left      int64 // the tokens that are in it now
 }
 
 // peerCut is what changes of a peer. It has few pointers: while the garbage collector runs, each
@@ -206,6 +241,7 @@ type peerCut struct {
 	transient [2]int32 // streams in the transient scope: inbound, outbound
 	limit     *amounts // nil: that of its class
 	denied    int      // the place in denials, from 1; 0 for most peers, which have refused nothing
+	rated     int      // the place in buckets, from 1; 0 for peers without rates
 }
 
 // newCut returns a cut with room for so many peers, for what so many of them have refused, and
@@ -223,6 +259,7 @@ func (m *Manager) newCut(peers, refused int) *cut {
 	c.shared = emptied(c.shared, shared+shared/16)
 	c.peers = emptied(c.peers, peers)
 	c.denials = emptied(c.denials, refused)
+	c.buckets = emptied(c.buckets, m.ratedPeers(peers))
 	return c
 }
 
@@ -230,6 +267,7 @@ func (m *Manager) newCut(peers, refused int) *cut {
 func (m *Manager) endCut(c *cut) {
 	clear(c.shared)
 	clear(c.peers)
+	clear(c.buckets)
 	m.cuts.Put(c)
 }
 
@@ -257,7 +295,8 @@ func (e *engine) roomForPeers() (n int) {
 
 func (c *cut) addPool(p *pool) {
 	use := p.used() // before peak is read, because used may raise it
-	s := scopeCut{name: p.scope(), use: use, peak: p.peak, limit: p.limit, denied: p.denials()}
+	s := scopeCut{name: p.scope(), use: use, peak: p.peak, limit: p.limit, denied: p.denials(),
+		buckets: bucketCut{p.ownRates(), p.fullTimes()}}
 	for d := range numDims {
 		s.tight[d] = p.tight(d)
 	}
@@ -278,6 +317,12 @@ func (c *cut) addPeer(ps *peerScope) {
 	if ps.denied != nil {
 		c.denials = append(c.denials, ps.denied.denials)
 		p.denied = len(c.denials)
+	}
+	if !ps.st.rated {
+		// most managers
+	} else if rates := ps.st.rates(&ps.account); rates != nil {
+		c.buckets = append(c.buckets, bucketCut{rates, ps.fullTimes()})
+		p.rated = len(c.buckets)
 	}
 	c.peers = append(c.peers, p)
 }
@@ -310,7 +355,7 @@ func (m *Manager) snapshot(subnets int, c *cut, add func()) Snapshot {
 	var observed kindSet
 	m.inOneCut(func() {
 		s.Taken, s.Sizing, observed = time.Now(), m.limits.Load().sizing(), m.observed.load()
-		c.classes = m.classes
+		c.classes, c.now = m.classes, m.latestTime()
 		c.addFixed(m)
 		add()
 		s.Services, s.Protocols = m.dir.sizes()
@@ -338,7 +383,7 @@ func (m *Manager) snapshot(subnets int, c *cut, add func()) Snapshot {
 	m.gate().addRefusals(&counted.refusals, &would)
 	s.Scopes = make([]ScopeState, 0, len(c.shared)+len(c.peers))
 	for i := range c.shared {
-		s.Scopes = append(s.Scopes, c.shared[i].state())
+		s.Scopes = append(s.Scopes, c.shared[i].state(c.now))
 	}
 	for i := range c.peers {
 		s.Scopes = append(s.Scopes, c.peers[i].state(c))
@@ -366,11 +411,12 @@ func compareScopes(a, b ScopeState) int {
 	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
 }
 
-func (c *scopeCut) state() ScopeState {
+func (c *scopeCut) state(now int64) ScopeState {
 	s := ScopeState{
 		Name: c.name.String(), Kind: c.name.kind, ID: c.name.text,
 		Use: c.use.stat(), Limit: c.limit.baseLimit(), Peak: c.peak.named(),
 		Refusals: c.denied.refused.refusals(), WouldRefuse: c.denied.would.refusals(),
+		Rates: c.buckets.states(now),
 	}
 	for d, tight := range c.tight {
 		if tight {
@@ -397,6 +443,9 @@ func (p *peerCut) state(c *cut) ScopeState {
 	if p.denied > 0 {
 		d := &c.denials[p.denied-1]
 		s.Refusals, s.WouldRefuse = d.refused.refusals(), d.would.refusals()
+	}
+	if p.rated > 0 {
+		s.Rates = c.buckets[p.rated-1].states(c.now)
 	}
 	return s
 }

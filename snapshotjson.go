@@ -14,8 +14,9 @@ type scopeJSON struct {
 	ID     string `json:",omitempty"`
 	Limits quantities[limitJSON, limitJSON]
 	// TransientStreamsInbound and TransientStreamsOutbound are those of ScopeState.
-	TransientStreamsInbound  int `json:",omitempty"`
-	TransientStreamsOutbound int `json:",omitempty"`
+	TransientStreamsInbound  int         `json:",omitempty"`
+	TransientStreamsOutbound int         `json:",omitempty"`
+	Rates                    []RateState `json:",omitempty"`
 }
 
 type limitJSON struct {
@@ -32,7 +33,7 @@ type limitJSON struct {
 // MarshalJSON writes the state with its numbers grouped by limit, as described at
 // ScopeState.
 func (s ScopeState) MarshalJSON() ([]byte, error) {
-	out := scopeJSON{Name: s.Name, Kind: s.Kind, ID: s.ID,
+	out := scopeJSON{Name: s.Name, Kind: s.Kind, ID: s.ID, Rates: s.Rates,
 		TransientStreamsInbound: s.TransientStreamsInbound, TransientStreamsOutbound: s.TransientStreamsOutbound}
 	limits := fieldsByDim(&out.Limits)
 	for d, u := range s.limitUses() {
@@ -62,8 +63,8 @@ func (s *ScopeState) UnmarshalJSON(b []byte) error {
 		c.limit[d], c.use[d], c.peak[d], c.tight[d] = int64(l.Limit), l.Use, l.Peak, l.Tight
 		c.denied.refused[d], c.denied.would[d] = l.Refusals, l.WouldRefuse
 	}
-	out := c.state()
-	out.Name, out.Kind, out.ID = in.Name, in.Kind, in.ID
+	out := c.state(0)
+	out.Name, out.Kind, out.ID, out.Rates = in.Name, in.Kind, in.ID, in.Rates
 	out.TransientStreamsInbound, out.TransientStreamsOutbound = in.TransientStreamsInbound, in.TransientStreamsOutbound
 	*s = out
 	return nil

@@ -138,6 +138,10 @@ func (m *Manager) refusable(fixed []scopeReading) (may refusable) {
 	for k := range may.limits {
 		may.limits[k] |= dimSet(m.setByHand[k].Load())
 	}
+	may.rates = m.limits.Load().ratedDims()
+	for k := range may.rates {
+		may.rates[k] |= dimSet(m.ratedByHand[k].Load())
+	}
 	for k, dims := range m.gate().refusable() {
 		may.limits[k] |= dims
 	}

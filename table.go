@@ -19,10 +19,10 @@ import (
 type LimitUse struct {
 	Scope string // the scope's name
 	Kind  Kind
-	Name  string // the limit's name in configurations, such as "ConnsInbound"
-	Limit int64  // math.MaxInt64 if unlimited
-	Use   int64
-	Peak  int64 // see ScopeState.Peak
+	Name  string // the limit's name in configurations, such as "ConnsInbound" or "Rates.Streams"
+	Limit int64  // math.MaxInt64 if unlimited; of a rate, the tokens of a full bucket
+	Use   int64  // of a rate, the tokens that are taken
+	Peak  int64  // see ScopeState.Peak
 	// Refusals counts the requests that this limit refused, and WouldRefuse those that it
 	// admitted because it is only observed.
 	Refusals    uint64
@@ -63,6 +63,14 @@ func (s *ScopeState) limitUses() (all [numDims]LimitUse) {
 	return all
 }
 
+// rateUses returns the rates as limits on tokens.
+func (s *ScopeState) rateUses() (all []LimitUse) {
+	for _, r := range s.Rates {
+		all = append(all, LimitUse{Scope: s.Name, Kind: s.Kind, Name: "Rates." + r.Name, Limit: r.Burst, Use: r.Burst - r.Left})
+	}
+	return all
+}
+
 // LimitUses is a list of limits, each with how much of it is used.
 type LimitUses []LimitUse
 
@@ -71,7 +79,7 @@ func (s *Snapshot) LimitUses() LimitUses {
 	all := make(LimitUses, 0, len(s.Scopes)*int(numDims))
 	for i := range s.Scopes {
 		uses := s.Scopes[i].limitUses()
-		all = append(all, uses[:]...)
+		all = append(append(all, uses[:]...), s.Scopes[i].rateUses()...)
 	}
 	return all
 }

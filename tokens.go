@@ -50,6 +50,11 @@ func (s *scopeRates) given() Rates {
 	return s.limits
 }
 
+// dims returns the dimensions that have a rate.
+func (s *scopeRates) dims() dimSet {
+	return dimSetOf(func(d dim) bool { return s != nil && dimStreamsIn <= d && d < dimFD && s.buckets[rateAt(d)].Limits() })
+}
+
 // concerns reports whether there is a rate that a request needs a token of.
 func (s *scopeRates) concerns(r *request) bool {
 	return s != nil && (s.buckets[rateAt(r.dir)].Limits() || s.buckets[rateAt(r.both)].Limits())
@@ -110,6 +115,9 @@ func (t *tokens) now() int64 {
 	return int64(time.Since(t.began)) // by the monotonic clock
 }
 
+// timeOf returns a time of the clock as one of the calendar.
+func (t *tokens) timeOf(at int64) time.Time { return t.began.Add(time.Duration(at)) }
+
 // noLater returns a time that is not before one that was read earlier. A clock that jumps back
 // stands still until it has caught up.
 func noLater(latest *int64, now int64) int64 {
@@ -129,6 +137,20 @@ func (b *limitBook) ratesOf(k Kind, name string) *scopeRates {
 		}
 	}
 	return of.unnamed
+}
+
+// ratedDims returns, by kind, the dimensions in which some scope has a rate.
+func (b *limitBook) ratedDims() (dims [numKinds]dimSet) {
+	if b.rates == nil {
+		return dims
+	}
+	for k, of := range b.rates {
+		dims[k] = of.unnamed.dims()
+		for _, named := range of.named {
+			dims[k] |= named.dims()
+		}
+	}
+	return dims
 }
 
 // rates returns the rates of an account. The lock of its stripe is held.
@@ -168,6 +190,23 @@ func (a *account) fullAt(d dim) int64 {
 		return times[rateAt(d)]
 	}
 	return 0
+}
+
+// fullTimes returns those times for all dimensions.
+func (a *account) fullTimes() (times fullTimes) {
+	for d := dimStreamsIn; d < dimFD; d++ {
+		times[rateAt(d)] = a.fullAt(d)
+	}
+	return times
+}
+
+// fullTimes returns the times at which the buckets of the scope will be full. All stripe locks
+// are held.
+func (p *pool) fullTimes() (times fullTimes) {
+	if p.rates != nil {
+		times = p.rates.fullAt
+	}
+	return times
 }
 
 // setFullAt sets that time. now is the time by which full buckets are forgotten.
@@ -322,7 +361,7 @@ func (st *stripe) refuseRate(a *account, d dim, r *request, p *pacing) *noted {
 	if fullAt != a.fullAt(d) {
 		a.setFullAt(d, fullAt, p.now)
 	}
-	next := st.engine.tokens.began.Add(time.Duration(b.Next(fullAt, p.now))).UnixNano()
+	next := st.engine.tokens.timeOf(b.Next(fullAt, p.now)).UnixNano()
 	why := st.note(refusal{&a.deny().name, d, CauseRate, r.priority, next, r.count, b.Burst()}, r, a)
 	if st.trace != nil {
 		why.holding(a.use.amounts())
@@ -429,9 +468,10 @@ func (e *engine) setRated() {
 	}
 }
 
-// rateByHand notes that SetLimit sets a rate, before it does.
-func (e *engine) rateByHand(r *scopeRates) {
+// rateByHand notes that SetLimit sets a rate of a scope of kind k, before it does.
+func (e *engine) rateByHand(k Kind, r *scopeRates) {
 	if r != nil {
+		e.ratedByHand[k].Or(uint32(r.dims()))
 		e.inOneCut(func() {
 			e.tokens.byHand = true
 			e.setRated()
@@ -494,26 +534,26 @@ func (st *stripe) dropFull(ps *peerScope) {
 	}
 }
 
-// RateState is one rate of a scope, and what is left of its burst.
-type RateState struct {
-	// Name is the name of the rate in configurations, such as "StreamsInbound".
-	Name      string
-	PerSecond float64
-	Burst     int64 // the tokens of a full bucket
-	Left      int64 // the tokens that are in it now
-}
-
-// rateStates returns the rates of an account. The lock of its stripe is held, and for a share,
-// the token lock.
-func rateStates(s *scopeRates, fullAt func(dim) int64, now int64) (all []RateState) {
-	if s == nil {
-		return nil
+// latestTime returns the time of all rates. All stripe locks are held.
+func (e *engine) latestTime() int64 {
+	now := e.tokens.mu.latest
+	if !e.stripes[0].rated {
+		return now
 	}
-	for i, rate := range s.limits.all() {
-		d := rateOrder[i]
-		if b := s.buckets[rateAt(d)]; b.Limits() {
-			all = append(all, RateState{limitNames[d], rate.PerSecond, b.Burst(), b.Left(fullAt(d), now)})
+	for i := range e.stripes {
+		if n := e.stripes[i].awakened; n != nil {
+			now = max(now, n.paced)
 		}
 	}
-	return all
+	return max(now, e.tokens.now())
+}
+
+// ratedPeers returns how many of a number of peers may have rates.
+func (e *engine) ratedPeers(peers int) int {
+	if b := e.limits.Load(); b.rates == nil {
+		return 0
+	} else if of := b.rates[KindPeer]; of.unnamed == nil {
+		return min(peers, len(of.named))
+	}
+	return peers
 }

@@ -1,9 +1,13 @@
 package rcmgr
 
 import (
+	"bytes"
 	"cmp"
+	"encoding/json"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
+	"net/http/httptest"
 	"runtime"
 	"slices"
 	"sync"
@@ -15,6 +19,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 )
 
@@ -369,4 +374,83 @@ func TestAPeerWithARateTakesSixteenBytesUntilItsBucketIsFull(t *testing.T) {
 	m.reap()
 	require.Zero(t, rare(), "full buckets take no memory, although the peers are there")
 	require.Len(t, m.ListPeers(), 1000)
+}
+
+func TestRefusalsByRatesAreSeenEverywhere(t *testing.T) {
+	var logged bytes.Buffer
+	reg := prometheus.NewPedanticRegistry()
+	m, clock := newPaced(t, func(c *perScope[BaseLimit]) {
+		c.System.Rates.StreamsInbound = Rate{PerSecond: 10, Burst: 4}
+		c.PeerDefault.Rates.StreamsInbound = Rate{PerSecond: 10, Burst: 2}
+	})
+	require.NoError(t, m.RegisterWith(reg))
+	requireValue(t, 0, reg, "refusals_total", "rate", "inbound", "stream", "peer")
+	requireValue(t, 4, reg, "scope_rate_tokens", "", "streams_inbound", "system")
+	for range 2 {
+		mustOpenStream(t, m, testPeers[0], network.DirInbound)
+	}
+	_, err := m.OpenStream(testPeers[0], network.DirInbound)
+	requireCause(t, err, CauseRate, KindPeer)
+	mustOpenStream(t, m, testPeers[1], network.DirInbound)
+
+	// The error, and what it writes.
+	var refused *LimitError
+	require.ErrorAs(t, err, &refused)
+	require.Contains(t, err.Error(), "cannot reserve inbound stream: rate limit exceeded")
+	slog.New(slog.NewTextHandler(&logged, nil)).Info("refused", "err", refused)
+	require.Contains(t, logged.String(), "err.cause=rate")
+	require.Contains(t, logged.String(), "err.retry_at="+refused.RetryAt().Format("2006-01-02T15:04:05.000"))
+	require.Contains(t, toJSON(t, refused), `"RetryAt":"`)
+	require.WithinDuration(t, m.tokens.began.Add(100*time.Millisecond), refused.RetryAt(), 0)
+
+	// Explain.
+	e, err := m.Explain(ExplainRequest{Kind: KindStream, Peer: testPeers[0], Direction: network.DirInbound})
+	require.NoError(t, err)
+	require.Equal(t, "rate", e.By.Cause)
+	require.True(t, refused.RetryAt().Equal(e.By.RetryAt))
+	require.Contains(t, e.String(), "Rates.StreamsInbound is at 2 of 2, and 1 more would exceed 2 (rate); raise PeerDefault.Rates.StreamsInbound")
+
+	// The snapshot, its JSON and its table.
+	s := m.Snapshot()
+	want := map[string]RateState{
+		"system":                        {"StreamsInbound", 10, 4, 1},
+		"peer:" + testPeers[0].String(): {"StreamsInbound", 10, 2, 0},
+		"peer:" + testPeers[1].String(): {"StreamsInbound", 10, 2, 1},
+	}
+	for _, sc := range s.Scopes {
+		if r, ok := want[sc.Name]; ok {
+			require.Equal(t, []RateState{r}, sc.Rates)
+			delete(want, sc.Name)
+		} else {
+			require.Empty(t, sc.Rates)
+		}
+	}
+	require.Empty(t, want)
+	var back Snapshot
+	require.NoError(t, json.Unmarshal([]byte(toJSON(t, s)), &back))
+	require.Equal(t, s.Scopes[0].Rates, back.Scopes[0].Rates)
+	near := s.LimitsNear(99)
+	require.Equal(t, "Rates.StreamsInbound", near[0].Name)
+
+	// Metrics.
+	requireValue(t, 1, reg, "refusals_total", "rate", "inbound", "stream", "peer")
+	requireValue(t, 0, reg, "refusals_total", "rate", "inbound", "stream", "system")
+	requireValue(t, 1, reg, "scope_rate_tokens", "", "streams_inbound", "system")
+	requireValue(t, 4, reg, "scope_rate_burst", "", "streams_inbound", "system")
+	clock.ahead(time.Minute)
+	requireValue(t, 4, reg, "scope_rate_tokens", "", "streams_inbound", "system")
+
+	// The page.
+	page := httptest.NewRecorder()
+	Handler(m).ServeHTTP(page, httptest.NewRequest("GET", "/?format=text", nil))
+	require.Contains(t, page.Body.String(), "Rates.StreamsInbound")
+}
+
+func TestARateThatIsOnlyObservedRefusesNothingAndCounts(t *testing.T) {
+	m, _ := newPaced(t, func(c *perScope[BaseLimit]) { c.PeerDefault.Rates.Streams = Rate{PerSecond: 1, Burst: 2} },
+		WithObserveOnly(KindPeer))
+	for range 5 {
+		mustOpenStream(t, m, "p", network.DirInbound)
+	}
+	require.Equal(t, map[modelWould]int{{KindPeer, dimStreams, CauseRate}: 3}, m.wouldRefuseNow())
 }

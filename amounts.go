@@ -339,3 +339,6 @@ const (
 	labelInbound  = "inbound"
 	labelOutbound = "outbound"
 )
+
+// ratePlace returns the place of a rate in the configuration.
+func ratePlace(scope string, d dim) string { return scope + ".Rates." + limitNames[d] }

@@ -98,14 +98,7 @@ func (p *pool) reading() scopeReading {
 			s.tight++
 		}
 	}
-	if rates := p.ownRates(); rates != nil {
-		now := max(p.engine.tokens.now(), p.engine.tokens.mu.latest)
-		for d := dimStreamsIn; d < dimFD; d++ {
-			if b := rates.buckets[rateAt(d)]; b.Limits() {
-				s.burst[d], s.left[d] = b.Burst(), b.Left(p.rates.fullAt[rateAt(d)], now)
-			}
-		}
-	}
+	s.burst, s.left = p.tokens()
 	return s
 }
 

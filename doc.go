@@ -109,6 +109,9 @@
 // become loose, it takes the drawing lock, too. Services and protocols are found by name in the
 // directory, which has a lock of its own. (I8 has the order of the locks.)
 //
+// Connections and streams may also be limited by how fast they enter a scope. tokens.go has the
+// buckets of these rates, and explains why they need no credit.
+//
 // An operation takes the lock of its stripe and tries its short way, which works if there is
 // room at hand in every account. If not, decide (engine.go) calls the general way: stripe.check
 // (chain.go) asks the accounts, and stripe.judge asks the pools, and draws credit, for shares
@@ -134,9 +137,11 @@
 //     unless that was lowered, or is or was only observed. No false refusal: a
 //     request is refused only if at that instant it did not fit the limits, the
 //     part of the transient scope's streams that is kept for newcomers
-//     (WithNewcomersQuarter), or its fair share, if that is on.
+//     (WithNewcomersQuarter), its fair share, if that is on, or a rate. Over any
+//     time t, no more enter a scope than its burst and its rate × t.
 //   - I3: All or nothing: a refused operation leaves every account as it was,
-//     and a failed move leaves the scope where it was.
+//     with all tokens of its rates, and a failed move leaves the scope where it
+//     was.
 //   - I4: Conservation: in one consistent cut over all stripes, what a scope uses
 //     is the sum over the connections, streams and spans below it, and of what
 //     was reserved at it directly.
@@ -151,11 +156,11 @@
 //     logged with the scope's name. When all scopes are done, every account is
 //     zero.
 //   - I7: A scope in use, by references or by anything that it holds, is never
-//     collected. An unused one is, within two minutes, with a bounded amount of
-//     work under any lock. A scope that was kept from a View goes on working after
+//     collected, and neither is one whose rates lack a token. Any other is,
+//     within two minutes, with a bounded amount of work under any lock. A scope that was kept from a View goes on working after
 //     it was collected, and two accounts of one name never coexist.
 //   - I8: Lock order: stripes by index, then the directory of shared scopes, then
-//     the drawing lock, then the shards of subnets that have a share and of
+//     the token lock, then the drawing lock, then the shards of subnets that have a share and of
 //     records of what is open, and last the queue of the tracer. The locks of the
 //     gates are never held together with any of these. A change of limits has a
 //     lock that comes before all. No callback of the program, Limiter, log line,

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"golang.org/x/time/rate"
@@ -118,6 +119,7 @@ func (e *engine) streamLimit(f fetched[openingLimits]) *amounts {
 // build makes the stripes and the four scopes that are always there, which are the first
 // events of a trace.
 func (e *engine) build() {
+	e.tokens.began = time.Now()
 	e.dir.mu.services = make(map[string]*pool)
 	e.dir.mu.protocols = make(map[string]*pool)
 	for i := range e.stripes {

@@ -180,7 +180,7 @@ type explainer struct {
 	protocol, service         *account
 	protocolPart, servicePart *account // the peer's parts of the two
 	self                      *account // of the new connection or stream
-	buckets                   map[*account]*bucketCopy
+	buckets                   map[*account]*bucketCut
 	now                       int64 // the time of the buckets
 	cost                      int64 // what opening costs, in bytes
 }
@@ -235,13 +235,13 @@ func (e *explainer) copyAccounts() error {
 func (e *explainer) copyLocked(f fetched[questionLimits]) verdict {
 	q, m := e.q, e.m
 	e.book, e.observed = m.limits.Load(), m.observed.load()
-	e.buckets, e.now = make(map[*account]*bucketCopy), max(m.tokens.now(), m.tokens.mu.latest)
+	e.buckets, e.now = make(map[*account]*bucketCut), m.latestTime()
 	if e.book.own == nil && f.by != e.book {
 		return unknown
 	}
 	for k, p := range m.fixed {
 		e.fixed[k] = copyOf(p.scope(), p.limit, heldOf(p.used()))
-		e.buckets[e.fixed[k]] = &bucketCopy{p.ownRates(), p.fullTimes()}
+		e.keep(e.fixed[k], p.bucketCut())
 	}
 	switch q.Kind {
 	case KindConn:
@@ -278,12 +278,11 @@ func (e *explainer) copyPeer(ps *peerScope, unnamed *amounts) {
 	}
 	e.peer.account = *copyOf(scopeName{kind: KindPeer, peer: e.q.Peer}, limit, use)
 	e.peer.account.ps = e.peer
-	b := &bucketCopy{rates: e.book.ratesOf(KindPeer, string(e.q.Peer))}
+	b := e.book.fullBuckets(KindPeer, string(e.q.Peer))
 	if ps != nil {
-		b.rates, b.fullAt = ps.st.rates(&ps.account), ps.fullTimes()
-		e.now = max(e.now, ps.st.paced)
+		b = ps.bucketCut()
 	}
-	e.buckets[&e.peer.account] = b
+	e.keep(&e.peer.account, b)
 }
 
 // copyOf returns an account that belongs to no scope. An account has no name of its own,
@@ -298,20 +297,20 @@ func (e *explainer) copyShared(k Kind, name string,
 	f fetched[sharedLimits], ps *peerScope) (shared, part *account) {
 	limits, _ := e.book.sharedLimits(k, name, f)
 	limit, partLimit, use, partUse := *limits.own, *limits.pair, held{}, held{}
-	own, pair := e.book.ratesOf(k, name), e.book.ratesOf(k.ofPeer(), name)
-	var times, partTimes fullTimes
+	own, pair := e.book.fullBuckets(k, name), e.book.fullBuckets(k.ofPeer(), name)
 	if p := e.m.dir.find(k, name); p != nil {
-		own, pair, times = p.ownRates(), p.pairRates(), p.fullTimes()
+		own, pair = p.bucketCut(), p.fullPairBuckets()
 		limit, partLimit, use = p.limit, p.pairLimit, heldOf(p.used())
 		if ps != nil {
 			if pr := ps.pair(ps.st.named(k)[name]); pr != nil {
-				partUse, partTimes = pr.use, pr.fullTimes()
+				partUse, pair = pr.use, pr.bucketCut()
 			}
 		}
 	}
 	shared = copyOf(scopeName{kind: k, text: name}, limit, use)
 	part = copyOf(scopeName{kind: k.ofPeer(), text: name, peer: e.q.Peer}, partLimit, partUse)
-	e.buckets[shared], e.buckets[part] = &bucketCopy{own, times}, &bucketCopy{pair, partTimes}
+	e.keep(shared, own)
+	e.keep(part, pair)
 	return shared, part
 }
 
@@ -328,54 +327,25 @@ func (e *explainer) answer() {
 	}
 }
 
-// bucketCopy is a copy of the buckets of an account.
-type bucketCopy struct {
-	rates  *scopeRates // nil if there are none
-	fullAt fullTimes
-}
+// keep keeps a copy of the buckets of an account.
+func (e *explainer) keep(a *account, b bucketCut) { e.buckets[a] = &b }
 
 // rateChecks checks the rates of a chain, in the engine's order.
 func (e *explainer) rateChecks(step string, r *request, accounts []*account) (checks []LimitCheck) {
-	if r.count == 0 {
-		return nil
-	}
 	for _, a := range accounts {
-		c := e.buckets[a]
-		if a == nil || c == nil || c.rates == nil {
-			continue
-		}
-		for _, d := range [2]dim{r.dir, r.both} {
-			b := c.rates.buckets[rateAt(d)]
-			if !b.Limits() {
-				continue
-			}
-			name, fullAt, burst := a.name(), c.fullAt[rateAt(d)], b.Burst()
-			left := b.Left(fullAt, e.now)
-			k := LimitCheck{Step: step, Scope: name.String(), Kind: a.kind, Name: "Rates." + limitNames[d], Use: burst - left,
-				Asked: r.count, Limit: burst, Threshold: burst, Room: left, Fits: left > 0, Observed: e.observed.has(a.kind)}
+		b := e.buckets[a]
+		for _, d := range b.concerned(r) {
+			name, s := a.name(), b.state(d, e.now)
+			k := LimitCheck{Step: step, Scope: name.String(), Kind: a.kind, Name: "Rates." + s.Name, Use: s.Burst - s.Left,
+				Asked: r.count, Limit: s.Burst, Threshold: s.Burst, Room: s.Left, Fits: s.Left > 0, Observed: e.observed.has(a.kind)}
 			if !k.Fits {
 				k.Cause, k.ConfigKey = CauseRate.String(), rateKey(limitKey(e.book, e.m.gate(), a.kind, d, &name), d)
-				k.RetryAt = e.m.tokens.timeOf(b.Next(b.Fit(fullAt, e.now), e.now))
+				k.RetryAt = b.next(d, e.now, &e.m.tokens)
 			}
 			checks = append(checks, k)
 		}
 	}
 	return checks
-}
-
-// takeTokens takes the tokens of a request from the copies of a chain.
-func (e *explainer) takeTokens(r *request, c *chain) {
-	for _, a := range c.at {
-		b := e.buckets[a]
-		if a == nil || b == nil || b.rates == nil || r.count == 0 {
-			continue
-		}
-		for _, d := range [2]dim{r.dir, r.both} {
-			if of := b.rates.buckets[rateAt(d)]; of.Limits() {
-				b.fullAt[rateAt(d)] = of.Take(b.fullAt[rateAt(d)], e.now)
-			}
-		}
-	}
 }
 
 // step checks a step against self, unless that is nil, and a chain, and charges it to
@@ -471,7 +441,9 @@ func (e *explainer) charge(r *request, self *account, c *chain) {
 			a.use.charge(r)
 		}
 	}
-	e.takeTokens(r, c)
+	for _, a := range c.at {
+		e.buckets[a].take(r, e.now)
+	}
 }
 
 // standing returns the chain of a request that counts in the transient and the system

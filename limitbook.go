@@ -84,6 +84,34 @@ func (b *limitBook) readRates() {
 	}
 }
 
+// ratesOf returns the rates of the scope with a name, as the book has them.
+func (b *limitBook) ratesOf(k Kind, name string) *scopeRates {
+	if b.rates == nil {
+		return nil
+	}
+	of := &b.rates[k]
+	if len(of.named) > 0 {
+		if r, ok := of.named[name]; ok {
+			return r
+		}
+	}
+	return of.unnamed
+}
+
+// ratedDims returns, by kind, the dimensions in which some scope has a rate.
+func (b *limitBook) ratedDims() (dims [numKinds]dimSet) {
+	if b.rates == nil {
+		return dims
+	}
+	for k, of := range b.rates {
+		dims[k] = of.unnamed.dims()
+		for _, named := range of.named {
+			dims[k] |= named.dims()
+		}
+	}
+	return dims
+}
+
 // of returns the limit of the scope with a name.
 func (l *kindLimits) of(name string) *amounts {
 	if a := l.named[name]; a != nil {

@@ -61,8 +61,7 @@ func (m *Manager) Limits() ConcreteLimitConfig {
 	byHand := make(map[peer.ID]bool)
 	for i := range m.stripes {
 		m.stripes[i].eachPeer(func(ps *peerScope) {
-			l := ps.limit().baseLimit()
-			l.Rates = m.stripes[i].rates(&ps.account).given()
+			l := ps.limitWithRates()
 			if _, named := cfg.Peer[ps.id]; named || l != unnamed {
 				special[ps.id], byHand[ps.id] = l, ps.sticky
 			}

@@ -53,6 +53,7 @@ func busyReading() reading {
 			kind:  KindSystem,
 			use:   amounts{dimMemory: 1000, dimStreamsIn: 11, dimStreamsOut: 12, dimStreams: 23, dimConnsIn: 13, dimConnsOut: 14, dimConns: 27, dimFD: 15},
 			limit: amounts{dimMemory: 2000, dimStreamsIn: 21, dimStreamsOut: 22, dimStreams: 43, dimConnsIn: 23, dimConnsOut: 24, dimConns: 47, dimFD: 25},
+			burst: amounts{dimStreams: 26}, left: amounts{dimStreams: 5},
 		},
 		{
 			kind:  KindTransient,

@@ -57,7 +57,6 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 			reporter:  guarded(cfg.reporter),
 			noting:    cfg.refusalLog > 0,
 			bugLog:    rate.Sometimes{Interval: 10 * time.Second},
-			tokens:    tokens{began: time.Now()},
 		},
 		options: cfg, writeRefusals: cfg.writeRefusals,
 		started: time.Now(),

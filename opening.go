@@ -55,6 +55,31 @@ func (st *stripe) openReady(o *opening) bool {
 	return true
 }
 
+// openPaced is openReady for a stripe that is not plain: it works if that is only for the rates.
+func (st *stripe) openPaced(o *opening) bool {
+	if !st.rated || st.closed || st.trace != nil || st.engine.fair != nil {
+		return false
+	}
+	c := o.chain
+	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
+	r := request{count: 1, dir: o.dir, both: o.both}
+	var p pacing
+	any := st.pace(&c, &r, &p)
+	defer p.done(st)
+	if any {
+		if a, _ := p.lacks(&c, &r); a != nil {
+			return false
+		}
+	}
+	st.plain = true // but for the rates, which have been asked
+	ready := st.openReady(o)
+	st.plain = false
+	if ready && any {
+		p.take(&c, &r)
+	}
+	return ready
+}
+
 // number gives a connection or stream its number, if it has none. Without a tracer, those that
 // are refused have none, so that refusals for the same reason are the same error.
 func (st *stripe) number(o *opening) {

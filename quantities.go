@@ -8,6 +8,12 @@ var limitOrder = [numDims]dim{
 	dimStreams, dimStreamsIn, dimStreamsOut, dimConns, dimConnsIn, dimConnsOut, dimFD, dimMemory,
 }
 
+// numRates is the number of dimensions that have rates: those from dimStreamsIn to dimConns.
+const numRates = 6
+
+// rateOrder is the order of rates in configurations.
+var rateOrder = [numRates]dim(limitOrder[:numRates])
+
 // quantities is the shape of one number for each limit, such as those of a scope's refusals.
 type quantities[Count, Bytes comparable] struct {
 	Streams         Count

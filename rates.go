@@ -45,12 +45,6 @@ type Rates struct {
 	ConnsOutbound   Rate `json:",omitzero"`
 }
 
-// numRates is the number of dimensions that have rates: those from dimStreamsIn to dimConns.
-const numRates = 6
-
-// rateOrder is the order of rates in configurations, as in Rates.all.
-var rateOrder = [numRates]dim(limitOrder[:numRates])
-
 // all returns every rate, in the order of quantities.counts.
 func (r *Rates) all() [numRates]*Rate {
 	return [...]*Rate{&r.Streams, &r.StreamsInbound, &r.StreamsOutbound, &r.Conns, &r.ConnsInbound, &r.ConnsOutbound}
@@ -258,5 +252,30 @@ func (r Rates) check(place string) *configErrors {
 	return errs
 }
 
-// ratePlace returns the place of a rate in the configuration.
-func ratePlace(scope string, d dim) string { return scope + ".Rates." + limitNames[d] }
+// scopeRates are the rates of a scope, and their buckets. nil is none.
+type scopeRates struct {
+	limits  Rates // as they were set
+	buckets rateBuckets
+}
+
+// newScopeRates returns rates that have been checked, nil if there is none.
+func newScopeRates(r Rates) *scopeRates {
+	b := r.buckets()
+	if b == nil {
+		return nil
+	}
+	return &scopeRates{r, *b}
+}
+
+// given returns the rates as they were set.
+func (s *scopeRates) given() Rates {
+	if s == nil {
+		return Rates{}
+	}
+	return s.limits
+}
+
+// dims returns the dimensions that have a rate.
+func (s *scopeRates) dims() dimSet {
+	return dimSetOf(func(d dim) bool { return s != nil && dimStreamsIn <= d && d < dimFD && s.buckets[rateAt(d)].Limits() })
+}

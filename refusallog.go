@@ -105,7 +105,7 @@ func (m *Manager) logLine(l *refusalLine) {
 	if named && r.worst.Votes == times && (k == KindService || k == KindProtocol) {
 		refuser = worst // it caused all of the refusals
 	}
-	e := LimitError{why: refusal{scope: &refuser, d: d}}
+	e := LimitError{why: refusal{scope: &refuser, d: d, cause: r.cause}}
 	var attrs []slog.Attr
 	if k != KindRate {
 		attrs = append(attrs,
@@ -123,7 +123,11 @@ func (m *Manager) logLine(l *refusalLine) {
 	} else {
 		worst = scopeName{kind: k}
 	}
-	attrs = append(attrs, slog.String("raise", limitKey(m.limits.Load(), m.gate(), k, d, &worst)))
+	key := limitKey(m.limits.Load(), m.gate(), k, d, &worst)
+	if e.why.byRate() {
+		key = rateKey(key, d)
+	}
+	attrs = append(attrs, slog.String("raise", key))
 	msg := fmt.Sprintf("%s from exceeding resource limits %d times: %q", l.begin, times, classOf(&refuser)+": "+e.what())
 	if m.writeRefusals == nil {
 		log.LogAttrs(context.Background(), slog.LevelError, msg, attrs...)

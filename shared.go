@@ -311,8 +311,7 @@ func (ps *peerScope) Stat() network.ScopeStat {
 func (ps *peerScope) Limit() Limit {
 	st, a, _ := ps.enter(oneStripe)
 	defer st.exit(oneStripe)
-	l := a.limit().baseLimit()
-	l.Rates = st.rates(a).given()
+	l := a.ps.limitWithRates()
 	return &l
 }
 
@@ -323,8 +322,7 @@ func (ps *peerScope) SetLimit(limit Limit) {
 	if !ok {
 		return
 	}
-	rates := newScopeRates(ratesOf(limit))
-	ps.st.engine.rateByHand(KindPeer, rates)
+	rates := ps.st.engine.rateByHand(KindPeer, limit)
 	_, a, _ := ps.enter(oneStripe)
 	defer ps.st.exit(oneStripe)
 	a.ready = l
@@ -402,8 +400,7 @@ func (p *pool) Stat() network.ScopeStat {
 func (p *pool) Limit() Limit {
 	st, a, _ := p.enter(oneStripe)
 	defer st.exit(oneStripe)
-	l := a.limit().baseLimit()
-	l.Rates = a.share.pool.ownRates().given()
+	l := a.share.pool.limitWithRates()
 	return &l
 }
 
@@ -414,8 +411,7 @@ func (p *pool) SetLimit(limit Limit) {
 	if !ok {
 		return
 	}
-	rates := newScopeRates(ratesOf(limit))
-	p.engine.rateByHand(p.kind, rates)
+	rates := p.engine.rateByHand(p.kind, limit)
 	st, a, _ := p.enter(allStripes)
 	defer st.exit(allStripes)
 	a.share.pool.setLimit(*l)

@@ -204,35 +204,6 @@ type scopeCut struct {
 	buckets          bucketCut
 }
 
-// bucketCut are the rates of a scope, and its buckets.
-type bucketCut struct {
-	rates  *scopeRates
-	fullAt fullTimes
-}
-
-// states returns the rates and what is left of them at the time of a cut.
-func (b *bucketCut) states(now int64) (all []RateState) {
-	if b.rates == nil {
-		return nil
-	}
-	for i, rate := range b.rates.limits.all() {
-		d := rateOrder[i]
-		if of := b.rates.buckets[rateAt(d)]; of.Limits() {
-			all = append(all, RateState{limitNames[d], rate.PerSecond, of.Burst(), of.Left(b.fullAt[rateAt(d)], now)})
-		}
-	}
-	return all
-}
-
-// RateState is one rate of a scope, and what is left of its burst.
-type RateState struct {
-	// Name is the name of the rate in configurations, such as "StreamsInbound".
-	Name      string
-	PerSecond float64
-	Burst     int64 // the tokens of a full bucket
-	Left      int64 // the tokens that are in it now
-}
-
 // peerCut is what changes of a peer. It has few pointers: while the garbage collector runs, each
 // one that is written costs more than all the rest.
 type peerCut struct {
@@ -296,7 +267,7 @@ func (e *engine) roomForPeers() (n int) {
 func (c *cut) addPool(p *pool) {
 	use := p.used() // before peak is read, because used may raise it
 	s := scopeCut{name: p.scope(), use: use, peak: p.peak, limit: p.limit, denied: p.denials(),
-		buckets: bucketCut{p.ownRates(), p.fullTimes()}}
+		buckets: p.bucketCut()}
 	for d := range numDims {
 		s.tight[d] = p.tight(d)
 	}
@@ -318,10 +289,8 @@ func (c *cut) addPeer(ps *peerScope) {
 		c.denials = append(c.denials, ps.denied.denials)
 		p.denied = len(c.denials)
 	}
-	if !ps.st.rated {
-		// most managers
-	} else if rates := ps.st.rates(&ps.account); rates != nil {
-		c.buckets = append(c.buckets, bucketCut{rates, ps.fullTimes()})
+	if b := ps.bucketCut(); b.rates != nil {
+		c.buckets = append(c.buckets, b)
 		p.rated = len(c.buckets)
 	}
 	c.peers = append(c.peers, p)

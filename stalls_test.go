@@ -6,6 +6,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"math"
 	"runtime"
 	"slices"
 	"testing"
@@ -102,7 +103,7 @@ func TestWhatHoldsAllLocksVisitsNoPeer(t *testing.T) {
 		"a scope's limit": func(t *testing.T, m *Manager) {
 			viewSystem(t, m).(ResourceScopeLimiter).SetLimit(&BaseLimit{Memory: 1 << 30})
 		},
-		"an exact refusal": func(t *testing.T, m *Manager) { require.Error(t, viewSystem(t, m).ReserveMemory(2<<30, 255)) },
+		"an exact refusal": func(t *testing.T, m *Manager) { require.Error(t, viewSystem(t, m).ReserveMemory(math.MaxInt32, 255)) },
 		"an exact sum": func(t *testing.T, m *Manager) {
 			before := m.read().counts.settled
 			require.NoError(t, viewSystem(t, m).ReserveMemory(600<<20, 255))

@@ -23,37 +23,10 @@ package rcmgr
 // are plain, or not rated.
 
 import (
+	"slices"
 	"sync"
 	"time"
 )
-
-// scopeRates are the rates of a scope, and their buckets. nil is none.
-type scopeRates struct {
-	limits  Rates // as they were set
-	buckets rateBuckets
-}
-
-// newScopeRates returns rates that have been checked, nil if there is none.
-func newScopeRates(r Rates) *scopeRates {
-	b := r.buckets()
-	if b == nil {
-		return nil
-	}
-	return &scopeRates{r, *b}
-}
-
-// given returns the rates as they were set.
-func (s *scopeRates) given() Rates {
-	if s == nil {
-		return Rates{}
-	}
-	return s.limits
-}
-
-// dims returns the dimensions that have a rate.
-func (s *scopeRates) dims() dimSet {
-	return dimSetOf(func(d dim) bool { return s != nil && dimStreamsIn <= d && d < dimFD && s.buckets[rateAt(d)].Limits() })
-}
 
 // concerns reports whether there is a rate that a request needs a token of.
 func (s *scopeRates) concerns(r *request) bool {
@@ -125,34 +98,6 @@ func noLater(latest *int64, now int64) int64 {
 	return *latest
 }
 
-// ratesOf returns the rates of the scope with a name, as the book has them.
-func (b *limitBook) ratesOf(k Kind, name string) *scopeRates {
-	if b.rates == nil {
-		return nil
-	}
-	of := &b.rates[k]
-	if len(of.named) > 0 {
-		if r, ok := of.named[name]; ok {
-			return r
-		}
-	}
-	return of.unnamed
-}
-
-// ratedDims returns, by kind, the dimensions in which some scope has a rate.
-func (b *limitBook) ratedDims() (dims [numKinds]dimSet) {
-	if b.rates == nil {
-		return dims
-	}
-	for k, of := range b.rates {
-		dims[k] = of.unnamed.dims()
-		for _, named := range of.named {
-			dims[k] |= named.dims()
-		}
-	}
-	return dims
-}
-
 // rates returns the rates of an account. The lock of its stripe is held.
 func (st *stripe) rates(a *account) *scopeRates {
 	switch {
@@ -192,23 +137,6 @@ func (a *account) fullAt(d dim) int64 {
 	return 0
 }
 
-// fullTimes returns those times for all dimensions.
-func (a *account) fullTimes() (times fullTimes) {
-	for d := dimStreamsIn; d < dimFD; d++ {
-		times[rateAt(d)] = a.fullAt(d)
-	}
-	return times
-}
-
-// fullTimes returns the times at which the buckets of the scope will be full. All stripe locks
-// are held.
-func (p *pool) fullTimes() (times fullTimes) {
-	if p.rates != nil {
-		times = p.rates.fullAt
-	}
-	return times
-}
-
 // setFullAt sets that time. now is the time by which full buckets are forgotten.
 func (a *account) setFullAt(d dim, at, now int64) {
 	if a.ps == nil {
@@ -229,7 +157,10 @@ func (a *account) setFullAt(d dim, at, now int64) {
 	if a.kind != KindPeer {
 		if times = rates.pairs[a.share]; times == nil {
 			times = new(fullTimes)
-			put(&rates.pairs, a.share, times)
+			if rates.pairs == nil {
+				rates.pairs = make(map[*share]*fullTimes)
+			}
+			rates.pairs[a.share] = times
 		}
 	}
 	times[rateAt(d)] = at
@@ -369,31 +300,6 @@ func (st *stripe) refuseRate(a *account, d dim, r *request, p *pacing) *noted {
 	return why
 }
 
-// openPaced is openReady for a stripe that is not plain: it works if that is only for the rates.
-func (st *stripe) openPaced(o *opening) bool {
-	if !st.rated || st.closed || st.trace != nil || st.engine.fair != nil {
-		return false
-	}
-	c := o.chain
-	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
-	r := request{count: 1, dir: o.dir, both: o.both}
-	var p pacing
-	any := st.pace(&c, &r, &p)
-	defer p.done(st)
-	if any {
-		if a, _ := p.lacks(&c, &r); a != nil {
-			return false
-		}
-	}
-	st.plain = true // but for the rates, which have been asked
-	ready := st.openReady(o)
-	st.plain = false
-	if ready && any {
-		p.take(&c, &r)
-	}
-	return ready
-}
-
 // setRates puts the rates of a scope that all peers share in force, and those of one peer in it.
 // Tokens that were taken stay taken, but no bucket lacks more than it holds. That of a peer is
 // put right when it refuses for the first time. The locks are those of pool.setLimit; no stripe
@@ -443,7 +349,15 @@ func (p *pool) pairRates() *scopeRates {
 	return p.rates.pair
 }
 
-// limitWithRates returns the limit of the scope. All stripe locks are held.
+// limitWithRates returns the limit of a peer. The lock of its stripe is held.
+func (ps *peerScope) limitWithRates() BaseLimit {
+	l := ps.limit().baseLimit()
+	l.Rates = ps.st.rates(&ps.account).given()
+	return l
+}
+
+// limitWithRates returns the limit of the scope. All stripe locks are held, or that of one where
+// it has a share.
 func (p *pool) limitWithRates() BaseLimit {
 	l := p.limit.baseLimit()
 	l.Rates = p.ownRates().given()
@@ -468,8 +382,10 @@ func (e *engine) setRated() {
 	}
 }
 
-// rateByHand notes that SetLimit sets a rate of a scope of kind k, before it does.
-func (e *engine) rateByHand(k Kind, r *scopeRates) {
+// rateByHand returns the rates of a limit that SetLimit is about to set for a scope of kind k, and
+// notes that there are some.
+func (e *engine) rateByHand(k Kind, limit Limit) *scopeRates {
+	r := newScopeRates(ratesOf(limit))
 	if r != nil {
 		e.ratedByHand[k].Or(uint32(r.dims()))
 		e.inOneCut(func() {
@@ -477,6 +393,7 @@ func (e *engine) rateByHand(k Kind, r *scopeRates) {
 			e.setRated()
 		})
 	}
+	return r
 }
 
 // owes reports whether an account has a bucket that is not full. The lock of its stripe is held.
@@ -556,4 +473,110 @@ func (e *engine) ratedPeers(peers int) int {
 		return min(peers, len(of.named))
 	}
 	return peers
+}
+
+// bucketCut are the rates of a scope and its buckets, copied in a cut. rates is nil if there is no
+// rate. A nil *bucketCut has none, either.
+type bucketCut struct {
+	rates  *scopeRates
+	fullAt fullTimes
+}
+
+// bucketCut copies the buckets of a peer, or of its part of a service or protocol. The lock of
+// its stripe is held.
+func (a *account) bucketCut() (b bucketCut) {
+	st := a.ps.st
+	if !st.rated {
+		return b
+	}
+	if b.rates = st.rates(a); b.rates != nil {
+		for d := dimStreamsIn; d < dimFD; d++ {
+			b.fullAt[rateAt(d)] = a.fullAt(d)
+		}
+	}
+	return b
+}
+
+// bucketCut copies the buckets of the scope. All stripe locks are held.
+func (p *pool) bucketCut() (b bucketCut) {
+	if p.rates != nil {
+		b = bucketCut{p.rates.own, p.rates.fullAt}
+	}
+	return b
+}
+
+// fullPairBuckets returns the buckets of a peer that has no part in the scope yet.
+func (p *pool) fullPairBuckets() bucketCut { return bucketCut{rates: p.pairRates()} }
+
+// fullBuckets returns the buckets of a scope that is not there yet.
+func (b *limitBook) fullBuckets(k Kind, name string) bucketCut {
+	return bucketCut{rates: b.ratesOf(k, name)}
+}
+
+// tokens returns the tokens of full buckets, 0 without a rate, and those that are in the buckets
+// now. All stripe locks are held.
+func (p *pool) tokens() (burst, left amounts) {
+	b := p.bucketCut()
+	if b.rates == nil {
+		return burst, left
+	}
+	now := max(p.engine.tokens.now(), p.engine.tokens.mu.latest)
+	for d := dimStreamsIn; d < dimFD; d++ {
+		if s := b.state(d, now); b.rates.buckets[rateAt(d)].Limits() {
+			burst[d], left[d] = s.Burst, s.Left
+		}
+	}
+	return burst, left
+}
+
+// concerned returns the dimensions in which a request needs a token.
+func (b *bucketCut) concerned(r *request) (dims []dim) {
+	if b == nil || r.count == 0 {
+		return nil
+	}
+	for _, d := range [2]dim{r.dir, r.both} {
+		if b.rates.dims().has(d) {
+			dims = append(dims, d)
+		}
+	}
+	return dims
+}
+
+// take takes the tokens of a request from the copy.
+func (b *bucketCut) take(r *request, now int64) {
+	for _, d := range b.concerned(r) {
+		at := &b.fullAt[rateAt(d)]
+		*at = b.rates.buckets[rateAt(d)].Take(*at, now)
+	}
+}
+
+// state returns one rate and what is left of it.
+func (b *bucketCut) state(d dim, now int64) RateState {
+	of, rates := b.rates.buckets[rateAt(d)], b.rates.limits.all()
+	return RateState{limitNames[d], rates[slices.Index(rateOrder[:], d)].PerSecond, of.Burst(), of.Left(b.fullAt[rateAt(d)], now)}
+}
+
+// states returns all rates and what is left of them.
+func (b *bucketCut) states(now int64) (all []RateState) {
+	for _, d := range rateOrder {
+		if b.rates.dims().has(d) {
+			all = append(all, b.state(d, now))
+		}
+	}
+	return all
+}
+
+// next returns the time at which a bucket has a token again.
+func (b *bucketCut) next(d dim, now int64, t *tokens) time.Time {
+	of := b.rates.buckets[rateAt(d)]
+	return t.timeOf(of.Next(of.Fit(b.fullAt[rateAt(d)], now), now))
+}
+
+// RateState is one rate of a scope, and what is left of its burst.
+type RateState struct {
+	// Name is the name of the rate in configurations, such as "StreamsInbound".
+	Name      string
+	PerSecond float64
+	Burst     int64 // the tokens of a full bucket
+	Left      int64 // the tokens that are in it now
 }

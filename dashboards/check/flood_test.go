@@ -97,11 +97,11 @@ func newStage(t *testing.T) *stage {
 	h.inUse.Store(1 << 28)
 	limits := rcmgr.PartialLimitConfig{
 		System:               rcmgr.ResourceLimits{Conns: 120, ConnsInbound: 60, Streams: 400, StreamsInbound: 200, FD: 90, Memory: 64 << 20},
-		Transient:            rcmgr.ResourceLimits{ConnsInbound: 40, StreamsInbound: 60},
+		Transient:            rcmgr.ResourceLimits{ConnsInbound: 40, StreamsInbound: 60, Rates: rcmgr.Rates{Streams: rcmgr.Rate{PerSecond: 100_000}}},
 		AllowlistedSystem:    rcmgr.ResourceLimits{ConnsInbound: 5},
 		AllowlistedTransient: rcmgr.ResourceLimits{ConnsInbound: 5},
 		PeerDefault:          rcmgr.ResourceLimits{StreamsInbound: 20, ConnsInbound: 4, Memory: 16 << 20},
-		ProtocolDefault:      rcmgr.ResourceLimits{StreamsInbound: 50},
+		ProtocolDefault:      rcmgr.ResourceLimits{StreamsInbound: 50, Rates: rcmgr.Rates{Streams: rcmgr.Rate{PerSecond: 100_000}}},
 		ServiceDefault:       rcmgr.ResourceLimits{StreamsInbound: 30, Memory: 32 << 20},
 		Service:              map[string]rcmgr.ResourceLimits{"friendly": {Streams: 4}}, // three are open
 		Conn:                 rcmgr.ResourceLimits{Memory: 1 << 20},

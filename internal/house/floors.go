@@ -63,6 +63,7 @@ var floors = []floor{
 		{"pool.go", "shared scopes: credit, half rule, loose and tight"},
 		{"chain.go", "one operation: check all accounts of its chain, then charge all"},
 		{"unit.go", "connections and streams as they are counted, and the shortest ways to open, move and end them"},
+		{"tokens.go", "rates: the buckets of accounts, asked before their limits"},
 		{"memory.go", "reserving and releasing memory: the shortest way through a chain"},
 		{"refusing.go", "a refusal: noted; if nothing overrides it, counted, returned as an error and logged; limits that are only observed; who holds most of a limit"},
 		{"reap.go", "collecting what is unused"},

@@ -364,7 +364,6 @@ type checked struct {
 
 // ask checks self, and then the rates and the limits of a chain, in the engine's order.
 func (e *explainer) ask(step string, r *request, self *account, c *chain) checked {
-	r.askThrough(c)
 	out := e.askLimits(step, r, self, &chain{})
 	out.checks = append(out.checks, e.rateChecks(step, r, r.inOrder(c))...)
 	out.checks = append(out.checks, e.askLimits(step, r, nil, c).checks...)

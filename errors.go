@@ -447,9 +447,11 @@ func (why *refusal) used() int64 {
 type limitPlace uint8
 
 const (
-	placeOfAll    limitPlace = iota // the limit for unnamed peers, or unnamed subnets of one size
-	placeOfName                     // the limit of a peer or network that is named
-	placeOfCaller                   // the limiter of WithConnRateLimiters
+	placeOfAll         limitPlace = iota // the limit for unnamed peers, or unnamed subnets of one size
+	placeOfName                          // the limit of a peer or network that is named
+	placeOfCaller                        // the limiter of WithConnRateLimiters
+	placeOfDials                         // as placeOfAll, for the rate of dials
+	placeOfDialsByName                   // as placeOfName, for the rate of dials
 )
 
 // configKey returns the place in the configuration of a scope's limit on d, such as
@@ -479,8 +481,13 @@ func configKey(k Kind, d dim, which *scopeName, place limitPlace) string {
 	case KindSubnet:
 		return gateKey("Gates.Subnets", which.prefix(), place)
 	case KindRate:
-		if place == placeOfCaller {
+		switch place {
+		case placeOfCaller:
 			return "WithConnRateLimiters"
+		case placeOfDials:
+			return gateKey(dialRates, which.prefix(), placeOfAll)
+		case placeOfDialsByName:
+			return gateKey(dialRates, which.prefix(), placeOfName)
 		}
 		return gateKey("Gates.Rate", which.prefix(), place)
 	case KindProcess:

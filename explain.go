@@ -22,6 +22,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/multiformats/go-multiaddr"
+
+	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
 // ExplainRequest is a question to Manager.Explain: a connection, a stream or a memory
@@ -621,17 +623,31 @@ func (e *explainer) process(d dim) {
 func (e *explainer) gate(d dim) {
 	g := e.m.gate()
 	var c checked
-	for _, s := range g.subnets.Look(e.far.addr) {
-		scope := nameAtGate(s.Gate, s.Subnet)
-		k := LimitCheck{Step: "gate", Scope: scope.String(), Kind: scope.kind, Name: limitNames[d], Use: s.Use, Asked: 1,
-			Limit: s.Limit, Threshold: s.Limit, Room: s.Limit - s.Use, Fits: s.Use < s.Limit, Observed: e.observed.has(scope.kind)}
-		if !k.Fits {
-			k.Cause, k.ConfigKey = gateCauses[s.Gate].String(), limitKey(e.book, g, scope.kind, d, &scope)
+	look := func(s *subnets.Subnets, key func(*scopeName) string) {
+		for _, s := range s.Look(e.far.addr) {
+			scope := nameAtGate(s.Gate, s.Subnet)
+			k := LimitCheck{Step: "gate", Scope: scope.String(), Kind: scope.kind, Name: limitNames[d], Use: s.Use, Asked: 1,
+				Limit: s.Limit, Threshold: s.Limit, Room: s.Limit - s.Use, Fits: s.Use < s.Limit, Observed: e.observed.has(scope.kind)}
+			if !k.Fits {
+				k.Cause, k.ConfigKey = gateCauses[s.Gate].String(), key(&scope)
+			}
+			c.checks = append(c.checks, k)
 		}
-		c.checks = append(c.checks, k)
 	}
-	if g.asksCaller() {
-		e.out.Unknown = "the caller's own rate limiter is not asked: it would take a token"
+	if d == dimConnsOut && g.dials != nil {
+		look(g.dials, func(scope *scopeName) string {
+			place := placeOfDials
+			if _, named := g.limits.DialRate.Networks[scope.prefix()]; named {
+				place = placeOfDialsByName
+			}
+			return configKey(KindRate, d, scope, place)
+		})
+	}
+	if g.checks(d) {
+		look(g.subnets, func(scope *scopeName) string { return limitKey(e.book, g, scope.kind, d, scope) })
+		if g.asksCaller() {
+			e.out.Unknown = "the caller's own rate limiter is not asked: it would take a token"
+		}
 	}
 	e.take(c.decided())
 }

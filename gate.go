@@ -18,6 +18,7 @@ type gate struct {
 	subnets *subnets.Subnets // connections, and tokens unless the program has its own limiter
 	caller  *callerRates     // the program's own limiter of rates; nil is none
 	sources *subnets.Subnets // attempts that need not prove their source address
+	dials   *subnets.Subnets // tokens of outbound connections alone; nil if they have no rate
 
 	outbound bool // the gates check outbound connections, too
 
@@ -47,6 +48,12 @@ func newGate(cfg gateConfig, caller *callerRates, noting bool, observed *observe
 		return nil, err
 	}
 	g := &gate{subnets: s, caller: caller, sources: sources, outbound: cfg.outbound, limits: limits}
+	if limitsAny(gateLists[ConnRate](limits.DialRate), ConnRate{Burst: Unlimited}) {
+		how.Error = dialRefusal
+		if g.dials, err = newSubnets(subnetConfig{}, cfg.dials, how); err != nil {
+			return nil, err
+		}
+	}
 	g.refusing[subnets.Conns] = limitsAny(gateLists[LimitVal](limits.Subnets), Unlimited)
 	g.refusing[subnets.Rate] = caller.set() ||
 		caller == nil && limitsAny(gateLists[ConnRate](limits.Rate), ConnRate{Burst: Unlimited})
@@ -74,14 +81,20 @@ func limitsAny[V comparable](lists gateLists[V], none V) bool {
 func (g *gate) refusable() (may [numKinds]dimSet) {
 	for of, k := range gateKinds {
 		if g.refusing[of] {
-			may[k] = dimSetOf(func(d dim) bool { return k.canRunOutOf(d) && g.concerns(d) })
+			may[k] = dimSetOf(func(d dim) bool { return k.canRunOutOf(d) && g.checks(d) })
 		}
+	}
+	if g.dials != nil {
+		may[KindRate] |= 1 << dimConnsOut
 	}
 	return may
 }
 
-// concerns reports whether the gates check connections in a direction.
-func (g *gate) concerns(d dim) bool {
+// concerns reports whether any gate checks connections in a direction.
+func (g *gate) concerns(d dim) bool { return g.checks(d) || g.dials != nil }
+
+// checks reports whether the gates that check inbound connections check those in a direction.
+func (g *gate) checks(d dim) bool {
 	return d == dimConnsIn || g.outbound
 }
 
@@ -109,6 +122,34 @@ func newSubnets(conns subnetConfig, rates rateConfig, how subnets.Config) (*subn
 // connections, or that of outbound ones. enter writes to p what the gates have counted. If they
 // refuse, ok is false and why is the refusal; gates that have retired return no why.
 func (g *gate) enter(addr netip.Addr, d dim, p *subnets.Pass) (why *LimitError, ok bool) {
+	if d == dimConnsOut && g.dials != nil {
+		return g.enterDial(addr, p)
+	}
+	return g.enterBoth(addr, d, p)
+}
+
+// enterDial is enter for an outbound connection where these have a rate of their own.
+func (g *gate) enterDial(addr netip.Addr, p *subnets.Pass) (why *LimitError, ok bool) {
+	var dial subnets.Pass
+	err, ok := g.dials.Enter(addr, subnets.Outbound, &dial)
+	if !ok {
+		why, _ = err.(*LimitError)
+		return why, false
+	}
+	if g.outbound {
+		if why, ok = g.enterBoth(addr, dimConnsOut, p); !ok {
+			dial.Undo()
+			return why, false
+		}
+	} else {
+		p.Addr, p.Key = dial.Addr, dial.Key
+	}
+	p.AlsoUndo(&dial)
+	return nil, true
+}
+
+// enterBoth is enter for the gates that check inbound connections, too.
+func (g *gate) enterBoth(addr netip.Addr, d dim, p *subnets.Pass) (why *LimitError, ok bool) {
 	err, ok := g.subnets.Enter(addr, wayOf(d), p)
 	if ok && g.asksCaller() {
 		err, ok = g.askCaller(d, p)
@@ -140,6 +181,11 @@ func (g *gate) addRefusals(refused, would *[numKinds]dimCounts) {
 	r, w := g.subnets.Refusals()
 	addGateCounts(refused, &r)
 	addGateCounts(would, &w)
+	if g.dials != nil {
+		r, w = g.dials.Refusals()
+		addGateCounts(refused, &r)
+		addGateCounts(would, &w)
+	}
 }
 
 // giveRemarks adds the counts of the gates' refusals, and hands over the remarks that are noted
@@ -148,12 +194,30 @@ func (g *gate) giveRemarks(refused, would *unloggedRefusals) {
 	r, w := g.subnets.TakeNotes()
 	takeFromGates(refused, &r)
 	takeFromGates(would, &w)
+	if g.dials != nil {
+		r, w = g.dials.TakeNotes()
+		takeFromGates(refused, &r)
+		takeFromGates(would, &w)
+	}
+}
+
+// inUse returns the number of subnets that have connections, and of buckets that are kept.
+func (g *gate) inUse() (conns, buckets int) {
+	conns, buckets = g.subnets.InUse()
+	if g.dials != nil {
+		_, dials := g.dials.InUse()
+		buckets += dials
+	}
+	return conns, buckets
 }
 
 // forget drops the records of addresses that have been quiet.
 func (g *gate) forget() {
 	g.subnets.Forget(0)
 	g.sources.Forget(0)
+	if g.dials != nil {
+		g.dials.Forget(0)
+	}
 }
 
 // suspicious reports whether so many connections have come from the subnet of a source address

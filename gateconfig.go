@@ -10,6 +10,7 @@ import (
 	"maps"
 	"math"
 	"net/netip"
+	"reflect"
 	"slices"
 
 	"github.com/weir-p2p/rcmgr/internal/ip"
@@ -19,6 +20,7 @@ import (
 type gateConfig struct {
 	subnets  subnetConfig
 	rate     rateConfig
+	dials    rateConfig // of outbound connections alone
 	outbound bool
 }
 
@@ -79,29 +81,39 @@ func (g *GateLimits) config(defaults gateConfig) (gateConfig, error) {
 		c.subnets.networks[f] = slices.Concat(networks[f], c.subnets.networks[f])
 	}
 
-	rates, rateNetworks := c.rate.perSubnet, [ip.Families][]networkRate{}
-	visit(&errs, "Gates.Rate", gateLists[ConnRate](g.Rate),
-		func(f ip.Family) { c.rate.perSubnet[f] = nil },
+	c.rate = g.Rate.config(&errs, "Gates.Rate", c.rate)
+	c.dials = g.DialRate.config(&errs, dialRates, c.dials)
+	if err := errs.err(); err != nil {
+		return gateConfig{}, err
+	}
+	return c, nil
+}
+
+// config returns defaults with what r sets, and adds what is wrong with r to errs. The lists in
+// defaults are not written to.
+func (r RateLimits) config(errs *configErrors, path string, defaults rateConfig) rateConfig {
+	c := defaults
+	networks := [ip.Families][]networkRate{}
+	visit(errs, path, gateLists[ConnRate](r),
+		func(f ip.Family) { c.perSubnet[f] = nil },
 		func(f ip.Family, bits int, v ConnRate) (string, error) {
-			if i := slices.IndexFunc(rates[f], func(l subnetRate) bool { return l.prefixLength == bits }); i >= 0 {
-				v = v.fillIn(ConnRate{rates[f][i].perSecond, limitVal(rates[f][i].burst)})
+			under := defaults.perSubnet[f]
+			if i := slices.IndexFunc(under, func(l subnetRate) bool { return l.prefixLength == bits }); i >= 0 {
+				v = v.fillIn(ConnRate{under[i].perSecond, limitVal(under[i].burst)})
 			}
 			l, field, err := v.rateLimit()
-			c.rate.perSubnet[f] = append(c.rate.perSubnet[f], subnetRate{bits, l})
+			c.perSubnet[f] = append(c.perSubnet[f], subnetRate{bits, l})
 			return field, err
 		},
 		func(f ip.Family, network netip.Prefix, v ConnRate) (string, error) {
 			l, field, err := v.rateLimit()
-			rateNetworks[f] = append(rateNetworks[f], networkRate{network, l})
+			networks[f] = append(networks[f], networkRate{network, l})
 			return field, err
 		})
-	if err := errs.err(); err != nil {
-		return gateConfig{}, err
+	for f := range ip.Families { // of two entries for one network the first holds
+		c.networks[f] = slices.Concat(networks[f], c.networks[f])
 	}
-	for f := range ip.Families {
-		c.rate.networks[f] = slices.Concat(rateNetworks[f], c.rate.networks[f])
-	}
-	return c, nil
+	return c
 }
 
 // visit walks over the settings of one gate. For each family that has a map it calls begin,
@@ -179,32 +191,42 @@ func (r ConnRate) rateLimit() (l rateLimit, field string, err error) {
 // defaults. If several limits have the same prefix length, only the lowest is in the result,
 // because a connection must satisfy all of them.
 func (c *gateConfig) gateLimits() GateLimits {
-	g := GateLimits{
-		Subnets: SubnetLimits{Networks: make(map[netip.Prefix]LimitVal)},
-		Rate:    RateLimits{Networks: make(map[netip.Prefix]ConnRate)},
-	}
+	g := GateLimits{Subnets: SubnetLimits{Networks: make(map[netip.Prefix]LimitVal)}, Rate: c.rate.rateLimits()}
 	outbound := c.outbound // a copy, which may be changed
 	g.Outbound = &outbound
-	subnets, rates := (*gateLists[LimitVal])(&g.Subnets), (*gateLists[ConnRate])(&g.Rate)
+	subnets := (*gateLists[LimitVal])(&g.Subnets)
 	for f := range ip.Families {
-		*subnets.perSubnet(f), *rates.perSubnet(f) = make(map[int]LimitVal), make(map[int]ConnRate)
+		*subnets.perSubnet(f) = make(map[int]LimitVal)
 		for _, l := range c.subnets.perSubnet[f] {
 			levels := *subnets.perSubnet(f)
 			if said, ok := levels[l.PrefixLength]; !ok || l.ConnCount < said.Build(0) {
 				levels[l.PrefixLength] = limitVal(l.ConnCount)
 			}
 		}
-		for _, l := range c.rate.perSubnet[f] {
-			(*rates.perSubnet(f))[l.prefixLength] = l.connRate()
-		}
 		for _, l := range c.subnets.networks[f] {
 			setFirst(g.Subnets.Networks, ip.NormalPrefix(l.Network), limitVal(l.ConnCount))
 		}
-		for _, l := range c.rate.networks[f] {
-			setFirst(g.Rate.Networks, ip.NormalPrefix(l.network), l.connRate())
-		}
+	}
+	if !reflect.ValueOf(c.dials).IsZero() {
+		g.DialRate = c.dials.rateLimits()
 	}
 	return g
+}
+
+// rateLimits is the inverse of RateLimits.config.
+func (cfg *rateConfig) rateLimits() RateLimits {
+	r := RateLimits{Networks: make(map[netip.Prefix]ConnRate)}
+	lists := (*gateLists[ConnRate])(&r)
+	for f := range ip.Families {
+		*lists.perSubnet(f) = make(map[int]ConnRate)
+		for _, l := range cfg.perSubnet[f] {
+			(*lists.perSubnet(f))[l.prefixLength] = l.connRate()
+		}
+		for _, l := range cfg.networks[f] {
+			setFirst(r.Networks, ip.NormalPrefix(l.network), l.connRate())
+		}
+	}
+	return r
 }
 
 // setFirst sets the value of a network unless it has one: of two entries for one network
@@ -236,5 +258,5 @@ func (c *gateConfig) attrs(caller *callerRates) []any {
 			rates = []string{"off"}
 		}
 	}
-	return []any{"connections_per_subnet", c.subnets.describe(), "connect_rates", rates, "outbound_gates", c.outbound}
+	return []any{"connections_per_subnet", c.subnets.describe(), "connect_rates", rates, "outbound_gates", c.outbound, "dial_rates", c.dials.describe()}
 }

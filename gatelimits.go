@@ -24,6 +24,10 @@ type GateLimits struct {
 	// Outbound says whether the gates also check outbound connections. nil leaves it to
 	// the defaults, under which they check only inbound ones.
 	Outbound *bool `json:",omitempty"`
+	// DialRate limits how fast this host connects to a subnet, whatever Rate and Outbound say
+	// of connections. Its fields work like those of Rate. By default there is no limit. How
+	// fast the host connects in all is System.Rates.ConnsOutbound.
+	DialRate RateLimits `json:",omitzero"`
 }
 
 // SubnetLimits limits how many connections a subnet may hold at a time. Its numbers count
@@ -84,7 +88,8 @@ func (g *GateLimits) isDefault() bool {
 		return true
 	}
 	subnets, rates := gateLists[LimitVal](g.Subnets), gateLists[ConnRate](g.Rate)
-	return g.Outbound == nil && subnets.isDefault() && rates.isDefault()
+	dials := gateLists[ConnRate](g.DialRate)
+	return g.Outbound == nil && subnets.isDefault() && rates.isDefault() && dials.isDefault()
 }
 
 func (l *gateLists[V]) isDefault() bool {
@@ -113,7 +118,8 @@ func (upper *GateLimits) over(lower *GateLimits) *GateLimits {
 	out := &GateLimits{
 		Subnets: SubnetLimits(overLists(gateLists[LimitVal](a.Subnets), gateLists[LimitVal](b.Subnets),
 			func(v, under LimitVal) LimitVal { return cmp.Or(v, under) })),
-		Rate: RateLimits(overLists(gateLists[ConnRate](a.Rate), gateLists[ConnRate](b.Rate), ConnRate.fillIn)),
+		Rate:     RateLimits(overLists(gateLists[ConnRate](a.Rate), gateLists[ConnRate](b.Rate), ConnRate.fillIn)),
+		DialRate: RateLimits(overLists(gateLists[ConnRate](a.DialRate), gateLists[ConnRate](b.DialRate), ConnRate.fillIn)),
 	}
 	if say := cmp.Or(a.Outbound, b.Outbound); say != nil {
 		outbound := *say
@@ -168,6 +174,9 @@ func (g *GateLimits) originsOver(under map[string]Origin, from Origin) map[strin
 	return over
 }
 
+// dialRates is the place of the rates of dials.
+const dialRates = "Gates.DialRate"
+
 // allRates stands for all rates at once, where WithConnRateLimiters has replaced them.
 const allRates = "Gates.Rate"
 
@@ -192,6 +201,8 @@ func (g *GateLimits) settings() (all []ConfigSetting) {
 	if g.Outbound != nil {
 		add("Gates.Outbound", strconv.FormatBool(*g.Outbound))
 	}
+	dials := gateLists[ConnRate](g.DialRate)
+	eachGate(dialRates, &dials, func(place string, r ConnRate) { add(place, r.text()) })
 	return all
 }
 

@@ -45,6 +45,18 @@ func gateRefusal(r subnets.Refusal) error {
 	return &e.LimitError
 }
 
+// dialRefusal is gateRefusal for the rate of dials.
+func dialRefusal(r subnets.Refusal) error {
+	err := gateRefusal(r)
+	if e, ok := err.(*LimitError); ok {
+		e.asked.place = placeOfDials
+		if r.Rule == subnets.ThisNetwork {
+			e.asked.place = placeOfDialsByName
+		}
+	}
+	return err
+}
+
 // addGateCounts adds counts of the gates to counts by kind and dimension.
 func addGateCounts(to *[numKinds]dimCounts, counts *subnets.Counts) {
 	for g, k := range gateKinds {

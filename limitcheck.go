@@ -57,9 +57,17 @@ func (a *amounts) negative() dim {
 	return numDims
 }
 
-// withoutNegatives returns a copy in which negative limits are zero, which admits nothing,
+// withoutNegatives returns cfg, or a copy in which negative limits are zero, which admits nothing,
 // either.
 func (cfg *ConcreteLimitConfig) withoutNegatives() *ConcreteLimitConfig {
+	negative := false
+	cfg.limits.each(func(_ string, l BaseLimit) {
+		limit := limitsOf(l)
+		negative = negative || limit.negative() < numDims
+	})
+	if !negative {
+		return cfg // it is never written to
+	}
 	plain := *cfg
 	plain.limits = convert(cfg.limits, func(l BaseLimit) BaseLimit {
 		limit := limitsOf(l)

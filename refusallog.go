@@ -40,7 +40,14 @@ type refusalLine struct {
 }
 
 // refusalLines adds a line for each kind and limit that has refused something since it was logged.
-func refusalLines(lines []refusalLine, begin string, now *unloggedRefusals, logged *[numKinds]dimCounts) []refusalLine {
+func refusalLines(lines []refusalLine, begin string, now *unloggedRefusals, already **[numKinds]dimCounts) []refusalLine {
+	if *already == nil {
+		if now.counts == ([numKinds]dimCounts{}) {
+			return lines
+		}
+		*already = new([numKinds]dimCounts)
+	}
+	logged := *already
 	for k := range now.counts {
 		for d, n := range now.counts[k] {
 			if times := n - logged[k][d]; times > 0 {
@@ -171,17 +178,22 @@ func limitKey(b *limitBook, g *gate, k Kind, d dim, which *scopeName) string {
 	case KindPeer:
 		place = b.placeOfPeer(which.peer)
 	case KindSubnet, KindRate:
-		place = g.placeOfSubnet(which)
+		place = g.placeOfSubnet(which, d)
 	}
 	return configKey(k, d, which, place)
 }
 
 // placeOfSubnet is placeOfPeer for a subnet at a gate.
-func (g *gate) placeOfSubnet(name *scopeName) limitPlace {
+func (g *gate) placeOfSubnet(name *scopeName, d dim) limitPlace {
 	named := false
 	switch {
 	case name.kind == KindSubnet:
 		_, named = g.limits.Subnets.Networks[name.prefix()]
+	case d == dimConnsOut && !g.outbound: // only dials have a rate
+		if _, named = g.limits.DialRate.Networks[name.prefix()]; named {
+			return placeOfDialsByName
+		}
+		return placeOfDials
 	case g.caller != nil:
 		return placeOfCaller
 	default:

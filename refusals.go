@@ -101,7 +101,8 @@ type unloggedRefusals struct {
 
 // refusalLog has the counts that have been logged already: of refusals, and of requests that
 // observed limits would have refused.
-type refusalLog struct{ refused, would [numKinds]dimCounts }
+// Each is nil until there are some: most managers that are idle have refused nothing.
+type refusalLog struct{ refused, would *[numKinds]dimCounts }
 
 // take adds the counts and the remarks of a stripe, and removes the remarks from it.
 func (s *unloggedRefusals) take(counts *[numKinds]dimCounts, said *[numKinds]*remarks) {

@@ -188,6 +188,7 @@ func (cfg *ConcreteLimitConfig) gatesDiff(others ConcreteLimitConfig) *GateLimit
 		Subnets: SubnetLimits(listsDiff(gateLists[LimitVal](a.Subnets), gateLists[LimitVal](b.Subnets))),
 		Rate:    RateLimits(listsDiff(gateLists[ConnRate](a.Rate), gateLists[ConnRate](b.Rate))),
 	}
+	out.DialRate = RateLimits(listsDiff(gateLists[ConnRate](a.DialRate), gateLists[ConnRate](b.DialRate)))
 	if *a.Outbound != *b.Outbound {
 		out.Outbound = a.Outbound
 	}

@@ -15,7 +15,7 @@ import (
 // state returns the state of the gates with the n fullest subnets.
 func (g *gate) state(n int) GateState {
 	var s GateState
-	s.Subnets, s.RateBuckets = g.subnets.InUse()
+	s.Subnets, s.RateBuckets = g.inUse()
 	least := math.Inf(-1) // no subnet that is less full is one of the fullest
 	g.subnets.Busy(func(conns, limit int64) bool {
 		return float64(conns)/float64(limit) >= least

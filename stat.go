@@ -101,7 +101,7 @@ func (m *Manager) readWith(b *busiest) reading {
 		r.pressed = 1
 	}
 	r.names.waiting, r.names.answered, r.names.failing, r.counts.failedLookUps = m.names.tally()
-	r.subnets, r.rateBuckets = m.gate().subnets.InUse()
+	r.subnets, r.rateBuckets = m.gate().inUse()
 	m.gate().addRefusals(&r.counts.refusals, &r.counts.would)
 	for _, k := range m.Observed() {
 		r.observed[k]++

@@ -131,7 +131,11 @@ type Pass struct {
 	Key    ip.Key     // of the address, if the address is valid
 	Conns  *Stripe    // the stripe that counts the connection; nil if none does
 	tokens *Stripe    // the stripe from whose buckets tokens were taken, or nil if there is none
+	also   *Stripe    // the stripe of another Subnets, likewise
 }
+
+// AlsoUndo makes Undo give back the tokens of another pass, too, which has counted no connection.
+func (p *Pass) AlsoUndo(other *Pass) { p.also = other.tokens }
 
 // Enter counts a connection from or to addr and takes its tokens, or does neither. The address
 // is one that ip.Normal has returned. p must be the zero Pass; Enter writes to it what it has
@@ -396,6 +400,9 @@ func (p Pass) Undo() {
 	}
 	if p.tokens != nil {
 		p.tokens.giveBack(p.Key)
+	}
+	if p.also != nil {
+		p.also.giveBack(p.Key)
 	}
 }
 

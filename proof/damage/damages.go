@@ -660,4 +660,9 @@ var damages = []damage{
 	{"internal/pace/pace.go", "if whole := math.Round(interval); math.Abs(interval-whole) < 1e-3 {", "if whole := 0.0; false {"},
 	{"internal/pace/pace.go", "-at <= b.capacity || b.interval == 0", "-at < b.capacity || b.interval == 0"},
 	{"internal/pace/pace.go", "return min(max(fullAt, at)+b.interval, at+b.capacity)", "return max(fullAt, at) + b.interval"},
+	{"gate.go", "\t\t\tdial.Undo()\n", ""},
+	{"gate.go", "\tp.AlsoUndo(&dial)\n", ""},
+	{"gate.go", "if d == dimConnsOut && g.dials != nil {", "if g.dials != nil {"},
+	{"gate.go", "func (g *gate) concerns(d dim) bool { return g.checks(d) || g.dials != nil }", "func (g *gate) concerns(d dim) bool { return g.checks(d) }"},
+	{"refusallog.go", "case d == dimConnsOut && !g.outbound: // only dials have a rate", "case false:"},
 }

@@ -500,6 +500,9 @@ func configKey(k Kind, d dim, which *scopeName, place limitPlace) string {
 	}[k] + "." + limitNames[d]
 }
 
+// dialRates is the place of the rates of dials.
+const dialRates = "Gates.DialRate"
+
 // gateKey returns the place of a prefix in the configuration of a gate: that of the network,
 // if it is named, or else that of all prefixes of its length.
 func gateKey(path string, p netip.Prefix, place limitPlace) string {

@@ -174,9 +174,6 @@ func (g *GateLimits) originsOver(under map[string]Origin, from Origin) map[strin
 	return over
 }
 
-// dialRates is the place of the rates of dials.
-const dialRates = "Gates.DialRate"
-
 // allRates stands for all rates at once, where WithConnRateLimiters has replaced them.
 const allRates = "Gates.Rate"
 

@@ -13,14 +13,13 @@ package rcmgr
 //     stripes' locks and before all others of the engine (I8).
 //   - Those of a peer, and of its parts of services and protocols, are under its stripe's lock.
 //
-// All rates of a request are asked first, and then its counts; the tokens are taken once both
-// have admitted it, before a lock is released. So a refusal takes no token, whatever refuses, and
-// nobody is refused for want of a token that was given back later (I3). A scope whose rate
-// refuses has not been asked for room.
+// All rates of a request are asked first, and then its counts. The tokens are taken once both
+// have admitted it, before any lock is released. So no refusal takes a token, and no request is
+// refused for want of a token that is given back later (I3).
 //
-// An account is not collected before its buckets are full. Otherwise, a peer would have full ones
-// whenever it comes back. A manager in which no limit has a rate never comes here: its stripes
-// are plain, or not rated.
+// An account is not collected before its buckets are full. Otherwise, a peer that leaves and
+// comes back would find full ones. While no limit has a rate, stripes are not rated, and nothing
+// here is called.
 
 import (
 	"slices"

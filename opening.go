@@ -64,18 +64,16 @@ func (st *stripe) openPaced(o *opening) bool {
 	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
 	r := request{count: 1, dir: o.dir, both: o.both}
 	var p pacing
-	any := st.pace(&c, &r, &p)
+	st.pace(&c, &r, &p)
 	defer p.done(st)
-	if any {
-		if a, _ := p.lacks(&c, &r); a != nil {
-			return false
-		}
+	if p.lacks(&r) != nil {
+		return false
 	}
 	st.plain = true // but for the rates, which have been asked
 	ready := st.openReady(o)
 	st.plain = false
-	if ready && any {
-		p.take(&c, &r)
+	if ready {
+		p.take()
 	}
 	return ready
 }

@@ -218,12 +218,11 @@ func parseRateText(text string) (Rate, error) {
 	return Rate{PerSecond: n / seconds}, nil
 }
 
-// rateBuckets has the buckets of one scope by dimension, from dimStreamsIn on. A nil
-// *rateBuckets has none.
-type rateBuckets [numRates]pace.Bucket
+// rateBuckets has the buckets of one scope by dimension. A nil *rateBuckets has none.
+type rateBuckets [numDims]pace.Bucket
 
-// rateAt returns the place of a dimension that has rates in arrays of numRates.
-func rateAt(d dim) int { return int(d-dimStreamsIn) % numRates }
+// rateAt returns the place of a dimension in arrays of rates.
+func rateAt(d dim) int { return int(d & dimMask) }
 
 // buckets returns the buckets of rates that have been checked, nil if there is none.
 func (r Rates) buckets() *rateBuckets {

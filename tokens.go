@@ -25,15 +25,12 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/weir-p2p/rcmgr/internal/pace"
 )
 
-// concerns reports whether there is a rate that a request needs a token of.
-func (s *scopeRates) concerns(r *request) bool {
-	return s != nil && (s.buckets[rateAt(r.dir)].Limits() || s.buckets[rateAt(r.both)].Limits())
-}
-
 // fullTimes are the times at which the buckets of one account will be full. 0 is full.
-type fullTimes [numRates]int64
+type fullTimes [numDims]int64
 
 // last returns the time at which all of them are full.
 func (f *fullTimes) last() (at int64) {
@@ -178,22 +175,29 @@ func (r *rarePeer) makeRates() *peerRates {
 type pacing struct {
 	now    int64
 	locked bool // the token lock is held
-	rates  [numSlots]*scopeRates
+	n      int
+	asked  [2 * numSlots]pacedItem // the first n
 }
 
-// pace finds the rates that concern a request. If a shared scope has one, it takes the token
-// lock, which done releases.
+// pacedItem is one rate that a request needs a token of.
+type pacedItem struct {
+	a      *account
+	bucket *pace.Bucket
+	d      dim
+}
+
+// pace finds the rates that concern a request, in the order in which they refuse. If a shared
+// scope has one, it takes the token lock, which done releases.
 func (st *stripe) pace(c *chain, r *request, p *pacing) (any bool) {
 	shared := false
-	for i, a := range &c.at {
-		if a == nil {
-			continue
-		}
-		if rates := st.rates(a); rates.concerns(r) {
-			p.rates[i], any, shared = rates, true, shared || a.ps == nil
-		}
+	if r.sharedFirst {
+		shared = p.gather(st, c.at[firstShared:], r)
+		p.gather(st, c.at[:firstShared], r)
+	} else {
+		p.gather(st, c.at[:firstShared], r)
+		shared = p.gather(st, c.at[firstShared:], r)
 	}
-	if !any {
+	if p.n == 0 {
 		return false
 	}
 	t := &st.engine.tokens
@@ -207,6 +211,27 @@ func (st *stripe) pace(c *chain, r *request, p *pacing) (any bool) {
 	return true
 }
 
+// gather adds the rates of some accounts of a chain, and reports whether there are any.
+func (p *pacing) gather(st *stripe, accounts []*account, r *request) bool {
+	before := p.n
+	for _, a := range accounts {
+		if a == nil {
+			continue
+		}
+		rates := st.rates(a)
+		if rates == nil {
+			continue
+		}
+		for _, d := range [2]dim{r.dir, r.both} {
+			if b := &rates.buckets[rateAt(d)]; b.Limits() && p.n < len(p.asked) {
+				p.asked[p.n] = pacedItem{a, b, d}
+				p.n++
+			}
+		}
+	}
+	return p.n > before
+}
+
 // done releases the token lock.
 func (p *pacing) done(st *stripe) {
 	if p.locked {
@@ -214,40 +239,22 @@ func (p *pacing) done(st *stripe) {
 	}
 }
 
-// lacks returns the account and dimension whose rate has no token for a request, in the order
-// in which limits refuse.
-func (p *pacing) lacks(c *chain, r *request) (by *account, d dim) {
-	parts := [2][2]int{{0, firstShared}, {firstShared, numSlots}}
-	if r.sharedFirst {
-		parts[0], parts[1] = parts[1], parts[0]
-	}
-	for _, part := range parts {
-		for i := part[0]; i < part[1]; i++ {
-			rates := p.rates[i]
-			if rates == nil || r.observed.has(c.at[i].kind) {
-				continue
-			}
-			for _, d := range [2]dim{r.dir, r.both} {
-				if b := rates.buckets[rateAt(d)]; b.Limits() && !b.Has(c.at[i].fullAt(d), p.now) {
-					return c.at[i], d
-				}
-			}
+// lacks returns the first rate that has no token for a request, nil if all have one.
+func (p *pacing) lacks(r *request) *pacedItem {
+	for i := range p.asked[:p.n] {
+		it := &p.asked[i]
+		if !it.bucket.Has(it.a.fullAt(it.d), p.now) && !r.observed.has(it.a.kind) {
+			return it
 		}
 	}
-	return nil, 0
+	return nil
 }
 
 // take takes the tokens of a request that is admitted.
-func (p *pacing) take(c *chain, r *request) {
-	for i, rates := range &p.rates {
-		if rates == nil {
-			continue
-		}
-		for _, d := range [2]dim{r.dir, r.both} {
-			if b := rates.buckets[rateAt(d)]; b.Limits() {
-				c.at[i].setFullAt(d, b.Take(c.at[i].fullAt(d), p.now), p.now)
-			}
-		}
+func (p *pacing) take() {
+	for i := range p.asked[:p.n] {
+		it := &p.asked[i]
+		it.a.setFullAt(it.d, it.bucket.Take(it.a.fullAt(it.d), p.now), p.now)
 	}
 }
 
@@ -258,13 +265,13 @@ func (st *stripe) takePaced(c *chain, r *request) (verdict, *noted) {
 		return st.takeCounted(c, r)
 	}
 	defer p.done(st)
-	if a, d := p.lacks(c, r); a != nil {
+	if it := p.lacks(r); it != nil {
 		r.askThrough(c)
-		return refused, st.refuseRate(a, d, r, &p)
+		return refused, st.refuseRate(it, r, &p)
 	}
 	v, why := st.takeCounted(c, r)
 	if v == admitted {
-		p.take(c, r)
+		p.take()
 	}
 	return v, why
 }
@@ -277,22 +284,22 @@ func (st *stripe) glanceAtRates(r *request) (why *noted) {
 	var p pacing
 	if st.pace(&c, r, &p) {
 		defer p.done(st)
-		if a, d := p.lacks(&c, r); a != nil {
-			why = st.refuseRate(a, d, r, &p)
+		if it := p.lacks(r); it != nil {
+			why = st.refuseRate(it, r, &p)
 		}
 	}
 	return why
 }
 
 // refuseRate notes that a rate refuses a request.
-func (st *stripe) refuseRate(a *account, d dim, r *request, p *pacing) *noted {
-	b := st.rates(a).buckets[rateAt(d)]
-	fullAt := b.Fit(a.fullAt(d), p.now)
+func (st *stripe) refuseRate(it *pacedItem, r *request, p *pacing) *noted {
+	a, d := it.a, it.d
+	fullAt := it.bucket.Fit(a.fullAt(d), p.now)
 	if fullAt != a.fullAt(d) {
 		a.setFullAt(d, fullAt, p.now)
 	}
-	next := st.engine.tokens.timeOf(b.Next(fullAt, p.now)).UnixNano()
-	why := st.note(refusal{&a.deny().name, d, CauseRate, r.priority, next, r.count, b.Burst()}, r, a)
+	next := st.engine.tokens.timeOf(it.bucket.Next(fullAt, p.now)).UnixNano()
+	why := st.note(refusal{&a.deny().name, d, CauseRate, r.priority, next, r.count, it.bucket.Burst()}, r, a)
 	if st.trace != nil {
 		why.holding(a.use.amounts())
 	}

@@ -40,7 +40,7 @@ func TestExplainSaysWhatWillBe(t *testing.T) {
 	outcomes := make(map[string]int)
 	kinds := []string{"admitted", "system", "transient", "peer", "protocol", "service", "protocol-peer", "conn", "stream", "subnet", "rate", "process",
 		"transient crowding", "transient fair-share", "system fair-share", "system rate", "transient rate", "peer rate",
-		"protocol rate", "protocol-peer rate"}
+		"protocol rate"}
 	unseen := func(kind string) bool { return outcomes[kind] == 0 }
 	// What few cells leave to chance is not given up at once.
 	for cell := uint64(0); cell < 60 || cell < 1000 && slices.ContainsFunc(kinds, unseen); cell++ {

@@ -46,7 +46,8 @@ func amountsOf(a rcmgr.Amounts) amounts {
 
 // limitsOf returns a limit with math.MaxInt64 for none, on every machine.
 func limitsOf(l rcmgr.BaseLimit) amounts {
-	a := amountsOf(rcmgr.Amounts(l))
+	a := amountsOf(rcmgr.Amounts{Streams: l.Streams, StreamsInbound: l.StreamsInbound, StreamsOutbound: l.StreamsOutbound,
+		Conns: l.Conns, ConnsInbound: l.ConnsInbound, ConnsOutbound: l.ConnsOutbound, FD: l.FD, Memory: l.Memory})
 	for d := range a {
 		if a[d] == math.MaxInt {
 			a[d] = math.MaxInt64

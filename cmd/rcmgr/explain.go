@@ -145,6 +145,9 @@ func (q *question) answer(s *rcmgr.Snapshot) (*rcmgr.Explanation, error) {
 			}
 			if !k.Fits {
 				k.Cause, k.ConfigKey = rcmgr.CauseLimit.String(), configKey(u)
+				if b := s.Bottleneck(); b != nil && b.Holder != "" && b.Scope == u.Scope && b.Name == u.Name {
+					k.Largest, k.LargestHolds = "peer:"+b.Holder, b.Held
+				}
 			}
 			e.Checks = append(e.Checks, k)
 		}

@@ -33,6 +33,7 @@ type engine struct {
 	admission Admission
 	newcomers bool
 	fair      *fairShare // nil: no scope has shares
+	alarm     *alarm     // nil: no room is made
 	allowlist *Allowlist
 	observed  observedKinds        // the kinds whose limits refuse nothing
 	gates     atomic.Pointer[gate] // in force; see gateswap.go

@@ -197,6 +197,13 @@ type pool struct {
 	// exact above half of the limit; below, it is what followPeaks and others have read. It is
 	// guarded by the drawing lock, or by all stripe locks.
 	peak amounts
+	// mark is the most that a tight pool hands out without a word to passed. It is never above
+	// peak, and guarded as peak is.
+	mark amounts
+	// roomy is the most that may be handed out before room has to be made (alarm.go). It is
+	// written and read as limit is.
+	roomy amounts
+	asked atomic.Uint32 // what room has to be made of; see alarm.go
 	// grown: it is in the list of followPeaks. It is guarded as peak is.
 	grown bool
 	// low is the least that was handed out of each dimension before a draw, since limitWatch
@@ -260,8 +267,8 @@ func (p *pool) handOut(d dim, n int64) {
 	w := word(p.word[d&dimMask].Add(uint64(n) << 1))
 	handed := w.handed()
 	p.low[d] = min(p.low[d], handed-n)
-	if w.tight() {
-		p.raisePeak(d, handed)
+	if w.tight() && handed > p.mark[d&dimMask] {
+		p.passed(d, handed)
 	}
 }
 
@@ -306,6 +313,7 @@ func (p *pool) setLimit(limit amounts) {
 		p.most[d] = p.engine.most(p.kind, &limit, d)
 		p.batch[d] = batchOf(p.most[d], len(p.shares))
 		p.looseBelow[d] = looseBelow(p.most[d], p.batch[d])
+		p.roomy[d] = p.engine.alarm.roomy(p.kind, d, p.most[d])
 		p.recall(d, 0)
 	}
 }
@@ -365,7 +373,7 @@ func (p *pool) recall(d dim, extra int64) {
 	l := was.settle(p.usedOf(d) + extra)
 	p.word[d].Store(uint64(l.word()))
 	p.low[d] = min(p.low[d], was.handed)
-	p.raisePeak(d, l.handed)
+	p.passed(d, l.handed)
 	for _, sh := range p.shares {
 		if sh != nil {
 			sh.setCredit(d, sh.use.of(d), l)

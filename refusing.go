@@ -159,6 +159,7 @@ func (st *stripe) refusal(why *noted, asked askedScope, r *request) error {
 	st.rationed.count(&why.refusal)
 	if why.by != nil {
 		why.by.deny().refused[why.d]++
+		st.engine.alarm.refused(why)
 		why.by = nil
 	}
 	if st.engine.noting {

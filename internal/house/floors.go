@@ -70,6 +70,7 @@ var floors = []floor{
 		{"ration.go", "how much of a limit a request may fill, for the sake of others"},
 		{"traceengine.go", "the events of accounts and spans that the engine passes to the tracer"},
 		{"peaks.go", "the most that shared scopes have held"},
+		{"alarm.go", "where room has to be made, and how that is learned"},
 	}},
 	{"records", "kept for the engine, of which they know nothing", []room{
 		{"fairshare.go", "what each subnet holds of the shared scopes"},

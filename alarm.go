@@ -85,14 +85,14 @@ func (a *alarm) report(p *pool, bits uint32) {
 	}
 }
 
-// shortOf is how much of one dimension a pool has to get back.
+// shortOf is one dimension of which a pool is short.
 type shortOf struct {
 	pool *pool
 	d    dim
-	need int64
+	need func() int64 // how much it has to get back now
 }
 
-// shortages takes what the pools have reported, and returns what is still lacking. No lock is
+// shortages takes what the pools have reported, and returns them. No lock is
 // held.
 func (e *engine) shortages() (list []shortOf) {
 	for _, p := range append(e.fixed[:], e.dir.list()...) {
@@ -100,15 +100,10 @@ func (e *engine) shortages() (list []shortOf) {
 		if bits == 0 {
 			continue
 		}
-		p.home.lock() // for most
-		limits := p.most
-		p.home.unlock()
 		for d := range numDims {
-			if bits>>d&1 == 0 {
-				continue
-			}
-			if need := p.lacks(d, limits[d], bits>>(d+numDims)&1 != 0); need > 0 {
-				list = append(list, shortOf{p, d, need})
+			if bits>>d&1 != 0 {
+				refused := bits>>(d+numDims)&1 != 0
+				list = append(list, shortOf{p, d, func() int64 { return p.lacks(d, refused) }})
 			}
 		}
 	}
@@ -116,8 +111,11 @@ func (e *engine) shortages() (list []shortOf) {
 }
 
 // lacks returns how much of d the pool has to get back. If it has refused something, that is
-// enough for one more of a limit without a reserve.
-func (p *pool) lacks(d dim, limit int64, refused bool) int64 {
+// enough for one more of a limit without a reserve. No lock is held.
+func (p *pool) lacks(d dim, refused bool) int64 {
+	p.home.lock() // for most
+	limit := p.most[d]
+	p.home.unlock()
 	w := p.load(d)
 	if !w.tight() {
 		return 0 // less than half is in use, or it has just become so

@@ -18,6 +18,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+
+	"github.com/weir-p2p/rcmgr/internal/letgo"
 )
 
 // Manager decides for a go-libp2p host which connections, streams, file descriptors and
@@ -36,8 +38,9 @@ type Manager struct {
 	writeRefusals func(msg string, attrs []slog.Attr)
 	history       refusalHistory
 	started       time.Time
-	cuts          sync.Pool  // of *cut
-	names         *hostNames // of the allowlist; nil without WithAllowlistResolver
+	cuts          sync.Pool   // of *cut
+	names         *hostNames  // of the allowlist; nil without WithAllowlistResolver
+	room          *letgo.Room // nil without WithRoom
 
 	handles   atomic.Int64 // how many handles are open
 	closeOnce sync.Once

@@ -81,6 +81,9 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	}
 	m.pressure = newPressure(cfg.pressure)
 	m.leaks = newLeakFinder(cfg.leaks, m.reportBug)
+	if m.room = m.newRoom(cfg.room); m.room != nil {
+		m.alarm = newAlarm()
+	}
 	m.limits.Store(book)
 	m.classes.putInForce(book)
 	m.build()
@@ -89,6 +92,9 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	}
 	jobs := m.jobs()
 	m.workers.Go(func() { m.workUntilClosed(jobs) })
+	if m.room != nil && !cfg.room.ByHand {
+		m.workers.Go(m.makeRoom)
+	}
 	m.names.begin()
 	m.logStart()
 	m.logUnreachable(book)

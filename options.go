@@ -38,6 +38,7 @@ type config struct {
 	faults        []fault               // what go-libp2p's manager passes over
 	leaks         *LeakFinderConfig     // nil: open scopes are not recorded
 	pressure      *MemoryPressureConfig // nil: the memory of the process is not watched
+	room          *RoomConfig           // nil: no room is made
 
 	nearLimit  []func(NearLimitEvent)
 	trimmed    []connmgr.ConnManager
@@ -493,6 +494,44 @@ func WithMemoryPressure(p MemoryPressureConfig) Option {
 			return fmt.Errorf("WithMemoryPressure: %w", err)
 		}
 		c.pressure = &own
+		return nil
+	}
+}
+
+// WithRoom lets go of connections and streams when a scope is nearly full, so that newcomers
+// find room. It is off by default. It needs a host that is attached by Manager.AttachHost or made
+// with an option of package rcmgrhost.
+//
+// While it is on, a small part of each limit of the system and transient scopes and of services
+// and protocols is kept free: a thirty-second, or one if the limit is at least eight. When half of
+// that is taken, or when such a scope refuses something, the host closes connections or resets
+// streams until the reserve is free again, at once and in batches. A limit of less than eight has
+// no reserve, and room for one is made after each refusal.
+//
+// These are kept in any case: what the host has opened, what the allowlist covers, and peers that
+// the connection manager protects. Of the others, a quarter is kept because the connection
+// manager values their peers most, an eighth because their peers use a protocol of
+// RoomConfig.Protocols, a sixteenth as the only ones of their networks, and a quarter because
+// they have been there for longest. What is left goes in the order of what its groups hold beside
+// their shares: its peer, its address, the /24, the /16 (/56, /48 and /32 in IPv6), and the group
+// that RoomConfig.Group says. Peers behind a relay belong to the relay's groups. Connections
+// without any stream count twice. Where a group holds more than its share, its youngest go; where
+// none does, chance decides among the older half. Streams without a protocol go the other way
+// round, those first that have waited for longest. docs/room.md has the details.
+//
+// Connections that have no peer yet cannot be closed from outside, so that no room can be made in
+// transient's limits on connections and descriptors. No room is made in limits on what the host
+// itself opens, except for streams that have waited for a protocol for three seconds or more.
+//
+// If c is invalid, New returns an error.
+func WithRoom(c RoomConfig) Option {
+	c, err := c.checked()
+	return func(to *config) error {
+		if err != nil {
+			return fmt.Errorf("WithRoom: %w", err)
+		}
+		own := c
+		to.room = &own
 		return nil
 	}
 }

@@ -96,7 +96,7 @@ type EngineState struct {
 }
 
 // Snapshot is the state of a manager. The numbers of all its scopes belong to the same
-// instant; Gates, Process, FairShare, Allowlist and Leaks are read a little later. A Snapshot
+// instant; Gates, Process, FairShare, Room, Allowlist and Leaks are read a little later. A Snapshot
 // is a plain value that does not change. It can be written to JSON and read back.
 type Snapshot struct {
 	Taken   time.Time
@@ -137,7 +137,9 @@ type Snapshot struct {
 	Process ProcessMemory `json:",omitzero"`
 	// FairShare is what subnets hold. It is zero without WithFairShare.
 	FairShare FairShareState `json:",omitzero"`
-	Engine    EngineState
+	// Room is what was let go to make room. It is zero without WithRoom.
+	Room   RoomState `json:",omitzero"`
+	Engine EngineState
 	// Allowlist is the state of the host names in the allowlist. It is zero if there are none.
 	Allowlist AllowlistState `json:",omitzero"`
 	// Leaks has the oldest open scopes. It is zero without WithLeakFinder.
@@ -347,6 +349,7 @@ func (m *Manager) snapshot(subnets int, c *cut, add func()) Snapshot {
 	s.Gates = m.gate().state(subnets)
 	s.Process = m.pressure.state()
 	s.FairShare = m.fair.state(subnets)
+	s.Room = roomState(m.room)
 	s.Allowlist = m.names.state()
 	s.Leaks = m.leaks.state()
 	m.gate().addRefusals(&counted.refusals, &would)

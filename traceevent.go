@@ -43,6 +43,9 @@ const (
 	// TraceRemoveConnEvt means that a scope released connections. Its fields are those of
 	// TraceAddConnEvt, with negative deltas.
 	TraceRemoveConnEvt TraceEvtTyp = "remove_conn"
+	// TraceLetGoEvt means that the host closed a connection or reset a stream in order to make
+	// room (see WithRoom). Name is that of its scope, which was done by then.
+	TraceLetGoEvt TraceEvtTyp = "let_go"
 	// TraceDroppedEvt is in the place of Delta events that were dropped.
 	TraceDroppedEvt TraceEvtTyp = "dropped"
 )

@@ -237,7 +237,9 @@ func newQueue(all []Candidate, kept []Class, w Want) *queue {
 	var total float64
 	for i := range all {
 		total += float64(all[i].Weight)
-		q.hold(&all[i], 1)
+		if all[i].Keep == Free { // what the host has decided itself is no fault of a group
+			q.hold(&all[i], 1)
+		}
 		if kept[i] == Free {
 			free = append(free, i)
 		}

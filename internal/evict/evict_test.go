@@ -70,7 +70,7 @@ func obvious(all []Candidate, kept []Class, w Want) (victims []int) {
 			}
 			held := int64(0)
 			for j, o := range all {
-				if o.Groups[level] == g && !slices.Contains(victims, j) {
+				if o.Keep == Free && o.Groups[level] == g && !slices.Contains(victims, j) {
 					held += o.Weight
 				}
 			}

@@ -1,0 +1,481 @@
+// Package letgo lets connections and streams go when a host is full. It is told what is short,
+// walks the connections of the hosts, has internal/evict choose, and closes what was chosen. It
+// knows nothing of limits and accounts: those are behind a few functions.
+//
+// The way from a scope back to its connection needs no register: a connection and a stream of
+// go-libp2p have their scopes, so victims are found from the side of the host.
+package letgo
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/connmgr"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/multiformats/go-multiaddr"
+	"golang.org/x/time/rate"
+
+	"github.com/weir-p2p/rcmgr/internal/evict"
+	"github.com/weir-p2p/rcmgr/internal/ip"
+)
+
+// Host is what is needed of a host.
+type Host interface {
+	Network() network.Network
+	ConnManager() connmgr.ConnManager
+}
+
+// Config says how room is made.
+type Config struct {
+	Group     func(netip.Addr) string // nil: the host cannot tell owners
+	Protocols []protocol.ID
+	PerSecond int  // closings
+	Observe   bool // nothing is closed
+	ByHand    bool // closings happen in Pass, and nothing happens between two calls of it
+	Now       func() time.Time
+	Seed      uint64
+}
+
+// Engine is what is needed of the resource manager. All functions are called without locks.
+type Engine struct {
+	// Facts returns what is known of the scope of a connection or stream, and whether it is one
+	// that this manager has and that is not done.
+	Facts func(network.ResourceScope) (Facts, bool)
+	// Lacks takes what is short, and returns it. Again puts back what still is.
+	Lacks func() []Lack
+	Again func(Lack)
+	// Locate returns whose an address is.
+	Locate func(multiaddr.Multiaddr) Place
+	// Try calls f, which runs code of the program, and reports whether it returned. what is the
+	// name of that code.
+	Try func(what string, f func()) bool
+	// Gone is called for each connection and stream that has been let go.
+	Gone func(Victim)
+	Log  *slog.Logger
+}
+
+// Facts is what the manager knows of one connection or stream.
+type Facts struct {
+	Num         int64  // no other connection or stream ever has it
+	In          [3]any // the shared scopes that it counts in; nil where there is none
+	Counts      uint8  // the dimensions in which it counts as one, as bits
+	Memory      int64  // that is free when it has gone
+	Outbound    bool
+	Allowlisted bool
+	Waiting     bool // it is a stream that has no protocol yet
+}
+
+// weight returns how much of a lack is made good when what has the facts goes.
+func (f *Facts) weight(l *Lack) int64 {
+	for _, in := range f.In {
+		if in != nil && in == l.In {
+			if l.Memory {
+				return f.Memory
+			}
+			return int64(f.Counts >> l.Dim & 1)
+		}
+	}
+	return 0
+}
+
+// Lack is something that is short.
+type Lack struct {
+	In       any          // the shared scope
+	Dim      uint8        // of what
+	Need     func() int64 // how much, now
+	Kind     uint8        // of the scope
+	Scope    string
+	Limit    string // its name
+	Memory   bool   // Dim is memory
+	Streams  bool   // streams are to go, not connections
+	Waiting  bool   // all in the scope wait for something: the oldest go first
+	Outbound bool   // the host's own go, once they have waited for long
+	Observed bool   // the limit is only observed: nothing is to be closed
+}
+
+// Place says whose an address is.
+type Place struct {
+	Addr  netip.Addr // of the peer, or of the relay before it; invalid if it has none
+	Relay string     // the relay, if the peer is behind one
+	Local bool       // it is the machine's own, which says nothing of the peer
+}
+
+// Victim is a connection or stream that is, or would be, let go.
+type Victim struct {
+	Num    int64
+	Peer   peer.ID
+	Kind   uint8 // of the scope that is full
+	Scope  string
+	Limit  string
+	Stream bool
+	Reason evict.Reason
+	Group  string // that holds most beside its share
+	At     time.Time
+}
+
+const (
+	mostAtOnce  = 256 // victims of a pass
+	mostLooked  = 8192
+	mostClosing = 64          // closings at the same time
+	patience    = time.Second // until a connection counts as one that stays open though it was closed
+	grace       = 10 * time.Second
+	hungAfter   = 3 * time.Second // an outbound stream that has no protocol yet
+	longestName = 64              // of a group, in bytes
+)
+
+// Room makes room. Use New to make one.
+type Room struct {
+	Config
+	engine Engine
+	named  map[protocol.ID]bool
+	secret ip.Hash
+	budget *rate.Limiter
+	slots  chan struct{} // closings that run
+	pass   sync.Mutex    // held while room is made; code of the program runs meanwhile
+
+	mu struct {
+		sync.Mutex
+		hosts  []*attached
+		going  map[int64]*going
+		passes uint64
+		hung   bool // see hangs
+		state  State
+	}
+}
+
+// attached is a host.
+type attached struct {
+	Host
+	from atomic.Int64 // where the next look at its connections begins, if there are very many
+}
+
+// going is a connection or stream that was let go and is not gone yet, or that would have been
+// let go and is still there.
+type going struct {
+	Victim
+	scope network.ResourceScope
+	since time.Time
+	would bool // it was not closed
+	stays bool // it was closed, and is still open
+}
+
+// New returns a Room without hosts.
+func New(c Config, e Engine) *Room {
+	r := &Room{Config: c, engine: e, named: make(map[protocol.ID]bool), slots: make(chan struct{}, mostClosing)}
+	for _, p := range c.Protocols {
+		r.named[p] = true
+	}
+	if r.Seed == 0 {
+		r.Seed = rand.Uint64()
+	}
+	if r.Now == nil {
+		r.Now = time.Now
+	}
+	secret := rand.New(rand.NewPCG(r.Seed, 0))
+	r.secret = ip.Hash{A: secret.Uint64(), B: secret.Uint64()}
+	r.budget = rate.NewLimiter(rate.Limit(c.PerSecond), max(1, c.PerSecond/4))
+	r.mu.going = make(map[int64]*going)
+	r.mu.state.init()
+	return r
+}
+
+// Attach adds a host. The function that it returns removes the host again.
+func (r *Room) Attach(h Host) (detach func()) {
+	a := &attached{Host: h}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mu.hosts = append(r.mu.hosts[:len(r.mu.hosts):len(r.mu.hosts)], a)
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		var others []*attached
+		for _, h := range r.mu.hosts {
+			if h != a {
+				others = append(others, h)
+			}
+		}
+		r.mu.hosts = others
+	}
+}
+
+// Outcome is what a pass has left to do.
+type Outcome struct {
+	LetGo int
+	// Later means that something is still short and may be had soon: closings are under way, or
+	// there were as many as there may be. Barren means that all that is left is kept.
+	Later, Barren bool
+}
+
+// Pass lets go what is needed to make good what is short.
+func (r *Room) Pass() (o Outcome) {
+	r.pass.Lock()
+	defer r.pass.Unlock()
+	now := r.Now()
+	r.settle(now)
+	var seen *view
+	for _, l := range r.engine.Lacks() {
+		// What goes in between counts twice, so that nothing is let go without need; the next pass
+		// finds what is missing then.
+		coming := r.expected(&l)
+		need := l.Need()
+		if need <= 0 {
+			continue
+		}
+		if need -= coming; need <= 0 {
+			if !r.onlyWatches(&l) {
+				r.engine.Again(l)
+				o.Later = true
+			}
+			continue
+		}
+		if r.hangs() {
+			r.engine.Again(l)
+			o.Later = true
+			continue
+		}
+		if seen == nil || l.Streams && !seen.streams {
+			seen = r.look(now, l.Streams)
+		}
+		n, missing := r.meet(&l, need, seen, now)
+		o.LetGo += n
+		switch {
+		case n == 0 && missing:
+			o.Barren = true
+			r.noteOnlyKept(&l)
+		case !r.onlyWatches(&l):
+			r.engine.Again(l)
+			o.Later = true
+		}
+	}
+	return o
+}
+
+// hangs reports whether so many closings are under way that no other can begin. If they have been
+// for long, that is a fault.
+func (r *Room) hangs() bool {
+	full := len(r.slots) == cap(r.slots)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if hung := full && r.mu.state.StayOpen >= cap(r.slots); hung != r.mu.hung {
+		if r.mu.hung = hung; hung {
+			r.mu.state.Faults[Hung]++
+		}
+	}
+	return full
+}
+
+// onlyWatches reports whether nothing is to be closed for a lack.
+func (r *Room) onlyWatches(l *Lack) bool { return r.Observe || l.Observed }
+
+// meet lets go what makes good one lack, as far as there is any. missing reports that more was
+// needed than may be let go.
+func (r *Room) meet(l *Lack, need int64, seen *view, now time.Time) (n int, missing bool) {
+	list, choice := r.choose(l, need, seen, now)
+	r.noteKept(choice.Kept)
+	for _, v := range choice.Victims {
+		f := list[v.Index]
+		if r.onlyWatches(l) {
+			r.noteWould(f, f.victim(l, v, seen, now))
+			n++
+			continue
+		}
+		if !r.budget.AllowN(now, 1) {
+			return n, false
+		}
+		if !r.close(f, f.victim(l, v, seen, now)) {
+			return n, false
+		}
+		n++
+	}
+	return n, choice.Weight < need && len(choice.Victims) < mostAtOnce
+}
+
+// choose chooses victims for a lack.
+func (r *Room) choose(l *Lack, need int64, seen *view, now time.Time) ([]*found, evict.Choice) {
+	var list []*found
+	var all []evict.Candidate
+	goes := r.goes()
+	for _, f := range seen.found {
+		w := f.weight(l)
+		if w <= 0 || (f.stream != nil) != l.Streams || goes[f.Num] {
+			continue
+		}
+		c := f.candidate
+		c.Weight = w
+		c.Keep = f.keep(l, now)
+		c.Idle = f.idle(l, now)
+		list = append(list, f)
+		all = append(all, c)
+	}
+	order := evict.YoungestFirst
+	if l.Waiting {
+		order = evict.OldestFirst
+	}
+	return list, evict.Choose(all, evict.Want{Weight: need, Most: mostAtOnce, Order: order, Groups: seen.groups.Len()})
+}
+
+// WouldGo returns what would be let go next for a lack, at most n.
+func (r *Room) WouldGo(l Lack, n int) (victims []Victim) {
+	now := r.Now()
+	seen := r.look(now, l.Streams)
+	list, choice := r.choose(&l, max(1, l.Need()), seen, now)
+	for _, v := range choice.Victims[:min(n, len(choice.Victims))] {
+		victims = append(victims, list[v.Index].victim(&l, v, seen, now))
+	}
+	return victims
+}
+
+// close closes a connection or resets a stream, and reports whether it could begin to.
+func (r *Room) close(f *found, v Victim) bool {
+	select {
+	case r.slots <- struct{}{}:
+	default:
+		return false
+	}
+	g := &going{Victim: v, scope: f.scope, since: v.At}
+	r.mu.Lock()
+	r.mu.going[v.Num] = g
+	r.mu.state.Closing++
+	r.mu.Unlock()
+	if r.ByHand {
+		r.end(f, g)
+	} else {
+		go r.end(f, g)
+	}
+	return true
+}
+
+// end closes what is to go. It runs in a goroutine of its own, because the other side, or the
+// program, may make it take long.
+func (r *Room) end(f *found, g *going) {
+	if _, live := r.engine.Facts(f.scope); !live {
+		<-r.slots
+		r.forget(g, false) // it has gone by itself
+		return
+	}
+	ok := r.engine.Try("closing a "+g.what(), func() {
+		if f.stream != nil {
+			_ = f.stream.ResetWithError(network.StreamResourceLimitExceeded)
+		} else {
+			_ = f.conn.CloseWithError(network.ConnResourceLimitExceeded)
+		}
+	})
+	<-r.slots
+	if !ok {
+		r.noteFault(Panicked)
+	}
+	if _, live := r.engine.Facts(f.scope); !live {
+		r.forget(g, true)
+	}
+}
+
+func (v *Victim) what() string {
+	if v.Stream {
+		return "stream"
+	}
+	return "connection"
+}
+
+// Name returns the name of the scope of what is let go, such as "conn-17".
+func (v *Victim) Name() string {
+	if v.Stream {
+		return "stream-" + strconv.FormatInt(v.Num, 10)
+	}
+	return "conn-" + strconv.FormatInt(v.Num, 10)
+}
+
+// forget removes what has gone. It counts as let go unless it had gone by itself.
+func (r *Room) forget(g *going, letGo bool) {
+	r.mu.Lock()
+	known := r.mu.going[g.Num] == g
+	if known {
+		delete(r.mu.going, g.Num)
+		switch {
+		case g.would:
+		case g.stays:
+			r.mu.state.StayOpen--
+		default:
+			r.mu.state.Closing--
+		}
+		if letGo {
+			r.mu.state.letGo(&g.Victim)
+		}
+	}
+	r.mu.Unlock()
+	if known && letGo {
+		r.engine.Gone(g.Victim)
+		r.log(&g.Victim)
+	}
+}
+
+// settle looks at what was let go: what is gone is forgotten, and what has not gone for long is
+// not waited for any more.
+func (r *Room) settle(now time.Time) {
+	r.mu.Lock()
+	list := make([]*going, 0, len(r.mu.going))
+	for _, g := range r.mu.going {
+		list = append(list, g)
+	}
+	r.mu.Unlock()
+	for _, g := range list {
+		if _, live := r.engine.Facts(g.scope); !live {
+			r.forget(g, !g.would)
+			continue
+		}
+		r.mu.Lock()
+		if late := now.Sub(g.since) >= patience; late && !g.would && !g.stays && r.mu.going[g.Num] == g {
+			g.stays = true
+			r.mu.state.Closing--
+			r.mu.state.StayOpen++
+			r.mu.state.Faults[StaysOpen]++
+		}
+		r.mu.Unlock()
+	}
+}
+
+// expected returns how much of a lack will be made good by what is going. What would only have
+// been let go counts as gone, so that it is counted once.
+func (r *Room) expected(l *Lack) (sum int64) {
+	r.mu.Lock()
+	list := make([]*going, 0, len(r.mu.going))
+	for _, g := range r.mu.going {
+		if !g.stays && (!g.would || r.onlyWatches(l)) {
+			list = append(list, g)
+		}
+	}
+	r.mu.Unlock()
+	for _, g := range list {
+		if f, live := r.engine.Facts(g.scope); live {
+			sum += f.weight(l)
+		}
+	}
+	return sum
+}
+
+// goes returns the numbers of what was let go, or would have been, and is still there.
+func (r *Room) goes() map[int64]bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	nums := make(map[int64]bool, len(r.mu.going))
+	for num := range r.mu.going {
+		nums[num] = true
+	}
+	return nums
+}
+
+// log logs at level debug what was let go. The manager's log sums it up.
+func (r *Room) log(v *Victim) {
+	if !r.engine.Log.Enabled(context.Background(), slog.LevelDebug) {
+		return
+	}
+	r.engine.Log.Debug("let go to make room", "what", v.Name(), "peer", v.Peer, "scope", v.Scope, "limit", v.Limit,
+		"reason", v.Reason, "group", v.Group)
+}

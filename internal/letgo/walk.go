@@ -1,0 +1,259 @@
+package letgo
+
+import (
+	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/weir-p2p/rcmgr/internal/evict"
+	"github.com/weir-p2p/rcmgr/internal/ip"
+)
+
+// view is what was seen of all hosts.
+type view struct {
+	found   []*found
+	streams bool // streams were looked at, too
+	groups  evict.Numbers[group]
+	names   []group // by number
+}
+
+// found is a connection or stream of a host.
+type found struct {
+	Facts
+	conn      network.Conn
+	stream    network.Stream // nil for a connection
+	scope     network.ResourceScope
+	peer      peer.ID
+	protected bool
+	streams   int // of a connection
+	opened    time.Time
+	candidate evict.Candidate // but for what depends on the lack
+}
+
+// group is what several connections may belong to.
+type group struct {
+	level int
+	key   ip.Key
+	bits  int
+	name  string
+}
+
+func (g group) String() string {
+	if g.name != "" {
+		return g.name
+	}
+	return g.key.Prefix(g.bits).String()
+}
+
+// ofPeer is what is known of a peer.
+type ofPeer struct {
+	since     time.Time
+	value     int
+	protected bool
+}
+
+// look looks at the connections of all hosts, and at their streams if they are wanted. A host
+// that fails is left out: nothing of it is let go.
+func (r *Room) look(now time.Time, streams bool) *view {
+	r.mu.Lock()
+	hosts := r.mu.hosts
+	r.mu.passes++
+	ties := rand.New(rand.NewPCG(r.Seed, r.mu.passes))
+	r.mu.Unlock()
+	v := &view{streams: streams}
+	left := mostLooked
+	for _, h := range hosts {
+		before := len(v.found)
+		if !r.engine.Try(fmt.Sprintf("the connections of a host: %T", h.Host), func() { r.lookAt(h, v, now, ties, &left) }) {
+			r.noteFault(Walk)
+			clear(v.found[before:])
+			v.found = v.found[:before]
+		}
+	}
+	return v
+}
+
+func (r *Room) lookAt(h *attached, v *view, now time.Time, ties *rand.Rand, left *int) {
+	net := h.Network()
+	if net == nil {
+		return
+	}
+	conns := net.Conns()
+	n := min(len(conns), *left)
+	if n < len(conns) { // a part of them at each look
+		from := int(h.from.Add(int64(n)) % int64(len(conns)))
+		conns = append(conns[from:len(conns):len(conns)], conns[:from]...)[:n]
+	}
+	*left -= n
+	cm := h.ConnManager()
+	peers := make(map[peer.ID]*ofPeer)
+	first := len(v.found)
+	for _, c := range conns {
+		if c == nil {
+			continue
+		}
+		scope := network.ResourceScope(c.Scope())
+		facts, ours := r.engine.Facts(scope)
+		if !ours {
+			continue
+		}
+		stat := c.Stat()
+		f := &found{Facts: facts, conn: c, scope: scope, peer: c.RemotePeer(), streams: stat.NumStreams, opened: stat.Opened}
+		p := peers[f.peer]
+		if p == nil {
+			p = &ofPeer{since: stat.Opened}
+			if cm != nil {
+				p.protected = cm.IsProtected(f.peer, "")
+				if t := cm.GetTagInfo(f.peer); t != nil {
+					p.value = t.Value
+				}
+			}
+			peers[f.peer] = p
+		}
+		if stat.Opened.Before(p.since) {
+			p.since = stat.Opened
+		}
+		f.protected = p.protected
+		f.candidate = evict.Candidate{Value: p.value, Opened: stat.Opened.UnixNano(), Tie: ties.Uint64()}
+		r.place(f, v)
+		v.found = append(v.found, f)
+		if v.streams || len(r.named) > 0 {
+			r.lookAtStreams(f, v, ties)
+		}
+	}
+	for _, f := range v.found[first:] {
+		f.candidate.Since = peers[f.peer].since.UnixNano()
+	}
+}
+
+// lookAtStreams adds the streams of a connection.
+func (r *Room) lookAtStreams(of *found, v *view, ties *rand.Rand) {
+	at := len(v.found)
+	for _, s := range of.conn.GetStreams() {
+		if s == nil {
+			continue
+		}
+		if r.named[s.Protocol()] {
+			of.candidate.Named = true
+		}
+		if !v.streams {
+			continue
+		}
+		scope := network.ResourceScope(s.Scope())
+		facts, ours := r.engine.Facts(scope)
+		if !ours {
+			continue
+		}
+		opened := s.Stat().Opened
+		f := &found{Facts: facts, conn: of.conn, stream: s, scope: scope, peer: of.peer, protected: of.protected, opened: opened}
+		f.candidate = of.candidate
+		f.candidate.Opened, f.candidate.Tie = opened.UnixNano(), ties.Uint64()
+		v.found = append(v.found, f)
+	}
+	for _, f := range v.found[at:] {
+		f.candidate.Named = of.candidate.Named
+	}
+}
+
+// The lengths of prefixes, by level.
+var prefixes = [ip.Families][evict.Levels]int{
+	ip.V4: {evict.Address: 32, evict.Subnet: 24, evict.Network: 16},
+	ip.V6: {evict.Address: 56, evict.Subnet: 48, evict.Network: 32},
+}
+
+// place finds the groups of a connection.
+func (r *Room) place(f *found, v *view) {
+	groups := &f.candidate.Groups
+	for level := range groups {
+		groups[level] = evict.NoGroup
+	}
+	groups[evict.Peer] = v.number(group{level: evict.Peer, name: string(f.peer)})
+	at := r.engine.Locate(f.conn.RemoteMultiaddr())
+	var net group
+	switch {
+	case at.Local:
+		return
+	case at.Addr.IsValid():
+		fam := ip.FamilyOf(at.Addr)
+		for _, level := range [...]int{evict.Address, evict.Subnet, evict.Network} {
+			if level == evict.Address && at.Relay != "" {
+				continue // it is the relay's, which has many peers
+			}
+			bits := prefixes[fam][level]
+			net = group{level: level, key: ip.KeyOf(at.Addr).Cut(uint(fam.BitLen() - bits)), bits: bits}
+			groups[level] = v.number(net)
+		}
+		if r.Group == nil {
+			break
+		}
+		if name := r.Group(at.Addr); name != "" && len(name) <= longestName {
+			net = group{level: evict.Owner, name: name}
+			groups[evict.Owner] = v.number(net)
+		}
+	case at.Relay != "":
+		net = group{level: evict.Subnet, name: "relay " + at.Relay}
+		groups[evict.Subnet] = v.number(net)
+	default:
+		net = group{level: evict.Network, name: "no address"}
+		groups[evict.Network] = v.number(net)
+		return // it is no network
+	}
+	key := net.key
+	if net.name != "" {
+		h := fnv.New64a()
+		h.Write([]byte(net.name))
+		key = ip.Key{Hi: h.Sum64(), Lo: 1}
+	}
+	f.candidate.Net = max(1, r.secret.Of(key))
+}
+
+func (v *view) number(g group) int {
+	n := v.groups.Of(g)
+	if n == len(v.names) {
+		v.names = append(v.names, g)
+	}
+	return n
+}
+
+// keep returns the class of what is not let go in any case.
+func (f *found) keep(l *Lack, now time.Time) evict.Class {
+	switch {
+	case f.Allowlisted:
+		return evict.Allowlisted
+	case f.protected:
+		return evict.Protected
+	case f.Outbound && !(l.Outbound && f.Waiting && now.Sub(f.opened) >= hungAfter):
+		return evict.Outbound
+	}
+	return evict.Free
+}
+
+// idle reports whether nothing is known to use it.
+func (f *found) idle(l *Lack, now time.Time) bool {
+	if f.stream != nil {
+		return f.Waiting && !l.Waiting
+	}
+	return f.streams == 0 && now.Sub(f.opened) >= grace
+}
+
+// victim returns what is told of a victim.
+func (f *found) victim(l *Lack, v evict.Victim, seen *view, now time.Time) Victim {
+	return Victim{Num: f.Num, Peer: f.peer, Kind: l.Kind, Scope: l.Scope, Limit: l.Limit,
+		Stream: f.stream != nil, Reason: v.Why, Group: f.groupName(v.Level, seen), At: now}
+}
+
+// groupName returns the name of the group of a level.
+func (f *found) groupName(level int, seen *view) string {
+	g := f.candidate.Groups[level]
+	if g == evict.NoGroup {
+		return ""
+	}
+	if level == evict.Peer {
+		return f.peer.String()
+	}
+	return seen.names[g].String()
+}

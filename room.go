@@ -1,0 +1,182 @@
+package rcmgr
+
+// Making room on a full host. The engine reports what is short (alarm.go). A worker takes the
+// reports, and internal/letgo lets connections and streams go until the reserve is free again.
+
+import (
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/multiformats/go-multiaddr"
+
+	"github.com/weir-p2p/rcmgr/internal/letgo"
+)
+
+// newRoom returns what makes room, nil without a configuration.
+func (m *Manager) newRoom(c *RoomConfig) *letgo.Room {
+	if c == nil {
+		return nil
+	}
+	internal := letgo.Config{Protocols: c.Protocols, PerSecond: c.PerSecond, Observe: c.ObserveOnly,
+		ByHand: c.ByHand, Now: c.Now, Seed: c.Seed, Group: c.guardedGroup()}
+	closing := &guard{callback: "a host that room is made on", then: "room is made elsewhere, and is tried to be made there again"}
+	return letgo.New(internal, letgo.Engine{
+		Facts: func(s network.ResourceScope) (letgo.Facts, bool) { return m.factsOf(s) },
+		Lacks: m.lacks,
+		Again: func(l letgo.Lack) { l.In.(*pool).asked.Or(1 << l.Dim) },
+		Try: func(what string, f func()) bool {
+			err := closing.try(f)
+			if err != nil {
+				log.Debug("a host failed while room was made", "what", what, "err", err)
+			}
+			return err == nil
+		},
+		Locate: placeOfAddr,
+		Gone:   m.traceLetGo,
+		Log:    log,
+	})
+}
+
+// traceLetGo tells the tracer that a connection or stream was let go.
+func (m *Manager) traceLetGo(v letgo.Victim) {
+	if m.trace != nil {
+		m.trace.push(traceEvent{typ: TraceLetGoEvt, name: scopeName{kind: kindOfVictim(&v), num: v.Num}})
+	}
+}
+
+func kindOfVictim(v *letgo.Victim) Kind {
+	if v.Stream {
+		return KindStream
+	}
+	return KindConn
+}
+
+// placeOfAddr returns whose an address is, as subnets' shares see it: a peer behind a relay
+// belongs to the relay.
+func placeOfAddr(a multiaddr.Multiaddr) (p letgo.Place) {
+	far := endpointOf(a)
+	if p.Addr = far.addr; far.relayed {
+		p.Addr, p.Relay = far.via, "unknown"
+		if id, err := a.ValueForProtocol(multiaddr.P_P2P); err == nil {
+			p.Relay = id
+		}
+	}
+	p.Local = p.Addr == localhost4 || p.Addr == localhost6
+	return p
+}
+
+// lacks returns what is short of what has been reported.
+func (m *Manager) lacks() (list []letgo.Lack) {
+	observed := m.observed.load()
+	for _, s := range m.shortages() {
+		l := m.lackOf(s.pool, s.d)
+		l.Need, l.Observed = s.need, observed.has(s.pool.kind)
+		list = append(list, l)
+	}
+	return list
+}
+
+// lackOf describes something that a pool may be short of.
+func (m *Manager) lackOf(p *pool, d dim) letgo.Lack {
+	name := p.scope()
+	return letgo.Lack{In: p, Dim: uint8(d), Kind: uint8(p.kind), Scope: name.String(), Limit: limitNames[d], Memory: d == dimMemory,
+		Streams: resourceOf[d] == ResourceStream || d == dimMemory && p.kind != KindSystem,
+		Waiting: p.kind == KindTransient, Outbound: d == dimStreamsOut}
+}
+
+// AttachHost lets a manager with WithRoom make room on a host: close its connections and reset
+// its streams. A host is attached after libp2p.New has made it; the options of package rcmgrhost
+// do so by themselves. The scopes of the host's connections are those that the manager has
+// returned, or wrappers with a method Unwrap() network.ResourceScope. Several hosts may be
+// attached.
+//
+// The function that AttachHost returns detaches the host. A host that is closed has no
+// connections, and need not be detached unless many hosts come and go. Without WithRoom,
+// AttachHost does nothing. It is safe for concurrent use.
+func (m *Manager) AttachHost(h RoomHost) (detach func()) {
+	if h == nil {
+		m.reportBug("no host was to be attached")
+		return func() {}
+	}
+	if m.room == nil {
+		return func() {}
+	}
+	return m.room.Attach(h)
+}
+
+// MakeRoom makes room now, if anything is short, and returns how many connections and streams
+// were let go. A manager does so by itself as soon as it is needed, unless RoomConfig.ByHand is
+// set. It is safe for concurrent use.
+func (m *Manager) MakeRoom() (n int) {
+	if m.room == nil {
+		return 0
+	}
+	select {
+	case <-m.alarm.ring:
+	default:
+		return 0
+	}
+	for {
+		o := m.room.Pass()
+		if n += o.LetGo; o.LetGo == 0 || !o.Later {
+			return n
+		}
+	}
+}
+
+const (
+	// roomPause is the least time between two passes, in which newcomers are admitted from the
+	// reserve. A pass that takes long is followed by a longer pause, so that all take a fifth of
+	// a processor at most.
+	roomPause = 5 * time.Millisecond
+	roomShare = 4
+	// waitingPause and barrenPause are the longest times between two passes while closings are
+	// waited for, and while all that is left is kept.
+	waitingPause = 100 * time.Millisecond
+	barrenPause  = time.Second
+)
+
+// makeRoom makes room whenever it is needed, until the manager is closed.
+func (m *Manager) makeRoom() {
+	for idle := roomPause; ; { // the pause after a pass that let nothing go
+		select {
+		case <-m.alarm.ring:
+		case <-m.stop:
+			return
+		}
+		for again := true; again; {
+			began := time.Now()
+			var o letgo.Outcome
+			done := make(chan struct{})
+			m.workers.Go(func() { // on its own: code of the program may end the goroutine
+				defer close(done)
+				o = m.room.Pass()
+			})
+			<-done
+			again = o.Later
+			switch {
+			case o.LetGo > 0:
+				idle = roomPause
+			case again:
+				idle = min(2*idle, waitingPause)
+			case o.Barren:
+				idle = min(2*idle, barrenPause)
+			}
+			if !m.waits(max(idle, roomShare*time.Since(began))) {
+				return
+			}
+		}
+	}
+}
+
+// waits waits, and reports whether the manager is still open then.
+func (m *Manager) waits(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-m.stop:
+		return false
+	}
+}

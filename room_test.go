@@ -1,0 +1,491 @@
+package rcmgr
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/connmgr"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/multiformats/go-multiaddr"
+	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr/internal/fakehost"
+)
+
+// roomOfConns returns a manager with room for so many connections of the system, and a host.
+func roomOfConns(t testing.TB, conns int, c RoomConfig, opts ...Option) (*Manager, *fakehost.Host) {
+	t.Helper()
+	conf := limitedConf(func(c *perScope[BaseLimit]) { c.System.Conns = conns })
+	return roomOn(t, conf, c, opts...)
+}
+
+func roomOn(t testing.TB, conf perScope[BaseLimit], c RoomConfig, opts ...Option) (*Manager, *fakehost.Host) {
+	t.Helper()
+	m := newManager(t, conf, append(append(openGates(), WithRoom(c)), opts...)...)
+	h := &fakehost.Host{RM: m, CM: &fakehost.ConnManager{}}
+	m.AttachHost(h)
+	return m, h
+}
+
+// in16 returns the address of a host in a /24 of the n-th /16 of 10.0.0.0/8.
+func in16(t testing.TB, n, subnet, host int) multiaddr.Multiaddr {
+	return mustMA(t, fmt.Sprintf("/ip4/10.%d.%d.%d/tcp/1", n, subnet, host+1))
+}
+
+func connectIn16(t testing.TB, h *fakehost.Host, p string, n, subnet, host int) *fakehost.Conn {
+	t.Helper()
+	c, err := h.Connect(peerNamed(p), network.DirInbound, in16(t, n, subnet, host))
+	require.NoError(t, err)
+	return c
+}
+
+func letGo(m *Manager) (n uint64) {
+	for _, c := range m.Snapshot().Room.LetGo {
+		n += c.Count
+	}
+	return n
+}
+
+func TestAFullHostLetsGoOfACrowdAndNewcomersGetInAtTheFirstTry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, h := roomOfConns(t, 128, RoomConfig{})
+		for i := range 128 { // one network, many subnets
+			connectIn16(t, h, fmt.Sprint("crowd", i), 0, i, 0)
+			synctest.Wait()
+		}
+		time.Sleep(time.Second)
+		for i := range 60 {
+			connectIn16(t, h, fmt.Sprint("newcomer", i), 1+i, 0, 0)
+			time.Sleep(10 * time.Millisecond)
+		}
+		require.LessOrEqual(t, m.Stat().System.NumConnsInbound, 126)
+		newcomers := 0
+		for _, c := range h.Network().Conns() {
+			if c.RemoteMultiaddr().String()[:8] != "/ip4/10." || c.RemoteMultiaddr().String()[:10] != "/ip4/10.0." {
+				newcomers++
+			}
+		}
+		require.Equal(t, 60, newcomers, "none of them was let go")
+		require.NotZero(t, letGo(m))
+		checkInvariants(t, m, false)
+		m.Close()
+	})
+}
+
+func TestNothingIsLetGoWhileTheReserveIsFree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, h := roomOfConns(t, 128, RoomConfig{})
+		for i := range 126 { // 4 are kept free, and 2 of them may be used
+			connectIn16(t, h, fmt.Sprint(i), 0, i, 0)
+		}
+		time.Sleep(time.Minute)
+		require.Zero(t, letGo(m))
+		require.Equal(t, 126, h.Len())
+		connectIn16(t, h, "one more", 0, 200, 0)
+		time.Sleep(time.Minute)
+		require.EqualValues(t, 3, letGo(m), "until the reserve is free again, and no more")
+		require.Equal(t, 124, h.Len())
+		m.Close()
+	})
+}
+
+func TestWithoutRoomOrWithoutAHostNothingIsLetGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conf := limitedConf(func(c *perScope[BaseLimit]) { c.System.Conns = 16 })
+		off := newManager(t, conf, openGates()...)
+		lonely := newManager(t, conf, append(openGates(), WithRoom(RoomConfig{}))...)
+		for _, m := range []*Manager{off, lonely} {
+			h := &fakehost.Host{RM: m}
+			detach := m.AttachHost(h)
+			detach()
+			for i := range 16 {
+				connectIn16(t, h, fmt.Sprint(i), 0, i, 0)
+			}
+			time.Sleep(time.Minute)
+			_, err := h.Connect(testPeers[0], network.DirInbound, in16(t, 0, 99, 0))
+			require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+			require.Zero(t, letGo(m))
+			require.Zero(t, m.MakeRoom())
+			require.Equal(t, 16, h.Len())
+			m.Close()
+		}
+	})
+}
+
+func TestWhatTheHostHasDecidedToKeepIsKeptAndNewcomersAreRefusedThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		friend := mustMA(t, "/ip4/10.7.0.0/ipcidr/24")
+		m, h := roomOfConns(t, 30, RoomConfig{}, WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{friend}))
+		cm := h.CM.(*fakehost.ConnManager)
+		for i := range 10 {
+			_, err := h.Connect(peerNamed(fmt.Sprint("dialed", i)), network.DirOutbound, in16(t, 1, 0, i))
+			require.NoError(t, err)
+			cm.Protect(peerNamed(fmt.Sprint("protected", i)), "")
+			connectIn16(t, h, fmt.Sprint("protected", i), 2, 0, i)
+			if i < 10 {
+				connectIn16(t, h, fmt.Sprint("allowed", i), 7, 0, i)
+			}
+		}
+		time.Sleep(time.Minute)
+		require.Equal(t, 30, h.Len())
+		require.Zero(t, letGo(m))
+		_, err := h.Connect(testPeers[0], network.DirInbound, in16(t, 9, 0, 0))
+		require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+		s := m.Snapshot().Room
+		require.Equal(t, map[string]int{"outbound": 10, "protected": 10, "allowlisted": 10}, s.Kept)
+		require.NotZero(t, s.OnlyKept[KindSystem])
+		m.Close()
+	})
+}
+
+func TestStreamsThatSayNothingAreResetTheLongestWaitingFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conf := limitedConf(func(c *perScope[BaseLimit]) { c.Transient.StreamsInbound = 64 })
+		m, h := roomOn(t, conf, RoomConfig{}, WithNewcomersQuarter(false))
+		var ended []int
+		for i := range 80 {
+			c := connectIn16(t, h, fmt.Sprint("crowd", i), 0, i, 0)
+			s, err := c.Open(network.DirInbound)
+			require.NoError(t, err, i)
+			s.Closed = func(byHost bool) {
+				require.True(t, byHost)
+				ended = append(ended, i)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		require.Equal(t, 80, h.Len(), "the connections stay")
+		require.NotEmpty(t, ended)
+		require.IsIncreasing(t, ended)
+		served := connectIn16(t, h, "newcomer", 1, 0, 0)
+		s, err := served.Open(network.DirInbound)
+		require.NoError(t, err)
+		require.NoError(t, s.SetProtocol("/here"))
+		time.Sleep(time.Second)
+		require.Equal(t, 1, m.Stat().Protocols["/here"].NumStreamsInbound)
+		checkInvariants(t, m, false)
+		m.Close()
+	})
+}
+
+func TestServicesAndProtocolsAndMemoryHaveRoomToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conf := limitedConf(func(c *perScope[BaseLimit]) {
+			c.ProtocolDefault.StreamsInbound = 40
+			c.System.Memory = 64 << 20
+		})
+		m, h := roomOn(t, conf, RoomConfig{})
+		for i := range 60 {
+			c := connectIn16(t, h, fmt.Sprint(i), 0, i, 0)
+			s, err := c.Open(network.DirInbound)
+			require.NoError(t, err)
+			require.NoError(t, s.SetProtocol("/full"), i)
+			time.Sleep(10 * time.Millisecond)
+		}
+		require.LessOrEqual(t, m.Stat().Protocols["/full"].NumStreamsInbound, 39)
+		for i := range 80 {
+			c := connectIn16(t, h, fmt.Sprint("eater", i), 1, i, 0)
+			require.NoError(t, c.Scope().ReserveMemory(1<<20, network.ReservationPriorityAlways), i)
+			time.Sleep(10 * time.Millisecond)
+		}
+		require.LessOrEqual(t, m.Stat().System.Memory, int64(63<<20))
+		byScope := map[Kind]bool{}
+		for _, c := range m.Snapshot().Room.LetGo {
+			byScope[c.Scope] = true
+		}
+		require.Equal(t, map[Kind]bool{KindProtocol: true, KindSystem: true}, byScope)
+		checkInvariants(t, m, false)
+		m.Close()
+	})
+}
+
+// A peer that never answers, to which the host opens stream after stream, costs other peers
+// nothing.
+func TestStreamsToAPeerThatHangsMakeWayForThoseToOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conf := limitedConf(func(c *perScope[BaseLimit]) { c.Transient.StreamsOutbound = 32 })
+		m, h := roomOn(t, conf, RoomConfig{}, WithNewcomersQuarter(false))
+		hung, err := h.Connect(testPeers[0], network.DirOutbound, in16(t, 0, 0, 0))
+		require.NoError(t, err)
+		for range 200 {
+			if _, err := hung.Open(network.DirOutbound); err != nil {
+				require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
+		for i := range 20 {
+			c, err := h.Connect(peerNamed(fmt.Sprint(i)), network.DirOutbound, in16(t, 1+i, 0, 0))
+			require.NoError(t, err)
+			s, err := c.Open(network.DirOutbound)
+			require.NoError(t, err)
+			time.Sleep(200 * time.Millisecond)
+			require.NoError(t, s.SetProtocol("/answers"))
+		}
+		require.Equal(t, 20, m.Stat().Protocols["/answers"].NumStreamsOutbound)
+		require.NotZero(t, letGo(m))
+		m.Close()
+	})
+}
+
+func TestRoomThatIsOnlyObservedCountsEachOnceAndClosesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, h := roomOfConns(t, 64, RoomConfig{ObserveOnly: true})
+		for i := range 64 {
+			connectIn16(t, h, fmt.Sprint(i), 0, i, 0)
+		}
+		for range 20 {
+			_, err := h.Connect(testPeers[0], network.DirInbound, in16(t, 0, 99, 0))
+			require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+			time.Sleep(time.Minute)
+		}
+		s := m.Snapshot().Room
+		require.Empty(t, s.LetGo)
+		require.Equal(t, []RoomCount{{Scope: KindSystem, What: KindConn, Reason: "group", Count: 2}}, s.WouldLetGo)
+		require.Equal(t, 64, h.Len())
+		m.Close()
+	})
+}
+
+func TestALimitThatIsOnlyObservedLetsNothingGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, h := roomOfConns(t, 64, RoomConfig{}, WithObserveOnly(KindSystem))
+		for i := range 100 {
+			connectIn16(t, h, fmt.Sprint(i), 0, i, 0)
+			time.Sleep(time.Second)
+		}
+		s := m.Snapshot().Room
+		require.Empty(t, s.LetGo)
+		require.Equal(t, 100, h.Len())
+		require.Len(t, s.WouldLetGo, 1)
+		require.LessOrEqual(t, s.WouldLetGo[0].Count, uint64(40), "each is counted once")
+		m.Close()
+	})
+}
+
+// Faults of hosts. In all of them, newcomers are refused as they were without room, and other
+// connections are let go in place of those that cannot be.
+func TestClosersThatFailAreCountedAndDoNoHarm(t *testing.T) {
+	for name, c := range map[string]struct {
+		close func() error
+		fault string
+		n     uint64 // at least
+	}{
+		"one that closes nothing": {func() error { return nil }, "stays-open", 1},
+		"one that fails":          {func() error { return errors.New("no") }, "stays-open", 1},
+		"one that panics":         {func() error { panic("no") }, "panicked", 1},
+		"one that hangs":          {func() error { time.Sleep(time.Hour); return nil }, "stays-open", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				logged := captureLog(t)
+				m, h := roomOfConns(t, 64, RoomConfig{})
+				for i := range 62 {
+					connectIn16(t, h, fmt.Sprint(i), 0, i, 0).Letting = c.close
+				}
+				for i := range 200 { // all whose closer fails are tried, and then the others
+					if conn, err := h.Connect(peerNamed(fmt.Sprint("new", i)), network.DirInbound, in16(t, 1, i, 0)); err == nil {
+						_ = conn
+					} else {
+						require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+					}
+					time.Sleep(2 * time.Second)
+				}
+				s := m.Snapshot().Room
+				require.GreaterOrEqual(t, s.Faults[c.fault], c.n)
+				require.NotEmpty(t, s.LetGo, "others were let go in their place")
+				for _, conn := range h.Network().Conns() {
+					if conn.(*fakehost.Conn).Letting != nil {
+						require.False(t, conn.IsClosed())
+					}
+				}
+				if c.fault == "panicked" {
+					require.Contains(t, logged.String(), "a callback has failed")
+				}
+				checkInvariants(t, m, false)
+				m.Close()
+				time.Sleep(2 * time.Hour) // those that hang return
+			})
+		})
+	}
+}
+
+func TestWhileAllClosersHangNoMoreAreCalled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, h := roomOfConns(t, 4096, RoomConfig{})
+		var running, most atomic.Int64
+		for i := range 4096 {
+			c, err := h.Connect(peerNamed(fmt.Sprint(i)), network.DirInbound, in16(t, i/256, i%256, 0))
+			if err != nil {
+				continue
+			}
+			c.Letting = func() error {
+				most.Store(max(most.Load(), running.Add(1)))
+				defer running.Add(-1)
+				time.Sleep(time.Hour)
+				return nil
+			}
+		}
+		time.Sleep(time.Minute)
+		require.EqualValues(t, 64, most.Load())
+		require.NotZero(t, m.Snapshot().Room.Faults["hung"])
+		m.Close()
+		time.Sleep(2 * time.Hour)
+	})
+}
+
+// brokenHost panics, has no network or no connection manager, or has scopes of others.
+type brokenHost struct {
+	network func() network.Network
+	cm      func() connmgr.ConnManager
+}
+
+func (h brokenHost) Network() network.Network         { return h.network() }
+func (h brokenHost) ConnManager() connmgr.ConnManager { return h.cm() }
+
+type brokenManager struct{ connmgr.NullConnMgr }
+
+func (brokenManager) IsProtected(peer.ID, string) bool { panic("no") }
+
+func TestAHostThatFailsLosesNothingAndOthersAreLookedAt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		collectLog(t, 0)
+		m, h := roomOfConns(t, 32, RoomConfig{})
+		other := newManager(t, unlimitedConf())
+		elsewhere := &fakehost.Host{RM: other}
+		noCM := func() connmgr.ConnManager { return nil }
+		m.AttachHost(nil)
+		m.AttachHost(brokenHost{func() network.Network { panic("no") }, noCM})
+		m.AttachHost(brokenHost{func() network.Network { return nil }, noCM})
+		m.AttachHost((*fakehost.Host)(nil))
+		m.AttachHost(elsewhere)
+		bad := &fakehost.Host{RM: m, CM: brokenManager{}}
+		m.AttachHost(bad)
+		none := &fakehost.Host{RM: m}
+		m.AttachHost(none)
+		for i := range 8 {
+			connectIn16(t, elsewhere, fmt.Sprint("elsewhere", i), 0, i, 0)
+			connectIn16(t, bad, fmt.Sprint("bad", i), 0, i, 0)
+			connectIn16(t, none, fmt.Sprint("none", i), 0, i, 0)
+		}
+		for i := range 40 {
+			connectIn16(t, h, fmt.Sprint("new", i), 0, i, 0)
+			time.Sleep(20 * time.Millisecond)
+		}
+		require.Equal(t, 8, elsewhere.Len(), "they belong to another manager")
+		require.Equal(t, 8, bad.Len(), "nobody knows which of them are protected")
+		require.NotZero(t, letGo(m))
+		s := m.Snapshot().Room
+		require.NotZero(t, s.Faults["walk"])
+		require.Equal(t, 7, s.Hosts)
+		checkInvariants(t, m, false)
+		m.Close()
+	})
+}
+
+func TestAGroupThatIsKnownCompetesWithItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		owner := func(a netip.Addr) string {
+			if a.As4()[1] < 100 {
+				return "one cloud"
+			}
+			return ""
+		}
+		m, h := roomOfConns(t, 128, RoomConfig{Group: owner})
+		for i := range 100 { // each in a network of its own, but of one owner
+			connectIn16(t, h, fmt.Sprint("cloud", i), i, 0, 0)
+			time.Sleep(10 * time.Millisecond)
+		}
+		for i := range 90 {
+			connectIn16(t, h, fmt.Sprint("new", i), 100+i, 0, 0)
+			time.Sleep(10 * time.Millisecond)
+		}
+		for _, v := range m.Snapshot().Room.Last {
+			require.Equal(t, "one cloud", v.Group)
+			require.Equal(t, "group", v.Reason)
+		}
+		require.GreaterOrEqual(t, m.Stat().System.NumConnsInbound, 120)
+		m.Close()
+	})
+}
+
+func TestAGroupThatPanicsOrHasAMillionNamesDoesNoHarm(t *testing.T) {
+	for name, group := range map[string]func(netip.Addr) string{
+		"panics": func(netip.Addr) string { panic("no") },
+		"many":   func(netip.Addr) string { return fmt.Sprint(time.Now().UnixNano(), new(int)) },
+		"long":   func(netip.Addr) string { return string(make([]byte, 1<<10)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				collectLog(t, 0)
+				m, h := roomOfConns(t, 64, RoomConfig{Group: group})
+				for i := range 100 {
+					connectIn16(t, h, fmt.Sprint(i), i, 0, 0)
+					time.Sleep(10 * time.Millisecond)
+				}
+				require.NotZero(t, letGo(m))
+				require.LessOrEqual(t, h.Len(), 63)
+				m.Close()
+			})
+		})
+	}
+}
+
+func TestPeersBehindARelayAreOfTheRelaysGroup(t *testing.T) {
+	relay := "12D3KooWGC6TvWhfapngX6wvJHMYvKpDMXPb3ZnCZ6dMoaMtimQ5"
+	a := placeOfAddr(mustMA(t, "/ip4/192.0.2.7/tcp/1/p2p/"+relay+"/p2p-circuit"))
+	require.Equal(t, netip.MustParseAddr("192.0.2.7"), a.Addr)
+	require.Equal(t, relay, a.Relay)
+	b := placeOfAddr(mustMA(t, "/p2p/"+relay+"/p2p-circuit"))
+	require.False(t, b.Addr.IsValid())
+	require.Equal(t, relay, b.Relay)
+	require.Equal(t, "unknown", placeOfAddr(mustMA(t, "/p2p-circuit")).Relay)
+	require.True(t, placeOfAddr(mustMA(t, "/ip4/127.0.0.1/tcp/1")).Local)
+	require.Empty(t, placeOfAddr(nil))
+}
+
+func TestPeersWithANamedProtocolKeepTheirShare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, h := roomOfConns(t, 64, RoomConfig{Protocols: []protocol.ID{"/wanted"}})
+		for i := range 80 {
+			c := connectIn16(t, h, fmt.Sprint(i), 0, i, 0)
+			if i < 6 {
+				s, err := c.Open(network.DirInbound)
+				require.NoError(t, err)
+				require.NoError(t, s.SetProtocol("/wanted"))
+				s.Closed = func(bool) { t.Error("it is kept") }
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		require.Equal(t, 6, m.Snapshot().Room.Kept["protocol"])
+		h.Network()
+		m.Close()
+	})
+}
+
+func TestClosingsASecondAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, h := roomOfConns(t, 512, RoomConfig{PerSecond: 20})
+		for i := range 512 {
+			connectIn16(t, h, fmt.Sprint(i), i/256, i%256, 0)
+		}
+		for range 100 {
+			h.Connect(testPeers[0], network.DirInbound, in16(t, 9, 0, 0))
+			time.Sleep(10 * time.Millisecond)
+		}
+		require.LessOrEqual(t, letGo(m), uint64(5+20+1), "a quarter of a second's at once, and then as many as come free")
+		m.Close()
+	})
+}
+
+func TestInvalidRoomIsAnError(t *testing.T) {
+	_, err := New(nil, WithRoom(RoomConfig{PerSecond: -1}))
+	require.EqualError(t, err, "rcmgr: WithRoom: PerSecond is -1, it must not be negative")
+	_, err = New(nil, WithRoom(RoomConfig{Protocols: []protocol.ID{""}}))
+	require.EqualError(t, err, "rcmgr: WithRoom: Protocols has an empty name")
+}

@@ -1,0 +1,74 @@
+package rcmgr
+
+// How room is made: what WithRoom takes.
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/connmgr"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/protocol"
+)
+
+// RoomHost is what a manager needs of a host to make room on it. A host.Host has it.
+type RoomHost interface {
+	Network() network.Network
+	// ConnManager returns the host's connection manager, nil if it has none. Peers that it
+	// protects are kept, and a part of those that it values.
+	ConnManager() connmgr.ConnManager
+}
+
+// RoomConfig says how WithRoom makes room. Its zero value is ready for use.
+type RoomConfig struct {
+	// Group returns the name of the owner of an address: an autonomous system, a cloud, an entry
+	// of a list. All addresses of an owner are one group, whose connections and streams compete
+	// with each other first. The empty string means that the owner is not known; so does a name
+	// of more than 64 bytes. Group is called for every connection that may be let go, by one or
+	// more goroutines, without locks; it must be fast. If it panics, that is logged, and it is
+	// not called again. If it is nil, only the prefixes of addresses are groups.
+	Group func(netip.Addr) string
+	// Protocols are protocols whose users the host wants to keep: an eighth of the connections
+	// may belong to peers with such a stream and is not let go.
+	Protocols []protocol.ID
+	// PerSecond is the most connections and streams that are closed in a second. 0 means 1000.
+	PerSecond int
+	// ObserveOnly only counts what would be let go, and closes nothing.
+	ObserveOnly bool
+
+	// ByHand, Now and Seed are for simulations. With ByHand, room is made only while MakeRoom is
+	// called. Now returns the time, in place of time.Now. Seed chooses the secret numbers that
+	// decide where nothing else does, so that they are the same again; 0 means random ones.
+	ByHand bool
+	Now    func() time.Time
+	Seed   uint64
+}
+
+// guardedGroup returns Group, or nil without one. Once it has panicked, it knows no owner.
+func (c *RoomConfig) guardedGroup() func(netip.Addr) string {
+	if c.Group == nil {
+		return nil
+	}
+	g := &guard{callback: "RoomConfig.Group"}
+	return func(a netip.Addr) (name string) {
+		g.call(func() { name = c.Group(a) })
+		return name
+	}
+}
+
+// checked returns the configuration with its defaults, as a copy.
+func (c RoomConfig) checked() (RoomConfig, error) {
+	if c.PerSecond < 0 {
+		return c, fmt.Errorf("PerSecond is %d, it must not be negative", c.PerSecond)
+	}
+	if c.PerSecond == 0 {
+		c.PerSecond = 1000
+	}
+	c.Protocols = slices.Clone(c.Protocols)
+	if slices.Contains(c.Protocols, "") {
+		return c, fmt.Errorf("Protocols has an empty name")
+	}
+	return c, nil
+}

@@ -1,0 +1,79 @@
+package rcmgr
+
+// What the engine knows of a connection or stream that may be let go.
+
+import (
+	"github.com/libp2p/go-libp2p/core/network"
+
+	"github.com/weir-p2p/rcmgr/internal/letgo"
+)
+
+// mostWrapped bounds the wrappers around a scope that are looked through.
+const mostWrapped = 8
+
+// factsOf returns what is known of the scope of a connection or stream, and whether it is one of
+// this manager that is not done. It looks through wrappers that have a method
+// Unwrap() network.ResourceScope.
+func (e *engine) factsOf(scope network.ResourceScope) (letgo.Facts, bool) {
+	for range mostWrapped {
+		switch s := scope.(type) {
+		case *connScope:
+			if s != nil {
+				return s.facts(e)
+			}
+		case *streamScope:
+			if s != nil {
+				return s.facts(e)
+			}
+		case interface{ Unwrap() network.ResourceScope }:
+			scope = s.Unwrap()
+			continue
+		}
+		break
+	}
+	return letgo.Facts{}, false
+}
+
+func (c *connScope) facts(e *engine) (f letgo.Facts, ok bool) {
+	st := c.h.tree.lock()
+	defer st.unlock()
+	if st.engine != e || !c.live() {
+		return f, false
+	}
+	f = c.h.facts()
+	if f.Allowlisted = c.h.marks.has(trusted); c.peer != nil {
+		// The peer holds memory for its connections, such as what a muxer buffers.
+		f.Memory = max(f.Memory, c.peer.use.memory/max(1, c.peer.use.of(dimConns)))
+	}
+	return f, true
+}
+
+func (s *streamScope) facts(e *engine) (f letgo.Facts, ok bool) {
+	st := s.peer.st
+	st.lock()
+	defer st.unlock()
+	if st.engine != e || !s.live() {
+		return f, false
+	}
+	f = s.h.facts()
+	f.Allowlisted = s.peer.trusted > 0
+	f.Waiting = s.h.tree.chain.at[slotTransient].lasting()
+	return f, true
+}
+
+// facts returns what is known of a holder that is not done. The lock of its stripe is held.
+func (h *holder) facts() letgo.Facts {
+	f := letgo.Facts{Num: h.num, Memory: h.use, Outbound: h.dir == dimConnsOut || h.dir == dimStreamsOut}
+	r := h.total()
+	for d, n := range r.amounts() {
+		if n > 0 && dim(d) != dimMemory {
+			f.Counts |= 1 << d
+		}
+	}
+	for i, a := range h.tree.chain.shared() {
+		if a != nil {
+			f.In[i] = a.share.pool
+		}
+	}
+	return f
+}

@@ -148,6 +148,7 @@ type counts struct {
 
 	callerBugs    uint64
 	failedLookUps uint64 // of host names in the allowlist
+	room          roomTotals
 }
 
 func (c *counts) add(o *counts) {
@@ -158,6 +159,7 @@ func (c *counts) add(o *counts) {
 	c.wouldRationed.add(&o.wouldRationed)
 	c.callerBugs += o.callerBugs
 	c.failedLookUps += o.failedLookUps
+	c.room.add(&o.room)
 }
 
 func (s *scopeReading) join(o *scopeReading) {

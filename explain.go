@@ -94,6 +94,9 @@ type Explanation struct {
 	// Checks lists all limits that were checked, in their order. The list goes on
 	// after the first check that refuses.
 	Checks []LimitCheck
+	// WouldLetGo lists what the request would make the host let go of first, three at most. It is
+	// empty without WithRoom, and while there is room enough.
+	WouldLetGo []RoomVictim `json:",omitempty"`
 	// Unknown names what could not be checked. That can only be a rate limiter of
 	// WithConnRateLimiters; it is empty otherwise.
 	Unknown string `json:",omitempty"`
@@ -121,6 +124,7 @@ func (m *Manager) Explain(q ExplainRequest) (*Explanation, error) {
 	}
 	e.answer()
 	e.nameLargest()
+	e.out.WouldLetGo = e.wouldLetGo()
 	return &e.out, nil
 }
 
@@ -139,6 +143,40 @@ func (e *explainer) nameLargest() {
 	}
 	d := dim(slices.Index(limitNames[:], k.Name))
 	k.Largest, k.LargestHolds = e.m.largestLately(k.Kind, name, d, k.Use, &e.m.explained)
+}
+
+// wouldLetGo returns what would be let go because of the first check after which room would have
+// to be made. No lock is held.
+func (e *explainer) wouldLetGo() (list []RoomVictim) {
+	if e.m.room == nil {
+		return nil
+	}
+	for i := range e.out.Checks {
+		c := &e.out.Checks[i]
+		p, d := e.m.fixed[KindSystem], dim(slices.Index(limitNames[:], c.Name))
+		switch c.Kind {
+		case KindProtocol:
+			p = e.m.dir.find(KindProtocol, string(e.q.Protocol))
+		case KindService:
+			p = e.m.dir.find(KindService, e.q.Service)
+		case KindTransient:
+			p = e.m.fixed[KindTransient]
+		case KindSystem:
+		default:
+			continue
+		}
+		over := c.Use + c.Asked - e.m.alarm.roomy(c.Kind, d, c.Limit)
+		if p == nil || over <= 0 || !c.Kind.makesRoom(d) {
+			continue
+		}
+		l := e.m.lackOf(p, d)
+		l.Need = func() int64 { return over }
+		for _, v := range e.m.room.WouldGo(l, 3) {
+			list = append(list, roomVictim(&v))
+		}
+		return list
+	}
+	return nil
 }
 
 func (q *ExplainRequest) check() error {
@@ -710,5 +748,9 @@ func (e *Explanation) WriteTable(w io.Writer) error {
 		}
 		t.row(k.Step, printable(k.Scope), k.Name, k.text(k.Use), k.text(k.Limit), k.text(k.Threshold), room, k.text(k.Asked), verdict)
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil || len(e.WouldLetGo) == 0 {
+		return err
+	}
+	fmt.Fprint(w, "\nFirst to be let go to make room\n\n")
+	return writeVictims(w, e.WouldLetGo)
 }

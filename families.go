@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/weir-p2p/rcmgr/internal/evict"
+	"github.com/weir-p2p/rcmgr/internal/letgo"
 	"github.com/weir-p2p/rcmgr/internal/spread"
 )
 
@@ -42,6 +44,10 @@ type reading struct {
 	// if none of them watches it. pressed counts the managers that refuse because of it.
 	process ProcessMemory
 	pressed int
+	// rooms counts the managers that make room, and kept those that belonged to each class when
+	// there was last a choice.
+	rooms int
+	kept  [evict.NumClasses]int
 	// names counts the host names of allowlists by how their last look-up has gone.
 	names struct{ waiting, answered, failing int }
 
@@ -105,6 +111,10 @@ func (t *readingSum) add(r reading) {
 	t.rateBuckets += r.rateBuckets
 	t.stripes += r.stripes
 	t.pressed += r.pressed
+	t.rooms += r.rooms
+	for class, n := range r.kept {
+		t.kept[class] += n
+	}
 	t.names.waiting += r.names.waiting
 	t.names.answered += r.names.answered
 	t.names.failing += r.names.failing
@@ -321,6 +331,31 @@ var metricsFamilies = [...]metricsFamily{
 		name: "process_memory", series: (*reading).processMemory,
 		help:   "Bytes of memory that the process has in use, and the bounds above which strangers are refused and below which they are admitted again. There is no series if no manager watches the memory.",
 		labels: []string{"what"},
+	},
+	{
+		name: "room_let_go_total", series: func(r *reading, to series) { r.letGo(&r.counts.room.letGo, to) },
+		help:   "Connections that were closed and streams that were reset to make room, by the class of the scope that was short of it, and why they were chosen. There is no series if no manager makes room.",
+		labels: []string{"scope", "what", "reason"},
+	},
+	{
+		name: "room_would_let_go_total", series: func(r *reading, to series) { r.letGo(&r.counts.room.would, to) },
+		help:   "Those that would have been let go if that, or the limit, were not only observed. The labels are those of room_let_go_total.",
+		labels: []string{"scope", "what", "reason"},
+	},
+	{
+		name: "room_kept", series: (*reading).roomKept,
+		help:   "How many connections or streams belonged to each class of those that are kept, when there was last a choice.",
+		labels: []string{"class"},
+	},
+	{
+		name: "room_only_kept_total", series: (*reading).roomOnlyKept,
+		help:   "How often a class of scopes was short of room and all that was left was kept, so that newcomers were refused.",
+		labels: []string{"scope"},
+	},
+	{
+		name: "room_faults_total", series: (*reading).roomFaults,
+		help:   "What went wrong with hosts while room was made.",
+		labels: []string{"fault"},
 	},
 	{
 		name: "allowlist_names", series: (*reading).allowlistNames,
@@ -603,6 +638,46 @@ func (r *reading) allowlistNames(to series) {
 		to.gauge(int64(r.names.waiting), "waiting")
 		to.gauge(int64(r.names.answered), "answered")
 		to.gauge(int64(r.names.failing), "failing")
+	}
+}
+
+// roomKinds are the kinds of scopes in which room is made.
+var roomKinds = [...]Kind{KindSystem, KindTransient, KindService, KindProtocol}
+
+func (r *reading) letGo(counts *roomTally, to series) {
+	for _, k := range roomKinds {
+		for stream, reasons := range counts[k] {
+			for reason, n := range reasons {
+				// Only some of them can be, so the others have no series before they are.
+				if n > 0 || r.rooms > 0 && (stream == 1) == (k != KindSystem) {
+					to.counter(n, k.String(), [...]string{"conn", "stream"}[stream], evict.Reason(reason).String())
+				}
+			}
+		}
+	}
+}
+
+func (r *reading) roomKept(to series) {
+	if r.rooms > 0 {
+		for class, n := range r.kept {
+			to.gauge(int64(n), evict.Class(class).String())
+		}
+	}
+}
+
+func (r *reading) roomOnlyKept(to series) {
+	for _, k := range roomKinds {
+		if n := r.counts.room.onlyKept[k]; n > 0 || r.rooms > 0 {
+			to.counter(n, k.String())
+		}
+	}
+}
+
+func (r *reading) roomFaults(to series) {
+	for f, n := range r.counts.room.faults {
+		if n > 0 || r.rooms > 0 {
+			to.counter(n, letgo.Fault(f).String())
+		}
 	}
 }
 

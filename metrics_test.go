@@ -82,6 +82,7 @@ func busyReading() reading {
 	r.observed[KindPeer] = 1
 	r.names.waiting, r.names.answered, r.names.failing = 1, 2, 3
 	r.counts.failedLookUps = 4
+	r.rooms = 1
 	r.refusable.limits[KindPeer] = 1 << dimMemory
 	return r
 }

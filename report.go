@@ -235,6 +235,12 @@ func (s *Snapshot) WriteText(w io.Writer) error {
 			return err
 		}
 	}
+	if s.Room.on() {
+		fmt.Fprintf(w, "\nLet go to make room, on %d hosts\n\n", s.Room.Hosts)
+		if err := s.Room.writeRoom(w); err != nil {
+			return err
+		}
+	}
 	if names := s.nameRows(); len(names) > 0 {
 		fmt.Fprint(w, "\nHost names in the allowlist\n\n")
 		if err := writeNames(w, names); err != nil {

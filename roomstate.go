@@ -38,6 +38,9 @@ type RoomState struct {
 	Last []RoomVictim `json:",omitempty"`
 }
 
+// on reports whether there is anything to show.
+func (s *RoomState) on() bool { return s.Hosts > 0 || len(s.WouldLetGo)+len(s.LetGo) > 0 }
+
 // RoomCount is a number of connections or streams.
 type RoomCount struct {
 	Scope Kind // the kind of the scope that was short of room
@@ -113,4 +116,57 @@ func roomCounts(counts map[letgo.Key]uint64) (list []RoomCount) {
 		return cmp.Or(cmp.Compare(a.Scope, b.Scope), cmp.Compare(a.What, b.What), cmp.Compare(a.Reason, b.Reason))
 	})
 	return list
+}
+
+// roomTally counts what was let go by the kind of the scope, connections or streams, and the
+// reason.
+type roomTally [numKinds][2][evict.NumReasons]uint64
+
+// roomTotals is what metrics count.
+type roomTotals struct {
+	letGo, would roomTally
+	onlyKept     [numKinds]uint64
+	faults       [letgo.NumFaults]uint64
+}
+
+func (t *roomTally) addCounts(counts map[letgo.Key]uint64) {
+	for k, n := range counts {
+		stream := 0
+		if k.Stream {
+			stream = 1
+		}
+		t[k.Kind][stream][k.Reason] += n
+	}
+}
+
+func (t *roomTally) add(o *roomTally) {
+	for k := range o {
+		for what := range o[k] {
+			for why, n := range o[k][what] {
+				t[k][what][why] += n
+			}
+		}
+	}
+}
+
+func (t *roomTotals) addState(s *letgo.State) {
+	t.letGo.addCounts(s.LetGo)
+	t.would.addCounts(s.Would)
+	for k, n := range s.OnlyKept {
+		t.onlyKept[k] += n
+	}
+	for f, n := range s.Faults {
+		t.faults[f] += n
+	}
+}
+
+func (t *roomTotals) add(o *roomTotals) {
+	t.letGo.add(&o.letGo)
+	t.would.add(&o.would)
+	for k, n := range o.onlyKept {
+		t.onlyKept[k] += n
+	}
+	for f, n := range o.faults {
+		t.faults[f] += n
+	}
 }

@@ -100,6 +100,11 @@ func (m *Manager) readWith(b *busiest) reading {
 	if r.process = m.pressure.state(); r.process.Refusing {
 		r.pressed = 1
 	}
+	if m.room != nil {
+		now := m.room.State()
+		r.rooms, r.kept = 1, now.Kept
+		r.counts.room.addState(&now)
+	}
 	r.names.waiting, r.names.answered, r.names.failing, r.counts.failedLookUps = m.names.tally()
 	r.subnets, r.rateBuckets = m.gate().inUse()
 	m.gate().addRefusals(&r.counts.refusals, &r.counts.would)

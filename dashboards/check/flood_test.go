@@ -25,6 +25,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/stretchr/testify/require"
 	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/internal/fakehost"
 )
 
 const scrapeInterval = 15 * time.Second
@@ -72,8 +73,10 @@ type stage struct {
 	metrics http.Handler
 	friends []network.ResourceScopeSpan // open all the time
 	floods  []network.ResourceScopeSpan // open during the flood
-	inUse   atomic.Int64                // bytes, of the process
-	waves   int                         // that have come
+	guests  []*fakehost.Conn
+	host    *fakehost.Host // from which room is made
+	inUse   atomic.Int64   // bytes, of the process
+	waves   int            // that have come
 }
 
 // look is how often the manager looks at the memory in use.
@@ -112,11 +115,13 @@ func newStage(t *testing.T) *stage {
 	gologshim.SetDefaultHandler(slog.DiscardHandler)
 	m, err := rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithAllowlistStrings([]string{"/ip4/198.51.100.1", "/dns/friend.example"}, false),
 		rcmgr.WithAllowlistResolver(noResolver{}, 0),
-		rcmgr.WithObserveOnly(rcmgr.KindServicePeer), rcmgr.WithFairShare(),
+		rcmgr.WithObserveOnly(rcmgr.KindServicePeer), rcmgr.WithFairShare(), rcmgr.WithRoom(rcmgr.RoomConfig{}),
 		rcmgr.WithMemoryPressure(rcmgr.MemoryPressureConfig{Limit: 1 << 30, Every: look, InUse: h.inUse.Load}))
 	require.NoError(t, err)
 	reg := prometheus.NewPedanticRegistry()
 	require.NoError(t, m.RegisterWith(reg))
+	h.host = &fakehost.Host{RM: m}
+	m.AttachHost(h.host)
 	h.manager, h.metrics = m, promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
 	return h
 }
@@ -143,6 +148,12 @@ func (h *stage) befriend() {
 // and a program makes mistakes.
 func (h *stage) flood() {
 	h.endFlood()
+	for i := range 8 { // they have to make room for the others
+		c, err := h.host.Connect(peer.ID(fmt.Sprint("guest ", i)), network.DirInbound, multiaddr.StringCast(fmt.Sprintf("/ip4/10.1.%d.1/tcp/4001", i)))
+		if err == nil {
+			h.guests = append(h.guests, c)
+		}
+	}
 	h.fillMemory()
 	for range 30 { // too fast
 		if c := h.connect("/ip4/203.0.113.1/tcp/4001"); c != nil {
@@ -238,6 +249,10 @@ func (h *stage) endFlood() {
 		s.Done()
 	}
 	h.floods = nil
+	for _, c := range h.guests {
+		c.Close()
+	}
+	h.guests = nil
 }
 
 func (h *stage) leave() {

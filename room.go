@@ -180,3 +180,43 @@ func (m *Manager) waits(d time.Duration) bool {
 		return false
 	}
 }
+
+// roomLog is what has been logged of room that was made.
+type roomLog struct{ last letgo.State }
+
+// of returns the job that logs what was let go since the last line, if anything was.
+func (l *roomLog) of(m *Manager) func() {
+	return func() {
+		now := m.room.State()
+		line := func(msg string, counts, before map[letgo.Key]uint64) {
+			var n uint64
+			attrs := []any{}
+			since := make(map[letgo.Key]uint64)
+			for k, times := range counts {
+				if times > before[k] {
+					since[k] = times - before[k]
+				}
+			}
+			for _, c := range roomCounts(since) {
+				n += c.Count
+				attrs = append(attrs, c.Scope.String()+"_"+c.What.String()+"_"+c.Reason, c.Count)
+			}
+			if n == 0 {
+				return
+			}
+			if len(now.Last) > 0 {
+				v := &now.Last[len(now.Last)-1]
+				attrs = append(attrs, "last", v.Name(), "peer", v.Peer, "short_of", v.Scope+" "+v.Limit, "group", printable(v.Group))
+			}
+			log.Warn(msg, append([]any{"count", n}, attrs...)...)
+		}
+		line("connections and streams were let go to make room", now.LetGo, l.last.LetGo)
+		line("connections and streams would have been let go to make room", now.Would, l.last.Would)
+		for k, n := range now.OnlyKept {
+			if n > l.last.OnlyKept[k] {
+				log.Warn("no room could be made: all that is left is kept", "scope", Kind(k).String(), "hosts", now.Hosts)
+			}
+		}
+		l.last = now
+	}
+}

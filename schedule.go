@@ -84,6 +84,9 @@ func (m *Manager) jobs() []*job {
 	if m.noting {
 		jobs = append(jobs, &job{every: m.options.refusalLog, do: m.logRefusals, apart: true})
 	}
+	if m.noting && m.room != nil {
+		jobs = append(jobs, &job{every: m.options.refusalLog, do: (&roomLog{}).of(m), apart: true})
+	}
 	if m.pressure != nil {
 		jobs = append(jobs, &job{every: m.pressure.every, do: m.pressure.look, apart: true})
 	}

@@ -13,9 +13,11 @@ import (
 	"errors"
 
 	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/connmgr"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	logging "github.com/libp2p/go-libp2p/gologshim"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	"go.uber.org/fx"
 
 	"github.com/weir-p2p/rcmgr"
@@ -30,7 +32,8 @@ var log = logging.Logger("rcmgr")
 // The metrics of all managers of the process are registered as by rcmgr.MustRegisterWith,
 // on the registerer of libp2p.PrometheusRegisterer or, without that option, the default
 // one. With libp2p.DisableMetrics nothing is registered. If the limits conflict with the
-// host's connection manager (see rcmgr.Manager.CheckConnManager), a warning is logged.
+// host's connection manager (see rcmgr.Manager.CheckConnManager), a warning is logged. With
+// rcmgr.WithRoom, room is made on the host (see rcmgr.Manager.AttachHost).
 //
 // The option may stand anywhere among the options of libp2p.New, and serves any number of
 // hosts, each of which gets another manager. A host takes only one resource manager:
@@ -72,7 +75,7 @@ func made(new func() (*rcmgr.Manager, error)) libp2p.Option {
 		}
 		b := &building{cfg: cfg, new: new}
 		cfg.ResourceManager = &pending{}
-		return cfg.Apply(libp2p.WithFxOption(fx.Module("rcmgrhost", fx.Invoke(b.build)), fx.ErrorHook(b)))
+		return cfg.Apply(libp2p.WithFxOption(fx.Module("rcmgrhost", fx.Invoke(b.build)), fx.Invoke(b.attach), fx.ErrorHook(b)))
 	}
 }
 
@@ -110,6 +113,21 @@ func (b *building) build(host fx.Lifecycle) error {
 	}
 	return nil
 }
+
+// attach lets the manager make room on the host, which matters only with rcmgr.WithRoom. It is
+// called after the swarm is made, and so after build.
+func (b *building) attach(s *swarm.Swarm) {
+	b.manager.AttachHost(attached{s, b.cfg.ConnManager})
+}
+
+// attached is what a manager needs of a host to make room.
+type attached struct {
+	swarm *swarm.Swarm
+	cm    connmgr.ConnManager
+}
+
+func (a attached) Network() network.Network         { return a.swarm }
+func (a attached) ConnManager() connmgr.ConnManager { return a.cm }
 
 // HandleError closes the manager if go-libp2p fails to construct the rest of the host.
 func (b *building) HandleError(error) {

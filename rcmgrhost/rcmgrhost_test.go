@@ -320,3 +320,32 @@ func TestOfFindsAManagerBehindWrappersAndNoOther(t *testing.T) {
 type wrapper struct{ network.ResourceManager }
 
 func (w wrapper) Unwrap() network.ResourceManager { return w.ResourceManager }
+
+// Each guest finds room although the host was full before it came. The peer that the connection
+// manager protects stays.
+func TestAFullHostMakesRoomForEachGuest(t *testing.T) {
+	onHosts(t)
+	limits := rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{Conns: 16}}.Build(rcmgr.InfiniteLimits)
+	cm, err := connmgr.NewConnManager(100, 200)
+	require.NoError(t, err)
+	full := newHost(t, libp2p.ConnectionManager(cm), libp2p.DisableMetrics(),
+		rcmgrhost.Manager(rcmgr.NewFixedLimiter(limits), rcmgr.WithRoom(rcmgr.RoomConfig{})))
+	m := managerOf(t, full)
+	require.Equal(t, 1, m.Snapshot().Room.Hosts)
+	to := peer.AddrInfo{ID: full.ID(), Addrs: full.Addrs()}
+	connect := func() host.Host {
+		guest := newHost(t, libp2p.DisableMetrics(), libp2p.ResourceManager(&network.NullResourceManager{}))
+		require.NoError(t, guest.Connect(context.Background(), to))
+		return guest
+	}
+	kept := connect()
+	cm.Protect(kept.ID(), "test")
+	for range 40 {
+		connect()
+		// The next guest comes when room has been made for it, as it will be at once.
+		require.Eventually(t, func() bool { return m.Stat().System.NumConnsInbound < 16 }, patience, time.Millisecond)
+	}
+	require.Equal(t, network.Connected, full.Network().Connectedness(kept.ID()))
+	require.Eventually(t, func() bool { return len(m.Snapshot().Room.LetGo) > 0 }, patience, time.Millisecond)
+	require.Empty(t, m.Snapshot().Room.Faults)
+}

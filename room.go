@@ -65,25 +65,6 @@ func placeOfAddr(a multiaddr.Multiaddr) (p letgo.Place) {
 	return p
 }
 
-// lacks returns what is short of what has been reported.
-func (m *Manager) lacks() (list []letgo.Lack) {
-	observed := m.observed.load()
-	for _, s := range m.shortages() {
-		l := m.lackOf(s.pool, s.d)
-		l.Need, l.Observed = s.need, observed.has(s.pool.kind)
-		list = append(list, l)
-	}
-	return list
-}
-
-// lackOf describes something that a pool may be short of.
-func (m *Manager) lackOf(p *pool, d dim) letgo.Lack {
-	name := p.scope()
-	return letgo.Lack{In: p, Dim: uint8(d), Kind: uint8(p.kind), Scope: name.String(), Limit: limitNames[d], Memory: d == dimMemory,
-		Streams: resourceOf[d] == ResourceStream || d == dimMemory && p.kind != KindSystem,
-		Waiting: p.kind == KindTransient, Outbound: d == dimStreamsOut}
-}
-
 // AttachHost lets a manager with WithRoom make room on a host: close its connections and reset
 // its streams. A host is attached after libp2p.New has made it; the options of package rcmgrhost
 // do so by themselves. The scopes of the host's connections are those that the manager has

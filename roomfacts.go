@@ -1,6 +1,6 @@
 package rcmgr
 
-// What the engine knows of a connection or stream that may be let go.
+// What the engine knows of a connection or stream that may be let go, and what it is short of.
 
 import (
 	"github.com/libp2p/go-libp2p/core/network"
@@ -76,4 +76,23 @@ func (h *holder) facts() letgo.Facts {
 		}
 	}
 	return f
+}
+
+// lacks returns what is short of what has been reported.
+func (m *Manager) lacks() (list []letgo.Lack) {
+	observed := m.observed.load()
+	for _, s := range m.shortages() {
+		l := m.lackOf(s.pool, s.d)
+		l.Need, l.Observed = s.need, observed.has(s.pool.kind)
+		list = append(list, l)
+	}
+	return list
+}
+
+// lackOf describes something that a pool may be short of.
+func (m *Manager) lackOf(p *pool, d dim) letgo.Lack {
+	name := p.scope()
+	return letgo.Lack{In: p, Dim: uint8(d), Kind: uint8(p.kind), Scope: name.String(), Limit: limitNames[d], Memory: d == dimMemory,
+		Streams: resourceOf[d] == ResourceStream || d == dimMemory && p.kind != KindSystem,
+		Waiting: p.kind == KindTransient, Outbound: d == dimStreamsOut}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
+	"github.com/weir-p2p/rcmgr/internal/fakehost"
 )
 
 // The timeouts of go-libp2p.
@@ -33,6 +34,7 @@ var (
 	handshakes  = &attack{"Handshakes that never end", "transient connections", transientConns, connsOf, (*siege).beginHandshake}
 	streams     = &attack{"Streams that say nothing", "transient streams", transientStreams, streamsOf, (*siege).openStream}
 	connections = &attack{"Connections that stay", "connections of the system", systemConns, connsOf, (*siege).holdConnection}
+	served      = &attack{"Connections that stay and use a protocol", "connections of the system", systemConns, connsOf, (*siege).holdServed}
 
 	attacks = []*attack{handshakes, streams, connections}
 )
@@ -41,14 +43,14 @@ var (
 type attacker struct {
 	id      peer.ID
 	from    multiaddr.Multiaddr
-	conn    network.ConnManagementScope // the connection of its streams, if it has any
+	conn    *fakehost.Conn // the connection of its streams, if it has any
 	streams int
 }
 
 // siege is an attack in progress.
 type siege struct {
 	*clock
-	rm        network.ResourceManager
+	host      *fakehost.Host
 	rand      *rand.Rand
 	attack    *attack
 	attackers []*attacker
@@ -77,20 +79,32 @@ func (s *siege) tick(every time.Duration) {
 }
 
 // hold keeps something for a time and then calls done to release it. After that the
-// attacker strikes again.
-func (s *siege) hold(a *attacker, d time.Duration, done func()) {
+// attacker strikes again. The function that hold returns has to be called if the host lets go of
+// it before; then the attacker strikes again when chance has it try.
+func (s *siege) hold(a *attacker, d time.Duration, done func()) (lost func()) {
 	s.held++
+	over := false
 	s.after(min(d, s.end-s.now), func() {
+		if over {
+			return
+		}
+		over = true
 		s.held--
 		done()
 		if s.now < s.end {
 			s.attack.strike(s, a)
 		}
 	})
+	return func() {
+		if !over {
+			over = true
+			s.held--
+		}
+	}
 }
 
 func (s *siege) beginHandshake(a *attacker) {
-	if conn, err := s.rm.OpenConnection(network.DirInbound, true, a.from); err == nil {
+	if conn, err := s.host.RM.OpenConnection(network.DirInbound, true, a.from); err == nil {
 		s.hold(a, handshakeTimeout, conn.Done)
 	}
 }
@@ -103,40 +117,52 @@ func (s *siege) openStream(a *attacker) {
 			return
 		}
 	}
-	stream, err := s.rm.OpenStream(a.id, network.DirInbound)
+	stream, err := a.conn.Open(network.DirInbound)
 	if err != nil {
 		s.leave(a)
 		return
 	}
 	a.streams++
-	s.hold(a, negotiationTimeout, func() {
-		stream.Done()
+	lost := s.hold(a, negotiationTimeout, func() { stream.Reset() })
+	stream.Closed = func(bool) {
+		lost()
 		a.streams--
 		s.leave(a)
-	})
+	}
 }
 
 // leave closes a connection without streams.
 func (s *siege) leave(a *attacker) {
 	if a.streams == 0 {
-		a.conn.Done()
+		a.conn.Close()
 	}
 }
 
 func (s *siege) holdConnection(a *attacker) {
 	if conn := s.connect(a); conn != nil {
-		s.hold(a, s.end-s.now, conn.Done)
+		lost := s.hold(a, s.end-s.now, func() { conn.Close() })
+		conn.Closed = func(bool) { lost() }
 	}
 }
 
-// connect returns a connection whose handshake took no time, or nil.
-func (s *siege) connect(a *attacker) network.ConnManagementScope {
-	conn, err := s.rm.OpenConnection(network.DirInbound, true, a.from)
-	if err != nil {
-		return nil
+// holdServed is holdConnection with a stream that has a protocol, as honest peers have.
+func (s *siege) holdServed(a *attacker) {
+	conn := s.connect(a)
+	if conn == nil {
+		return
 	}
-	if err := conn.SetPeer(a.id); err != nil {
-		conn.Done()
+	if stream, err := conn.Open(network.DirInbound); err != nil || stream.SetProtocol("/honest/1.0.0") != nil {
+		conn.Close()
+		return
+	}
+	lost := s.hold(a, s.end-s.now, func() { conn.Close() })
+	conn.Closed = func(bool) { lost() }
+}
+
+// connect returns a connection whose handshake took no time, or nil.
+func (s *siege) connect(a *attacker) *fakehost.Conn {
+	conn, err := s.host.Connect(a.id, network.DirInbound, a.from)
+	if err != nil {
 		return nil
 	}
 	return conn

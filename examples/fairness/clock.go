@@ -14,7 +14,11 @@ type clock struct {
 	now   time.Duration // since the beginning
 	queue events
 	asked uint64
+	each  func() // called after each event; may be nil
 }
+
+// time returns the current time as hosts see it.
+func (c *clock) time() time.Time { return time.Unix(1_000_000_000, 0).Add(c.now) }
 
 type event struct {
 	at   time.Duration
@@ -34,6 +38,9 @@ func (c *clock) run() {
 		e := heap.Pop(&c.queue).(event)
 		c.now = e.at
 		e.do()
+		if c.each != nil {
+			c.each()
+		}
 	}
 }
 

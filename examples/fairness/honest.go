@@ -12,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
+	"github.com/weir-p2p/rcmgr/internal/fakehost"
 )
 
 const (
@@ -50,7 +51,10 @@ func (s *share) add(o share) {
 
 // fortune counts what honest peers got. A peer is served when it has its connection and
 // its stream.
-type fortune struct{ conns, streams, served share }
+type fortune struct {
+	conns, streams, served share
+	lost                   int // of those that were served, how many the host let go before they went
+}
 
 func connsOf(f fortune) share   { return f.conns }
 func streamsOf(f fortune) share { return f.streams }
@@ -59,19 +63,21 @@ func streamsOf(f fortune) share { return f.streams }
 // own, so that the same peer comes to every manager.
 type visit struct {
 	*clock
-	rm   network.ResourceManager
+	host *fakehost.Host
 	rand *rand.Rand
 	id   peer.ID
 	from multiaddr.Multiaddr
 	fate *fortune // of its group
 
-	conn                         network.ConnManagementScope
+	conn                         *fakehost.Conn // nil if it has none
+	served                       bool
+	connected                    bool // it had a connection once
 	connRefusals, streamRefusals int
 }
 
 // newVisit returns the visit of the n-th peer.
-func newVisit(c *clock, rm network.ResourceManager, seed uint64, n int, groups []group, fates []fortune) *visit {
-	v := &visit{clock: c, rm: rm, rand: rand.New(rand.NewPCG(seed, uint64(n))), id: peer.ID(fmt.Sprintf("honest-%d", n))}
+func newVisit(c *clock, host *fakehost.Host, seed uint64, n int, groups []group, fates []fortune) *visit {
+	v := &visit{clock: c, host: host, rand: rand.New(rand.NewPCG(seed, uint64(n))), id: peer.ID(fmt.Sprintf("honest-%d", n))}
 	at, left := 0, v.rand.Float64()
 	for left >= groups[at].weight && at < len(groups)-1 {
 		left -= groups[at].weight
@@ -88,43 +94,79 @@ func (v *visit) begin() {
 }
 
 func (v *visit) connect() {
-	conn, err := v.rm.OpenConnection(network.DirInbound, true, v.from)
+	scope, err := v.host.RM.OpenConnection(network.DirInbound, true, v.from)
 	if err != nil {
 		v.again(&v.connRefusals, v.connect)
 		return
 	}
 	v.after(v.about(handshakeTime), func() {
-		if err := conn.SetPeer(v.id); err != nil {
-			conn.Done()
+		conn, err := v.host.Finish(scope, v.id, network.DirInbound, v.from)
+		if err != nil {
 			v.again(&v.connRefusals, v.connect)
 			return
 		}
+		conn.Closed = v.lose
 		v.conn = conn
-		v.fate.conns.got(v.connRefusals)
-		v.fate.streams.wanted++
+		if !v.connected {
+			v.connected = true
+			v.fate.conns.got(v.connRefusals)
+			v.fate.streams.wanted++
+		}
 		v.open()
 	})
 }
 
 func (v *visit) open() {
-	stream, err := v.rm.OpenStream(v.id, network.DirInbound)
+	conn := v.conn
+	if conn == nil {
+		return // it was let go meanwhile, and the peer connects again
+	}
+	stream, err := conn.Open(network.DirInbound)
 	if err != nil {
 		v.again(&v.streamRefusals, v.open)
 		return
 	}
+	ended := false
+	stream.Closed = func(byHost bool) {
+		ended = true
+		if byHost && !conn.IsClosed() {
+			if v.served {
+				v.fate.lost++
+				conn.Close()
+			} else {
+				v.again(&v.streamRefusals, v.open)
+			}
+		}
+	}
 	v.after(v.about(negotiationTime), func() {
+		if ended {
+			return
+		}
 		if err := stream.SetProtocol("/honest/1.0.0"); err != nil {
-			stream.Done()
+			stream.Reset()
 			v.again(&v.streamRefusals, v.open)
 			return
 		}
+		v.served = true
 		v.fate.streams.got(v.streamRefusals)
 		v.fate.served.got(v.connRefusals + v.streamRefusals)
 		v.after(time.Duration(v.rand.ExpFloat64()*float64(usedFor)), func() {
-			stream.Done()
-			v.conn.Done()
+			stream.Reset()
+			conn.Close()
 		})
 	})
+}
+
+// lose is called when the connection was closed.
+func (v *visit) lose(byHost bool) {
+	v.conn = nil
+	switch {
+	case !byHost:
+	case v.served:
+		v.fate.lost++
+	default:
+		v.again(&v.connRefusals, v.connect)
+	}
 }
 
 // again schedules another try, after twice the last wait, or gives up.
@@ -133,7 +175,7 @@ func (v *visit) again(refusals *int, try func()) {
 	if *refusals < mostTries {
 		v.after(v.about(firstWait<<(*refusals-1)), try)
 	} else if v.conn != nil {
-		v.conn.Done()
+		v.conn.Close()
 	}
 }
 

@@ -9,6 +9,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -20,6 +21,7 @@ import (
 type settings struct {
 	seed uint64
 	svg  string // the file for the plot, "" for none
+	show string // "shares" or "room"
 }
 
 func main() {
@@ -33,7 +35,7 @@ func main() {
 
 // settingsFrom reads the command line.
 func settingsFrom(args []string) (settings, error) {
-	s := settings{seed: 1}
+	s := settings{seed: 1, show: "shares"}
 	l := cmdline.New("fairness").About(`
 Simulates attackers with thousands of identities, in a few subnets or in many,
 and shows what honest peers get meanwhile: on go-libp2p's manager, on this one
@@ -41,13 +43,24 @@ with its defaults, and on this one with WithFairShare.
 `)
 	l.Seed(&s.seed, "seed", "`number` that decides all that chance does")
 	l.File(&s.svg, "svg", "also draw a plot into this `file`")
+	l.Choice(&s.show, "show", "`what` is shown: shares (WithFairShare), or room (WithRoom) where so many subnets attack that shares do not help", "shares", "room")
 	if err := l.Parse(args); err != nil {
 		return s, err
+	}
+	if s.show == "room" && s.svg != "" {
+		return s, cmdline.Wrong("svg", s.svg, errors.New("expected with -show shares: room has no plot"))
 	}
 	return s, cmdline.CheckOutput("svg", s.svg)
 }
 
 func run(out, progress io.Writer, s settings) error {
+	if s.show == "room" {
+		stories := roomStories()
+		if err := play(stories, roomVariants, shorter, s.seed, progress); err != nil {
+			return err
+		}
+		return writeRoom(out, stories, roomVariants, s.seed)
+	}
 	p := newPlan()
 	if err := play(p.stories(), variants, usual, s.seed, progress); err != nil {
 		return err

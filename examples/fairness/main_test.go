@@ -14,6 +14,7 @@ import (
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
 	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/internal/fakehost"
 )
 
 // short are the times of an attack of a quarter of a minute.
@@ -94,13 +95,13 @@ func TestFairShareDoesNotHelpAgainstMoreSubnetsThanTheLimitHasRoomFor(t *testing
 }
 
 func TestARefusedPeerTriesFourTimesMore(t *testing.T) {
-	rm, err := newOurs()(nodeLimits(t))
+	rm, err := newOurs()(nodeLimits(t), nil)
 	require.NoError(t, err)
 	defer rm.Close()
 	closed := &refuser{ResourceManager: rm}
 	var c clock
 	fates := make([]fortune, 1)
-	newVisit(&c, closed, 1, 0, peace.groups, fates).begin()
+	newVisit(&c, &fakehost.Host{RM: closed}, 1, 0, peace.groups, fates).begin()
 	c.run()
 	require.Equal(t, mostTries, closed.asked)
 	require.Equal(t, fortune{conns: share{wanted: 1}, served: share{wanted: 1}}, fates[0])
@@ -126,7 +127,7 @@ func (r *refuser) OpenConnection(network.Direction, bool, multiaddr.Multiaddr) (
 
 func TestScopesThatAreLeftOpenAreFound(t *testing.T) {
 	for _, v := range variants {
-		rm, err := v.make(nodeLimits(t))
+		rm, err := v.make(nodeLimits(t), new(clock))
 		require.NoError(t, err)
 		defer rm.Close()
 		require.NoError(t, empty(rm))
@@ -192,5 +193,5 @@ func TestWrongCommandLinesAreErrors(t *testing.T) {
 	file := filepath.Join(dir, "plot.svg")
 	s, err := settingsFrom([]string{"-seed", "2", "-svg", file})
 	require.NoError(t, err)
-	require.Equal(t, settings{2, file}, s)
+	require.Equal(t, settings{seed: 2, svg: file, show: "shares"}, s)
 }

@@ -42,7 +42,7 @@ func limits() (rcmgr.ConcreteLimitConfig, error) {
 // variant is a manager in one configuration.
 type variant struct {
 	name string
-	make func(rcmgr.ConcreteLimitConfig) (network.ResourceManager, error)
+	make func(rcmgr.ConcreteLimitConfig, *clock) (network.ResourceManager, error)
 }
 
 var variants = []variant{
@@ -52,13 +52,28 @@ var variants = []variant{
 	{"fair share, system too", newOurs(rcmgr.WithFairShare(rcmgr.KindTransient, rcmgr.KindSystem))},
 }
 
-func newOurs(opts ...rcmgr.Option) func(rcmgr.ConcreteLimitConfig) (network.ResourceManager, error) {
-	return func(limits rcmgr.ConcreteLimitConfig) (network.ResourceManager, error) {
+// roomVariants are the managers that are compared with -show room.
+var roomVariants = []variant{
+	{"ours", newOurs()},
+	{"room", newWithRoom(nil)},
+	{"room, owners known", newWithRoom(ownerOf)},
+}
+
+func newOurs(opts ...rcmgr.Option) func(rcmgr.ConcreteLimitConfig, *clock) (network.ResourceManager, error) {
+	return func(limits rcmgr.ConcreteLimitConfig, _ *clock) (network.ResourceManager, error) {
 		return rcmgr.New(rcmgr.NewFixedLimiter(limits), append(opts, rcmgr.WithRefusalLog(0))...)
 	}
 }
 
-func newUpstream(limits rcmgr.ConcreteLimitConfig) (network.ResourceManager, error) {
+// newWithRoom makes managers that make room by the simulated time, and always choose the same.
+func newWithRoom(group func(netip.Addr) string) func(rcmgr.ConcreteLimitConfig, *clock) (network.ResourceManager, error) {
+	return func(limits rcmgr.ConcreteLimitConfig, c *clock) (network.ResourceManager, error) {
+		return rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithRefusalLog(0),
+			rcmgr.WithRoom(rcmgr.RoomConfig{Group: group, ByHand: true, Now: c.time, Seed: 1}))
+	}
+}
+
+func newUpstream(limits rcmgr.ConcreteLimitConfig, _ *clock) (network.ResourceManager, error) {
 	text, err := json.Marshal(limits.ToPartialLimitConfig())
 	if err != nil {
 		return nil, err

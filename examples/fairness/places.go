@@ -5,6 +5,7 @@ package main
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -54,6 +55,32 @@ var (
 	// sharedByHonest is the /24 of honest peers that share one.
 	sharedByHonest = netip.PrefixFrom(honestIPv4, 24)
 )
+
+// attackersEverywhere returns the address of a host in the n-th /24, which is far away from the
+// others: no two of 4096 share a /16.
+func attackersEverywhere(subnet, host int) multiaddr.Multiaddr {
+	const networks = 23000 // from 1.0.0.0 to 9.255.0.0 and from 11.0.0.0 to 90.255.0.0
+	n := subnet * 5 % networks
+	first := 1 + n/256
+	if first >= 10 {
+		first++
+	}
+	return in24(netip.AddrFrom4([4]byte{byte(first), byte(n % 256), byte(subnet * 7), 0}), 0, host)
+}
+
+// ownerOf returns the owner of an address: one of eight clouds that the attackers rent from, or
+// the provider of a /16 of honest peers.
+func ownerOf(addr netip.Addr) string {
+	if !addr.Is4() {
+		b := addr.As16()
+		return fmt.Sprint("provider ", b[4]>>4)
+	}
+	a := addr.As4()
+	if a[0] == 100 {
+		return fmt.Sprint("provider ", a[1])
+	}
+	return fmt.Sprint("cloud ", (int(a[0])*256+int(a[1])+int(a[2]))%8)
+}
 
 // anywhere returns a random address of an honest peer: three of four are IPv4.
 func anywhere(r *rand.Rand) multiaddr.Multiaddr {

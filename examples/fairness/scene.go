@@ -4,6 +4,7 @@ package main
 // the first of them until nothing is held any more.
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/internal/fakehost"
 )
 
 // times are the periods of a scene, in their order.
@@ -40,6 +42,7 @@ type scene struct {
 	place      func(subnet, host int) multiaddr.Multiaddr
 	groups     []group
 	every      time.Duration // between two honest peers, on average
+	tries      time.Duration // between two tries of attackers; 0 is triesEvery
 }
 
 // outcome is the result of a scene on one manager.
@@ -54,6 +57,7 @@ func (o *outcome) all() (sum fortune) {
 		sum.conns.add(f.conns)
 		sum.streams.add(f.streams)
 		sum.served.add(f.served)
+		sum.lost += f.lost
 	}
 	return sum
 }
@@ -65,23 +69,28 @@ func (s *scene) play(v variant, t times, seed uint64) (o outcome, err error) {
 	if err != nil {
 		return o, err
 	}
-	rm, err := v.make(limits)
+	var c clock
+	rm, err := v.make(limits, &c)
 	if err != nil {
 		return o, fmt.Errorf("%s: %w", v.name, err)
 	}
 	defer rm.Close()
-	var c clock
+	host := &fakehost.Host{RM: rm, Now: c.time}
+	if m, ok := rm.(*rcmgr.Manager); ok {
+		m.AttachHost(host)
+		c.each = func() { m.MakeRoom() }
+	}
 	o.fates = make([]fortune, len(s.groups))
-	s.visitors(&c, rm, t, seed, o.fates)
+	s.visitors(&c, host, t, seed, o.fates)
 	if s.attack != nil {
-		s.besiege(&c, rm, t, seed, &o.held)
+		s.besiege(&c, host, t, seed, &o.held)
 	}
 	c.run()
 	return o, empty(rm)
 }
 
 // visitors lets honest peers come until the end.
-func (s *scene) visitors(c *clock, rm network.ResourceManager, t times, seed uint64, fates []fortune) {
+func (s *scene) visitors(c *clock, host *fakehost.Host, t times, seed uint64, fates []fortune) {
 	arrivals := rand.New(rand.NewPCG(seed, 1<<63))
 	uncounted := make([]fortune, len(fates))
 	n := 0
@@ -94,7 +103,7 @@ func (s *scene) visitors(c *clock, rm network.ResourceManager, t times, seed uin
 		if since := c.now - t.before - t.spread; since >= 0 && since < t.count {
 			into = fates
 		}
-		newVisit(c, rm, seed, n, s.groups, into).begin()
+		newVisit(c, host, seed, n, s.groups, into).begin()
 		n++
 		c.after(time.Duration(arrivals.ExpFloat64()*float64(s.every)), next)
 	}
@@ -102,12 +111,12 @@ func (s *scene) visitors(c *clock, rm network.ResourceManager, t times, seed uin
 }
 
 // besiege lets attackers come, and measures what they hold.
-func (s *scene) besiege(c *clock, rm network.ResourceManager, t times, seed uint64, held *float64) {
+func (s *scene) besiege(c *clock, host *fakehost.Host, t times, seed uint64, held *float64) {
 	siege := &siege{
-		clock: c, rm: rm, rand: rand.New(rand.NewPCG(seed, 1<<63+1)),
+		clock: c, host: host, rand: rand.New(rand.NewPCG(seed, 1<<63+1)),
 		attack: s.attack, attackers: s.attackers(), end: t.end(),
 	}
-	c.after(t.before, func() { siege.tick(triesEvery) })
+	c.after(t.before, func() { siege.tick(cmp.Or(s.tries, triesEvery)) })
 	const looks = 100
 	for i := range looks {
 		c.after(t.before+t.spread+t.count*time.Duration(i)/looks, func() {

@@ -23,6 +23,7 @@ const engine = "engine"
 var floors = []floor{
 	{"top", "makes a manager, and serves its page", []room{
 		{"new.go", "making a manager from limits and options; closing it"},
+		{"room.go", "making room on full hosts: hosts, the worker, the log. `internal/letgo/` walks hosts and closes, `internal/evict/` chooses"},
 		{"schedule.go", "the jobs of a manager that recur, and their one worker"},
 		{"handle.go", "one manager for several hosts"},
 		{"nodelimits.go", "limits for a node, from two numbers"},
@@ -36,6 +37,7 @@ var floors = []floor{
 		{"report.go", "a snapshot as one text; the limit that an operator has to look at first, and who holds most of it"},
 		{"explain.go", "`Explain`: whether a request would be admitted now, and which limit is in the way"},
 		{"stat.go", "`Stat`; the reading that metrics are made of"},
+		{"roomstate.go roomcounts.go roomtable.go roomfamilies.go", "what was let go to make room: for snapshots, metrics and tables"},
 		{"busiest.go", "the busiest services and protocols, which are the ones named where there are many"},
 		{"limitsinforce.go", "the limits in force, read back"},
 		{"refusallog.go", "the log of refusals"},
@@ -50,6 +52,7 @@ var floors = []floor{
 		{"opening.go", "a connection or stream before it is open; holders that are used again"},
 		{"conn.go", "a connection, and how it moves to its peer"},
 		{"stream.go", "a stream, and how it is attached to protocol and service"},
+		{"roomfacts.go", "what the engine knows of a connection or stream that may be let go, and what it is short of"},
 		{"entry.go", "what a connection passes before any scope is asked"},
 		{"gateswap.go", "other gates while the manager runs"},
 		{"setlimits.go", "other limits while the manager runs"},
@@ -74,6 +77,7 @@ var floors = []floor{
 	}},
 	{"records", "kept for the engine, of which they know nothing", []room{
 		{"fairshare.go", "what each subnet holds of the shared scopes"},
+		{"roomconfig.go", "how room is made"},
 		{"memberpeaks.go", "the most that any one peer has held, ever and lately"},
 		{"leaks.go", "the oldest open scopes, and those that were dropped without Done"},
 		{"trace.go traceevent.go tracefile.go", "the tracer; its events; its file"},
@@ -113,6 +117,7 @@ var floors = []floor{
 	{"words", "the vocabulary of all floors", []room{
 		{"amounts.go", "amounts, limits and thresholds: arithmetic without locks"},
 		{"quantities.go", "eight values by name, and by dimension"},
+		{"reserve.go", "how much of a limit is kept free, and where room can be made"},
 		{"kind.go", "the kinds of scopes and gates"},
 		{"endpoint.go", "the address of the far end, or that it has none; `internal/ip/` has the form and keys of addresses"},
 		{"allowlist.go", "addresses and peers that are admitted when others are refused"},

@@ -124,11 +124,12 @@ type Victim struct {
 const (
 	mostAtOnce  = 256 // victims of a pass
 	mostLooked  = 8192
-	mostClosing = 64          // closings at the same time
-	patience    = time.Second // until a connection counts as one that stays open though it was closed
-	grace       = 10 * time.Second
-	hungAfter   = 3 * time.Second // an outbound stream that has no protocol yet
-	longestName = 64              // of a group, in bytes
+	mostClosing = 64               // closings at the same time
+	patience    = time.Second      // until a connection counts as one that stays open though it was closed
+	grace       = 10 * time.Second // in which a connection need have no stream
+	leastGrace  = time.Second      // if most of the others are younger
+	hungAfter   = 3 * time.Second  // an outbound stream that has no protocol yet
+	longestName = 64               // of a group, in bytes
 )
 
 // Room makes room. Use New to make one.
@@ -302,7 +303,7 @@ func (r *Room) meet(l *Lack, need int64, seen *view, now time.Time) (n int, miss
 func (r *Room) choose(l *Lack, need int64, seen *view, now time.Time) ([]*found, evict.Choice) {
 	var list []*found
 	var all []evict.Candidate
-	goes := r.goes()
+	goes, median := r.goes(), seen.median()
 	for _, f := range seen.found {
 		w := f.weight(l)
 		if w <= 0 || (f.stream != nil) != l.Streams || goes[f.Num] {
@@ -311,7 +312,7 @@ func (r *Room) choose(l *Lack, need int64, seen *view, now time.Time) ([]*found,
 		c := f.candidate
 		c.Weight = w
 		c.Keep = f.keep(l, now)
-		c.Idle = f.idle(l, now)
+		c.Idle = f.idle(l, now, median)
 		list = append(list, f)
 		all = append(all, c)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -232,12 +233,29 @@ func (f *found) keep(l *Lack, now time.Time) evict.Class {
 	return evict.Free
 }
 
-// idle reports whether nothing is known to use it.
-func (f *found) idle(l *Lack, now time.Time) bool {
+// median returns when the connection of median age was opened.
+func (v *view) median() time.Time {
+	var opened []time.Time
+	for _, f := range v.found {
+		if f.stream == nil {
+			opened = append(opened, f.opened)
+		}
+	}
+	if len(opened) == 0 {
+		return time.Time{}
+	}
+	slices.SortFunc(opened, time.Time.Compare)
+	return opened[len(opened)/2]
+}
+
+// idle reports whether nothing is known to use it. A newcomer needs time to open its first
+// stream; under an attack in which most connections are young, less than else.
+func (f *found) idle(l *Lack, now, median time.Time) bool {
 	if f.stream != nil {
 		return f.Waiting && !l.Waiting
 	}
-	return f.streams == 0 && now.Sub(f.opened) >= grace
+	age := now.Sub(f.opened)
+	return f.streams == 0 && (age >= grace || age >= leastGrace && f.opened.Before(median))
 }
 
 // victim returns what is told of a victim.

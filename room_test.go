@@ -3,6 +3,7 @@ package rcmgr
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"sync/atomic"
 	"testing"
@@ -488,4 +489,149 @@ func TestInvalidRoomIsAnError(t *testing.T) {
 	require.EqualError(t, err, "rcmgr: WithRoom: PerSecond is -1, it must not be negative")
 	_, err = New(nil, WithRoom(RoomConfig{Protocols: []protocol.ID{""}}))
 	require.EqualError(t, err, "rcmgr: WithRoom: Protocols has an empty name")
+}
+
+func TestWhatIsLetGoIsSeenEverywhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		logged := captureLog(t)
+		var events atomic.Int64
+		m, h := roomOfConns(t, 64, RoomConfig{}, WithRefusalLog(10*time.Second), WithTraceReporter(reporterFunc(func(e TraceEvt) {
+			if e.Type == TraceLetGoEvt && IsConnScope(e.Name) {
+				events.Add(1)
+			}
+		})))
+		reg := registryOf(t, m)
+		for i := range 62 {
+			connectIn16(t, h, fmt.Sprint(i), 0, i, 0)
+			time.Sleep(time.Millisecond)
+		}
+		q := ExplainRequest{Kind: KindConn, Direction: network.DirInbound, Endpoint: in16(t, 1, 0, 0), UseFD: true}
+		e, err := m.Explain(q)
+		require.NoError(t, err)
+		require.Empty(t, e.WouldLetGo, "there is room for one more")
+		connectIn16(t, h, "one more", 0, 99, 0)
+		e, err = m.Explain(q)
+		require.NoError(t, err)
+		require.True(t, e.Admitted)
+		require.NotEmpty(t, e.WouldLetGo)
+		first := e.WouldLetGo[0]
+		require.Equal(t, "10.0.0.0/16", first.Group)
+		connectIn16(t, h, "another", 1, 0, 0)
+		time.Sleep(time.Minute)
+
+		s := m.Snapshot().Room
+		require.Equal(t, []RoomCount{{KindSystem, KindConn, "group", 2}}, s.LetGo)
+		require.Equal(t, first.Name, s.Last[1].Name, "the one that was named went first")
+		require.Equal(t, "system", s.Last[0].Scope)
+		require.NoError(t, m.FlushTrace(t.Context()))
+		require.EqualValues(t, 2, events.Load())
+		require.Equal(t, 2.0, seriesOf(t, reg, "room_let_go_total")["group system conn"])
+		require.Contains(t, logged.String(), "let go to make room")
+		for _, format := range []string{"html", "text", "json"} {
+			body := bodyOf(t, ask(Handler(m), "GET", "/?format="+format))
+			require.Contains(t, body, s.Last[0].Name, format)
+		}
+		m.Close()
+	})
+}
+
+// Peers come and go at random while room is made. What is kept is never let go, and the accounts
+// are as they must be at every step.
+func TestRandomPeersOnAFullHostKeepTheInvariants(t *testing.T) {
+	seed := testSeed(t)
+	synctest.Test(t, func(t *testing.T) {
+		r := randomFrom(seed, 0)
+		conf := limitedConf(func(c *perScope[BaseLimit]) {
+			c.System.Conns, c.System.FD, c.System.Memory = 96, 90, 8<<20
+			c.Transient.StreamsInbound, c.ProtocolDefault.Streams, c.ServiceDefault.StreamsInbound = 24, 40, 5
+		})
+		m, h := roomOn(t, conf, RoomConfig{Protocols: []protocol.ID{"/named"}}, WithStripes(4))
+		cm := h.CM.(*fakehost.ConnManager)
+		var conns []*fakehost.Conn
+		steps := 1500
+		if testing.Short() {
+			steps = 400
+		}
+		for i := range steps {
+			switch {
+			case len(conns) < 4 || r.IntN(3) == 0:
+				p := peerNamed(fmt.Sprint("peer", r.IntN(400)))
+				dir := network.DirInbound
+				if r.IntN(6) == 0 {
+					dir = network.DirOutbound
+				}
+				kept := dir == network.DirOutbound
+				if r.IntN(12) == 0 {
+					cm.Protect(p, "")
+				}
+				cm.Value(p, r.IntN(3))
+				c, err := h.Connect(p, dir, in16(t, r.IntN(6), r.IntN(20), r.IntN(20)))
+				if err != nil {
+					require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+					break
+				}
+				c.Closed = func(byHost bool) {
+					if byHost && (kept || cm.IsProtected(p, "")) {
+						t.Errorf("%v was kept and is let go", p)
+					}
+				}
+				conns = append(conns, c)
+			case r.IntN(4) == 0:
+				at := r.IntN(len(conns))
+				conns[at].Close()
+				conns[at] = conns[len(conns)-1]
+				conns = conns[:len(conns)-1]
+			default:
+				c := pick(r, conns)
+				if c.IsClosed() {
+					break
+				}
+				s, err := c.Open(network.DirInbound)
+				if err != nil || r.IntN(3) == 0 {
+					break
+				}
+				if s.SetProtocol(pick(r, []protocol.ID{"/a", "/named"})) == nil && r.IntN(2) == 0 {
+					_ = s.Scope().ReserveMemory(r.IntN(1<<18), network.ReservationPriorityAlways)
+				}
+			}
+			if i%3 == 0 {
+				time.Sleep(time.Duration(r.IntN(2000)) * time.Millisecond)
+			}
+			checkInvariants(t, m, false)
+		}
+		require.NotZero(t, letGo(m))
+		for _, c := range h.Network().Conns() {
+			c.(*fakehost.Conn).Close()
+		}
+		m.Close()
+		assertEmpty(t, m)
+	})
+}
+
+func TestManyGoroutinesOnAFullHost(t *testing.T) {
+	m, h := roomOfConns(t, 200, RoomConfig{})
+	together(t, 8, func(id int, r *rand.Rand) {
+		for i := range stressSteps() / 50 {
+			c, err := h.Connect(peerNamed(fmt.Sprint(id, "-", i)), network.DirInbound, in16(t, r.IntN(30), r.IntN(50), r.IntN(50)))
+			if err != nil {
+				continue
+			}
+			if s, err := c.Open(network.DirInbound); err == nil {
+				_ = s.SetProtocol("/p")
+			}
+			if r.IntN(3) == 0 {
+				c.Close()
+			}
+			if i%64 == 0 {
+				_, _ = m.Explain(ExplainRequest{Kind: KindConn, Direction: network.DirInbound})
+				_ = m.Snapshot()
+			}
+		}
+	})
+	checkInvariants(t, m, false)
+	for _, c := range h.Network().Conns() {
+		c.(*fakehost.Conn).Close()
+	}
+	m.Close()
+	assertEmpty(t, m)
 }

@@ -1,6 +1,6 @@
 // Command attacks attacks a real go-libp2p host in three ways that limits alone do not
 // solve: on go-libp2p's own resource manager, then on ours with its defaults, then on
-// ours with the option that is meant for the attack. It shows what honest peers got
+// ours with the option that is meant for the attack, and with WithRoom, too. It shows what honest peers got
 // meanwhile, what the crowd was refused and by which scope, and how much memory was used.
 //
 //   - fairshare: a crowd with many identities from three networks fills the transient

@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 
 // onAllShortly runs an attack on all managers for a short time. None may hold anything in
 // the end.
-func onAllShortly(t *testing.T, a *attack) (onUpstream, ours, withOption outcome) {
+func onAllShortly(t *testing.T, a *attack) (onUpstream, ours, optioned, roomToo outcome) {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("attacks real hosts for some seconds")
@@ -50,12 +50,12 @@ func onAllShortly(t *testing.T, a *attack) (onUpstream, ours, withOption outcome
 		require.Empty(t, o.Victim.Left, "on %s", o.Manager)
 		require.Positive(t, o.Victim.Memory.HeapMost)
 	}
-	require.Len(t, r.Outcomes, 3)
-	return r.Outcomes[0], r.Outcomes[1], r.Outcomes[2]
+	require.Len(t, r.Outcomes, 4)
+	return r.Outcomes[0], r.Outcomes[1], r.Outcomes[withOption], r.Outcomes[withRoom]
 }
 
 func TestNewcomersAreServedByFairShare(t *testing.T) {
-	onUpstream, ours, fair := onAllShortly(t, &fairShare)
+	onUpstream, ours, fair, _ := onAllShortly(t, &fairShare)
 	for _, o := range []outcome{onUpstream, ours} {
 		require.Positive(t, o.Victim.Guests[0], "newcomers are refused on %s", o.Manager)
 		require.Less(t, o.Guests[0].rate(), fair.Guests[0].rate(), o.Manager)
@@ -66,7 +66,7 @@ func TestNewcomersAreServedByFairShare(t *testing.T) {
 }
 
 func TestMemoryStaysWithinItsLimitUnderPressureAndFriendsAreServed(t *testing.T) {
-	onUpstream, ours, pressed := onAllShortly(t, &memoryPressure)
+	onUpstream, ours, pressed, _ := onAllShortly(t, &memoryPressure)
 	for _, o := range []outcome{onUpstream, ours} {
 		require.Greater(t, o.Victim.Memory.HeapMost, int64(128<<20), "all is kept on %s", o.Manager)
 		require.Empty(t, o.Victim.Crowd)
@@ -82,11 +82,12 @@ func TestMemoryStaysWithinItsLimitUnderPressureAndFriendsAreServed(t *testing.T)
 }
 
 func TestValuedPeersGetInWhereThereIsTrimming(t *testing.T) {
-	onUpstream, ours, trimming := onAllShortly(t, &trim)
+	onUpstream, ours, trimming, roomy := onAllShortly(t, &trim)
 	for _, o := range []outcome{onUpstream, ours} {
 		require.True(t, o.Victim.refused("system, connection"))
 		require.Positive(t, o.Victim.Guests[comingGuests], o.Manager)
 		require.Less(t, o.Guests[comingGuests].rate(), trimming.Guests[comingGuests].rate(), o.Manager)
+		require.Less(t, o.Guests[comingGuests].rate(), roomy.Guests[comingGuests].rate(), o.Manager)
 	}
 }
 

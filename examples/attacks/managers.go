@@ -1,7 +1,7 @@
 package main
 
-// The managers that are compared: go-libp2p's own, ours with its defaults, and ours with
-// the option that is meant for an attack. All get the same limits and the same allowlist.
+// The managers that are compared: go-libp2p's own, ours with its defaults, ours with
+// the option that is meant for an attack, and ours with WithRoom, too. All get the same limits and the same allowlist.
 
 import (
 	"encoding/json"
@@ -14,18 +14,28 @@ import (
 
 // columns are the managers, in the order of the tables.
 var columns = []struct {
-	name string // followed by the option's name in the last column
+	name string // followed by the names of options in the columns that have any
 	make func(plan) (network.ResourceManager, error)
 }{
 	{"upstream", newUpstream},
 	{"ours", newOurs},
 	{"ours, ", newOursWithOption},
+	{"ours, ", newOursWithRoom},
 }
+
+// The columns with options.
+const (
+	withOption = 2
+	withRoom   = 3
+)
 
 // column returns the name of a column in the table of an attack.
 func (a *attack) column(i int) string {
-	if i == len(columns)-1 {
+	switch i {
+	case withOption:
 		return columns[i].name + a.option
+	case withRoom:
+		return columns[i].name + a.option + " and WithRoom"
 	}
 	return columns[i].name
 }
@@ -33,6 +43,10 @@ func (a *attack) column(i int) string {
 func newOurs(p plan) (network.ResourceManager, error) { return newOursWith(p) }
 
 func newOursWithOption(p plan) (network.ResourceManager, error) { return newOursWith(p, p.option) }
+
+func newOursWithRoom(p plan) (network.ResourceManager, error) {
+	return newOursWith(p, p.option, rcmgr.WithRoom(rcmgr.RoomConfig{}))
+}
 
 func newOursWith(p plan, option ...rcmgr.Option) (network.ResourceManager, error) {
 	return rcmgr.New(rcmgr.NewFixedLimiter(p.limits.Build(rcmgr.InfiniteLimits)),

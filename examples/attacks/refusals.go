@@ -129,6 +129,9 @@ type observedConn struct {
 	group int
 }
 
+// Unwrap returns the scope itself, by which a manager that makes room finds the connection.
+func (c *observedConn) Unwrap() network.ResourceScope { return c.ConnManagementScope }
+
 func (c *observedConn) SetPeer(p peer.ID) error {
 	if c.group >= 0 {
 		c.o.mu.Lock()

@@ -147,6 +147,9 @@ func newVictim(o order) (*victim, error) {
 		libp2p.DisableRelay(), libp2p.DisableMetrics())...); err != nil {
 		return nil, err
 	}
+	if m, ok := rcmgr.ManagerOf(v.seen); ok {
+		m.AttachHost(v.host)
+	}
 	serveEcho(v.host)
 	if p.start != nil {
 		p.start(v.host)

@@ -8,29 +8,28 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/multiformats/go-multiaddr"
 )
 
 func roomStories() []*story {
 	shared := []group{{"elsewhere", 0.8, anywhere}, {"a fifth, in one /24", 0.2, oneSubnet}}
-	from := func(a *attack, n int) scene { return attackFrom(a, n, identitiesInAll/n) }
-	var all []*story
-	for _, a := range []*attack{streams, connections} {
-		all = append(all,
-			&story{title: a.title + ", 1024 subnets side by side", scene: from(a, 1024)},
-			&story{title: a.title + ", 1024 subnets everywhere", scene: from(a, 1024).at(attackersEverywhere)},
-			&story{title: a.title + ", 4096 subnets everywhere", scene: from(a, 4096).at(attackersEverywhere)})
+	from := func(a *attack, n int, where string, place func(int, int) multiaddr.Multiaddr) *story {
+		return &story{title: fmt.Sprintf("%s, %d subnets %s", a.title, n, where), scene: attackFrom(a, n, identitiesInAll/n).at(place)}
 	}
-	often := from(connections, 4096).at(attackersEverywhere)
-	often.tries = triesEvery / 4
-	return append(all,
-		&story{title: "the last, with four times as many tries", scene: often},
-		&story{title: served.title + ", 1024 subnets everywhere", scene: from(served, 1024).at(attackersEverywhere)},
-		&story{title: "connections, 1024 subnets side by side", scene: from(connections, 1024).among(shared...)},
-		&story{title: "no attack, 90 % of the connections wanted", scene: peace.among(shared...).wanting(0.9)})
+	return []*story{
+		from(streams, 1024, "side by side", attackersIn24),
+		from(streams, 4096, "everywhere", attackersEverywhere),
+		from(connections, 1024, "side by side", attackersIn24),
+		from(connections, 1024, "everywhere", attackersEverywhere),
+		from(connections, 4096, "everywhere", attackersEverywhere),
+		from(served, 1024, "everywhere", attackersEverywhere),
+		{title: "no attack, 90 % of the connections wanted", scene: peace.among(shared...).wanting(0.9)},
+	}
 }
 
 // shorter are the times of these scenes.
-var shorter = times{before: 30 * time.Second, spread: 20 * time.Second, count: 30 * time.Second, after: 35 * time.Second}
+var shorter = times{before: 20 * time.Second, spread: 10 * time.Second, count: 20 * time.Second, after: 32 * time.Second}
 
 // writeRoom writes what each group got.
 func writeRoom(to io.Writer, stories []*story, variants []variant, seed uint64) error {

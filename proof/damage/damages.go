@@ -667,4 +667,18 @@ var damages = []damage{
 	{"gate.go", "if d == dimConnsOut && g.dials != nil {", "if g.dials != nil {"},
 	{"gate.go", "func (g *gate) concerns(d dim) bool { return g.checks(d) || g.dials != nil }", "func (g *gate) concerns(d dim) bool { return g.checks(d) }"},
 	{"refusallog.go", "case d == dimConnsOut && !g.outbound: // only dials have a rate", "case false:"},
+	// Room.
+	{"alarm.go", "\t\tp.engine.alarm.report(p, 1<<d)\n", ""},
+	{"alarm.go", "\t\ta.report(p, 1<<d|1<<(d+numDims))\n", ""},
+	{"alarm.go", "return limit - (reserveOf(limit)+1)/2", "return limit - reserveOf(limit)"},
+	{"alarm.go", "return reserve - free", "return 2*reserve - free"},
+	{"reserve.go", "return max(1, limit/32)", "return limit / 32"},
+	{"roomfacts.go", "st.engine != e || !c.live()", "!c.live()"},
+	{"roomfacts.go", "f.Allowlisted = c.h.marks.has(trusted); c", "f.Allowlisted = false; c"},
+	{"internal/letgo/room.go", "need -= coming; need <= 0", "need <= 0"},
+	{"internal/letgo/room.go", "if !r.budget.AllowN(now, 1) {", "if false {"},
+	{"internal/letgo/room.go", "!= l.Streams || goes[f.Num] {", "!= l.Streams {"},
+	{"internal/letgo/room.go", "mostClosing = 64", "mostClosing = 65"},
+	{"internal/letgo/walk.go", "\tcase f.protected:\n\t\treturn evict.Protected\n", ""},
+	{"internal/letgo/walk.go", "now.Sub(f.opened) >= hungAfter)", "true)"},
 }

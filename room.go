@@ -6,7 +6,6 @@ package rcmgr
 import (
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/multiformats/go-multiaddr"
 
 	"github.com/weir-p2p/rcmgr/internal/letgo"
@@ -21,7 +20,8 @@ func (m *Manager) newRoom(c *RoomConfig) *letgo.Room {
 		ByHand: c.ByHand, Now: c.Now, Seed: c.Seed, Group: c.guardedGroup()}
 	closing := &guard{callback: "a host that room is made on", then: "room is made elsewhere, and is tried to be made there again"}
 	return letgo.New(internal, letgo.Engine{
-		Facts: func(s network.ResourceScope) (letgo.Facts, bool) { return m.factsOf(s) },
+		Own:   unwrapped,
+		Facts: m.factsOf,
 		Lacks: m.lacks,
 		Again: func(l letgo.Lack) { l.In.(*pool).asked.Or(1 << l.Dim) },
 		Try: func(what string, f func()) bool {

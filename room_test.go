@@ -635,3 +635,23 @@ func TestManyGoroutinesOnAFullHost(t *testing.T) {
 	m.Close()
 	assertEmpty(t, m)
 }
+
+// wrappedScope is a connection's scope as a program may hand it to its host.
+type wrappedScope struct{ network.ConnManagementScope }
+
+func (w wrappedScope) Unwrap() network.ResourceScope { return w.ConnManagementScope }
+
+func TestConnectionsAreFoundBehindWrappersOfTheirScopes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, h := roomOfConns(t, 32, RoomConfig{})
+		for i := range 60 {
+			scope, err := m.OpenConnection(network.DirInbound, true, in16(t, 0, i, 0))
+			require.NoError(t, err)
+			_, err = h.Finish(wrappedScope{wrappedScope{scope}}, peerNamed(fmt.Sprint(i)), network.DirInbound, in16(t, 0, i, 0))
+			require.NoError(t, err)
+			time.Sleep(20 * time.Millisecond)
+		}
+		require.EqualValues(t, 60-31, letGo(m))
+		m.Close()
+	})
+}

@@ -11,27 +11,33 @@ import (
 // mostWrapped bounds the wrappers around a scope that are looked through.
 const mostWrapped = 8
 
-// factsOf returns what is known of the scope of a connection or stream, and whether it is one of
-// this manager that is not done. It looks through wrappers that have a method
-// Unwrap() network.ResourceScope.
-func (e *engine) factsOf(scope network.ResourceScope) (letgo.Facts, bool) {
+// unwrapped returns the scope of a connection or stream itself, without the wrappers around it
+// that have a method Unwrap() network.ResourceScope.
+func unwrapped(scope network.ResourceScope) network.ResourceScope {
 	for range mostWrapped {
-		switch s := scope.(type) {
-		case *connScope:
-			if s != nil {
-				return s.facts(e)
-			}
-		case *streamScope:
-			if s != nil {
-				return s.facts(e)
-			}
-		case interface{ Unwrap() network.ResourceScope }:
-			scope = s.Unwrap()
-			continue
+		w, ok := scope.(interface{ Unwrap() network.ResourceScope })
+		if !ok {
+			break
 		}
-		break
+		scope = w.Unwrap()
 	}
-	return letgo.Facts{}, false
+	return scope
+}
+
+// factsOf returns what is known of the scope of a connection or stream, and whether it is one of
+// this manager that is not done.
+func (e *engine) factsOf(scope network.ResourceScope) (f letgo.Facts, ok bool) {
+	switch s := scope.(type) {
+	case *connScope:
+		if s != nil {
+			return s.facts(e)
+		}
+	case *streamScope:
+		if s != nil {
+			return s.facts(e)
+		}
+	}
+	return f, false
 }
 
 func (c *connScope) facts(e *engine) (f letgo.Facts, ok bool) {

@@ -45,10 +45,13 @@ type Config struct {
 }
 
 // Engine is what is needed of the resource manager. All functions are called without locks.
+// Own and Config.Group may run code of the program, so they are called by way of Try alone.
 type Engine struct {
 	// Facts returns what is known of the scope of a connection or stream, and whether it is one
 	// that this manager has and that is not done.
 	Facts func(network.ResourceScope) (Facts, bool)
+	// Own returns the manager's own scope behind those that a program has put around it.
+	Own func(network.ResourceScope) network.ResourceScope
 	// Lacks takes what is short, and returns it. Again puts back what still is.
 	Lacks func() []Lack
 	Again func(Lack)

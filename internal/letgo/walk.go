@@ -97,7 +97,7 @@ func (r *Room) lookAt(h *attached, v *view, now time.Time, ties *rand.Rand, left
 		if c == nil {
 			continue
 		}
-		scope := network.ResourceScope(c.Scope())
+		scope := r.engine.Own(c.Scope())
 		facts, ours := r.engine.Facts(scope)
 		if !ours {
 			continue
@@ -144,7 +144,7 @@ func (r *Room) lookAtStreams(of *found, v *view, ties *rand.Rand) {
 		if !v.streams {
 			continue
 		}
-		scope := network.ResourceScope(s.Scope())
+		scope := r.engine.Own(s.Scope())
 		facts, ours := r.engine.Facts(scope)
 		if !ours {
 			continue

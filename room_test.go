@@ -489,7 +489,7 @@ func TestInvalidRoomIsAnError(t *testing.T) {
 	_, err := New(nil, WithRoom(RoomConfig{PerSecond: -1}))
 	require.EqualError(t, err, "rcmgr: WithRoom: PerSecond is -1, it must not be negative")
 	_, err = New(nil, WithRoom(RoomConfig{Protocols: []protocol.ID{""}}))
-	require.EqualError(t, err, "rcmgr: WithRoom: Protocols has an empty name")
+	require.EqualError(t, err, "rcmgr: WithRoom: a name in Protocols is empty")
 }
 
 func TestWhatIsLetGoIsSeenEverywhere(t *testing.T) {

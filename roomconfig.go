@@ -3,6 +3,7 @@ package rcmgr
 // How room is made: what WithRoom takes.
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -68,7 +69,7 @@ func (c RoomConfig) checked() (RoomConfig, error) {
 	}
 	c.Protocols = slices.Clone(c.Protocols)
 	if slices.Contains(c.Protocols, "") {
-		return c, fmt.Errorf("Protocols has an empty name")
+		return c, errors.New("a name in Protocols is empty")
 	}
 	return c, nil
 }

@@ -111,3 +111,16 @@ func ExampleManager_fx() {
 	}
 	// Output: inbound connections: 0
 }
+
+// A full host closes what is worth least, and newcomers find room.
+func ExampleManager_room() {
+	host, err := libp2p.New(rcmgrhost.Manager(nil, rcmgr.WithRoom(rcmgr.RoomConfig{})))
+	if err != nil {
+		panic(err)
+	}
+	defer host.Close()
+
+	rm, _ := rcmgrhost.Of(host)
+	fmt.Println("hosts on which room is made:", rm.Snapshot().Room.Hosts)
+	// Output: hosts on which room is made: 1
+}

@@ -37,7 +37,7 @@ var floors = []floor{
 		{"report.go", "a snapshot as one text; the limit that an operator has to look at first, and who holds most of it"},
 		{"explain.go", "`Explain`: whether a request would be admitted now, and which limit is in the way"},
 		{"stat.go", "`Stat`; the reading that metrics are made of"},
-		{"roomstate.go roomcounts.go roomtable.go roomfamilies.go", "what was let go to make room: for snapshots, metrics and tables"},
+		{"roomstate.go roomcounts.go roomtable.go", "what was let go to make room: for snapshots, metrics and tables"},
 		{"busiest.go", "the busiest services and protocols, which are the ones named where there are many"},
 		{"limitsinforce.go", "the limits in force, read back"},
 		{"refusallog.go", "the log of refusals"},

@@ -131,7 +131,7 @@ func (m *Manager) Explain(q ExplainRequest) (*Explanation, error) {
 // nameLargest names who holds most of what is full.
 func (e *explainer) nameLargest() {
 	k := e.out.By
-	if k == nil {
+	if k == nil || !slices.Contains(limitNames[:], k.Name) { // a rate is not held by anyone
 		return
 	}
 	name := ""

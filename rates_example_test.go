@@ -45,3 +45,21 @@ func ExampleRates() {
 	// a time to retry at: true
 	// opened: 3
 }
+
+// A rate stands beside the limits of a scope.
+func ExampleRate() {
+	limits := rcmgr.PartialLimitConfig{
+		PeerDefault: rcmgr.ResourceLimits{
+			Rates: rcmgr.Rates{StreamsInbound: rcmgr.Rate{PerSecond: 100, Burst: 400}},
+		},
+	}.Build(rcmgr.DefaultLimits.AutoScale())
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits))
+	if err != nil {
+		panic(err)
+	}
+	defer rm.Close()
+	inForce := rm.Limits().ToPartialLimitConfig()
+	fmt.Println(inForce.PeerDefault.Rates.StreamsInbound)
+	// Output:
+	// 100/s, burst 400
+}

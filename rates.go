@@ -183,7 +183,7 @@ func parseRate(b []byte) (Rate, error) {
 			}
 		case strings.EqualFold(name, "Burst"):
 			if string(raw) == "null" || r.Burst.UnmarshalJSON(raw) != nil || r.Burst == DefaultLimit {
-				return Rate{}, &pace.Fault{Field: "Burst", What: "expected a whole number of at least 1, found " + string(raw)}
+				return Rate{}, &pace.Fault{Field: "Burst", What: "is " + string(raw) + ", expected a whole number of at least 1"}
 			}
 		default:
 			return Rate{}, fmt.Errorf("%s: unknown name, expected PerSecond and Burst", strconv.Quote(name))

@@ -63,7 +63,7 @@ func TestBadRatesAreErrorsWithTheirPlace(t *testing.T) {
 		`{"Burst":40}`:                   `PerSecond is missing: expected a number above 0, or a rate such as "10/s"`,
 		`{"PerSecond":10,"Burst":0}`:     `Burst is 0, expected at least 1: to admit nothing, set the limit beside the rate to 0`,
 		`{"PerSecond":10,"Burst":-3}`:    `Burst is -3, expected at least 1`,
-		`{"PerSecond":10,"Burst":1.5}`:   `Burst: expected a whole number of at least 1, found 1.5`,
+		`{"PerSecond":10,"Burst":1.5}`:   `Burst is 1.5, expected a whole number of at least 1`,
 		`{"PerSecond":0,"Burst":1}`:      `PerSecond is 0, expected a number above 0`,
 		`{"PerSecond":"x"}`:              `PerSecond: expected a number above 0, found "x"`,
 		`{"PerSecond":1,"Bursts":3}`:     `"Bursts": unknown name, expected PerSecond and Burst`,

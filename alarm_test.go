@@ -15,8 +15,8 @@ func TestAThirtySecondOfALimitIsReservedAndOneOfASmallOne(t *testing.T) {
 	require.EqualValues(t, 2048-32, a.roomy(KindSystem, dimConns, 2048), "room is made when half of the reserve is taken")
 	require.EqualValues(t, 31, a.roomy(KindSystem, dimConns, 32))
 	require.EqualValues(t, 7, a.roomy(KindSystem, dimConns, 7), "there is no reserve")
-	require.EqualValues(t, math.MaxInt64, a.roomy(KindSystem, dimConns, math.MaxInt64))
-	require.EqualValues(t, math.MaxInt64, (*alarm)(nil).roomy(KindSystem, dimConns, 2048), "without the option")
+	require.EqualValues(t, int64(math.MaxInt64), a.roomy(KindSystem, dimConns, math.MaxInt64))
+	require.EqualValues(t, int64(math.MaxInt64), (*alarm)(nil).roomy(KindSystem, dimConns, 2048), "without the option")
 }
 
 func TestRoomIsMadeWhereClosingMakesRoom(t *testing.T) {

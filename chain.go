@@ -128,6 +128,7 @@ func (st *stripe) peerGot(ps *peerScope, r *request) {
 	}
 	if r.memory != 0 {
 		st.peerGotMemory(ps, r.memory)
+		st.most[slotPeer].raiseMemory(ps.use.memory)
 	}
 }
 
@@ -487,11 +488,10 @@ func (r *request) amounts() amounts {
 	return u.amounts()
 }
 
-// peerGotMemory keeps the distribution of what peers hold, and the peaks, after it got n
+// peerGotMemory keeps the distribution of what peers hold, and the peer's peak, after it got n
 // bytes.
 func (st *stripe) peerGotMemory(ps *peerScope, n int64) {
 	now := ps.use.memory
-	ps.peak.raiseMemory(now)
-	st.most[slotPeer].raiseMemory(now)
+	ps.peak.memory = max(ps.peak.memory, now)
 	st.peerMemory.MoveMemory(now-n, now)
 }

@@ -38,7 +38,7 @@ func (st *stripe) hold(h *holder, n int64, priority uint8) {
 	}
 	at := &h.tree.chain.at
 	if a := at[slotPeer]; a != nil {
-		a.use.memory += n
+		a.gotMemory(n, &st.most[slotPeer])
 		st.peerGotMemory(a.ps, n)
 	}
 	at[slotProtocolPeer].gotMemory(n, &st.most[slotProtocolPeer])
@@ -106,7 +106,7 @@ func (sh *share) drawMemoryLocked(n int64) (draws uint64) {
 	return 1
 }
 
-// gotMemory adds n bytes to a peer's part of a service or protocol, if there is one.
+// gotMemory adds n bytes to a peer, or to its part of a service or protocol, if there is one.
 func (a *account) gotMemory(n int64, most *held) {
 	if a != nil {
 		a.use.memory += n

@@ -30,10 +30,18 @@ func (o *opening) name() scopeName { return scopeName{kind: o.kind, num: o.num} 
 // the unit takes no memory, there is neither tracer nor fair share, and every account has room
 // at hand or may draw it. If not, it changes nothing.
 func (st *stripe) openReady(o *opening) bool {
+	if st.plain {
+		return st.openPlain(o)
+	}
+	return st.openPaced(o)
+}
+
+// openPlain is openReady without what makes a stripe other than plain.
+func (st *stripe) openPlain(o *opening) bool {
 	u, ps := o.unit, o.chain.peer()
 	transient, system := st.fixed[KindTransient], st.fixed[KindSystem]
-	if !st.plain || o.cost != 0 || !u.within(o.limit) || ps != nil && !ps.hasUnit(u) {
-		return !st.plain && st.openPaced(o)
+	if o.cost != 0 || !u.within(o.limit) || ps != nil && !ps.hasUnit(u) {
+		return false
 	}
 	one, other := transient.lackingUnit(u), system.lackingUnit(u)
 	if one != nil || other != nil {
@@ -69,9 +77,7 @@ func (st *stripe) openPaced(o *opening) bool {
 	if p.lacks(&r) != nil {
 		return false
 	}
-	st.plain = true // but for the rates, which have been asked
-	ready := st.openReady(o)
-	st.plain = false
+	ready := st.openPlain(o)
 	if ready {
 		p.take()
 	}

@@ -268,7 +268,7 @@ func TestBothManagersStandTheSameAttack(t *testing.T) {
 	for manager, want := range map[string][]string{
 		"both": {
 			"the same attack, one after the other",
-			"  friend's connect  served ", "  ours ", "  upstream\n",
+			" friend's connect served ", " ours upstream\n",
 			"ok    limits passed: none",
 			"for comparison, on go-libp2p's manager\n      limits passed: ",
 		},

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -15,6 +17,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/multiformats/go-multiaddr"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/weir-p2p/rcmgr/internal/fakehost"
@@ -150,20 +153,28 @@ func TestStreamsThatSayNothingAreResetTheLongestWaitingFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conf := limitedConf(func(c *perScope[BaseLimit]) { c.Transient.StreamsInbound = 64 })
 		m, h := roomOn(t, conf, RoomConfig{}, WithNewcomersQuarter(false))
+		var mu sync.Mutex // those that go in one pass end at the same time
 		var ended []int
 		for i := range 80 {
 			c := connectIn16(t, h, fmt.Sprint("crowd", i), 0, i, 0)
 			s, err := c.Open(network.DirInbound)
 			require.NoError(t, err, i)
 			s.Closed = func(byHost bool) {
-				require.True(t, byHost)
+				mu.Lock()
+				defer mu.Unlock()
+				assert.True(t, byHost)
 				ended = append(ended, i)
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
+		synctest.Wait()
 		require.Equal(t, 80, h.Len(), "the connections stay")
 		require.NotEmpty(t, ended)
-		require.IsIncreasing(t, ended)
+		slices.Sort(ended)
+		// A quarter of 64 is kept as the longest-standing, and of the others a sixteenth of 64, of
+		// networks of its own. All else goes in the order in which it came.
+		require.LessOrEqual(t, ended[0], 64/4+64/16+1)
+		require.LessOrEqual(t, ended[len(ended)-1]-ended[0]+1-len(ended), 64/16)
 		served := connectIn16(t, h, "newcomer", 1, 0, 0)
 		s, err := served.Open(network.DirInbound)
 		require.NoError(t, err)

@@ -32,6 +32,7 @@ type engine struct {
 	classes   classLimits               // in force
 	admission Admission
 	newcomers bool
+	noting    bool       // refusals are logged, so remarks on them are kept
 	fair      *fairShare // nil: no scope has shares
 	alarm     *alarm     // nil: no room is made
 	allowlist *Allowlist
@@ -41,18 +42,16 @@ type engine struct {
 	reporter  MetricsReporter      // nil: decisions are not reported
 	leaks     *leakFinder          // nil: no records of what is open
 	pressure  *pressure            // nil: the process's memory does not matter
-	noting    bool                 // refusals are logged, so remarks on them are kept
 
 	tokens     tokens
 	lastID     atomic.Int64
 	callerBugs atomic.Uint64
 	// setByHand has, by kind, a dimSet of the dimensions in which a limit of SetLimit may refuse
 	// a request, or might have before it was taken back.
+	// The bits above are the same for its rates; see rateBits.
 	setByHand [numKinds]atomic.Uint32
-	// ratedByHand is setByHand for rates.
-	ratedByHand [numKinds]atomic.Uint32
-	bugLog      rate.Sometimes // I6: one line for a burst of bugs
-	ended       atomic.Bool    // Close has begun
+	bugLog    rate.Sometimes // I6: one line for a burst of bugs
+	ended     atomic.Bool    // Close has begun
 }
 
 // grip is the set of stripe locks that a decision holds. Under the lock of one stripe, what

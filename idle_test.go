@@ -49,7 +49,7 @@ func TestAnIdleManagerTakesLittle(t *testing.T) {
 		each := func() int64 { return (heapNow() - heap) / managers }
 		t.Logf("this one, for %d processors: %.1f KiB, 1 goroutine", processors, float64(each())/1024)
 		require.Equal(t, managers, ourGoroutines()-goroutines, "one worker each")
-		require.Less(t, each(), int64(68<<10))
+		require.Less(t, each(), int64(64<<10))
 		for _, m := range all { // recurring jobs, and readers, make nothing that stays either
 			m.reap()
 			m.followPeaks()
@@ -57,7 +57,7 @@ func TestAnIdleManagerTakesLittle(t *testing.T) {
 			m.Snapshot()
 			m.read()
 		}
-		require.Less(t, each(), int64(68<<10))
+		require.Less(t, each(), int64(64<<10))
 		for _, m := range all {
 			require.NoError(t, m.Close())
 		}

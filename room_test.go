@@ -1,6 +1,7 @@
 package rcmgr
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -154,7 +155,11 @@ func TestStreamsThatSayNothingAreResetTheLongestWaitingFirst(t *testing.T) {
 		conf := limitedConf(func(c *perScope[BaseLimit]) { c.Transient.StreamsInbound = 64 })
 		m, h := roomOn(t, conf, RoomConfig{}, WithNewcomersQuarter(false))
 		var mu sync.Mutex // those that go in one pass end at the same time
-		var ended []int
+		type end struct {
+			at time.Time
+			i  int
+		}
+		var ended []end
 		for i := range 80 {
 			c := connectIn16(t, h, fmt.Sprint("crowd", i), 0, i, 0)
 			s, err := c.Open(network.DirInbound)
@@ -163,18 +168,23 @@ func TestStreamsThatSayNothingAreResetTheLongestWaitingFirst(t *testing.T) {
 				mu.Lock()
 				defer mu.Unlock()
 				assert.True(t, byHost)
-				ended = append(ended, i)
+				ended = append(ended, end{time.Now(), i})
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
 		synctest.Wait()
 		require.Equal(t, 80, h.Len(), "the connections stay")
 		require.NotEmpty(t, ended)
-		slices.Sort(ended)
+		slices.SortFunc(ended, func(a, b end) int { return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.i, b.i)) })
+		order := make([]int, len(ended))
+		for n := range ended {
+			order[n] = ended[n].i
+		}
+		require.IsIncreasing(t, order)
 		// A quarter of 64 is kept as the longest-standing, and of the others a sixteenth of 64, of
 		// networks of its own. All else goes in the order in which it came.
-		require.LessOrEqual(t, ended[0], 64/4+64/16+1)
-		require.LessOrEqual(t, ended[len(ended)-1]-ended[0]+1-len(ended), 64/16)
+		require.LessOrEqual(t, order[0], 64/4+64/16+1)
+		require.LessOrEqual(t, order[len(order)-1]-order[0]+1-len(order), 64/16)
 		served := connectIn16(t, h, "newcomer", 1, 0, 0)
 		s, err := served.Open(network.DirInbound)
 		require.NoError(t, err)

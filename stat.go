@@ -145,7 +145,7 @@ func (m *Manager) refusable(fixed []scopeReading) (may refusable) {
 	}
 	may.rates = m.limits.Load().ratedDims()
 	for k := range may.rates {
-		may.rates[k] |= dimSet(m.ratedByHand[k].Load())
+		may.rates[k] |= dimSet(m.setByHand[k].Load() >> rateBits)
 	}
 	for k, dims := range m.gate().refusable() {
 		may.limits[k] |= dims

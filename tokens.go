@@ -76,6 +76,9 @@ type tokens struct {
 	byHand bool
 }
 
+// rateBits is the place of the dimensions of rates in engine.setByHand, above those of limits.
+const rateBits = numDims
+
 // now reads the clock.
 func (t *tokens) now() int64 {
 	if t.clock != nil {
@@ -393,7 +396,7 @@ func (e *engine) setRated() {
 func (e *engine) rateByHand(k Kind, limit Limit) *scopeRates {
 	r := newScopeRates(ratesOf(limit))
 	if r != nil {
-		e.ratedByHand[k].Or(uint32(r.dims()))
+		e.setByHand[k].Or(uint32(r.dims()) << rateBits)
 		e.inOneCut(func() {
 			e.tokens.byHand = true
 			e.setRated()

@@ -648,7 +648,7 @@ var damages = []damage{
 	{"tokens.go", "\t\tps.rare = nil\n", ""},
 	{"tokens.go", "if p.sticky {\n\t\town = p.ownRates()\n\t}", ""},
 	{"tokens.go", "rated := e.limits.Load().rates != nil || e.tokens.byHand", "rated := e.limits.Load().rates != nil"},
-	{"tokens.go", "e.ratedByHand[k].Or(uint32(r.dims()))", ""},
+	{"tokens.go", "e.setByHand[k].Or(uint32(r.dims()) << rateBits)", ""},
 	{"opening.go", "\tif ready {\n\t\tp.take()\n\t}\n", ""},
 	{"entry.go", "if why := st.glanceAtRates(r); why != nil {", "if why := st.glanceAtRates(r); false {"},
 	{"reap.go", "case st.rated && st.owes(a):", "case false:"},

@@ -82,7 +82,7 @@ type LimitCheck struct {
 	Largest      string `json:",omitempty"`
 	LargestHolds int64  `json:",omitzero"`
 	ConfigKey    string `json:",omitempty"` // the place in the configuration to change to admit more
-	// RetryAt is when a rate has a token again, if there is none now.
+	// RetryAt is the time at which the rate has a token again. It is zero if it has one now.
 	RetryAt time.Time `json:",omitzero"`
 }
 

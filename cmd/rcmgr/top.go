@@ -85,7 +85,7 @@ type top struct {
 	orders   [views]order
 	from     int // the first row that is shown
 	find     string
-	isTyping bool // of what is to be found
+	isTyping bool // a text to search for is being typed
 	isPaused bool
 }
 
@@ -159,7 +159,7 @@ func (t *top) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	return t, nil
 }
 
-// take takes a new snapshot. If there is none, the last one stays.
+// take stores a new snapshot. After an error, the last one stays.
 func (t *top) take(l loaded) {
 	t.err = l.err
 	if l.err != nil {

@@ -149,7 +149,7 @@ func shorten(s string, width int) string {
 	runes := []rune(s)
 	head, tail := (width-1+1)/2, (width-1)/2
 	if strings.HasPrefix(s, "peer:") && width > 12 {
-		head, tail = 7, width-8 // what tells one peer from another is at the end
+		head, tail = 7, width-8 // peers differ at the end of their IDs
 	}
 	return fit(runes, head) + "…" + fitEnd(runes, tail)
 }

@@ -85,7 +85,7 @@ type Candidate struct {
 	Groups [Levels]int
 }
 
-// Numbers gives numbers to groups, from 0 up. The zero value is ready for use.
+// Numbers numbers groups, starting from 0. The zero value is ready for use.
 type Numbers[K comparable] struct{ of map[K]int }
 
 // Of returns the number of a group.
@@ -104,7 +104,7 @@ func (n *Numbers[K]) Of(group K) int {
 // Len returns how many groups have numbers.
 func (n *Numbers[K]) Len() int { return len(n.of) }
 
-// Want is what is to be chosen.
+// Want says how much a choice is to make free, and with how many victims at most.
 type Want struct {
 	Weight int64 // to make free
 	Most   int   // the greatest number of victims

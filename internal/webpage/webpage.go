@@ -198,7 +198,7 @@ type Cache[T any] struct {
 // NewCache returns a Cache of what f returns.
 func NewCache[T any](f func() T) *Cache[T] { return &Cache[T]{make: f} }
 
-// Get returns the value, which it makes if there is none that is fresh.
+// Get returns the value, and makes a new one if the last one is out of date.
 func (c *Cache[T]) Get() T {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -148,7 +148,7 @@ func brokenPool(p *pool, lowered bool) error {
 // brokenStripe checks what can be seen in one stripe alone.
 func brokenStripe(st *stripe, lowered bool) error {
 	if !st.woken.Load() {
-		if st.awakened != nil || st.fixed != [len(st.fixed)]*share{} || len(st.idle) > 0 {
+		if st.awakened != nil || st.fixed != [len(st.fixed)]*share{} || st.spare != nil {
 			return errors.New("a stripe that nobody uses has something")
 		}
 		return nil
@@ -187,7 +187,11 @@ func brokenStripe(st *stripe, lowered bool) error {
 			return err
 		}
 	}
-	for _, h := range st.idle {
+	idle := st.idle
+	if st.spare != nil {
+		idle = append(slices.Clone(idle), st.spare)
+	}
+	for _, h := range idle {
 		if h.tree.at.Load() != st || !h.done || h.use != 0 || h.own != 0 {
 			return fmt.Errorf("a holder that waits for the next lies elsewhere, or holds %d bytes", h.use)
 		}

@@ -156,17 +156,30 @@ func (st *stripe) traceNotOpened(o *opening) {
 	}
 }
 
-// maxIdle bounds the holders that a stripe keeps for its next streams.
+// maxIdle bounds the holders that a stripe keeps for its next streams, besides the spare one.
 const maxIdle = 64
 
-// begin uses an idle holder of the stripe for the stream that was admitted, and returns it. It
-// returns nil if there is none.
+// begin uses a holder that the stripe has kept for the stream that was admitted, and returns it.
+// It returns nil if the stripe has kept none.
 func (st *stripe) begin(o *opening) (h *holder) {
-	if last := len(st.idle) - 1; last >= 0 {
+	if st.spare != nil {
+		h, st.spare = st.spare, nil
+	} else if last := len(st.idle) - 1; last >= 0 {
 		h, st.idle = st.idle[last], st.idle[:last]
-		h.become(o)
+	} else {
+		return nil
 	}
+	h.become(o)
 	return h
+}
+
+// keep keeps the holder of a stream that is done for the next one.
+func (st *stripe) keep(h *holder) {
+	if st.spare == nil {
+		st.spare = h
+	} else if len(st.idle) < maxIdle {
+		st.idle = append(st.idle, h)
+	}
 }
 
 // start makes t a holder for connections or streams, in a stripe. Its kind never changes, so

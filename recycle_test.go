@@ -117,7 +117,7 @@ func TestARefusalIsNotBlamedOnTheNextUserOfAHolder(t *testing.T) {
 func TestAStripeKeepsAFewIdleHolders(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(1))
 	var open []network.ResourceScopeSpan
-	for range maxIdle + 3 {
+	for range maxIdle + 4 {
 		open = append(open, mustOpenStream(t, m, testPeer, network.DirInbound))
 	}
 	for _, s := range open {
@@ -125,11 +125,17 @@ func TestAStripeKeepsAFewIdleHolders(t *testing.T) {
 	}
 	st := &m.stripes[0]
 	require.Len(t, st.idle, maxIdle)
+	require.NotNil(t, st.spare)
 	for range 3 { // they are taken from there, and come back
-		s := mustOpenStream(t, m, testPeer, network.DirInbound)
+		first := mustOpenStream(t, m, testPeer, network.DirInbound)
+		require.Nil(t, st.spare)
+		second := mustOpenStream(t, m, testPeer, network.DirInbound)
 		require.Len(t, st.idle, maxIdle-1)
-		s.Done()
-		s.Done()
+		for range 2 {
+			first.Done()
+			second.Done()
+		}
+		require.NotNil(t, st.spare)
 		require.Len(t, st.idle, maxIdle)
 	}
 	assertEmpty(t, m)

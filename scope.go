@@ -438,8 +438,10 @@ func (s *userScope) Done() {
 // finish releases everything that the holder has and marks it done (I5).
 func (h *holder) finish(st *stripe) {
 	held, c := h.use, &h.tree.chain
-	st.change(h, -held)
 	h.own, h.done = 0, true
+	if held != 0 { // else nothing changes, and no cache line of the distribution is written
+		st.change(h, -held)
+	}
 	switch {
 	case h.owner == nil:
 		if held != 0 {

@@ -210,9 +210,7 @@ func (s *streamScope) Done() {
 			st.sweep()
 		}
 		h.tree.chain.clear()
-		if len(st.idle) < maxIdle {
-			st.idle = append(st.idle, h)
-		}
+		st.keep(h)
 	}
 	st.mu.Unlock()
 }

@@ -32,10 +32,26 @@ func defaultStripes() int {
 // stripe is a lock and the accounts under it. awake makes the maps, the shares and what is in
 // awakened when a stripe is first used, so that an idle host needs none. Code that reads all
 // stripes must expect that they are nil.
+//
+// Two processors that use a stripe in turn pay for each cache line that either of them writes.
+// So what every connection and stream writes is on one line, with the lock, and what they only
+// read is on another. An array of stripes begins with a line or 8 bytes after one, where the
+// allocator has put a header. What lies where the lines of the two cases differ may be on
+// either of them.
 type stripe struct {
-	mu     sync.Mutex
+	mu            sync.Mutex
+	nextID, endID int64 // numbers for connections and streams, taken in blocks
+	// spare is the holder of the stream that was done last, for the next stream. It is nil if
+	// that has come already.
+	spare  *holder
 	engine *engine
+	trace  *tracer // nil: nothing is traced
 	index  int
+
+	// fixed holds the shares of the four scopes that are always there, by kind.
+	fixed [KindAllowlistedTransient + 1]*share
+	*awakened
+	peers map[peer.ID]*peerScope
 	// wholeFrom is the least priority that may fill all of a limit.
 	wholeFrom uint8
 	closed    bool // the manager is closed: nothing new is admitted
@@ -44,41 +60,31 @@ type stripe struct {
 	plain bool
 	rated bool        // some limit has a rate, see tokens.go
 	woken atomic.Bool // awake has made what is needed; read without the lock
-
-	// fixed holds the shares of the four scopes that are always there, by kind.
-	fixed [KindAllowlistedTransient + 1]*share
-
-	// The fields from here are on the next cache line. Every connection and stream uses them,
-	// too.
-
-	// idle has holders of streams that are done, for the next streams.
-	idle          []*holder
-	nextID, endID int64 // numbers for connections and streams, taken in blocks
-
-	trace *tracer // nil: nothing is traced
-	*awakened
-	peers map[peer.ID]*peerScope
+	_     [16]byte
 }
 
-// awakened is what a stripe has besides what every connection and stream uses.
+// awakened is what a stripe has besides what every connection and stream uses. What they read
+// comes first.
 type awakened struct {
 	*spreads
-	paced int64 // the latest time that was read for a rate
 	// The shares of services and protocols, by name.
 	services, protocols map[string]*share
-	// queue holds the accounts that may have become unused, for reap.
-	queue []*account
-	crowd int // the most peers since the map was made
+	most                memberPeaks // that any one member has held since the generation began
 
 	// What the stripe notes and counts besides its accounts.
 
-	lastRefusal
+	engineCounts
 	remarks [numKinds]*remarks // for the log
 	// observed is nil until a limit that is only observed would have refused.
 	observed *observations
+	lastRefusal
 
-	engineCounts
-	most memberPeaks // that any one member has held since the generation began
+	paced int64 // the latest time that was read for a rate
+	// queue holds the accounts that may have become unused, for reap.
+	queue []*account
+	crowd int // the most peers since the map was made
+	// idle has more holders of streams that are done.
+	idle []*holder
 }
 
 // spreads has the distributions that metrics read. Each costs an addition under a lock that is

@@ -61,7 +61,7 @@ func (s *Subnets) checkLocked(st *Stripe) error {
 		}
 	}
 	switch {
-	case n != t.n || busy != st.mu.busy || owing != st.mu.owing:
+	case n != t.n || busy != int(st.mu.busy) || owing != int(st.mu.owing):
 		return fmt.Errorf("there are %d records, %d busy, %d owing: counted as %d, %d, %d", n, busy, owing, t.n, st.mu.busy, st.mu.owing)
 	case len(t.slots) > leastSlots && 8*n < len(t.slots), 4*n > 3*len(t.slots):
 		return fmt.Errorf("there are %d records in %d places", n, len(t.slots))

@@ -51,8 +51,8 @@ func (s *Subnets) InUse() (subnets, buckets int) {
 	s.each(func(st *Stripe) {
 		st.mu.Lock()
 		defer st.mu.Unlock()
-		subnets += st.mu.busy
-		buckets += st.mu.owing
+		subnets += int(st.mu.busy)
+		buckets += int(st.mu.owing)
 	})
 	return subnets, buckets
 }

@@ -37,7 +37,15 @@ func TestStripesHaveCacheLinesOfTheirOwn(t *testing.T) {
 	if unsafe.Sizeof(uintptr(0)) != 8 {
 		t.Skip("sizes are for 64-bit machines")
 	}
-	require.Zero(t, unsafe.Sizeof(Stripe{})%64)
+	const line = 64
+	require.Zero(t, unsafe.Sizeof(Stripe{})%line)
+	s := made(t, subnetConfig{}, rateConfig{})
+	for i := range s.all() {
+		st := &s.all()[i]
+		lineOf := func(p unsafe.Pointer) uintptr { return uintptr(p) / line }
+		require.Equal(t, lineOf(unsafe.Pointer(st)), lineOf(unsafe.Pointer(&st.mu.table.n)), "what each connection writes")
+		require.Less(t, lineOf(unsafe.Pointer(&st.named)), lineOf(unsafe.Add(unsafe.Pointer(st), unsafe.Sizeof(*st))), "nothing on the line of the next")
+	}
 }
 
 // If a network with a limit on rates is inside one with a limit on connections, both limits hold

@@ -20,26 +20,29 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
-// A Stripe is a lock and the records under it, on cache lines of its own.
+// A Stripe is a lock and the records under it, on cache lines of its own. What every connection
+// writes is on one line with the lock, so that little comes over from the processor that used the
+// stripe last. An array of stripes begins with a line or 8 bytes after one, where the allocator
+// has put a header: hence 56 bytes for that line, and none at the end that are written.
 type Stripe struct {
-	*partition
-	named *subnet // the one named network that the stripe is for; nil in a stripe of the levels
-	mu    struct {
+	mu struct {
 		sync.Mutex
-		own   record // of the named network
-		table table  // of the levels
 		// latest is the latest time that any caller has read. Callers read the clock before
 		// they take the lock, so a caller with a later time may come first. At its own,
 		// earlier time, the next caller would find fewer tokens than the bucket has.
 		latest int64
+		busy   int32 // the number of records with connections
+		owing  int32 // the number of records with a bucket that may not be full
+		table  table // of the levels
 
-		busy  int    // the number of records with connections
-		owing int    // the number of records with a bucket that may not be full
-		notes *notes // nil until something is refused
 		// heir is the Subnets that has taken over, see TakeOver; nil until then.
-		heir *Subnets
+		heir  *Subnets
+		notes *notes // nil until something is refused
+		own   record // of the named network
 	}
-	_ [40]byte
+	*partition
+	named *subnet // the one named network that the stripe is for; nil in a stripe of the levels
+	_     [48]byte
 }
 
 // Config has the settings of a Subnets other than its limits.
@@ -339,7 +342,7 @@ const looksForRecord = 16
 // held.
 func (st *Stripe) countLocked(rec *record, one int32) {
 	if rec.conns += one; rec.conns == max(one, 0) { // the first has come, or the last gone
-		st.mu.busy += int(one)
+		st.mu.busy += one
 	}
 }
 

@@ -209,7 +209,7 @@ func TestForgettingASubnetAlsoLooksAtTheRecordThatMovesUp(t *testing.T) {
 	st.reachedLocked(1)
 	st.forgetLocked(5) // removes all records but the one in its home, which comes last
 	require.Equal(t, 1, st.mu.table.n)
-	require.Equal(t, 1, st.mu.owing)
+	require.EqualValues(t, 1, st.mu.owing)
 }
 
 // holders enters and leaves with an address in each of many goroutines. It returns the greatest

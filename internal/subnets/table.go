@@ -38,10 +38,10 @@ const leastSlots = 8
 // three quarters full, or has leastSlots places. Until the first record is added it has one
 // place, which stays empty and which copies of the table may therefore share.
 type table struct {
-	hash  ip.Hash
 	slots []record // their number is a power of two
 	n     int      // the number of records
-	hand  int      // the place that next returned last
+	hash  ip.Hash
+	hand  int // the place that next returned last
 }
 
 func newTable(hash ip.Hash) table {

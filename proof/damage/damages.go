@@ -318,9 +318,11 @@ var damages = []damage{
 	{"chain.go", "c.at[slotPeer], c.at[slotProtocolPeer], c.at[slotServicePeer] = nil, nil, nil", "c.at[slotPeer] = nil"},
 	{"chain.go", "c.at[slotService], c.at[slotSystem] = nil, nil, nil", "c.at[slotSystem] = nil, nil"},
 	{"opening.go", "h.spans, h.unit, h.done, h.marks = 0, o.unit, false, o.marks", "h.unit, h.done, h.marks = o.unit, false, o.marks"},
-	{"stream.go", "st.idle = append(st.idle, h)", "_ = h"},
+	{"opening.go", "st.idle = append(st.idle, h)", "_ = h"},
 	{"opening.go", "h, st.idle = st.idle[last], st.idle[:last]", "h = st.idle[last]"},
-	{"stream.go", "if len(st.idle) < maxIdle {", "if true {"},
+	{"opening.go", "} else if len(st.idle) < maxIdle {", "} else {"},
+	{"opening.go", "h, st.spare = st.spare, nil", "h = st.spare"},
+	{"scope.go", "if held != 0 { // else nothing", "if false { // else nothing"},
 	{"stream.go", "\t\th.tree.chain.clear()\n", ""},
 
 	// Stripes and collection.

@@ -82,7 +82,7 @@ func measure(workload string) error {
 	if err := run.Start(); err != nil {
 		return err
 	}
-	t := trace{marks: at, lines: make(map[uint64]*line), places: make(map[uint64]int)}
+	t := trace{marks: at, lines: make(map[uint64]*line), moves: make(map[move]int)}
 	if err := errors.Join(t.read(accesses), run.Wait()); err != nil {
 		return fmt.Errorf("%w\n%s", err, said.String())
 	}
@@ -115,8 +115,9 @@ func symbols(program string) (*gosym.Table, uint64, error) {
 
 // A line is a cache line as the two threads have it.
 type line struct {
-	writer int  // the thread that wrote it last, from 1; 0 is none
-	shared bool // the other thread has read it since
+	writer int    // the thread that wrote it last, from 1; 0 if neither has
+	code   uint64 // the instruction that wrote it last
+	shared bool   // the other thread has read it since
 }
 
 // trace counts what the accesses of both threads make of the lines.
@@ -126,8 +127,11 @@ type trace struct {
 	code   uint64
 	rounds int
 	lines  map[uint64]*line
-	places map[uint64]int // of instructions: the lines that came over for them
+	moves  map[move]int // the lines that came over
 }
+
+// A move is a line that an instruction wrote in one thread and another needed in the other.
+type move struct{ wrote, needs uint64 }
 
 // read reads valgrind's list of accesses, such as " S 1ffeffe7f0,8".
 func (t *trace) read(r io.Reader) error {
@@ -191,14 +195,23 @@ func (t *trace) access(at uint64, write bool) {
 		t.lines[at] = l
 	}
 	if l.writer != 0 && l.writer != t.thread && !l.shared && t.rounds >= 2*warm {
-		t.places[t.code]++
+		t.moves[move{l.code, t.code}]++
 	}
 	switch {
 	case write:
-		l.writer, l.shared = t.thread, false
+		l.writer, l.code, l.shared = t.thread, t.code, false
 	case l.writer != t.thread:
 		l.shared = true
 	}
+}
+
+// place returns the function of an instruction, and its name with the line of source.
+func place(code *gosym.Table, pc uint64) (f *gosym.Func, name string) {
+	file, number, f := code.PCToLine(pc)
+	if f != nil {
+		name = fmt.Sprintf("%s (%s:%d)", strings.TrimPrefix(f.Name, "github.com/weir-p2p/"), filepath.Base(file), number)
+	}
+	return f, name
 }
 
 // print prints how many lines came over for a round, and for which places in the code.
@@ -208,16 +221,18 @@ func (t *trace) print(w io.Writer, code *gosym.Table) error {
 		return fmt.Errorf("the trace has %d rounds, expected more than %d", t.rounds, 2*warm)
 	}
 	byPlace, ours, runtimes := make(map[string]int), 0, 0
-	for pc, n := range t.places {
-		file, number, f := code.PCToLine(pc)
+	for m, n := range t.moves {
+		f, needs := place(code, m.needs)
 		if f == nil {
 			continue
 		}
-		if ours += n; strings.HasPrefix(f.Name, "runtime.") || strings.HasPrefix(f.Name, "sync.(*Pool") {
-			ours -= n
+		if strings.HasPrefix(f.Name, "runtime.") || strings.HasPrefix(f.Name, "sync.(*Pool") {
 			runtimes += n
+		} else {
+			ours += n
 		}
-		byPlace[fmt.Sprintf("%s  %s:%d", strings.TrimPrefix(f.Name, "github.com/weir-p2p/"), filepath.Base(file), number)] += n
+		_, wrote := place(code, m.wrote)
+		byPlace[needs+", written at "+wrote] += n
 	}
 	per := func(n int) float64 { return float64(n) / float64(rounds) }
 	fmt.Fprintf(w, "%.1f lines a round come over from the other core, and %.1f of the Go runtime and its pools\n", per(ours), per(runtimes))

@@ -39,6 +39,8 @@ func TestStalls(t *testing.T) {
 		openPeer(t, m, p)
 		openPeer(t, theirs, p)
 	}
+	var system network.ResourceScope
+	require.NoError(t, m.ViewSystem(func(s network.ResourceScope) error { system = s; return nil }))
 	question := ExplainRequest{Kind: KindStream, Peer: "somebody", Direction: network.DirInbound}
 	t.Logf("%-36s %9s %9s %9s %9s %9s", "beside", "streams", "median", "p99.9", "worst", "allocates")
 	for _, one := range []struct {
@@ -54,6 +56,11 @@ func TestStalls(t *testing.T) {
 		{"Explain", m, func() { m.Explain(question) }},
 		{"SetLimits", m, func() { m.SetLimits(NewFixedLimiter(InfiniteLimits)) }},
 		{"collection", m, m.reap},
+		{"a decision on the exact sum", m, func() {
+			const moreThanHalf = math.MaxInt/2 + math.MaxInt/8
+			require.NoError(t, system.ReserveMemory(moreThanHalf, network.ReservationPriorityAlways))
+			system.ReleaseMemory(moreThanHalf)
+		}},
 		{"go-libp2p's: nothing", theirs, func() {}},
 		{"go-libp2p's: Stat", theirs, func() { theirs.(upstream.ResourceManagerState).Stat() }},
 	} {

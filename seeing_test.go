@@ -42,6 +42,25 @@ func ExampleLimitUses_WriteTable() {
 	// peer:12D3KooWRpAPnRgC4qHPPkFkrwbCrjMJGHvRRJVMKGmvXaUEMMPL  StreamsInbound  3            3                   100.0%
 }
 
+// Who fills a limit: in one sentence, and as a table of all that hold anything.
+func ExampleSnapshot_WriteHolders() {
+	limits := rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{StreamsInbound: 4}}
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits.Build(rcmgr.InfiniteLimits)))
+	if err != nil {
+		panic(err)
+	}
+	defer rm.Close()
+	open(rm, 4)
+
+	s := rm.Snapshot()
+	fmt.Println(s.InTheWay())
+	s.WriteHolders(os.Stdout)
+	// Output:
+	// system inbound streams are full (4 of 4); 12D3KooWRpAPnRgC4qHPPkFkrwbCrjMJGHvRRJVMKGmvXaUEMMPL holds 100 %; raise System.StreamsInbound
+	// Scope                                                      Conns In  Conns Out  FD  Streams In  Streams Out  Memory  Refused
+	// peer:12D3KooWRpAPnRgC4qHPPkFkrwbCrjMJGHvRRJVMKGmvXaUEMMPL  0         0          0   4           0            0       0
+}
+
 // Limits that are tried on a node before they bite.
 func ExampleWithObserveOnly() {
 	limits := rcmgr.PartialLimitConfig{PeerDefault: rcmgr.ResourceLimits{StreamsInbound: 3}}

@@ -356,6 +356,23 @@ func withOneOption() error {
 	return host.Close()
 }
 
+func withANodesLimits() error {
+	node := rcmgr.NodeLimits{MaxMemory: 2 << 30, MaxFileDescriptors: 4096, ConnMgrHighWater: 1200}
+	host, err := libp2p.New(rcmgrhost.ManagerForNode(node))
+	if err != nil {
+		return err
+	}
+	return host.Close()
+}
+
+func withoutLimits() error {
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(rcmgr.InfiniteLimits))
+	if err != nil {
+		return err
+	}
+	return rm.Close()
+}
+
 func withBothManagers(theirs network.ResourceManager, limiter upstream.Limiter) error {
 	rm, err := rcmgrshadow.OursBeside(theirs, limiter)
 	if err != nil {
@@ -440,6 +457,8 @@ func TestCodeShownInTheDocumentsWorks(t *testing.T) {
 		"after moving":             afterMoving,
 		"defaults":                 withDefaults,
 		"one option":               withOneOption,
+		"a node's limits":          withANodesLimits,
+		"no limits":                withoutLimits,
 		"both managers":            withBothOfUpstreamsLimits,
 		"upstream's admission":     withUpstreamsAdmission,
 		"limits in code":           withLimitsInCode,

@@ -24,6 +24,7 @@ const (
 // attack is one way to fill a limit.
 type attack struct {
 	title  string
+	short  string // the title where there is little room
 	filled string // the resource, of which there may be limit
 	limit  int
 	denied func(fortune) share // what honest peers then lack
@@ -31,10 +32,10 @@ type attack struct {
 }
 
 var (
-	handshakes  = &attack{"Handshakes that never end", "transient connections", transientConns, connsOf, (*siege).beginHandshake}
-	streams     = &attack{"Streams that say nothing", "transient streams", transientStreams, streamsOf, (*siege).openStream}
-	connections = &attack{"Connections that stay", "connections of the system", systemConns, connsOf, (*siege).holdConnection}
-	served      = &attack{"Connections that stay and use a protocol", "connections of the system", systemConns, connsOf, (*siege).holdServed}
+	handshakes  = &attack{"Handshakes that never end", "handshakes", "transient connections", transientConns, connsOf, (*siege).beginHandshake}
+	streams     = &attack{"Streams that say nothing", "streams", "transient streams", transientStreams, streamsOf, (*siege).openStream}
+	connections = &attack{"Connections that stay", "conns", "connections of the system", systemConns, connsOf, (*siege).holdConnection}
+	served      = &attack{"Connections that stay and use a protocol", "in use", "connections of the system", systemConns, connsOf, (*siege).holdServed}
 
 	attacks = []*attack{handshakes, streams, connections}
 )

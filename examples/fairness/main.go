@@ -39,7 +39,7 @@ func settingsFrom(args []string) (settings, error) {
 	l := cmdline.New("fairness").About(`
 Simulates attackers with thousands of identities, in a few subnets or in many,
 and shows what honest peers get meanwhile: on go-libp2p's manager, on this one
-with its defaults, and on this one with WithFairShare.
+with its defaults, and on this one with WithFairShare. That takes some minutes.
 `)
 	l.Seed(&s.seed, "seed", "`number` that decides all that chance does")
 	l.File(&s.svg, "svg", "also draw a plot into this `file`")

@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/multiformats/go-multiaddr"
@@ -54,6 +57,28 @@ func TestTheSameSeedGivesTheSameOutput(t *testing.T) {
 	}
 	require.Equal(t, print(1), print(1))
 	require.NotEqual(t, print(1), print(2))
+}
+
+// Tables are read in terminals.
+func TestTheTablesFit80Columns(t *testing.T) {
+	full := outcome{held: 1}
+	for range 2 {
+		all := share{wanted: 1, atFirst: 1, inTheEnd: 1}
+		full.fates = append(full.fates, fortune{conns: all, streams: all, served: all, lost: 1})
+	}
+	var out bytes.Buffer
+	p, room := newPlan(), roomStories()
+	for _, s := range p.stories() {
+		s.outcomes = slices.Repeat([]outcome{full}, len(variants))
+	}
+	for _, s := range room {
+		s.outcomes = slices.Repeat([]outcome{full}, len(roomVariants))
+	}
+	require.NoError(t, p.write(&out, variants, 1))
+	require.NoError(t, writeRoom(&out, room, roomVariants, 1))
+	for line := range strings.Lines(out.String()) {
+		require.LessOrEqual(t, utf8.RuneCountInString(strings.TrimSuffix(line, "\n")), 80, line)
+	}
 }
 
 func TestWithoutAnAttackEverybodyIsAdmittedAtTheFirstTry(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"math"
 	"net/netip"
+	"strings"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
@@ -43,6 +44,12 @@ func limits() (rcmgr.ConcreteLimitConfig, error) {
 type variant struct {
 	name string
 	make func(rcmgr.ConcreteLimitConfig, *clock) (network.ResourceManager, error)
+}
+
+// column returns the name at the head of a narrow column: the last part.
+func (v *variant) column() string {
+	parts := strings.Split(v.name, ", ")
+	return parts[len(parts)-1]
 }
 
 var variants = []variant{

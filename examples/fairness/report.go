@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 )
@@ -26,7 +27,11 @@ func (s share) String() string {
 
 // write writes all tables.
 func (p *plan) write(to io.Writer, variants []variant, seed uint64) error {
-	fmt.Fprintf(to, "Seed %d. In percent: honest peers that were admitted at the first try → after at most %d more; of the limit, what attackers held.\n", seed, mostTries-1)
+	fmt.Fprintf(to, `Seed %d. All numbers are percentages. Served are honest peers that were admitted
+at the first try → after at most %d more; held is the part of the limit that
+attackers had. "fair share" is WithFairShare(), "system too" covers the system
+scope, too; ours has neither.
+`, seed, mostTries-1)
 	for _, s := range p.sweeps {
 		if err := s.write(to, variants); err != nil {
 			return err
@@ -49,47 +54,48 @@ func table(to io.Writer, rows [][]string) error {
 
 // write writes what honest peers got of the attacked resource, and what attackers held.
 func (s *series) write(to io.Writer, variants []variant) error {
-	head := []string{"subnets", "identities in each"}
+	head := []string{"subnets", "in each"}
 	for _, v := range variants {
-		head = append(head, v.name)
+		head = append(head, v.column())
 	}
-	for _, v := range variants {
-		head = append(head, "held, "+v.name)
-	}
-	rows := [][]string{head}
+	served, held := [][]string{head}, [][]string{head}
 	for _, story := range s.stories {
 		row := []string{"no attack", ""}
 		if story.attack != nil {
 			row = []string{fmt.Sprint(story.subnets), fmt.Sprint(story.identities)}
 		}
+		some := slices.Clone(row)
 		for _, o := range story.outcomes {
 			row = append(row, s.attack.denied(o.all()).String())
+			some = append(some, fmt.Sprintf("%.0f", 100*o.held))
 		}
-		for _, o := range story.outcomes {
-			row = append(row, fmt.Sprintf("%.0f", 100*o.held))
-		}
-		rows = append(rows, row)
+		served, held = append(served, row), append(held, some)
 	}
-	fmt.Fprintf(to, "\n%s; the limit is %d %s:\n\n", s.title, s.attack.limit, s.attack.filled)
-	return table(to, rows)
+	fmt.Fprintf(to, "\n%s.\nThe limit is %d %s.\n\nServed:\n\n", s.title, s.attack.limit, s.attack.filled)
+	if err := table(to, served); err != nil {
+		return err
+	}
+	fmt.Fprint(to, "\nHeld:\n\n")
+	return table(to, held)
 }
 
 // writeSpecials writes what each group got.
 func writeSpecials(to io.Writer, stories []*story, variants []variant) error {
-	head := []string{"attack", "honest peers"}
+	head := []string{"attack, and honest peers"}
 	for _, v := range variants {
-		head = append(head, v.name)
+		head = append(head, v.column())
 	}
 	rows := [][]string{head}
 	for _, story := range stories {
+		rows = append(rows, append([]string{story.title + ":"}, make([]string, len(variants))...))
 		for i, g := range story.groups {
-			row := []string{story.title, g.name}
+			row := []string{g.name}
 			for _, o := range story.outcomes {
 				row = append(row, o.fates[i].served.String())
 			}
 			rows = append(rows, row)
 		}
 	}
-	fmt.Fprint(to, "\nSpecial cases; admitted with connection and stream:\n\n")
+	fmt.Fprint(to, "\nSpecial cases; served with connection and stream:\n\n")
 	return table(to, rows)
 }

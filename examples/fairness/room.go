@@ -13,18 +13,18 @@ import (
 )
 
 func roomStories() []*story {
-	shared := []group{{"elsewhere", 0.8, anywhere}, {"a fifth, in one /24", 0.2, oneSubnet}}
+	shared := []group{{", elsewhere", 0.8, anywhere}, {", in one /24", 0.2, oneSubnet}}
 	from := func(a *attack, n int, where string, place func(int, int) multiaddr.Multiaddr) *story {
-		return &story{title: fmt.Sprintf("%s, %d subnets %s", a.title, n, where), scene: attackFrom(a, n, identitiesInAll/n).at(place)}
+		return &story{title: fmt.Sprintf("%s, %d %s", a.short, n, where), scene: attackFrom(a, n, identitiesInAll/n).at(place)}
 	}
 	return []*story{
-		from(streams, 1024, "side by side", attackersIn24),
-		from(streams, 4096, "everywhere", attackersEverywhere),
-		from(connections, 1024, "side by side", attackersIn24),
-		from(connections, 1024, "everywhere", attackersEverywhere),
-		from(connections, 4096, "everywhere", attackersEverywhere),
-		from(served, 1024, "everywhere", attackersEverywhere),
-		{title: "no attack, 90 % of the connections wanted", scene: peace.among(shared...).wanting(0.9)},
+		from(streams, 1024, "together", attackersIn24),
+		from(streams, 4096, "spread", attackersEverywhere),
+		from(connections, 1024, "together", attackersIn24),
+		from(connections, 1024, "spread", attackersEverywhere),
+		from(connections, 4096, "spread", attackersEverywhere),
+		from(served, 1024, "spread", attackersEverywhere),
+		{title: "no attack", scene: peace.among(shared...).wanting(0.9)},
 	}
 }
 
@@ -33,17 +33,20 @@ var shorter = times{before: 20 * time.Second, spread: 10 * time.Second, count: 2
 
 // writeRoom writes what each group got.
 func writeRoom(to io.Writer, stories []*story, variants []variant, seed uint64) error {
-	fmt.Fprintf(to, "Seed %d. In percent: honest peers that were served at the first try → after at most %d more, and of these, those that were let go before they went.\n\n", seed, mostTries-1)
-	rows := [][]string{{"attack", "honest peers"}}
+	fmt.Fprintf(to, "Seed %d. In percent: honest peers that were served at the first try →\nafter at most %d more, and in brackets those of them that were let go before they\nwent.\n\n", seed, mostTries-1)
+	rows := [][]string{{"attack, subnets"}}
 	for _, v := range variants {
-		rows[0] = append(rows[0], v.name)
+		rows[0] = append(rows[0], v.column())
 	}
 	for _, story := range stories {
 		for i, g := range story.groups {
-			row := []string{story.title, g.name}
+			row := []string{story.title}
+			if len(story.groups) > 1 {
+				row[0] += g.name
+			}
 			for _, o := range story.outcomes {
 				f := o.fates[i]
-				row = append(row, fmt.Sprintf("%v, lost %.0f", f.served, percent(f.lost, f.served.inTheEnd)))
+				row = append(row, fmt.Sprintf("%v (%.0f)", f.served, percent(f.lost, f.served.inTheEnd)))
 			}
 			rows = append(rows, row)
 		}

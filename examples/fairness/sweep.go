@@ -107,19 +107,19 @@ func sweeps() (all []series) {
 // attackers, and with attackers that the rule does not see.
 func specials() []*story {
 	shared := []group{{"elsewhere", 0.8, anywhere}, {"a fifth, in one /24", 0.2, oneSubnet}}
-	beside := []group{{"elsewhere", 0.8, anywhere}, {"a fifth, in one of the attackers' /24", 0.2, firstAttackers}}
+	beside := []group{{"elsewhere", 0.8, anywhere}, {"a fifth, among attackers", 0.2, firstAttackers}}
 	together := group{"all, in one /24", 1, oneSubnet}
 	return []*story{
-		{title: "streams from 4 subnets", scene: attackFrom(streams, 4, 1024).among(shared...)},
-		{title: "streams from 64 subnets", scene: attackFrom(streams, 64, 64).among(shared...)},
-		{title: "connections from 4 subnets", scene: attackFrom(connections, 4, 1024).among(shared...)},
-		{title: "connections from 64 subnets", scene: attackFrom(connections, 64, 64).among(shared...)},
-		{title: "streams from 4 subnets", scene: attackFrom(streams, 4, 1024).among(beside...)},
-		{title: "connections from 4 subnets", scene: attackFrom(connections, 4, 1024).among(beside...)},
-		{title: "streams from 64 IPv6 /56", scene: attackFrom(streams, 64, 64).at(attackersIn56)},
+		{title: "streams, 4 subnets", scene: attackFrom(streams, 4, 1024).among(shared...)},
+		{title: "streams, 64 subnets", scene: attackFrom(streams, 64, 64).among(shared...)},
+		{title: "connections, 4 subnets", scene: attackFrom(connections, 4, 1024).among(shared...)},
+		{title: "connections, 64 subnets", scene: attackFrom(connections, 64, 64).among(shared...)},
+		{title: "streams, 4 subnets", scene: attackFrom(streams, 4, 1024).among(beside...)},
+		{title: "connections, 4 subnets", scene: attackFrom(connections, 4, 1024).among(beside...)},
+		{title: "streams, 64 IPv6 /56", scene: attackFrom(streams, 64, 64).at(attackersIn56)},
 		{title: "streams through relays", scene: attackFrom(streams, 1, identitiesInAll).at(behindRelays)},
-		{title: "no attack, 90 % of the connections wanted", scene: peace.among(shared...).wanting(0.9)},
-		{title: "no attack, 70 % of the connections wanted", scene: peace.among(together).wanting(0.7)},
+		{title: "no attack, 90 % wanted", scene: peace.among(shared...).wanting(0.9)},
+		{title: "no attack, 70 % wanted", scene: peace.among(together).wanting(0.7)},
 	}
 }
 

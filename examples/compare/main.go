@@ -365,12 +365,74 @@ func sumOf(name string, cases []*benchCase) *benchCase {
 	return sum
 }
 
-// print writes a table in Markdown.
+// print writes two tables in Markdown for each set of cases that differ only in the
+// workload: medians, and the least and the most.
 func (r *report) print(to io.Writer) {
-	fmt.Fprintf(to, "%s, %s, %d × %s; %s, medians of %d rounds of %s each; in brackets the least and the most.\n\n",
-		r.Go, r.Arch, r.Processors, r.Processor, r.Measure, r.Rounds, r.Time)
-	var rivals []string
+	fmt.Fprintf(to, "%s, %s, %d × %s;\n%s, medians of %d rounds of %s each.\n", r.Go, r.Arch, r.Processors, r.Processor, r.Measure, r.Rounds, r.Time)
+	fmt.Fprint(to, "Rivals as multiples of ours; * without metrics.\n")
+	for _, name := range r.sets() {
+		cases := r.set(name)
+		rivals := rivalsIn(cases)
+		fmt.Fprintf(to, "\n%s:\n\n", name)
+		rows := [][]string{append([]string{"workload", "ours, ns"}, heads(rivals)...)}
+		for _, c := range cases {
+			var times []float64
+			for _, result := range c.Results[ours] {
+				times = append(times, result.Nanoseconds)
+			}
+			row := []string{c.workload(), fmt.Sprintf("%.0f", spreadOf(times).Median)}
+			rows = append(rows, append(row, c.cells(rivals, func(s Spread) string { return fmt.Sprintf("%.1f", s.Median) })...))
+		}
+		table(to, rows)
+		fmt.Fprint(to, "\nThe least and the most, and the allocations of ours:\n\n")
+		rows = [][]string{append([]string{"workload", "allocs"}, heads(rivals)...)}
+		for _, c := range cases {
+			allocations := 0.0
+			for _, result := range c.Results[ours] {
+				allocations = max(allocations, result.Allocations)
+			}
+			row := []string{c.workload(), fmt.Sprint(allocations)}
+			rows = append(rows, append(row, c.cells(rivals, func(s Spread) string { return fmt.Sprintf("%.1f–%.1f", s.Least, s.Most) })...))
+		}
+		table(to, rows)
+	}
+}
+
+// setOf returns the name of a case without its workload.
+func setOf(name string) string {
+	return strings.Trim(strings.ReplaceAll(work.ReplaceAllString(name, ""), "//", "/"), "/")
+}
+
+// workload returns the workload of a case, or its whole name if it names none.
+func (c *benchCase) workload() string {
+	if w, ok := strings.CutPrefix(work.FindString(c.Name), "work="); ok {
+		return w
+	}
+	return c.Name
+}
+
+// sets returns the names of the cases without their workloads, each once.
+func (r *report) sets() (names []string) {
 	for _, c := range r.Cases {
+		if name := setOf(c.Name); !slices.Contains(names, name) && len(c.Results[ours]) > 0 {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// set returns the cases that differ only in the workload.
+func (r *report) set(name string) (cases []*benchCase) {
+	for _, c := range r.Cases {
+		if setOf(c.Name) == name && len(c.Results[ours]) > 0 {
+			cases = append(cases, c)
+		}
+	}
+	return cases
+}
+
+func rivalsIn(cases []*benchCase) (rivals []string) {
+	for _, c := range cases {
 		for impl := range c.Ratios {
 			if !slices.Contains(rivals, impl) {
 				rivals = append(rivals, impl)
@@ -378,32 +440,36 @@ func (r *report) print(to io.Writer) {
 		}
 	}
 	slices.Sort(rivals)
-	out := tabwriter.NewWriter(to, 0, 0, 1, ' ', 0)
-	defer out.Flush()
-	fmt.Fprintf(out, "| benchmark\t| ours, ns\t| allocations")
+	return rivals
+}
+
+func heads(rivals []string) (heads []string) {
 	for _, impl := range rivals {
-		fmt.Fprintf(out, "\t| %s takes", impl)
+		heads = append(heads, strings.Replace(impl, "-without-metrics", "*", 1))
 	}
-	fmt.Fprintf(out, "\t|\n|---\t|---\t|---%s\t|\n", strings.Repeat("\t|---", len(rivals)))
-	for _, c := range r.Cases {
-		var times []float64
-		allocations := 0.0
-		for _, result := range c.Results[ours] {
-			times = append(times, result.Nanoseconds)
-			allocations = max(allocations, result.Allocations)
+	return heads
+}
+
+// cells returns what is shown of each rival, with nothing for one that has not run the case.
+func (c *benchCase) cells(rivals []string, show func(Spread) string) (cells []string) {
+	for _, impl := range rivals {
+		cell := ""
+		if s, ok := c.Ratios[impl]; ok {
+			cell = show(s)
 		}
-		if len(times) == 0 {
-			continue
-		}
-		fmt.Fprintf(out, "| %s\t| %.0f\t| %g", c.Name, spreadOf(times).Median, allocations)
-		for _, impl := range rivals {
-			s, ok := c.Ratios[impl]
-			if !ok {
-				fmt.Fprint(out, "\t|")
-				continue
-			}
-			fmt.Fprintf(out, "\t| %.1f × (%.1f–%.1f)", s.Median, s.Least, s.Most)
-		}
-		fmt.Fprintln(out, "\t|")
+		cells = append(cells, cell)
 	}
+	return cells
+}
+
+// table writes rows of cells; the first row is the head.
+func table(to io.Writer, rows [][]string) {
+	out := tabwriter.NewWriter(to, 0, 0, 1, ' ', 0)
+	for i, row := range rows {
+		fmt.Fprintf(out, "| %s\t|\n", strings.Join(row, "\t| "))
+		if i == 0 {
+			fmt.Fprintf(out, "|---%s\t|\n", strings.Repeat("\t|---", len(row)-1))
+		}
+	}
+	out.Flush()
 }

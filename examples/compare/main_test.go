@@ -1,10 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 )
@@ -42,5 +45,29 @@ func TestAPatternIsWhatGoTestTakes(t *testing.T) {
 	}
 	for _, bad := range []string{"a/(", "(/b", "[/x", "a/b)", "a/+", "a)(/b"} {
 		require.Error(t, checkPattern(bad), bad)
+	}
+}
+
+func TestTheTablesFit80Columns(t *testing.T) {
+	r := report{Go: "go1.26.8", Arch: "linux/amd64", Processors: 2, Processor: "Intel(R) Xeon(R) Processor", Measure: "cpu-ns/op"}
+	for _, name := range []string{"HotPath/limits=tight/work=memory-of-one-peer/procs=1", "HotPath/limits=tight/work=all/procs=1", "Gates/work=open", "Alone"} {
+		var lines []line
+		for impl, takes := range map[string]float64{ours: 1, "ours-without-metrics": 1, "one-mutex": 50, "upstream": 888.8, "upstream-without-metrics": 88.8} {
+			lines = append(lines, line{name, impl, Result{1000 * takes, 1}})
+		}
+		r.add(name, lines)
+	}
+	var out bytes.Buffer
+	r.print(&out)
+	for line := range strings.Lines(out.String()) {
+		require.LessOrEqual(t, utf8.RuneCountInString(strings.TrimSuffix(line, "\n")), 80, line)
+	}
+	for _, want := range []string{
+		"\nHotPath/limits=tight/procs=1:\n\n",
+		"| memory-of-one-peer | 1000     | 50.0      | 1.0   | 888.8    | 88.8      |\n",
+		"| all                | 1      | 50.0–50.0 | 1.0–1.0 | 888.8–888.8 | 88.8–88.8 |\n",
+		"\nGates:\n\n", "| open     |", "| Alone    |",
+	} {
+		require.Contains(t, out.String(), want)
 	}
 }

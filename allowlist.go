@@ -94,7 +94,7 @@ const (
 // peerEntries has the entries that name one peer.
 type peerEntries struct {
 	bare int           // how many are the bare peer ID
-	at   *prefixCounts // the networks of the others; nil if there are none
+	at   *prefixCounts // the networks of the others; nil without networks
 }
 
 // emptyAllowlist returns a view without entries, which must not change once readers can

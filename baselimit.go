@@ -224,8 +224,7 @@ func checkLimit(where string, l Limit) error {
 	return nil
 }
 
-// limitGiven returns the numbers of the limit that a manager was given for the scope where, or an
-// error if it was given none.
+// limitGiven returns the numbers of a limit, or an error if it is nil. where names its scope.
 func limitGiven(where string, l Limit) (*amounts, error) {
 	if isNoLimit(l) {
 		return nil, fmt.Errorf("%s: no limit given, the Limit is nil", where)

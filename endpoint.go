@@ -2,7 +2,7 @@ package rcmgr
 
 // The far end of a connection, as the gates see it: its own IP address, or no address. The
 // allowlist, the subnet counts and the rate limits all take their addresses from here, so
-// that all of them see a host under the same address, in whatever form it was written.
+// that all of them see a host under the same address, however it was written.
 
 import (
 	"net/netip"

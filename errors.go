@@ -219,7 +219,7 @@ func (e *LimitError) Direction() network.Direction { return directionOf[e.why.d]
 func (e *LimitError) Current() int64 { return e.why.used() }
 
 // RetryAt returns the time from which the rate that refused the request has a token again, if
-// nobody takes it before. It is the zero time if no rate of a scope refused.
+// no other request takes it before. It is the zero time if no rate of a scope refused.
 func (e *LimitError) RetryAt() time.Time {
 	if !e.why.byRate() {
 		return time.Time{}

@@ -128,7 +128,7 @@ func (m *Manager) Explain(q ExplainRequest) (*Explanation, error) {
 	return &e.out, nil
 }
 
-// nameLargest names who holds most of what is full.
+// nameLargest names the peer or subnet that holds most of a limit that refuses.
 func (e *explainer) nameLargest() {
 	k := e.out.By
 	if k == nil || !slices.Contains(limitNames[:], k.Name) { // a rate is not held by anyone
@@ -709,7 +709,7 @@ func (e *Explanation) String() string {
 }
 
 // text returns an amount of the check with its unit. The check of the process's memory compares
-// bytes, whatever is asked for.
+// bytes, for every request.
 func (k *LimitCheck) text(n int64) string {
 	limit := k.Name
 	switch {

@@ -1,7 +1,7 @@
 package rcmgr
 
 // What a scrape shows: the families of metrics, and how their series are made from a
-// reading. The number of series of each family is bounded, whatever remote peers do: peers
+// reading. The number of series of each family is bounded, no matter what remote peers do: peers
 // and connections are shown by class and as distributions, and only the busiest services
 // and protocols are shown by name.
 

@@ -16,7 +16,7 @@ import (
 // gate is all gates of a manager. Its methods are safe for concurrent use.
 type gate struct {
 	subnets *subnets.Subnets // connections, and tokens unless the program has its own limiter
-	caller  *callerRates     // the program's own limiter of rates; nil is none
+	caller  *callerRates     // the program's own limiter of rates, or nil
 	sources *subnets.Subnets // attempts that need not prove their source address
 	dials   *subnets.Subnets // tokens of outbound connections alone; nil if they have no rate
 
@@ -29,7 +29,7 @@ type gate struct {
 
 // newGate makes the gates. It returns an error if a prefix or a limit is invalid. noting reports
 // whether refusals are noted for the log. observed has the gates that are only observed, and
-// refuse nothing; nil is none.
+// refuse nothing; it may be nil.
 func newGate(cfg gateConfig, caller *callerRates, noting bool, observed *observedKinds) (*gate, error) {
 	limits := cfg.gateLimits()
 	if caller != nil {

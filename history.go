@@ -1,6 +1,6 @@
 package rcmgr
 
-// How many requests were refused in the last minutes, so that an operator who looks at a host
+// The number of requests that were refused in the last minutes, so that an operator who looks at a host
 // in trouble sees when the trouble began. A periodic job adds up the counts of the stripes
 // every ten seconds, and the sums of five minutes are kept.
 

@@ -134,7 +134,7 @@ func WithNewcomersQuarter(on bool) Option {
 //
 // Close logs what was refused since the last line. A negative interval is an error.
 // WithRefusalLogger sets another level and logger. At level debug, each refusal is logged when it
-// happens, whatever interval is set.
+// happens, independently of the interval.
 func WithRefusalLog(every time.Duration) Option {
 	return func(c *config) error {
 		if every < 0 {
@@ -268,7 +268,7 @@ func WithGates(gates GateLimits) Option {
 // logged and the file is closed, but the manager works as before. Events reach the
 // file after about a second. Close writes the rest and closes the file.
 //
-// A traced manager always has a single stripe, whatever WithStripes sets, so that events have
+// A traced manager always has a single stripe, even with WithStripes, so that events have
 // one order and exact totals. It can therefore use only one processor at a time.
 func WithTrace(path string) Option {
 	return func(c *config) error {
@@ -477,7 +477,7 @@ func WithObserveOnly(kinds ...Kind) Option {
 }
 
 // WithMemoryPressure refuses inbound connections and inbound streams while this process has
-// too much memory in use, for whatever purpose. It is off by default.
+// too much memory in use, for any purpose. It is off by default.
 //
 // Connections and streams that are open stay open, and may reserve what their limits admit.
 // Outbound connections and streams are not refused, and neither are those of the allowlist. A

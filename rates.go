@@ -23,7 +23,7 @@ import (
 // and "default" are Rate{Burst: Unlimited} and the zero value.
 //
 // The zero value is no rate in a BaseLimit, and leaves the rate to the defaults in
-// ResourceLimits. With Unlimited as Burst, there is no rate, whatever the defaults say. Otherwise
+// ResourceLimits. With Unlimited as Burst, there is no rate, even if the defaults have one. Otherwise
 // PerSecond has to be more than 0 and at most 1,000,000. A Burst of 0 is what comes in a second,
 // and at least 1; an empty bucket must be full again after 24 hours at most. The time between two
 // that enter is rounded up to whole nanoseconds.
@@ -251,7 +251,7 @@ func (r Rates) check(place string) *configErrors {
 	return errs
 }
 
-// scopeRates are the rates of a scope, and their buckets. nil is none.
+// scopeRates are the rates of a scope, and their buckets. A nil *scopeRates has no rates.
 type scopeRates struct {
 	limits  Rates // as they were set
 	buckets rateBuckets

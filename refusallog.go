@@ -59,7 +59,7 @@ func refusalLines(lines []refusalLine, begin string, now *unloggedRefusals, alre
 	return lines
 }
 
-// findLargest finds who holds most of each limit that refused. For a service or protocol that is
+// findLargest finds the peer or subnet that holds most of each limit that refused. For a service or protocol that is
 // the one that refused most.
 func (m *Manager) findLargest(lines []refusalLine) {
 	var of []limitOf

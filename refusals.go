@@ -184,8 +184,8 @@ type largest struct {
 // isWorthNaming reports whether it holds a tenth of what is held or more.
 func (l *largest) isWorthNaming(use int64) bool { return l.held > 0 && l.held >= use/10 }
 
-// recentLargest keeps what Explain has found, so that strangers who ask often do not make it
-// look at all peers each time.
+// recentLargest keeps what Explain has found, so that frequent questions do not make it look at
+// all peers each time.
 type recentLargest struct {
 	mu    sync.Mutex
 	at    time.Time
@@ -198,7 +198,7 @@ const largestFor = time.Second
 // largestKept bounds the limits in a recentLargest.
 const largestKept = 64
 
-// of returns who holds most of a limit, as find returns it now or has within the last second.
+// of returns the peer or subnet that holds most of a limit, as find returns it now or has within the last second.
 func (r *recentLargest) of(l limitOf, find func([]limitOf) []largest) largest {
 	r.mu.Lock()
 	defer r.mu.Unlock()

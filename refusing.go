@@ -279,7 +279,7 @@ func (e *engine) largestLately(k Kind, of string, d dim, use int64, recent *rece
 	return who.name.String(), who.held
 }
 
-// largestHolders returns who holds most of each limit; of peers that hold equally much, the one
+// largestHolders returns the peer or subnet that holds most of each limit; of peers that hold equally much, the one
 // whose ID comes first. It takes the locks of the stripes one by one, and releases them after a
 // few peers.
 func (e *engine) largestHolders(of []limitOf) []largest {

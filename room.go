@@ -37,7 +37,7 @@ func (m *Manager) newRoom(c *RoomConfig) *letgo.Room {
 	})
 }
 
-// traceLetGo tells the tracer that a connection or stream was let go.
+// traceLetGo adds the event that a connection or stream was let go.
 func (m *Manager) traceLetGo(v letgo.Victim) {
 	if m.trace != nil {
 		m.trace.push(traceEvent{typ: TraceLetGoEvt, name: scopeName{kind: kindOfVictim(&v), num: v.Num}})

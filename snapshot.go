@@ -221,7 +221,7 @@ type peerCut struct {
 // for all shared scopes. If more peers have refused something, the first cut grows. No memory of it
 // is touched for the first time under the locks. The room of a cut that is over is used again:
 // large allocations right before the locks are taken would often start a garbage collection,
-// which then holds up all who wait. The caller calls endCut.
+// which then delays every goroutine that waits for one. The caller calls endCut.
 func (m *Manager) newCut(peers, refused int) *cut {
 	c, ok := m.cuts.Get().(*cut)
 	if !ok {

@@ -421,8 +421,8 @@ func (t *tracer) close() {
 	<-t.done
 }
 
-// StatsTraceReporter tells WithTraceReporter that metrics are wanted, as programs do that
-// were written for go-libp2p's manager. Metrics are read from the manager at each scrape
+// StatsTraceReporter asks for metrics. Programs that were written for go-libp2p's manager pass
+// it to WithTraceReporter. Metrics are read from the manager at each scrape
 // (MustRegisterWith) and not gathered from events, so it does not turn tracing on. Passed
 // by value or by pointer, it overrides WithMetricsDisabled. The zero value is ready to
 // use.

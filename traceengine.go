@@ -5,7 +5,7 @@ package rcmgr
 // so all events are in one order, and the use of a share is that of its whole scope. Without a
 // tracer each event costs a comparison with nil.
 
-// traceChain tells the tracer that every account of a chain got or gave up what a request asks for.
+// traceChain adds an event for every account of a chain that got or gave up what a request asks for.
 func (st *stripe) traceChain(c *chain, r *request, tell func(*tracer, scopeName, *traceDelta, *amounts)) {
 	if st.trace == nil {
 		return
@@ -19,15 +19,15 @@ func (st *stripe) traceChain(c *chain, r *request, tell func(*tracer, scopeName,
 	}
 }
 
-// traceMemory tells the tracer that a holder got or gave up n bytes.
+// traceMemory adds the events of a holder that got or gave up n bytes.
 func (st *stripe) traceMemory(h *holder, n int64, priority uint8, tell func(*tracer, scopeName, *traceDelta, *amounts)) {
 	r := memoryRequest(st.engine.admission, n, priority)
 	st.traceHeld(h, &r, tell)
 }
 
-// traceHeld tells the tracer that a holder got or gave up memory: first for the chain, then for the
-// owners from the outermost inwards, and then for the holder. Above an owner that is done it
-// tells nothing, because nothing was charged there.
+// traceHeld adds the events of a holder that got or gave up memory: first for the chain, then for
+// the owners from the outermost inwards, and then for the holder. There are none above an owner
+// that is done, because nothing was charged there.
 func (st *stripe) traceHeld(h *holder, r *request, tell func(*tracer, scopeName, *traceDelta, *amounts)) {
 	switch {
 	case h.owner == nil:
@@ -39,7 +39,7 @@ func (st *stripe) traceHeld(h *holder, r *request, tell func(*tracer, scopeName,
 	tell(st.trace, h.name(h.num), r.delta(), &use)
 }
 
-// traceSpan tells the tracer that a span has begun.
+// traceSpan adds the event that a span has begun.
 func (st *stripe) traceSpan(h *holder) {
 	if st.trace == nil {
 		return
@@ -51,21 +51,21 @@ func (st *stripe) traceSpan(h *holder) {
 	st.trace.created(h.name(h.num), *limits)
 }
 
-// traceDone tells the tracer that a connection, stream or span is done.
+// traceDone adds the event that a connection, stream or span is done.
 func (st *stripe) traceDone(h *holder) {
 	if st.trace != nil {
 		st.trace.destroyed(h.name(h.num))
 	}
 }
 
-// traceCreated tells the tracer that an account was made.
+// traceCreated adds the event that an account was made.
 func (st *stripe) traceCreated(a *account) {
 	if st.trace != nil {
 		st.trace.created(a.name(), *a.limit())
 	}
 }
 
-// traceDestroyed tells the tracer that an account was collected.
+// traceDestroyed adds the event that an account was collected.
 func (st *stripe) traceDestroyed(a *account) {
 	if st.trace != nil {
 		st.trace.destroyed(a.name())

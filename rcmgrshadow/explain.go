@@ -123,7 +123,7 @@ func (m *Manager) followsOther(s *scope) bool {
 // holdsNone reports whether a scope that is moved holds nothing of a resource.
 func holdsNone(stat network.ScopeStat, what string) bool { return !touches(stat, what) }
 
-// notCompared is why a difference is none.
+// notCompared is the reason why a difference does not count.
 type notCompared string
 
 const (

@@ -96,7 +96,7 @@ type Manager struct {
 	counts     counts
 	rule       admissionRule // whether ours has go-libp2p's rule for priorities
 	lost       string        // the entry that explains why amounts differ for good; empty if none does
-	badLimit   bool          // SetLimit was called with a limit that is none
+	badLimit   bool          // SetLimit was called with an invalid limit
 	limitApart bool          // limits differ, and no entry explains it
 
 	// apart has the connections and streams that differ: that only the lead has, or that

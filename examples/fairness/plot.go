@@ -2,7 +2,7 @@ package main
 
 // The plot: a panel for each attack, with a line for each manager over the number of
 // subnets. Its colours follow the reader's theme, light or dark. Every other line is thin
-// and dashed, so that lines with the same course can be told apart.
+// and dashed, so that lines with the same course can be distinguished.
 
 import (
 	_ "embed"

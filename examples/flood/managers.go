@@ -80,7 +80,7 @@ func newUpstream(limits rcmgr.ConcreteLimitConfig, guests []multiaddr.Multiaddr,
 
 // upstreamGates returns options of go-libp2p's for the gates that a manager of ours has
 // with these limits, as far as they concern loopback, which is in a named network or in
-// one inside it, whatever the limits of unnamed subnets are.
+// one inside it, no matter what the limits of unnamed subnets are.
 func upstreamGates(limits rcmgr.ConcreteLimitConfig) ([]upstream.Option, error) {
 	ours, err := rcmgr.New(rcmgr.NewFixedLimiter(limits))
 	if err != nil {

@@ -24,7 +24,7 @@ type outcome struct {
 	passed          []string // limits that were exceeded
 	friend          [numDeeds]tally
 	friendRefusals  []string // by the manager
-	friendUntracked bool     // refusals of its first packets could not be told from others'
+	friendUntracked bool     // refusals of its first packets could not be distinguished from others
 	calls           callCounts
 	gates           map[string]uint64 // refusals by gate
 	gateLimits      map[string]string // what gates admit

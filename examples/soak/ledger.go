@@ -3,7 +3,7 @@ package main
 // go-libp2p v0.51.0 sometimes forgets an inbound connection that its peer closes right
 // after the handshake (Accept of the upgrader's listener), with any manager, and never
 // closes its scope. A ledger between a host and its manager has every scope that is open.
-// With it, scopes that the host has forgotten can be told from scopes that the manager
+// With it, scopes that the host has forgotten can be distinguished from scopes that the manager
 // should not hold.
 
 import (

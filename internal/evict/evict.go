@@ -5,9 +5,9 @@
 // host has decided, and have no bound. The others keep only a part of the rest each, because
 // strangers may come to belong to them in the end; no class takes anything from another.
 //
-// Of what is left, the one goes whose groups hold most beside their shares. Groups are nested:
-// a peer, an address, a subnet, a network, and whatever else the host can tell. So an owner of
-// many addresses competes with itself. Where a group holds more than its share, its youngest
+// The rest compete by their groups: the member of the group that exceeds its share most goes
+// first. Groups are nested: a peer, an address, a subnet, a network, and an owner that the host
+// knows. So the owner of many addresses competes with itself. Where a group holds more than its share, its youngest
 // goes, and those that were there before an attack stay. Where no group does, chance decides
 // among the older half: strangers cannot tell their candidates from others then, and with any
 // other order either newcomers or all others would always be the ones to go.
@@ -65,7 +65,7 @@ const (
 	OldestFirst                // what has waited for long, such as for a protocol, is less likely to succeed
 )
 
-// NoGroup is in the place of a group on a level that a candidate has none of.
+// NoGroup stands for the missing group of a candidate that has none on a level.
 const NoGroup = -1
 
 // Candidate is a connection or stream that may be let go.
@@ -77,7 +77,7 @@ type Candidate struct {
 	Value  int   // of its peer in the connection manager; more than 0 is valued
 	Named  bool  // see Class
 	Idle   bool  // nothing is known to use it; it counts twice
-	// Net is a secret number of its network, by which Rare chooses networks; 0 if it has none.
+	// Net is a secret number of its network, by which Rare chooses networks; 0 without a network.
 	Net uint64
 	Tie uint64 // a secret random number
 	// Groups has the number of its group on each level, or NoGroup. It always has one on the level

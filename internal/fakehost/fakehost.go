@@ -256,7 +256,7 @@ func (s *Stream) end(byHost bool) {
 	}
 }
 
-// ConnManager values and protects peers as it is told.
+// ConnManager values and protects peers as its caller sets them.
 type ConnManager struct {
 	connmgr.NullConnMgr
 	mu        sync.Mutex

@@ -1,6 +1,6 @@
-// Package letgo lets connections and streams go when a host is full. It is told what is short,
-// walks the connections of the hosts, has internal/evict choose, and closes what was chosen. It
-// knows nothing of limits and accounts: those are behind a few functions.
+// Package letgo lets connections and streams go when a host is full. It learns what is short,
+// walks the connections of the hosts, lets internal/evict choose, and closes the chosen ones.
+// Limits and accounts are behind a few functions.
 //
 // The way from a scope back to its connection needs no register: a connection and a stream of
 // go-libp2p have their scopes, so victims are found from the side of the host.
@@ -68,7 +68,7 @@ type Engine struct {
 // Facts is what the manager knows of one connection or stream.
 type Facts struct {
 	Num         int64  // no other connection or stream ever has it
-	In          [3]any // the shared scopes that it counts in; nil where there is none
+	In          [3]any // the shared scopes in which it counts; unused places are nil
 	Counts      uint8  // the dimensions in which it counts as one, as bits
 	Memory      int64  // that is free when it has gone
 	Outbound    bool

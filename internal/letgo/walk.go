@@ -258,7 +258,7 @@ func (f *found) idle(l *Lack, now, median time.Time) bool {
 	return f.streams == 0 && (age >= grace || age >= leastGrace && f.opened.Before(median))
 }
 
-// victim returns what is told of a victim.
+// victim returns the report on a victim.
 func (f *found) victim(l *Lack, v evict.Victim, seen *view, now time.Time) Victim {
 	return Victim{Num: f.Num, Peer: f.peer, Kind: l.Kind, Scope: l.Scope, Limit: l.Limit,
 		Stream: f.stream != nil, Reason: v.Why, Group: f.groupName(v.Level, seen), At: now}

@@ -27,7 +27,7 @@ type level struct {
 	host   uint   // the number of bits that follow the prefix
 	conns  int64  // connections at a time; NoLimit is any number
 	tokens Bucket
-	wider  *level // the next wider level; nil is none
+	wider  *level // the next wider level, or nil
 }
 
 // NoLimit, as a limit on connections, allows any number of them.
@@ -44,7 +44,7 @@ type namedNet struct {
 // division is how the part of a family that is in no named network is divided.
 type division struct {
 	levels    []level // the narrowest subnets first
-	narrowest *level  // the first of them; nil is none
+	narrowest *level  // the first of them, or nil
 	widest    uint    // the number of bits that follow the shortest prefix
 	// counts: some level limits connections at a time; takes: some level has buckets.
 	counts, takes bool

@@ -14,7 +14,7 @@ import (
 
 // state returns the state of the gates with the n fullest subnets.
 func (g *gate) state(n int) GateState {
-	var s GateState
+	s := GateState{Limits: *g.limits.over(nil)} // a copy
 	s.Subnets, s.RateBuckets = g.inUse()
 	least := math.Inf(-1) // no subnet that is less full is one of the fullest
 	g.subnets.Busy(func(conns, limit int64) bool {
@@ -51,4 +51,7 @@ type GateState struct {
 	// Fullest lists the subnets and networks that have used up the largest part of their
 	// limit on connections, the fullest first.
 	Fullest []SubnetState
+	// Limits are the limits in force, with all defaults filled in. Rates are not those that
+	// decide if the program has a limiter of its own (WithConnRateLimiters).
+	Limits GateLimits `json:",omitzero"`
 }

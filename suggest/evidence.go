@@ -28,6 +28,7 @@ type Evidence struct {
 	sizings []rcmgr.Sizing // those of the latest snapshots first
 	sized   []time.Time    // when they were taken
 	traces  []trace
+	gates   seenGates
 	notes   []string
 
 	managers map[time.Time]*manager // by the time when they were made
@@ -252,6 +253,7 @@ func (e *Evidence) addSnapshot(name string, s *rcmgr.Snapshot) {
 	if s.Taken.After(m.until) {
 		m.until = s.Taken
 	}
+	e.gates.add(name, s)
 	listed := 0
 	for i := range s.Scopes {
 		if s.Scopes[i].Kind == rcmgr.KindPeer {

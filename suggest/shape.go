@@ -165,19 +165,47 @@ func hasLimit(k rcmgr.Kind, d dim) bool {
 
 const mib = 1 << 20
 
-// floorOf returns what any node needs for libp2p's own protocols. That is 16 inbound
-// connections, with 24 streams of identify, ping or the like at a time; a stream of yamux takes
-// 256 KiB as soon as it is open. A peer may have two connections in each direction, because both
-// sides dial, and as many again through a relay. What is outbound is the node's own doing, so
-// there is more room for it.
+// What libp2p's own protocols need, from which the floors follow. All of it is inbound; what is
+// outbound is the node's own doing, so there is room for twice as much.
+const (
+	// floorPeers is how many peers a node has at once at least. Identify believes an address of
+	// the node when four peers have seen it, and AutoRelay chooses among four candidates.
+	floorPeers = 4
+	// connsOfPeer is how many connections come from one peer: one directly and one through a
+	// relay, and each of them once more, when a peer comes back before its old connections are
+	// missed.
+	connsOfPeer = 4
+	// freshConns is how many of them are new at once: one directly, one through a relay.
+	freshConns = 2
+	// streamsOfConn is how many streams there are on each connection: identify, and its push.
+	streamsOfConn = 2
+	// lasting is how many streams of a peer last: ping, Kademlia, a circuit of the relay, and one
+	// of the program's own.
+	lasting = 4
+	// passing is how many streams of a peer are soon over: AutoNAT's request and its dial back, a
+	// reservation at the relay, and hole punching.
+	passing = 4
+	// window is what yamux takes for a stream as soon as it is open, in bytes.
+	window = 256 << 10
+
+	// A peer may do all of this at once. Of four peers, each has one connection with its streams,
+	// and those that last. A service or protocol has a stream on each connection.
+	streamsOfPeer  = connsOfPeer*streamsOfConn + lasting + passing
+	streamsOfAll   = floorPeers * (streamsOfConn + lasting)
+	connsOfAll     = floorPeers * connsOfPeer
+	freshOfAll     = floorPeers * freshConns
+	streamsOfNamed = floorPeers * connsOfPeer
+)
+
+// floorOf returns what any node needs for libp2p's own protocols.
 func floorOf(k rcmgr.Kind, d dim) int64 {
 	floor, ok := map[rcmgr.Kind]amounts{
-		rcmgr.KindSystem: {dimStreamsIn: 24, dimStreamsOut: 64, dimConnsIn: 16, dimConnsOut: 32, dimFD: 16, dimMemory: 6 * mib},
-		// WithNewcomersQuarter keeps a quarter of the streams for new peers.
-		rcmgr.KindTransient:   {dimStreamsIn: 8, dimStreamsOut: 16, dimConnsIn: 8, dimConnsOut: 16, dimFD: 8, dimMemory: 4 * mib},
-		rcmgr.KindService:     {dimStreamsIn: 24, dimStreamsOut: 64, dimMemory: 4 * mib},
-		rcmgr.KindServicePeer: {dimStreamsIn: 16, dimStreamsOut: 32, dimMemory: 2 * mib},
-		rcmgr.KindPeer:        {dimStreamsIn: 16, dimStreamsOut: 32, dimConnsIn: 4, dimConnsOut: 4, dimFD: 4, dimMemory: 4 * mib},
+		rcmgr.KindSystem: both(streamsOfAll, connsOfAll, streamsOfAll*window),
+		// A stream has no protocol yet while that is negotiated.
+		rcmgr.KindTransient:   both(floorPeers*streamsOfConn, freshOfAll, floorPeers*streamsOfConn*window),
+		rcmgr.KindService:     both(streamsOfNamed, 0, streamsOfNamed*window),
+		rcmgr.KindServicePeer: both(connsOfPeer*streamsOfConn, 0, connsOfPeer*streamsOfConn*window),
+		rcmgr.KindPeer:        both(streamsOfPeer, connsOfPeer, streamsOfPeer*window),
 		rcmgr.KindConn:        {dimMemory: 32 * mib}, // as in go-libp2p's default limits
 		rcmgr.KindStream:      {dimMemory: 16 * mib},
 	}[floorLike(k)]
@@ -185,6 +213,13 @@ func floorOf(k rcmgr.Kind, d dim) int64 {
 		return 0
 	}
 	return floor[d]
+}
+
+// both returns a floor with so many inbound streams and connections, twice as many outbound ones,
+// and a descriptor for each inbound connection.
+func both(streams, conns, memory int64) amounts {
+	return amounts{dimStreamsIn: streams, dimStreamsOut: 2 * streams, dimConnsIn: conns, dimConnsOut: 2 * conns,
+		dimFD: conns, dimMemory: memory}
 }
 
 func floorLike(k rcmgr.Kind) rcmgr.Kind {

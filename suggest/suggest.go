@@ -30,8 +30,9 @@
 // limit that refused something is marked as not sure. In a manager that only observes its
 // limits (rcmgr.WithObserveOnly) nothing is cut off, so that is the best time to look.
 //
-// Limits of gates are not proposed, because neither snapshots nor traces show how many
-// connections each subnet needs.
+// Of the gates, only limits of single networks are proposed, where a snapshot has shown one that
+// needs more than is in force: a snapshot lists the fullest networks of one instant, and a trace
+// has no addresses.
 package suggest
 
 import (
@@ -41,7 +42,6 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -112,6 +112,7 @@ const (
 	RuleReplay    Rule = "replay"    // raised until a replay of the trace refused nothing
 	RuleMachine   Rule = "machine"   // what the machine has
 	RuleOuter     Rule = "outer"     // the limit of a scope in which all of it counts, too
+	RuleBurst     Rule = "burst"     // of a rate: a network may come back with all of its connections at once
 )
 
 // Reason is one proposed limit, and why it is what it is. Amounts are counts, or bytes of
@@ -150,6 +151,9 @@ type Reason struct {
 	Sure  Sure
 	// Why is all of this as a sentence.
 	Why string
+
+	gate bool           // it is about a gate
+	rate rcmgr.ConnRate // the proposed rate of a gate; Value is its burst
 }
 
 // Refusal is something that was held and that the proposed limits would have refused.
@@ -178,6 +182,7 @@ func (e *Evidence) Propose(o Options) (*Proposal, error) {
 		return nil, err
 	}
 	w.propose()
+	w.gates()
 	if err := w.replay(); err != nil {
 		return nil, err
 	}
@@ -202,6 +207,9 @@ type work struct {
 	p    *Proposal
 	base rcmgr.ConcreteLimitConfig
 	rows map[scope]*row
+
+	gateLimits  *rcmgr.GateLimits // nil: as they are
+	gateReasons []*Reason
 }
 
 // row is the proposal for one scope, by dimension. A dimension without a reason is left to
@@ -512,7 +520,7 @@ func limitAt(cfg rcmgr.ConcreteLimitConfig, place string) int64 {
 
 // build makes the configuration from the rows.
 func (w *work) build() {
-	cfg := rcmgr.PartialLimitConfig{}
+	cfg := rcmgr.PartialLimitConfig{Gates: w.gateLimits}
 	for s, r := range w.rows {
 		var l rcmgr.ResourceLimits
 		for d := range numDims {
@@ -569,18 +577,23 @@ func (w *work) finish() {
 				continue
 			}
 			r.Looks, r.Span = cmp.Or(r.Looks, len(w.e.sources)), w.e.span()
-			r.Sure, r.Text = r.sureness(), strconv.FormatInt(r.Value, 10)
-			if r.Value == math.MaxInt64 {
-				r.Text = "unlimited"
-			}
-			r.Why = r.sentence(w.o.Margin, d)
-			w.p.Reasons = append(w.p.Reasons, *r)
+			w.give(r, d)
 			w.heldAbove(s, d, r)
 		}
+	}
+	for _, r := range w.gateReasons {
+		w.give(r, dimConnsIn)
 	}
 	for _, warning := range w.p.Built.Warnings() {
 		w.p.Notes = append(w.p.Notes, warning+".")
 	}
+}
+
+// give completes a reason, and adds it to the proposal.
+func (w *work) give(r *Reason, d dim) {
+	r.Sure, r.Text = r.sureness(), r.text()
+	r.Why = r.sentence(w.o.Margin, d)
+	w.p.Reasons = append(w.p.Reasons, *r)
 }
 
 // heldAbove adds what a snapshot saw held above a limit.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,6 +22,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/libp2p/go-libp2p/x/rate"
+	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
 
 	"github.com/weir-p2p/rcmgr"
@@ -460,6 +462,76 @@ func TestALimitThatRefusedIsNotSure(t *testing.T) {
 	require.Equal(t, suggest.SureLow, r.Sure)
 	require.Contains(t, r.Why, "The limit of that time, 100, refused 3 requests")
 	require.Equal(t, suggest.SureHigh, reasonFor(t, p, "System.StreamsInbound").Sure)
+}
+
+// comeFrom opens n inbound connections from an address, and returns how many were admitted.
+func comeFrom(t *testing.T, rm *rcmgr.Manager, address string, n int) (admitted int) {
+	for range n {
+		if _, err := rm.OpenConnection(network.DirInbound, false, multiaddr.StringCast("/ip4/"+address+"/udp/1/quic-v1")); err == nil {
+			admitted++
+		}
+	}
+	return admitted
+}
+
+// A network that needs more connections than the gates admit gets a limit of its own, with a rate
+// at which all of them may come back. All others keep what is in force.
+func TestANetworkThatNeedsMoreGetsLimitsOfItsOwn(t *testing.T) {
+	gates := &rcmgr.GateLimits{Rate: rcmgr.RateLimits{IPv4: map[int]rcmgr.ConnRate{32: {PerSecond: 5, Burst: 100}}}}
+	rm := newManager(t, rcmgr.PartialLimitConfig{Gates: gates}, rcmgr.WithObserveOnly(rcmgr.KindSubnet))
+	comeFrom(t, rm, "203.0.113.7", 60)
+	comeFrom(t, rm, "203.0.113.8", 7)
+	comeFrom(t, rm, "203.0.113.9", 2)
+	var seen suggest.Evidence
+	for range 4 {
+		now := rm.Snapshot()
+		require.NoError(t, seen.AddSnapshot(&now))
+	}
+	p, err := seen.Propose(machine)
+	require.NoError(t, err)
+	r := reasonFor(t, p, `Gates.Subnets.Networks["203.0.113.7/32"]`)
+	require.EqualValues(t, 120, r.Value)
+	require.Equal(t, suggest.RuleMargin, r.Rule)
+	require.EqualValues(t, 60, r.Seen)
+	require.EqualValues(t, 8, r.Was)
+	require.EqualValues(t, 52, r.WouldRefuse)
+	require.Contains(t, r.Why, "At most 60 seen")
+	r = reasonFor(t, p, `Gates.Rate.Networks["203.0.113.7/32"]`)
+	require.Equal(t, suggest.RuleBurst, r.Rule)
+	require.Equal(t, "5/s, burst 240", r.Text)
+	r = reasonFor(t, p, `Gates.Subnets.Networks["203.0.113.8/32"]`)
+	require.EqualValues(t, 14, r.Value)
+	require.Zero(t, r.WouldRefuse, "it was not full")
+
+	limits := readBack(t, p)
+	require.Equal(t, map[netip.Prefix]rcmgr.LimitVal{netip.MustParsePrefix("203.0.113.7/32"): 120, netip.MustParsePrefix("203.0.113.8/32"): 14},
+		limits.Gates.Subnets.Networks)
+	require.Equal(t, map[netip.Prefix]rcmgr.ConnRate{netip.MustParsePrefix("203.0.113.7/32"): {PerSecond: 5, Burst: 240}}, limits.Gates.Rate.Networks)
+	node := newManager(t, limits)
+	require.Equal(t, 60, comeFrom(t, node, "203.0.113.7", 60))
+	require.Equal(t, 8, comeFrom(t, node, "203.0.113.9", 20), "the default is still in force")
+}
+
+// A gate that refuses hides the need, and neither a rate nor a network that has room gets a limit.
+func TestGatesThatHaveRoomStayAsTheyAre(t *testing.T) {
+	rm := newManager(t, rcmgr.PartialLimitConfig{})
+	comeFrom(t, rm, "203.0.113.9", 3)
+	var seen suggest.Evidence
+	now := rm.Snapshot()
+	require.NoError(t, seen.AddSnapshot(&now))
+	p, err := seen.Propose(machine)
+	require.NoError(t, err)
+	require.Nil(t, p.Limits.Gates)
+
+	require.Equal(t, 5, comeFrom(t, rm, "203.0.113.9", 20))
+	now = rm.Snapshot()
+	require.NoError(t, seen.AddSnapshot(&now))
+	p, err = seen.Propose(machine)
+	require.NoError(t, err)
+	r := reasonFor(t, p, `Gates.Subnets.Networks["203.0.113.9/32"]`)
+	require.EqualValues(t, 16, r.Value, "twice the higher half of the looks, which is 8")
+	require.EqualValues(t, 15, r.Refused)
+	require.Equal(t, suggest.SureLow, r.Sure)
 }
 
 // The trace of go-libp2p's own manager does as well.

@@ -89,7 +89,12 @@ func (p *Proposal) writeNotes(b *strings.Builder) {
 
 func (r *Reason) isMemory() bool { return strings.HasSuffix(r.Place, ".Memory") }
 
-func (r *Reason) valueText() string { return amountText(r.isMemory(), r.Value) }
+func (r *Reason) valueText() string {
+	if r.gate {
+		return r.text()
+	}
+	return amountText(r.isMemory(), r.Value)
+}
 
 // amountText returns a count, or bytes with a unit where that is exact or nearly so.
 func amountText(bytes bool, n int64) string {
@@ -164,6 +169,8 @@ func (r *Reason) ruleText(margin float64) string {
 		return "The limit was raised until a replay of the trace refused nothing."
 	case RuleMachine:
 		return "The limit is what the machine has."
+	case RuleBurst:
+		return "The network may come back with all of its connections at once, before the old ones are missed."
 	case RuleOuter:
 		return "The limit is that of a scope in which all of it counts, too."
 	}

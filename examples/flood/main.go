@@ -18,7 +18,8 @@
 // attack, and its metrics are under /metrics. With -watch, the limits follow their file
 // meanwhile, and a mistake in it is reported when it is read. With -unlimited, only the
 // limits of the file are in force, and with -trace, all that the victim is asked for is
-// written to a file.
+// written to a file. With -cut 3, the attack is made three times without limits and three
+// times with those of the file alone, and the report is how much less attackers hold.
 package main
 
 import (
@@ -32,6 +33,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -58,6 +60,7 @@ type settings struct {
 	watch      bool         // limits follow limitsFile
 	unlimited  bool         // the show has no limits of its own
 	trace      string       // a file for the trace of our manager
+	cut        int          // how often to compare limitsFile alone with no limits, 0 for not at all
 }
 
 func main() {
@@ -93,6 +96,7 @@ held when all other hosts are closed. Everything stays within 127.0.0.0/8.
 	l.Bool(&s.watch, "watch", "read the file of -limits again whenever it changes, on our manager")
 	l.Bool(&s.unlimited, "unlimited", "no limits but those of -limits")
 	l.File(&s.trace, "trace", "`file` for a trace of our manager, which then has a single stripe")
+	l.Int(&s.cut, "cut", 0, mostCuts, "`how` often to attack first without limits and then with those of -limits alone, to show what attackers hold less")
 	if err := l.Parse(args); err != nil {
 		return s, err
 	}
@@ -104,6 +108,10 @@ held when all other hosts are closed. Everything stays within 127.0.0.0/8.
 		return s, cmdline.Wrong("watch", "true", notOurs)
 	case s.manager == "upstream" && s.trace != "":
 		return s, cmdline.Wrong("trace", s.trace, notOurs)
+	case s.cut > 0 && (s.manager != "ours" || serve != "" || s.watch || s.trace != ""):
+		return s, cmdline.Wrong("cut", strconv.Itoa(s.cut), errors.New("expected without -serve, -watch and -trace, and with -manager ours"))
+	case s.cut > 0 && s.limitsFile == "":
+		return s, cmdline.Wrong("cut", strconv.Itoa(s.cut), errors.New("expected with -limits, the file to compare"))
 	case s.watch && s.limitsFile == "":
 		return s, cmdline.Wrong("watch", "true", errors.New("expected with -limits, the file to watch"))
 	}
@@ -121,7 +129,7 @@ held when all other hosts are closed. Everything stays within 127.0.0.0/8.
 
 // showLimits returns the limits of the show, or none with -unlimited.
 func (s *settings) showLimits() rcmgr.ConcreteLimitConfig {
-	if s.unlimited {
+	if s.unlimited || s.cut > 0 {
 		return rcmgr.InfiniteLimits
 	}
 	return showLimits(s.attackers)
@@ -139,6 +147,9 @@ func quiet() {
 func flood(ctx context.Context, s settings, where places, to io.Writer) (int, error) {
 	out := &screen{to: to, terminal: isTerminal(to)}
 	fmt.Fprintln(out, where.describe())
+	if s.cut > 0 {
+		return cutShow(ctx, s, where, out)
+	}
 	var results []outcome
 	for _, by := range chosen(s.manager) {
 		if len(results) > 0 && ctx.Err() != nil {
@@ -202,7 +213,7 @@ func stand(ctx context.Context, s settings, by contender, where places, out *scr
 		defer show.Close()
 		fmt.Fprintf(out, "live page http://%[1]s/ · metrics http://%[1]s/metrics\n", show.Addr)
 	}
-	seen := newWatch()
+	seen := newWatch(f.id, relayID)
 	stop := func() {}
 	if ours, ok := v.manager.(*rcmgr.Manager); ok && s.watch {
 		stop = followUntil(ctx, s, ours, seen, out)
@@ -222,6 +233,7 @@ func stand(ctx context.Context, s settings, by contender, where places, out *scr
 		samples:         seen.samples,
 		rows:            seen.order,
 		passed:          seen.passed,
+		loot:            seen.loot,
 		friend:          f.tallies(),
 		friendRefusals:  v.observer.refusals(),
 		friendUntracked: where.shared,

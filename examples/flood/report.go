@@ -22,6 +22,7 @@ type outcome struct {
 	samples         int      // how often limits were checked
 	rows            []*row   // one for each limit
 	passed          []string // limits that were exceeded
+	loot            loot
 	friend          [numDeeds]tally
 	friendRefusals  []string // by the manager
 	friendUntracked bool     // refusals of its first packets could not be distinguished from others

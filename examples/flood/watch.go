@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/weir-p2p/rcmgr"
 )
 
@@ -116,14 +117,20 @@ type watch struct {
 	// because it keeps that and gets nothing more.
 	may     map[scopeResource]int64
 	samples int
+	friends []string // the scopes of the friend, and of its relay
+	loot    loot
 
 	// Changes of limits: how many have begun and ended, how many had ended before the
 	// last reading, and how many may lie between that reading and the one before it.
 	begun, ended, known, between int
 }
 
-func newWatch() *watch {
-	return &watch{rows: map[rowKey]*row{}, told: map[scopeResource]bool{}, may: map[scopeResource]int64{}}
+func newWatch(friends ...peer.ID) *watch {
+	w := &watch{rows: map[rowKey]*row{}, told: map[scopeResource]bool{}, may: map[scopeResource]int64{}}
+	for _, id := range friends {
+		w.friends = append(w.friends, "peer:"+id.String())
+	}
+	return w
 }
 
 // run takes a reading a hundred times a second, and a last one when ctx ends.
@@ -162,6 +169,7 @@ func (w *watch) look(s rcmgr.Snapshot) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.samples++
+	w.loot.add(s, w.friends)
 	for _, r := range w.order {
 		r.now = 0
 	}

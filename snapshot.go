@@ -9,6 +9,7 @@ package rcmgr
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -428,35 +429,42 @@ func (p *peerCut) state(c *cut) ScopeState {
 func (m *Manager) topPeers(n int) []peer.ID {
 	const refused, transient = numDims, numDims + 1
 	var best [transient + 2][]rankedPeer
-	// least has the value that a peer has to exceed in order to be one of the n. Most peers
-	// of very many do not, and are passed over by one comparison for each.
-	var least [len(best)]uint64
+	// least has what a peer has to exceed in something in order to be one of the n. Most of very
+	// many peers do not, and are passed over.
+	var least leastPeer
 	greatest := func(a, b rankedPeer) int { return cmp.Compare(b.value, a.value) }
-	rank := func(d dim, id peer.ID, value uint64) {
-		best[d] = offer(best[d], rankedPeer{id, value}, n, greatest)
-		if len(best[d]) == n && n > 0 {
-			least[d] = best[d][n-1].value
+	// rank offers a value of a peer, and returns the least that a peer must exceed from now on.
+	rank := func(d dim, ps *peerScope, value int64) int64 {
+		if value > 0 {
+			best[d] = offer(best[d], rankedPeer{ps.id, uint64(value)}, n, greatest)
 		}
+		if len(best[d]) == n && n > 0 {
+			return int64(best[d][n-1].value)
+		}
+		return 0
 	}
-	for i := range m.stripes {
-		m.stripes[i].eachPeer(func(ps *peerScope) {
-			for d := range numDims {
-				if held := uint64(ps.use.of(d)); held > least[d] {
-					rank(d, ps.id, held)
+	look := func(peers []*peerScope) {
+		for _, ps := range peers {
+			if !least.isExceeded(ps) {
+				continue
+			}
+			least.use.memory = rank(dimMemory, ps, ps.use.memory)
+			for d, held := range ps.use.counts {
+				if dim(d) != dimMemory {
+					least.use.counts[d] = int32(rank(dim(d), ps, int64(held)))
 				}
 			}
 			for i, streams := range ps.transientStreams {
-				if held := uint64(max(0, streams)); held > least[transient+dim(i)] {
-					rank(transient+dim(i), ps.id, held)
-				}
+				least.transient[i] = int32(rank(transient+dim(i), ps, int64(streams)))
 			}
 			if ps.denied != nil {
 				r := ps.denied.refused.refusals()
-				if total := r.Total(); total > least[refused] {
-					rank(refused, ps.id, total)
-				}
+				rank(refused, ps, int64(min(r.Total(), math.MaxInt64)))
 			}
-		})
+		}
+	}
+	for i := range m.stripes {
+		m.stripes[i].peersInRows(look)
 	}
 	var all []peer.ID
 	for _, first := range best {
@@ -466,6 +474,39 @@ func (m *Manager) topPeers(n int) []peer.ID {
 	}
 	slices.Sort(all)
 	return slices.Compact(all)
+}
+
+// leastPeer is what a peer has to exceed in something in order to be one of the fullest.
+type leastPeer struct {
+	use       held
+	transient [2]int32
+}
+
+// isExceeded reports whether the peer holds more of anything, or was refused anything.
+func (l *leastPeer) isExceeded(ps *peerScope) bool {
+	more := ps.denied != nil || ps.use.memory > l.use.memory
+	for d := range l.use.counts {
+		more = more || ps.use.counts[d] > l.use.counts[d]
+	}
+	return more || ps.transientStreams[0] > l.transient[0] || ps.transientStreams[1] > l.transient[1]
+}
+
+// peersInRows is eachPeer with many peers at a time. Peers lie far apart, so most of the time goes
+// into waiting for memory. In a loop over a row that does little with each of them, the processor
+// fetches several at a time, which it cannot do while it walks through the map.
+func (st *stripe) peersInRows(f func([]*peerScope)) {
+	row := make([]*peerScope, 0, peersAtOnce)
+	st.lock()
+	defer st.unlock()
+	for _, ps := range st.peers {
+		if row = append(row, ps); len(row) == cap(row) {
+			f(row)
+			row = row[:0]
+			st.unlock()
+			st.lock()
+		}
+	}
+	f(row)
 }
 
 type rankedPeer struct {

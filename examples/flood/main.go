@@ -127,6 +127,15 @@ held when all other hosts are closed. Everything stays within 127.0.0.0/8.
 	return s, nil
 }
 
+// turn returns how long each attack lasts. For a cut, each attacker makes every attack once, so
+// that there is time to take all that it is after.
+func (s *settings) turn() time.Duration {
+	if s.cut > 0 {
+		return max(s.duration/time.Duration(len(attacks)), 250*time.Millisecond)
+	}
+	return min(max(s.duration/10, 250*time.Millisecond), time.Second)
+}
+
 // showLimits returns the limits of the show, or none with -unlimited.
 func (s *settings) showLimits() rcmgr.ConcreteLimitConfig {
 	if s.unlimited || s.cut > 0 {
@@ -218,7 +227,7 @@ func stand(ctx context.Context, s settings, by contender, where places, out *scr
 	if ours, ok := v.manager.(*rcmgr.Manager); ok && s.watch {
 		stop = followUntil(ctx, s, ours, seen, out)
 	}
-	attack(ctx, s.duration, v, f, attackers, seen, out)
+	attack(ctx, s.duration, s.turn(), v, f, attackers, seen, out)
 	stop()
 	v.close()
 
@@ -264,10 +273,9 @@ func followUntil(ctx context.Context, s settings, m *rcmgr.Manager, seen *watch,
 
 // attack attacks until the time is up or ctx has ended, and returns when all hosts but
 // the victim are closed.
-func attack(ctx context.Context, d time.Duration, v *victim, f *friend, attackers []*attacker, seen *watch, out *screen) {
+func attack(ctx context.Context, d, turn time.Duration, v *victim, f *friend, attackers []*attacker, seen *watch, out *screen) {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	turn := min(max(d/10, 250*time.Millisecond), time.Second)
 
 	var wg sync.WaitGroup
 	arrived, arrive := context.WithCancel(ctx)

@@ -204,6 +204,9 @@ func (c *connScope) moveLocked(from *stripe, ps *peerScope, mv *move, g grip) (v
 	v, err := c.takeNewPlace(mv.to, ps, mv.trusted, g)
 	if v == admitted {
 		c.moveCharged(from, ps, mv)
+		if c.h.marks.has(located) && mv.to.engine.paces(dimStreamsIn) {
+			ps.locate(c.state().remote)
+		}
 	}
 	return v, err
 }

@@ -162,7 +162,8 @@
 //   - I8: Lock order: stripes by index, then the directory of shared scopes, then
 //     the token lock, then the drawing lock, then the shards of subnets that have a share and of
 //     records of what is open, and last the queue of the tracer. The locks of the
-//     gates are never held together with any of these. A change of limits has a
+//     gates are never held together with any of these, but for the gate of streams: a stream is
+//     decided under a lock of it, which comes after the stripes' and before the token lock. A change of limits has a
 //     lock that comes before all. No callback of the program, Limiter, log line,
 //     metric or I/O runs under any of them.
 package rcmgr

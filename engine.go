@@ -229,3 +229,7 @@ func (e *engine) inOneCut(f func()) {
 
 // gate returns the gates in force.
 func (e *engine) gate() *gate { return e.gates.Load() }
+
+// paces reports whether the gates limit how fast streams of a direction come from a subnet. d is
+// their dimension.
+func (e *engine) paces(d dim) bool { return e.gate().paces(d) }

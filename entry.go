@@ -3,6 +3,12 @@ package rcmgr
 // What a connection passes before any scope is asked: the memory of the process, the allowlist
 // and the gates. A glance at the scopes comes before the gates: a connection for which there
 // is no room anyway takes no token of its subnet.
+//
+// A stream passes the gates, too, if streams have a rate by subnet. It knows its peer, but not its
+// connection, so a peer has one address for all of its streams: that of the first of its
+// connections. The peer keeps it only under gates that ask for it, so peers that were there before
+// such gates have none until they connect again. The scopes decide on the stream while the gate
+// holds the subnet's lock, so the rate is exact, as those of scopes are.
 
 import (
 	"net"
@@ -185,4 +191,17 @@ func (st *stripe) noteMemory(r *request) *noted {
 		why.holding(amounts{})
 	}
 	return why
+}
+
+// passStreamGate calls admits if the subnet of a peer has a token for a stream, and takes the
+// token if admits returns true. It returns the refusal of the gate, nil if there is none.
+func (st *stripe) passStreamGate(ps *peerScope, o *opening, admits func() bool) error {
+	err, ok := st.engine.gate().streams.TakeIf(ps.far(), subnets.Way(o.dir-dimStreamsIn), admits)
+	if ok || err == nil {
+		return nil
+	}
+	if why, _ := err.(*LimitError); st.trace != nil {
+		st.traceGateLocked(o, why)
+	}
+	return err
 }

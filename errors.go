@@ -447,11 +447,13 @@ func (why *refusal) used() int64 {
 type limitPlace uint8
 
 const (
-	placeOfAll         limitPlace = iota // the limit for unnamed peers, or unnamed subnets of one size
-	placeOfName                          // the limit of a peer or network that is named
-	placeOfCaller                        // the limiter of WithConnRateLimiters
-	placeOfDials                         // as placeOfAll, for the rate of dials
-	placeOfDialsByName                   // as placeOfName, for the rate of dials
+	placeOfAll           limitPlace = iota // the limit for unnamed peers, or unnamed subnets of one size
+	placeOfName                            // the limit of a peer or network that is named
+	placeOfCaller                          // the limiter of WithConnRateLimiters
+	placeOfDials                           // as placeOfAll, for the rate of dials
+	placeOfDialsByName                     // as placeOfName, for the rate of dials
+	placeOfStreams                         // as placeOfAll, for the rate of streams by subnet
+	placeOfStreamsByName                   // as placeOfName, for the rate of streams by subnet
 )
 
 // configKey returns the place in the configuration of a scope's limit on d, such as
@@ -488,6 +490,10 @@ func configKey(k Kind, d dim, which *scopeName, place limitPlace) string {
 			return gateKey(dialRates, which.prefix(), placeOfAll)
 		case placeOfDialsByName:
 			return gateKey(dialRates, which.prefix(), placeOfName)
+		case placeOfStreams:
+			return gateKey(streamRates, which.prefix(), placeOfAll)
+		case placeOfStreamsByName:
+			return gateKey(streamRates, which.prefix(), placeOfName)
 		}
 		return gateKey("Gates.Rate", which.prefix(), place)
 	case KindProcess:
@@ -500,8 +506,11 @@ func configKey(k Kind, d dim, which *scopeName, place limitPlace) string {
 	}[k] + "." + limitNames[d]
 }
 
-// dialRates is the place of the rates of dials.
-const dialRates = "Gates.DialRate"
+// The places of the rates of dials, and of streams by subnet.
+const (
+	dialRates   = "Gates.DialRate"
+	streamRates = "Gates.StreamRate"
+)
 
 // gateKey returns the place of a prefix in the configuration of a gate: that of the network,
 // if it is named, or else that of all prefixes of its length.

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/multiformats/go-multiaddr"
 
+	"github.com/weir-p2p/rcmgr/internal/ip"
 	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
@@ -315,6 +317,9 @@ func (e *explainer) copyPeer(ps *peerScope, unnamed *amounts) {
 		limit, use = *ps.limit(), ps.use
 		e.peer.transientStreams, e.peer.systemIn = ps.transientStreams, ps.systemIn
 		e.peer.trusted, e.peer.subnet = ps.trusted, ps.subnet
+		if far := ps.far(); far.IsValid() {
+			e.peer.makeRare().far = ip.KeyOf(far)
+		}
 	}
 	e.peer.account = *copyOf(scopeName{kind: KindPeer, peer: e.q.Peer}, limit, use)
 	e.peer.account.ps = e.peer
@@ -581,6 +586,7 @@ func (e *explainer) stream() {
 	trusted := e.peer.trusted > 0 || e.m.allowlist.allowsPeer(e.q.Peer)
 	if !trusted {
 		e.process(u.dir)
+		e.gate(u.dir)
 	}
 	c := e.open(&r, trusted, true)
 	r = u.request(e.cost)
@@ -657,12 +663,21 @@ func (e *explainer) process(d dim) {
 	e.take(checked{checks: []LimitCheck{k}}.decided())
 }
 
+// at returns the address that the gates check: that of the far end of a connection, or the one
+// that the peer of a stream has.
+func (e *explainer) at() netip.Addr {
+	if e.q.Kind == KindStream {
+		return e.peer.far()
+	}
+	return e.far.addr
+}
+
 // gate checks the gates for the far end.
 func (e *explainer) gate(d dim) {
 	g := e.m.gate()
 	var c checked
 	look := func(s *subnets.Subnets, key func(*scopeName) string) {
-		for _, s := range s.Look(e.far.addr) {
+		for _, s := range s.Look(e.at()) {
 			scope := nameAtGate(s.Gate, s.Subnet)
 			k := LimitCheck{Step: "gate", Scope: scope.String(), Kind: scope.kind, Name: limitNames[d], Use: s.Use, Asked: 1,
 				Limit: s.Limit, Threshold: s.Limit, Room: s.Limit - s.Use, Fits: s.Use < s.Limit, Observed: e.observed.has(scope.kind)}
@@ -681,7 +696,10 @@ func (e *explainer) gate(d dim) {
 			return configKey(KindRate, d, scope, place)
 		})
 	}
-	if g.checks(d) {
+	if g.paces(d) {
+		look(g.streams, func(scope *scopeName) string { return limitKey(e.book, g, KindRate, d, scope) })
+	}
+	if resourceOf[d] == ResourceConnection && g.checks(d) {
 		look(g.subnets, func(scope *scopeName) string { return limitKey(e.book, g, scope.kind, d, scope) })
 		if g.asksCaller() {
 			e.out.Unknown = "the caller's own rate limiter is not asked: it would take a token"

@@ -1,9 +1,10 @@
 package rcmgr
 
-// The gates, which limit how many connections and how many attempts may come from one part of
-// the IP address space. A connection passes them before any scope is asked. Inbound connections
+// The gates, which limit how many connections, how many attempts and how many streams may come
+// from one part of the IP address space. A connection passes them before any scope is asked. Inbound connections
 // that have an IP address of their own pass the gates, and outbound ones do if the configuration
-// says so. The locks of the gates are never held together with those of the engine (I8).
+// says so. The locks of the gates are never held together with those of the engine, except
+// that a stream is decided under the lock of its subnet (I8).
 
 import (
 	"net"
@@ -19,6 +20,7 @@ type gate struct {
 	caller  *callerRates     // the program's own limiter of rates, or nil
 	sources *subnets.Subnets // attempts that need not prove their source address
 	dials   *subnets.Subnets // tokens of outbound connections alone; nil if they have no rate
+	streams *subnets.Subnets // tokens of streams, see entry.go; nil if they have no rate
 
 	outbound bool // the gates check outbound connections, too
 
@@ -50,7 +52,13 @@ func newGate(cfg gateConfig, caller *callerRates, noting bool, observed *observe
 	g := &gate{subnets: s, caller: caller, sources: sources, outbound: cfg.outbound, limits: limits}
 	if limitsAny(gateLists[ConnRate](limits.DialRate), ConnRate{Burst: Unlimited}) {
 		how.Error = dialRefusal
-		if g.dials, err = newSubnets(subnetConfig{}, cfg.dials, how); err != nil {
+		if g.dials, err = newSubnets(subnetConfig{}, *cfg.dials, how); err != nil {
+			return nil, err
+		}
+	}
+	if limitsAny(gateLists[ConnRate](limits.StreamRate), ConnRate{Burst: Unlimited}) {
+		how.Error = streamRefusal
+		if g.streams, err = newSubnets(subnetConfig{}, *cfg.streams, how); err != nil {
 			return nil, err
 		}
 	}
@@ -81,11 +89,16 @@ func limitsAny[V comparable](lists gateLists[V], none V) bool {
 func (g *gate) refusable() (may [numKinds]dimSet) {
 	for of, k := range gateKinds {
 		if g.refusing[of] {
-			may[k] = dimSetOf(func(d dim) bool { return k.canRunOutOf(d) && g.checks(d) })
+			may[k] = dimSetOf(func(d dim) bool { return resourceOf[d] == ResourceConnection && k.canRunOutOf(d) && g.checks(d) })
 		}
 	}
 	if g.dials != nil {
 		may[KindRate] |= 1 << dimConnsOut
+	}
+	for _, d := range [...]dim{dimStreamsIn, dimStreamsOut} {
+		if g.paces(d) {
+			may[KindRate] |= 1 << d
+		}
 	}
 	return may
 }
@@ -97,6 +110,9 @@ func (g *gate) concerns(d dim) bool { return g.checks(d) || g.dials != nil }
 func (g *gate) checks(d dim) bool {
 	return d == dimConnsIn || g.outbound
 }
+
+// paces reports whether streams of a direction have a rate by subnet. d is their dimension.
+func (g *gate) paces(d dim) bool { return g.streams != nil && (d == dimStreamsIn || g.outbound) }
 
 // newSubnets makes one of the two Subnets of the gates. It returns an error if a prefix or a
 // limit is invalid.
@@ -116,6 +132,23 @@ func newSubnets(conns subnetConfig, rates rateConfig, how subnets.Config) (*subn
 		return nil, err
 	}
 	return b.New(how), nil
+}
+
+// counted is the records of connections or of streams, which count from the first dimension on:
+// inbound, outbound.
+type counted struct {
+	*subnets.Subnets
+	first dim
+}
+
+// all returns the records by which the gates refuse.
+func (g *gate) all() (all []counted) {
+	for _, s := range [...]counted{{g.subnets, dimConnsIn}, {g.dials, dimConnsIn}, {g.streams, dimStreamsIn}} {
+		if s.Subnets != nil {
+			all = append(all, s)
+		}
+	}
+	return all
 }
 
 // enter asks the gates to admit a connection from or to addr. d is the dimension of inbound
@@ -178,45 +211,37 @@ func (g *gate) askCaller(d dim, p *subnets.Pass) (why error, ok bool) {
 // addRefusals adds the counts of connections that the gates have refused, and of those that
 // gates which are only observed would have refused, to counts by kind.
 func (g *gate) addRefusals(refused, would *[numKinds]dimCounts) {
-	r, w := g.subnets.Refusals()
-	addGateCounts(refused, &r)
-	addGateCounts(would, &w)
-	if g.dials != nil {
-		r, w = g.dials.Refusals()
-		addGateCounts(refused, &r)
-		addGateCounts(would, &w)
+	for _, s := range g.all() {
+		r, w := s.Refusals()
+		addGateCounts(refused, &r, s.first)
+		addGateCounts(would, &w, s.first)
 	}
 }
 
 // giveRemarks adds the counts of the gates' refusals, and hands over the remarks that are noted
 // of them, as stripe.giveRemarks does for a stripe.
 func (g *gate) giveRemarks(refused, would *unloggedRefusals) {
-	r, w := g.subnets.TakeNotes()
-	takeFromGates(refused, &r)
-	takeFromGates(would, &w)
-	if g.dials != nil {
-		r, w = g.dials.TakeNotes()
-		takeFromGates(refused, &r)
-		takeFromGates(would, &w)
+	for _, s := range g.all() {
+		r, w := s.TakeNotes()
+		takeFromGates(refused, &r, s.first)
+		takeFromGates(would, &w, s.first)
 	}
 }
 
 // inUse returns the number of subnets that have connections, and of buckets that are kept.
 func (g *gate) inUse() (conns, buckets int) {
-	conns, buckets = g.subnets.InUse()
-	if g.dials != nil {
-		_, dials := g.dials.InUse()
-		buckets += dials
+	for _, s := range g.all() {
+		n, owing := s.InUse()
+		conns, buckets = conns+n, buckets+owing
 	}
 	return conns, buckets
 }
 
 // forget drops the records of addresses that have been quiet.
 func (g *gate) forget() {
-	g.subnets.Forget(0)
 	g.sources.Forget(0)
-	if g.dials != nil {
-		g.dials.Forget(0)
+	for _, s := range g.all() {
+		s.Forget(0)
 	}
 }
 

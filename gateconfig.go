@@ -20,7 +20,8 @@ import (
 type gateConfig struct {
 	subnets  subnetConfig
 	rate     rateConfig
-	dials    rateConfig // of outbound connections alone
+	dials    *rateConfig // of outbound connections alone; nil is none
+	streams  *rateConfig // of streams; nil is none
 	outbound bool
 }
 
@@ -82,7 +83,8 @@ func (g *GateLimits) config(defaults gateConfig) (gateConfig, error) {
 	}
 
 	c.rate = g.Rate.config(&errs, "Gates.Rate", c.rate)
-	c.dials = g.DialRate.config(&errs, dialRates, c.dials)
+	c.dials = g.DialRate.extend(&errs, dialRates, c.dials)
+	c.streams = g.StreamRate.extend(&errs, streamRates, c.streams)
 	if err := errs.err(); err != nil {
 		return gateConfig{}, err
 	}
@@ -114,6 +116,19 @@ func (r RateLimits) config(errs *configErrors, path string, defaults rateConfig)
 		c.networks[f] = slices.Concat(networks[f], c.networks[f])
 	}
 	return c
+}
+
+// extend is config for rates that are not there without a limit. nil stands for none.
+func (r RateLimits) extend(errs *configErrors, path string, defaults *rateConfig) *rateConfig {
+	if reflect.ValueOf(r).IsZero() {
+		return defaults
+	}
+	var under rateConfig
+	if defaults != nil {
+		under = *defaults
+	}
+	c := r.config(errs, path, under)
+	return &c
 }
 
 // visit walks over the settings of one gate. For each family that has a map it calls begin,
@@ -182,7 +197,7 @@ func (r ConnRate) rateLimit() (l rateLimit, field string, err error) {
 		return rateLimit{perSecond: 1, burst: burst}, "", nil // the rate does not matter
 	}
 	if r.PerSecond == 0 {
-		return rateLimit{}, ".PerSecond", errors.New("there is no default here: expected a number of connections per second, more than 0")
+		return rateLimit{}, ".PerSecond", errors.New("there is no default here: expected a number per second, more than 0")
 	}
 	return rateLimit{r.PerSecond, burst}, "", nil
 }
@@ -207,8 +222,11 @@ func (c *gateConfig) gateLimits() GateLimits {
 			setFirst(g.Subnets.Networks, ip.NormalPrefix(l.Network), limitVal(l.ConnCount))
 		}
 	}
-	if !reflect.ValueOf(c.dials).IsZero() {
+	if c.dials != nil {
 		g.DialRate = c.dials.rateLimits()
+	}
+	if c.streams != nil {
+		g.StreamRate = c.streams.rateLimits()
 	}
 	return g
 }
@@ -258,5 +276,6 @@ func (c *gateConfig) attrs(caller *callerRates) []any {
 			rates = []string{"off"}
 		}
 	}
-	return []any{"connections_per_subnet", c.subnets.describe(), "connect_rates", rates, "outbound_gates", c.outbound, "dial_rates", c.dials.describe()}
+	return []any{"connections_per_subnet", c.subnets.describe(), "connect_rates", rates, "outbound_gates", c.outbound, "dial_rates", c.dials.describe(),
+		"stream_rates", c.streams.describe()}
 }

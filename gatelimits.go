@@ -28,6 +28,11 @@ type GateLimits struct {
 	// of connections. Its fields work like those of Rate. By default there is no limit. How
 	// fast the host connects in all is System.Rates.ConnsOutbound.
 	DialRate RateLimits `json:",omitzero"`
+	// StreamRate limits how fast streams may come from a subnet: the inbound streams of all
+	// peers there, and, with Outbound, also those that this host opens to them. A peer is where
+	// the first of its connections comes from or goes to. Its fields work like those of Rate. By
+	// default there is no limit. How fast one peer may open streams is among its Rates.
+	StreamRate RateLimits `json:",omitzero"`
 }
 
 // SubnetLimits limits how many connections a subnet may hold at a time. Its numbers count
@@ -48,8 +53,8 @@ type SubnetLimits struct {
 	Networks map[netip.Prefix]LimitVal `json:",omitempty"`
 }
 
-// RateLimits limits how fast connections may come from a subnet. Its fields work like
-// those of SubnetLimits. By default an IPv4 address and an IPv6 /56 have a burst of 16
+// RateLimits limits how fast connections or streams may come from a subnet. Its fields work like
+// those of SubnetLimits. In GateLimits.Rate, by default an IPv4 address and an IPv6 /56 have a burst of 16
 // and then one connection in 5 seconds, a /48 has a burst of 80 and then one in 2
 // seconds, and loopback is unlimited.
 type RateLimits struct {
@@ -88,8 +93,8 @@ func (g *GateLimits) isDefault() bool {
 		return true
 	}
 	subnets, rates := gateLists[LimitVal](g.Subnets), gateLists[ConnRate](g.Rate)
-	dials := gateLists[ConnRate](g.DialRate)
-	return g.Outbound == nil && subnets.isDefault() && rates.isDefault() && dials.isDefault()
+	dials, streams := gateLists[ConnRate](g.DialRate), gateLists[ConnRate](g.StreamRate)
+	return g.Outbound == nil && subnets.isDefault() && rates.isDefault() && dials.isDefault() && streams.isDefault()
 }
 
 func (l *gateLists[V]) isDefault() bool {
@@ -118,14 +123,19 @@ func (upper *GateLimits) over(lower *GateLimits) *GateLimits {
 	out := &GateLimits{
 		Subnets: SubnetLimits(overLists(gateLists[LimitVal](a.Subnets), gateLists[LimitVal](b.Subnets),
 			func(v, under LimitVal) LimitVal { return cmp.Or(v, under) })),
-		Rate:     RateLimits(overLists(gateLists[ConnRate](a.Rate), gateLists[ConnRate](b.Rate), ConnRate.fillIn)),
-		DialRate: RateLimits(overLists(gateLists[ConnRate](a.DialRate), gateLists[ConnRate](b.DialRate), ConnRate.fillIn)),
+		Rate:       a.Rate.over(b.Rate),
+		DialRate:   a.DialRate.over(b.DialRate),
+		StreamRate: a.StreamRate.over(b.StreamRate),
 	}
 	if say := cmp.Or(a.Outbound, b.Outbound); say != nil {
 		outbound := *say
 		out.Outbound = &outbound
 	}
 	return out
+}
+
+func (upper RateLimits) over(lower RateLimits) RateLimits {
+	return RateLimits(overLists(gateLists[ConnRate](upper), gateLists[ConnRate](lower), ConnRate.fillIn))
 }
 
 func overLists[V comparable](upper, lower gateLists[V], join func(V, V) V) (out gateLists[V]) {
@@ -192,14 +202,16 @@ func (g *GateLimits) origins(from Origin) map[string]Origin {
 func (g *GateLimits) settings() (all []ConfigSetting) {
 	add := func(place, value string) { all = append(all, ConfigSetting{Place: place, Value: value}) }
 	subnets := gateLists[LimitVal](g.Subnets)
-	rates := gateLists[ConnRate](g.Rate)
+	addRates := func(path string, r RateLimits) {
+		eachGate(path, (*gateLists[ConnRate])(&r), func(place string, r ConnRate) { add(place, r.text()) })
+	}
 	eachGate("Gates.Subnets", &subnets, func(place string, v LimitVal) { add(place, valueText(dimConns, int64(v.Build(0)))) })
-	eachGate("Gates.Rate", &rates, func(place string, r ConnRate) { add(place, r.text()) })
+	addRates("Gates.Rate", g.Rate)
 	if g.Outbound != nil {
 		add("Gates.Outbound", strconv.FormatBool(*g.Outbound))
 	}
-	dials := gateLists[ConnRate](g.DialRate)
-	eachGate(dialRates, &dials, func(place string, r ConnRate) { add(place, r.text()) })
+	addRates(dialRates, g.DialRate)
+	addRates(streamRates, g.StreamRate)
 	return all
 }
 

@@ -12,11 +12,8 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
-// wayOf is the inverse of dimOf, for connections of one direction.
+// wayOf returns the direction of connections of a dimension.
 func wayOf(d dim) subnets.Way { return subnets.Way(d - dimConnsIn) }
-
-// dimOf returns the dimension of connections of one direction.
-func dimOf(w subnets.Way) dim { return dimConnsIn + dim(w) }
 
 // The kinds, causes and places of this package for the gates and rules of package subnets.
 var (
@@ -40,40 +37,51 @@ type gateError struct {
 func gateRefusal(r subnets.Refusal) error {
 	e := &gateError{name: nameAtGate(r.Gate, r.Subnet)}
 	e.asked = askedScope{name: &e.name, place: gatePlaces[r.Rule]}
-	e.why = refusal{scope: &e.name, d: dimOf(r.Way), cause: gateCauses[r.Gate],
+	e.why = refusal{scope: &e.name, d: dimConnsIn + dim(r.Way), cause: gateCauses[r.Gate],
 		priority: network.ReservationPriorityAlways, current: r.Limit, asked: 1, limit: r.Limit}
 	return &e.LimitError
 }
 
 // dialRefusal is gateRefusal for the rate of dials.
 func dialRefusal(r subnets.Refusal) error {
-	err := gateRefusal(r)
-	if e, ok := err.(*LimitError); ok {
-		e.asked.place = placeOfDials
-		if r.Rule == subnets.ThisNetwork {
-			e.asked.place = placeOfDialsByName
-		}
-	}
-	return err
+	return placed(r, placeOfDials, placeOfDialsByName)
 }
 
-// addGateCounts adds counts of the gates to counts by kind and dimension.
-func addGateCounts(to *[numKinds]dimCounts, counts *subnets.Counts) {
+// streamRefusal is gateRefusal for the rate of streams.
+func streamRefusal(r subnets.Refusal) error {
+	e := placed(r, placeOfStreams, placeOfStreamsByName)
+	e.why.d = dimStreamsIn + dim(r.Way)
+	return e
+}
+
+// placed returns a refusal whose limit has another place in the configuration: one for all
+// subnets of a size, or one for networks that are named.
+func placed(r subnets.Refusal, ofAll, ofName limitPlace) *LimitError {
+	e, _ := gateRefusal(r).(*LimitError)
+	e.asked.place = ofAll
+	if r.Rule == subnets.ThisNetwork {
+		e.asked.place = ofName
+	}
+	return e
+}
+
+// addGateCounts adds counts of the gates to counts by kind and dimension, from the first one on.
+func addGateCounts(to *[numKinds]dimCounts, counts *subnets.Counts, first dim) {
 	for g, k := range gateKinds {
 		for w, n := range counts[g] {
-			to[k][dimOf(subnets.Way(w))] += n
+			to[k][first+dim(w)] += n
 		}
 	}
 }
 
 // takeFromGates adds the counts and notes of the gates to refusals that are not logged yet.
-func takeFromGates(to *unloggedRefusals, said *subnets.Said) {
-	addGateCounts(&to.counts, &said.Counts)
+func takeFromGates(to *unloggedRefusals, said *subnets.Said, first dim) {
+	addGateCounts(&to.counts, &said.Counts, first)
 	for g, k := range gateKinds {
 		for w, n := range said.Notes[g] {
 			if n.Told {
 				worst := majority{Name: nameAtGate(subnets.Gate(g), n.Worst.Name), Votes: n.Worst.Votes}
-				to.said[k][dimOf(subnets.Way(w))].add(&remark{true, n.Limit, n.Limit, gateCauses[g], worst})
+				to.said[k][first+dim(w)].add(&remark{true, n.Limit, n.Limit, gateCauses[g], worst})
 			}
 		}
 	}

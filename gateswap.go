@@ -28,4 +28,7 @@ func (e *engine) swapGates(next *gate) {
 		return
 	}
 	next.subnets.TakeOver(last.subnets, func() { e.gates.Store(next) })
+	if (last.streams == nil) != (next.streams == nil) {
+		e.inOneCut(e.setRated)
+	}
 }

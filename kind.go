@@ -24,7 +24,7 @@ const (
 	KindConn                             // one connection
 	KindStream                           // one stream
 	KindSubnet                           // connections from one IP prefix (a gate, not a scope)
-	KindRate                             // connection attempts from one IP prefix (a gate, not a scope)
+	KindRate                             // how fast connections and streams come from one IP prefix (a gate, not a scope)
 	KindProcess                          // the memory of the whole process (a gate, not a scope)
 	numKinds
 )
@@ -82,8 +82,10 @@ func (k Kind) hasShares(d dim) bool {
 // canRunOutOf reports whether a scope or gate of this kind can run out of d.
 func (k Kind) canRunOutOf(d dim) bool {
 	switch k {
-	case KindSubnet, KindRate:
+	case KindSubnet:
 		return d == dimConnsIn || d == dimConnsOut
+	case KindRate:
+		return d == dimConnsIn || d == dimConnsOut || d == dimStreamsIn || d == dimStreamsOut
 	case KindProcess:
 		return d == dimConnsIn || d == dimStreamsIn
 	}

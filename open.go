@@ -170,7 +170,21 @@ func (st *stripe) openStreamOf(ps *peerScope, o *opening, g grip) (verdict, erro
 			return refused, err
 		}
 	}
+	if e.paces(o.dir) && ps.trusted == 0 && !e.allowlist.allowsPeer(ps.id) {
+		return st.openThroughGate(ps, o, g)
+	}
 	return st.open(o, ps.trusted > 0, g)
+}
+
+// openThroughGate opens a stream of a peer unless the gate of streams or a limit refuses it.
+func (st *stripe) openThroughGate(ps *peerScope, o *opening, g grip) (v verdict, err error) {
+	if why := st.passStreamGate(ps, o, func() bool {
+		v, err = st.open(o, false, g)
+		return v == admitted
+	}); why != nil {
+		return refused, why
+	}
+	return v, err
 }
 
 // newStream returns the scope of a stream that was admitted. A nil h is a new holder.

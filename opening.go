@@ -65,7 +65,7 @@ func (st *stripe) openPlain(o *opening) bool {
 
 // openPaced is openReady for a stripe that is not plain: it works if that is only for the rates.
 func (st *stripe) openPaced(o *opening) bool {
-	if !st.rated || st.closed || st.trace != nil || st.engine.fair != nil {
+	if !st.rated || st.closed || st.trace != nil || st.engine.fair != nil || o.kind == KindStream && st.engine.paces(o.dir) {
 		return false
 	}
 	c := o.chain
@@ -124,6 +124,11 @@ func (st *stripe) refuseOpening(why *noted, o *opening, r *request) error {
 func (st *stripe) traceGate(o *opening, why *LimitError) {
 	st.lock()
 	defer st.unlock()
+	st.traceGateLocked(o, why)
+}
+
+// traceGateLocked is traceGate where the stripe's lock is held.
+func (st *stripe) traceGateLocked(o *opening, why *LimitError) {
 	st.traceOpening(o)
 	total := o.total()
 	st.trace.blocked(*why.why.scope, total.delta(), why.why.d, &amounts{})

@@ -91,8 +91,11 @@ func defaultRateConfig() rateConfig {
 	}
 }
 
-// describe returns the limits as short texts, such as "ipv4/32: 0.2/s, burst 16".
+// describe returns the limits as short texts, such as "ipv4/32: 0.2/s, burst 16". nil has none.
 func (cfg *rateConfig) describe() (all []string) {
+	if cfg == nil {
+		return nil
+	}
 	for f := range ip.Families {
 		for _, l := range cfg.perSubnet[f] {
 			all = append(all, fmt.Sprintf("%s/%d: %s", f, l.prefixLength, l.rateLimit))

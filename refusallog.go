@@ -189,6 +189,11 @@ func (g *gate) placeOfSubnet(name *scopeName, d dim) limitPlace {
 	switch {
 	case name.kind == KindSubnet:
 		_, named = g.limits.Subnets.Networks[name.prefix()]
+	case resourceOf[d] == ResourceStream:
+		if _, named = g.limits.StreamRate.Networks[name.prefix()]; named {
+			return placeOfStreamsByName
+		}
+		return placeOfStreams
 	case d == dimConnsOut && !g.outbound: // only dials have a rate
 		if _, named = g.limits.DialRate.Networks[name.prefix()]; named {
 			return placeOfDialsByName

@@ -189,6 +189,7 @@ func (cfg *ConcreteLimitConfig) gatesDiff(others ConcreteLimitConfig) *GateLimit
 		Rate:    RateLimits(listsDiff(gateLists[ConnRate](a.Rate), gateLists[ConnRate](b.Rate))),
 	}
 	out.DialRate = RateLimits(listsDiff(gateLists[ConnRate](a.DialRate), gateLists[ConnRate](b.DialRate)))
+	out.StreamRate = RateLimits(listsDiff(gateLists[ConnRate](a.StreamRate), gateLists[ConnRate](b.StreamRate)))
 	if *a.Outbound != *b.Outbound {
 		out.Outbound = a.Outbound
 	}

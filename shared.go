@@ -5,9 +5,13 @@ package rcmgr
 // looks its name up again (I7).
 
 import (
+	"net/netip"
+
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+
+	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
 // directScope is a scope on which memory can be reserved directly, and from which
@@ -141,11 +145,30 @@ type rarePeer struct {
 	*rares  // nil for most
 }
 
-// rares is what very few peers need: many pairs, spans, or several rates.
+// rares is what very few peers need: many pairs, spans, several rates, or a subnet whose streams
+// have a rate.
 type rares struct {
 	byShare map[*share]*pair // by the share that each is a part of; nil if the list has them
 	spans   uint32           // begun so far
 	rates   *peerRates
+	far     ip.Key // the address of the peer, see entry.go; zero if it has none
+}
+
+// locate notes the address of a connection as that of its peer, unless the peer has another
+// connection, which has noted its own. The lock of the peer's stripe is held.
+func (ps *peerScope) locate(far ip.Key) {
+	if rare := ps.makeRare(); rare.far == (ip.Key{}) || ps.use.of(dimConns) <= 1 {
+		rare.far = far
+	}
+}
+
+// far returns the address of a peer, which is not valid if none is known. The lock of the peer's
+// stripe is held.
+func (ps *peerScope) far() netip.Addr {
+	if ps.rare == nil || ps.rare.rares == nil || ps.rare.rares.far == (ip.Key{}) {
+		return netip.Addr{}
+	}
+	return ps.rare.rares.far.Addr()
 }
 
 // makeRare returns what very few peers need, and makes it if there is none.

@@ -380,14 +380,15 @@ func (p *pool) pairLimitWithRates() BaseLimit {
 	return l
 }
 
-// setRated notes whether any limit in force has a rate. All stripe locks are held, or the manager
+// setRated notes whether any limit or gate in force has a rate of streams or, by a limit, of
+// connections. All stripe locks are held, or the manager
 // is still being made.
 func (e *engine) setRated() {
 	rated := e.limits.Load().rates != nil || e.tokens.byHand
 	for i := range e.stripes {
 		st := &e.stripes[i]
 		st.rated = rated
-		st.plain = !rated && e.trace == nil && e.fair == nil && !st.closed
+		st.plain = !rated && e.trace == nil && e.fair == nil && !st.closed && !e.paces(dimStreamsIn)
 	}
 }
 

@@ -60,7 +60,7 @@ type Config struct {
 }
 
 // A Subnets has the records of all subnets. Its methods are safe for concurrent use. While it
-// holds a lock, it takes no lock of anything else, and calls only those functions of its caller
+// holds a lock, it takes no lock of anything else itself, and calls only those functions of its caller
 // whose comments say so. The locks of named networks are taken before those of the levels.
 type Subnets struct {
 	partition

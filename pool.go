@@ -200,10 +200,12 @@ type pool struct {
 	// mark is the most that a tight pool hands out without a word to passed. It is never above
 	// peak, and guarded as peak is.
 	mark amounts
-	// roomy is the most that may be handed out before room has to be made (alarm.go). It is
+	// roomy is the most that may be handed out before room has to be made (reserve.go). It is
 	// written and read as limit is.
 	roomy amounts
-	asked atomic.Uint32 // what room has to be made of; see alarm.go
+	// asked has the bit d for each dimension of which room has to be made, and the bit d+numDims
+	// if that has been refused.
+	asked atomic.Uint32
 	// grown: it is in the list of followPeaks. It is guarded as peak is.
 	grown bool
 	// low is the least that was handed out of each dimension before a draw, since limitWatch
@@ -270,6 +272,16 @@ func (p *pool) handOut(d dim, n int64) {
 	if w.tight() && handed > p.mark[d&dimMask] {
 		p.passed(d, handed)
 	}
+}
+
+// passed notes that the pool has handed out more of d than its mark. The drawing lock is held, or
+// all stripe locks are.
+func (p *pool) passed(d dim, handed int64) {
+	p.raisePeak(d, handed)
+	if a := p.engine.alarm; a != nil && handed > p.roomy[d] {
+		a.report(&p.asked, 1<<d)
+	}
+	p.mark[d] = min(p.peak[d], p.roomy[d])
 }
 
 func (p *pool) raisePeak(d dim, used int64) { p.peak[d&dimMask] = max(p.peak[d&dimMask], used) }

@@ -151,6 +151,18 @@ func (st *stripe) placeOf(why *noted) limitPlace {
 	return st.engine.limits.Load().placeOfPeer(why.scope.peer)
 }
 
+// callForRoom reports what a scope that all peers share has refused. No room is made in what one
+// peer may have.
+func (why *noted) callForRoom(a *alarm) {
+	if why.by.share == nil || why.by.ps != nil {
+		return
+	}
+	p, d := why.by.share.pool, why.d
+	if (why.cause == CauseLimit || d == dimStreamsOut) && p.kind.makesRoom(d) {
+		a.report(&p.asked, 1<<d|1<<(d+numDims))
+	}
+}
+
 // refusal counts a refusal, and returns it as an error.
 func (st *stripe) refusal(why *noted, asked askedScope, r *request) error {
 	k := why.scope.kind
@@ -159,7 +171,9 @@ func (st *stripe) refusal(why *noted, asked askedScope, r *request) error {
 	st.rationed.count(&why.refusal)
 	if why.by != nil {
 		why.by.deny().refused[why.d]++
-		st.engine.alarm.refused(why)
+		if st.engine.alarm != nil {
+			why.callForRoom(st.engine.alarm)
+		}
 		why.by = nil
 	}
 	if st.engine.noting {

@@ -1,6 +1,6 @@
 package rcmgr
 
-// Making room on a full host. The engine reports what is short (alarm.go). A worker takes the
+// Making room on a full host. The engine reports what is short (reserve.go). A worker takes the
 // reports, and internal/letgo lets connections and streams go until the reserve is free again.
 
 import (

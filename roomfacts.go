@@ -84,13 +84,20 @@ func (h *holder) facts() letgo.Facts {
 	return f
 }
 
-// lacks returns what is short of what has been reported.
+// lacks takes what the pools have reported, and returns what is short. No lock is held.
 func (m *Manager) lacks() (list []letgo.Lack) {
 	observed := m.observed.load()
-	for _, s := range m.shortages() {
-		l := m.lackOf(s.pool, s.d)
-		l.Need, l.Observed = s.need, observed.has(s.pool.kind)
-		list = append(list, l)
+	for _, p := range append(m.fixed[:], m.dir.list()...) {
+		bits := p.asked.Swap(0)
+		for d := range numDims {
+			if bits>>d&1 == 0 {
+				continue
+			}
+			refused := bits>>(d+numDims)&1 != 0
+			l := m.lackOf(p, d)
+			l.Need, l.Observed = func() int64 { return p.lacks(d, refused) }, observed.has(p.kind)
+			list = append(list, l)
+		}
 	}
 	return list
 }
@@ -101,4 +108,24 @@ func (m *Manager) lackOf(p *pool, d dim) letgo.Lack {
 	return letgo.Lack{In: p, Dim: uint8(d), Kind: uint8(p.kind), Scope: name.String(), Limit: limitNames[d], Memory: d == dimMemory,
 		Streams: resourceOf[d] == ResourceStream || d == dimMemory && p.kind != KindSystem,
 		Waiting: p.kind == KindTransient, Outbound: d == dimStreamsOut}
+}
+
+// lacks returns how much of d the pool has to get back. If it has refused something, that is
+// enough for one more of a limit without a reserve. No lock is held.
+func (p *pool) lacks(d dim, refused bool) int64 {
+	p.home.lock() // for most
+	limit := p.most[d]
+	p.home.unlock()
+	w := p.load(d)
+	if !w.tight() {
+		return 0 // less than half is in use, or it has just become so
+	}
+	free, reserve := limit-w.handed(), reserveOf(limit)
+	switch {
+	case free < (reserve+1)/2:
+		return reserve - free
+	case refused && free < 1:
+		return 1 - free
+	}
+	return 0
 }

@@ -73,7 +73,6 @@ var floors = []floor{
 		{"ration.go", "how much of a limit a request may fill, for the sake of others"},
 		{"traceengine.go", "the events of accounts and spans that the engine passes to the tracer"},
 		{"peaks.go", "the most that shared scopes have held"},
-		{"alarm.go", "where room has to be made, and how the worker learns that"},
 	}},
 	{"records", "kept for the engine, and independent of it", []room{
 		{"fairshare.go", "what each subnet holds of the shared scopes"},
@@ -117,7 +116,7 @@ var floors = []floor{
 	{"words", "the vocabulary of all floors", []room{
 		{"amounts.go", "amounts, limits and thresholds: arithmetic without locks"},
 		{"quantities.go", "eight values by name, and by dimension"},
-		{"reserve.go", "how much of a limit is kept free, and where room can be made"},
+		{"reserve.go", "how much of a limit is kept free for newcomers, where room can be made, and how the worker learns that it is needed"},
 		{"kind.go", "the kinds of scopes and gates"},
 		{"endpoint.go", "the address of the far end, or that it has none; `internal/ip/` has the form and keys of addresses"},
 		{"allowlist.go", "addresses and peers that are admitted when others are refused"},

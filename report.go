@@ -47,8 +47,8 @@ func (s *Snapshot) Bottleneck() *Bottleneck {
 	if first == nil {
 		return nil
 	}
-	d := dim(slices.Index(limitNames[:], first.Name))
-	if first.fullness() >= halfFull { // or it is not they who filled it
+	d, isRate := first.dim()
+	if first.fullness() >= halfFull && !isRate { // or it is not they who filled it; and a rate is not held
 		first.Holder, first.Held = s.holderOf(first.Kind, d)
 	}
 	name := scopeName{kind: first.Kind}
@@ -56,7 +56,16 @@ func (s *Snapshot) Bottleneck() *Bottleneck {
 		name.text = strings.TrimPrefix(first.Scope, first.Kind.String()+":")
 	}
 	first.ConfigKey = configKey(first.Kind, d, &name, placeOfAll)
+	if isRate {
+		first.ConfigKey = rateKey(first.ConfigKey, d)
+	}
 	return first
+}
+
+// dim returns the dimension of a limit, or of a rate.
+func (u *LimitUse) dim() (d dim, isRate bool) {
+	name, isRate := strings.CutPrefix(u.Name, "Rates.")
+	return dim(slices.Index(limitNames[:], name)), isRate
 }
 
 // bottleneckOf returns the limit that matters most of those that are nearly full or have refused
@@ -98,7 +107,7 @@ func (b *Bottleneck) refused() uint64 { return b.Refusals + b.WouldRefuse }
 // so for memory, which most ask for at a priority that leaves some of it free, and for three
 // quarters of the transient scope's streams, if the last quarter is for newcomers.
 func (b *Bottleneck) full() bool {
-	d := dim(slices.Index(limitNames[:], b.Name))
+	d, _ := b.dim()
 	return b.Use >= b.Limit || b.refused() > 0 &&
 		(d == dimMemory || b.Kind.hasLastQuarter(d) && b.Use >= b.Limit-b.Limit/4)
 }
@@ -145,16 +154,20 @@ var nounsOfLimits = [numDims]string{
 	dimConns: "connections", dimConnsIn: "inbound connections", dimConnsOut: "outbound connections", dimFD: "file descriptors",
 }
 
-// what returns what is full, such as "transient inbound streams".
+// what returns what is full, such as "transient inbound streams" or "system rate of inbound streams".
 func (b *Bottleneck) what() string {
-	return printable(b.Scope) + " " + nounsOfLimits[slices.Index(limitNames[:], b.Name)]
+	d, isRate := b.dim()
+	if isRate {
+		return printable(b.Scope) + " rate of " + nounsOfLimits[d]
+	}
+	return printable(b.Scope) + " " + nounsOfLimits[d]
 }
 
 // state returns how full it is, such as "are full (64 of 64)", "are 93 % full (60 of 64)" or "were
 // full at times (64 of 64 at most) and have refused 12".
 func (b *Bottleneck) state() string {
 	are, were, have := "are", "were", "have"
-	if b.Name == limitNames[dimMemory] {
+	if d, isRate := b.dim(); d == dimMemory || isRate {
 		are, were, have = "is", "was", "has"
 	}
 	of := func(n int64) string { return amountText(b.Name, n) + " of " + amountText(b.Name, b.Limit) }

@@ -108,3 +108,18 @@ func TestTheLimitThatMattersMostIsTheOneNamed(t *testing.T) {
 	s.Process = ProcessMemory{Limit: 2 << 30, InUse: 2 << 30, Refusing: true}
 	require.Equal(t, "the process has 2.0 GiB of 2.0 GiB of memory in use, and refuses inbound connections and streams of strangers", s.InTheWay())
 }
+
+// A rate that has no token left is named like a limit that is full. It is not held by anyone.
+func TestARateStandsInTheWay(t *testing.T) {
+	limits := PartialLimitConfig{System: ResourceLimits{Rates: Rates{StreamsOutbound: Rate{PerSecond: 0.001, Burst: 2}}}}
+	m := newFrom(t, limits.Build(InfiniteLimits))
+	for range 2 {
+		s, err := m.OpenStream(testPeer, network.DirOutbound)
+		require.NoError(t, err)
+		require.NoError(t, s.SetProtocol("/p"))
+	}
+	s := m.Snapshot()
+	require.Equal(t, "system rate of outbound streams is full (2 of 2); raise System.Rates.StreamsOutbound", s.InTheWay())
+	require.Equal(t, "System.Rates.StreamsOutbound", s.Bottleneck().ConfigKey)
+	require.NotPanics(t, func() { pageOf(t, m) })
+}

@@ -1,7 +1,7 @@
 package main
 
-// The command "explain": whether a request would be admitted. A node answers by itself; from a
-// saved snapshot, the limits in it are all that is known.
+// The command "explain": whether a request would be admitted. A node answers by itself; saved.go
+// answers from a saved snapshot.
 
 import (
 	"encoding/json"
@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/spf13/cobra"
 
 	"github.com/weir-p2p/rcmgr"
@@ -33,8 +32,8 @@ func (a *app) explainCommand() *cobra.Command {
 		Long: `Say whether a node would admit a connection, a stream, or a reservation of memory at a scope now,
 which limits it has to fit, and which place of the configuration would admit it.
 
-From a saved snapshot, only the limits that it shows are checked: gates, fair shares, the
-allowlist, priorities, and one peer's part of a protocol or service are not known then.
+From a saved snapshot, the limits, rates, gates and fair shares are checked that it shows. The
+answer says what it does not show, such as the allowlist.
 
 The exit code is 1 if the request would be refused.`,
 		Example: `  rcmgr explain http://127.0.0.1:6060/rcmgr stream --peer 12D3KooW… --protocol /ipfs/bitswap/1.2.0
@@ -114,128 +113,6 @@ func (q *question) query() url.Values {
 		v.Set("fd", "1")
 	}
 	return v
-}
-
-// answer answers the question from a snapshot.
-func (q *question) answer(s *rcmgr.Snapshot) (*rcmgr.Explanation, error) {
-	if q.peer != "" {
-		id, err := peer.Decode(q.peer)
-		if err != nil {
-			return nil, usage("invalid value %q for flag --peer: expected a peer ID", q.peer)
-		}
-		q.peer = id.String()
-	}
-	e := &rcmgr.Explanation{Admitted: true,
-		Unknown: "this is from a saved snapshot: gates, fair shares, the allowlist, priorities, and one peer's part of a protocol or service are not known"}
-	held := make(map[[2]string]int64) // what the steps before have taken, by scope and limit
-	check := func(step, scope string, asked map[string]int64) {
-		for _, u := range s.LimitUses() {
-			n, counts := asked[u.Name]
-			if u.Scope != scope || !counts {
-				continue
-			}
-			at := [2]string{scope, u.Name}
-			k := rcmgr.LimitCheck{Step: step, Scope: scope, Kind: u.Kind, Name: u.Name, Use: u.Use + held[at], Asked: n,
-				Limit: u.Limit, Threshold: u.Limit}
-			held[at] += n
-			k.Room = k.Threshold - k.Use
-			k.Fits = n <= k.Room
-			for _, kind := range s.Observed {
-				k.Observed = k.Observed || kind == u.Kind
-			}
-			if !k.Fits {
-				k.Cause, k.ConfigKey = rcmgr.CauseLimit.String(), configKey(u)
-				if b := s.Bottleneck(); b != nil && b.Holder != "" && b.Scope == u.Scope && b.Name == u.Name {
-					k.Largest, k.LargestHolds = "peer:"+b.Holder, b.Held
-				}
-			}
-			e.Checks = append(e.Checks, k)
-		}
-	}
-	in := strings.ToUpper(q.direction[:1]) + q.direction[1:]
-	unit := map[string]int64{"Streams": 1, "Streams" + in: 1}
-	named := func(kind, name string) string {
-		if name == "" {
-			return ""
-		}
-		return kind + ":" + name
-	}
-	of, protocol, service := named("peer", q.peer), named("protocol", q.protocol), named("service", q.service)
-	var chain []string
-	switch q.what {
-	case rcmgr.KindConn:
-		unit = map[string]int64{"Conns": 1, "Conns" + in: 1}
-		if q.fd {
-			unit["FD"] = 1
-		}
-		check("open", "transient", unit)
-		check("open", "system", unit)
-		check("peer", of, unit)
-		chain = []string{of, "system"}
-		if of == "" {
-			chain = []string{"transient", "system"}
-		}
-	case rcmgr.KindStream:
-		switch {
-		case q.peer == "":
-			return nil, usage("a stream needs --peer")
-		case q.service != "" && q.protocol == "":
-			return nil, usage("a stream with --service needs --protocol")
-		}
-		for _, scope := range []string{of, "transient", "system"} {
-			check("open", scope, unit)
-		}
-		check("protocol", protocol, unit)
-		check("service", service, unit)
-		chain = []string{of, protocol, service, "system"}
-		if protocol == "" {
-			chain = []string{of, "transient", "system"}
-		}
-	case rcmgr.KindSystem:
-		chain = []string{"system"}
-	case rcmgr.KindTransient:
-		chain = []string{"transient", "system"}
-	case rcmgr.KindPeer:
-		chain = []string{of, "system"}
-	case rcmgr.KindProtocol:
-		chain = []string{protocol, "system"}
-	case rcmgr.KindService:
-		chain = []string{service, "system"}
-	default:
-		return nil, usage("a request for %v cannot be explained: expected conn, stream, peer, protocol, service, system or transient", q.what)
-	}
-	switch {
-	case q.what != rcmgr.KindConn && q.what != rcmgr.KindStream && q.memory == 0:
-		return nil, usage("nothing is asked for: expected --memory, or conn or stream")
-	case chain[0] == "":
-		return nil, usage("expected --%v", q.what)
-	}
-	if q.memory > 0 {
-		for _, scope := range chain {
-			check("memory", scope, map[string]int64{"Memory": int64(q.memory)})
-		}
-	}
-	for _, scope := range chain {
-		if scope != "" && !hasScope(s, scope) {
-			e.Unknown += "; " + scope + " is not in the snapshot"
-		}
-	}
-	for i := range e.Checks {
-		if k := &e.Checks[i]; !k.Fits && !k.Observed {
-			e.Admitted, e.By = false, k
-			break
-		}
-	}
-	return e, nil
-}
-
-func hasScope(s *rcmgr.Snapshot, name string) bool {
-	for i := range s.Scopes {
-		if s.Scopes[i].Name == name {
-			return true
-		}
-	}
-	return false
 }
 
 // configKey returns the place of a limit in the configuration.

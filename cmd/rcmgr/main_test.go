@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"charm.land/lipgloss/v2"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
 
 	"github.com/weir-p2p/rcmgr"
@@ -337,8 +339,91 @@ func TestExplainSaysWhatStandsInTheWay(t *testing.T) {
 	require.Zero(t, got.code, got.err)
 	require.Equal(t, 2, asked, "it waits as long as the page says")
 	got = command("explain", name, "stream", "--peer", id('z').String(), "--protocol", "/none")
-	require.Contains(t, got.out, "protocol:/none is not in the snapshot")
-	require.Contains(t, got.out, "gates, fair shares")
+	require.Contains(t, got.out, "this is from a saved snapshot, which does not show the allowlist; "+
+		"the peer's part of the protocol or service; the scope peer:"+id('z').String()+"; the scope protocol:/none\n")
+}
+
+// A saved snapshot answers as the node itself does: by its gates, its rates, its fair shares and
+// the memory of its process.
+func TestASavedSnapshotAnswersAsTheNode(t *testing.T) {
+	limits := rcmgr.PartialLimitConfig{
+		System:    rcmgr.ResourceLimits{ConnsInbound: 1000, Rates: rcmgr.Rates{StreamsOutbound: rcmgr.Rate{PerSecond: 0.001, Burst: 2}}},
+		Transient: rcmgr.ResourceLimits{ConnsInbound: 20},
+		Gates: &rcmgr.GateLimits{Subnets: rcmgr.SubnetLimits{
+			IPv6:     map[int]rcmgr.LimitVal{48: 6, 56: 4},
+			Networks: map[netip.Prefix]rcmgr.LimitVal{netip.MustParsePrefix("198.51.100.0/24"): 2, netip.MustParsePrefix("10.0.0.0/8"): rcmgr.Unlimited},
+		}},
+	}.Build(rcmgr.InfiniteLimits)
+	m, err := rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithFairShare(), rcmgr.WithRefusalLog(0), rcmgr.WithConnRateLimiters(nil))
+	require.NoError(t, err)
+	t.Cleanup(func() { m.Close() })
+	open := func(address string, n int) {
+		for range n {
+			_, err := m.OpenConnection(network.DirInbound, false, multiaddr.StringCast(address))
+			require.NoError(t, err)
+		}
+	}
+	open("/ip4/203.0.113.7/tcp/1", 7)
+	open("/ip4/198.51.100.1/tcp/1", 2)
+	open("/ip6/2001:db8::1/tcp/1", 3)
+	open("/ip6/2001:db8:0:100::1/tcp/1", 3)
+	for range 2 {
+		s, err := m.OpenStream(attacker, network.DirOutbound)
+		require.NoError(t, err)
+		require.NoError(t, s.SetProtocol("/p"))
+	}
+	name := saved(t, m)
+	at := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { rcmgr.Handler(m).ServeHTTP(w, r) }))
+	var now, then rcmgr.Explanation
+	refused := 0
+	for _, args := range [][]string{
+		{"conn", "--endpoint", "/ip4/203.0.113.7/tcp/1"},
+		{"conn", "--endpoint", "/ip4/203.0.113.8/tcp/1"}, // the subnet's fair share
+		{"conn", "--endpoint", "/ip4/198.51.100.9/udp/1/quic-v1"},
+		{"conn", "--endpoint", "/ip4/198.51.100.9/tcp/1/p2p/" + attacker.String() + "/p2p-circuit"},
+		{"conn", "--endpoint", "/ip4/10.1.2.3/tcp/1"},
+		{"conn", "--endpoint", "/ip4/192.0.2.1/tcp/1"},
+		{"conn", "--endpoint", "/ip6/2001:db8::2/tcp/1"},
+		{"conn", "--endpoint", "/ip6/2001:db8:0:200::2/tcp/1"},
+		{"conn", "--endpoint", "/ip6/2001:db9::2/tcp/1"},
+		{"conn", "--endpoint", "/ip4/198.51.100.9/tcp/1", "--direction", "outbound"},
+		{"conn"},
+		{"stream", "--peer", attacker.String(), "--direction", "outbound"},
+		{"stream", "--peer", attacker.String()},
+	} {
+		for source, to := range map[string]*rcmgr.Explanation{at: &now, name: &then} {
+			*to = rcmgr.Explanation{}
+			got := command(append([]string{"explain", "-o", "json", source}, args...)...)
+			require.NoError(t, json.Unmarshal([]byte(got.out), to), got.err)
+			require.Equal(t, !to.Admitted, got.code == exitWrong)
+		}
+		require.Equal(t, now.Admitted, then.Admitted, "%v: the node says %v, the snapshot %v", args, &now, &then)
+		if !now.Admitted {
+			refused++
+			now.By.Largest, now.By.LargestHolds, then.By.Largest, then.By.LargestHolds = "", 0, "", 0
+			now.By.RetryAt = time.Time{}
+			if now.By.Cause == rcmgr.CauseFairShare.String() {
+				now.By.Holder = then.By.Holder // below
+			}
+			require.Equal(t, now.By, then.By, "%v", args)
+		}
+	}
+	require.Equal(t, 6, refused)
+	got := command("explain", name, "conn", "--endpoint", "/ip4/203.0.113.8/tcp/1")
+	require.Contains(t, got.out, "fair-share")
+	require.Contains(t, got.out, "203.0.113.0/24")
+	require.Contains(t, got.out, "which does not show the allowlist; how fast connections have come from there\n")
+	require.Contains(t, command("explain", name, "conn").out, "that needs --endpoint")
+
+	text, err := os.ReadFile(name)
+	require.NoError(t, err)
+	var old map[string]json.RawMessage
+	require.NoError(t, json.Unmarshal(text, &old))
+	old["Gates"] = json.RawMessage(`{"Subnets": 1}`)
+	text, err = json.Marshal(old)
+	require.NoError(t, err)
+	got = rcmgrWith(string(text), "explain", "-", "conn", "--endpoint", "/ip4/192.0.2.1/tcp/1")
+	require.Contains(t, got.out, "the limits of the gates, because it is of an older version")
 }
 
 func TestCheckNamesEveryFault(t *testing.T) {

@@ -1,22 +1,18 @@
 #!/usr/bin/env bash
-# Makes docs/page.png: the live page while examples/flood runs. Needs Go,
-# chromium, chromedriver and curl.
+# Makes docs/page.png, or the file that is named: the live page while examples/flood runs. Needs
+# Go and chromium. SIZE is the size of the window, and THEME=dark makes a dark one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-page=127.0.0.1:8099 driver=127.0.0.1:9515
-go build -o "${TMPDIR:-/tmp}/flood" ./examples/flood
-"${TMPDIR:-/tmp}/flood" -duration 100s -serve "$page" >/dev/null &
+page=127.0.0.1:8099
+work=$(mktemp -d)
+go build -o "$work/flood" ./examples/flood
+"$work/flood" -duration 100s -serve "$page" >/dev/null &
 flood=$!
-chromedriver --port="${driver#*:}" --silent >/dev/null &
-trap 'kill $flood %2 2>/dev/null || true' EXIT
+trap 'kill $flood 2>/dev/null || true; rm -rf "$work"' EXIT
 
-ask() { curl -sf --retry 20 --retry-connrefused --retry-delay 1 "http://$driver/$1" "${@:2}"; }
-value() { sed -E 's/.*"'"$1"'":"([^"]*)".*/\1/'; }
-
-session=$(ask session -d '{"capabilities":{"alwaysMatch":{"goog:chromeOptions":{"args":["--headless","--no-sandbox","--disable-gpu",
-	"--disable-background-networking","--disable-component-update","--disable-sync","--hide-scrollbars","--window-size='"${SIZE:-1100,900}"'"]}}}}' | value sessionId)
-ask "session/$session/url" -d '{"url":"http://'"$page"'/"}' >/dev/null
 sleep 75 # for a plot of some length
-ask "session/$session/screenshot" | value value | base64 -d >"${1:-docs/page.png}"
-ask "session/$session" -X DELETE >/dev/null
+chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --disable-background-networking --disable-component-update \
+	--disable-sync --user-data-dir="$work/chromium" ${THEME:+--blink-settings=preferredColorScheme=0} \
+	--window-size="${SIZE:-1100,900}" --screenshot="$work/page.png" "http://$page/" 2>"$work/log" || { cat "$work/log" >&2; exit 1; }
+mv "$work/page.png" "${1:-docs/page.png}"

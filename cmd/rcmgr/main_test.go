@@ -262,7 +262,8 @@ func TestTopIsOrderedAndSearchedByKeys(t *testing.T) {
 	require.NotEqual(t, "peer:"+attacker.String(), first(), "it holds none")
 	press(screen, "S", "S") // by streams
 	require.Equal(t, "peer:"+attacker.String(), first())
-	press(screen, "/", "p", "i", "n", "g", "enter", "4")
+	press(screen, "/", "p", "i", "n", "g", "enter")
+	require.Equal(t, names, screen.view, "where something was found")
 	require.Equal(t, "protocol:/ipfs/ping/1.0.0", first())
 	press(screen, "3")
 	require.Empty(t, first())
@@ -271,6 +272,9 @@ func TestTopIsOrderedAndSearchedByKeys(t *testing.T) {
 	press(screen, "down", "down", "down", "down", "down", "tab", "tab")
 	require.Equal(t, refusals, screen.view)
 	require.Contains(t, plainText(screen.lines()), "transient")
+	press(screen, "/", "1", "2", "D", "3", "enter")
+	require.Equal(t, peers, screen.view)
+	press(screen, "esc")
 	_, quit := screen.Update(tea.KeyPressMsg{Text: "q"})
 	require.IsType(t, tea.QuitMsg{}, quit())
 }

@@ -86,6 +86,7 @@ type top struct {
 	from     int // the first row that is shown
 	find     string
 	isTyping bool // a text to search for is being typed
+	isNew    bool // the search has not been answered yet
 	isPaused bool
 }
 
@@ -177,6 +178,30 @@ func (t *top) take(l loaded) {
 		}
 	}
 	t.s = l.s
+	if t.isNew {
+		t.isNew = false
+		t.showFound()
+	}
+}
+
+// showFound chooses the view that shows what was found: the one that is there if it does.
+func (t *top) showFound() {
+	found := [views]bool{}
+	for i := range t.s.Scopes {
+		switch t.s.Scopes[i].Kind {
+		case rcmgr.KindPeer:
+			found[peers] = true
+		case rcmgr.KindService, rcmgr.KindProtocol:
+			found[names] = true
+		}
+	}
+	switch {
+	case found[t.view]:
+	case found[names] && !found[peers]:
+		t.view = names
+	default:
+		t.view = peers
+	}
 }
 
 func (t *top) press(k tea.KeyPressMsg) tea.Cmd {
@@ -227,10 +252,7 @@ func (t *top) press(k tea.KeyPressMsg) tea.Cmd {
 func (t *top) typed(k tea.KeyPressMsg) tea.Cmd {
 	switch k.String() {
 	case "enter":
-		t.isTyping, t.from = false, 0
-		if t.view == overview {
-			t.view = peers
-		}
+		t.isTyping, t.isNew, t.from = false, t.find != "", 0
 		return t.load()
 	case "esc", "ctrl+c":
 		t.isTyping, t.find = false, ""

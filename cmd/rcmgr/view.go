@@ -297,8 +297,14 @@ func head(s *rcmgr.Snapshot, rate float64, width int) []string {
 	for _, r := range s.Refusals {
 		refused += r.Total()
 	}
-	about := fmt.Sprintf("%s  up %s  %d peers  %d subnets  %d refused",
-		s.Taken.UTC().Format("2006-01-02 15:04:05 UTC"), s.Uptime().Round(time.Second), s.Peers, s.Gates.Subnets, refused)
+	number := func(n int, one string) string {
+		if n != 1 {
+			one += "s"
+		}
+		return fmt.Sprintf("%d %s", n, one)
+	}
+	about := fmt.Sprintf("%s  up %s  %s  %s  %d refused", s.Taken.UTC().Format("2006-01-02 15:04:05 UTC"),
+		s.Uptime().Round(time.Second), number(s.Peers, "peer"), number(s.Gates.Subnets, "subnet"), refused)
 	if rate >= 0 {
 		about += fmt.Sprintf(" (%.1f/s)", rate)
 	}

@@ -674,6 +674,99 @@ func TestBadSourcesAreToldInOneLine(t *testing.T) {
 	require.Zero(t, command("table", file(t, "bom", "\xef\xbb\xbf"+string(good))).code)
 }
 
+// A trace that is not ours, of a later version or cut off in its first bytes gets one line and an
+// exit code, whichever command reads it. One with gaps is read, with a note.
+func TestBadTracesAreToldInOneLine(t *testing.T) {
+	start := `{"Time":"2026-01-02T03:04:05Z","Type":"start"}` + "\n"
+	conn := `{"Time":"2026-01-02T03:04:07Z","Type":"add_conn","Scope":{"Class":"system"},"Name":"system","DeltaIn":1,"ConnsIn":9}` + "\n"
+	for name, c := range map[string]struct{ text, want string }{
+		"a later version":   {start + `{"Time":"2026-01-02T03:04:06Z","Type":"teleport"}` + "\n", `line 2: no such type of event: "teleport"; the trace may be of a later version`},
+		"not all of a line": {start + `{"Time":"2026-01-02T03:0` + "\n" + conn, "line 2: expected an event of a trace"},
+		"no time":           {start + `{"Type":"add_conn"}` + "\n", "line 2: expected an event of a trace, which has Time and Type"},
+		"no gzip":           {"\x1f\x8b\x08", "unexpected EOF"},
+		"no event":          {"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xffrubbish", "it is cut off before the end of its first event"},
+	} {
+		for _, command1 := range []string{"replay", "suggest"} {
+			got := command(command1, file(t, "trace", c.text))
+			require.Equal(t, exitWrong, got.code, "%s: %s", name, got.err)
+			require.Contains(t, got.err, c.want, name)
+			require.Equal(t, 1, strings.Count(got.err, "\n"), got.err)
+			require.True(t, strings.HasPrefix(got.err, "rcmgr: "), got.err)
+			require.Empty(t, got.out, name)
+		}
+	}
+	gap := file(t, "trace", start+`{"Time":"2026-01-02T03:04:06Z","Type":"dropped","Delta":17}`+"\n"+conn)
+	for _, c := range []string{"replay", "suggest"} {
+		got := command(c, gap)
+		require.Zero(t, got.code, got.err)
+		require.Contains(t, got.out, "17 events are missing", c)
+	}
+}
+
+// suggest and diff read the same sources as the commands that look at a node, and say of them what
+// is wrong in the same way.
+func TestBadSourcesOfSuggestAndDiff(t *testing.T) {
+	good := saved(t, node(t))
+	gone := httptest.NewServer(http.NotFoundHandler())
+	at := gone.URL
+	silent := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	t.Cleanup(silent.Close)
+	page := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>hello") }))
+	t.Cleanup(page.Close)
+	gone.Close()
+	for source, want := range map[string]string{
+		at:                              "connection refused",
+		silent.URL:                      "no answer in 200ms",
+		page.URL:                        "it is no snapshot",
+		file(t, "x", `{"Taken": "then`): "", // cut off
+		file(t, "y", `{"hello": 1}`):    "",
+	} {
+		for _, args := range [][]string{{"suggest", source}, {"diff", source, good}, {"diff", good, source}} {
+			got := command(append([]string{args[0], "--timeout", "200ms"}, args[1:]...)...)
+			require.NotZero(t, got.code, "%v", args)
+			require.Contains(t, got.err, want, "%v", args)
+			require.Equal(t, 1, strings.Count(got.err, "\n"), "%v: %s", args, got.err)
+			require.Empty(t, got.out, "%v", args)
+		}
+	}
+}
+
+// Wherever a snapshot or a trace is cut off, and whichever byte of it is another one, a command
+// ends with an exit code, and with one line if that is not 0.
+func TestBrokenFilesNeverBreakACommand(t *testing.T) {
+	snapshot, err := os.ReadFile(saved(t, node(t)))
+	require.NoError(t, err)
+	trace := []byte(`{"Time":"2026-01-02T03:04:05Z","Type":"start"}
+{"Time":"2026-01-02T03:04:06Z","Type":"create_scope","Scope":{"Class":"system"},"Name":"system","Limit":{"Memory":1024}}
+{"Time":"2026-01-02T03:04:07Z","Type":"add_conn","Scope":{"Class":"peer","Peer":"QmUtnNzMAW8vHc8RgQMBMbt5azBtG7ypAEGtfWM2kRg1Ma"},"Name":"peer:QmUtnNzMAW8vHc8RgQMBMbt5azBtG7ypAEGtfWM2kRg1Ma","DeltaIn":1,"ConnsIn":9}
+`)
+	name := filepath.Join(t.TempDir(), "file")
+	try := func(text []byte, commands ...[]string) {
+		require.NoError(t, os.WriteFile(name, text, 0o600))
+		for _, args := range commands {
+			got := command(append(args, name)...)
+			if got.code != exitFine && got.err != "" {
+				require.Equal(t, 1, strings.Count(got.err, "\n"), "%v: %s", args, got.err)
+			}
+			require.Contains(t, []int{exitFine, exitWrong, exitUsage}, got.code)
+		}
+	}
+	ofSnapshot := [][]string{{"table"}, {"top"}, {"suggest"}, {"diff", name}}
+	for n := 0; n < len(snapshot); n += 101 {
+		try(snapshot[:n], ofSnapshot...)
+		other := bytes.Clone(snapshot)
+		other[n] = "0\"{}-9"[n%6]
+		try(other, ofSnapshot...)
+	}
+	ofTrace := [][]string{{"replay"}, {"suggest"}}
+	for n := 0; n < len(trace); n += 7 {
+		try(trace[:n], ofTrace...)
+		other := bytes.Clone(trace)
+		other[n] = "0\"{}-9"[n%6]
+		try(other, ofTrace...)
+	}
+}
+
 func TestManualAndCompletionHaveEveryCommand(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "man")
 	got := command("man", dir)

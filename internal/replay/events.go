@@ -107,13 +107,19 @@ func readEvents(r io.Reader, f func(*Event)) (cut bool, err error) {
 	}
 	lines := bufio.NewScanner(in)
 	lines.Buffer(nil, maxLine)
-	n := 0
+	n, read := 0, 0
+	cutOff := func() (bool, error) {
+		if read == 0 {
+			return false, errors.New("it is cut off before the end of its first event")
+		}
+		return true, nil
+	}
 	for lines.Scan() {
 		n++
 		var e Event
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			if !lines.Scan() && errors.Is(lines.Err(), io.ErrUnexpectedEOF) {
-				return true, nil
+				return cutOff()
 			}
 			return false, fmt.Errorf("line %d: expected an event of a trace: %w", n, err)
 		}
@@ -124,10 +130,11 @@ func readEvents(r io.Reader, f func(*Event)) (cut bool, err error) {
 			return false, fmt.Errorf("line %d: no such type of event: %q; the trace may be of a later version", n, e.Type)
 		}
 		f(&e)
+		read++
 	}
 	switch err := lines.Err(); {
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return true, nil
+		return cutOff()
 	case err != nil:
 		return false, fmt.Errorf("line %d: %w", n+1, err)
 	case n == 0:

@@ -59,8 +59,8 @@ func refusalLines(lines []refusalLine, begin string, now *unloggedRefusals, alre
 	return lines
 }
 
-// findLargest finds the peer or subnet that holds most of each limit that refused. For a service or protocol that is
-// the one that refused most.
+// findLargest finds the peer or subnet that holds most of each limit that refused. Of services
+// and protocols, it takes the one that refused most.
 func (m *Manager) findLargest(lines []refusalLine) {
 	var of []limitOf
 	var which []int

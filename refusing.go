@@ -151,8 +151,8 @@ func (st *stripe) placeOf(why *noted) limitPlace {
 	return st.engine.limits.Load().placeOfPeer(why.scope.peer)
 }
 
-// callForRoom reports what a scope that all peers share has refused. No room is made in what one
-// peer may have.
+// callForRoom reports what a scope that all peers share has refused. No room is made for
+// a limit on one peer.
 func (why *noted) callForRoom(a *alarm) {
 	if why.by.share == nil || why.by.ps != nil {
 		return
@@ -274,13 +274,14 @@ func logRefusal(err error) {
 	log.LogAttrs(ctx, slog.LevelDebug, "refused", e.attrs()...)
 }
 
-// Who holds most of a limit. A limit that is full refuses one peer after another, and the one
-// that fills it need not be among them. So the log of refusals and Explain look for it: among all
-// peers, a few at a time, when a line is written or a question is answered, and never when a
-// request is decided.
+// The peer or subnet that holds most of a limit. A full limit refuses one peer after another,
+// and the peer that fills it need not be among them. So the log of refusals and Explain look for
+// it among all peers, a few at a time, when a line is written or a question is answered, and never
+// when a request is decided.
 
 // largestLately returns the name of the peer or subnet that holds most of a limit, and what it
-// holds, now or within the last second. of is the name of a service or protocol. The name is empty if none is known, or if that is less than a tenth of what is held.
+// holds, now or within the last second. of is the name of a service or protocol. The name is
+// empty if no holder is known, or if it holds less than a tenth.
 func (e *engine) largestLately(k Kind, of string, d dim, use int64, recent *recentLargest) (name string, held int64) {
 	l := limitOf{k, of, d}
 	if !l.hasLargest() {
@@ -293,9 +294,9 @@ func (e *engine) largestLately(k Kind, of string, d dim, use int64, recent *rece
 	return who.name.String(), who.held
 }
 
-// largestHolders returns the peer or subnet that holds most of each limit; of peers that hold equally much, the one
-// whose ID comes first. It takes the locks of the stripes one by one, and releases them after a
-// few peers.
+// largestHolders returns the peer or subnet that holds most of each limit; of peers that hold
+// equally much, the one whose ID comes first. It takes the locks of the stripes one by one, and
+// releases them after a few peers.
 func (e *engine) largestHolders(of []limitOf) []largest {
 	found := make([]largest, len(of))
 	if len(of) == 0 {

@@ -11,7 +11,7 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/letgo"
 )
 
-// newRoom returns what makes room, nil without a configuration.
+// newRoom returns the maker of room, or nil without a configuration.
 func (m *Manager) newRoom(c *RoomConfig) *letgo.Room {
 	if c == nil {
 		return nil
@@ -51,8 +51,8 @@ func kindOfVictim(v *letgo.Victim) Kind {
 	return KindConn
 }
 
-// placeOfAddr returns whose an address is, as subnets' shares see it: a peer behind a relay
-// belongs to the relay.
+// placeOfAddr returns the place of an address, as the shares of subnets see it: a peer behind a
+// relay belongs to the relay.
 func placeOfAddr(a multiaddr.Multiaddr) (p letgo.Place) {
 	far := endpointOf(a)
 	if p.Addr = far.addr; far.relayed {
@@ -162,7 +162,7 @@ func (m *Manager) waits(d time.Duration) bool {
 	}
 }
 
-// roomLog is what has been logged of room that was made.
+// roomLog has what was let go up to the last line of the log.
 type roomLog struct{ last letgo.State }
 
 // of returns the job that logs what was let go since the last line, if anything was.

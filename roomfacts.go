@@ -1,6 +1,7 @@
 package rcmgr
 
-// What the engine knows of a connection or stream that may be let go, and what it is short of.
+// What the engine knows of a connection or stream that may be let go, and the resources of which
+// it is short.
 
 import (
 	"github.com/libp2p/go-libp2p/core/network"
@@ -84,7 +85,8 @@ func (h *holder) facts() letgo.Facts {
 	return f
 }
 
-// lacks takes what the pools have reported, and returns what is short. No lock is held.
+// lacks takes what the pools have reported, and returns the resources that may be short. No lock
+// is held.
 func (m *Manager) lacks() (list []letgo.Lack) {
 	observed := m.observed.load()
 	for _, p := range append(m.fixed[:], m.dir.list()...) {
@@ -102,7 +104,7 @@ func (m *Manager) lacks() (list []letgo.Lack) {
 	return list
 }
 
-// lackOf describes something that a pool may be short of.
+// lackOf describes a resource of which a pool may be short.
 func (m *Manager) lackOf(p *pool, d dim) letgo.Lack {
 	name := p.scope()
 	return letgo.Lack{In: p, Dim: uint8(d), Kind: uint8(p.kind), Scope: name.String(), Limit: limitNames[d], Memory: d == dimMemory,

@@ -13,14 +13,14 @@ import (
 
 // RoomState is what WithRoom has done.
 type RoomState struct {
-	// Hosts is how many hosts are attached. Room is made on these alone.
+	// Hosts is the number of attached hosts. Room is made on these alone.
 	Hosts int
 	// LetGo counts the connections that were closed and the streams that were reset. WouldLetGo
 	// counts those that would have been if neither the limit nor the option were only observed,
 	// each once.
 	LetGo      []RoomCount `json:",omitempty"`
 	WouldLetGo []RoomCount `json:",omitempty"`
-	// Kept is how many belonged to each class of those that are kept, when there was last a
+	// Kept has the number of connections or streams in each class that is kept, at the last
 	// choice: "outbound", "allowlisted", "protected", "valued", "protocol", "rare" and
 	// "longstanding". "free" could be let go.
 	Kept map[string]int `json:",omitempty"`
@@ -46,7 +46,7 @@ type RoomCount struct {
 	Scope Kind // the kind of the scope that was short of room
 	What  Kind // KindConn or KindStream
 	// Reason is "group" if a group held more than its share, "idle" if nothing was known to use
-	// them, and "chance" where neither was so.
+	// them, and "chance" otherwise.
 	Reason string
 	Count  uint64
 }
@@ -58,13 +58,13 @@ type RoomVictim struct {
 	Scope  string // that was short of room, such as "system"
 	Limit  string // the limit's name in configurations, such as "ConnsInbound"
 	Reason string // see RoomCount
-	// Group is the group that held most beside its share: a peer, a prefix, a name that
+	// Group is the group that exceeded its share most: a peer, a prefix, a name that
 	// RoomConfig.Group has returned, "relay" with the relay's ID, or "no address".
 	Group string
 	At    time.Time
 }
 
-// roomState returns the state of what makes room.
+// roomState returns what WithRoom has done.
 func roomState(r *letgo.Room) (s RoomState) {
 	if r == nil {
 		return s

@@ -7,10 +7,10 @@
 //
 // The rest compete by their groups: the member of the group that exceeds its share most goes
 // first. Groups are nested: a peer, an address, a subnet, a network, and an owner that the host
-// knows. So the owner of many addresses competes with itself. Where a group holds more than its share, its youngest
-// goes, and those that were there before an attack stay. Where no group does, chance decides
-// among the older half: strangers cannot tell their candidates from others then, and with any
-// other order either newcomers or all others would always be the ones to go.
+// knows. So the owner of many addresses competes with itself. If a group exceeds its share, its
+// youngest member goes, and the members from before an attack stay. If no group does, nothing
+// distinguishes attackers from others, and chance decides among the older half: in any fixed order
+// either all newcomers or all others would go.
 package evict
 
 import (
@@ -19,7 +19,7 @@ import (
 	"slices"
 )
 
-// Class is why a candidate is kept. The zero value means that it is not.
+// Class is the reason why a candidate is kept. The zero value means that it is not.
 type Class uint8
 
 const (
@@ -53,8 +53,7 @@ const (
 	Levels
 )
 
-// shares has how much a group of each level may hold before it counts as one that holds too
-// much, in candidates of average weight. Only their ratios decide which group is the largest.
+// shares has what a group of each level may hold, in candidates of average weight. Only their ratios decide which group is the largest.
 var shares = [Levels]float64{Peer: 2, Address: 2, Subnet: 8, Network: 32, Owner: 32}
 
 // Order is the order in which the members of a group go that holds more than its share.
@@ -112,7 +111,7 @@ type Want struct {
 	Groups int // all numbers of groups are less
 }
 
-// Reason is why a candidate was chosen.
+// Reason is the reason why a candidate was chosen.
 type Reason uint8
 
 const (
@@ -131,7 +130,7 @@ func (r Reason) String() string { return reasonNames[r] }
 type Victim struct {
 	Index int // in the list of candidates
 	Why   Reason
-	Level int // of the group that holds most beside its share
+	Level int // of the group that exceeds its share most
 }
 
 // Choice is the result of Choose.
@@ -237,7 +236,7 @@ func newQueue(all []Candidate, kept []Class, w Want) *queue {
 	var total float64
 	for i := range all {
 		total += float64(all[i].Weight)
-		if all[i].Keep == Free { // what the host has decided itself is no fault of a group
+		if all[i].Keep == Free { // a group is not charged for what the host has decided to keep
 			q.hold(&all[i], 1)
 		}
 		if kept[i] == Free {
@@ -300,7 +299,7 @@ func (q *queue) hold(c *Candidate, by int64) {
 	}
 }
 
-// score returns how much a group holds beside its share.
+// score returns how far a group exceeds its share.
 func (q *queue) score(group, level int) float64 { return float64(q.held[group]) / shares[level] }
 
 // look finds out what decides the place of a line.

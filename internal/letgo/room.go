@@ -55,7 +55,7 @@ type Engine struct {
 	// Lacks takes what is short, and returns it. Again puts back what still is.
 	Lacks func() []Lack
 	Again func(Lack)
-	// Locate returns whose an address is.
+	// Locate returns the place of an address.
 	Locate func(multiaddr.Multiaddr) Place
 	// Try calls f, which runs code of the program, and reports whether it returned. what is the
 	// name of that code.
@@ -76,7 +76,7 @@ type Facts struct {
 	Waiting     bool // it is a stream that has no protocol yet
 }
 
-// weight returns how much of a lack is made good when what has the facts goes.
+// weight returns by how much a lack shrinks when the connection or stream goes.
 func (f *Facts) weight(l *Lack) int64 {
 	for _, in := range f.In {
 		if in != nil && in == l.In {
@@ -89,7 +89,7 @@ func (f *Facts) weight(l *Lack) int64 {
 	return 0
 }
 
-// Lack is something that is short.
+// Lack is a resource that is short.
 type Lack struct {
 	In       any          // the shared scope
 	Dim      uint8        // of what
@@ -104,7 +104,7 @@ type Lack struct {
 	Observed bool   // the limit is only observed: nothing is to be closed
 }
 
-// Place says whose an address is.
+// Place is the place of an address.
 type Place struct {
 	Addr  netip.Addr // of the peer, or of the relay before it; invalid if it has none
 	Relay string     // the relay, if the peer is behind one
@@ -213,12 +213,12 @@ func (r *Room) Attach(h Host) (detach func()) {
 // Outcome is what a pass has left to do.
 type Outcome struct {
 	LetGo int
-	// Later means that something is still short and may be had soon: closings are under way, or
-	// there were as many as there may be. Barren means that all that is left is kept.
+	// Later means that something is still short, and that there may soon be room: closings are
+	// under way, or the pass has reached its bound. Barren means that all that is left is kept.
 	Later, Barren bool
 }
 
-// Pass lets go what is needed to make good what is short.
+// Pass lets connections and streams go until nothing is short, or nothing more may go.
 func (r *Room) Pass() (o Outcome) {
 	r.pass.Lock()
 	defer r.pass.Unlock()
@@ -226,8 +226,8 @@ func (r *Room) Pass() (o Outcome) {
 	r.settle(now)
 	var seen *view
 	for _, l := range r.engine.Lacks() {
-		// What goes in between counts twice, so that nothing is let go without need; the next pass
-		// finds what is missing then.
+		// What goes meanwhile counts twice, so that nothing is let go without need. The next pass
+		// makes up for it.
 		coming := r.expected(&l)
 		need := l.Need()
 		if need <= 0 {
@@ -279,8 +279,8 @@ func (r *Room) hangs() bool {
 // onlyWatches reports whether nothing is to be closed for a lack.
 func (r *Room) onlyWatches(l *Lack) bool { return r.Observe || l.Observed }
 
-// meet lets go what makes good one lack, as far as there is any. missing reports that more was
-// needed than may be let go.
+// meet lets connections or streams go for one lack. missing reports whether more are needed than
+// may go.
 func (r *Room) meet(l *Lack, need int64, seen *view, now time.Time) (n int, missing bool) {
 	list, choice := r.choose(l, need, seen, now)
 	r.noteKept(choice.Kept)
@@ -420,8 +420,8 @@ func (r *Room) forget(g *going, letGo bool) {
 	}
 }
 
-// settle looks at what was let go: what is gone is forgotten, and what has not gone for long is
-// not waited for any more.
+// settle forgets what has gone, and waits no longer for what was closed long ago and is still
+// open.
 func (r *Room) settle(now time.Time) {
 	r.mu.Lock()
 	list := make([]*going, 0, len(r.mu.going))

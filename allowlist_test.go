@@ -307,7 +307,7 @@ func someAddr(rng *rand.Rand) netip.Addr {
 }
 
 // managerWith makes a manager with a list, whose gates ask everybody that the
-// list does not know and refuse nobody.
+// list does not know and refuse no connection.
 func managerWith(t testing.TB, al *Allowlist) *Manager {
 	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
 		c.Gates = &GateLimits{

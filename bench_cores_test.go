@@ -19,7 +19,7 @@ import (
 )
 
 // contended counts the acquisitions of a sync.Mutex that have waited, of all goroutines. The
-// runtime's own locks, that those who collect garbage wait for, are in the profile as well.
+// runtime's own locks, for which the garbage collector waits, are in the profile as well.
 func contended() (n int64) {
 	for records := make([]runtime.BlockProfileRecord, 64); ; records = make([]runtime.BlockProfileRecord, 2*len(records)) {
 		if k, ok := runtime.MutexProfile(records); ok {

@@ -74,7 +74,7 @@ func pageOf(t *testing.T, m *Manager) (s Snapshot) {
 }
 
 // Under all stripe locks, a scrape and a look at the top visit the busiest alone: here they
-// would see what nobody holds if they visited the others.
+// would see scopes without a holder if they visited the others.
 func TestACutVisitsOnlyTheBusiestScopes(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(4))
 	crowdedWith(t, m, 3*mostNamed)
@@ -165,7 +165,7 @@ func TestTheSeriesOfAllOtherScopesIsOneSumOverManagers(t *testing.T) {
 	}
 }
 
-// Limits that are named, and names that nobody sees, cost a scrape nothing.
+// Named limits, and names that are not shown, cost a scrape nothing.
 func TestAScrapeAllocatesNoMoreForManyNames(t *testing.T) {
 	allocations := func(peers, protocols int) float64 {
 		conf := unlimitedConf()

@@ -56,7 +56,7 @@ func TestAListenerThatFailsStopsNobodyElse(t *testing.T) {
 				require.GreaterOrEqual(t, good.times.Load(), int64(2))
 				require.Equal(t, 1, strings.Count(text.String(), "WithNearLimitFunc"), text.String())
 				require.Equal(t, 1, strings.Count(text.String(), "*rcmgr.faultyConnMgr"), text.String())
-				m.Close() // waits for nobody who is gone
+				m.Close() // does not wait for what is gone
 			})
 		})
 	}
@@ -219,7 +219,7 @@ func TestALimiterThatPanicsIsAnError(t *testing.T) {
 	}
 }
 
-// What a connection manager makes of a question is an error for who asked.
+// A panic of a connection manager that is asked is an error for the caller.
 func TestAConnectionManagerThatPanicsIsAnError(t *testing.T) {
 	captureLog(t)
 	conf := unlimitedConf()

@@ -45,7 +45,7 @@ func TestConnectionsAndStreamsCostWhatTheConfigurationSays(t *testing.T) {
 	require.Equal(t, streamCost, memory(viewProtocol(t, m, "/a")))
 	checkInvariants(t, m, false)
 
-	// The cost is not reserved: nobody can release it.
+	// The cost is not reserved, so it cannot be released.
 	require.NoError(t, s.ReserveMemory(100, 255))
 	s.ReleaseMemory(100 + streamCost)
 	require.Equal(t, streamCost, memory(s))

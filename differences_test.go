@@ -211,7 +211,7 @@ func TestTheAllowlistIsAskedBeforeTheGates(t *testing.T) {
 	require.NoError(t, m.GetAllowlist().Add(multiaddr.StringCast("/ip4/198.51.100.1/p2p/"+friend.String())))
 	for range 3 {
 		require.NoError(t, requireOpen(true).SetPeer(friend))
-		c := requireOpen(true) // who it is shows later
+		c := requireOpen(true) // the peer shows later
 		var e *LimitError
 		require.ErrorAs(t, c.SetPeer(other), &e)
 		require.Equal(t, CauseSubnet, e.Cause())

@@ -82,7 +82,7 @@ func (w *worlds) same(q question1, theirErr, ownErr error) bool {
 }
 
 func (w *worlds) sameRefusal(q question1, theirs, own read, theirErr, ownErr error) {
-	if q.moves { // ours says also who asked
+	if q.moves { // ours also names the scope that asked
 		theirs.asked = q.asked
 	}
 	if q.asked != "" && own.asked != q.asked || theirs != own {

@@ -1,7 +1,7 @@
 package rcmgr
 
 // Edges that are easy to miss: what comes first when several things are wrong,
-// and input that nobody should give.
+// and senseless input.
 
 import (
 	"encoding/json"

@@ -12,8 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What a refusal says is made when somebody reads it: refused again and again, in a flood
-// from many subnets or below a span, nobody makes more than the error that is given back.
+// The text of a refusal is made when it is read. Refused again and again, in a flood
+// from many subnets or below a span, a caller makes no more than the error that it gets.
 func TestARefusalMakesNoText(t *testing.T) {
 	refusing := func(t *testing.T, ask func() error) float64 {
 		require.ErrorIs(t, ask(), network.ErrResourceLimitExceeded)

@@ -192,7 +192,7 @@ type (
 		conn   [modelConns]modelConn
 		thread [modelThreads]modelThread
 		owner  [modelStripes]int8 // of the stripe's lock: 0, or thread + 1
-		draws  int8               // who has the drawing lock, likewise
+		draws  int8               // which has the drawing lock, likewise
 	}
 	modelShare struct{ use, credit, floor int64 } // as in share
 	modelPool  struct {

@@ -37,7 +37,7 @@ func comesFrom(t testing.TB, m *Manager, p peer.ID, addr string) network.ConnMan
 	return c
 }
 
-// refusedByShare reports whether an error says that somebody has had its share.
+// refusedByShare reports whether an error says that a peer or subnet has had its share.
 func refusedByShare(err error) bool {
 	var why *LimitError
 	return errors.As(err, &why) && why.Cause() == CauseFairShare
@@ -423,7 +423,7 @@ func TestAStrangersConnectionCountsForTheSubnetItComesFrom(t *testing.T) {
 	checkInvariants(t, m, false)
 }
 
-// What stands in the allowlisted scopes is nobody's share of the standard ones.
+// What counts in the allowlisted scopes is in no share of the standard ones.
 func TestAllowlistedStreamsAreNoShare(t *testing.T) {
 	conf := unlimitedConf()
 	conf.System.StreamsInbound = 8
@@ -859,7 +859,7 @@ func TestARequestAboveTheLimitItselfIsNotReportedAsAShare(t *testing.T) {
 	s.Done()
 }
 
-// A refusal for the sake of others names who holds too much: a peer, or a subnet.
+// A refusal for the sake of others names the peer or subnet that holds too much.
 func TestARefusalNamesTheHolder(t *testing.T) {
 	conf := unlimitedConf()
 	conf.Transient.ConnsInbound, conf.System.Memory = 8, 1<<20
@@ -891,7 +891,7 @@ func TestExplainAsksForAPeersShareOfConnectionsOnce(t *testing.T) {
 	conf.System.ConnsInbound = 16
 	m := newManager(t, conf, append(openGates(), WithFairShare(KindSystem))...)
 	for i := range 10 {
-		p := testPeer // who has a quarter of them
+		p := testPeer // it has a quarter of them
 		if i >= 4 {
 			p = peerNamed(fmt.Sprint(i))
 		}

@@ -143,7 +143,7 @@ type badReporter struct {
 func (r *badReporter) AllowConn(network.Direction, bool) { r.calls.Add(1); panic(errFault) }
 
 // TestAMetricsReporterThatPanicsIsNotCalledAgain: a connection that was opened
-// is there for the one who asked, who is the only one to give it back.
+// belongs to the caller, which alone gives it back.
 func TestAMetricsReporterThatPanicsIsNotCalledAgain(t *testing.T) {
 	text := captureLog(t)
 	bad := &badReporter{}

@@ -129,7 +129,7 @@ func TestASubnetFullOfAttackersKeepsNoAllowlistedPeerOut(t *testing.T) {
 			require.ErrorIs(t, connect(friend), network.ErrResourceLimitExceeded, "no longer allowlisted")
 		}
 
-		// The rate is used up as well, when nobody of them is connected any more.
+		// The rate is used up as well, when none of them is connected any more.
 		for _, c := range attackers {
 			c.Done()
 		}

@@ -282,8 +282,8 @@ func TestGatesAreForOutboundConnectionsByChoice(t *testing.T) {
 	}
 }
 
-// An entry of the allowlist that means somebody at the address must not bring
-// the gates into an outbound connection to somebody else there.
+// An entry of the allowlist that means one peer at the address must not bring
+// the gates into an outbound connection to another peer there.
 func TestADialPastAnAllowlistedAddressMeetsNoGate(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithAllowlistedMultiaddrs(testAllowlist))
 	for range 3 * connsPerHost {

@@ -243,7 +243,7 @@ func useText(m *Manager) string {
 }
 
 // TestARefusedStrangerAtAnAllowlistedAddressChangesNothing: whatever refuses a stranger who
-// came where the allowlist means somebody else, gate, system, transient or peer,
+// came where the allowlist means another peer, gate, system, transient or peer,
 // nothing has changed anywhere; and the same connection may still turn out to be
 // the friend's, or have room later on.
 func TestARefusedStrangerAtAnAllowlistedAddressChangesNothing(t *testing.T) {
@@ -403,7 +403,7 @@ func TestGatesForgetAddressesWhenNothingConnects(t *testing.T) {
 		require.LessOrEqual(t, buckets(m.gate().subnets), 1, "the /48 that all of IPv6 was in")
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		require.NoError(t, m.Close()) // nobody changes anything any more
+		require.NoError(t, m.Close()) // nothing changes any more
 		for _, s := range []*subnets.Subnets{m.gate().subnets, m.gate().sources} {
 			require.Zero(t, bucketEntries(t, s))
 			require.Zero(t, countEntries(t, s))

@@ -80,7 +80,7 @@ func TestAClosedManagerSaysSoBeforeItsGatesDo(t *testing.T) {
 }
 
 // TestADoneConnectionSaysSoBeforeTheGatesDo: of a connection that was let past
-// the gates for somebody else.
+// the gates for another connection.
 func TestADoneConnectionSaysSoBeforeTheGatesDo(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithAllowlistedMultiaddrs(testAllowlist))
 	named := testFars[3].addr

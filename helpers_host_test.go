@@ -177,7 +177,7 @@ func newServer(t *testing.T, m network.ResourceManager, r road, opts ...libp2p.O
 	return h
 }
 
-// identity is who a host is.
+// identity is the key and the ID of a host.
 type identity struct {
 	key crypto.PrivKey
 	id  peer.ID

@@ -74,7 +74,7 @@ func newFrom(t testing.TB, cfg ConcreteLimitConfig, opts ...Option) *Manager {
 	return m
 }
 
-// otherLimiter is a limiter that somebody else wrote.
+// otherLimiter is a Limiter of another package.
 type otherLimiter struct{ Limiter }
 
 // openGates lets everything past the gates.

@@ -65,7 +65,7 @@ type history struct {
 	calls []call
 }
 
-// now is an instant that nobody else has.
+// now is an instant that no other event has.
 func (h *history) now() int64 { return h.clock.Add(1) }
 
 // verify returns the first call whose outcome no order of the calls explains.

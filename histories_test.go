@@ -4,7 +4,7 @@ package rcmgr
 // afterwards (histories_check_test.go): at the border of half a limit, up to a
 // limit and back, with limits so small that there is no credit, with many
 // stripes that have little of it, through long chains, with connections that move
-// under somebody else's spans, while limits change, and on 1, 2, 4 and 8
+// under spans of other goroutines, while limits change, and on 1, 2, 4 and 8
 // processors. For millions of calls:
 //
 //	go test -run TestHistories -v -rcmgr.ops=100000000 -timeout 2h .
@@ -305,7 +305,7 @@ type heldScope struct {
 	lent        atomic.Bool // a span of it is with a neighbour
 }
 
-// loan is a span below somebody else's connection.
+// loan is a span below the connection of another goroutine.
 type loan struct {
 	span network.ResourceScopeSpan
 	own  int64

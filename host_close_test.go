@@ -90,7 +90,7 @@ func TestHostsThatFailToStartCloseTheirOwnHandleOnly(t *testing.T) {
 	}
 }
 
-// silence is an address, like another one, at which nobody answers until it is
+// silence is an address, like another one, at which no host answers until it is
 // closed.
 func silence(t *testing.T, r road, like multiaddr.Multiaddr) (peer.AddrInfo, io.Closer) {
 	t.Helper()

@@ -1,7 +1,7 @@
 package rcmgr_test
 
 // Real hosts at the gates, on the allowlist and behind relays: which connections meet
-// limits on their addresses, and who is served when all others are refused.
+// limits on their addresses, and the peers that are served when all others are refused.
 
 import (
 	"context"
@@ -45,7 +45,7 @@ func TestHostsBehindOneRelayAllConnect(t *testing.T) {
 }
 
 // TestHostsServeAnAllowlistedPeerFromASubnetFullOfAttackers: of a network that
-// has all the connections it may, nobody gets in but the friend, wherever in it
+// has all the connections it may, only the friend gets in, wherever in it
 // the attackers are. All of IPv6 loopback is one address, and so one subnet.
 func TestHostsServeAnAllowlistedPeerFromASubnetFullOfAttackers(t *testing.T) {
 	for _, c := range []struct{ listen, network, at string }{

@@ -77,7 +77,7 @@ func TestTheLogCountsBothDirectionsOfThePeerThatHoldsMost(t *testing.T) {
 	require.Contains(t, lines.take()[0], " current=8 limit=8 holder=peer:"+peer.ID("hog").String()+" holds=5 ")
 }
 
-// Where nobody holds much, nobody is named, and neither is anybody where it is not known: a
+// If no peer holds much, none is named, and neither is one that is not known: a
 // connection in the transient scope has no peer.
 func TestTheLogNamesNoPeerThatHoldsLittle(t *testing.T) {
 	lines := collectLog(t, slog.LevelError)

@@ -9,7 +9,7 @@ import (
 )
 
 // A stream that never gets a protocol is the oldest transient one, and its stack
-// tells who opened it.
+// shows the line that opened it.
 func ExampleWithLeakFinder() {
 	rm, err := rcmgr.New(nil, rcmgr.WithLeakFinder(rcmgr.LeakFinderConfig{Stacks: 1}))
 	if err != nil {

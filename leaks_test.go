@@ -139,7 +139,7 @@ func TestAScopeThatIsDroppedWithoutDoneIsFound(t *testing.T) {
 	require.Equal(t, 1, m.Snapshot().Leaks.Dropped, "what was done is no leak")
 }
 
-// collectGarbage collects what nobody has any more, until it has seen several times that
+// collectGarbage collects what nothing refers to any more, until it has seen several times that
 // the runtime has run the cleanups of what went at the same time.
 func collectGarbage() {
 	for range 10 {

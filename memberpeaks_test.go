@@ -112,7 +112,7 @@ func TestRecentMemberPeaksAreOfTheLastOneToTwoMinutes(t *testing.T) {
 	})
 }
 
-// Whatever is done, the peaks are those of somebody who looks at every member after each
+// After any calls, the peaks are those of an observer that looks at every member after each
 // step.
 func TestMemberPeaksAreThoseOfAModel(t *testing.T) {
 	seed := testSeed(t)

@@ -161,7 +161,7 @@ func (s *modelScope) line() (line []*modelScope) {
 	return line
 }
 
-// limits returns the limit that s has or follows; none where an owner is done, who refuses
+// limits returns the limit that s has or follows; none if an owner is done, which refuses
 // for it.
 func (s *modelScope) limits() *amounts {
 	for ; s.limit == nil; s = s.owner {
@@ -671,7 +671,7 @@ func (m *model) Stat(s *modelScope) network.ScopeStat {
 	return a.stat()
 }
 
-// reap forgets what nobody uses, and owes no token.
+// reap forgets what is not used, and owes no token.
 func (m *model) reap() {
 	forget := func(parts bool) {
 		for name, s := range m.scopes {

@@ -19,7 +19,7 @@ import (
 
 // The high water mark lies far above the limit, so that the connection manager alone
 // never trims, and strangers fill the limit. With WithTrimming there is room for whom
-// the host values, who also stays while more strangers come.
+// the host values, which also stays while more strangers come.
 func TestHostsThatTrimNearTheirLimitAdmitValuedPeers(t *testing.T) {
 	ctx := onHosts(t)
 	const limit = 10
@@ -64,7 +64,7 @@ func TestHostsThatTrimNearTheirLimitAdmitValuedPeers(t *testing.T) {
 		strangersComeUntilRoomIsMade()
 		require.True(t, connects(ctx, friend, to))
 		untilKnown(friend)
-		cm.TagPeer(friend.ID(), "friend", 100) // a tag of somebody who is not here is forgotten in a trim
+		cm.TagPeer(friend.ID(), "friend", 100) // a trim forgets the tag of a peer that is not connected
 		for range 2 {
 			strangersComeUntilRoomIsMade()
 		}

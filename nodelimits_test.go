@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// noMachine is for limits for which nobody has to look at the machine.
+// noMachine is for limits that do not depend on the machine.
 func noMachine(t *testing.T) func() Machine {
 	return func() Machine {
 		t.Error("the machine was looked at")

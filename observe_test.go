@@ -281,7 +281,7 @@ func TestObservedSubnetsCountExactly(t *testing.T) {
 	require.Zero(t, m.Snapshot().Gates.Subnets)
 }
 
-// Who comes too fast is let in and owes no token for it, as who is refused owes
+// A connection that comes too fast is admitted and owes no token for it, as one that is refused owes
 // none: what would be refused is what an enforced gate refuses.
 func TestAnObservedRateWouldRefuseWhatAnEnforcedOneRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -35,7 +35,7 @@ const (
 	stranger actor = "stranger" // is not wanted by anybody
 )
 
-// cast says who plays which part. It is the same in both worlds.
+// cast assigns the parts to peers. It is the same in both worlds.
 type cast map[actor]identity
 
 // accounts is what the scopes of one manager hold, without those that hold
@@ -204,7 +204,7 @@ func (w *world) stopPing() string {
 	return ""
 }
 
-// takeForAnother dials the server's address for somebody who is not there.
+// takeForAnother dials the server's address for a peer that is not there.
 func (w *world) takeForAnother() string {
 	nobody := peer.AddrInfo{ID: newIdentity(w.t).id, Addrs: w.server.Addrs}
 	c, err := dialRaw(w.ctx, w.hosts[client], nobody)

@@ -249,7 +249,7 @@ func TestPageAsksTheManagerFewQuestions(t *testing.T) {
 	})
 }
 
-// Only the header is asked for: nobody is to look at the manager for that.
+// Only the header is asked for, so the manager need not be asked.
 func TestHeadAsksTheManagerNothing(t *testing.T) {
 	var asked atomic.Int64
 	m, err := New(countedLimiter{NewFixedLimiter(InfiniteLimits), &asked})

@@ -274,7 +274,7 @@ func TestARefusalIsATemporaryError(t *testing.T) {
 }
 
 // An allowlisted peer is admitted when the system is full, within limits of
-// its own, and nobody else is.
+// its own, and no other peer is.
 func TestTheAllowlistHasRoomWhenTheSystemIsFull(t *testing.T) {
 	friend, stranger := newIdentity(t).id, newIdentity(t).id
 	at := multiaddr.StringCast("/ip4/192.0.2.1/tcp/4001")

@@ -105,7 +105,7 @@ func useScope(s network.ResourceScope) error {
 }
 
 // A closed manager still lets everybody look, and keeps nothing of what they have looked at:
-// nobody would come to collect it.
+// nothing would collect it.
 func TestViewsOfAClosedManagerLeaveNoScopeBehind(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(4))
 	view := func() {

@@ -37,7 +37,7 @@ func TestCallsOnDoneScopesDoNotChangeOthers(t *testing.T) {
 		for _, stripes := range []int{1, 8} {
 			t.Run(fmt.Sprintf("%s/stripes=%d", tt.name, stripes), func(t *testing.T) {
 				conf := unlimitedConf()
-				conf.System.Memory = workers * hauntedMost // nobody gets what others have not given back
+				conf.System.Memory = workers * hauntedMost // none gets what others have not given back
 				m := newManager(t, conf, append(append(openGates(), tt.opts...), WithStripes(stripes))...)
 				h := &haunted{t: t, m: m, holders: make(map[*holder]bool)}
 				h.alive.Store(workers)
@@ -192,7 +192,7 @@ func TestHoldersOfConnectionsAreReused(t *testing.T) {
 	assertEmpty(t, m)
 }
 
-// A connection does not wait for a stripe in which somebody is at work.
+// A connection does not wait for a stripe in which another goroutine is at work.
 func TestAConnectionDoesNotWaitForALockedStripe(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(4))
 	for range 100 {
@@ -222,7 +222,7 @@ func TestAConnectionDoesNotWaitForALockedStripe(t *testing.T) {
 }
 
 // Where there is one stripe alone, as of a manager that is traced, a holder is not given up
-// for who is at work there.
+// for the goroutine that is at work there.
 func TestASingleStripeReusesItsHoldersWhileItsLockIsTaken(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // each processor has holders of its own
 	m := newManager(t, unlimitedConf(), WithStripes(1))
@@ -256,7 +256,7 @@ const hauntedMost = 3000
 type haunted struct {
 	t     *testing.T
 	m     *Manager
-	alive atomic.Int32 // who still opens scopes
+	alive atomic.Int32 // goroutines that still open scopes
 	// ghosts holds scopes that are done, and spans of such.
 	ghosts [16]atomic.Pointer[ghost]
 

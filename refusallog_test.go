@@ -316,7 +316,7 @@ func TestStrangersAreOneLineOfTheLog(t *testing.T) {
 		}
 	}
 
-	// One among them who asks more often than a few is named.
+	// One among them that asks more often than a few is named.
 	for i := range 1000 {
 		openingRefused(t, m, peer.ID(fmt.Sprint("stranger", i)), 1)
 		openingRefused(t, m, testPeer, 2)
@@ -392,7 +392,7 @@ func TestNamesOfStrangersAreQuotedInTheLog(t *testing.T) {
 	s := mustOpenStream(t, m, testPeer, network.DirInbound)
 	require.Error(t, s.SetProtocol(protocol.ID("/x\nERROR msg=\"forged\"\x1b[2J")))
 	m.logRefusals()
-	require.Contains(t, raw.text, "refused") // for who debugs
+	require.Contains(t, raw.text, "refused") // for debugging
 	require.Contains(t, raw.text, "Protected from")
 	require.NotContains(t, raw.text, "\n")
 	require.NotContains(t, raw.text, "\x1b")

@@ -39,7 +39,7 @@ func readBack(t *testing.T, s Snapshot) (back Snapshot) {
 }
 
 // By default, the last quarter is for newcomers, so a limit that is three quarters full refuses
-// the one who fills it.
+// the peer that fills it.
 func TestALimitWhoseLastQuarterIsKeptStandsInTheWay(t *testing.T) {
 	conf := unlimitedConf()
 	conf.Transient.StreamsInbound = 8

@@ -48,7 +48,7 @@ func TestJobsAreDoneWhenTheyAreDue(t *testing.T) {
 	})
 }
 
-// What is apart holds up nobody, and is done by one goroutine at a time.
+// A job apart holds up no other, and is done by one goroutine at a time.
 func TestAJobOfItsOwnGoroutineDoesNotDelayOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var begun, ended, others atomic.Int32

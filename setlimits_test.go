@@ -554,7 +554,7 @@ func hold(t *testing.T, m *Manager, p peer.ID, r *rand.Rand, streams int) {
 	}))
 }
 
-// Limits go up and down below what everybody wants: nobody holds more than the
+// Limits go up and down below what all peers want: none holds more than the
 // larger of them (I2).
 func TestNoScopePassesTheLargerOfTwoLimitsThatChange(t *testing.T) {
 	small, large := limitedConf(func(c *perScope[BaseLimit]) { c.System.Streams, c.PeerDefault.Streams = 10, 3 }),

@@ -174,7 +174,7 @@ func TestPeaksWereHeldAtSomeInstant(t *testing.T) {
 			}
 		}
 		if i%2 == 0 {
-			continue // nobody looks at the top, but followPeaks
+			continue // only followPeaks looks at the top
 		}
 		s := m.Snapshot()
 		seen = max(seen, len(open))

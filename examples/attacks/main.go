@@ -88,9 +88,9 @@ go-libp2p's manager, on ours with its defaults, and on ours with the option that
 is meant for the attack. Shows what honest peers got meanwhile. Everything stays
 within 127.0.0.0/8.
 `)
-	l.Choice(&s.which, "attack", "`which` of them", names...)
-	l.Duration(&s.duration, "duration", "how `long` guests come, of each attack on each manager")
-	l.Int(&s.attackers, "attackers", fewestAttackers, mostAttackers, "how `many` the crowd is, each a host at an address of its own")
+	l.Choice(&s.which, "attack", "the attack by its `name`", names...)
+	l.Duration(&s.duration, "duration", "the `time` for which guests come, in each attack on each manager")
+	l.Int(&s.attackers, "attackers", fewestAttackers, mostAttackers, "the `number` of attackers, each a host at an address of its own")
 	l.Int(&s.memory, "memory", leastMemory, mostMemory, "memory in `MiB` that the victim's process may use in the attack on its memory")
 	l.File(&s.results, "json", "also write the results to this `file`")
 	if err := l.Parse(args); err != nil {

@@ -64,10 +64,10 @@ Runs the benchmarks of this manager and of its rivals in turn, and prints the
 time of each rival as a multiple of ours: the median over the rounds, the least
 and the most. Needs the source of the package, and a few minutes.
 `)
-	l.Text(&s.bench, "bench", "which benchmarks, as a regular `expression`", "a regular expression")
-	l.Int(&s.rounds, "rounds", 1, math.MaxInt, "how `often` each is run")
-	l.Duration(&s.length, "time", "how `long` each is measured")
-	l.Bool(&cpu, "cpu", "compare the time of processors, not the time that passes")
+	l.Text(&s.bench, "bench", "the benchmarks, as a regular `expression`", "a regular expression")
+	l.Int(&s.rounds, "rounds", 1, math.MaxInt, "the `number` of runs of each benchmark")
+	l.Duration(&s.length, "time", "the `time` for which each is measured")
+	l.Bool(&cpu, "cpu", "compare processor time in place of elapsed time")
 	l.File(&s.results, "json", "also write the results to this `file`")
 	if err := l.Parse(args); err != nil {
 		return s, err

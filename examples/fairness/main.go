@@ -41,9 +41,9 @@ Simulates attackers with thousands of identities, in a few subnets or in many,
 and shows what honest peers get meanwhile: on go-libp2p's manager, on this one
 with its defaults, and on this one with WithFairShare. That takes some minutes.
 `)
-	l.Seed(&s.seed, "seed", "`number` that decides all that chance does")
+	l.Seed(&s.seed, "seed", "the `number` from which all random choices follow")
 	l.File(&s.svg, "svg", "also draw a plot into this `file`")
-	l.Choice(&s.show, "show", "`what` is shown: shares (WithFairShare), or room (WithRoom) where so many subnets attack that shares do not help", "shares", "room")
+	l.Choice(&s.show, "show", "the `option` to show: shares (WithFairShare), or room (WithRoom), with so many attacking subnets that shares do not help", "shares", "room")
 	if err := l.Parse(args); err != nil {
 		return s, err
 	}

@@ -87,10 +87,10 @@ Attacks a real host that runs on our resource manager, and shows that it holds:
 no limit is exceeded, an allowlisted friend is served throughout, and nothing is
 held when all other hosts are closed. Everything stays within 127.0.0.0/8.
 `)
-	l.Duration(&s.duration, "duration", "how `long` the attack lasts")
+	l.Duration(&s.duration, "duration", "the `time` that the attack lasts")
 	l.Int(&s.attackers, "attackers", 1, mostAttackers, "`number` of attackers, each a host at an address of its own")
 	l.File(&s.limitsFile, "limits", "JSON `file` with limits that override those of the show")
-	l.Choice(&s.manager, "manager", "`which` manager the victim runs on; upstream is go-libp2p's own", "ours", "upstream", "both")
+	l.Choice(&s.manager, "manager", "the `manager` of the victim; upstream is go-libp2p's own", "ours", "upstream", "both")
 	l.Bool(&s.relay, "friend-behind-relay", "the friend comes through a relay of its own, before the attack, and stays")
 	l.Address(&serve, "serve", "`address` with a port, such as 127.0.0.1:8080, for the live page and /metrics while our manager is attacked")
 	l.Bool(&s.watch, "watch", "read the file of -limits again whenever it changes, on our manager")

@@ -53,10 +53,10 @@ Measures the processor time that a stream and a connection take between two
 real hosts on loopback: with this manager, with go-libp2p's own, with that one
 without its metrics, and without any. Takes some minutes.
 `)
-	l.Int(&s.rounds, "rounds", 1, math.MaxInt, "how `often` each pair of hosts is measured")
-	l.Int(&s.streams, "streams", 1, math.MaxInt, "how `many` streams are opened each time")
-	l.Int(&s.connections, "connections", 1, math.MaxInt, "how `many` connections are opened each time")
-	l.Bool(&s.profile, "profile", "also say how much of the time is the manager's")
+	l.Int(&s.rounds, "rounds", 1, math.MaxInt, "the `number` of measurements of each pair of hosts")
+	l.Int(&s.streams, "streams", 1, math.MaxInt, "the `number` of streams in a measurement")
+	l.Int(&s.connections, "connections", 1, math.MaxInt, "the `number` of connections in a measurement")
+	l.Bool(&s.profile, "profile", "also show the manager's part of the time")
 	if err := l.Parse(args); err != nil {
 		return s, err
 	}

@@ -57,7 +57,7 @@ on SIGHUP. A mistake in the file changes nothing, and is reported.
 `)
 	l.File(&s.file, "limits", "JSON `file` of overrides, which may come later")
 	l.Size(&s.node.MaxMemory, "memory", "`size` of what libp2p may use, by default half of what the process may use")
-	l.Duration(&s.every, "every", "how `often` the file is looked at")
+	l.Duration(&s.every, "every", "the `time` between two looks at the file")
 	if err := l.Parse(args); err != nil {
 		return s, err
 	}

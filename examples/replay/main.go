@@ -63,7 +63,7 @@ go-libp2p, and may be compressed.
 	l.Size(&node.MaxMemory, "memory", "`size` of what libp2p may use, by default half of what this process may use")
 	l.Int(&node.MaxFileDescriptors, "fds", 1, math.MaxInt, "file `descriptors` that libp2p may use, by default half of those of this process")
 	l.Bool(&linear, "linear", "read priorities as go-libp2p's manager does (AdmissionLinear)")
-	l.Int(&s.top, "top", 1, math.MaxInt, "`lines` of each list")
+	l.Int(&s.top, "top", 1, math.MaxInt, "the `number` of lines in each list")
 	l.Argument(&trace, "trace")
 	if err := l.Parse(args); err != nil {
 		return s, err

@@ -67,9 +67,9 @@ Runs tens of real hosts for as long as you like, each on a manager of its own
 with limits near what it needs, and checks every second that the accounts are
 right, and in the end that nothing is left. Everything stays within 127.0.0.1.
 `)
-	l.Duration(&s.duration, "duration", "how `long` it goes on")
+	l.Duration(&s.duration, "duration", "the `time` that it runs")
 	l.Int(&s.hosts, "hosts", fewestHosts, mostHosts, "`number` of hosts")
-	l.Seed(&s.seed, "seed", "`number` that decides what the hosts choose to do, by default another one each time")
+	l.Seed(&s.seed, "seed", "the `number` from which all choices of the hosts follow, by default another one each time")
 	l.File(&s.trace, "trace", "`file` for a trace of the first relay, which has no limits and stays to the end")
 	err := l.Parse(args)
 	if !l.Given("seed") {

@@ -491,24 +491,6 @@ func (l *leastPeer) isExceeded(ps *peerScope) bool {
 	return more || ps.transientStreams[0] > l.transient[0] || ps.transientStreams[1] > l.transient[1]
 }
 
-// peersInRows is eachPeer with many peers at a time. Peers lie far apart, so most of the time goes
-// into waiting for memory. In a loop over a row that does little with each of them, the processor
-// fetches several at a time, which it cannot do while it walks through the map.
-func (st *stripe) peersInRows(f func([]*peerScope)) {
-	row := make([]*peerScope, 0, peersAtOnce)
-	st.lock()
-	defer st.unlock()
-	for _, ps := range st.peers {
-		if row = append(row, ps); len(row) == cap(row) {
-			f(row)
-			row = row[:0]
-			st.unlock()
-			st.lock()
-		}
-	}
-	f(row)
-}
-
 type rankedPeer struct {
 	id    peer.ID
 	value uint64

@@ -422,17 +422,30 @@ func (dir *directory) list() []*pool {
 const peersAtOnce = 256
 
 // eachPeer calls f with every peer that has a scope from beginning to end, and perhaps with
-// others, under the stripe's lock, which it takes. It releases the lock in between; a map may
-// change while it is ranged over.
+// others, under the stripe's lock, which it takes.
 func (st *stripe) eachPeer(f func(*peerScope)) {
+	st.peersInRows(func(row []*peerScope) {
+		for _, ps := range row {
+			f(ps)
+		}
+	})
+}
+
+// peersInRows is eachPeer with many peers at a time. It releases the lock in between; a map may
+// change while it is ranged over. Peers lie far apart, so most of the time goes into waiting for
+// memory. In a loop over a row that does little with each of them, the processor fetches several
+// at a time, which it cannot do while it walks through the map.
+func (st *stripe) peersInRows(f func([]*peerScope)) {
+	row := make([]*peerScope, 0, peersAtOnce)
 	st.lock()
 	defer st.unlock()
-	n := 0
 	for _, ps := range st.peers {
-		f(ps)
-		if n++; n%peersAtOnce == 0 {
+		if row = append(row, ps); len(row) == cap(row) {
+			f(row)
+			row = row[:0]
 			st.unlock()
 			st.lock()
 		}
 	}
+	f(row)
 }

@@ -205,37 +205,39 @@ func (t *trace) access(at uint64, write bool) {
 	}
 }
 
-// place returns the function of an instruction, and its name with the line of source.
-func place(code *gosym.Table, pc uint64) (f *gosym.Func, name string) {
-	file, number, f := code.PCToLine(pc)
-	if f != nil {
-		name = fmt.Sprintf("%s (%s:%d)", strings.TrimPrefix(f.Name, "github.com/weir-p2p/"), filepath.Base(file), number)
-	}
-	return f, name
+// place is where an instruction is.
+type place struct {
+	name string // of the function, with the line of source
+	ours bool   // it is in rcmgr, and not in a test
 }
 
-// print prints how many lines came over for a round, and for which places in the code.
+func placeOf(code *gosym.Table, pc uint64) place {
+	file, number, f := code.PCToLine(pc)
+	if f == nil {
+		return place{}
+	}
+	name, ours := strings.CutPrefix(f.Name, "github.com/weir-p2p/")
+	return place{fmt.Sprintf("%s (%s:%d)", name, filepath.Base(file), number), ours && !strings.HasSuffix(file, "_test.go")}
+}
+
+// print prints how many lines came over for a round, and which places in the code they are for.
 func (t *trace) print(w io.Writer, code *gosym.Table) error {
 	rounds := t.rounds - 2*warm
 	if rounds <= 0 {
 		return fmt.Errorf("the trace has %d rounds, expected more than %d", t.rounds, 2*warm)
 	}
-	byPlace, ours, runtimes := make(map[string]int), 0, 0
+	byPlace, ours, others := make(map[string]int), 0, 0
 	for m, n := range t.moves {
-		f, needs := place(code, m.needs)
-		if f == nil {
-			continue
-		}
-		if strings.HasPrefix(f.Name, "runtime.") || strings.HasPrefix(f.Name, "sync.(*Pool") {
-			runtimes += n
-		} else {
+		needs, wrote := placeOf(code, m.needs), placeOf(code, m.wrote)
+		if needs.ours && wrote.ours {
 			ours += n
+			byPlace[needs.name+", written at "+wrote.name] += n
+		} else {
+			others += n
 		}
-		_, wrote := place(code, m.wrote)
-		byPlace[needs+", written at "+wrote] += n
 	}
 	per := func(n int) float64 { return float64(n) / float64(rounds) }
-	fmt.Fprintf(w, "%.1f lines a round come over from the other core, and %.1f of the Go runtime and its pools\n", per(ours), per(runtimes))
+	fmt.Fprintf(w, "%.1f lines a round come over from the other core, and %.1f of the Go runtime and the test\n", per(ours), per(others))
 	for _, place := range slices.SortedFunc(maps.Keys(byPlace), func(a, b string) int {
 		return cmp.Or(byPlace[b]-byPlace[a], strings.Compare(a, b))
 	}) {

@@ -8,6 +8,8 @@ package rcmgr
 
 import (
 	"math"
+
+	"github.com/weir-p2p/rcmgr/internal/groups"
 )
 
 // The slots of a chain, in the order in which they are checked and reported:
@@ -148,7 +150,7 @@ type request struct {
 	// The peer and the subnet that ask, of which ration.go may want to leave something for
 	// others, or nil if there is none.
 	asker  *peerScope
-	subnet *fairSubnet
+	subnet *groups.Seat
 }
 
 func memoryRequest(a Admission, size int64, priority uint8) request {

@@ -42,5 +42,8 @@ func endpointOf(ma multiaddr.Multiaddr) (e endpoint) {
 	return e
 }
 
+// localhost4 and localhost6 are the machine's own addresses, which say nothing of the far end.
+var localhost4, localhost6 = netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()
+
 // familyNames are the names of families in configurations.
 var familyNames = [ip.Families]string{"IPv4", "IPv6"}

@@ -43,7 +43,7 @@ func (e *engine) passEntry(o *opening, remote endpoint, trusts trust, p *subnets
 // others.
 func (e *engine) passGates(o *opening, remote endpoint, p *subnets.Pass) error {
 	if e.fixed[KindTransient].seemsFullFor(o.unit) || e.fixed[KindSystem].seemsFullFor(o.unit) {
-		o.subnet = e.fair.enter(remote.addr, o.dir)
+		o.subnet = e.fair.enter(remote, o.dir, nil)
 		idle, st := e.lockIdle()
 		err := st.glance(o)
 		st.mu.Unlock()

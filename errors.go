@@ -65,7 +65,7 @@ type scopeName struct {
 	bits uint8   // prefix length of a subnet plus 1; 0 is no subnet
 	span uint32  // number of a span of the scope; 0 is the scope itself
 	num  int64   // number of a connection or stream
-	text string  // name of a service or protocol
+	text string  // name of a service or protocol, or, as a subnet, of an owner of subnets
 	peer peer.ID // of a peer, or of a peer's part of a service or protocol
 	net  ip.Key  // address of a subnet
 	// around has the numbers of the spans around the span, spanBytes each, beginning with
@@ -127,6 +127,9 @@ func (n *scopeName) ofScope() string {
 	case KindPeer:
 		return "peer:" + n.peer.String()
 	case KindService, KindProtocol, KindSubnet, KindRate:
+		if n.kind == KindSubnet && n.bits == 0 && n.text != "" {
+			return "owner:" + n.text
+		}
 		return n.kind.String() + ":" + n.own()
 	case KindServicePeer:
 		return "service:" + n.text + ".peer:" + n.peer.String()

@@ -510,7 +510,7 @@ func (e *explainer) conn() {
 	r := u.request(e.cost)
 	trusts := e.m.allowlist.trustIn(e.far)
 	if trusts != trustsAddr {
-		r.subnet = e.m.fair.enter(e.far.addr, u.dir)
+		r.subnet = e.m.fair.enter(e.far, u.dir, nil)
 		defer e.m.fair.leave(r.subnet)
 	}
 	gated := trusts != trustsAddr && e.m.gate().concerns(u.dir)

@@ -9,12 +9,15 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr/internal/groups"
 )
 
 // sharedTransient has limits on inbound streams and connections of transient alone.
@@ -60,7 +63,7 @@ func TestEachFurtherSubnetGetsHalfOfWhatIsLeft(t *testing.T) {
 		got := 0
 		for id := range 64 {
 			p := peerNamed(fmt.Sprintf("%d-%d", i, id))
-			comesFrom(t, m, p, fmt.Sprintf("/ip4/192.0.%d.%d/tcp/1", i, id))
+			comesFrom(t, m, p, fmt.Sprintf("/ip4/192.%d.2.%d/tcp/1", i, id))
 			if _, err := m.OpenStream(p, network.DirInbound); err == nil {
 				got++
 			} else {
@@ -141,7 +144,7 @@ func TestCreditIsDrawnThoughTheShareHasShrunkSinceTheDecision(t *testing.T) {
 	m := fairManager(t, sharedTransient(1<<20, 8)) // too few connections for batches
 	st := m.stripes[0].awake()
 	sh := st.fixed[KindTransient]
-	near := m.fair.enter(netip.MustParseAddr("192.0.2.1"), dimConnsIn)
+	near := m.fair.enter(endpoint{addr: netip.MustParseAddr("192.0.2.1")}, dimConnsIn, nil)
 	defer m.fair.leave(near)
 	for i := range 5 {
 		other, err := m.OpenConnection(network.DirInbound, false, multiaddr.StringCast(fmt.Sprintf("/ip4/203.0.%d.1/tcp/1", i)))
@@ -155,11 +158,11 @@ func TestCreditIsDrawnThoughTheShareHasShrunkSinceTheDecision(t *testing.T) {
 	st.mu.Lock()
 	had := sh.credit[dimConnsIn]
 	decided, _ := st.judge(&c, &r, onlyAsk)
-	near.held[KindTransient].conns.Store(8) // others of the subnet have got all, and are about to give it back
+	near.Add(groups.Transient, groups.ConnsIn, 8) // others of the subnet have got all, and are about to give it back
 	m.drawing.Lock()
 	drawn, _ := st.judge(&c, &r, andDraw)
 	m.drawing.Unlock()
-	near.held[KindTransient].conns.Store(0)
+	near.Add(groups.Transient, groups.ConnsIn, -8)
 	got, handed := sh.credit[dimConnsIn]-had, sh.pool.tally(dimConnsIn).handed
 	st.trim(sh, dimConnsIn)
 	st.trim(sh, dimConns)
@@ -410,7 +413,7 @@ func TestAStrangersConnectionCountsForTheSubnetItComesFrom(t *testing.T) {
 	}
 	var others []network.ConnManagementScope
 	for i := range 8 {
-		others = append(others, comesFrom(t, m, peerNamed(fmt.Sprint("other ", i)), fmt.Sprintf("/ip4/203.0.%d.1/tcp/1", i)))
+		others = append(others, comesFrom(t, m, peerNamed(fmt.Sprint("other ", i)), fmt.Sprintf("/ip4/203.%d.113.1/tcp/1", i)))
 	}
 	named := multiaddr.StringCast("/ip4/192.0.2.2/tcp/1")
 	c, err := m.OpenConnection(network.DirInbound, true, named) // the system is full
@@ -530,15 +533,67 @@ type fairPlay struct {
 	m     *Manager
 	conf  perScope[BaseLimit]
 	fair  kindSet
-	near  map[peer.ID]string // the first subnet of a peer
+	near  map[peer.ID]*fairHome // where a peer came from first, or was dialled first
+	homes []*fairHome
 	conns []*fairConn
 	strs  []*fairStream
+}
+
+// fairHome is an address, or none, with the groups that it is in.
+type fairHome struct {
+	addr   string
+	groups []fairGroup // the subnet comes second in IPv4, and first in IPv6
+	out    bool        // as the home of a peer that was dialled, and has not come
+}
+
+// fairGroup has the name of a group, and how much it leaves to others for each that it holds.
+type fairGroup struct {
+	name  string
+	leave float64
+}
+
+func (h *fairHome) subnet() string {
+	switch len(h.groups) {
+	case 0:
+		return ""
+	case 4: // with /32
+		return h.groups[1].name
+	}
+	return h.groups[0].name
+}
+
+func (h *fairHome) in(group string) bool {
+	return slices.ContainsFunc(h.groups, func(g fairGroup) bool { return g.name == group })
+}
+
+// fairHomes are where connections come from and go to. The owner of each IPv4 address is that of its
+// first byte.
+func fairHomes() []*fairHome {
+	v4 := func(a, b, c, d int) *fairHome {
+		net := fmt.Sprintf("%d.%d", a, b)
+		sub := fmt.Sprint(net, ".", c)
+		return &fairHome{addr: fmt.Sprintf("/ip4/%s.%d/tcp/1", sub, d), groups: []fairGroup{
+			{fmt.Sprint(sub, ".", d, "/32"), 1}, {sub + ".0/24", 1}, {net + "/16", 0.5}, {fmt.Sprint("owner ", a), 0.5}}}
+	}
+	return []*fairHome{
+		v4(192, 0, 2, 1), v4(192, 0, 2, 2), v4(192, 0, 3, 1), v4(192, 1, 2, 1), v4(198, 51, 100, 7),
+		{addr: "/ip6/2001:db8::1/tcp/1", groups: []fairGroup{{"2001:db8::/56", 1}, {"2001:db8::/48", 0.5}, {"2001:db8::/32", 0.25}}},
+		{addr: "/ip6/2001:db8:1::1/tcp/1", groups: []fairGroup{{"2001:db8:1::/56", 1}, {"2001:db8:1::/48", 0.5}, {"2001:db8::/32", 0.25}}},
+		{addr: "/ip4/127.0.0.1/tcp/1"}, {},
+	}
+}
+
+func fairOwner(a netip.Addr) string {
+	if !a.Is4() {
+		return ""
+	}
+	return fmt.Sprint(a.As4()[0])
 }
 
 type fairConn struct {
 	network.ConnManagementScope
 	dir  network.Direction
-	from string // its subnet
+	from *fairHome
 	peer peer.ID
 }
 
@@ -559,9 +614,39 @@ func howMany[T any](all []T, counts func(T) bool) (n int) {
 	return n
 }
 
+// left returns how much has to be left free if something more is given to a home, where
+// each group holds what held returns.
+func (p *fairPlay) left(h *fairHome, held func(group string) int) (most int) {
+	if h == nil {
+		return 0
+	}
+	for i, g := range h.groups {
+		leave := g.leave
+		if i == 0 && len(h.groups) == 4 && p.comers(h.subnet()) > 1 {
+			leave = 2
+		}
+		most = max(most, int(float64(held(g.name))*leave))
+	}
+	return most
+}
+
+// comers returns how many addresses of a subnet have inbound connections, or peers that came from
+// there.
+func (p *fairPlay) comers(subnet string) int {
+	return howMany(p.homes, func(h *fairHome) bool {
+		came := howMany(p.conns, func(c *fairConn) bool { return c.from == h && c.dir == network.DirInbound })
+		for _, n := range p.near {
+			if !n.out && n.addr == h.addr {
+				came++
+			}
+		}
+		return came > 0 && h.in(subnet)
+	})
+}
+
 // fits predicts an answer: use is what the scope holds, own what the peer does, and
-// subnet what its subnet does.
-func (p *fairPlay) fits(k Kind, limit, use, own, subnet int) bool {
+// left what its groups leave to others.
+func (p *fairPlay) fits(k Kind, limit, use, own, left int) bool {
 	switch {
 	case use+1 > limit:
 		return false
@@ -570,35 +655,44 @@ func (p *fairPlay) fits(k Kind, limit, use, own, subnet int) bool {
 	case own > 0 && own+1 > limit/4:
 		return use+1 <= limit/2
 	}
-	return use+1 <= max(limit/2, limit-subnet)
+	return use+1 <= max(limit/2, limit-left)
 }
 
-func (p *fairPlay) conn(addr, from string) {
+func (p *fairPlay) conn(h *fairHome) {
 	dir := network.Direction(1 + p.r.IntN(2))
-	count := func(k Kind, from string) int {
-		return howMany(p.conns, func(c *fairConn) bool {
-			return c.dir == dir && (k == KindSystem || c.peer == "") && (from == "" || c.from == from)
-		})
-	}
 	want := true
 	for k, l := range map[Kind]*BaseLimit{KindSystem: &p.conf.System, KindTransient: &p.conf.Transient} {
+		count := func(in string) int {
+			return howMany(p.conns, func(c *fairConn) bool {
+				return c.dir == dir && (k == KindSystem || c.peer == "") && (in == "" || c.from.in(in))
+			})
+		}
+		// The connection counts as one that came while it is decided.
+		p.conns = append(p.conns, &fairConn{dir: dir, from: h, peer: "itself"})
+		left := p.left(h, func(g string) int {
+			if k == KindSystem {
+				return count(g) - 1
+			}
+			return count(g)
+		})
+		p.conns = p.conns[:len(p.conns)-1]
 		switch {
-		case dir == network.DirOutbound:
-			want = want && count(k, "")+1 <= l.ConnsOutbound
-		case from == "": // of no subnet
-			want = want && count(k, "")+1 <= l.ConnsInbound
+		case dir == network.DirInbound:
+			want = want && p.fits(k, l.ConnsInbound, count(""), 0, left)
+		case k == KindTransient && p.fair.has(k):
+			want = want && count("")+1 <= max(l.ConnsOutbound/2, l.ConnsOutbound-left)
 		default:
-			want = want && p.fits(k, l.ConnsInbound, count(k, ""), 0, count(k, from))
+			want = want && count("")+1 <= l.ConnsOutbound
 		}
 	}
 	var far multiaddr.Multiaddr
-	if addr != "" {
-		far = multiaddr.StringCast(addr)
+	if h.addr != "" {
+		far = multiaddr.StringCast(h.addr)
 	}
 	p.ask(ExplainRequest{Kind: KindConn, Direction: dir, UseFD: true, Endpoint: far}, want, func() error {
 		c, err := p.m.OpenConnection(dir, true, far)
 		if err == nil {
-			p.conns = append(p.conns, &fairConn{c, dir, from, ""})
+			p.conns = append(p.conns, &fairConn{c, dir, h, ""})
 		}
 		return err
 	})
@@ -611,13 +705,22 @@ func (p *fairPlay) stream(id peer.ID) {
 	}
 	all := func(*fairStream) bool { return true }
 	own := func(s *fairStream) bool { return s.peer == id }
-	near := func(s *fairStream) bool { return p.near[id] != "" && p.near[s.peer] == p.near[id] }
 	want := true
 	for k, l := range map[Kind]*BaseLimit{KindSystem: &p.conf.System, KindTransient: &p.conf.Transient} {
+		home := p.near[id]
+		if home != nil && home.out && dir == network.DirInbound {
+			home = nil
+		}
+		left := p.left(home, func(group string) int {
+			return count(k, func(s *fairStream) bool {
+				near := p.near[s.peer]
+				return near != nil && near.in(group) && (dir == network.DirOutbound || !near.out)
+			})
+		})
 		if dir == network.DirOutbound {
-			want = want && count(k, all)+1 <= p.mostOutbound(k, l, count(k, own))
+			want = want && count(k, all)+1 <= p.mostOutbound(k, l, count(k, own), left)
 		} else {
-			want = want && p.fits(k, l.StreamsInbound, count(k, all), count(k, own), count(k, near))
+			want = want && p.fits(k, l.StreamsInbound, count(k, all), count(k, own), left)
 		}
 	}
 	p.ask(ExplainRequest{Kind: KindStream, Direction: dir, Peer: id}, want, func() error {
@@ -630,8 +733,8 @@ func (p *fairPlay) stream(id peer.ID) {
 }
 
 // mostOutbound is how many outbound streams there may be, if the peer that gets another one has
-// so many of them.
-func (p *fairPlay) mostOutbound(k Kind, l *BaseLimit, own int) int {
+// so many of them, and its groups leave so many to others.
+func (p *fairPlay) mostOutbound(k Kind, l *BaseLimit, own, left int) int {
 	if k == KindSystem {
 		return l.StreamsOutbound
 	}
@@ -641,6 +744,8 @@ func (p *fairPlay) mostOutbound(k Kind, l *BaseLimit, own int) int {
 		return most / 2
 	case crowds:
 		return most - most/4
+	case p.fair.has(k):
+		return max(most/2, most-left)
 	}
 	return most
 }
@@ -659,8 +764,11 @@ func (p *fairPlay) setPeer(c *fairConn, id peer.ID) {
 		return
 	}
 	c.peer = id
-	if p.near[id] == "" && c.dir == network.DirInbound {
-		p.near[id] = c.from
+	near := p.near[id]
+	if out := c.dir == network.DirOutbound; len(c.from.groups) > 0 && (near == nil || near.out && !out) {
+		home := *c.from
+		home.out = out
+		p.near[id] = &home
 	}
 }
 
@@ -675,14 +783,9 @@ func (p *fairPlay) ask(q ExplainRequest, want bool, do func() error) {
 
 func (p *fairPlay) step() {
 	ids := []peer.ID{"a", "b", "c", "d", "e", "f"}
-	addrs := [][2]string{
-		{"/ip4/192.0.2.1/tcp/1", "one"}, {"/ip4/192.0.2.2/tcp/1", "one"}, {"/ip4/198.51.100.7/tcp/1", "two"},
-		{"/ip6/2001:db8::1/tcp/1", "three"}, {"/ip4/127.0.0.1/tcp/1", ""}, {"", ""},
-	}
 	switch p.r.IntN(8) {
 	case 0, 1:
-		addr := addrs[p.r.IntN(len(addrs))]
-		p.conn(addr[0], addr[1])
+		p.conn(p.homes[p.r.IntN(len(p.homes))])
 	case 2, 3, 4:
 		p.stream(ids[p.r.IntN(len(ids))])
 	case 5:
@@ -714,38 +817,79 @@ func (p *fairPlay) step() {
 // check holds what the manager says of subnets against what was counted.
 func (p *fairPlay) check() {
 	checkInvariants(p.t, p.m, false)
-	want := make(map[string][2]SubnetUse)
+	want, wider := make(map[string][2]SubnetUse), make(map[string]GroupShare)
+	add := func(h *fairHome, settled bool, add SubnetUse, out OutboundUse) {
+		addTo := func(system, transient *SubnetUse) {
+			for _, u := range []*SubnetUse{system, transient} {
+				if u == system || !settled {
+					u.ConnsInbound += add.ConnsInbound
+					u.FD += add.FD
+					u.StreamsInbound += add.StreamsInbound
+				}
+			}
+		}
+		for _, g := range h.groups {
+			if g.name == h.subnet() {
+				if add != (SubnetUse{}) {
+					n := want[g.name]
+					addTo(&n[0], &n[1])
+					want[g.name] = n
+				}
+				continue
+			}
+			if strings.HasSuffix(g.name, "/32") && len(h.groups) == 4 {
+				continue // a single address
+			}
+			n := wider[g.name]
+			addTo(&n.System, &n.Transient)
+			if !settled {
+				n.Outbound.Conns += out.Conns
+				n.Outbound.Streams += out.Streams
+			}
+			wider[g.name] = n
+		}
+	}
 	for _, c := range p.conns {
-		if c.from == "" || c.dir != network.DirInbound {
-			continue
+		if c.dir == network.DirInbound {
+			add(c.from, c.peer != "", SubnetUse{ConnsInbound: 1, FD: 1}, OutboundUse{})
+		} else {
+			add(c.from, c.peer != "", SubnetUse{}, OutboundUse{Conns: 1})
 		}
-		n := want[c.from]
-		n[0].ConnsInbound++
-		n[0].FD++
-		if c.peer == "" {
-			n[1].ConnsInbound++
-			n[1].FD++
-		}
-		want[c.from] = n
 	}
 	for _, s := range p.strs {
-		if from := p.near[s.peer]; from != "" && s.dir == network.DirInbound {
-			n := want[from]
-			n[0].StreamsInbound++
-			if !s.settled {
-				n[1].StreamsInbound++
-			}
-			want[from] = n
+		switch from := p.near[s.peer]; {
+		case from == nil:
+		case s.dir == network.DirOutbound:
+			add(from, s.settled, SubnetUse{}, OutboundUse{Streams: 1})
+		case !from.out:
+			add(from, s.settled, SubnetUse{StreamsInbound: 1}, OutboundUse{})
 		}
 	}
-	names := map[string]string{"192.0.2.0/24": "one", "198.51.100.0/24": "two", "2001:db8::/56": "three"}
+	shares := p.m.SnapshotTop(100).FairShare
 	got := make(map[string][2]SubnetUse)
-	for _, s := range p.m.Snapshot().FairShare.Largest {
+	for _, s := range shares.Largest {
 		if n := [2]SubnetUse{s.System, s.Transient}; n != ([2]SubnetUse{}) {
-			got[names[s.Prefix.String()]] = n
+			got[s.Prefix.String()] = n
 		}
 	}
 	require.Equal(p.t, want, got)
+	gotWider := make(map[string]GroupShare)
+	for _, g := range shares.Groups {
+		name := "owner " + g.Owner
+		if g.Owner == "" {
+			name = strings.Replace(g.Prefix.String(), ".0.0/16", "/16", 1)
+		}
+		g.Prefix, g.Owner = netip.Prefix{}, ""
+		if g != (GroupShare{}) {
+			gotWider[name] = g
+		}
+	}
+	for name, g := range wider {
+		if g == (GroupShare{}) {
+			delete(wider, name)
+		}
+	}
+	require.Equal(p.t, wider, gotWider)
 }
 
 func newFairPlay(t *testing.T, r *rand.Rand, stripes int, kinds ...Kind) *fairPlay {
@@ -754,8 +898,8 @@ func newFairPlay(t *testing.T, r *rand.Rand, stripes int, kinds ...Kind) *fairPl
 		l.StreamsInbound, l.StreamsOutbound = 1+r.IntN(24), 1+r.IntN(24)
 		l.ConnsInbound, l.ConnsOutbound = 1+r.IntN(16), 1+r.IntN(16)
 	}
-	m := newManager(t, conf, append(openGates(), WithFairShare(kinds...), WithStripes(stripes))...)
-	return &fairPlay{t: t, r: r, m: m, conf: conf, fair: m.options.fair, near: make(map[peer.ID]string)}
+	m := newManager(t, conf, append(openGates(), WithFairShare(kinds...), WithOwners(fairOwner), WithStripes(stripes))...)
+	return &fairPlay{t: t, r: r, m: m, conf: conf, fair: m.options.fair, homes: fairHomes(), near: make(map[peer.ID]*fairHome)}
 }
 
 func TestSharesAreThoseOfAModel(t *testing.T) {

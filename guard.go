@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"runtime/debug"
 	"sync/atomic"
 )
@@ -65,6 +66,32 @@ func guardedLines(to *slog.Logger, level slog.Level, option string) func(msg str
 		if to == nil || !g.call(func() { write(to) }) {
 			write(log)
 		}
+	}
+}
+
+// longestOwner is the length of the longest name of an owner, in bytes.
+const longestOwner = 64
+
+// guardedOwners returns the function of WithOwners, nil without one. Once it has panicked, it knows
+// no owner. bug counts and logs its faults.
+func guardedOwners(owner func(netip.Addr) string, bug func(string, ...any)) func(netip.Addr) string {
+	if owner == nil {
+		return nil
+	}
+	g := &guard{callback: "WithOwners"}
+	return func(a netip.Addr) (name string) {
+		if g.failed.Load() {
+			return ""
+		}
+		if err := g.try(func() { name = owner(a) }); err != nil {
+			bug("the function of WithOwners has failed, and is not called again", "err", err)
+			return ""
+		}
+		if len(name) > longestOwner {
+			bug("the name of an owner is too long, and counts as none", "bytes", len(name), "most", longestOwner, "name", printable(name[:longestOwner]))
+			return ""
+		}
+		return name
 	}
 }
 

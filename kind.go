@@ -76,7 +76,7 @@ func (k Kind) hasLastQuarter(d dim) bool {
 // hasShares reports whether WithFairShare, if it is on for a scope of this kind, applies to a
 // limit on d.
 func (k Kind) hasShares(d dim) bool {
-	return d != dimConnsOut && (d != dimStreamsOut || k.hasLastQuarter(d))
+	return k == KindTransient || d != dimConnsOut && d != dimStreamsOut
 }
 
 // canRunOutOf reports whether a scope or gate of this kind can run out of d.

@@ -12,6 +12,7 @@ package rcmgr
 import (
 	"cmp"
 	"fmt"
+	"github.com/weir-p2p/rcmgr/internal/lean"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -81,7 +82,7 @@ type leakShard struct {
 	mu struct {
 		sync.Mutex
 		open    map[int64]*openRecord // by number
-		crowd   int                   // see withoutCrowd
+		crowd   int                   // see lean.Map
 		dropped int
 	}
 	_ [64]byte // the next shard's lock is on a cache line of its own
@@ -154,7 +155,7 @@ func (l *leakFinder) closed(num int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.mu.open, num)
-	s.mu.open = withoutCrowd(s.mu.open, &s.mu.crowd)
+	s.mu.open = lean.Map(s.mu.open, &s.mu.crowd)
 }
 
 // drop is called when a scope is garbage, in a goroutine of the runtime's. A scope that

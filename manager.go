@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -38,9 +39,10 @@ type Manager struct {
 	writeRefusals func(msg string, attrs []slog.Attr)
 	history       refusalHistory
 	started       time.Time
-	cuts          sync.Pool   // of *cut
-	names         *hostNames  // of the allowlist; nil without WithAllowlistResolver
-	room          *letgo.Room // nil without WithRoom
+	cuts          sync.Pool               // of *cut
+	names         *hostNames              // of the allowlist; nil without WithAllowlistResolver
+	room          *letgo.Room             // nil without WithRoom
+	owner         func(netip.Addr) string // nil without WithOwners
 
 	handles   atomic.Int64 // how many handles are open
 	closeOnce sync.Once

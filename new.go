@@ -52,7 +52,6 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 			stripes:   make([]stripe, cfg.stripes),
 			admission: cfg.admission,
 			newcomers: cfg.newcomers,
-			fair:      newFairShare(cfg.fair),
 			allowlist: newAllowlist(cfg.allowlisted),
 			reporter:  guarded(cfg.reporter),
 			noting:    cfg.refusalLog > 0,
@@ -62,6 +61,8 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		started: time.Now(),
 		stop:    make(chan struct{}),
 	}
+	m.owner = guardedOwners(cfg.owner, m.reportBug)
+	m.fair = newFairShare(cfg.fair, m.owner)
 	m.allowlist.strict = cfg.strict
 	m.observed.bits.Store(uint32(cfg.observed))
 	gates, err := m.makeGates(limits)

@@ -45,7 +45,7 @@ func (e *engine) openConnection(dir network.Direction, usefd bool, remote endpoi
 		return nil, err
 	}
 	if e.fair != nil && trusts != trustsAddr {
-		o.subnet = e.fair.enter(remote.addr, o.dir)
+		o.subnet = e.fair.enter(remote, o.dir, &pass)
 	}
 	h, st := e.lockIdle()
 	o.cost = e.classes.connCost

@@ -4,17 +4,19 @@ package rcmgr
 // is copied into a holder. Holders are used again: idle holders of streams are kept by their
 // stripe, those of connections in a sync.Pool, which is one list for each processor.
 
+import "github.com/weir-p2p/rcmgr/internal/groups"
+
 // opening is a connection or stream that is to be opened, or a connection that is to move.
 type opening struct {
 	kind Kind
 	unit
-	limit  *amounts    // of the connection or stream itself
-	cost   int64       // bytes that it takes by itself
-	num    int64       // of the connection or stream; 0 until it has one
-	marks  mark        // of a connection
-	subnet *fairSubnet // that a connection counts for; may be nil
-	moves  bool        // it is open, and is to move to its peer
-	chain  chain       // the accounts that it stands on
+	limit  *amounts     // of the connection or stream itself
+	cost   int64        // bytes that it takes by itself
+	num    int64        // of the connection or stream; 0 until it has one
+	marks  mark         // of a connection
+	subnet *groups.Seat // that a connection counts for; may be nil
+	moves  bool         // it is open, and is to move to its peer
+	chain  chain        // the accounts that it stands on
 }
 
 // total returns everything that it asks for.

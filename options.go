@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/bits"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -30,15 +31,16 @@ type config struct {
 	newcomers     bool                                // WithNewcomersQuarter
 	fair          kindSet                             // WithFairShare
 	allowlisted   []allowlistEntry
-	gates         gateConfig            // the gates where the limit configuration sets none
-	subnets       subnetConfig          // nil lists: as in the limit configuration
-	callerRates   *callerRates          // nil: as in the limit configuration
-	gatesByOption GateLimits            // WithGates
-	strict        bool                  // WithStrictConfig
-	faults        []fault               // what go-libp2p's manager passes over
-	leaks         *LeakFinderConfig     // nil: open scopes are not recorded
-	pressure      *MemoryPressureConfig // nil: the memory of the process is not watched
-	room          *RoomConfig           // nil: no room is made
+	gates         gateConfig              // the gates where the limit configuration sets none
+	subnets       subnetConfig            // nil lists: as in the limit configuration
+	callerRates   *callerRates            // nil: as in the limit configuration
+	gatesByOption GateLimits              // WithGates
+	strict        bool                    // WithStrictConfig
+	faults        []fault                 // what go-libp2p's manager passes over
+	leaks         *LeakFinderConfig       // nil: open scopes are not recorded
+	pressure      *MemoryPressureConfig   // nil: the memory of the process is not watched
+	room          *RoomConfig             // nil: no room is made
+	owner         func(netip.Addr) string // WithOwners
 
 	nearLimit  []func(NearLimitEvent)
 	trimmed    []connmgr.ConnManager
@@ -349,27 +351,36 @@ func replace[T any](lists *[ip.Families][]T, v4, v6 []T) {
 	}
 }
 
-// WithFairShare keeps a single peer or a single subnet from taking all of a scope. kinds may
+// WithFairShare keeps a single peer, a single subnet, and the network or the owner of many subnets
+// from taking all of a scope. kinds may
 // be KindTransient and KindSystem; if it is empty, the option applies to the transient scope.
 // It is off by default.
 //
-// The rule covers inbound connections and streams, and the outbound streams of a peer that
+// The rule covers inbound connections and streams, and the outbound connections and streams that
 // are still in the transient scope. It covers the limits on inbound streams, streams in both
-// directions, inbound connections, connections in both directions, and file descriptors. It
-// applies to a request with which the scope would hold more than half of such a limit:
+// directions, inbound connections, connections in both directions, and file descriptors, and
+// transient's limits on outbound streams and connections. It applies to a request with which the
+// scope would hold more than half of such a limit:
 //
 //   - A peer that holds something already is refused if it would hold more than a quarter of
-//     the limit. For peers, this is also true of memory, and of the transient scope's
-//     outbound streams.
+//     the limit. For peers, this is also true of memory.
 //   - A subnet is refused if less of the limit would be left than the subnet holds. A subnet
-//     is an IPv4 /24 or an IPv6 /56. It holds the inbound connections from its addresses, and
-//     the inbound streams of each peer whose first inbound connection came from it.
+//     is an IPv4 /24 or an IPv6 /56.
+//   - An IPv4 address that shares its /24 with others is refused if less would be left than twice
+//     what it holds.
+//   - A network is refused if less would be left than a part of what it holds: half for an IPv4
+//     /16, an IPv6 /48 and an owner (WithOwners), a quarter for an IPv6 /32.
 //
-// A subnet that holds nothing is admitted while there is room. Connections without an IP
-// address of their own, such as relayed ones, belong to no subnet, and neither do those from
-// 127.0.0.1 and ::1. Connections and streams of the allowlist fall back on the allowlisted
-// scopes, as if a limit had refused them, and the rule does not apply to them once their peer
-// is known.
+// A group holds the inbound connections from its addresses, and the inbound streams of each peer
+// whose first inbound connection came from it. It also holds the outbound connections to its
+// addresses, and the outbound streams to each such peer; the first outbound connection decides for
+// peers that have had no inbound one. Peers behind a relay that has an address belong to the
+// relay's groups, except that of its single IPv4 address.
+//
+// A group that holds nothing is admitted while there is room. Connections without any IP address
+// belong to no group, and neither do those at 127.0.0.1 and ::1. Connections and streams of the
+// allowlist fall back on the allowlisted scopes, as if a limit had refused them, and the rule does
+// not apply to them once their peer is known.
 //
 // A refusal is a *LimitError of the scope with CauseFairShare. If kinds contains another
 // kind, New returns an error.
@@ -388,6 +399,28 @@ func WithFairShare(kinds ...Kind) Option {
 	}
 	return func(c *config) error {
 		c.fair |= shared
+		return nil
+	}
+}
+
+// WithOwners names the owners of addresses for WithFairShare and WithRoom: an autonomous system, a
+// cloud, an entry of a list. All addresses of an owner are one group, however many subnets it has.
+// An empty name means that the owner is not known. Without the option, only prefixes are groups.
+//
+// owner is called when a connection from or to an address opens that has no other, and whenever
+// room is made for each connection that may be let go. It is called by any number of goroutines,
+// without locks, and must be fast: a table of prefixes in memory is. WithFairShare asks for one
+// address of an IPv6 /56.
+//
+// An owner's name of more than 64 bytes counts as none. If owner panics, it is not called again.
+// Both are logged and counted as a caller's bug. See OwnerTable in the examples for a table that
+// is read from a file.
+func WithOwners(owner func(netip.Addr) string) Option {
+	return func(c *config) error {
+		if owner == nil {
+			return errors.New("WithOwners: expected a function, not nil")
+		}
+		c.owner = owner
 		return nil
 	}
 }
@@ -514,7 +547,7 @@ func WithMemoryPressure(p MemoryPressureConfig) Option {
 // RoomConfig.Protocols, a sixteenth as the only ones of their networks, and a quarter because
 // they have been there for longest. What is left goes in the order of what its groups hold beside
 // their shares: its peer, its address, the /24, the /16 (/56, /48 and /32 in IPv6), and the group
-// that RoomConfig.Group says. Peers behind a relay belong to the relay's groups. Connections
+// that WithOwners names. Peers behind a relay belong to the relay's groups. Connections
 // without any stream count twice. Where a group holds more than its share, its youngest go; where
 // none does, chance decides among the older half. Streams without a protocol go the other way
 // round, those first that have waited for longest. docs/room.md has the details.

@@ -2,8 +2,10 @@ package rcmgr
 
 // How much of a limit a request may fill, so that others get something. Two policies are
 // here. WithNewcomersQuarter, which is on by default, keeps the last quarter of transient's
-// streams for peers that hold little of it. WithFairShare limits each peer and each subnet to
-// a share of what all of them use.
+// streams for peers that hold little of it. WithFairShare limits each peer, each subnet and each
+// group around it to a share of what all of them use.
+
+import "github.com/weir-p2p/rcmgr/internal/groups"
 
 // countTransient adds n to the number of streams that the chain's peer, and that peer's subnet,
 // have in the standard transient scope, if the chain is charged there.
@@ -11,8 +13,8 @@ func countTransient(c *chain, d dim, n int32) {
 	if a := c.at[slotTransient]; a != nil && a.kind == KindTransient && d <= dimStreamsOut {
 		ps := c.peer()
 		ps.transientStreams[(d-dimStreamsIn)&1] += n
-		if subnet := ps.subnet; subnet != nil && d == dimStreamsIn {
-			subnet.held[KindTransient].streams.Add(int64(n))
+		if ps.subnet != nil {
+			ps.countStreams(groups.Transient, d, int64(n))
 		}
 	}
 }
@@ -25,50 +27,52 @@ func countStream(c *chain, d dim, n int32) {
 	}
 	ps := c.peer()
 	ps.systemIn += n
-	if subnet := ps.subnet; subnet != nil {
-		subnet.held[KindSystem].streams.Add(int64(n))
+	if ps.subnet != nil {
+		ps.countStreams(groups.System, d, int64(n))
 	}
 }
 
-// countConn adds n to the number of connections that a subnet has in the standard scopes that
+// countConn adds n connections to what a subnet and its groups hold in the standard scopes that
 // the chain is charged in. The subnet may be nil.
-func countConn(c *chain, u unit, subnet *fairSubnet, n int64) {
+func countConn(c *chain, u unit, subnet *groups.Seat, n int64) {
 	if subnet == nil {
 		return
 	}
 	for _, a := range c.at[slotTransient:] {
 		if a != nil && a.kind <= KindTransient {
-			subnet.countConn(a.kind, u.fds, n)
+			subnet.AddConn(groupKinds[a.kind], u.fds, n)
 		}
 	}
 }
 
-// adopt puts the peer, with all that it holds already, into a subnet, unless it is in one. The
-// lock of the peer's stripe is held, and so is a connection from the subnet.
-func (ps *peerScope) adopt(f *fairShare, n *fairSubnet) {
-	if n != nil && ps.subnet == nil {
-		ps.subnet = n
-		f.join(n, ps.systemIn, ps.transientStreams[0])
+// countStreams adds n streams in a direction to what the groups of a peer hold, which has some.
+// Inbound streams of a peer that this host alone has connected to do not count.
+func (ps *peerScope) countStreams(in groups.Scope, d dim, n int64) {
+	switch s := ps.subnet; {
+	case d == dimStreamsOut:
+		s.Add(in, groups.StreamsOut, n)
+	case !s.Out():
+		s.Add(in, groups.StreamsIn, n)
 	}
 }
 
-// holds returns what the subnet holds of a scope's limit.
-func (n *fairSubnet) holds(k Kind, d dim) int64 {
-	if n == nil {
-		return 0
+// adopt makes a peer, with all that it holds already, a member of the groups of its connection.
+// The first inbound connection decides, and before there is one, the first outbound one. The lock
+// of the peer's stripe is held, and so is the connection.
+func (ps *peerScope) adopt(f *fairShare, n *groups.Seat) {
+	if n == nil || ps.subnet != nil && (!ps.subnet.Out() || n.Out()) {
+		return
 	}
-	switch resourceOf[d] {
-	case ResourceStream:
-		if d == dimStreamsOut {
-			return 0 // this host opened them
-		}
-		return n.held[k].streams.Load()
-	case ResourceConnection:
-		return n.held[k].conns.Load()
-	case ResourceFD:
-		return n.held[k].fds.Load()
+	in, out := int64(ps.transientStreams[0]), int64(ps.transientStreams[1])
+	if ps.subnet != nil {
+		ps.countStreams(groups.Transient, dimStreamsOut, -out)
+		f.Leave(ps.subnet)
 	}
-	return 0
+	f.Join(n)
+	ps.subnet = n
+	ps.countStreams(groups.System, dimStreamsIn, int64(ps.systemIn))
+	ps.countStreams(groups.Transient, dimStreamsIn, in)
+	ps.countStreams(groups.Transient, dimStreamsOut, out)
 }
 
 // holds returns what the peer holds of a scope's limit, as far as the peer has a share of it.
@@ -124,16 +128,16 @@ func (e *engine) most(k Kind, limit *amounts, d dim) int64 {
 }
 
 // rations reports whether a request may be held to a part of a limit, for the sake of others.
-// Outbound connections never are, because the host chose them. Outbound streams are if their
-// peer has some that wait in transient already.
+// Outbound connections and streams are, in the transient scope, for the sake of what the host
+// opens elsewhere.
 func (e *engine) rations(r *request) bool {
 	switch r.dir {
 	case dimConnsOut:
-		return false
+		return e.fair.on(KindTransient)
 	case dimStreamsIn:
 		return e.fair != nil || e.newcomers && r.asker.holds(KindTransient, dimStreamsIn) > 0
 	case dimStreamsOut:
-		return (e.newcomers || e.fair.on(KindTransient)) && r.asker.holds(KindTransient, dimStreamsOut) > 0
+		return e.fair.on(KindTransient) || e.newcomers && r.asker.holds(KindTransient, dimStreamsOut) > 0
 	case dimConnsIn:
 		return e.fair != nil
 	}
@@ -157,7 +161,8 @@ func (e *engine) ration(r *request, a *account, it item) int64 {
 	case r.crowds(a.kind, it, most):
 		return most / 2
 	default:
-		return max(most/2, most-r.subnet.holds(a.kind, it.d))
+		claim, _ := claimOf(r.subnet, a.kind, it.d)
+		return max(most/2, most-claim)
 	}
 	return most
 }
@@ -178,7 +183,11 @@ func (e *engine) rationedBy(k Kind) Cause {
 }
 
 // rationed reports whether scopes of this kind divide their limit on d among those that make
-// requests like r. For outbound streams, only transient does.
+// requests like r. For what the host opens itself, only transient does: what has got past it, the
+// host has chosen to keep.
 func (k Kind) rationed(r *request, d dim) bool {
-	return r.dir != dimStreamsOut || k.hasLastQuarter(d) && d == dimStreamsOut
+	if r.dir == dimStreamsOut || r.dir == dimConnsOut {
+		return k == KindTransient && d == r.dir
+	}
+	return true
 }

@@ -7,6 +7,7 @@ package rcmgr
 // each operation collects what it has made unused itself.
 
 import (
+	"github.com/weir-p2p/rcmgr/internal/lean"
 	"time"
 )
 
@@ -100,7 +101,7 @@ func (st *stripe) collect(a *account) {
 		delete(st.peers, a.ps.id)
 		st.engine.fair.leave(a.ps.subnet)
 		a.ps.subnet = nil // it may come back
-		st.peers = withoutCrowd(st.peers, &st.crowd)
+		st.peers = lean.Map(st.peers, &st.crowd)
 	case KindServicePeer, KindProtocolPeer:
 		dropPairRates(a)
 		a.ps.dropPair(a.ps.pair(a.share))

@@ -12,6 +12,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/stretchr/testify/require"
+
+	"github.com/weir-p2p/rcmgr/internal/groups"
 )
 
 // A map keeps the room of its best days, so it is made anew.
@@ -32,12 +34,12 @@ func TestACrowdOfPeersLeavesNoMemoryBehind(t *testing.T) {
 }
 
 func TestACrowdOfSubnetsLeavesNoMemoryBehind(t *testing.T) {
-	f := newFairShare(1 << KindSystem)
+	f := newFairShare(1<<KindSystem, nil)
 	before := heapNow()
-	var crowd []*fairSubnet
+	var crowd []*groups.Seat
 	for i := range uint32(50_000) {
 		addr := netip.AddrFrom4([4]byte{11, byte(i >> 8), byte(i), 1})
-		crowd = append(crowd, f.enter(addr, dimConnsIn))
+		crowd = append(crowd, f.enter(endpoint{addr: addr}, dimConnsIn, nil))
 	}
 	require.Equal(t, 50_000, f.state(0).Subnets)
 	for _, n := range crowd {

@@ -20,6 +20,8 @@ import (
 	"log/slog"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/weir-p2p/rcmgr/internal/groups"
 )
 
 // noted is a refusal that may still be overridden.
@@ -100,8 +102,11 @@ func (r *request) holderOf(e *engine, a *account, it item, cause Cause) *scopeNa
 	case cause != CauseCrowding && cause != CauseFairShare:
 	case r.crowds(a.kind, it, e.most(a.kind, a.limit(), it.d)):
 		return &r.asker.deny().name
-	case cause == CauseFairShare && r.subnet != nil:
-		return &r.subnet.name
+	case cause == CauseFairShare:
+		if _, by := claimOf(r.subnet, a.kind, it.d); by != nil {
+			name := nameOfGroup(by)
+			return &name
+		}
 	}
 	return nil
 }
@@ -358,17 +363,36 @@ func (ps *peerScope) inTransient(d dim) int64 {
 	return 0
 }
 
-// largest returns the subnet that holds most of a limit.
+// largest returns the group that holds most of a limit: a subnet, or what is around it if that
+// holds twice as much, because then it is full of subnets.
 func (f *fairShare) largest(l limitOf) (most largest) {
-	for i := range f.shards {
-		s := &f.shards[i]
-		s.mu.Lock()
-		for _, sub := range s.mu.subnets {
-			if held := sub.holds(l.kind, l.d); held > most.held {
-				most = largest{sub.name, held}
-			}
+	w, ok := countedAs(l.d)
+	if !ok {
+		return most
+	}
+	const subnet, wider, owner = 0, 1, 2
+	var by [3]struct {
+		group *groups.Group
+		held  int64
+	}
+	f.Each(func(g *groups.Group) {
+		at := wider
+		switch {
+		case g.IsSubnet():
+			at = subnet
+		case g.Owner() != "":
+			at = owner
 		}
-		s.mu.Unlock()
+		held := g.Holds(groupKinds[l.kind], w)
+		b := &by[at]
+		if held > b.held || held > 0 && held == b.held && g.Prefix().Bits() > b.group.Prefix().Bits() {
+			b.group, b.held = g, held
+		}
+	})
+	for _, b := range by {
+		if b.held > 0 && b.held >= 2*most.held {
+			most = largest{nameOfGroup(b.group), b.held}
+		}
 	}
 	return most
 }

@@ -248,6 +248,12 @@ func (s *Snapshot) WriteText(w io.Writer) error {
 			return err
 		}
 	}
+	if len(s.FairShare.Groups) > 0 {
+		fmt.Fprintf(w, "\nWhat networks and owners hold, the largest\n\n")
+		if err := s.FairShare.writeGroups(w); err != nil {
+			return err
+		}
+	}
 	if s.Room.on() {
 		fmt.Fprintf(w, "\nLet go to make room, on %d hosts\n\n", s.Room.Hosts)
 		if err := s.Room.writeRoom(w); err != nil {

@@ -17,7 +17,7 @@ func (m *Manager) newRoom(c *RoomConfig) *letgo.Room {
 		return nil
 	}
 	internal := letgo.Config{Protocols: c.Protocols, PerSecond: c.PerSecond, Observe: c.ObserveOnly,
-		ByHand: c.ByHand, Now: c.Now, Seed: c.Seed, Group: c.guardedGroup()}
+		ByHand: c.ByHand, Now: c.Now, Seed: c.Seed, Group: m.owner}
 	closing := &guard{callback: "a host that room is made on", then: "room is made elsewhere, and is tried to be made there again"}
 	return letgo.New(internal, letgo.Engine{
 		Own:   unwrapped,

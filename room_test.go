@@ -419,7 +419,7 @@ func TestAGroupThatIsKnownCompetesWithItself(t *testing.T) {
 			}
 			return ""
 		}
-		m, h := roomOfConns(t, 128, RoomConfig{Group: owner})
+		m, h := roomOfConns(t, 128, RoomConfig{}, WithOwners(owner))
 		for i := range 100 { // each in a network of its own, but of one owner
 			connectIn16(t, h, fmt.Sprint("cloud", i), i, 0, 0)
 			time.Sleep(10 * time.Millisecond)
@@ -446,7 +446,7 @@ func TestAGroupThatPanicsOrHasAMillionNamesDoesNoHarm(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				collectLog(t, 0)
-				m, h := roomOfConns(t, 64, RoomConfig{Group: group})
+				m, h := roomOfConns(t, 64, RoomConfig{}, WithOwners(group))
 				for i := range 100 {
 					connectIn16(t, h, fmt.Sprint(i), i, 0, 0)
 					time.Sleep(10 * time.Millisecond)

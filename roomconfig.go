@@ -5,7 +5,6 @@ package rcmgr
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -24,13 +23,6 @@ type RoomHost interface {
 
 // RoomConfig says how WithRoom makes room. Its zero value is ready for use.
 type RoomConfig struct {
-	// Group returns the name of the owner of an address: an autonomous system, a cloud, an entry
-	// of a list. All addresses of an owner are one group, whose connections and streams compete
-	// with each other first. The empty string means that the owner is not known; so does a name
-	// of more than 64 bytes. Group is called for every connection that may be let go, by one or
-	// more goroutines, without locks; it must be fast. If it panics, that is logged, and it is
-	// not called again. If it is nil, only the prefixes of addresses are groups.
-	Group func(netip.Addr) string
 	// Protocols are protocols whose users the host wants to keep: an eighth of the connections
 	// may belong to peers with such a stream and is not let go.
 	Protocols []protocol.ID
@@ -45,18 +37,6 @@ type RoomConfig struct {
 	ByHand bool
 	Now    func() time.Time
 	Seed   uint64
-}
-
-// guardedGroup returns Group, or nil without one. Once it has panicked, it knows no owner.
-func (c *RoomConfig) guardedGroup() func(netip.Addr) string {
-	if c.Group == nil {
-		return nil
-	}
-	g := &guard{callback: "RoomConfig.Group"}
-	return func(a netip.Addr) (name string) {
-		g.call(func() { name = c.Group(a) })
-		return name
-	}
 }
 
 // checked returns the configuration with its defaults, as a copy.

@@ -13,6 +13,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/weir-p2p/rcmgr/internal/groups"
 	"github.com/weir-p2p/rcmgr/internal/ip"
 	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
@@ -130,7 +131,7 @@ type top struct {
 type connState struct {
 	remote ip.Key          // the address of the far end, or of its relay, if it has one; see endpoint
 	gate   *subnets.Stripe // in which its address counts; may be nil
-	subnet *fairSubnet     // that it counts for; may be nil
+	subnet *groups.Seat    // that it counts for; may be nil
 }
 
 // mark is a fact about a connection.

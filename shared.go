@@ -11,6 +11,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 
+	"github.com/weir-p2p/rcmgr/internal/groups"
 	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
@@ -130,8 +131,9 @@ type peerScope struct {
 	trusted int32
 	// peak is the most that the peer has held of each dimension.
 	peak held
-	// subnet is that of its first inbound connection, or nil if it has none.
-	subnet *fairSubnet
+	// subnet is where its first inbound connection came from, or, before it has one, where its
+	// first outbound one went; nil without either, and without WithFairShare.
+	subnet *groups.Seat
 }
 
 var (

@@ -310,6 +310,38 @@ func (s *FairShareState) writeLargest(w io.Writer) error {
 	return t.Flush()
 }
 
+// groupRows returns what each of the largest networks and owners holds.
+func (s *FairShareState) groupRows() (rows []groupRow) {
+	for i := range s.Groups {
+		g := &s.Groups[i]
+		name := g.Owner
+		if name == "" {
+			name = g.Prefix.String()
+		}
+		rows = append(rows, groupRow{name, []int64{g.System.ConnsInbound, g.System.StreamsInbound,
+			g.Transient.ConnsInbound, g.Transient.StreamsInbound, g.Outbound.Conns, g.Outbound.Streams}})
+	}
+	return rows
+}
+
+// groupRow is a row of the table of what networks and owners hold.
+type groupRow struct {
+	Name    string
+	Numbers []int64 // in the order of the table's columns
+}
+
+func (s *FairShareState) writeGroups(w io.Writer) error {
+	t := newTable(w, "Group", "Conns In", "Streams In", "New Conns", "New Streams", "Dials", "Opening")
+	for _, r := range s.groupRows() {
+		row := []string{printable(r.Name)}
+		for _, n := range r.Numbers {
+			row = append(row, strconv.FormatInt(n, 10))
+		}
+		t.row(row...)
+	}
+	return t.Flush()
+}
+
 // writeNames writes the host names in the allowlist as a table.
 func writeNames(w io.Writer, rows []nameRow) error {
 	t := newTable(w, "Host Name", "Admits", "Answered", "Problem")

@@ -62,8 +62,8 @@ var variants = []variant{
 // roomVariants are the managers that are compared with -show room.
 var roomVariants = []variant{
 	{"ours", newOurs()},
-	{"room", newWithRoom(nil)},
-	{"room, owners known", newWithRoom(ownerOf)},
+	{"room", newWithRoom()},
+	{"room, owners known", newWithRoom(rcmgr.WithOwners(ownerOf))},
 }
 
 func newOurs(opts ...rcmgr.Option) func(rcmgr.ConcreteLimitConfig, *clock) (network.ResourceManager, error) {
@@ -73,10 +73,10 @@ func newOurs(opts ...rcmgr.Option) func(rcmgr.ConcreteLimitConfig, *clock) (netw
 }
 
 // newWithRoom makes managers that make room by the simulated time, and always choose the same.
-func newWithRoom(group func(netip.Addr) string) func(rcmgr.ConcreteLimitConfig, *clock) (network.ResourceManager, error) {
+func newWithRoom(opts ...rcmgr.Option) func(rcmgr.ConcreteLimitConfig, *clock) (network.ResourceManager, error) {
 	return func(limits rcmgr.ConcreteLimitConfig, c *clock) (network.ResourceManager, error) {
-		return rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithRefusalLog(0),
-			rcmgr.WithRoom(rcmgr.RoomConfig{Group: group, ByHand: true, Now: c.time, Seed: 1}))
+		room := rcmgr.WithRoom(rcmgr.RoomConfig{ByHand: true, Now: c.time, Seed: 1})
+		return newOurs(append(opts, room)...)(limits, c)
 	}
 }
 

@@ -85,8 +85,8 @@ func (p *plan) stories() (all []*story) {
 	return all
 }
 
-// sweeps returns a series for each attack, and one in which attackers have one identity
-// in each subnet.
+// sweeps returns a series for each attack, one in which attackers have one identity
+// in each subnet, and one in which their subnets are far from each other.
 func sweeps() (all []series) {
 	calm := &story{scene: peace}
 	for _, a := range attacks {
@@ -100,7 +100,11 @@ func sweeps() (all []series) {
 	for _, n := range subnetsTried[:len(subnetsTried)-1] { // with as many subnets as identities, each has one anyway
 		alone.stories = append(alone.stories, &story{scene: attackFrom(streams, n, 1)})
 	}
-	return append(all, alone)
+	apart := series{title: streams.title + ", where no two subnets are of one network", attack: streams}
+	for _, n := range subnetsTried {
+		apart.stories = append(apart.stories, &story{scene: attackFrom(streams, n, identitiesInAll/n).at(attackersEverywhere)})
+	}
+	return append(all, alone, apart)
 }
 
 // specials returns stories with honest peers that share a subnet, with each other or with

@@ -75,7 +75,8 @@ var floors = []floor{
 		{"peaks.go", "the most that shared scopes have held"},
 	}},
 	{"records", "kept for the engine, and independent of it", []room{
-		{"fairshare.go", "what each subnet holds of the shared scopes"},
+		{"fairshare.go", "what each subnet holds of the shared scopes, and the groups around it. `internal/groups/` counts"},
+		{"fairstate.go", "what groups hold, as snapshots show it"},
 		{"roomconfig.go", "how room is made"},
 		{"memberpeaks.go", "the most that any one peer has held, ever and lately"},
 		{"leaks.go", "the oldest open scopes, and those that were dropped without Done"},
@@ -121,7 +122,6 @@ var floors = []floor{
 		{"endpoint.go", "the address of the far end, or that it has none; `internal/ip/` has the form and keys of addresses"},
 		{"allowlist.go", "addresses and peers that are admitted when others are refused"},
 		{"scopenames.go", "names of scopes, as upstream's metrics spell them"},
-		{"crowd.go", "maps that release the memory of a crowd"},
 		{"topn.go", "the first few of many by an order"},
 		{"enum.go", "small numbers that have names"},
 		{"text.go", "the log; amounts and tables as text"},

@@ -1,10 +1,8 @@
-package rcmgr
+// Package lean gives back the memory of maps that held a crowd once. A Go map never does so by
+// itself.
+package lean
 
-// Maps that have become small again. A Go map never gives back memory that it grew into.
-
-import (
-	"maps"
-)
+import "maps"
 
 const (
 	// movedAtOnce bounds the entries that are moved under a lock, once after a crowd. It takes
@@ -14,10 +12,10 @@ const (
 	leastCrowd = 128
 )
 
-// withoutCrowd returns m, or a copy of m that takes less memory if m held many more entries
-// once. crowd is the most entries that m has held. The caller holds a lock, so withoutCrowd
+// Map returns m, or a copy of m that takes less memory if m held many more entries
+// once. crowd is the most entries that m has held. The caller holds a lock, so Map
 // copies m only when few entries are left.
-func withoutCrowd[K comparable, V any](m map[K]V, crowd *int) map[K]V {
+func Map[K comparable, V any](m map[K]V, crowd *int) map[K]V {
 	few := len(m)
 	if few > movedAtOnce || *crowd < leastCrowd || *crowd <= 16*few {
 		return m

@@ -38,26 +38,40 @@ func (p *Proposal) WriteComment(w io.Writer) error {
 	return err
 }
 
-// WriteTable writes the limits as a table, then the notes and what the limits would have
-// refused of what was seen. It returns the error of w, if any.
+// WriteTable writes the limits as a table, then what WriteNotes writes. It returns the error of w,
+// if any.
 func (p *Proposal) WriteTable(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "Limit\tProposed\tSeen\tUsual\tWas\tRefused\tHolders\tBy\tSure")
+	fmt.Fprintln(t, strings.Join(Columns, "\t"))
 	for i := range p.Reasons {
-		r := &p.Reasons[i]
-		was, holders, refused := "-", "-", r.Refused+r.WouldRefuse
-		if r.Was > 0 {
-			was = amountText(r.isMemory(), r.Was)
-		}
-		if r.Holders > 0 {
-			holders = strconv.Itoa(r.Holders)
-		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", printable(r.Place), r.valueText(),
-			amountText(r.isMemory(), r.Seen), amountText(r.isMemory(), r.Usual), was, refused, holders, r.Rule, r.Sure)
+		fmt.Fprintln(t, strings.Join(p.Reasons[i].Cells(), "\t"))
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	return p.WriteNotes(w)
+}
+
+// Columns are the headings of the table that WriteTable writes.
+var Columns = []string{"Limit", "Proposed", "Seen", "Usual", "Was", "Refused", "Holders", "By", "Sure"}
+
+// Cells returns the row of the reason in the table that WriteTable writes, a cell for each of
+// Columns. Amounts have units, and names are printable.
+func (r *Reason) Cells() []string {
+	was, holders := "-", "-"
+	if r.Was > 0 {
+		was = amountText(r.isMemory(), r.Was)
+	}
+	if r.Holders > 0 {
+		holders = strconv.Itoa(r.Holders)
+	}
+	return []string{printable(r.Place), r.valueText(), amountText(r.isMemory(), r.Seen), amountText(r.isMemory(), r.Usual), was,
+		strconv.FormatUint(r.Refused+r.WouldRefuse, 10), holders, string(r.Rule), string(r.Sure)}
+}
+
+// WriteNotes writes the notes, and what the limits would have refused of what was seen. It returns
+// the error of w, if any.
+func (p *Proposal) WriteNotes(w io.Writer) error {
 	var b strings.Builder
 	p.writeNotes(&b)
 	_, err := io.WriteString(w, b.String())

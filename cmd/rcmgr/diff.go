@@ -93,8 +93,8 @@ func (a *app) diffLimits(node rcmgr.NodeLimits, files []string) error {
 		}
 		return places, at
 	}
-	oldPlaces, before := values(plans[0].limits)
-	newPlaces, after := values(plans[1].limits)
+	oldPlaces, before := values(plans[0].Limits)
+	newPlaces, after := values(plans[1].Limits)
 	var all []change
 	add := func(place string) {
 		was, is := before[place], after[place]

@@ -205,14 +205,15 @@ its kind if it is admitted now.`,
 				Gaps  []string `json:",omitempty"`
 				Tried []answer
 			}{Gaps: story.Gaps()}
+			width, _, _ := a.terminal()
 			for _, p := range plans {
-				answers, err := story.Replay(p.limits, admission)
+				answers, err := story.Replay(p.Limits, admission)
 				if err != nil {
-					return fmt.Errorf("%s: %w", p.name, err)
+					return fmt.Errorf("%s: %w", p.Name, err)
 				}
-				out.Tried = append(out.Tried, answer{p.name, answers})
+				out.Tried = append(out.Tried, answer{p.Name, answers})
 				if !a.json() {
-					if err := answers.Report(a.out, p.name, int(top)); err != nil {
+					if err := answers.Report(a.out, p.Name, int(top), width); err != nil {
 						return err
 					}
 				}
@@ -231,29 +232,18 @@ its kind if it is admitted now.`,
 	return c
 }
 
-// plan is a set of limits to try.
-type plan struct {
-	name   string
-	limits rcmgr.ConcreteLimitConfig
-}
-
 // plansOf returns the limits of a node with the overrides of each file, or without overrides if
 // there are no files.
-func plansOf(node rcmgr.NodeLimits, files []string) (all []plan, err error) {
+func plansOf(node rcmgr.NodeLimits, files []string) (all []replay.Plan, err error) {
 	if len(files) == 0 {
-		limits, err := node.Build()
-		if err != nil {
-			return nil, usage("%w", err)
-		}
-		return []plan{{"computed limits", limits}}, nil
+		files = []string{""}
 	}
 	for _, file := range files {
-		node.OverridesFile = file
-		limits, err := node.Build()
+		p, err := replay.PlanOf(node, file)
 		if err != nil {
 			return nil, usage("%w", err)
 		}
-		all = append(all, plan{file, limits})
+		all = append(all, p)
 	}
 	return all, nil
 }
@@ -289,7 +279,7 @@ of what was seen.`,
 				if err != nil {
 					return err
 				}
-				o.Base = &plans[0].limits
+				o.Base = &plans[0].Limits
 			}
 			var seen suggest.Evidence
 			for _, source := range sources {
@@ -314,7 +304,7 @@ of what was seen.`,
 			if a.json() {
 				err = a.writeJSON(p)
 			} else {
-				err = p.WriteTable(a.out)
+				err = a.writeProposal(p)
 			}
 			if err == nil && len(p.Refused) > 0 {
 				err = &outcome{code: exitWrong}
@@ -330,6 +320,27 @@ of what was seen.`,
 	f.StringVar(&comment, "comment", "", "write the reasons to this `file`")
 	f.BoolVar(&linear, "linear", false, "read the priorities of memory in a trace as go-libp2p's manager does")
 	return c
+}
+
+// writeProposal writes the table of a proposal, in the width of the terminal if there is one.
+func (a *app) writeProposal(p *suggest.Proposal) error {
+	width, _, _ := a.terminal()
+	_, err := fmt.Fprintln(a.coloured(), strings.Join(proposalSheet(p).lines(width, 0, 0, -1), "\n"))
+	return errors.Join(err, p.WriteNotes(a.out))
+}
+
+// proposalSheet returns the table of a proposal. Where the terminal is narrow, it has the proposed
+// limits, what was seen, and the rule.
+func proposalSheet(p *suggest.Proposal) *sheet {
+	t := &sheet{empty: "Nothing is proposed.", name: 44}
+	spare := map[string]int{"Holders": 5, "Refused": 4, "Was": 3, "Usual": 2, "Sure": 1}
+	for i, title := range suggest.Columns {
+		t.columns = append(t.columns, column{title, i >= 1 && i <= 6, spare[title]})
+	}
+	for i := range p.Reasons {
+		t.rows = append(t.rows, row{cells: p.Reasons[i].Cells(), near: p.Reasons[i].Refused > 0})
+	}
+	return t
 }
 
 // see adds a source to what was seen.

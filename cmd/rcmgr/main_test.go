@@ -24,6 +24,7 @@ import (
 
 	"github.com/weir-p2p/rcmgr"
 	"github.com/weir-p2p/rcmgr/presets"
+	"github.com/weir-p2p/rcmgr/suggest"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -672,6 +673,29 @@ func TestBadSourcesAreToldInOneLine(t *testing.T) {
 	newer := file(t, "newer", strings.Replace(string(good), `{"Taken"`, `{"Weather":"fine","Taken"`, 1))
 	require.Zero(t, command("table", newer).code)
 	require.Zero(t, command("table", file(t, "bom", "\xef\xbb\xbf"+string(good))).code)
+}
+
+// In a terminal of 80 columns, the tables of suggest and replay fit.
+func TestProposalsAndReplaysFitATerminal(t *testing.T) {
+	m := node(t, rcmgr.WithTrace(filepath.Join(t.TempDir(), "trace.gz")))
+	s, err := m.OpenStream(attacker, network.DirOutbound)
+	require.NoError(t, err)
+	require.NoError(t, s.SetProtocol("/libp2p/a/rather/long/name/of/a/protocol/1.0.0"))
+	var seen suggest.Evidence
+	now := m.Snapshot()
+	require.NoError(t, seen.AddSnapshot(&now))
+	p, err := seen.Propose(suggest.Options{})
+	require.NoError(t, err)
+	lines := proposalSheet(p).lines(80, 0, 0, -1)
+	require.Greater(t, len(lines), 20)
+	for _, line := range lines {
+		require.LessOrEqual(t, lipgloss.Width(line), 80, line)
+	}
+	text := plainText(lines)
+	require.Contains(t, text, "System.StreamsInbound ", "names that fit are whole")
+	require.Regexp(t, `Protocol\["/libp2p/a/.*….*\.StreamsOutbound`, text)
+	whole := proposalSheet(p).lines(0, 0, 0, -1)
+	require.Contains(t, whole[0], strings.TrimSpace(suggest.Columns[6]))
 }
 
 // A trace that is not ours, of a later version or cut off in its first bytes gets one line and an

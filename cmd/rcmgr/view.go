@@ -42,6 +42,7 @@ type sheet struct {
 	columns []column
 	rows    []row
 	empty   string // in place of rows
+	name    int    // the smallest width of the first column; 0 is least
 }
 
 // text is the value of a column that is ordered by its text.
@@ -62,11 +63,12 @@ func (t *sheet) order(column int, reverse bool) {
 	})
 }
 
-// least is the smallest width of the first column, which has the names.
+// least is the smallest width of the first column, which has the names, where a table has no other.
 const least = 14
 
-// lines returns the heading and the rows from one row on, at most so many, in a width; 0 is no
-// bound. The title of the column that the rows are ordered by is marked; -1 is none.
+// lines returns the heading and at most so many rows, from one of them on, in a width. A width or a
+// number of rows that is 0 is no bound. The title of the column by which the rows are ordered is in
+// capitals; ordered is the number of that column, or -1.
 func (t *sheet) lines(width, from, most, ordered int) []string {
 	if len(t.rows) == 0 {
 		return []string{faint.Render(t.empty)}
@@ -88,7 +90,7 @@ func (t *sheet) lines(width, from, most, ordered int) []string {
 		}
 		return n - 2
 	}
-	for width > 0 && total()-widths[0]+min(widths[0], least) > width {
+	for width > 0 && total()-widths[0]+min(widths[0], cmp.Or(t.name, least)) > width {
 		worst := slices.MaxFunc(shown, func(a, b int) int { return cmp.Compare(t.columns[a].spare, t.columns[b].spare) })
 		if t.columns[worst].spare == 0 {
 			break

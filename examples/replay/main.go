@@ -28,10 +28,13 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/replay"
 )
 
+// columns is the width of a terminal that the tables fit.
+const columns = 80
+
 // settings are the values of the command line.
 type settings struct {
 	trace     *os.File
-	plans     []plan // one for each file of overrides, or for the computed limits alone
+	plans     []replay.Plan // one for each file of overrides, or for the computed limits alone
 	admission rcmgr.Admission
 	top       int
 }
@@ -90,37 +93,30 @@ func run(out io.Writer, s settings) error {
 	}
 	story.Describe(out)
 	for _, p := range s.plans {
-		a, err := story.Replay(p.limits, s.admission)
+		a, err := story.Replay(p.Limits, s.admission)
 		if err != nil {
-			return fmt.Errorf("%s: %w", p.name, err)
+			return fmt.Errorf("%s: %w", p.Name, err)
 		}
-		if err := a.Report(out, p.name, s.top); err != nil {
+		if err := a.Report(out, p.Name, s.top, columns); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// plan is a set of limits to try.
-type plan struct {
-	name   string
-	limits rcmgr.ConcreteLimitConfig
-}
-
-// plansOf returns the limits of a node with the overrides of each file, or without
-// overrides if there are no files.
-func plansOf(node rcmgr.NodeLimits, files []string) (all []plan, err error) {
+// plansOf returns the limits of a node with the overrides of each file, or without overrides if
+// there are no files.
+func plansOf(node rcmgr.NodeLimits, files []string) (all []replay.Plan, err error) {
 	if len(files) == 0 {
-		limits, err := node.Build()
-		return []plan{{"computed limits", limits}}, err
+		files = []string{""}
 	}
 	for _, file := range files {
-		p := plan{name: file}
-		if node.Overrides, err = rcmgr.ReadLimitsFile(file); err == nil {
-			p.limits, err = node.Build()
-		}
-		if err != nil {
+		p, err := replay.PlanOf(node, file)
+		switch {
+		case err != nil && file != "":
 			return nil, cmdline.Wrong("limits", file, err)
+		case err != nil:
+			return nil, err
 		}
 		all = append(all, p)
 	}

@@ -45,8 +45,8 @@ func TestTheReportSaysWhatEachFileWouldDo(t *testing.T) {
 	require.Equal(t, `
 `+strict+`
 
-What                 still admitted  now refused  now admitted  still refused  not asked any more
-outbound connection  1               2            0             1              0
+What                 admitted  now refused  now admitted  refused  not asked
+outbound connection  1         2            0             1        0
 
 Who refuses what was admitted
 
@@ -55,13 +55,13 @@ transient  outbound connection  2
 
 Highest use, where it was half of a limit or more
 
-Scope      Limit Name     Limit Value  Highest Use  Percent
-transient  ConnsOutbound  1            1            100.0%
+Scope      Limit          Of  Highest use  Percent
+transient  ConnsOutbound  1   1            100.0%
 
 `+lax+`
 
-What                 still admitted  now refused  now admitted  still refused  not asked any more
-outbound connection  3               0            1             0              0
+What                 admitted  now refused  now admitted  refused  not asked
+outbound connection  3         0            1             0        0
 `, text)
 
 	require.ErrorContains(t, answer("-memory", "1GiB", "-fds", "100", strict), strict+": line 1: expected an event")

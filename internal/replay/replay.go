@@ -23,6 +23,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 // Tally counts requests of one kind by two decisions: that of the manager that wrote the
@@ -395,12 +396,32 @@ func nameOf(why *rcmgr.LimitError) string {
 	return strings.TrimSuffix(why.Scope(), spanEnd.FindString(why.Scope()))
 }
 
-// Report writes the answers as tables, each list with as many lines as top says. It returns
-// the error of out, if any.
-func (a *Answers) Report(out io.Writer, name string, top int) error {
+// Plan is a set of limits to try.
+type Plan struct {
+	Name   string
+	Limits rcmgr.ConcreteLimitConfig
+}
+
+// PlanOf returns the limits of a node, with the overrides of a file unless its name is empty.
+func PlanOf(node rcmgr.NodeLimits, file string) (Plan, error) {
+	p := Plan{Name: cmp.Or(file, "computed limits")}
+	var err error
+	if file != "" {
+		if node.Overrides, err = rcmgr.ReadLimitsFile(file); err != nil {
+			return p, err
+		}
+	}
+	p.Limits, err = node.Build()
+	return p, err
+}
+
+// Report writes the answers as tables, each list with as many lines as top says. Names of scopes
+// are shortened so that the tables fit a width; 0 leaves them as they are. Report returns the
+// error of out, if any.
+func (a *Answers) Report(out io.Writer, name string, top, width int) error {
 	fmt.Fprintf(out, "\n%s\n\n", name)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "What\tstill admitted\tnow refused\tnow admitted\tstill refused\tnot asked any more")
+	fmt.Fprintln(w, "What\tadmitted\tnow refused\tnow admitted\trefused\tnot asked")
 	for _, what := range slices.Sorted(maps.Keys(a.Tallies)) {
 		c := a.Tallies[what]
 		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\n", what, c.StillAdmitted, c.NowRefused, c.NowAdmitted, c.StillRefused, c.NotAsked)
@@ -413,7 +434,7 @@ func (a *Answers) Report(out io.Writer, name string, top int) error {
 		fmt.Fprintln(w, "Scope\tWhat\tTimes")
 		by := a.ByRefusals()
 		for _, r := range by[:min(top, len(by))] {
-			fmt.Fprintf(w, "%s\t%s\t%d\n", r.Scope, r.What, a.Refusers[r])
+			fmt.Fprintf(w, "%s\t%s\t%d\n", nameWithin(r.Scope, width, len("  outbound connection  1000000")), r.What, a.Refusers[r])
 		}
 		if left := len(by) - top; left > 0 {
 			fmt.Fprintf(w, "and %d more\n", left)
@@ -422,11 +443,11 @@ func (a *Answers) Report(out io.Writer, name string, top int) error {
 			return err
 		}
 	}
-	return a.reportPeaks(out, w, top)
+	return a.reportPeaks(out, w, top, width)
 }
 
 // reportPeaks writes the limits that came nearest to being full.
-func (a *Answers) reportPeaks(out io.Writer, w *tabwriter.Writer, top int) error {
+func (a *Answers) reportPeaks(out io.Writer, w *tabwriter.Writer, top, width int) error {
 	share := func(u rcmgr.LimitUse) float64 { return float64(u.Peak) / float64(u.Limit) * 100 }
 	all := slices.DeleteFunc(a.State.LimitUses(), func(u rcmgr.LimitUse) bool {
 		_, limited := u.Percent()
@@ -437,9 +458,28 @@ func (a *Answers) reportPeaks(out io.Writer, w *tabwriter.Writer, top int) error
 		return nil
 	}
 	fmt.Fprint(out, "\nHighest use, where it was half of a limit or more\n\n")
-	fmt.Fprintln(w, "Scope\tLimit Name\tLimit Value\tHighest Use\tPercent")
+	fmt.Fprintln(w, "Scope\tLimit\tOf\tHighest use\tPercent")
 	for _, u := range all[:min(top, len(all))] {
-		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%.1f%%\n", u.Scope, u.Name, u.Limit, u.Peak, share(u))
+		of, peak := amount(u.Name, u.Limit), amount(u.Name, u.Peak)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%.1f%%\n", nameWithin(u.Scope, width, len("  StreamsOutbound  1000.0 MiB  1000.0 MiB  100.0%")), u.Name, of, peak, share(u))
 	}
 	return w.Flush()
+}
+
+// amount returns an amount of what a limit is on.
+func amount(limit string, n int64) string {
+	if limit == "Memory" {
+		return text.Bytes(n)
+	}
+	return text.Count(n)
+}
+
+// nameWithin returns the name of a scope so short that a line of a width has room for others
+// beside it. 0 is no bound.
+func nameWithin(name string, width, others int) string {
+	name = text.Printable(name)
+	if width == 0 {
+		return name
+	}
+	return text.Shorten(name, max(16, width-others))
 }

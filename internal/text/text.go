@@ -40,3 +40,17 @@ func Printable(name string) string {
 	}
 	return name
 }
+
+// Shorten returns a text in at most so many characters, of which it takes the middle out. Most IDs
+// of peers begin alike, so of them more of the end stays. n must be at least 1.
+func Shorten(s string, n int) string {
+	runes := []rune(s)
+	if len(runes) <= n {
+		return s
+	}
+	head, tail := n/2, n-1-n/2
+	if strings.HasPrefix(s, "peer:") && n > 12 {
+		head, tail = 7, n-8
+	}
+	return string(runes[:head]) + "…" + string(runes[len(runes)-tail:])
+}

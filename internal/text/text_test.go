@@ -24,3 +24,16 @@ func TestANameCannotControlATerminal(t *testing.T) {
 	require.Equal(t, `"/a\nb"`, Printable("/a\nb"))
 	require.Equal(t, `"\xff"`, Printable("\xff"))
 }
+
+func TestAShortenedTextKeepsBothEnds(t *testing.T) {
+	for _, c := range []struct {
+		text string
+		n    int
+		want string
+	}{
+		{"system", 6, "system"}, {"transient", 6, "tra…nt"}, {"transient", 1, "…"}, {"transient", 2, "t…"},
+		{"peer:12D3KooWabcdefghij", 16, "peer:12…cdefghij"}, {"protocol:/ä/ö/ü", 14, "protoco…/ä/ö/ü"},
+	} {
+		require.Equal(t, c.want, Shorten(c.text, c.n))
+	}
+}

@@ -11,9 +11,12 @@
 //   - Limits: [New] without any, [NewForNode] from two numbers, [ReadLimitsFile] from a file,
 //     [PartialLimitConfig] in Go, [Manager.SetLimits] while the host runs.
 //   - Addresses: [Allowlist], [WithGates], [WithFairShare].
+//   - How fast connections and streams may come: [Rates].
+//   - A host that is full: [WithRoom], [WithTrimming].
 //   - Memory: [WithAdmission], [WithMemoryPressure].
 //   - Refusals: [LimitError], [WithRefusalLog], [Manager.Explain], [WithObserveOnly].
-//   - What is held: [Manager.Snapshot], [Handler], [WithLeakFinder], [WithTrace].
+//   - What is held, and by which peer: [Handler], [Manager.Snapshot], [Snapshot.InTheWay],
+//     [WithLeakFinder], [WithTrace].
 //   - Metrics: [MustRegisterWith]. Several hosts: [Manager.NewHandle].
 //
 // Package rcmgrhost makes the manager with the host, rcmgrshadow tries it beside go-libp2p's
@@ -54,10 +57,12 @@
 //
 // A connection is transient until SetPeer, a stream until SetProtocol. Two more
 // scopes, allowlistedSystem and allowlistedTransient, stand in for system and
-// transient where these are full and the allowlist covers the connection.
-// Spans open below every scope and give back all they hold when they are done.
+// transient if these are full and the allowlist covers the connection.
+// A span can begin below any scope, and releases all that it holds when it is done.
 //
 // # Stripes and credit
+//
+// This part and the next ones are for readers of the source.
 //
 // A limit on a scope that all peers share depends on everything at once, but no
 // common operation may take all locks. So the accounts are cut into stripes,

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/prometheus/client_golang/prometheus"
@@ -38,6 +39,24 @@ func ExampleWithAdmission() {
 	err = stream.ReserveMemory(window, network.ReservationPriorityAlways)
 	fmt.Println(grown, "of 4 windows, and then:", err)
 	// Output: 3 of 4 windows, and then: <nil>
+}
+
+// A program that makes the manager itself attaches the host on which room is made.
+func ExampleWithRoom() {
+	rm, err := rcmgr.New(nil, rcmgr.WithRoom(rcmgr.RoomConfig{}))
+	if err != nil {
+		panic(err)
+	}
+	host, err := libp2p.New(libp2p.ResourceManager(rm), libp2p.NoListenAddrs, libp2p.DisableMetrics())
+	if err != nil {
+		panic(err)
+	}
+	defer host.Close() // closes the manager, too
+	detach := rm.AttachHost(host)
+	defer detach()
+
+	fmt.Println("hosts on which room is made:", rm.Snapshot().Room.Hosts)
+	// Output: hosts on which room is made: 1
 }
 
 // Each IPv4 address may hold one connection.

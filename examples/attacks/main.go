@@ -1,7 +1,8 @@
 // Command attacks attacks a real go-libp2p host in three ways that limits alone do not
 // solve: on go-libp2p's own resource manager, then on ours with its defaults, then on
-// ours with the option that is meant for the attack, and with WithRoom, too. It shows what honest peers got
-// meanwhile, what the crowd was refused and by which scope, and how much memory was used.
+// ours with the option that is meant for the attack, and then with WithRoom, too. It shows
+// how honest peers were served meanwhile, what the crowd was refused and by which scope,
+// and how much memory was used.
 //
 //   - fairshare: a crowd with many identities from three networks fills the transient
 //     scope, with streams that never negotiate and connections that never shake hands
@@ -84,9 +85,9 @@ func settingsFrom(args []string) (settings, error) {
 	names := append([]string{s.which}, attackNames()...)
 	l := cmdline.New("attacks").About(`
 Attacks a real host in three ways that limits alone do not answer: on
-go-libp2p's manager, on ours with its defaults, and on ours with the option that
-is meant for the attack. Shows what honest peers got meanwhile. Everything stays
-within 127.0.0.0/8.
+go-libp2p's manager, on ours with its defaults, on ours with the option that is
+meant for the attack, and with WithRoom, too. Shows how honest peers are served
+meanwhile. Everything stays within 127.0.0.0/8.
 `)
 	l.Choice(&s.which, "attack", "the attack by its `name`", names...)
 	l.Duration(&s.duration, "duration", "the `time` for which guests come, in each attack on each manager")

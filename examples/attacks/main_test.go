@@ -8,9 +8,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -176,31 +178,65 @@ func TestEverySimulatedPeerHasItsOwnAddress(t *testing.T) {
 	}
 }
 
-func TestTheTableLeavesOutEmptyRows(t *testing.T) {
+func TestTheReportLeavesOutEmptyTables(t *testing.T) {
 	one := outcome{Manager: "one", Guests: []namedTally{{Name: "guests"}, {Name: "nobody"}}, Victim: report{Memory: memory{HeapMost: 3 << 20, ProcessMost: 4 << 20, Looks: 8}}}
 	for i := range 100 {
 		one.Guests[0].Took = append(one.Guests[0].Took, time.Duration(100-i)*time.Millisecond)
 	}
 	other := one
-	other.Manager, other.Guests = "other", []namedTally{{Name: "guests", tally: tally{Failed: 2}}, {Name: "nobody"}}
+	other.Manager, other.Guests = "ours, WithIt", []namedTally{{Name: "guests", tally: tally{Failed: 2}}, {Name: "nobody"}}
 	other.Victim.Guests, other.Victim.Crowd = map[int]int{0: 2}, map[string]int{"system, stream": 7}
 	other.Victim.Memory.Over, other.Victim.Left = 4, []string{"system"}
 	var out bytes.Buffer
-	(&result{Attack: "this", About: "that", Outcomes: []outcome{one, other}}).print(&out)
+	(&result{Attack: "this", About: "that", Option: "WithIt", Outcomes: []outcome{one, other}}).print(&out)
 	require.Equal(t, `
 this: that.
+The option is WithIt, room is WithRoom.
 
-|                                              | one              | other    |
-| ---                                          | ---              | ---      |
-| guests: served                               | 100 % of 100     | 0 % of 2 |
-| guests: median, 95 %                         | 50.0 ms, 95.0 ms | –        |
-| guests: refused by the manager               | –                | 2        |
-| crowd refused by system, stream              | –                | 7        |
-| heap in use, most                            | 3 MiB            | 3 MiB    |
-| memory of the process, most                  | 4 MiB            | 4 MiB    |
-| time above what it may use                   | –                | 50 %     |
-| scopes that hold anything when all have gone | 0                | 1        |
+| guests       | served       | median  | 95 %    | refused |
+|---           |---           |---      |---      |---      |
+| one          | 100 % of 100 | 50.0 ms | 95.0 ms | –       |
+| ours, option | 0 % of 2     | –       | –       | 2       |
+
+| crowd refused by | one | option |
+|---               |---  |---     |
+| system, stream   | –   | 7      |
+
+| victim       | heap  | process | above | forgotten | left |
+|---           |---    |---      |---    |---        |---   |
+| one          | 3 MiB | 4 MiB   | –     | –         | –    |
+| ours, option | 3 MiB | 4 MiB   | 50 %  | –         | 1    |
+
+Heap and process are the most memory that was in use; above is the time above
+what the victim may use; forgotten are connections that the host did not close;
+left are the scopes that hold anything when all have gone.
 `, out.String())
+}
+
+// Tables are read in terminals.
+func TestTheTablesFit80Columns(t *testing.T) {
+	for _, a := range attacks {
+		var all []outcome
+		for i := range columns {
+			o := outcome{Manager: a.column(i), Victim: report{
+				Guests: map[int]int{}, Memory: memory{HeapMost: 999 << 20, ProcessMost: 999 << 20, Over: 8, Looks: 8}, Forgotten: 99,
+				Crowd: map[string]int{"process, inbound stream, memory-pressure": 9999, "transient, inbound connection, fair-share": 9999},
+				Own:   tally{Took: slices.Repeat([]time.Duration{99 * time.Millisecond}, 9999)},
+			}}
+			for g, name := range a.groups {
+				o.Guests = append(o.Guests, namedTally{Name: name, tally: o.Victim.Own})
+				o.Victim.Guests[g] = 9999
+			}
+			all = append(all, o)
+		}
+		var out bytes.Buffer
+		(&result{Attack: a.name, About: a.about, Option: a.option, Outcomes: all}).print(&out)
+		for line := range strings.Lines(out.String()) {
+			if strings.HasPrefix(line, "|") {
+				require.LessOrEqual(t, utf8.RuneCountInString(strings.TrimSuffix(line, "\n")), 80, line)
+			}
+		}
+	}
 }
 
 func TestWrongCommandLinesAreErrors(t *testing.T) {

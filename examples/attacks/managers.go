@@ -1,7 +1,8 @@
 package main
 
-// The managers that are compared: go-libp2p's own, ours with its defaults, ours with
-// the option that is meant for an attack, and ours with WithRoom, too. All get the same limits and the same allowlist.
+// The managers that are compared: go-libp2p's own, ours with its defaults, ours with the
+// option that is meant for an attack, and ours with WithRoom, too. All get the same limits
+// and the same allowlist.
 
 import (
 	"encoding/json"

@@ -40,7 +40,7 @@ var memoryPressure = attack{
 	name:     "memory",
 	about:    "memory that is held, and that nobody has reserved",
 	option:   "WithMemoryPressure",
-	groups:   []string{"friend on the allowlist", "guest from before, on its stream", "strangers"},
+	groups:   []string{"allowlisted friend", "guest on its stream", "strangers"},
 	asking:   3,
 	plan:     planMemory,
 	before:   comeEarly,

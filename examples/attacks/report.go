@@ -1,6 +1,6 @@
 package main
 
-// The report: a table for each attack, in Markdown.
+// The report: tables for each attack, in Markdown.
 
 import (
 	"fmt"
@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 )
@@ -20,57 +21,116 @@ type result struct {
 	Outcomes []outcome
 }
 
-// print writes the table of an attack, without lines that are empty for all managers.
+// print writes the tables of an attack: one for each group of guests, with a row for each manager,
+// what the crowd was refused, and the victim itself.
 func (r *result) print(to io.Writer) {
-	fmt.Fprintf(to, "\n%s: %s.\n\n", r.Attack, r.About)
-	out := tabwriter.NewWriter(to, 0, 0, 1, ' ', 0)
-	defer out.Flush()
-	r.line(out, "", func(o outcome) string { return o.Manager })
-	r.line(out, "---", func(outcome) string { return "---" })
+	fmt.Fprintf(to, "\n%s: %s.\nThe option is %s, room is WithRoom.\n", r.Attack, r.About, r.Option)
 	for i, g := range r.Outcomes[0].Guests {
-		r.requests(out, g.Name, func(o outcome) tally { return o.Guests[i].tally })
-		r.line(out, g.Name+": refused by the manager", func(o outcome) string { return count(o.Victim.Guests[i]) })
+		r.managers(to, g.Name, []column{
+			{"served", func(o outcome) string { return served(o.Guests[i].tally) }},
+			{"median", func(o outcome) string { return quantileOf(o.Guests[i].Took, 0.5) }},
+			{"95 %", func(o outcome) string { return quantileOf(o.Guests[i].Took, 0.95) }},
+			{"refused", func(o outcome) string { return count(o.Victim.Guests[i]) }},
+		})
 	}
-	r.requests(out, "victim asks others", func(o outcome) tally { return o.Victim.Own })
-	for _, why := range r.refusals() {
-		r.line(out, "crowd refused by "+why, func(o outcome) string { return count(o.Victim.Crowd[why]) })
-	}
-	r.line(out, "heap in use, most", func(o outcome) string { return mebibytes(o.Victim.Memory.HeapMost) })
-	r.line(out, "memory of the process, most", func(o outcome) string { return mebibytes(o.Victim.Memory.ProcessMost) })
-	r.line(out, "time above what it may use", func(o outcome) string { return percent(o.Victim.Memory.Over, o.Victim.Memory.Looks) })
-	r.line(out, "connections that the host forgot", func(o outcome) string { return count(o.Victim.Forgotten) })
-	r.line(out, "scopes that hold anything when all have gone", func(o outcome) string { return fmt.Sprint(len(o.Victim.Left)) })
+	r.managers(to, "victim asks others", []column{
+		{"served", func(o outcome) string { return served(o.Victim.Own) }},
+		{"median", func(o outcome) string { return quantileOf(o.Victim.Own.Took, 0.5) }},
+		{"95 %", func(o outcome) string { return quantileOf(o.Victim.Own.Took, 0.95) }},
+	})
+	r.crowd(to)
+	r.managers(to, "victim", []column{
+		{"heap", func(o outcome) string { return mebibytes(o.Victim.Memory.HeapMost) }},
+		{"process", func(o outcome) string { return mebibytes(o.Victim.Memory.ProcessMost) }},
+		{"above", func(o outcome) string { return percent(o.Victim.Memory.Over, o.Victim.Memory.Looks) }},
+		{"forgotten", func(o outcome) string { return count(o.Victim.Forgotten) }},
+		{"left", func(o outcome) string { return count(len(o.Victim.Left)) }},
+	})
+	fmt.Fprint(to, `
+Heap and process are the most memory that was in use; above is the time above
+what the victim may use; forgotten are connections that the host did not close;
+left are the scopes that hold anything when all have gone.
+`)
 }
 
 const nothing = "–"
 
-// line writes a line, unless all its cells are nothing.
-func (r *result) line(out io.Writer, what string, cell func(outcome) string) {
-	text, any := "| "+what+"\t", false
+// column is a column of a table with a row for each manager.
+type column struct {
+	head string
+	cell func(outcome) string
+}
+
+// managers writes a table with a row for each manager, unless all its cells are nothing.
+func (r *result) managers(to io.Writer, name string, columns []column) {
+	rows, any := [][]string{{name}}, false
+	for _, c := range columns {
+		rows[0] = append(rows[0], c.head)
+	}
 	for _, o := range r.Outcomes {
-		any = any || cell(o) != nothing
-		text += "| " + cell(o) + "\t"
+		row := []string{r.short(o.Manager)}
+		for _, c := range columns {
+			row = append(row, c.cell(o))
+			any = any || c.cell(o) != nothing
+		}
+		rows = append(rows, row)
 	}
 	if any {
-		fmt.Fprintln(out, text+"|")
+		table(to, rows)
 	}
 }
 
-// requests writes how many requests of a group were served, and how long they took.
-func (r *result) requests(out io.Writer, name string, of func(outcome) tally) {
-	r.line(out, name+": served", func(o outcome) string {
-		if t := of(o); t.asked() > 0 {
-			return fmt.Sprintf("%.0f %% of %d", 100*t.rate(), t.asked())
+// short returns the name of a manager without those of options.
+func (r *result) short(manager string) string {
+	return strings.NewReplacer(r.Option, "option", "WithRoom", "room").Replace(manager)
+}
+
+// crowd writes what the crowd was refused on each manager, if anything.
+func (r *result) crowd(to io.Writer) {
+	rows := [][]string{{"crowd refused by"}}
+	for _, o := range r.Outcomes {
+		name := r.short(o.Manager)
+		rows[0] = append(rows[0], name[strings.LastIndexAny(name, ", ")+1:])
+	}
+	for _, why := range r.refusals() {
+		row := []string{strings.Replace(why, "inbound connection", "inbound conn", 1)}
+		for _, o := range r.Outcomes {
+			row = append(row, count(o.Victim.Crowd[why]))
 		}
+		rows = append(rows, row)
+	}
+	if len(rows) > 1 {
+		table(to, rows)
+	}
+}
+
+// table writes rows of cells; the first row is the head.
+func table(to io.Writer, rows [][]string) {
+	fmt.Fprintln(to)
+	out := tabwriter.NewWriter(to, 0, 0, 1, ' ', 0)
+	for i, row := range rows {
+		fmt.Fprintf(out, "| %s\t|\n", strings.Join(row, "\t| "))
+		if i == 0 {
+			fmt.Fprintf(out, "|---%s\t|\n", strings.Repeat("\t|---", len(row)-1))
+		}
+	}
+	out.Flush()
+}
+
+// served returns how many requests were served.
+func served(t tally) string {
+	if t.asked() == 0 {
 		return nothing
-	})
-	r.line(out, name+": median, 95 %", func(o outcome) string {
-		took := slices.Sorted(slices.Values(of(o).Took))
-		if len(took) == 0 {
-			return nothing
-		}
-		return millis(quantile(took, 0.5)) + ", " + millis(quantile(took, 0.95))
-	})
+	}
+	return fmt.Sprintf("%.0f %% of %d", 100*t.rate(), t.asked())
+}
+
+// quantileOf returns a quantile of some times.
+func quantileOf(times []time.Duration, q float64) string {
+	if len(times) == 0 {
+		return nothing
+	}
+	return millis(quantile(slices.Sorted(slices.Values(times)), q))
 }
 
 // refusals returns the descriptions of all refusals to the crowd on any manager.

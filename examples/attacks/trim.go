@@ -43,7 +43,7 @@ var trim = attack{
 	name:     "trim",
 	about:    "connections of no value, as many as there may be",
 	option:   "WithTrimming",
-	groups:   []string{"valued peers, coming", "valued peers, while they stay"},
+	groups:   []string{"valued peers, coming", "valued peers, staying"},
 	asking:   1,
 	plan:     planTrim,
 	attacker: holdConns,

@@ -44,7 +44,7 @@ type negativesSeen [numKinds]atomic.Uint32
 // kindLimits are the limits of scopes of one kind.
 type kindLimits struct {
 	unnamed amounts
-	named   map[string]*amounts
+	named   map[string]*amounts // nil if there are none
 }
 
 // kindRates are the rates of scopes of one kind. A name that is not here has those of the unnamed
@@ -223,7 +223,10 @@ func (b *limitBook) noteRefusing(k Kind) {
 }
 
 func kindLimitsOf[K ~string](unnamed BaseLimit, named map[K]BaseLimit) kindLimits {
-	l := kindLimits{limitsOf(unnamed), make(map[string]*amounts, len(named))}
+	l := kindLimits{unnamed: limitsOf(unnamed)}
+	if len(named) > 0 {
+		l.named = make(map[string]*amounts, len(named))
+	}
 	for name, limit := range named {
 		a := limitsOf(limit)
 		l.named[string(name)] = &a

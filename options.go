@@ -413,8 +413,7 @@ func WithFairShare(kinds ...Kind) Option {
 // address of an IPv6 /56.
 //
 // An owner's name of more than 64 bytes counts as none. If owner panics, it is not called again.
-// Both are logged and counted as a caller's bug. See OwnerTable in the examples for a table that
-// is read from a file.
+// Both are logged and counted as a caller's bug.
 func WithOwners(owner func(netip.Addr) string) Option {
 	return func(c *config) error {
 		if owner == nil {

@@ -8,7 +8,7 @@
 // The rest compete by their groups: the member of the group that exceeds its share most goes
 // first. Groups are nested: a peer, an address, a subnet, a network, and an owner that the host
 // knows. So the owner of many addresses competes with itself. If a group exceeds its share, its
-// youngest member goes, and the members from before an attack stay. If no group does, nothing
+// youngest member goes that has had time to be of use, and the members from before an attack stay. If no group does, nothing
 // distinguishes attackers from others, and chance decides among the older half: in any fixed order
 // either all newcomers or all others would go.
 package evict
@@ -76,6 +76,7 @@ type Candidate struct {
 	Value  int   // of its peer in the connection manager; more than 0 is valued
 	Named  bool  // see Class
 	Idle   bool  // nothing is known to use it; it counts twice
+	New    bool  // it has not had time to be of use; it goes after the others of its groups
 	// Net is a secret number of its network, by which Rare chooses networks; 0 without a network.
 	Net uint64
 	Tie uint64 // a secret random number
@@ -186,11 +187,12 @@ func keep(all []Candidate, groups int) []Class {
 		return first
 	})
 	// A crowd that came first would keep all places of the longest-standing if its groups could
-	// hold more of them than their shares.
+	// hold as many of them as there are. They hold half of their shares at most: if they filled
+	// these, each newcomer of the group would be the one to go.
 	counts := make([]float64, groups)
 	take(Longstanding, rest, func(c *Candidate) bool {
 		for level, g := range c.Groups {
-			if g != NoGroup && counts[g] >= shares[level] {
+			if g != NoGroup && counts[g] >= shares[level]/2 {
 				return false
 			}
 		}
@@ -247,15 +249,16 @@ func newQueue(all []Candidate, kept []Class, w Want) *queue {
 		return q
 	}
 	q.average = total / float64(len(all))
-	slices.SortFunc(free, q.compareAges)
-	middle := len(free) / 2
-	if q.order == YoungestFirst {
-		middle = len(free) - 1 - middle
+	opened := make([]int64, len(free))
+	for at, i := range free {
+		opened[at] = all[i].Opened
 	}
-	median := all[free[middle]].Opened
+	slices.Sort(opened)
+	median := opened[len(opened)/2]
+	slices.SortFunc(free, q.compareAges)
 	for _, i := range free {
 		const younger = 1 << 63
-		if q.turn[i] = all[i].Tie &^ younger; all[i].Opened > median {
+		if q.turn[i] = all[i].Tie &^ younger; all[i].New || all[i].Opened > median {
 			q.turn[i] |= younger
 		}
 		q.eachLine(&all[i], func(l *line) { l.byAge = append(l.byAge, i) })
@@ -306,8 +309,8 @@ func (q *queue) score(group, level int) float64 { return float64(q.held[group]) 
 func (q *queue) look(l *line) {
 	l.score = q.score(l.group, l.level)
 	l.excess = l.score > q.average
-	if l.head = l.byTurn[0]; l.excess {
-		l.head = l.byAge[0]
+	if l.head = l.byAge[0]; !l.excess {
+		l.head, l.score = l.byTurn[0], q.average // no more than others
 	}
 	if l.idle {
 		l.score *= 2
@@ -368,6 +371,11 @@ func (q *queue) compareAges(a, b int) int {
 	order := cmp.Compare(ca.Opened, cb.Opened)
 	if q.order == YoungestFirst {
 		order = -order
+	}
+	if ca.New != cb.New {
+		if order = -1; ca.New {
+			order = 1
+		}
 	}
 	return cmp.Or(order, cmp.Compare(ca.Tie, cb.Tie), cmp.Compare(a, b))
 }

@@ -24,7 +24,7 @@ func crowd(r *rand.Rand, n int) ([]Candidate, int) {
 		sub := net*perNetwork + r.IntN(perNetwork)
 		addr := sub*perSubnet + r.IntN(perSubnet)
 		c := Candidate{
-			Opened: r.Int64N(1 + int64(n)), Weight: 1, Idle: r.IntN(3) == 0, Named: r.IntN(5) == 0,
+			Opened: r.Int64N(1 + int64(n)), Weight: 1, Idle: r.IntN(3) == 0, Named: r.IntN(5) == 0, New: r.IntN(6) == 0,
 			Tie: r.Uint64(), Net: uint64(1 + net),
 			Groups: [Levels]int{number(Peer, r.IntN(n)), number(Address, addr), number(Subnet, sub), number(Network, net), NoGroup},
 		}
@@ -76,7 +76,9 @@ func obvious(all []Candidate, kept []Class, w Want) (victims []int) {
 			}
 			score = max(score, float64(held)/shares[level])
 		}
-		excess = score > average
+		if excess = score > average; !excess {
+			score = average
+		}
 		if all[i].Idle {
 			score *= 2
 		}
@@ -99,13 +101,15 @@ func obvious(all []Candidate, kept []Class, w Want) (victims []int) {
 				before = s > score
 			case e != excess:
 				before = e
+			case e && a.New != b.New:
+				before = b.New
 			case e && a.Opened != b.Opened:
 				before = (a.Opened > b.Opened) == (w.Order == YoungestFirst)
 			case e:
 				before = a.Tie < b.Tie
 			default:
 				median := opened[len(opened)/2]
-				if old := a.Opened <= median; old != (b.Opened <= median) {
+				if old := a.Opened <= median && !a.New; old != (b.Opened <= median && !b.New) {
 					before = old
 				} else {
 					before = a.Tie<<1 < b.Tie<<1
@@ -253,6 +257,52 @@ func TestACrowdThatCameFirstDoesNotFillThePlacesOfTheLongestStanding(t *testing.
 	}
 	require.LessOrEqual(t, crowd, int(shares[Network]))
 	require.Equal(t, 200, crowd+others)
+}
+
+// An attack from everywhere has no large groups. A large group of honest peers, such as a provider,
+// is served all the same.
+func TestTheLongestStandingOfAGroupLeaveHalfOfItsShareToItsNewcomers(t *testing.T) {
+	var all []Candidate
+	for i := range 1000 {
+		c := place(i+1, 0, 0)
+		if i < 30 {
+			c = place(0, i, 0) // one network, which holds no more than its share
+			c.Net = 0
+		}
+		c.Since = int64(i)
+		c.Opened = int64(i % 100)
+		c.New = i >= 16 && i < 30
+		all = append(all, c)
+	}
+	c := Choose(all, Want{Weight: 100, Most: 1000, Groups: places.Len()})
+	require.Len(t, c.Victims, 100)
+	standing := 0
+	for i := range 30 {
+		if c.Kept[i] == Longstanding {
+			standing++
+		}
+	}
+	require.Equal(t, int(shares[Network])/2, standing)
+	for _, v := range c.Victims {
+		require.Equal(t, Chance, v.Why)
+		require.GreaterOrEqual(t, v.Index, 30, "the newcomers of the network are not the ones to go")
+	}
+}
+
+func TestOfALargeGroupTheNewestAreLeftAMomentToBeOfUse(t *testing.T) {
+	for _, order := range []Order{YoungestFirst, OldestFirst} {
+		var all []Candidate
+		for i := range 100 {
+			c := place(0, 0, i)
+			c.Opened, c.Since, c.New = int64(i), int64(-i), i%2 == 1
+			all = append(all, c)
+		}
+		c := Choose(all, Want{Weight: 30, Most: 30, Order: order, Groups: places.Len()})
+		require.Len(t, c.Victims, 30)
+		for _, v := range c.Victims {
+			require.False(t, all[v.Index].New)
+		}
+	}
 }
 
 func TestClassesDoNotTakeFromEachOther(t *testing.T) {

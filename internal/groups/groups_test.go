@@ -65,6 +65,20 @@ func TestAMillionNamesLeaveNothingBehind(t *testing.T) {
 	require.Zero(t, count(tab)+places(tab))
 }
 
+func TestACrowdThatLeavesAFewBehindLeavesNoMemoryBehind(t *testing.T) {
+	tab := New(nil)
+	var seats []*Seat
+	for i := range 20_000 {
+		seats = append(seats, tab.Enter(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1}), false, false))
+	}
+	for _, s := range seats[64:] {
+		tab.Leave(s)
+	}
+	for i := range tab.shards {
+		require.Less(t, tab.shards[i].mu.crowds[0], 64, "the most that the map has room for")
+	}
+}
+
 // Many goroutines enter, join, count and leave at the same time. While any is there, its groups
 // are, with what all of them hold; when all have gone, nothing is left.
 func TestPlacesOfManyGoroutines(t *testing.T) {

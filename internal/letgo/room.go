@@ -130,7 +130,7 @@ const (
 	mostClosing = 64               // closings at the same time
 	patience    = time.Second      // until a connection counts as one that stays open though it was closed
 	grace       = 10 * time.Second // in which a connection need have no stream
-	leastGrace  = time.Second      // if most of the others are younger
+	leastGrace  = time.Second      // if most of the others are younger; so long, others of a group go first
 	hungAfter   = 3 * time.Second  // an outbound stream that has no protocol yet
 	longestName = 64               // of a group, in bytes
 )
@@ -316,6 +316,7 @@ func (r *Room) choose(l *Lack, need int64, seen *view, now time.Time) ([]*found,
 		c.Weight = w
 		c.Keep = f.keep(l, now)
 		c.Idle = f.idle(l, now, median)
+		c.New = f.fresh(now)
 		list = append(list, f)
 		all = append(all, c)
 	}

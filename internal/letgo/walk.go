@@ -258,6 +258,9 @@ func (f *found) idle(l *Lack, now, median time.Time) bool {
 	return f.streams == 0 && (age >= grace || age >= leastGrace && f.opened.Before(median))
 }
 
+// fresh reports whether it has not had time to be of use.
+func (f *found) fresh(now time.Time) bool { return now.Sub(f.opened) < leastGrace }
+
 // victim returns the report on a victim.
 func (f *found) victim(l *Lack, v evict.Victim, seen *view, now time.Time) Victim {
 	return Victim{Num: f.Num, Peer: f.peer, Kind: l.Kind, Scope: l.Scope, Limit: l.Limit,

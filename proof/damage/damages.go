@@ -587,7 +587,7 @@ var damages = []damage{
 
 	// What is kept, traced and seen.
 	{"reap.go", "\t\tst.peers = lean.Map(st.peers, &st.crowd)\n", ""},
-	{"internal/groups/groups.go", "\t\t*m = lean.Map(*m, crowd)\n", ""},
+	{"internal/groups/groups.go", "\t\t*m = lean.Map(*m, crowd)\n", "\t\t_ = lean.Map(*m, crowd)\n"},
 	{"internal/groups/groups.go", "*m, *crowd = nil, 0", "_ = few"},
 	{"leaks.go", "\ts.mu.open = lean.Map(s.mu.open, &s.mu.crowd)\n", ""},
 	{"tracefile.go", "len(*c) >= cachedTexts", "false"},
@@ -710,6 +710,10 @@ var damages = []damage{
 	{"roomfacts.go", "return reserve - free", "return 2*reserve - free"},
 	{"reserve.go", "return max(1, limit/32)", "return limit / 32"},
 	{"roomfacts.go", "st.engine != e || !c.live()", "!c.live()"},
+	{"internal/evict/evict.go", "counts[g] >= shares[level]/2 {", "counts[g] >= shares[level] {"},
+	{"internal/evict/evict.go", "l.head, l.score = l.byTurn[0], q.average // no more than others", "l.head = l.byTurn[0]"},
+	{"internal/evict/evict.go", "\tif ca.New != cb.New {", "\tif false {"},
+	{"internal/letgo/room.go", "\t\tc.New = f.fresh(now)\n", ""},
 	{"roomfacts.go", "f.Allowlisted = c.h.marks.has(trusted); c", "f.Allowlisted = false; c"},
 	{"internal/letgo/room.go", "need -= coming; need <= 0", "need <= 0"},
 	{"internal/letgo/room.go", "if !r.budget.AllowN(now, 1) {", "if false {"},

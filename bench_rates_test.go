@@ -36,3 +36,37 @@ func BenchmarkRates(b *testing.B) {
 		})
 	}
 }
+
+// What WithRoom adds to opening and closing while nothing is nearly full. It adds nothing to what
+// an open does; only the first of many draws credit, which compares with another mark.
+//
+//	go test -run '^$' -bench Room -count 10 .
+func BenchmarkRoom(b *testing.B) {
+	for i, name := range []string{"off", "on"} {
+		opts := []Option{WithRoom(RoomConfig{})}[:i]
+		m := newManager(b, limitedConf(func(c *perScope[BaseLimit]) {
+			c.System.Conns, c.System.StreamsInbound, c.Transient.ConnsInbound = 4096, 4096, 4096
+		}), append(openGates(), opts...)...)
+		mustOpenStream(b, m, testPeers[0], network.DirInbound) // the peer is known
+		b.Run("stream/"+name, func(b *testing.B) {
+			b.ReportAllocs()
+			for range b.N {
+				s, err := m.OpenStream(testPeers[0], network.DirInbound)
+				if err != nil {
+					b.Fatal(err)
+				}
+				s.Done()
+			}
+		})
+		b.Run("conn/"+name, func(b *testing.B) {
+			b.ReportAllocs()
+			for range b.N {
+				c, err := m.OpenConnection(network.DirInbound, false, nil)
+				if err != nil {
+					b.Fatal(err)
+				}
+				c.Done()
+			}
+		})
+	}
+}

@@ -552,3 +552,18 @@ func TestThePeakOfTenThousandConnectionsIsTenThousand(t *testing.T) {
 		}
 	}
 }
+
+// A snapshot has the limits of the gates, and is a value that can be changed without harm.
+func TestASnapshotHasTheLimitsOfTheGates(t *testing.T) {
+	limits := PartialLimitConfig{Gates: &GateLimits{Subnets: SubnetLimits{IPv4: map[int]LimitVal{32: 3}}}}
+	m := newFrom(t, limits.Build(InfiniteLimits))
+	s := m.Snapshot()
+	require.Equal(t, map[int]LimitVal{32: 3}, s.Gates.Limits.Subnets.IPv4)
+	require.Equal(t, map[int]LimitVal{56: 8, 48: 64}, s.Gates.Limits.Subnets.IPv6, "defaults are filled in")
+	require.Equal(t, s.Gates.Limits, readBack(t, s).Gates.Limits)
+	s.Gates.Limits.Subnets.IPv4[32] = 1
+	clear(s.Gates.Limits.Rate.IPv4)
+	again := m.Snapshot()
+	require.Equal(t, map[int]LimitVal{32: 3}, again.Gates.Limits.Subnets.IPv4)
+	require.NotEmpty(t, again.Gates.Limits.Rate.IPv4)
+}

@@ -675,6 +675,30 @@ func TestBadSourcesAreToldInOneLine(t *testing.T) {
 	require.Zero(t, command("table", file(t, "bom", "\xef\xbb\xbf"+string(good))).code)
 }
 
+// A limit that is only observed refuses nothing, and a subnet that is not among the fullest fits
+// unless the last of these is full itself.
+func TestWhatASavedSnapshotDoesNotList(t *testing.T) {
+	limits := rcmgr.PartialLimitConfig{Transient: rcmgr.ResourceLimits{ConnsInbound: 1},
+		Gates: &rcmgr.GateLimits{Subnets: rcmgr.SubnetLimits{IPv4: map[int]rcmgr.LimitVal{32: 2}}}}.Build(rcmgr.InfiniteLimits)
+	m, err := rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithObserveOnly(rcmgr.KindTransient), rcmgr.WithRefusalLog(0), rcmgr.WithConnRateLimiters(nil))
+	require.NoError(t, err)
+	t.Cleanup(func() { m.Close() })
+	for n, want := range []string{"which does not show the allowlist; how fast connections have come from there\n",
+		"; how many connections 192.0.2.1/32 has\n"} {
+		_, err := m.OpenConnection(network.DirInbound, false, multiaddr.StringCast("/ip4/203.0.113.7/tcp/1"))
+		require.NoError(t, err)
+		s := m.Snapshot()
+		s.Gates.Subnets = 100
+		text, err := json.Marshal(&s)
+		require.NoError(t, err)
+		got := rcmgrWith(string(text), "explain", "-", "conn", "--endpoint", "/ip4/192.0.2.1/tcp/1")
+		require.Zero(t, got.code, got.out)
+		require.Contains(t, got.out, want)
+		require.NotContains(t, got.out, "subnet:192.0.2.1/32")
+		require.Contains(t, got.out, "would refuse", "of transient, with %d", n+1)
+	}
+}
+
 // In a terminal of 80 columns, the tables of suggest and replay fit.
 func TestProposalsAndReplaysFitATerminal(t *testing.T) {
 	m := node(t, rcmgr.WithTrace(filepath.Join(t.TempDir(), "trace.gz")))

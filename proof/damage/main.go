@@ -107,7 +107,9 @@ func (d *damage) try(dir string) (by string, err error) {
 		return "", err
 	}
 	for _, pkg := range d.packages() {
-		if out, err := exec.Command("go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-overlay", overlay, "-o", tests, "./"+pkg).CombinedOutput(); err != nil {
+		build := exec.Command("go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-overlay", overlay, "-o", tests, ".")
+		build.Dir = pkg // which may be a module of its own
+		if out, err := build.CombinedOutput(); err != nil {
 			return "", fmt.Errorf("it does not compile: %s", out)
 		}
 		run := exec.Command(tests, "-test.short", "-test.failfast", "-test.timeout=5m")
@@ -125,11 +127,14 @@ func (d *damage) try(dir string) (by string, err error) {
 }
 
 // packages returns the directories whose tests are run. A package in a subdirectory has
-// tests of its own, which run first.
+// tests of its own, which run first. A module in a subdirectory has no other ones.
 func (d *damage) packages() []string {
 	own := filepath.Dir(d.file)
 	if own == "." || filepath.Ext(d.file) != ".go" {
 		return []string{"."}
+	}
+	if _, err := os.Stat(filepath.Join(own, "go.mod")); err == nil {
+		return []string{own}
 	}
 	return []string{own, "."}
 }

@@ -173,8 +173,8 @@ type hits struct{ From, To, All int }
 // First is the number of the first hit, counted from 1.
 func (h *hits) First() int { return h.From + 1 }
 
-// Before and After return where the hits before and after these begin. Before is -1, and After
-// is 0, if there are none.
+// Before and After return where the hits before and after these begin. Before returns -1 at the
+// first hits, and After returns 0 at the last ones.
 func (h *hits) Before() int {
 	if h.From == 0 {
 		return -1

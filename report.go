@@ -69,7 +69,7 @@ func (u *LimitUse) dim() (d dim, isRate bool) {
 }
 
 // bottleneckOf returns the limit that matters most of those that are nearly full or have refused
-// something, or nil.
+// something. It returns nil if none is or has.
 func (s *Snapshot) bottleneckOf(uses LimitUses) (first *Bottleneck) {
 	for _, u := range uses {
 		b := &Bottleneck{LimitUse: u, Observed: slices.Contains(s.Observed, u.Kind)}

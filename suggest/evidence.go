@@ -82,7 +82,7 @@ func (s *seenScope) any(d dim) bool {
 	return s.of[dimStreams].peak > 0
 }
 
-// raise records a value that was held.
+// raise records a value that was held, and reports whether it is the highest so far.
 func (s *seenScope) raise(d dim, n int64, at time.Time, in string) (higher bool) {
 	of := &s.of[d]
 	if n <= of.peak {
@@ -226,8 +226,8 @@ func check(s *rcmgr.Snapshot) error {
 	return nil
 }
 
-// AddSnapshot adds a snapshot. Of the snapshots of one manager, those that were taken before
-// one that was added already add only a look.
+// AddSnapshot adds a snapshot. A snapshot that is older than one of the same manager that was added
+// before adds a look, but no refusals.
 func (e *Evidence) AddSnapshot(s *rcmgr.Snapshot) error {
 	if err := check(s); err != nil {
 		return fmt.Errorf("suggest: %w", err)
@@ -420,7 +420,7 @@ func (e *Evidence) ReadTrace(name string, r io.Reader) error {
 	return nil
 }
 
-// decodeLimit reads the limit of a scope that a trace has. It returns zeros if there is none.
+// decodeLimit reads the limit of a scope from a trace. Without a limit, it returns zeros.
 func decodeLimit(raw json.RawMessage) amounts {
 	var l rcmgr.BaseLimit
 	if len(raw) == 0 || json.Unmarshal(raw, &l) != nil {

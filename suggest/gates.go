@@ -125,7 +125,8 @@ func (w *work) gates() {
 	}
 }
 
-// networkLimit proposes the limit of a network, or nil if what is in force has room for it.
+// networkLimit proposes the limit of a network. It returns nil if the limit in force has room for
+// what the network needs.
 func (w *work) networkLimit(network netip.Prefix, seen *seenNetwork) *Reason {
 	r := &Reason{Place: fmt.Sprintf("Gates.Subnets.Networks[%q]", network), Rule: RuleMargin, Was: seen.limit, gate: true,
 		Seen: seen.peak, Usual: usual(seen.looks, dimConnsIn), At: seen.at, In: seen.in,

@@ -1,6 +1,6 @@
 package suggest
 
-// The shape of what is counted: eight dimensions of each scope, and the scopes.
+// Scopes, and the eight dimensions of each that are counted.
 
 import (
 	"cmp"
@@ -44,7 +44,7 @@ func amountsOf(a rcmgr.Amounts) amounts {
 	}
 }
 
-// limitsOf returns a limit with math.MaxInt64 for none, on every machine.
+// limitsOf returns the amounts of a limit. No limit is math.MaxInt64, on every machine.
 func limitsOf(l rcmgr.BaseLimit) amounts {
 	a := amountsOf(rcmgr.Amounts{Streams: l.Streams, StreamsInbound: l.StreamsInbound, StreamsOutbound: l.StreamsOutbound,
 		Conns: l.Conns, ConnsInbound: l.ConnsInbound, ConnsOutbound: l.ConnsOutbound, FD: l.FD, Memory: l.Memory})
@@ -56,7 +56,7 @@ func limitsOf(l rcmgr.BaseLimit) amounts {
 	return a
 }
 
-// setLimit sets one limit. Those that are too large for the machine's integers are none.
+// setLimit sets one limit. A limit that is too large for the machine's integers is left unlimited.
 func setLimit(l *rcmgr.ResourceLimits, d dim, n int64) {
 	if d == dimMemory {
 		l.Memory = rcmgr.LimitVal64(n)
@@ -215,7 +215,7 @@ func floorOf(k rcmgr.Kind, d dim) int64 {
 	return floor[d]
 }
 
-// both returns a floor with so many inbound streams and connections, twice as many outbound ones,
+// both returns a floor with the given inbound streams and connections, twice as many outbound ones,
 // and a descriptor for each inbound connection.
 func both(streams, conns, memory int64) amounts {
 	return amounts{dimStreamsIn: streams, dimStreamsOut: 2 * streams, dimConnsIn: conns, dimConnsOut: 2 * conns,

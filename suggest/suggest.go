@@ -121,7 +121,7 @@ type Reason struct {
 	// Place is where the limit stands in the configuration, such as "System.ConnsInbound" or
 	// `Protocol["/ipfs/ping/1.0.0"].Streams`.
 	Place string
-	// Value is the limit, math.MaxInt64 if there is none. Text is the same as in the file,
+	// Value is the limit, or math.MaxInt64 for no limit. Text is the same as in the file,
 	// without quotes: "64", "unlimited".
 	Value int64
 	Text  string
@@ -333,10 +333,10 @@ func (w *work) scope(s scope) {
 	}
 }
 
-// limit proposes one limit, or nil if nothing was seen that it could be based on.
+// limit proposes one limit. It returns nil if nothing was seen that it could be based on.
 func (w *work) limit(s scope, seen *seenScope, d dim) *Reason {
 	of := &seen.of[d]
-	opened := d == dimStreamsIn || d == dimConnsIn // by others: an attacker may open them where nobody did
+	opened := d == dimStreamsIn || d == dimConnsIn // by others: an attacker may open them where no peer did
 	if of.peak == 0 && of.refused+of.would == 0 && !(opened && seen.any(d)) {
 		return nil
 	}

@@ -151,8 +151,8 @@ func (a *app) writeJSON(v any) error {
 	return e.Encode(v)
 }
 
-// terminal returns the width and height of the terminal that the output is, or ok false if it is
-// none.
+// terminal returns the width and height of the terminal. ok is false if the output is not a
+// terminal.
 func (a *app) terminal() (width, height int, ok bool) {
 	f, isFile := a.out.(*os.File)
 	if !isFile || !term.IsTerminal(f.Fd()) {

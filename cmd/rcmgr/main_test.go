@@ -598,7 +598,7 @@ func TestPresetsAreFilesThatCheckAccepts(t *testing.T) {
 	require.Contains(t, got.err, "expected a number of 1 or more")
 }
 
-// Whatever is not ours gets one line and an exit code.
+// A source that is no snapshot of ours is reported in one line, with an exit code.
 func TestBadSourcesAreToldInOneLine(t *testing.T) {
 	good, err := os.ReadFile(saved(t, node(t)))
 	require.NoError(t, err)

@@ -25,7 +25,7 @@ type savedAnswer struct {
 	out     *rcmgr.Explanation
 	held    map[[2]string]int64 // what the steps before have taken, by scope and limit
 	unknown []string
-	addr    netip.Addr // of the far end; invalid if it has none of its own
+	addr    netip.Addr // of the far end; invalid without an address of its own
 }
 
 // answer answers the question from a snapshot.

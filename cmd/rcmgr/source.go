@@ -33,7 +33,7 @@ func isURL(source string) bool {
 	return strings.HasPrefix(source, "http://") || strings.HasPrefix(source, "https://")
 }
 
-// fetch returns the answer of a page in JSON. What is in query is added to the address.
+// fetch returns the answer of a page in JSON. It adds query to the address.
 func (a *app) fetch(ctx context.Context, source string, query url.Values) ([]byte, error) {
 	at, err := url.Parse(source)
 	if err != nil || at.Host == "" {
@@ -187,8 +187,8 @@ func parse(body []byte) (*rcmgr.Snapshot, error) {
 	return &s, nil
 }
 
-// narrowed returns the scopes of a snapshot whose names contain a text, without the first so many.
-// The four scopes that always exist stay.
+// narrowed deletes the scopes of a snapshot whose names do not contain a text, and the first from of
+// those that do. The four scopes that always exist stay.
 func narrowed(s *rcmgr.Snapshot, find string, from int) {
 	find = strings.ToLower(find)
 	s.Scopes = slices.DeleteFunc(s.Scopes, func(sc rcmgr.ScopeState) bool {

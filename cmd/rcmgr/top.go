@@ -184,7 +184,7 @@ func (t *top) take(l loaded) {
 	}
 }
 
-// showFound chooses the view that shows what was found: the one that is there if it does.
+// showFound chooses a view that shows what was found. The present one stays if it does.
 func (t *top) showFound() {
 	found := [views]bool{}
 	for i := range t.s.Scopes {
@@ -364,7 +364,7 @@ func shortenEnd(s string, width int) string {
 	return fit([]rune(s), width-1) + "…"
 }
 
-// print prints what the screen would show so many times.
+// print prints what the screen would show, as often as times says.
 func (t *top) print(times, width int) error {
 	if !t.isLive() {
 		times = 1

@@ -16,7 +16,7 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
-// nearlyFull is the percentage of a limit from which on its line stands out.
+// nearlyFull is the percentage at which the line of a limit stands out.
 const nearlyFull = 90
 
 // column is a column of a table.
@@ -284,8 +284,8 @@ func perLimit(r rcmgr.Refusals) []uint64 {
 	return []uint64{r.Streams, r.StreamsInbound, r.StreamsOutbound, r.Conns, r.ConnsInbound, r.ConnsOutbound, r.FD, r.Memory}
 }
 
-// worthShowing returns the limits without those that are unlimited, or of a peer, and have not
-// been used.
+// worthShowing returns the limits that have been used, and those of scopes that all peers share
+// unless they are unlimited.
 func worthShowing(s *rcmgr.Snapshot) rcmgr.LimitUses {
 	return slices.DeleteFunc(s.LimitUses(), func(u rcmgr.LimitUse) bool {
 		_, limited := u.Percent()

@@ -56,7 +56,7 @@ type settings struct {
 	limitsText string                    // the text of limitsFile
 	manager    string
 	relay      bool         // the friend connects through a relay
-	page       net.Listener // for the live page, nil for none
+	page       net.Listener // for the live page; nil without it
 	watch      bool         // limits follow limitsFile
 	unlimited  bool         // the show has no limits of its own
 	trace      string       // a file for the trace of our manager

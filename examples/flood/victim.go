@@ -26,7 +26,7 @@ type victim struct {
 	relayed  *peer.AddrInfo // the victim's address on the friend's relay, if there is one
 }
 
-// newVictim returns the victim. relay is the friend's relay, or "" if there is none.
+// newVictim returns the victim. relay is the friend's relay, or "" if the friend needs no relay.
 func newVictim(by contender, limits rcmgr.ConcreteLimitConfig, where places, friend, relay peer.ID, opts ...rcmgr.Option) (*victim, error) {
 	m, err := by.make(limits, guests(where.friend, friend, relay), opts...)
 	if err != nil {

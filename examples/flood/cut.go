@@ -82,7 +82,7 @@ func cutShow(ctx context.Context, s settings, where places, out *screen) (int, e
 	for _, o := range held {
 		passed, left = passed+len(o.passed), left+len(o.held)
 	}
-	fmt.Fprintf(out, "limits passed: %d; counts above zero when all hosts are closed: %d\n", passed, left)
+	fmt.Fprintf(out, "limits exceeded: %d; counts above zero when all hosts are closed: %d\n", passed, left)
 	if passed+left > 0 {
 		return 1, nil
 	}

@@ -44,7 +44,7 @@ func TestTheCutOfAFileIsShown(t *testing.T) {
 	_, err := flood(t.Context(), s, choosePlaces(4, false), &out)
 	require.NoError(t, err)
 	require.Regexp(t, regexp.MustCompile(`(?m)^  conns in +1 +\d+ +\d+ +\S+ % +\d+ +[0-7] +\S+ %$`), out.String())
-	require.Contains(t, out.String(), "limits passed: 0; counts above zero when all hosts are closed: 0")
+	require.Contains(t, out.String(), "limits exceeded: 0; counts above zero when all hosts are closed: 0")
 	requireNarrow(t, out.String())
 }
 

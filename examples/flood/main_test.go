@@ -78,7 +78,7 @@ func TestTheVictimHoldsAndTheFriendIsServed(t *testing.T) {
 	for name, where := range map[string]places{"an address each": choosePlaces(3, false), "one address for all": shared} {
 		t.Run(name, func(t *testing.T) {
 			report := attackUntil(t, 2*time.Second, floodFor(t, where, "-attackers", "3"), anyLine)
-			require.Contains(t, report, "ok    limits passed: none")
+			require.Contains(t, report, "ok    limits exceeded: none")
 			require.Regexp(t, `(?m)^  rate:127.3.0.0/16    16 at once, then 4 a second +\d+$`, report)
 			require.Regexp(t, `(?m)^  subnet:127.2.0.0/16  8 at a time +\d+$`, report)
 			requireNarrow(t, report)
@@ -128,7 +128,7 @@ func TestLimitsChangeUnderAttackAndTheFriendIsServed(t *testing.T) {
 		defer cancel()
 		return floodFor(t, choosePlaces(8, false), "-limits", file, "-watch")(d, io.MultiWriter(said, out))
 	}, regexp.MustCompile(`(?m)^limits changed [1-9]`))
-	require.Contains(t, report, "ok    limits passed: none")
+	require.Contains(t, report, "ok    limits exceeded: none")
 	require.Contains(t, report, "the limits of "+file+" are in force\n")
 }
 
@@ -269,13 +269,13 @@ func TestBothManagersStandTheSameAttack(t *testing.T) {
 		"both": {
 			"the same attack, one after the other",
 			" friend's connect served ", " ours upstream\n",
-			"ok    limits passed: none",
-			"for comparison, on go-libp2p's manager\n      limits passed: ",
+			"ok    limits exceeded: none",
+			"for comparison, on go-libp2p's manager\n      limits exceeded: ",
 		},
 		"upstream": {
 			"limits of the victim",
 			"  open connection ",
-			"for comparison, on go-libp2p's manager\n      limits passed: ",
+			"for comparison, on go-libp2p's manager\n      limits exceeded: ",
 		},
 	} {
 		t.Run(manager, func(t *testing.T) {

@@ -76,7 +76,7 @@ func (o outcome) verdicts() []string {
 		looks = fmt.Sprintf(" (%d looks; limits lowered below what was held: %d)", o.samples, n)
 	}
 	return []string{
-		o.verdict("limits passed", passed, "none") + looks,
+		o.verdict("limits exceeded", passed, "none") + looks,
 		o.verdict("friend refused by "+o.by.title, refusals, "never") + remark,
 		o.verdict("held when all hosts are closed", o.held, "nothing"),
 	}

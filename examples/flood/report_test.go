@@ -23,15 +23,15 @@ func TestEveryFaultFailsTheShow(t *testing.T) {
 		code   int
 		says   string
 	}{
-		"all is well":            {func(*outcome) {}, 0, "ok    limits passed: none (900 looks)"},
-		"a passed limit":         {func(o *outcome) { o.passed = []string{"system conns in 65 of 64"} }, 1, "FAIL  limits passed: system conns in 65 of 64 (900 looks)"},
+		"all is well":            {func(*outcome) {}, 0, "ok    limits exceeded: none (900 looks)"},
+		"a passed limit":         {func(o *outcome) { o.passed = []string{"system conns in 65 of 64"} }, 1, "FAIL  limits exceeded: system conns in 65 of 64 (900 looks)"},
 		"a refused friend":       {func(o *outcome) { o.friendRefusals = []string{"open connection: full"} }, 1, "FAIL  friend refused by our manager: open connection: full"},
 		"a leftover":             {func(o *outcome) { o.held = []string{"system memory 7 B"} }, 1, "FAIL  held when all hosts are closed: system memory 7 B"},
 		"a friend never served":  {func(o *outcome) { o.friend = [numDeeds]tally{} }, 1, "FAIL  friend refused by our manager: never served at all"},
-		"limits never looked at": {func(o *outcome) { o.samples = 0 }, 1, "FAIL  limits passed: never looked (0 looks)"},
+		"limits never looked at": {func(o *outcome) { o.samples = 0 }, 1, "FAIL  limits exceeded: never looked (0 looks)"},
 		"many faults":            {func(o *outcome) { o.held = []string{"a", "b", "c", "d", "e"} }, 1, "FAIL  held when all hosts are closed: a; b; c; and 2 more"},
 		"a fault of another":     {func(o *outcome) { o.by, o.held = contenders[1], []string{"system memory 7 B"} }, 0, "      held when all hosts are closed: 1"},
-		"a lowered limit":        {func(o *outcome) { o.rows = []*row{{scope: "system", limit: 20, kept: 52}} }, 0, "ok    limits passed: none (900 looks; limits lowered below what was held: 1)"},
+		"a lowered limit":        {func(o *outcome) { o.rows = []*row{{scope: "system", limit: 20, kept: 52}} }, 0, "ok    limits exceeded: none (900 looks; limits lowered below what was held: 1)"},
 		"a friend hard to tell":  {func(o *outcome) { o.friendUntracked = true }, 0, "ok    friend refused by our manager: never (but for connections refused before it says who it is)"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -142,7 +142,7 @@ func TestUseFromBeforeALimitWasLoweredDoesNotCountAsPassingIt(t *testing.T) {
 	require.Equal(t, "30 connections", w.line())
 	w.lookNow(&heldUnder{use: 18, limit: 20})
 	require.Equal(t, head+"          conns in   18       18     20   90 %\n"+kept, table())
-	require.Contains(t, o.verdicts(), "ok    limits passed: none (3 looks; limits lowered below what was held: 1)")
+	require.Contains(t, o.verdicts(), "ok    limits exceeded: none (3 looks; limits lowered below what was held: 1)")
 
 	w.lookNow(&heldUnder{use: 21, limit: 20})
 	require.Equal(t, []string{"system conns in 21 of 20"}, w.passed)

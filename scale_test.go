@@ -6,6 +6,8 @@ package rcmgr
 import (
 	"flag"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"testing"
 
@@ -118,5 +120,25 @@ func TestThoseWhoStayDoNotKeepTheMemoryOfACrowd(t *testing.T) {
 	require.Less(t, heapNow()-before, int64(256<<10), "the map alone took more than a megabyte")
 	for _, c := range stay {
 		c.Done()
+	}
+}
+
+// BenchmarkPageOfVeryManyPeers measures what one refresh of the command top, or of a browser,
+// costs a node with 100 000 peers.
+func BenchmarkPageOfVeryManyPeers(b *testing.B) {
+	m := newManager(b, unlimitedConf())
+	for _, p := range manyPeers(100_000) {
+		for _, scope := range openPeer(b, m, p) {
+			b.Cleanup(scope.Done)
+		}
+	}
+	for _, format := range []string{"json", "html"} {
+		b.Run(format, func(b *testing.B) {
+			for b.Loop() {
+				w := httptest.NewRecorder()
+				Handler(m).ServeHTTP(w, httptest.NewRequest("GET", "/?format="+format, nil)) // a new one, which has no snapshot yet
+				require.Equal(b, http.StatusOK, w.Code)
+			}
+		})
 	}
 }

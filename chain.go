@@ -143,9 +143,10 @@ type request struct {
 	count, fds  int64 // see unit
 	dir, both   dim
 	priority    uint8
-	grip        grip    // which locks are held while it is decided
-	sharedFirst bool    // a move reports the shared scope before the peer's part of it
-	observed    kindSet // the kinds whose limits are not asked, see refusing.go
+	grip        grip       // which locks are held while it is decided
+	sharedFirst bool       // a move reports the shared scope before the peer's part of it
+	earmarks    earmarkSet // of which the request may take the parts
+	observed    kindSet    // the kinds whose limits are not asked, see refusing.go
 
 	// The peer and the subnet that ask, of which ration.go may want to leave something for
 	// others, or nil if there is none.
@@ -201,13 +202,21 @@ func (r *request) askThrough(c *chain) {
 	if r.both == dimStreams { // a connection has a subnet of its own, which its caller sets
 		r.subnet = ps.subnet
 	}
+	if ps.st.engine.earmarks != nil {
+		r.earmarks = ps.earmarksFor(r, c.at[slotProtocol])
+	}
 }
 
 // bound returns the most that an account may hold once an item of this request is admitted.
 func (r *request) bound(e *engine, a *account, it item) int64 {
 	most := r.threshold(e, a, it.d)
-	if a.kind <= KindTransient && !r.observed.has(a.kind) && e.rations(r) {
-		most = min(most, e.ration(r, a, it))
+	if a.kind <= KindTransient && !r.observed.has(a.kind) {
+		if e.rations(r) {
+			most = min(most, e.ration(r, a, it))
+		}
+		if e.earmarks != nil {
+			most = min(most, e.unmarked(r, a, it.d))
+		}
 	}
 	return most
 }

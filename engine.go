@@ -32,16 +32,19 @@ type engine struct {
 	classes   classLimits               // in force
 	admission Admission
 	newcomers bool
-	noting    bool       // refusals are logged, so remarks on them are kept
-	fair      *fairShare // nil: no scope has shares
-	alarm     *alarm     // nil: no room is made
-	allowlist *Allowlist
-	observed  observedKinds        // the kinds whose limits refuse nothing
-	gates     atomic.Pointer[gate] // in force; see gateswap.go
-	trace     *tracer              // nil: nothing is traced
-	reporter  MetricsReporter      // nil: decisions are not reported
-	leaks     *leakFinder          // nil: no records of what is open
-	pressure  *pressure            // nil: the process's memory does not matter
+	noting    bool // refusals are logged, so remarks on them are kept
+	// sharesMemory: not every peer may take all of the system's memory.
+	sharesMemory bool
+	fair         *fairShare // nil: no scope has shares
+	alarm        *alarm     // nil: no room is made
+	allowlist    *Allowlist
+	observed     observedKinds        // the kinds whose limits refuse nothing
+	gates        atomic.Pointer[gate] // in force; see gateswap.go
+	earmarks     *earmarks            // nil: nothing is earmarked
+	trace        *tracer              // nil: nothing is traced
+	reporter     MetricsReporter      // nil: decisions are not reported
+	leaks        *leakFinder          // nil: no records of what is open
+	pressure     *pressure            // nil: the process's memory does not matter
 
 	tokens     tokens
 	lastID     atomic.Int64
@@ -120,6 +123,7 @@ func (e *engine) streamLimit(f fetched[openingLimits]) *amounts {
 // events of a trace.
 func (e *engine) build() {
 	e.tokens.began = time.Now()
+	e.sharesMemory = e.fair.on(KindSystem) || e.earmarks != nil
 	e.dir.mu.services = make(map[string]*pool)
 	e.dir.mu.protocols = make(map[string]*pool)
 	for i := range e.stripes {

@@ -41,12 +41,15 @@ const (
 	// CauseFairShare means that more than half of the limit is in use, and the peer or its
 	// subnet would hold more than its share of the limit (see WithFairShare).
 	CauseFairShare
+	// CauseEarmark means that what is left of the limit is kept for peers or protocols that the
+	// host has named (see WithEarmarks).
+	CauseEarmark
 )
 
-var causeNames = [...]string{"limit", "crowding", "subnet", "rate", "memory-pressure", "fair-share"}
+var causeNames = [...]string{"limit", "crowding", "subnet", "rate", "memory-pressure", "fair-share", "earmark"}
 
-// String returns "limit", "crowding", "subnet", "rate", "memory-pressure" or
-// "fair-share".
+// String returns "limit", "crowding", "subnet", "rate", "memory-pressure", "fair-share" or
+// "earmark".
 func (c Cause) String() string { return nameOf(c, causeNames[:]) }
 
 // MarshalText returns String's text, for JSON and logs.

@@ -17,6 +17,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -76,6 +77,9 @@ type LimitCheck struct {
 	// Holder names the peer or subnet that holds too much of the limit, if that is the
 	// cause.
 	Holder string `json:",omitempty"`
+	// KeptFor has the names of the earmarks for which what is left of the limit is kept, if that is
+	// the cause.
+	KeptFor []string `json:",omitempty"`
 	// Largest names the peer or subnet that holds most of the limit, and LargestHolds is how
 	// much, as they were within the last second. Only By has them, if the scope is system,
 	// transient, a service or a protocol. They are empty if that is less than a tenth of what is
@@ -312,7 +316,7 @@ func (e *explainer) copyLocked(f fetched[questionLimits]) verdict {
 // locks are held.
 func (e *explainer) copyPeer(ps *peerScope, unnamed *amounts) {
 	limit, use := *unnamed, held{}
-	e.peer = &peerScope{id: e.q.Peer}
+	e.peer = &peerScope{id: e.q.Peer, st: e.m.stripeOf(e.q.Peer)}
 	if ps != nil {
 		limit, use = *ps.limit(), ps.use
 		e.peer.transientStreams, e.peer.systemIn = ps.transientStreams, ps.systemIn
@@ -464,6 +468,9 @@ func (e *explainer) checkOf(step string, r *request, a *account, it item, use in
 		if holder := r.holderOf(&e.m.engine, a, it, cause); holder != nil {
 			k.Holder = holder.String()
 		}
+		if cause == CauseEarmark {
+			k.KeptFor = e.m.earmarks.names(r.earmarks)
+		}
 	}
 	return k
 }
@@ -592,6 +599,9 @@ func (e *explainer) stream() {
 	r = u.request(e.cost)
 	r.sharedFirst = true
 	if e.protocol != nil {
+		if c.at[slotSystem].kind == KindSystem {
+			e.protocolsPart(&r)
+		}
 		c.at[slotProtocolPeer], c.at[slotProtocol] = e.protocolPart, e.protocol
 		e.step("protocol", &r, nil, c.onlyPair(slotProtocol))
 	}
@@ -627,17 +637,35 @@ func (e *explainer) reservation() {
 // peersShare checks the peer's fair share of the system scope, as checkPeersShare does.
 // The connection is charged there already. The subnet's share was checked by open.
 func (e *explainer) peersShare(opened *request) {
-	r, system := *opened, e.fixed[KindSystem]
+	r := *opened
 	r.asker, r.subnet = e.peer, nil
-	if !e.m.fair.on(KindSystem) || !e.m.rations(&r) {
+	shares := e.m.fair.on(KindSystem) && e.m.rations(&r)
+	if e.m.earmarks != nil {
+		r.earmarks = e.peer.earmarksFor(&r, nil)
+	}
+	e.standingIn("peer", &r, func(it item) int64 { return e.m.mostStanding(shares, &r, e.fixed[KindSystem], it) })
+}
+
+// protocolsPart checks the part of the system scope that a stream may take because of its
+// protocol, as checkProtocol does. The stream is charged there already.
+func (e *explainer) protocolsPart(opened *request) {
+	if e.m.earmarks == nil {
 		return
 	}
+	r := *opened
+	r.asker, r.earmarks = e.peer, e.peer.earmarksFor(&r, e.protocol)
+	e.standingIn("protocol", &r, func(it item) int64 { return e.m.unmarked(&r, e.fixed[KindSystem], it.d) })
+}
+
+// standingIn checks what is charged to the system scope already, as checkStanding does. A limit
+// that it may fill was checked when it was opened.
+func (e *explainer) standingIn(step string, r *request, mostOf func(item) int64) {
 	var c checked
+	system := e.fixed[KindSystem]
 	items, n := r.list()
 	for _, it := range items[:n] {
-		// A limit that the connection may fill was checked when it was opened.
-		if it.d != dimMemory && e.m.ration(&r, system, it) < system.limit()[it.d] {
-			c.checks = append(c.checks, e.checkOf("peer", &r, system, it, system.use.of(it.d)-it.n))
+		if it.d != dimMemory && mostOf(it) < system.limit()[it.d] {
+			c.checks = append(c.checks, e.checkOf(step, r, system, it, system.use.of(it.d)-it.n))
 		}
 	}
 	e.take(c.decided())
@@ -717,6 +745,9 @@ func (e *Explanation) String() string {
 	why := k.Cause
 	if k.Holder != "" {
 		why += " by " + printable(k.Holder)
+	}
+	if len(k.KeptFor) > 0 {
+		why += " for " + printable(strings.Join(k.KeptFor, ", "))
 	}
 	most := ""
 	if k.Largest != "" {

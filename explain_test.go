@@ -40,7 +40,7 @@ func TestExplainSaysWhatWillBe(t *testing.T) {
 	outcomes := make(map[string]int)
 	kinds := []string{"admitted", "system", "transient", "peer", "protocol", "service", "protocol-peer", "conn", "stream", "subnet", "rate", "process",
 		"transient crowding", "transient fair-share", "system fair-share", "system rate", "transient rate", "peer rate",
-		"protocol rate"}
+		"protocol rate", "system earmark", "transient earmark"}
 	unseen := func(kind string) bool { return outcomes[kind] == 0 }
 	// What few cells leave to chance is not given up at once.
 	for cell := uint64(0); cell < 60 || cell < 1000 && slices.ContainsFunc(kinds, unseen); cell++ {
@@ -65,6 +65,10 @@ func TestExplainSaysWhatWillBe(t *testing.T) {
 			}
 			if r.IntN(2) == 0 {
 				opts = append(opts, WithFairShare(pick(r, [][]Kind{{KindTransient}, {KindSystem}, {KindTransient, KindSystem}})...))
+			}
+			if r.IntN(2) == 0 {
+				marks, _ := someEarmarks(r)
+				opts = append(opts, WithEarmarks(marks...))
 			}
 			if r.IntN(2) == 0 {
 				opts = append(opts, WithObserveOnly(pick(r, allKinds.list()), pick(r, allKinds.list())))

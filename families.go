@@ -64,6 +64,7 @@ type refusable struct {
 	crowded dimSet                    // because of WithNewcomersQuarter, which only transient has
 	shares  [KindTransient + 1]dimSet // because of WithFairShare
 	rates   [numKinds]dimSet          // because of a rate
+	marked  [KindTransient + 1]dimSet // because of WithEarmarks
 }
 
 func (r *refusable) add(o *refusable) {
@@ -73,6 +74,7 @@ func (r *refusable) add(o *refusable) {
 	r.crowded |= o.crowded
 	for k := range r.shares {
 		r.shares[k] |= o.shares[k]
+		r.marked[k] |= o.marked[k]
 	}
 	for k := range r.rates {
 		r.rates[k] |= o.rates[k]
@@ -524,6 +526,9 @@ func (s series) refusals(counts *[numKinds]dimCounts, rationed *rationCounts, ki
 			if k <= KindTransient {
 				full -= rationed.fair[k][d]
 				send(rationed.fair[k][d], CauseFairShare, may.shares[k])
+				n := rationed.marked.of(k)[d]
+				full -= n
+				send(n, CauseEarmark, may.marked[k])
 			}
 			if k <= KindPeer {
 				n := rationed.rate.of(k)[d]

@@ -22,7 +22,7 @@ func (st *stripe) holdReady(h *holder, num, n int64, priority uint8) bool {
 		return false
 	}
 	if at[slotProtocol].lacksMemory(n) || at[slotService].lacksMemory(n) || at[slotSystem].lacksMemory(n) {
-		if st.engine.sharesMemory() || !st.drawMemory(&h.tree.chain, n) {
+		if st.engine.sharesMemory || !st.drawMemory(&h.tree.chain, n) {
 			return false
 		}
 	}

@@ -92,6 +92,63 @@ type model struct {
 	observed  map[Kind]bool          // whose limits refuse nothing
 	would     map[modelWould]int     // what they would have refused
 	now       func() int64           // the time of the rates; nil stands still
+	earmarks  []modelEarmark
+}
+
+// modelEarmark is a part of each limit of system and transient, in percent, and those that it is
+// kept for.
+type modelEarmark struct {
+	percent   int64
+	peers     []peer.ID
+	friends   bool
+	protocols []string
+}
+
+// modelAsker is what is known of those who ask.
+type modelAsker struct {
+	peer     *modelScope // nil: nothing is known yet
+	protocol string
+	noneYet  bool // the protocol is not known
+	conn     bool // it asks for a connection, which has none
+}
+
+// isFor reports whether an earmark is for those who ask, and may whether it may be.
+func (e *modelEarmark) isFor(a *modelAsker) (is, may bool) {
+	for _, p := range e.peers {
+		is = is || a.peer.name == "peer:"+p.String()
+	}
+	is = is || e.friends && a.peer.friends > 0 || slices.Contains(e.protocols, a.protocol)
+	may = is || len(e.protocols) > 0 && (a.noneYet || a.conn && len(e.peers) == 0 && !e.friends)
+	return is, may
+}
+
+// marked reports whether some earmark is for those who ask, and returns what of a limit is kept
+// from them.
+func (m *model) marked(a *modelAsker, limit int64) (any bool, kept int64) {
+	for i := range m.earmarks {
+		e := &m.earmarks[i]
+		is, may := e.isFor(a)
+		if any = any || is; !may {
+			hi, lo := bits.Mul64(uint64(limit), uint64(e.percent))
+			q, _ := bits.Div64(hi, lo, 100)
+			kept += int64(q)
+		}
+	}
+	return any, kept
+}
+
+// unmarked is the most that system or transient may hold of d for the sake of earmarks.
+func (m *model) unmarked(r *modelRequest, s *modelScope, d dim) int64 {
+	limit := s.limitOf(d)
+	if s.name == "transient" && d == dimStreamsOut {
+		limit = min(limit, m.mostInTransient(d))
+	}
+	if s.kind() > KindTransient || r.asker.peer == nil || r.beyond && m.observed[s.kind()] || isUnlimited(d, limit) ||
+		s.name == "transient" && (resourceOf[d] == ResourceConnection || resourceOf[d] == ResourceFD) {
+		return math.MaxInt64
+	}
+	_, kept := m.marked(&r.asker, limit)
+	return limit - kept
 }
 
 // modelWould is what would have been refused, and why.
@@ -203,6 +260,8 @@ type modelRequest struct {
 	priority uint8
 	crowding bool
 	beyond   bool // the limits that are only observed
+	asker    modelAsker
+	stands   bool // in the system scope already, and learns who asks
 	// enters has the scopes whose rates are asked, and early those of which limits are asked
 	// before the rates.
 	enters, early []*modelScope
@@ -310,6 +369,9 @@ func (a answer) would() modelWould {
 }
 
 func (m *model) takeOnce(r *modelRequest, line ...*modelScope) answer {
+	if a := m.askStanding(r); a.outcome != yes {
+		return a
+	}
 	if a := m.ask(r, r.early...); a.outcome != yes {
 		return a
 	}
@@ -326,6 +388,26 @@ func (m *model) takeOnce(r *modelRequest, line ...*modelScope) answer {
 	return answer{outcome: yes}
 }
 
+// askStanding asks the earmarks of the system scope for what stands there already.
+func (m *model) askStanding(r *modelRequest) answer {
+	s := m.system()
+	for _, it := range r.items {
+		most := m.unmarked(r, s, it.d)
+		if !r.stands || it.d == dimMemory || s.use[it.d] <= most {
+			continue
+		}
+		cause := CauseEarmark
+		if s.use[it.d] > s.limitOf(it.d) {
+			cause = CauseLimit
+		}
+		if most < s.limitOf(it.d) {
+			return answer{limited, r.by.name, s.name, resourceOf[it.d], directionOf[it.d],
+				s.use[it.d] - it.n, it.n, s.limitOf(it.d), r.priority, cause}
+		}
+	}
+	return answer{outcome: yes}
+}
+
 // ask asks the limits of a line.
 func (m *model) ask(r *modelRequest, line ...*modelScope) answer {
 	for _, s := range line {
@@ -337,6 +419,12 @@ func (m *model) ask(r *modelRequest, line ...*modelScope) answer {
 		}
 		for _, it := range r.items {
 			bound, cause := m.bound(r, s, it.d)
+			if marked := m.unmarked(r, s, it.d); marked < bound {
+				if it.n <= bound-s.use[it.d] {
+					cause = CauseEarmark
+				}
+				bound = marked
+			}
 			if it.n > bound-s.use[it.d] {
 				return answer{limited, r.by.name, s.name, resourceOf[it.d], directionOf[it.d],
 					s.use[it.d], it.n, s.limitOf(it.d), r.priority, cause}
@@ -447,7 +535,10 @@ func (m *model) open(s, ps *modelScope, fallBack bool) (*modelScope, answer) {
 	r := &modelRequest{by: s, items: s.self, priority: 255}
 	if ps != nil {
 		dir := s.self[0].d
-		r.crowding = m.newcomers && ps.inTrans[dir] > 0 && int64(ps.inTrans[dir]) >= m.mostInTransient(dir)/4
+		r.asker = modelAsker{peer: ps, noneYet: true}
+		known := modelAsker{peer: ps}
+		any, _ := m.marked(&known, 0)
+		r.crowding = !any && m.newcomers && ps.inTrans[dir] > 0 && int64(ps.inTrans[dir]) >= m.mostInTransient(dir)/4
 	}
 	standard := [numPlaces]*modelScope{atPeer: ps, atTransient: m.transient(), atSystem: m.system()}
 	places := [][numPlaces]*modelScope{standard}
@@ -493,7 +584,8 @@ func (m *model) SetPeer(c *modelScope, p peer.ID) answer {
 	}
 	ps := m.peer(p)
 	trusted := c.far.open || c.far.named == p
-	r := &modelRequest{by: c, items: c.held(), priority: 255}
+	r := &modelRequest{by: c, items: c.held(), priority: 255, asker: modelAsker{peer: ps, conn: true}}
+	r.stands = !trusted && c.above[atSystem].name == "system"
 	system, toCheck := c.above[atSystem], []*modelScope{ps}
 	if !trusted && system.name == "allowlistedSystem" {
 		system = m.system()
@@ -556,6 +648,9 @@ func (m *model) attach(s *modelScope, place, pairPlace int, id string) answer {
 	to[place] = shared(id)
 	to[pairPlace] = m.at(to[place].name+"."+s.above[atPeer].name, pairLimit)
 	r := &modelRequest{by: s, items: s.held(), priority: 255}
+	if place == atProtocol && s.above[atSystem].name == "system" {
+		r.asker, r.stands = modelAsker{peer: s.above[atPeer], protocol: id}, true
+	}
 	r.enters = []*modelScope{to[place], to[pairPlace]}
 	if a := m.take(r, to[place], to[pairPlace]); a.outcome != yes {
 		return a
@@ -576,6 +671,18 @@ func (m *model) ReserveMemory(s *modelScope, n int, priority uint8) answer {
 		return answer{outcome: misused}
 	}
 	r := &modelRequest{by: s, items: []item{{dimMemory, int64(n)}}, priority: priority}
+	root := s
+	for root.owner != nil {
+		root = root.owner
+	}
+	if root.kind() == KindPeer {
+		r.asker.peer = root
+	} else if root.onTree() {
+		r.asker = modelAsker{peer: root.above[atPeer], noneYet: root.above[atTransient] != nil}
+		if p := root.above[atProtocol]; p != nil {
+			r.asker.protocol = strings.TrimPrefix(p.name, "protocol:")
+		}
+	}
 	a := m.take(r, s.line()...)
 	if a.outcome == yes {
 		s.own += int64(n)

@@ -81,6 +81,9 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
 	m.pressure = newPressure(cfg.pressure)
+	if m.earmarks = cfg.earmarks; m.earmarks != nil {
+		m.earmarks.ask()
+	}
 	m.leaks = newLeakFinder(cfg.leaks, m.reportBug)
 	if m.room = m.newRoom(cfg.room); m.room != nil {
 		m.alarm = newAlarm()
@@ -108,6 +111,9 @@ func (m *Manager) logStart() {
 	gates, _ := m.options.gateConfig(m.limits.Load().limiter) // what New made the gates from
 	attrs := []any{"stripes", len(m.stripes), "admission", m.admission,
 		"newcomers_quarter", m.newcomers, "fair_share", m.options.fair, "observe_only", m.observed.load()}
+	if m.earmarks != nil {
+		attrs = append(attrs, "earmarks", m.earmarks.names(0))
+	}
 	attrs = append(attrs, gates.attrs(m.options.callerRates)...)
 	attrs = append(attrs, "allowlist_entries", len(m.options.allowlisted)+len(m.options.names), "traced", m.trace != nil)
 	log.Info("resource manager started", append(attrs, m.limits.Load().startAttrs()...)...)
@@ -162,9 +168,9 @@ func (m *Manager) Close() error {
 
 func defaultConfig() config {
 	return config{
-		stripes:    defaultStripes(),
-		newcomers:  true,
-		refusalLog: 10 * time.Second,
-		gates:      defaultGateConfig(),
+		stripes:        defaultStripes(),
+		newcomers:      true,
+		refusalLog:     10 * time.Second,
+		defaultSubnets: defaultSubnetConfig(),
 	}
 }

@@ -93,6 +93,9 @@ func (m *Manager) wouldRefuseNow() map[modelWould]int {
 			rate := r.counts.wouldRationed.rate.of(k)[d]
 			put(k, dim(d), CauseRate, rate)
 			n -= rate
+			marked := r.counts.wouldRationed.marked.of(k)[d]
+			put(k, dim(d), CauseEarmark, marked)
+			n -= marked
 			if crowded := r.counts.wouldRationed.crowded[d]; k == KindTransient {
 				put(k, dim(d), CauseCrowding, crowded)
 				n -= crowded

@@ -67,7 +67,7 @@ func (st *stripe) openPlain(o *opening) bool {
 
 // openPaced is openReady for a stripe that is not plain: it works if that is only for the rates.
 func (st *stripe) openPaced(o *opening) bool {
-	if !st.rated || st.closed || st.trace != nil || st.engine.fair != nil || o.kind == KindStream && st.engine.paces(o.dir) {
+	if !st.rated || st.closed || st.trace != nil || st.engine.fair != nil || st.engine.earmarks != nil || o.kind == KindStream && st.engine.paces(o.dir) {
 		return false
 	}
 	c := o.chain

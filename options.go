@@ -23,24 +23,25 @@ import (
 
 // config is what options set.
 type config struct {
-	stripes       int
-	admission     Admission
-	refusalLog    time.Duration                       // 0: off
-	writeRefusals func(msg string, attrs []slog.Attr) // WithRefusalLogger
-	observed      kindSet                             // WithObserveOnly
-	newcomers     bool                                // WithNewcomersQuarter
-	fair          kindSet                             // WithFairShare
-	allowlisted   []allowlistEntry
-	gates         gateConfig              // the gates where the limit configuration sets none
-	subnets       subnetConfig            // nil lists: as in the limit configuration
-	callerRates   *callerRates            // nil: as in the limit configuration
-	gatesByOption GateLimits              // WithGates
-	strict        bool                    // WithStrictConfig
-	faults        []fault                 // what go-libp2p's manager passes over
-	leaks         *LeakFinderConfig       // nil: open scopes are not recorded
-	pressure      *MemoryPressureConfig   // nil: the memory of the process is not watched
-	room          *RoomConfig             // nil: no room is made
-	owner         func(netip.Addr) string // WithOwners
+	stripes        int
+	admission      Admission
+	refusalLog     time.Duration                       // 0: off
+	writeRefusals  func(msg string, attrs []slog.Attr) // WithRefusalLogger
+	observed       kindSet                             // WithObserveOnly
+	newcomers      bool                                // WithNewcomersQuarter
+	fair           kindSet                             // WithFairShare
+	earmarks       *earmarks                           // WithEarmarks
+	allowlisted    []allowlistEntry
+	defaultSubnets subnetConfig            // the gates where the limit configuration sets none
+	subnets        subnetConfig            // nil lists: as in the limit configuration
+	callerRates    *callerRates            // nil: as in the limit configuration
+	gatesByOption  *GateLimits             // WithGates
+	strict         bool                    // WithStrictConfig
+	faults         []fault                 // what go-libp2p's manager passes over
+	leaks          *LeakFinderConfig       // nil: open scopes are not recorded
+	pressure       *MemoryPressureConfig   // nil: the memory of the process is not watched
+	room           *RoomConfig             // nil: no room is made
+	owner          func(netip.Addr) string // WithOwners
 
 	nearLimit  []func(NearLimitEvent)
 	trimmed    []connmgr.ConnManager
@@ -256,7 +257,7 @@ func WithGates(gates GateLimits) Option {
 		if _, err := gates.config(defaultGateConfig()); err != nil {
 			return fmt.Errorf("WithGates: %w", err)
 		}
-		c.gatesByOption = *gates.over(nil)
+		c.gatesByOption = gates.over(nil)
 		return nil
 	}
 }
@@ -324,12 +325,12 @@ func WithMetricsDisabled() Option {
 
 // repairSubnets repairs the limits of subnets, see subnetConfig.repair.
 func (c *config) repairSubnets() []fault {
-	return append(c.gates.subnets.repair("DefaultNetworkPrefixLimit"), c.subnets.repair("WithNetworkPrefixLimit")...)
+	return append(c.defaultSubnets.repair("DefaultNetworkPrefixLimit"), c.subnets.repair("WithNetworkPrefixLimit")...)
 }
 
 // gateConfig returns the configuration of the gates of a manager with these limits.
 func (c *config) gateConfig(limits Limiter) (gateConfig, error) {
-	g, err := gateConfigOf(limits, c.gates)
+	g, err := gateConfigOf(limits, gateConfig{subnets: c.defaultSubnets, rate: defaultRateConfig()})
 	if err != nil {
 		return gateConfig{}, err
 	}
@@ -420,6 +421,33 @@ func WithOwners(owner func(netip.Addr) string) Option {
 			return errors.New("WithOwners: expected a function, not nil")
 		}
 		c.owner = owner
+		return nil
+	}
+}
+
+// WithEarmarks keeps parts of the limits of the system and transient scopes for peers and protocols
+// that the host names: its mesh, validators, friends. Others are refused once no more than these
+// parts are left, with CauseEarmark. It is off by default.
+//
+// The parts lie inside the limits, and are kept free beside what those that they are for hold
+// already. A peer that has an earmark, and a stream of a protocol that has one, may take the parts
+// of all its earmarks and what is free to everybody. Neither fair shares nor the newcomers' quarter
+// apply to it.
+//
+// A connection is asked when its peer is known, and a stream also when its protocol is known.
+// Before that they may stand in a part that turns out not to be theirs, no more of them than the
+// transient scope admits. So a part should be larger than that. Connections that the allowlist
+// covers are admitted in any case. Memory that is reserved at a shared scope itself has no peer, and
+// no earmark is kept from it.
+//
+// If a part, a name or a protocol cannot be, New returns an error.
+func WithEarmarks(list ...Earmark) Option {
+	return func(c *config) error {
+		all, err := c.earmarks.with(list)
+		if err != nil {
+			return fmt.Errorf("WithEarmarks: %w", err)
+		}
+		c.earmarks = all
 		return nil
 	}
 }

@@ -122,6 +122,7 @@ func everyOption(t *testing.T) map[string]Option {
 		"WithLeakFinder":            WithLeakFinder(LeakFinderConfig{Stacks: 1}),
 		"WithFairShare":             WithFairShare(),
 		"WithOwners":                WithOwners(fairOwner),
+		"WithEarmarks":              WithEarmarks(Earmark{Name: "friends", Part: 0.1, Allowlisted: true}),
 		"WithObserveOnly":           WithObserveOnly(KindRate, KindSubnet),
 		"WithNearLimitFunc":         WithNearLimitFunc(func(NearLimitEvent) {}),
 		"WithTrimming":              WithTrimming(connmgr.NullConnMgr{}),
@@ -237,7 +238,7 @@ func TestTheDocumentsListTheOptions(t *testing.T) {
 		}
 	}
 	made := exportedOptions(t)
-	for _, settings := range []any{MemoryPressureConfig{}, LeakFinderConfig{}, NodeLimits{}} {
+	for _, settings := range []any{MemoryPressureConfig{}, Earmark{}, LeakFinderConfig{}, NodeLimits{}} {
 		of := reflect.TypeOf(settings)
 		for i := range of.NumField() {
 			made = append(made, of.Name()+"."+of.Field(i).Name)
@@ -260,6 +261,7 @@ func TestTheDocumentsListTheOptions(t *testing.T) {
 		"WithNewcomersQuarter":             onOff[cfg.newcomers],
 		"WithFairShare":                    onOff[cfg.fair != 0],
 		"WithOwners":                       none[cfg.owner == nil],
+		"WithEarmarks":                     onOff[cfg.earmarks != nil],
 		"WithObserveOnly":                  onOff[cfg.observed != 0],
 		"WithMemoryPressure":               onOff[cfg.pressure != nil],
 		"WithRoom":                         onOff[cfg.room != nil],

@@ -357,7 +357,8 @@ func (p *page) writeHTML(w io.Writer, l *look) error {
 		"Peers": peers[:peersShown], "Names": names[:namesShown], "NamesAll": s.Services + s.Protocols,
 		"InTheWay": all.InTheWay(), "Bottleneck": all.Bottleneck(), "Found": l.found, "Scope": l.scope, "All": slices.Concat(fixed, others),
 		"Wrong": wrong, "WrongFind": wrongFind, "MemberPeaks": s.memberPeakRows(), "HostNames": s.nameRows(), "Shares": s.FairShare.rows(), "Groups": s.FairShare.groupRows(),
-		"Room": s.Room.text(), "Answer": l.answer, "Asked": l.asked, "Observing": s.observing(), "Observed": s.observedText(),
+		"Earmarks": s.earmarkRows(),
+		"Room":     s.Room.text(), "Answer": l.answer, "Asked": l.asked, "Observing": s.observing(), "Observed": s.observedText(),
 		"Style": template.CSS(pageStyle), "Script": template.JS(pageScript),
 	})
 }

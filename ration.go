@@ -1,11 +1,16 @@
 package rcmgr
 
-// How much of a limit a request may fill, so that others get something. Two policies are
+// How much of a limit a request may fill, so that others get something. Three policies are
 // here. WithNewcomersQuarter, which is on by default, keeps the last quarter of transient's
 // streams for peers that hold little of it. WithFairShare limits each peer, each subnet and each
-// group around it to a share of what all of them use.
+// group around it to a share of what all of them use. WithEarmarks keeps a part for peers and
+// protocols that the host names (earmark.go).
 
-import "github.com/weir-p2p/rcmgr/internal/groups"
+import (
+	"github.com/libp2p/go-libp2p/core/protocol"
+
+	"github.com/weir-p2p/rcmgr/internal/groups"
+)
 
 // countTransient adds n to the number of streams that the chain's peer, and that peer's subnet,
 // have in the standard transient scope, if the chain is charged there.
@@ -95,24 +100,31 @@ func (ps *peerScope) holds(k Kind, d dim) int64 {
 	return ps.use.of(d)
 }
 
-// checkPeersShare returns the refusal to give a peer one more of the inbound connections that
-// stand in the system scope without a peer, nil if the peer may have it.
+// checkPeersShare returns the refusal to give a peer one more of the connections that stand in
+// the system scope without a peer, nil if the peer may have it.
 func (st *stripe) checkPeersShare(ps *peerScope, r *request) *noted {
-	if r.asker = ps; !st.engine.fair.on(KindSystem) || !st.engine.rations(r) {
+	r.asker = ps
+	e := st.engine
+	shares := e.fair.on(KindSystem) && e.rations(r)
+	if !shares && e.earmarks == nil {
 		return nil
 	}
-	system := st.fixed[KindSystem]
-	items, n := r.list()
-	for _, it := range items[:n] {
-		// Above half of the limit, what has been handed out is in use, this connection
-		// included. A connection that may have all of a limit was admitted, and stays even
-		// if the limit has been lowered since.
-		used, most := system.pool.tally(it.d).handed, st.engine.ration(r, &system.account, it)
-		if it.d != dimMemory && used > most && most < system.limit()[it.d] {
-			return st.refuse(r, &system.account, it, used-it.n)
-		}
+	if e.earmarks != nil {
+		r.earmarks = ps.earmarksFor(r, nil)
 	}
-	return nil
+	return st.checkStanding(r, func(a *account, it item) int64 { return e.mostStanding(shares, r, a, it) })
+}
+
+// mostStanding returns the most that the system scope may hold for a connection to get its peer.
+func (e *engine) mostStanding(shares bool, r *request, a *account, it item) int64 {
+	most := e.most(a.kind, a.limit(), it.d)
+	if shares {
+		most = e.ration(r, a, it)
+	}
+	if e.earmarks != nil {
+		most = min(most, e.unmarked(r, a, it.d))
+	}
+	return most
 }
 
 // most returns the most that a scope of a kind with these limits may hold of d, whichever peer
@@ -141,18 +153,15 @@ func (e *engine) rations(r *request) bool {
 	case dimConnsIn:
 		return e.fair != nil
 	}
-	return e.sharesMemory()
+	return e.fair.on(KindSystem)
 }
-
-// sharesMemory reports whether no peer may take all of the system's memory.
-func (e *engine) sharesMemory() bool { return e.fair.on(KindSystem) }
 
 // ration returns the most that a standard scope may hold once it has an item of a request that
 // may not fill all of a limit.
 func (e *engine) ration(r *request, a *account, it item) int64 {
 	most := e.most(a.kind, a.limit(), it.d)
 	switch {
-	case !a.kind.rationed(r, it.d):
+	case !a.kind.rationed(r, it.d), r.earmarks&hasEarmark != 0:
 	case !e.fair.on(a.kind):
 		if e.newcomers && a.kind.hasLastQuarter(it.d) && r.crowds(a.kind, it, most) {
 			return most - most/4
@@ -174,12 +183,74 @@ func (r *request) crowds(k Kind, it item, limit int64) bool {
 	return held > 0 && it.n > max(0, limit/4-held)
 }
 
-// rationedBy returns the rule by which a scope refuses what its limit would admit.
-func (e *engine) rationedBy(k Kind) Cause {
-	if e.fair.on(k) {
+// rationedBy returns the rule by which a scope refuses an item that its limit would admit.
+func (e *engine) rationedBy(r *request, a *account, it item, current int64) Cause {
+	switch {
+	case e.earmarks != nil && (!e.rations(r) || it.n <= e.ration(r, a, it)-current):
+		return CauseEarmark
+	case e.fair.on(a.kind):
 		return CauseFairShare
 	}
 	return CauseCrowding
+}
+
+// earmarksFor returns the earmarks whose parts a request of a peer may take. at is the account of
+// its protocol, or of what stands in the place of one; nil is none. The lock of the peer's stripe is
+// held.
+func (ps *peerScope) earmarksFor(r *request, at *account) (may earmarkSet) {
+	e := ps.st.engine
+	m := e.earmarks
+	may = m.named.Load().of[ps.id]
+	if m.allowlisted != 0 && (ps.trusted > 0 || e.allowlist.allowsPeer(ps.id)) {
+		may |= m.allowlisted
+	}
+	if at != nil && at.kind == KindProtocol {
+		name := at.name()
+		may |= m.protocols[protocol.ID(name.text)]
+	}
+	if may != 0 {
+		may |= hasEarmark
+	}
+	switch {
+	case at != nil && at.lasting(): // it has no protocol yet
+		may |= m.ofProtocols
+	case r.both == dimConns && r.count != 0: // it never has one
+		may |= m.onlyProtocols
+	}
+	return may
+}
+
+// unmarked returns the most that a standard scope may hold of d once a request is admitted, for the
+// sake of the earmarks that it does not have. Of a connection without a peer, that is not known.
+func (e *engine) unmarked(r *request, a *account, d dim) int64 {
+	most := e.most(a.kind, a.limit(), d)
+	if r.asker == nil || isUnlimited(d, most) {
+		return most
+	}
+	return most - e.earmarks.keptFrom(r.earmarks, most)
+}
+
+// checkProtocol returns the refusal to let a stream that stands in the system scope have a
+// protocol, nil if it may have it. r is what the stream holds.
+func (st *stripe) checkProtocol(ps *peerScope, pr *pair, r *request) *noted {
+	r.asker, r.earmarks = ps, ps.earmarksFor(r, &pr.share.account)
+	return st.checkStanding(r, func(a *account, it item) int64 { return st.engine.unmarked(r, a, it.d) })
+}
+
+// checkStanding returns the refusal of what stands in the system scope already, if that holds more
+// than most returns, and nil if it does not. Above half of a limit, what has been handed out is in
+// use, the request included. What was admitted when all of a limit was free to it stays even if the
+// limit has been lowered since.
+func (st *stripe) checkStanding(r *request, mostOf func(*account, item) int64) *noted {
+	system := st.fixed[KindSystem]
+	items, n := r.list()
+	for _, it := range items[:n] {
+		used, most := system.pool.tally(it.d).handed, mostOf(&system.account, it)
+		if it.d != dimMemory && used > most && most < system.limit()[it.d] {
+			return st.refuse(r, &system.account, it, used-it.n)
+		}
+	}
+	return nil
 }
 
 // rationed reports whether scopes of this kind divide their limit on d among those that make

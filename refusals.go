@@ -15,6 +15,26 @@ type rationCounts struct {
 	crowded dimCounts                    // CauseCrowding, which only transient has
 	fair    [KindTransient + 1]dimCounts // CauseFairShare
 	rate    *rateCounts                  // CauseRate; nil until a rate of a scope has refused
+	marked  *markedCounts                // CauseEarmark; nil until an earmark has refused
+}
+
+// markedCounts counts the refusals for the sake of earmarks, by kind.
+type markedCounts [KindTransient + 1]dimCounts
+
+// of returns the counts of one kind of scopes or gates.
+func (c *markedCounts) of(k Kind) (n dimCounts) {
+	if c != nil && k <= KindTransient {
+		n = c[k]
+	}
+	return n
+}
+
+// makeMarked returns the counts of earmarks, and makes them if there are none.
+func (c *rationCounts) makeMarked() *markedCounts {
+	if c.marked == nil {
+		c.marked = new(markedCounts)
+	}
+	return c.marked
 }
 
 // rateCounts counts the refusals by rates of scopes, by their kind.
@@ -44,6 +64,8 @@ func (c *rationCounts) count(why *refusal) {
 		c.fair[why.scope.kind][why.d]++
 	case CauseRate:
 		c.makeRate()[why.scope.kind][why.d]++
+	case CauseEarmark:
+		c.makeMarked()[why.scope.kind][why.d]++
 	}
 }
 
@@ -51,6 +73,12 @@ func (c *rationCounts) add(o *rationCounts) {
 	c.crowded.add(&o.crowded)
 	for k := range c.fair {
 		c.fair[k].add(&o.fair[k])
+	}
+	if o.marked != nil {
+		own := c.makeMarked()
+		for k := range own {
+			own[k].add(&o.marked[k])
+		}
 	}
 	if o.rate != nil {
 		own := c.makeRate()

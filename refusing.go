@@ -115,7 +115,7 @@ func (r *request) holderOf(e *engine, a *account, it item, cause Cause) *scopeNa
 func (r *request) causeOf(e *engine, a *account, it item, current int64) Cause {
 	switch {
 	case it.n <= r.threshold(e, a, it.d)-current:
-		return e.rationedBy(a.kind)
+		return e.rationedBy(r, a, it, current)
 	case it.n <= a.limit()[it.d]-current && it.d != dimMemory:
 		return CauseCrowding // outbound streams leave room for inbound ones
 	}

@@ -254,6 +254,12 @@ func (s *Snapshot) WriteText(w io.Writer) error {
 			return err
 		}
 	}
+	if len(s.Earmarks) > 0 {
+		fmt.Fprint(w, "\nKept for those that the host names\n\n")
+		if err := s.writeEarmarks(w); err != nil {
+			return err
+		}
+	}
 	if s.Room.on() {
 		fmt.Fprintf(w, "\nLet go to make room, on %d hosts\n\n", s.Room.Hosts)
 		if err := s.Room.writeRoom(w); err != nil {

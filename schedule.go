@@ -87,6 +87,9 @@ func (m *Manager) jobs() []*job {
 	if m.noting && m.room != nil {
 		jobs = append(jobs, &job{every: m.options.refusalLog, do: (&roomLog{}).of(m), apart: true})
 	}
+	if m.earmarks.asksPeers() {
+		jobs = append(jobs, &job{every: earmarkInterval, do: m.earmarks.ask, apart: true})
+	}
 	if m.pressure != nil {
 		jobs = append(jobs, &job{every: m.pressure.every, do: m.pressure.look, apart: true})
 	}

@@ -97,7 +97,7 @@ type EngineState struct {
 }
 
 // Snapshot is the state of a manager. The numbers of all its scopes belong to the same
-// instant; Gates, Process, FairShare, Room, Allowlist and Leaks are read a little later. A Snapshot
+// instant; Gates, Process, FairShare, Earmarks, Room, Allowlist and Leaks are read a little later. A Snapshot
 // is a plain value that does not change. It can be written to JSON and read back.
 type Snapshot struct {
 	Taken   time.Time
@@ -138,6 +138,8 @@ type Snapshot struct {
 	Process ProcessMemory `json:",omitzero"`
 	// FairShare is what subnets hold. It is zero without WithFairShare.
 	FairShare FairShareState `json:",omitzero"`
+	// Earmarks are the parts of limits that are kept. It is empty without WithEarmarks.
+	Earmarks []EarmarkState `json:",omitempty"`
 	// Room is what was let go to make room. It is zero without WithRoom.
 	Room   RoomState `json:",omitzero"`
 	Engine EngineState
@@ -350,6 +352,7 @@ func (m *Manager) snapshot(subnets int, c *cut, add func()) Snapshot {
 	s.Gates = m.gate().state(subnets)
 	s.Process = m.pressure.state()
 	s.FairShare = m.fair.state(subnets)
+	s.Earmarks = m.earmarks.state()
 	s.Room = roomState(m.room)
 	s.Allowlist = m.names.state()
 	s.Leaks = m.leaks.state()

@@ -133,6 +133,9 @@ func (m *Manager) refusable(fixed []scopeReading) (may refusable) {
 		if s.kind == KindTransient && m.newcomers && limits.has(dimStreams) {
 			limits |= 1 << dimStreamsOut // they leave a part of the total to inbound ones
 		}
+		if m.earmarks != nil && s.kind <= KindTransient {
+			may.marked[s.kind] = limits
+		}
 		switch {
 		case m.fair.on(s.kind):
 			may.shares[s.kind] = limits & dimSetOf(s.kind.hasShares)

@@ -167,6 +167,11 @@ func (s *streamScope) attachLocked(st *stripe, pr *pair, slot int, g grip) (verd
 	target.at[slot-pairsBefore], target.at[slot] = &pr.account, &pr.share.account
 	total := s.h.total()
 	total.grip, total.sharedFirst = g, true
+	if st.engine.earmarks != nil && slot == slotProtocol && s.h.tree.chain.at[slotSystem].kind == KindSystem {
+		if why := st.checkProtocol(s.peer, pr, &total); why != nil && !st.retryUnobserved(&total, refused, why) {
+			return refused, st.refusal(why, s.asked(), &total)
+		}
+	}
 	switch v, why := st.take(&target, &total); v {
 	case refused:
 		return v, st.refusal(why, s.asked(), &total)

@@ -161,6 +161,43 @@ func TestTheAllowlistIsFreeOfTheRateOfStreams(t *testing.T) {
 	}
 }
 
+func TestAPeerThatIsAllowlistedLaterIsFreeOfTheRateOfStreams(t *testing.T) {
+	m := streamGated(t, nil)
+	p, _ := connect(t, m, network.DirInbound, "/ip4/192.0.2.1/tcp/1")
+	for range 3 {
+		require.NoError(t, openAndClose(m, p, network.DirInbound))
+	}
+	require.Error(t, openAndClose(m, p, network.DirInbound))
+	require.NoError(t, m.GetAllowlist().Add(multiaddr.StringCast("/p2p/"+p.String())))
+	for range 9 {
+		require.NoError(t, openAndClose(m, p, network.DirInbound))
+	}
+}
+
+// What is not among the rates of dials, or of streams, is named as a rate of connections would be.
+func TestTheLogNamesTheRateThatRefused(t *testing.T) {
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
+		c.Gates = streamLimits()
+		c.Gates.DialRate = dialLimits().DialRate
+	}), WithRefusalLog(time.Hour))
+	lines := captureLog(t)
+	for _, addr := range []string{"/ip4/192.0.2.1/tcp/1", "/ip4/10.1.2.3/tcp/1"} {
+		p, _ := connect(t, m, network.DirInbound, addr)
+		for range 9 {
+			openAndClose(m, p, network.DirInbound)
+			if c, err := m.OpenConnection(network.DirOutbound, true, multiaddr.StringCast(addr)); err == nil {
+				c.Done()
+			}
+		}
+		m.logRefusals()
+		text := lines.String()
+		lines.Reset()
+		key := map[string]string{"/ip4/192.0.2.1/tcp/1": `Gates.DialRate.IPv4[`, "/ip4/10.1.2.3/tcp/1": `Gates.DialRate.Networks[`}[addr]
+		require.Contains(t, text, key)
+		require.Contains(t, text, strings.Replace(key, "DialRate", "StreamRate", 1))
+	}
+}
+
 func TestAPeerIsWhereTheFirstOfItsConnectionsIs(t *testing.T) {
 	m := streamGated(t, nil)
 	const in = network.DirInbound

@@ -55,7 +55,7 @@ type stripe struct {
 	// wholeFrom is the least priority that may fill all of a limit.
 	wholeFrom uint8
 	closed    bool // the manager is closed: nothing new is admitted
-	// plain: there is no tracer, no fair share and no rate, and the manager is not closed. Then
+	// plain: there is no tracer, fair share, earmark or rate, and the manager is not closed. Then
 	// the accounts alone decide, and nothing else has to be told.
 	plain bool
 	rated bool        // some limit has a rate, see tokens.go

@@ -324,6 +324,26 @@ func (s *FairShareState) groupRows() (rows []groupRow) {
 	return rows
 }
 
+// earmarkRow is a row of the table of earmarks.
+type earmarkRow struct{ Name, Part, Peers, Protocols string }
+
+// earmarkRows returns the earmarks as text.
+func (s *Snapshot) earmarkRows() (rows []earmarkRow) {
+	for _, e := range s.Earmarks {
+		peers := strconv.Itoa(e.Peers)
+		if e.Allowlisted {
+			peers += " and the allowlist"
+		}
+		var protocols []string
+		for _, p := range e.Protocols {
+			protocols = append(protocols, string(p))
+		}
+		rows = append(rows, earmarkRow{printable(e.Name), fmt.Sprintf("%g %%", 100*e.Part), peers,
+			cmp.Or(printable(strings.Join(protocols, " ")), "-")})
+	}
+	return rows
+}
+
 // groupRow is a row of the table of what networks and owners hold.
 type groupRow struct {
 	Name    string
@@ -338,6 +358,15 @@ func (s *FairShareState) writeGroups(w io.Writer) error {
 			row = append(row, strconv.FormatInt(n, 10))
 		}
 		t.row(row...)
+	}
+	return t.Flush()
+}
+
+// writeEarmarks writes the earmarks as a table.
+func (s *Snapshot) writeEarmarks(w io.Writer) error {
+	t := newTable(w, "Earmark", "Of Each Limit", "Peers", "Protocols")
+	for _, r := range s.earmarkRows() {
+		t.row(r.Name, r.Part, r.Peers, r.Protocols)
 	}
 	return t.Flush()
 }

@@ -388,7 +388,7 @@ func (e *engine) setRated() {
 	for i := range e.stripes {
 		st := &e.stripes[i]
 		st.rated = rated
-		st.plain = !rated && e.trace == nil && e.fair == nil && !st.closed && !e.paces(dimStreamsIn)
+		st.plain = !rated && e.trace == nil && e.fair == nil && !st.closed && e.earmarks == nil && !e.paces(dimStreamsIn)
 	}
 }
 

@@ -49,7 +49,7 @@ func TestEnumerationsHaveTheSameNamesInTextAndJSON(t *testing.T) {
 	words(t, func(i int) Kind { return Kind(i) }, int(numKinds))
 	words(t, func(i int) Origin { return Origin(i) }, 4)
 	words(t, func(i int) Resource { return Resource(i) }, 4)
-	words(t, func(i int) Cause { return Cause(i) }, 6)
+	words(t, func(i int) Cause { return Cause(i) }, 7)
 	words(t, func(i int) Admission { return Admission(i) }, 3)
 }
 

@@ -211,7 +211,7 @@ func snapshotFrom(raw []byte) (s rcmgr.Snapshot, unread []string, err error) {
 // optional are the members of a Snapshot that are left out where they are empty.
 var optional = map[string]bool{
 	"Sizing": true, "MemberPeaks": true, "WouldRefuse": true, "Observed": true, "Recent": true,
-	"Process": true, "FairShare": true, "Allowlist": true, "Leaks": true,
+	"Process": true, "FairShare": true, "Earmarks": true, "Allowlist": true, "Leaks": true,
 }
 
 // check returns an error for a snapshot that no manager writes.

@@ -77,6 +77,7 @@ var floors = []floor{
 	{"records", "kept for the engine, and independent of it", []room{
 		{"fairshare.go", "what each subnet holds of the shared scopes, and the groups around it. `internal/groups/` counts"},
 		{"fairstate.go", "what groups hold, as snapshots show it"},
+		{"earmark.go", "parts of limits that are kept for peers and protocols which the host names"},
 		{"roomconfig.go", "how room is made"},
 		{"memberpeaks.go", "the most that any one peer has held, ever and lately"},
 		{"leaks.go", "the oldest open scopes, and those that were dropped without Done"},

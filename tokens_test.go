@@ -80,6 +80,75 @@ func TestAPeersStreamsComeNoFasterThanItsRate(t *testing.T) {
 	require.Error(t, open())
 }
 
+// A minute of one peer that opens and closes 10,000 streams a second, against 100 a second.
+func TestAPeerThatOpensTenThousandStreamsASecondGetsItsRateAndAFriendLosesNothing(t *testing.T) {
+	const burst, perSecond = 400, 100
+	m, clock := newPaced(t, func(c *perScope[BaseLimit]) {
+		c.PeerDefault.Rates.StreamsInbound = Rate{PerSecond: perSecond, Burst: burst}
+	})
+	var times []int64 // at which the attacker was admitted
+	for i := range 600_000 {
+		clock.now = int64(i) * int64(100*time.Microsecond)
+		if s, err := m.OpenStream("attacker", network.DirInbound); err == nil {
+			times = append(times, clock.now)
+			s.Done()
+		}
+		if i%1000 == 0 { // ten a second
+			mustOpenStream(t, m, "friend", network.DirInbound).Done()
+		}
+	}
+	require.Len(t, times, burst+60*perSecond-1) // the last instant is 0.1 ms before the minute is over
+	for n := range len(times) - burst {
+		// From each one on, one more than the burst comes no sooner than a token does.
+		require.GreaterOrEqual(t, times[n+burst]-times[n], int64(time.Second)/perSecond)
+	}
+	for _, over := range []int{1, 10, 1000, 5000} {
+		for n := range len(times) - burst - over + 1 {
+			last := times[n+burst+over-1]
+			require.GreaterOrEqual(t, last-times[n], int64(over)*int64(time.Second)/perSecond)
+		}
+	}
+}
+
+func TestAMillionPeersWithARateTakeSixteenBytesEachAndNothingOnceTheyAreFull(t *testing.T) {
+	peers := 1_000_000
+	if testing.Short() || raceDetector() {
+		peers = 20_000
+	}
+	m, clock := newPaced(t, func(c *perScope[BaseLimit]) {
+		c.PeerDefault.Rates.StreamsInbound = Rate{PerSecond: 10, Burst: 40}
+	})
+	goroutines := ourGoroutines()
+	for i := range peers {
+		mustOpenStream(t, m, peerNamed(fmt.Sprint(i)), network.DirInbound).Done()
+	}
+	require.Equal(t, goroutines, ourGoroutines())
+	owing, more := 0, 0
+	count := func() {
+		owing, more = 0, 0
+		for i := range m.stripes {
+			m.stripes[i].eachPeer(func(ps *peerScope) {
+				if ps.rare != nil {
+					owing++
+					if ps.rare.rares != nil {
+						more++
+					}
+				}
+			})
+		}
+	}
+	count()
+	require.Equal(t, peers, owing, "16 bytes each, see the test below")
+	require.Zero(t, more)
+	clock.ahead(time.Second)
+	for range 4 {
+		m.reap()
+	}
+	count()
+	require.Zero(t, owing)
+	assertEmpty(t, m)
+}
+
 // someRates returns random rates whose tokens come after whole nanoseconds.
 func someRates(r *rand.Rand) (rates Rates) {
 	for _, one := range rates.all() {

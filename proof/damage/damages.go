@@ -718,7 +718,7 @@ var damages = []damage{
 	{"shared.go", "rare.far == (ip.Key{}) || ps.use.of(dimConns) <= 1 {", "true {"},
 	{"gate.go", "g.streams != nil && (d == dimStreamsIn || g.outbound)", "g.streams != nil"},
 	{"conn.go", "if c.h.marks.has(located) && mv.to", "if mv.to"},
-	{"explain.go", "\t\t\te.peer.makeRare().far = ip.KeyOf(far)\n", ""},
+	{"explain.go", "e.peer.makeRare().far = ip.KeyOf(far)", "_ = ip.KeyOf(far)"},
 	{"internal/subnets/takeif.go", "case !admits():\n\t\treturn nil, false\n", "case !admits():\n"},
 	{"internal/subnets/takeif.go", "w.empty = st.emptyLocked(&w)", "_ = st.emptyLocked"},
 	{"internal/subnets/takeif.go", "\tst.reachedLocked(w.at)\n", ""},

@@ -437,6 +437,27 @@ func TestAGroupThatIsKnownCompetesWithItself(t *testing.T) {
 	})
 }
 
+func TestOfALargeGroupTheConnectionsOfTheLastSecondStay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, h := roomOfConns(t, 64, RoomConfig{})
+		closed := 0
+		for i := range 200 {
+			conn, opened := connectIn16(t, h, fmt.Sprint(i), 0, i, 0), time.Now()
+			conn.Closed = func(byHost bool) {
+				if byHost {
+					closed++
+					require.GreaterOrEqual(t, time.Since(opened), time.Second)
+				}
+			}
+			_, err := conn.Open(network.DirInbound) // it is not idle
+			require.NoError(t, err)
+			time.Sleep(100 * time.Millisecond)
+		}
+		require.Greater(t, closed, 100)
+		m.Close()
+	})
+}
+
 func TestAGroupThatPanicsOrHasAMillionNamesDoesNoHarm(t *testing.T) {
 	for name, group := range map[string]func(netip.Addr) string{
 		"panics": func(netip.Addr) string { panic("no") },

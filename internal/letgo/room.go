@@ -316,7 +316,7 @@ func (r *Room) choose(l *Lack, need int64, seen *view, now time.Time) ([]*found,
 		c.Weight = w
 		c.Keep = f.keep(l, now)
 		c.Idle = f.idle(l, now, median)
-		c.New = f.fresh(now)
+		c.New = !l.Waiting && f.fresh(now) // of those that wait, the oldest go anyway
 		list = append(list, f)
 		all = append(all, c)
 	}

@@ -752,7 +752,7 @@ var damages = []damage{
 	{"internal/evict/evict.go", "counts[g] >= shares[level]/2 {", "counts[g] >= shares[level] {"},
 	{"internal/evict/evict.go", "l.head, l.score = l.byTurn[0], q.average // no more than others", "l.head = l.byTurn[0]"},
 	{"internal/evict/evict.go", "\tif ca.New != cb.New {", "\tif false {"},
-	{"internal/letgo/room.go", "\t\tc.New = f.fresh(now)\n", ""},
+	{"internal/letgo/room.go", "c.New = !l.Waiting && f.fresh(now)", "_ = f.fresh(now)"},
 	{"roomfacts.go", "f.Allowlisted = c.h.marks.has(trusted); c", "f.Allowlisted = false; c"},
 	{"internal/letgo/room.go", "need -= coming; need <= 0", "need <= 0"},
 	{"internal/letgo/room.go", "if !r.budget.AllowN(now, 1) {", "if false {"},

@@ -1,15 +1,16 @@
 package rcmgr
 
 // Earmarks: a part of each limit of the system and transient scopes that only some peers and
-// protocols may take. Everybody else is refused once no more than that part is left, as streams
+// protocols may take. Other requests are refused once no more than that part is left, as streams
 // are by the newcomers' quarter. So an earmark is a bound on what a scope may hold after a request
 // (ration.go), decided on the exact sum together with the limit (I2). It needs no count of what its
 // peers hold already: it keeps a part free for them beside that (DECISIONS.md).
 //
-// All earmarks together are at most half of a limit, because below half nobody is asked.
+// All earmarks together are at most half of a limit, because only above half does a decision ask
+// which peer a request is for.
 //
-// Which peers an earmark is for, the host says when it is asked, once a second and without locks.
-// A decision looks into the last answer.
+// The host is asked once a second, without locks, which peers an earmark is for. A decision looks
+// into the last answer.
 
 import (
 	"fmt"
@@ -43,7 +44,7 @@ type Earmark struct {
 type EarmarkState struct {
 	Name        string
 	Part        float64
-	Peers       int           // that the host named when it was asked last
+	Peers       int           // that the last call of Earmark.Peers returned
 	Allowlisted bool          `json:",omitempty"`
 	Protocols   []protocol.ID `json:",omitempty"`
 }
@@ -98,7 +99,7 @@ func checkEarmarks(list []Earmark) error {
 		case !(e.Part > 0 && e.Part <= 0.5):
 			return fmt.Errorf("%s: Part is %v, expected a number above 0 and at most 0.5", at, e.Part)
 		case e.Peers == nil && !e.Allowlisted && len(e.Protocols) == 0:
-			return fmt.Errorf("%s is for nobody: set Peers, Allowlisted or Protocols", at)
+			return fmt.Errorf("%s is for no peer and no protocol: set Peers, Allowlisted or Protocols", at)
 		}
 		for _, p := range e.Protocols {
 			if p == "" {

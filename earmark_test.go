@@ -225,7 +225,7 @@ func TestEarmarksThatCannotBeAreErrors(t *testing.T) {
 		`earmark 0 ("a"): Part is -0.1, expected`:                               one(Earmark{Name: "a", Part: -0.1, Peers: peers}),
 		`earmark 0 ("a"): Part is NaN, expected`:                                one(Earmark{Name: "a", Part: math.NaN(), Peers: peers}),
 		`earmark 0 ("a"): Part is 1.5, expected`:                                one(Earmark{Name: "a", Part: 1.5, Peers: peers}),
-		`earmark 0 ("a") is for nobody: set Peers, Allowlisted or Protocols`:    one(Earmark{Name: "a", Part: 0.1}),
+		`earmark 0 ("a") is for no peer and no protocol: set Peers, Allowlisted or Protocols`:    one(Earmark{Name: "a", Part: 0.1}),
 		`earmark 0 ("a"): a name in Protocols is empty`:                         one(Earmark{Name: "a", Part: 0.1, Protocols: []protocol.ID{""}}),
 		`earmark 1 ("a"): another one has this Name`:                            {{Name: "a", Part: 0.1, Peers: peers}, {Name: "a", Part: 0.1, Peers: peers}},
 		`the parts of all earmarks are 0.6 together, expected at most 0.5`:      {{Name: "a", Part: 0.3, Peers: peers}, {Name: "b", Part: 0.3, Peers: peers}},

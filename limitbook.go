@@ -374,7 +374,7 @@ func guardLimiter(l Limiter) Limiter {
 	case *fixedLimiter, *guardedLimiter:
 		return l
 	}
-	return &guardedLimiter{theirs: l, guard: guard{callback: callbackOf("Limiter", l), then: "whoever needs its limit gets an error"}}
+	return &guardedLimiter{theirs: l, guard: guard{callback: callbackOf("Limiter", l), then: "calls that need its limit return an error"}}
 }
 
 func (g *guardedLimiter) ask(get func() Limit) Limit {

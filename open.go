@@ -59,7 +59,7 @@ func (e *engine) openConnection(dir network.Direction, usefd bool, remote endpoi
 		return nil, err
 	}
 	scope := &connScope{userScope: userScope{h, o.num}}
-	state := scope.state() // without a lock: nobody else has this scope, and older handles do not read it
+	state := scope.state() // without a lock: no other goroutine has this scope, and older handles do not read it
 	state.remote, state.gate, state.subnet = pass.Key, pass.Conns, o.subnet
 	if pass.Key == (ip.Key{}) && o.marks.has(located) {
 		state.remote = ip.KeyOf(remote.addr)

@@ -429,18 +429,18 @@ func WithOwners(owner func(netip.Addr) string) Option {
 // that the host names: its mesh, validators, friends. Others are refused once no more than these
 // parts are left, with CauseEarmark. It is off by default.
 //
-// The parts lie inside the limits, and are kept free beside what those that they are for hold
-// already. A peer that has an earmark, and a stream of a protocol that has one, may take the parts
-// of all its earmarks and what is free to everybody. Neither fair shares nor the newcomers' quarter
-// apply to it.
+// The parts lie inside the limits. Each is kept free in addition to what its peers and protocols
+// hold already. A peer that has an earmark, and a stream of a protocol that has one, may take the
+// parts of all its earmarks and what is free to all peers. Neither fair shares nor the newcomers'
+// quarter apply to it.
 //
-// A connection is asked when its peer is known, and a stream also when its protocol is known.
-// Before that they may stand in a part that turns out not to be theirs, no more of them than the
-// transient scope admits. So a part should be larger than that. Connections that the allowlist
-// covers are admitted in any case. Memory that is reserved at a shared scope itself has no peer, and
-// no earmark is kept from it.
+// Whether a connection may stay in a part is decided when its peer is known, and for a stream also
+// when its protocol is known. Before that, as many of them as the transient scope admits may stand
+// in a part that turns out not to be theirs, so a part should be larger than that scope's limits.
+// Connections that the allowlist covers are admitted in any case. No earmark is kept from memory
+// that is reserved at a shared scope itself, because it has no peer.
 //
-// If a part, a name or a protocol cannot be, New returns an error.
+// New returns an error if a part, a name or a protocol is not valid.
 func WithEarmarks(list ...Earmark) Option {
 	return func(c *config) error {
 		all, err := c.earmarks.with(list)

@@ -38,7 +38,7 @@ const (
 
 var memoryPressure = attack{
 	name:     "memory",
-	about:    "memory that is held, and that nobody has reserved",
+	about:    "memory that is held without a reservation",
 	option:   "WithMemoryPressure",
 	groups:   []string{"allowlisted friend", "guest on its stream", "strangers"},
 	asking:   3,

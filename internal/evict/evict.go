@@ -9,9 +9,8 @@
 // first. Groups are nested: a peer, an address, a subnet, a network, and an owner that the host
 // knows. So the owner of many addresses competes with itself. If a group exceeds its share, its
 // youngest member that has had time to be of use goes, and the members from before an attack
-// stay. If no group does, nothing
-// distinguishes attackers from others, and chance decides among the older half: in any fixed order
-// either all newcomers or all others would go.
+// stay. If no group does, nothing distinguishes attackers from others, and chance decides among the
+// older half: in any fixed order either all newcomers or all others would go.
 package evict
 
 import (

@@ -244,7 +244,9 @@ func (c *connScope) moveCharged(from *stripe, ps *peerScope, mv *move) {
 	place.at[slotTransient], place.at[slotSystem] = nil, &system.account
 	h.tree.at.Store(to)
 	c.countSubnet(1)
-	ps.adopt(to.engine.fair, state.subnet)
+	if state.subnet != nil {
+		ps.adopt(to.engine.fair, state.subnet)
+	}
 }
 
 // takeNewPlace charges the connection to those accounts of its new place that do not count it

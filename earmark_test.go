@@ -221,16 +221,16 @@ func TestEarmarksThatCannotBeAreErrors(t *testing.T) {
 	one := func(e Earmark) []Earmark { return []Earmark{e} }
 	for want, list := range map[string][]Earmark{
 		"earmark 0 has no Name": one(Earmark{Part: 0.1, Peers: peers}),
-		`earmark 0 ("a"): Part is 0, expected a number above 0 and at most 0.5`: one(Earmark{Name: "a", Peers: peers}),
-		`earmark 0 ("a"): Part is -0.1, expected`:                               one(Earmark{Name: "a", Part: -0.1, Peers: peers}),
-		`earmark 0 ("a"): Part is NaN, expected`:                                one(Earmark{Name: "a", Part: math.NaN(), Peers: peers}),
-		`earmark 0 ("a"): Part is 1.5, expected`:                                one(Earmark{Name: "a", Part: 1.5, Peers: peers}),
-		`earmark 0 ("a") is for no peer and no protocol: set Peers, Allowlisted or Protocols`:    one(Earmark{Name: "a", Part: 0.1}),
-		`earmark 0 ("a"): a name in Protocols is empty`:                         one(Earmark{Name: "a", Part: 0.1, Protocols: []protocol.ID{""}}),
-		`earmark 1 ("a"): another one has this Name`:                            {{Name: "a", Part: 0.1, Peers: peers}, {Name: "a", Part: 0.1, Peers: peers}},
-		`the parts of all earmarks are 0.6 together, expected at most 0.5`:      {{Name: "a", Part: 0.3, Peers: peers}, {Name: "b", Part: 0.3, Peers: peers}},
-		`earmark 1 ("b"): the protocol "/x" is in earmark "a" already`:          {{Name: "a", Part: 0.1, Protocols: []protocol.ID{"/x"}}, {Name: "b", Part: 0.1, Protocols: []protocol.ID{"/x"}}},
-		"there are 8 earmarks, expected at most 7":                              make([]Earmark, 8),
+		`earmark 0 ("a"): Part is 0, expected a number above 0 and at most 0.5`:               one(Earmark{Name: "a", Peers: peers}),
+		`earmark 0 ("a"): Part is -0.1, expected`:                                             one(Earmark{Name: "a", Part: -0.1, Peers: peers}),
+		`earmark 0 ("a"): Part is NaN, expected`:                                              one(Earmark{Name: "a", Part: math.NaN(), Peers: peers}),
+		`earmark 0 ("a"): Part is 1.5, expected`:                                              one(Earmark{Name: "a", Part: 1.5, Peers: peers}),
+		`earmark 0 ("a") is for no peer and no protocol: set Peers, Allowlisted or Protocols`: one(Earmark{Name: "a", Part: 0.1}),
+		`earmark 0 ("a"): a name in Protocols is empty`:                                       one(Earmark{Name: "a", Part: 0.1, Protocols: []protocol.ID{""}}),
+		`earmark 1 ("a"): another one has this Name`:                                          {{Name: "a", Part: 0.1, Peers: peers}, {Name: "a", Part: 0.1, Peers: peers}},
+		`the parts of all earmarks are 0.6 together, expected at most 0.5`:                    {{Name: "a", Part: 0.3, Peers: peers}, {Name: "b", Part: 0.3, Peers: peers}},
+		`earmark 1 ("b"): the protocol "/x" is in earmark "a" already`:                        {{Name: "a", Part: 0.1, Protocols: []protocol.ID{"/x"}}, {Name: "b", Part: 0.1, Protocols: []protocol.ID{"/x"}}},
+		"there are 8 earmarks, expected at most 7":                                            make([]Earmark, 8),
 	} {
 		_, err := New(nil, WithEarmarks(list...))
 		require.ErrorContains(t, err, "WithEarmarks: "+want)

@@ -22,7 +22,7 @@ var inlinedInto = map[string][]string{
 	// Memory.
 	"(*userScope).ReserveMemory": {"(*root).follow", "(*stripe).lockNow"},
 	"(*userScope).ReleaseMemory": {"(*root).follow", "(*stripe).lockNow", "(*userScope).live"},
-	"(*stripe).holdReady":        {"(*holder).serves", "(*account).lacksMemory", "(*fairShare).on"},
+	"(*stripe).holdReady":        {"(*holder).serves", "(*account).lacksMemory"},
 	"(*stripe).hold": {"(*stripe).change", "(*stripe).peerGotMemory", "(*account).gotMemory", "(*account).addMemory",
 		"spread.(*Spread).MoveMemory"},
 	"(*stripe).drawMemory":      {"(*account).lacking", "(*share).hasMemory", "word.hasTight"},
@@ -45,7 +45,7 @@ var inlinedInto = map[string][]string{
 	"(*stripe).attached":         {"(*held).raise"},
 	"(*stripe).giveBack":         {"(*held).subUnit", "(*share).idlesUnit", "(*share).idlesMemory"},
 	"(*connScope).moveReady":     {"(*account).hasUnit", "(*held).addUnit"},
-	"(*connScope).moveCharged":   {"(*connScope).countSubnet", "(*fairShare).leave", "(*peerScope).adopt"},
+	"(*connScope).moveCharged":   {"(*connScope).countSubnet", "(*fairShare).leave"},
 	"(*connScope).carry":         {"(*account).hasUnit", "(*held).addUnit", "(*held).subUnit", "(*share).idlesUnit"},
 	"(*userScope).Done":          {"(*root).follow", "(*stripe).lockNow", "(*userScope).live"},
 	"(*connScope).Done":          {"(*root).follow", "(*stripe).lockNow", "(*userScope).live", "(*chain).clear", "(*connScope).countSubnet", "(*fairShare).leave"},

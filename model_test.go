@@ -372,7 +372,9 @@ func (m *model) takeOnce(r *modelRequest, line ...*modelScope) answer {
 	if a := m.askStanding(r); a.outcome != yes {
 		return a
 	}
-	if a := m.ask(r, r.early...); a.outcome != yes {
+	early := *r // for the limits that are asked first, it does not matter which peer asks
+	early.asker = modelAsker{}
+	if a := m.ask(&early, r.early...); a.outcome != yes {
 		return a
 	}
 	if a := m.lacksToken(r); a.outcome != yes {

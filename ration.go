@@ -65,7 +65,7 @@ func (ps *peerScope) countStreams(in groups.Scope, d dim, n int64) {
 // The first inbound connection decides, and before there is one, the first outbound one. The lock
 // of the peer's stripe is held, and so is the connection.
 func (ps *peerScope) adopt(f *fairShare, n *groups.Seat) {
-	if n == nil || ps.subnet != nil && (!ps.subnet.Out() || n.Out()) {
+	if ps.subnet != nil && (!ps.subnet.Out() || n.Out()) {
 		return
 	}
 	in, out := int64(ps.transientStreams[0]), int64(ps.transientStreams[1])

@@ -197,7 +197,7 @@ var damages = []damage{
 	{"internal/groups/groups.go", "\t\ts.Add(in, FDs, n*int64(fds))\n", ""},
 	{"ration.go", "\tps.countStreams(groups.Transient, dimStreamsIn, in)\n", ""},
 	{"ration.go", "\tps.countStreams(groups.System, dimStreamsIn, int64(ps.systemIn))\n", ""},
-	{"ration.go", "if n == nil || ps.subnet != nil", "if n == nil || false && ps.subnet != nil"},
+	{"ration.go", "if ps.subnet != nil && (!ps", "if false && (!ps"},
 	{"memory.go", "if st.engine.sharesMemory || ", "if "},
 	{"reap.go", "st.engine.fair.leave(a.ps.subnet)", ""},
 	{"conn.go", "st.engine.fair.leave(subnet)", "_ = subnet"},

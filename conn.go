@@ -9,6 +9,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/weir-p2p/rcmgr/internal/groups"
 	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
@@ -281,7 +282,14 @@ func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted bool, g grip
 // countSubnet adds n connections to what the subnet of the connection holds of the scopes that
 // the connection is charged to now.
 func (c *connScope) countSubnet(n int64) {
-	countConn(&c.h.tree.chain, c.h.unit, c.state().subnet, n)
+	if subnet := c.state().subnet; subnet != nil {
+		c.h.countIn(subnet, n)
+	}
+}
+
+// countIn is countSubnet for a subnet that is not nil.
+func (h *holder) countIn(subnet *groups.Seat, n int64) {
+	countConn(&h.tree.chain, h.unit, subnet, n)
 }
 
 // takeStranger is take for a connection whose peer is not the one that the allowlist names. It

@@ -38,11 +38,8 @@ func countStream(c *chain, d dim, n int32) {
 }
 
 // countConn adds n connections to what a subnet and its groups hold in the standard scopes that
-// the chain is charged in. The subnet may be nil.
+// the chain is charged in.
 func countConn(c *chain, u unit, subnet *groups.Seat, n int64) {
-	if subnet == nil {
-		return
-	}
 	for _, a := range c.at[slotTransient:] {
 		if a != nil && a.kind <= KindTransient {
 			subnet.AddConn(groupKinds[a.kind], u.fds, n)

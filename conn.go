@@ -9,7 +9,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 
-	"github.com/weir-p2p/rcmgr/internal/groups"
 	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
@@ -236,7 +235,7 @@ func (c *connScope) moveCharged(from *stripe, ps *peerScope, mv *move) {
 	if mv.pass.Conns != nil {
 		state.gate = mv.pass.Conns
 	}
-	c.countSubnet(-1)
+	h.countSubnet(-1)
 	if mv.trusted {
 		from.engine.fair.leave(state.subnet)
 		state.subnet = nil
@@ -244,7 +243,7 @@ func (c *connScope) moveCharged(from *stripe, ps *peerScope, mv *move) {
 	c.peer, place.at[slotPeer] = ps, &ps.account
 	place.at[slotTransient], place.at[slotSystem] = nil, &system.account
 	h.tree.at.Store(to)
-	c.countSubnet(1)
+	h.countSubnet(1)
 	if state.subnet != nil {
 		ps.adopt(to.engine.fair, state.subnet)
 	}
@@ -281,15 +280,15 @@ func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted bool, g grip
 
 // countSubnet adds n connections to what the subnet of the connection holds of the scopes that
 // the connection is charged to now.
-func (c *connScope) countSubnet(n int64) {
-	if subnet := c.state().subnet; subnet != nil {
-		c.h.countIn(subnet, n)
+func (h *holder) countSubnet(n int64) {
+	if h.tree.connState.subnet != nil {
+		h.countGroups(n)
 	}
 }
 
-// countIn is countSubnet for a subnet that is not nil.
-func (h *holder) countIn(subnet *groups.Seat, n int64) {
-	countConn(&h.tree.chain, h.unit, subnet, n)
+// countGroups is countSubnet for a connection that has a subnet.
+func (h *holder) countGroups(n int64) {
+	countConn(&h.tree.chain, h.unit, h.tree.connState.subnet, n)
 }
 
 // takeStranger is take for a connection whose peer is not the one that the allowlist names. It
@@ -347,7 +346,7 @@ func (c *connScope) Done() {
 	if c.h.marks.has(trusted) {
 		c.peer.trusted--
 	}
-	c.countSubnet(-1)
+	c.h.countSubnet(-1)
 	c.h.finish(st)
 	if st.engine.leaks != nil {
 		c.recordClosed(st.engine.leaks)

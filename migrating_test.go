@@ -20,12 +20,14 @@ import (
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/gologshim"
 	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/stretchr/testify/require"
+
 	"github.com/weir-p2p/rcmgr"
 	"github.com/weir-p2p/rcmgr/rcmgrhost"
 	"github.com/weir-p2p/rcmgr/rcmgrshadow"
@@ -409,6 +411,7 @@ func withLimitsInCode() error {
 	limits := rcmgr.PartialLimitConfig{
 		System:      rcmgr.ResourceLimits{Conns: 2000, ConnsInbound: 1500, ConnsOutbound: 500, Memory: 4 << 30},
 		PeerDefault: rcmgr.ResourceLimits{ConnsInbound: 4},
+		Protocol:    map[protocol.ID]rcmgr.ResourceLimits{"/my/protocol/1.0.0": {StreamsInbound: 64}},
 	}.Build(scaling.AutoScale())
 	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits))
 	if err != nil {

@@ -593,7 +593,7 @@ func TestRandomPeersOnAFullHostKeepTheInvariants(t *testing.T) {
 		var conns []*fakehost.Conn
 		steps := 1500
 		if testing.Short() {
-			steps = 400
+			steps = 1000
 		}
 		for i := range steps {
 			switch {

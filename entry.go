@@ -194,7 +194,7 @@ func (st *stripe) noteMemory(r *request) *noted {
 }
 
 // passStreamGate calls admits if the subnet of a peer has a token for a stream, and takes the
-// token if admits returns true. It returns the refusal of the gate, nil if there is none.
+// token if admits returns true. If the gate refuses, it returns the refusal, otherwise nil.
 func (st *stripe) passStreamGate(ps *peerScope, o *opening, admits func() bool) error {
 	err, ok := st.engine.gate().streams.TakeIf(ps.far(), subnets.Way(o.dir-dimStreamsIn), admits)
 	if ok || err == nil {

@@ -62,7 +62,7 @@ func (f *fairShare) enter(far endpoint, d dim, pass *subnets.Pass) *groups.Seat 
 	return s
 }
 
-// leave gives up a reference that enter or join took. It does nothing for nil.
+// leave drops a reference that enter or join took. It does nothing for nil.
 func (f *fairShare) leave(n *groups.Seat) {
 	if n != nil {
 		f.Leave(n)

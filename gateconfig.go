@@ -20,8 +20,8 @@ import (
 type gateConfig struct {
 	subnets  subnetConfig
 	rate     rateConfig
-	dials    *rateConfig // of outbound connections alone; nil is none
-	streams  *rateConfig // of streams; nil is none
+	dials    *rateConfig // of outbound connections alone; nil if they have none
+	streams  *rateConfig // of streams; nil if they have none
 	outbound bool
 }
 

@@ -28,7 +28,7 @@ type limitBook struct {
 	// request. The four scopes that always exist have none.
 	mayRefuse [numKinds]dimSet
 	// rates has the rates of all scopes, by kind, if the Limiter is of this package. It is nil
-	// if there is none.
+	// if no scope has a rate.
 	rates *[numKinds]kindRates
 	// connCost and streamCost are the costs of opening one connection and one stream, in
 	// bytes.

@@ -224,7 +224,7 @@ type rateBuckets [numDims]pace.Bucket
 // rateAt returns the place of a dimension in arrays of rates.
 func rateAt(d dim) int { return int(d & dimMask) }
 
-// buckets returns the buckets of rates that have been checked, nil if there is none.
+// buckets returns the buckets of rates that have been checked, or nil if no rate is set.
 func (r Rates) buckets() *rateBuckets {
 	var all rateBuckets
 	for i, rate := range r.all() {
@@ -257,7 +257,7 @@ type scopeRates struct {
 	buckets rateBuckets
 }
 
-// newScopeRates returns rates that have been checked, nil if there is none.
+// newScopeRates returns the buckets of rates that have been checked, or nil if no rate is set.
 func newScopeRates(r Rates) *scopeRates {
 	b := r.buckets()
 	if b == nil {

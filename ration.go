@@ -192,7 +192,7 @@ func (e *engine) rationedBy(r *request, a *account, it item, current int64) Caus
 }
 
 // earmarksFor returns the earmarks whose parts a request of a peer may take. at is the account of
-// its protocol, or of what stands in the place of one; nil is none. The lock of the peer's stripe is
+// its protocol, or of what stands in the place of one, or nil. The lock of the peer's stripe is
 // held.
 func (ps *peerScope) earmarksFor(r *request, at *account) (may earmarkSet) {
 	e := ps.st.engine

@@ -173,7 +173,7 @@ func (ps *peerScope) far() netip.Addr {
 	return ps.rare.rares.far.Addr()
 }
 
-// makeRare returns what very few peers need, and makes it if there is none.
+// makeRare returns the peer's rares, which it makes first if the peer has none.
 func (ps *peerScope) makeRare() *rares {
 	if ps.rare == nil {
 		ps.rare = &rarePeer{}

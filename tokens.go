@@ -380,9 +380,8 @@ func (p *pool) pairLimitWithRates() BaseLimit {
 	return l
 }
 
-// setRated notes whether any limit or gate in force has a rate of streams or, by a limit, of
-// connections. All stripe locks are held, or the manager
-// is still being made.
+// setRated notes whether any limit in force has a rate, or the gates have one of streams. All
+// stripe locks are held, or the manager is still being made.
 func (e *engine) setRated() {
 	rated := e.limits.Load().rates != nil || e.tokens.byHand
 	for i := range e.stripes {

@@ -319,14 +319,14 @@ func (t *Table) Join(seat *Seat) {
 	seat.place.join(seat.out)
 }
 
-// Leave gives up a reference.
+// Leave drops a reference.
 func (t *Table) Leave(seat *Seat) {
 	if t.leave(seat) {
 		t.dropGroups(seat.place)
 	}
 }
 
-// leave gives up a reference, and reports whether the place is gone.
+// leave drops a reference, and reports whether the place is gone.
 func (t *Table) leave(seat *Seat) bool {
 	p := seat.place
 	s := shardOf(t, p.key)
@@ -356,7 +356,7 @@ func (t *Table) group(key groupKey, level int, claim int64) *Group {
 	return g
 }
 
-// dropGroups gives up a place's references to its groups.
+// dropGroups drops a place's references to its groups.
 func (t *Table) dropGroups(p *Place) {
 	for _, g := range p.groups {
 		if g != nil && !g.single {

@@ -122,7 +122,7 @@ func TestAMillionPeersWithARateTakeSixteenBytesEachAndNothingOnceTheyAreFull(t *
 	for i := range peers {
 		mustOpenStream(t, m, peerNamed(fmt.Sprint(i)), network.DirInbound).Done()
 	}
-	require.Equal(t, goroutines, ourGoroutines())
+	require.Less(t, ourGoroutines()-goroutines, 100, "there is none for each of them")
 	owing, more := 0, 0
 	count := func() {
 		owing, more = 0, 0

@@ -53,7 +53,8 @@ const (
 	Levels
 )
 
-// shares has what a group of each level may hold, in candidates of average weight. Only their ratios decide which group is the largest.
+// shares has what a group of each level may hold, in candidates of average weight. Only their ratios
+// decide which group is the largest.
 var shares = [Levels]float64{Peer: 2, Address: 2, Subnet: 8, Network: 32, Owner: 32}
 
 // Order is the order in which the members of a group go that holds more than its share.

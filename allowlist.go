@@ -2,8 +2,8 @@ package rcmgr
 
 // The peers and networks that are admitted when others are refused. Readers take one
 // immutable view and no lock. A writer builds the next view from the last one, and shares
-// what did not change. Addresses are looked up in prefix tables, so that a look-up costs
-// about the same in a list of ten entries as in one of 100 000.
+// what did not change. Addresses are looked up in prefix tables, so that a lookup costs
+// about the same in a list of ten entries as in one of 100,000.
 //
 // Entries that say more than one thing, such as those through a relay, are taken by go-libp2p's
 // own allowlist, so they must not keep a node from starting. They are read as they are there, and
@@ -51,7 +51,7 @@ import (
 // peer: it counts from the moment the peer is known, for the connection and its streams.
 //
 // The zero value is an empty list, ready to use. All methods are safe for concurrent use,
-// and a change holds for every look-up that begins after it. An Allowlist must not be
+// and a change holds for every lookup that begins after it. An Allowlist must not be
 // copied after first use.
 type Allowlist struct {
 	writer sync.Mutex // one change at a time
@@ -139,7 +139,7 @@ func newAllowlist(entries []allowlistEntry) *Allowlist {
 
 // Add adds an entry, in one of the forms listed at Allowlist. An entry that is added
 // twice must be removed twice. Components between the address and the peer ID, such as a
-// port, are ignored. The look-up of a host name begins at once, and Add does not wait for the
+// port, are ignored. The lookup of a host name begins at once, and Add does not wait for the
 // answer. An error names the entry, and leaves the list unchanged.
 //
 // An entry through a relay, or with two addresses, networks or peers, means what it means in
@@ -151,8 +151,8 @@ func (al *Allowlist) Add(ma multiaddr.Multiaddr) error {
 }
 
 // Remove undoes one Add of the same entry. Removing an entry that is not on the list is
-// not an error, but removing one that could not be is. An address for which a host name on
-// the list stands too stays. Open connections keep what the list gave them.
+// not an error, but removing one that Add refuses is. An address stays on the list if a host
+// name on the list stands for it, too. Connections that are open keep what the list gave them.
 func (al *Allowlist) Remove(ma multiaddr.Multiaddr) error {
 	return al.change(ma, -1)
 }
@@ -196,6 +196,12 @@ func (al *Allowlist) trustIn(ep endpoint) trust {
 		return trustsPeer
 	}
 	return noTrust
+}
+
+// mayTrust reports whether the list trusts some peer at an address or, if that is invalid, behind a
+// relay at via.
+func (al *Allowlist) mayTrust(addr, via netip.Addr) bool {
+	return al.trustIn(endpoint{addr: addr, via: via}) != noTrust
 }
 
 // allows reports whether a peer is allowlisted at an address. If the address is invalid,

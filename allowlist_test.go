@@ -312,7 +312,7 @@ func managerWith(t testing.TB, al *Allowlist) *Manager {
 	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
 		c.Gates = &GateLimits{
 			Subnets: SubnetLimits{IPv4: map[int]LimitVal{32: 1000}},
-			Rate:    RateLimits{IPv4: map[int]ConnRate{32: {PerSecond: 1000, Burst: 1 << 29}}},
+			Rate:    RateLimits{IPv4: map[int]ConnRate{32: {PerSecond: 1e6, Burst: 1 << 29}}},
 		}
 	}))
 	m.allowlist.view.Store(al.view.Load())

@@ -2,7 +2,7 @@ package rcmgr
 
 // Host names in the allowlist. Each name is looked up at intervals, and the addresses of its
 // last answer are entries of the allowlist, which change in one step when the next answer
-// comes. A failure changes nothing but what is shown and logged. A timer starts the look-ups
+// comes. A failure changes nothing but what is shown and logged. A timer starts the lookups
 // that are due, so there is no goroutine while none is running.
 
 import (
@@ -34,9 +34,9 @@ type AllowlistResolver interface {
 }
 
 const (
-	// nameInterval is the time between two look-ups of a name unless the option sets another,
-	// and leastNameInterval the least time. A failed look-up is repeated after the least time,
-	// and again after twice as long each time, up to the time between two look-ups.
+	// nameInterval is the time between two lookups of a name unless the option sets another,
+	// and leastNameInterval the least time. A failed lookup is repeated after the least time,
+	// and again after twice as long each time, up to the time between two lookups.
 	nameInterval      = 5 * time.Minute
 	leastNameInterval = 10 * time.Second
 
@@ -44,15 +44,15 @@ const (
 	// one name stands for.
 	mostNames       = 256
 	mostNameEntries = 64
-	// lookUpsAtOnce is the greatest number of look-ups that run at once, besides those of
+	// lookUpsAtOnce is the greatest number of lookups that run at once, besides those of
 	// resolvers that did not return when their context ended.
 	lookUpsAtOnce = 8
-	// A look-up asks the resolver at most mostQuestions times, because the answer for a
+	// A lookup asks the resolver at most mostQuestions times, because the answer for a
 	// dnsaddr may have names in it, which may have others, at most mostNested deep.
 	mostQuestions = 32
 	mostNested    = 4
-	// A question may take questionTime, and all questions of a look-up together lookUpTime. If
-	// the resolver has not returned hangTime later, the look-up goes on without an answer.
+	// A question may take questionTime, and all questions of a lookup together lookUpTime. If
+	// the resolver has not returned hangTime later, the lookup goes on without an answer.
 	questionTime = 10 * time.Second
 	lookUpTime   = 30 * time.Second
 	hangTime     = 5 * time.Second
@@ -64,16 +64,16 @@ type hostNames struct {
 	calling  guard
 	list     *Allowlist
 	every    time.Duration
-	ctx      context.Context    // of all look-ups
+	ctx      context.Context    // of all lookups
 	cancel   context.CancelFunc // called with the lock held
-	failures atomic.Uint64      // failed look-ups
-	workers  sync.WaitGroup     // the goroutines of look-ups that are running
+	failures atomic.Uint64      // failed lookups
+	workers  sync.WaitGroup     // the goroutines of lookups that are running
 
 	mu      sync.Mutex // taken before the writer's lock of the list
 	names   map[allowlistEntry]*hostName
-	begun   bool        // look-ups may start
-	timer   *time.Timer // starts the look-up that is due next
-	running int         // look-ups, at most lookUpsAtOnce
+	begun   bool        // lookups may start
+	timer   *time.Timer // starts the lookup that is due next
+	running int         // lookups, at most lookUpsAtOnce
 	hung    int         // resolvers that have not returned although their context has ended
 }
 
@@ -83,11 +83,11 @@ type hostName struct {
 	added    int // how often it was added
 	due      time.Time
 	busy     bool             // it is being looked up
-	hung     bool             // the resolver has not returned from the last look-up
+	hung     bool             // the resolver has not returned from the last lookup
 	admits   []allowlistEntry // what the list has for it, in ascending order
 	answered time.Time        // when the last whole answer came; zero if none has come
-	failed   int              // failed look-ups since then
-	err      error            // of the last look-up
+	failed   int              // failed lookups since then
+	err      error            // of the last lookup
 	leftOut  int              // parts of the last answer that are of no use
 	why      error            // the reason for one of them
 }
@@ -95,7 +95,7 @@ type hostName struct {
 func newHostNames(r AllowlistResolver, every time.Duration, list *Allowlist) *hostNames {
 	h := &hostNames{
 		resolver: r, list: list, every: every, names: make(map[allowlistEntry]*hostName),
-		calling: guard{callback: callbackOf("WithAllowlistResolver", r), then: "the look-up has failed, and is repeated later"},
+		calling: guard{callback: callbackOf("WithAllowlistResolver", r), then: "the lookup has failed, and is repeated later"},
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.timer = time.AfterFunc(every, h.look)
@@ -103,7 +103,7 @@ func newHostNames(r AllowlistResolver, every time.Duration, list *Allowlist) *ho
 	return h
 }
 
-// begin lets look-ups start. h may be nil, as for end.
+// begin lets lookups start. h may be nil, as for end.
 func (h *hostNames) begin() {
 	if h != nil {
 		h.mu.Lock()
@@ -113,7 +113,7 @@ func (h *hostNames) begin() {
 	}
 }
 
-// end cancels all look-ups and waits for them, but not for resolvers that do not return.
+// end cancels all lookups and waits for them, but not for resolvers that do not return.
 func (h *hostNames) end() {
 	if h != nil {
 		h.mu.Lock()
@@ -159,8 +159,8 @@ func (h *hostNames) look() {
 	h.startDue()
 }
 
-// startDue starts the look-ups that are due, as far as there may be more, and sets the timer
-// for the next one. The end of a look-up calls it again. The lock is held.
+// startDue starts the lookups that are due, as far as there may be more, and sets the timer
+// for the next one. The end of a lookup calls it again. The lock is held.
 func (h *hostNames) startDue() {
 	for h.begun && h.ctx.Err() == nil && h.running < lookUpsAtOnce && h.hung < mostNames {
 		var next *hostName
@@ -183,7 +183,7 @@ func (h *hostNames) startDue() {
 }
 
 // answerFor looks up a name. It returns without an answer if the manager is closed, or if the
-// resolver does not return. Then the goroutine of the look-up stays behind, and the name is
+// resolver does not return. Then the goroutine of the lookup stays behind, and the name is
 // not looked up again before that goroutine has ended.
 func (h *hostNames) answerFor(n *hostName) *lookUp {
 	ctx, cancel := context.WithTimeout(h.ctx, lookUpTime)
@@ -232,7 +232,7 @@ func (h *hostNames) learn(n *hostName, l *lookUp) {
 	if h.names[n.entry] != n || h.ctx.Err() != nil {
 		h.startDue()
 		h.mu.Unlock()
-		return // the name was removed, or Close has ended the look-up
+		return // the name was removed, or Close has ended the lookup
 	}
 	failing, lacking := n.err != nil, n.leftOut > 0
 	admits, wait := l.found, h.every
@@ -283,7 +283,7 @@ func compareEntries(a, b allowlistEntry) int {
 	return cmp.Or(ip.ComparePrefixes(a.network, b.network), cmp.Compare(a.peer, b.peer))
 }
 
-// lookUp is one look-up of one name.
+// lookUp is one lookup of one name.
 type lookUp struct {
 	names     *hostNames
 	ctx       context.Context
@@ -398,21 +398,21 @@ func (l *lookUp) finish() {
 // AllowlistState shows the host names in the allowlist.
 type AllowlistState struct {
 	Names []AllowlistName // sorted by Entry
-	// FailedLookUps counts the look-ups of all names that have failed since the manager was
+	// FailedLookUps counts the lookups of all names that have failed since the manager was
 	// made.
 	FailedLookUps uint64
 }
 
-// AllowlistName is a host name in the allowlist, and the result of its last look-ups.
+// AllowlistName is a host name in the allowlist, and the result of its last lookups.
 type AllowlistName struct {
 	Entry string // such as "/dns4/example.com"
 	// Admits lists the entries for which the name stands now, such as "/ip4/192.0.2.1". If the
-	// last look-up has failed, they may be out of date.
+	// last lookup has failed, they may be out of date.
 	Admits []string
 	// Answered is when the last whole answer came. It is zero if none has come yet.
 	Answered time.Time `json:",omitzero"`
-	// Failed counts the look-ups that have failed since then, and Err is the error of the last
-	// look-up. They are zero if it has not failed.
+	// Failed counts the lookups that have failed since then, and Err is the error of the last
+	// lookup. They are zero if it has not failed.
 	Failed int    `json:",omitempty"`
 	Err    string `json:",omitempty"`
 	// LeftOut counts the parts of the last whole answer that are of no use, such as relayed
@@ -447,7 +447,7 @@ func (h *hostNames) state() (s AllowlistState) {
 }
 
 // tally counts the names that have had no answer yet, those that have, and those whose last
-// look-up has failed, and returns AllowlistState.FailedLookUps. h may be nil.
+// lookup has failed, and returns AllowlistState.FailedLookUps. h may be nil.
 func (h *hostNames) tally() (waiting, answered, failing int, failures uint64) {
 	if h == nil {
 		return 0, 0, 0, 0

@@ -66,7 +66,7 @@ func ExampleAllowlistResolver() {
 	fmt.Println(err)
 	// Output:
 	// [/ip4/192.0.2.1] <nil>
-	// rcmgr: WithAllowlistResolver: 1s between two look-ups, expected at least 10s, or 0 for 5m0s
+	// rcmgr: WithAllowlistResolver: 1s between two lookups, expected at least 10s, or 0 for 5m0s
 }
 
 // libp2pNames is a resolver of libp2p's own interface.

@@ -78,10 +78,10 @@ func (s *nameServer) questions(question string) (n int) {
 	return n
 }
 
-// hang waits until the look-up is cancelled.
+// hang waits until the lookup is cancelled.
 func hang(ctx context.Context) { <-ctx.Done() }
 
-// naming makes a manager with names on its allowlist. Its first look-ups have ended, unless they
+// naming makes a manager with names on its allowlist. Its first lookups have ended, unless they
 // take time.
 func naming(t *testing.T, s AllowlistResolver, names ...string) *Manager {
 	t.Helper()
@@ -99,13 +99,13 @@ func lookedUp(t *testing.T, m *Manager, entry string) AllowlistName {
 	return all[i]
 }
 
-// pass lets time go by, and waits for the look-ups that are due by then.
+// pass lets time go by, and waits for the lookups that are due by then.
 func pass(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
 }
 
-// aMinute is longer than the time to the next look-up of a manager made by naming.
+// aMinute is longer than the time to the next lookup of a manager made by naming.
 const aMinute = 67 * time.Second
 
 func TestANameAdmitsTheAddressesOfItsAnswer(t *testing.T) {
@@ -361,7 +361,7 @@ func TestANameIsLookedUpAgainOnceItsResolverHasReturned(t *testing.T) {
 	})
 }
 
-// A question that hangs leaves time for the others of the same look-up.
+// A question that hangs leaves time for the others of the same lookup.
 func TestOneNameInAnAnswerThatHangsLeavesTheOthersTime(t *testing.T) {
 	const name, one, two = "/dnsaddr/example.com", "/dns4/one.example.com", "/dns4/two.example.com"
 	synctest.Test(t, func(t *testing.T) {
@@ -386,7 +386,7 @@ func TestALookUpWhoseTimeIsOverAsksNothingMore(t *testing.T) {
 	})
 }
 
-// late answers a minute later, whatever has become of the look-up.
+// late answers a minute later, whatever has become of the lookup.
 type late struct{ *nameServer }
 
 func (l late) Resolve(_ context.Context, ma multiaddr.Multiaddr) ([]multiaddr.Multiaddr, error) {
@@ -773,7 +773,7 @@ func TestFailingNamesAreShown(t *testing.T) {
 
 		page := bodyOf(t, ask(Handler(m), http.MethodGet, "/?format=text"))
 		for _, line := range []string{
-			`/dns4/<b>.example.com      none            never     "failed 1 times: \"/dns4/<b>.example.com\": no such\nhost"`,
+			`/dns4/<b>.example.com      none            never     "failed 1 time: \"/dns4/<b>.example.com\": no such\nhost"`,
 			`/dns4/example.com          /ip4/192.0.2.1  0s ago    -`,
 			`/dns4/slow                 none            never     -`,
 			`/dnsaddr/half.example.com  /ip4/192.0.2.2  0s ago    1 left out: "/memory/1": expected an IP address`,

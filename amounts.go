@@ -342,3 +342,6 @@ const (
 
 // ratePlace returns the place of a rate in the configuration.
 func ratePlace(scope string, d dim) string { return scope + ".Rates." + limitNames[d] }
+
+// isWorthNaming reports whether a part of what is held is a tenth of it or more.
+func isWorthNaming(held, use int64) bool { return held > 0 && held >= use/10 }

@@ -64,6 +64,19 @@ func TestThePackageCommentListsTheNamesOfUpstream(t *testing.T) {
 	}
 }
 
+// go doc shows the package comment before the names, so it is about as long as one screen, and what
+// is for readers of the source stands below the package clause.
+func TestThePackageCommentIsShort(t *testing.T) {
+	text, err := os.ReadFile("doc.go")
+	require.NoError(t, err)
+	comment, source, found := strings.Cut(string(text), "\npackage rcmgr\n")
+	require.True(t, found)
+	require.LessOrEqual(t, strings.Count(comment, "\n"), 65)
+	for _, heading := range []string{"# Stripes and credit", "# Objects", "# Invariants"} {
+		require.Contains(t, source, heading)
+	}
+}
+
 // docLink is a link of a doc comment to a name of the package.
 var docLink = regexp.MustCompile(`\[([A-Z]\w*)(?:\.([A-Z]\w*))?\]`)
 

@@ -129,8 +129,8 @@ type BaseLimitIncrease struct {
 	// FDFraction is the fraction of all file descriptors, from 0 to 1, that the scope may
 	// hold if that is more than its base limit. It does not depend on memory.
 	FDFraction float64 `json:",omitempty"`
-	// Rates are added to the rates of the smallest node: PerSecond and Burst, as often as there
-	// are GiB.
+	// Rates are added to the base rates once for each GiB of memory, and in proportion for a
+	// part of one: PerSecond to PerSecond, Burst to Burst. At up to 128 MiB nothing is added.
 	Rates Rates `json:",omitzero"`
 }
 

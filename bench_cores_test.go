@@ -6,6 +6,7 @@ package rcmgr
 //	go test -run '^$' -bench Cores -benchtime 200000x -count 5 .
 
 import (
+	"flag"
 	"fmt"
 	"runtime"
 	"slices"
@@ -90,6 +91,8 @@ func onItsOwn(w workload, b *testing.B, m *Manager, worker, peers int) func(int)
 	return func(i int) error { return round(worker*(256-64) + i%peers) }
 }
 
+var stripesFlag = flag.Int("rcmgr.stripes", 0, "how many stripes BenchmarkCores has; 0 for the default")
+
 // BenchmarkCores reports the work done by two goroutines on two processors in the time that
 // one takes on one, as a part of what spinning goroutines gain at the same time (gain/spin):
 // the median of many short parts. One is left with a single processor, for on two, the other
@@ -110,6 +113,10 @@ func BenchmarkCores(b *testing.B) {
 	for _, w := range all {
 		b.Run(fmt.Sprintf("work=%s/peers=%d", w.name, w.peers), func(b *testing.B) {
 			m := rivals[0].make(b, w.limits.Build(farLimits())).(*Manager)
+			if *stripesFlag > 0 {
+				require.NoError(b, m.Close())
+				m = oursWithStripes(b, w.limits.Build(farLimits()), *stripesFlag)
+			}
 			defer m.Close()
 			first, second := onItsOwn(w.workload, b, m, 0, w.peers), onItsOwn(w.workload, b, m, 1, w.peers)
 			const parts = 40 // each so short that what else the machine does is the same for all of it
@@ -143,7 +150,8 @@ func BenchmarkCores(b *testing.B) {
 // Below half of the limits, pools are asked at most once in a thousand rounds, and
 // never under all stripe locks, by many peers in turn as by one, also if no connection
 // finds a holder that waits for it, and opens in any stripe. The more stripes share the credit
-// of a limit, the less of it each draws at a time: here there are as many as on two processors.
+// of a limit, the less of it each draws at a time: here there are as many as on two processors
+// by default.
 func TestPoolsAreSeldomAskedBelowHalf(t *testing.T) {
 	for _, l := range benchLimits[:2] {
 		for _, w := range workloads {
@@ -153,7 +161,10 @@ func TestPoolsAreSeldomAskedBelowHalf(t *testing.T) {
 			for _, peers := range []int{512, 1} {
 				for _, anywhere := range []bool{false, true} {
 					what := fmt.Sprintf("%s/%s/peers=%d/anywhere=%v", l.name, w.name, peers, anywhere)
-					m := oursWithStripes(t, w.limits.Build(l.build()), 8)
+					limits := w.limits.Build(l.build())
+					book, err := newLimitBook(NewFixedLimiter(limits), false, nil)
+					require.NoError(t, err)
+					m := oursWithStripes(t, limits, stripesFor(2, book))
 					m.secret = ip.Hash{A: 6, B: 7} // as many peers in each stripe as usual: chance may be worse
 					round := w.prepare(t, m, 0)
 					run := func(rounds int) counts {

@@ -349,7 +349,7 @@ func TestMetricsAddNoWorkToReservations(t *testing.T) {
 
 func TestRefusalAllocatesAtMostTwice(t *testing.T) {
 	limits := PartialLimitConfig{System: ResourceLimits{StreamsInbound: BlockAllLimit, ConnsInbound: BlockAllLimit, Memory: 1 << 30}}.Build(InfiniteLimits)
-	rm, err := New(NewFixedLimiter(limits))
+	rm, err := New(NewFixedLimiter(limits), WithStripes(1)) // a stripe allocates once, when it is first used
 	require.NoError(t, err)
 	defer rm.Close()
 	addr := multiaddr.StringCast("/ip4/192.0.2.1/tcp/4001")

@@ -260,7 +260,7 @@ func TestAViewThatPanicsGivesBackItsScope(t *testing.T) {
 			if !m.stripes[i].woken.Load() {
 				continue
 			}
-			for _, ps := range m.stripes[i].peers {
+			for ps := range m.stripes[i].allPeers {
 				require.Zero(t, ps.refs)
 			}
 			for _, sh := range m.stripes[i].protocols {

@@ -134,8 +134,8 @@ func (st *stripe) peerGot(ps *peerScope, r *request) {
 	}
 }
 
-// request is what one operation asks of every account in its chain: memory, and
-// one connection or stream, or one of the two. What is not asked for is zero.
+// request is what one operation asks of every account in its chain: memory, one connection
+// or stream, or both. What is not asked for is zero.
 type request struct {
 	memory int64 // bytes
 	weight int64 // of the memory, in 256ths of a limit
@@ -148,8 +148,8 @@ type request struct {
 	earmarks    earmarkSet // of which the request may take the parts
 	observed    kindSet    // the kinds whose limits are not asked, see refusing.go
 
-	// The peer and the subnet that ask, of which ration.go may want to leave something for
-	// others, or nil if there is none.
+	// The peer and the subnet that ask, or nil. The rules of ration.go may keep for others what
+	// they ask for.
 	asker  *peerScope
 	subnet *groups.Seat
 }
@@ -233,8 +233,8 @@ func (r *request) threshold(e *engine, a *account, d dim) int64 {
 }
 
 // exact reports whether a request has to be decided on the sum even though the stripe holds
-// credit for it. It may not fill half of the limit, or it asks for nothing, in order to learn
-// whether there is room.
+// credit for it. That is so if the request may not fill half of the limit, and if it asks for 0
+// bytes, in order to learn whether there is room.
 func (r *request) exact(it item) bool {
 	return it.d == dimMemory && (r.weight < fullWeight/2 || it.n == 0)
 }
@@ -291,7 +291,7 @@ func (st *stripe) check(c *chain, r *request) (verdict, *noted) {
 	case why == nil:
 		return st.checkShared(c, r, andDraw)
 	case r.sharedFirst:
-		// What admits notes nothing, so why still stands then.
+		// Where checkShared admits, it notes nothing, so why is still valid.
 		if v, why := st.checkShared(c, r, onlyAsk); v != admitted {
 			return v, why
 		}
@@ -503,6 +503,8 @@ func (r *request) amounts() amounts {
 // bytes.
 func (st *stripe) peerGotMemory(ps *peerScope, n int64) {
 	now := ps.use.memory
-	ps.peak.memory = max(ps.peak.memory, now)
+	if now > ps.peak.memory {
+		ps.peak.memory = now
+	}
 	st.peerMemory.MoveMemory(now-n, now)
 }

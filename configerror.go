@@ -47,10 +47,11 @@ func (e *ConfigError) Error() string {
 	if e.Line > 0 {
 		fmt.Fprintf(&b, "line %d, column %d: ", e.Line, e.Column)
 	}
-	if e.Path != "" || e.Line > 0 {
+	said := e.Err.Error()
+	if (e.Path != "" || e.Line > 0) && (e.Path == "" || !strings.HasPrefix(said, e.Path+" ")) { // or else Err begins with the place
 		b.WriteString(cmp.Or(e.Path, "top level") + ": ")
 	}
-	b.WriteString(e.Err.Error())
+	b.WriteString(said)
 	return b.String()
 }
 

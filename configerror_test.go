@@ -132,8 +132,8 @@ func TestMistakesThatShowWhenLimitsAreBuiltNameTheLineOfTheFile(t *testing.T) {
 		`{"Costs":{"Conn":1001}}`:                       "line 1, column 18: Costs.Conn: is 1001, above Conn.Memory, which is 1000: none could be opened",
 		"{\n\"Stream\":{\"Memory\":49}}":                "line 2, column 20: Costs.Stream: is 50, above Stream.Memory, which is 49: none could be opened",
 		`{"Transient":{"FD":91}}`:                       "line 1, column 20: Transient.FD: is 91, above System.FD, which is 90",
-		`{"System":{"ConnsInbound":96}}`:                "line 1, column 27: System.ConnsInbound: System.ConnsInbound (96) is not above the connection manager's high water mark of 96",
-		`{"System":{"StreamsInbound":7,"Streams":8}}`:   "line 1, column 41: System.Streams: System.Streams (8), System.StreamsInbound (7) are not above",
+		`{"System":{"ConnsInbound":96}}`:                "line 1, column 27: System.ConnsInbound (96) is not above the connection manager's high water mark of 96",
+		`{"System":{"StreamsInbound":7,"Streams":8}}`:   "line 1, column 41: System.Streams (8), System.StreamsInbound (7) are not above",
 		`{"Gates":{"Rate":{"IPv4":{"9":{"Burst":1}}}}}`: `line 1, column 31: Gates.Rate.IPv4["9"].PerSecond: there is no default here`,
 		`{"Sytem":{}}`:                                  "line 1, column 2: Sytem: unknown name",
 	} {

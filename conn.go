@@ -54,7 +54,8 @@ func (c *connScope) SetPeer(p peer.ID) error {
 }
 
 func (c *connScope) setPeer(e *engine, p peer.ID) error {
-	mv := move{to: e.stripeOf(p).awake()}
+	hash := e.hashOf(p)
+	mv := move{to: e.stripeAt(hash).awake(), hash: hash}
 	if e.allowlist.hasEntries() {
 		_, remote, via, err := c.copied()
 		if err != nil {
@@ -67,6 +68,18 @@ func (c *connScope) setPeer(e *engine, p peer.ID) error {
 		mv.pass.Undo()
 	}
 	return err
+}
+
+// maybeTrusted reports whether the allowlist covers the connection, which has no peer yet, or may
+// cover it once it has one. The lock of its stripe is held.
+func (c *connScope) maybeTrusted(e *engine) bool {
+	switch {
+	case c.h.marks.has(located):
+		return e.allowlist.mayTrust(c.state().remote.Addr(), netip.Addr{})
+	case c.h.marks.has(viaRelay):
+		return e.allowlist.mayTrust(netip.Addr{}, c.state().remote.Addr())
+	}
+	return false
 }
 
 // enterGates sends the connection through the gates. It skipped them because the allowlist names
@@ -124,6 +137,7 @@ func (c *connScope) mayMove(st *stripe) error {
 // move says where a connection is to go.
 type move struct {
 	to      *stripe
+	hash    uint64       // of the peer's ID
 	trusted bool         // the allowlist covers this peer at this address
 	gates   gating       // whether the gates have to be asked, if it does not
 	pass    subnets.Pass // what the gates gave
@@ -182,9 +196,11 @@ func (c *connScope) moveReady(p peer.ID, mv *move) bool {
 	if !to.plain || !c.live() || c.peer != nil || h.marks.has(onTrial) || !c.stays(mv) || h.use != 0 {
 		return false
 	}
-	ps := to.peer(p, fetched[*amounts]{})
+	ps := to.find(mv.hash, p)
 	if ps == nil {
-		return false
+		if ps = to.peer(p, fetched[*amounts]{}); ps == nil {
+			return false
+		}
 	}
 	if !ps.hasUnit(h.unit) {
 		to.enqueue(&ps.account) // it may have been made for this connection

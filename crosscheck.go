@@ -5,8 +5,10 @@ package rcmgr
 
 import (
 	"fmt"
+	"math"
 	"reflect"
 	"slices"
+	"sort"
 	"strings"
 
 	"github.com/libp2p/go-libp2p/core/connmgr"
@@ -43,7 +45,8 @@ func (cfg *ConcreteLimitConfig) highWaterConflict(highWater int) *ConfigError {
 // are not above the high water mark of cm, as CheckHighWater does for a known mark. It
 // finds out by calling cm.CheckLimit; a panic of that is returned as an error. Limits on
 // connections pass if cm was given to WithTrimming, because it then closes
-// connections before such a limit is reached. If the manager has an allowlist,
+// connections before such a limit is reached. With WithRoom, limits of at least eight pass for the
+// same reason, unless it only observes. If the manager has an allowlist,
 // CheckConnManager always returns nil.
 func (m *Manager) CheckConnManager(cm connmgr.ConnManager) error {
 	if m.allowlist.hasEntries() {
@@ -52,17 +55,23 @@ func (m *Manager) CheckConnManager(cm connmgr.ConnManager) error {
 	system := m.fixed[KindSystem].limitCopy.Load()
 	wouldTrim := false
 	asking := guard{callback: callbackOf("CheckConnManager", cm), then: "its high water mark is not known"}
-	var conflict string
+	var conflict, mark string
 	fault := asking.try(func() {
 		trims := m.trims(cm)
 		conflict, _ = belowMark(system, func(d dim, limit int64) bool {
 			helped := trimmable(d, limit)
-			if trims && helped || cm.CheckLimit(oneConnLimit(limit-1)) == nil { // a limit equal to the mark passes CheckLimit
+			if trims && helped || m.makesRoomBelow(d, limit) || cm.CheckLimit(oneConnLimit(limit-1)) == nil { // a limit equal to the mark passes CheckLimit
 				return true
 			}
 			wouldTrim = wouldTrim || helped
 			return false
 		})
+		if conflict == "" {
+			return
+		}
+		if n := highWaterOf(cm); n > 0 {
+			mark = fmt.Sprintf(" of %d", n)
+		}
 	})
 	switch {
 	case fault != nil:
@@ -74,8 +83,39 @@ func (m *Manager) CheckConnManager(cm connmgr.ConnManager) error {
 	if wouldTrim {
 		advice = "set at least twice the mark, lower the mark, or give the connection manager to WithTrimming"
 	}
-	return fmt.Errorf("limits: %s not above the connection manager's high water mark, "+
-		"so that connections are refused before any is closed: %s", conflict, advice)
+	return fmt.Errorf("limits: %s not above the connection manager's high water mark%s, "+
+		"so that connections are refused before any is closed: %s", conflict, mark, advice)
+}
+
+// conflictWith returns how the limits in force conflict with the connection manager of a host, or
+// an empty text.
+func (m *Manager) conflictWith(h RoomHost) string {
+	asking := guard{callback: "a host that limits are compared with", then: "its connection manager is not known"}
+	var cm connmgr.ConnManager
+	if err := asking.try(func() { cm = h.ConnManager() }); err != nil || cm == nil {
+		return ""
+	}
+	if err := m.CheckConnManager(cm); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// highWaterOf returns the high water mark of a connection manager, which is the least limit that
+// its CheckLimit finds no fault with. It returns 0 if there is no such limit.
+func highWaterOf(cm connmgr.ConnManager) int {
+	const most = math.MaxInt32
+	fits := func(n int) bool { return cm.CheckLimit(oneConnLimit(n)) == nil }
+	if !fits(most) {
+		return 0
+	}
+	return sort.Search(most, fits)
+}
+
+// makesRoomBelow reports whether WithRoom closes connections or streams before a limit of the
+// system scope is reached. Limits too small for a reserve refuse first.
+func (m *Manager) makesRoomBelow(d dim, limit int64) bool {
+	return m.options.room != nil && !m.options.room.ObserveOnly && m.alarm.makesRoom(KindSystem, d) && reserveOf(limit) > 0
 }
 
 // trims reports whether a connection manager was given to WithTrimming.

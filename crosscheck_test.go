@@ -1,6 +1,7 @@
 package rcmgr
 
 import (
+	"fmt"
 	"math"
 	"strings"
 	"testing"
@@ -44,7 +45,7 @@ func TestLimitsThatAreNotAboveTheHighWaterMarkAreReportedWithWhatToSet(t *testin
 			err = cfg.CheckHighWater(mark)
 			require.ErrorContains(t, err, c.want+end+" of 96, so that connections are refused before any is closed: set at least 192, twice the mark, or lower the mark")
 			require.NotContains(t, strings.TrimSuffix(err.Error(), "."), "\n", "one sentence")
-			require.ErrorContains(t, m.CheckConnManager(cm), c.want+end)
+			require.ErrorContains(t, m.CheckConnManager(cm), c.want+end+" of 96, so that connections are refused before any is closed: set at least twice the mark, ")
 			require.NoError(t, m.CheckConnManager(connmgr.NullConnMgr{}))
 
 			require.NoError(t, m.GetAllowlist().Add(multiaddr.StringCast("/ip4/192.0.2.1")))
@@ -98,5 +99,47 @@ func TestAConnectionManagerThatTrimsMayHaveAMarkAboveTheLimit(t *testing.T) {
 		require.ErrorContains(t, err, "System.Conns (90)")
 		require.ErrorContains(t, err, "set at least twice the mark, lower the mark, or give the connection manager to WithTrimming")
 		require.NoError(t, m.CheckConnManager(unlikeConnMgr{}), "it has no mark")
+	}
+}
+
+// fussyConnMgr finds fault with every limit.
+type fussyConnMgr struct{ connmgr.NullConnMgr }
+
+func (fussyConnMgr) CheckLimit(connmgr.GetConnLimiter) error { return errClosed }
+
+func TestAConflictWithAConnectionManagerNamesItsMarkIfItHasOne(t *testing.T) {
+	m, err := New(NewFixedLimiter(PartialLimitConfig{System: ResourceLimits{Conns: 10}}.Build(InfiniteLimits)))
+	require.NoError(t, err)
+	defer m.Close()
+	for _, mark := range []int{10, 11, 12, 1000, 1 << 20, math.MaxInt32} {
+		cm, err := basic.NewConnManager(1, mark)
+		require.NoError(t, err)
+		defer cm.Close()
+		require.ErrorContains(t, m.CheckConnManager(cm), fmt.Sprintf("high water mark of %d, so that", mark))
+	}
+	require.ErrorContains(t, m.CheckConnManager(fussyConnMgr{}), "high water mark, so that")
+}
+
+// With WithRoom, connections and streams are closed before a limit refuses, so a mark above it is
+// no conflict. A limit of less than eight has no reserve and refuses first.
+func TestAManagerThatMakesRoomMayHaveLimitsBelowTheMark(t *testing.T) {
+	cm, err := basic.NewConnManager(10, 96)
+	require.NoError(t, err)
+	defer cm.Close()
+	for _, c := range []struct {
+		room      RoomConfig
+		limit     LimitVal
+		conflicts bool
+	}{
+		{RoomConfig{}, 90, false},
+		{RoomConfig{}, 8, false},
+		{RoomConfig{}, 7, true},
+		{RoomConfig{ObserveOnly: true}, 90, true},
+	} {
+		limits := PartialLimitConfig{System: ResourceLimits{Conns: c.limit, Streams: c.limit}}.Build(InfiniteLimits)
+		m, err := New(NewFixedLimiter(limits), WithRoom(c.room))
+		require.NoError(t, err)
+		defer m.Close()
+		require.Equal(t, c.conflicts, m.CheckConnManager(cm) != nil, "%+v", c)
 	}
 }

@@ -102,7 +102,8 @@ func (cfg ScalingLimitConfig) withOwnMaps() ScalingLimitConfig {
 }
 
 // Scale returns the limits of a node that may use memory bytes and numFD file
-// descriptors. An eighth of the machine's memory suits a machine that does little else.
+// descriptors. AutoScale passes an eighth of the memory that this process may use, which suits a
+// program that does other things besides; a machine that is dedicated to the node can give more.
 // Up to 128 MiB the limits are the base limits. No limit grows beyond math.MaxInt
 // (math.MaxInt64 for memory). A numFD of math.MaxInt means unlimited, and so does any
 // fraction of it. If numFD is 0 or less, the limits of file descriptors are the base
@@ -156,7 +157,7 @@ func (c baseLimitConfig) scale(mebibytes int64, numFD int) BaseLimit {
 	return out
 }
 
-// plus returns the rates with those of an increase added, as often as there are GiB.
+// plus returns the rates with those of an increase added once for each GiB.
 func (r Rates) plus(more Rates, mebibytes int64) Rates {
 	perGiB := more.all()
 	for i, own := range r.all() {

@@ -104,6 +104,25 @@ func TestADialThatIsRefusedElsewhereGivesItsTokenBack(t *testing.T) {
 	}
 }
 
+// A connection that has passed the gates, and is refused then, has taken no token.
+func TestADialThatTheLimitOfAConnectionRefusesGivesItsTokenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
+			c.Gates, c.Conn.FD = dialLimits(), 0
+		}))
+		open := func(usefd bool) error {
+			_, err := m.OpenConnection(network.DirOutbound, usefd, multiaddr.StringCast("/ip4/192.0.2.1/tcp/1"))
+			return err
+		}
+		for range 5 {
+			requireCause(t, open(true), CauseLimit, KindConn)
+		}
+		require.NoError(t, open(false))
+		require.NoError(t, open(false), "both tokens are there")
+		requireCause(t, open(false), CauseRate, KindRate)
+	})
+}
+
 func TestRatesOfDialsAreReadWrittenAndChangedLikeOtherGates(t *testing.T) {
 	cfg := PartialLimitConfig{Gates: dialLimits()}
 	text := toJSON(t, cfg)

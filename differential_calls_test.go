@@ -367,6 +367,9 @@ func (w *worlds) setLimit(q *question) {
 	theirs := upstream.BaseLimit{Streams: limit.Streams, StreamsInbound: limit.StreamsInbound, StreamsOutbound: limit.StreamsOutbound,
 		Conns: limit.Conns, ConnsInbound: limit.ConnsInbound, ConnsOutbound: limit.ConnsOutbound, FD: limit.FD, Memory: limit.Memory}
 	tw.theirs.(upstream.ResourceScopeLimiter).SetLimit(&theirs)
+	if w.rated {
+		limit.Rates = freeRates
+	}
 	tw.own.(ResourceScopeLimiter).SetLimit(&limit)
 	tw.ownLimit = true
 	w.systemSet = w.systemSet || tw.name == "system"

@@ -5,6 +5,9 @@ package rcmgr
 // the same. A sequence of questions is a string of bytes, so that the fuzzer
 // can make them too, and so that what failed can be made shorter.
 //
+// In half of the worlds, all scopes of ours have rates that refuse nothing: it must decide just as
+// without them. Go-libp2p's reads the same file of limits, and ignores them.
+//
 // Where ours differs on purpose, the comparison excuses it by name: each excuse
 // is the first cell of a line of DIFFERENCES.md. Where answers that differ leave
 // the managers in different states, the scope in question is ended in both.

@@ -16,6 +16,8 @@ import (
 	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/libp2p/go-libp2p/x/rate"
 	"github.com/multiformats/go-multiaddr"
+
+	"github.com/weir-p2p/rcmgr/internal/pace"
 )
 
 const (
@@ -136,6 +138,7 @@ type worlds struct {
 	shared      map[string]*twin
 	opened      int
 	systemSet   bool // its limit was set by hand
+	rated       bool // every scope of ours has rates, which refuse nothing
 	excused     map[excuse]int
 	theirTalk   talk // what MetricsReporters hear
 	ownTalk     talk
@@ -143,6 +146,32 @@ type worlds struct {
 	err         error
 	story       []string // what happened, if told is set
 	told        bool
+}
+
+// freeRates refuse nothing in a test.
+var freeRates = func() (free Rates) {
+	for _, one := range free.all() {
+		*one = Rate{PerSecond: pace.MostPerSecond, Burst: 2_000_000_000}
+	}
+	return free
+}()
+
+// rateFreely sets every rate of every scope that may have rates.
+func rateFreely(conf *perScope[BaseLimit]) {
+	scopes := conf.single()
+	for _, l := range scopes[:len(scopes)-2] { // all but Conn and Stream
+		l.Rates = freeRates
+	}
+	rateNamed(conf.Peer, freeRates)
+	rateNamed(conf.Protocol, freeRates)
+	rateNamed(conf.ServicePeer, freeRates)
+}
+
+func rateNamed[K comparable](limits map[K]BaseLimit, r Rates) {
+	for name, l := range limits {
+		l.Rates = r
+		limits[name] = l
+	}
 }
 
 func newWorlds(q question, excused map[excuse]int, told bool) (*worlds, error) {
@@ -155,6 +184,9 @@ func newWorlds(q question, excused map[excuse]int, told bool) (*worlds, error) {
 		for _, l := range []*BaseLimit{&conf.System, &conf.Transient} {
 			l.Conns, l.ConnsInbound, l.ConnsOutbound, l.FD = math.MaxInt, math.MaxInt, math.MaxInt, math.MaxInt
 		}
+	}
+	if w.rated = q[7]>>7 != 0; w.rated {
+		rateFreely(&conf)
 	}
 	limits := ConcreteLimitConfig{limits: conf}
 	text, err := json.Marshal(limits.ToPartialLimitConfig())
@@ -176,6 +208,9 @@ func newWorlds(q question, excused map[excuse]int, told bool) (*worlds, error) {
 		return nil, err
 	}
 	w.theirState, w.theirList = w.theirs.(upstream.ResourceManagerState), upstream.GetAllowlist(w.theirs)
+	if w.own.stripes[0].plain == w.rated {
+		return nil, fmt.Errorf("rated: %v, but that no rate is in force: %v", w.rated, !w.rated)
+	}
 	w.tell("%d stripes, %s limits %s, gates %d", stripes, g.name, text, w.gates)
 	w.view("system", "")
 	w.view("transient", "")

@@ -1,17 +1,19 @@
 // Package rcmgr is a network resource manager for go-libp2p hosts. A host asks it before it
-// takes a connection, a stream, a file descriptor or memory. It admits or refuses by limits
-// on a graph of scopes, and keeps exact account of what is held. A [Manager] implements
-// network.ResourceManager in place of go-libp2p's own manager:
+// takes a connection, a stream, a file descriptor or memory. It admits or refuses according to
+// limits on a graph of scopes, and keeps an exact account of what is held. A [Manager]
+// implements network.ResourceManager in place of go-libp2p's own manager:
 //
 //	rm, err := rcmgr.New(nil) // default limits, for what this process may use
 //	host, err := libp2p.New(libp2p.ResourceManager(rm))
 //
 // Where to begin:
 //
-//   - Limits: [New] without any, [NewForNode] from two numbers, [ReadLimitsFile] from a file,
-//     [PartialLimitConfig] in Go, [Manager.SetLimits] while the host runs.
+//   - Limits: [New] with the defaults, [NewForNode] from memory and descriptors,
+//     [ReadLimitsFile] from a file, [PartialLimitConfig] in Go, [Manager.SetLimits] while the
+//     host runs.
 //   - Addresses: [Allowlist], [WithGates], [WithFairShare].
-//   - How fast connections and streams may come: [Rates].
+//   - How fast connections and streams may come: [Rates], [GateLimits].
+//   - Peers and protocols that matter: [WithEarmarks].
 //   - A host that is full: [WithRoom], [WithTrimming].
 //   - Memory: [WithAdmission], [WithMemoryPressure].
 //   - Refusals: [LimitError], [WithRefusalLog], [Manager.Explain], [WithObserveOnly].
@@ -26,7 +28,7 @@
 // # Names of go-libp2p's manager
 //
 // These names are in go-libp2p's package, too, with the same signatures and constants. All
-// others are only here.
+// other names exist only here.
 //
 //   - Managers: [NewResourceManager], [Option], [WithAllowlistedMultiaddrs],
 //     [WithConnRateLimiters], [WithLimitPerSubnet], [WithNetworkPrefixLimit], [WithMetrics],
@@ -59,10 +61,12 @@
 // scopes, allowlistedSystem and allowlistedTransient, stand in for system and
 // transient if these are full and the allowlist covers the connection.
 // A span can begin below any scope, and releases all that it holds when it is done.
+package rcmgr
+
+// This part of doc.go is for readers of the source: how the engine is built, and what must hold
+// of it. It stands after the package clause, so that go doc does not show it.
 //
 // # Stripes and credit
-//
-// This part and the next ones are for readers of the source.
 //
 // A limit on a scope that all peers share depends on everything at once, but no
 // common operation may take all locks. So the accounts are cut into stripes,
@@ -123,10 +127,10 @@
 // that lack it. If that cannot tell, decide calls it again under all stripe locks, where
 // stripe.settle decides on exact sums. What is admitted is charged to every account.
 //
-// A refusal is noted where it is decided, and then goes through refusing.go alone: there it is
-// counted, kept for the log of refusals, traced and made into an error under the stripe's lock,
-// and logged at level debug without one. A MetricsReporter hears of it then, too. Snapshot, the
-// metrics and the page read the counts; a job writes the log of refusals from them
+// A refusal is noted where it is decided. All the rest happens in refusing.go: under the
+// stripe's lock, the refusal is counted, kept for the log of refusals, traced and made into an
+// error; without a lock, it is logged at level debug and reported to a MetricsReporter. Snapshot,
+// the metrics and the page read the counts; a job writes the log of refusals from them
 // (refusallog.go). CONTRIBUTING.md has the files and functions.
 //
 // # Invariants
@@ -162,13 +166,14 @@
 //     zero.
 //   - I7: A scope in use, by references or by anything that it holds, is never
 //     collected, and neither is one whose rates lack a token. Any other is,
-//     within two minutes, with a bounded amount of work under any lock. A scope that was kept from a View goes on working after
-//     it was collected, and two accounts of one name never coexist.
+//     within two minutes, with a bounded amount of work under any lock. A scope
+//     that was kept from a View goes on working after it was collected, and two
+//     accounts of one name never coexist.
 //   - I8: Lock order: stripes by index, then the directory of shared scopes, then
-//     the token lock, then the drawing lock, then the shards of subnets that have a share and of
-//     records of what is open, and last the queue of the tracer. The locks of the
-//     gates are never held together with any of these, but for the gate of streams: a stream is
-//     decided under a lock of it, which comes after the stripes' and before the token lock. A change of limits has a
-//     lock that comes before all. No callback of the program, Limiter, log line,
-//     metric or I/O runs under any of them.
-package rcmgr
+//     the token lock, then the drawing lock, then the shards of subnets that have
+//     a share and of records of what is open, and last the queue of the tracer.
+//     The locks of the gates are never held together with any of these, except
+//     that a stream is decided under a lock of the gate of streams, which comes
+//     after the stripes' and before the token lock. A change of limits has a lock
+//     that comes before all. No callback of the program, Limiter, log line, metric
+//     or I/O runs under any of them.

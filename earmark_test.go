@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
 )
 
@@ -85,6 +87,7 @@ func TestOthersLeaveThePartOfAnEarmarkFree(t *testing.T) {
 		"transient": func(c *perScope[BaseLimit]) { c.Transient.StreamsInbound = 40 },
 	} {
 		t.Run(what, func(t *testing.T) {
+			lines := collectLog(t, slog.LevelError)
 			m := newManager(t, limitedConf(set), WithNewcomersQuarter(false), WithEarmarks(named(0.25, "friend")))
 			for i := range 30 {
 				mustOpenStream(t, m, peerNamed(fmt.Sprint(i)), network.DirInbound)
@@ -103,6 +106,16 @@ func TestOthersLeaveThePartOfAnEarmarkFree(t *testing.T) {
 			}
 			_, err = m.OpenStream("friend", network.DirInbound)
 			requireCause(t, err, CauseLimit, m.kindNamed(what))
+			m.logRefusals()
+			got := lines.take()
+			require.Len(t, got, 1)
+			require.Contains(t, got[0], `current=40 limit=40 cause="limit, earmark"`)
+			e, err = m.Explain(ExplainRequest{Kind: KindStream, Direction: network.DirInbound, Peer: "stranger"})
+			require.NoError(t, err)
+			require.Contains(t, e.String(), "StreamsInbound is at 40 of 40, and 1 more would exceed 40 (limit)")
+			for _, c := range e.Checks {
+				require.Equal(t, c.Threshold-c.Use, c.Room, "%s %s", c.Scope, c.Name)
+			}
 		})
 	}
 }
@@ -146,8 +159,82 @@ func TestStreamsOfAProtocolHaveAPart(t *testing.T) {
 		require.NoError(t, open("/other"))
 	}
 	requireCause(t, open("/other"), CauseEarmark, KindSystem)
+	for id, admitted := range map[protocol.ID]bool{"/other": false, "/mesh": true} {
+		e, err := m.Explain(ExplainRequest{Kind: KindStream, Direction: network.DirInbound, Peer: "peer", Protocol: id})
+		require.NoError(t, err)
+		require.Equal(t, admitted, e.Admitted, id)
+		if !admitted {
+			require.Equal(t, []any{"protocol", "system", "earmark"}, []any{e.By.Step, e.By.Scope, e.By.Cause})
+		}
+	}
 	for range 4 {
 		require.NoError(t, open("/mesh"))
+	}
+}
+
+func TestAPeerMayHaveSeveralEarmarksAndEachIsCountedOnce(t *testing.T) {
+	peers := func(of ...peer.ID) func() []peer.ID { return func() []peer.ID { return of } }
+	m := newEarmarks([]Earmark{{Name: "a", Part: 0.29, Peers: peers("x", "y", "y")}, {Name: "b", Part: 0.2, Peers: peers("x", "z")}})
+	m.ask()
+	require.Equal(t, map[peer.ID]earmarkSet{"x": 3, "y": 1, "z": 2}, m.named.Load().of)
+	require.Equal(t, []int{2, 2}, []int{m.state()[0].Peers, m.state()[1].Peers})
+	for may, kept := range []int64{49, 20, 29, 0} {
+		require.Equal(t, kept, m.keptFrom(earmarkSet(may), 100), "to requests with the earmarks %b", may)
+	}
+}
+
+// Each stranger opens one stream, so that no other rule looks at what its peer holds.
+func TestStrangersLeaveThePartOfAnEarmarkFreeWhereTheSystemHasARate(t *testing.T) {
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
+		c.System.Streams = 8
+		c.System.Rates.Streams = Rate{PerSecond: 1000, Burst: 1000}
+	}), WithEarmarks(named(0.5, "friend")))
+	for i := range 4 {
+		mustOpenStream(t, m, peerNamed(fmt.Sprint(i)), network.DirInbound)
+	}
+	_, err := m.OpenStream("stranger", network.DirInbound)
+	requireCause(t, err, CauseEarmark, KindSystem)
+	for range 4 {
+		mustOpenStream(t, m, "friend", network.DirInbound)
+	}
+}
+
+func TestAStreamInThePartOfItsProtocolMayHaveAService(t *testing.T) {
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Streams = 8 }), WithEarmarks(
+		Earmark{Name: "mesh", Part: 0.5, Protocols: []protocol.ID{"/mesh"}}))
+	for range 8 {
+		s := mustOpenStream(t, m, "peer", network.DirInbound)
+		require.NoError(t, s.SetProtocol("/mesh"))
+		require.NoError(t, s.SetService("relay"))
+	}
+}
+
+// A stream that counts in the allowlisted scopes takes nothing of an earmark in the standard ones.
+func TestAnAllowlistedStreamMayHaveAnyProtocolHoweverFullTheStandardScopesAre(t *testing.T) {
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Streams = 8 }),
+		append(openGates(), WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{multiaddr.StringCast("/ip4/192.0.2.1")}),
+			WithEarmarks(named(0.5, "friend")))...)
+	connectAs(t, m, "allowlisted", network.DirInbound, "/ip4/192.0.2.1/tcp/1")
+	for range 8 {
+		require.NoError(t, mustOpenStream(t, m, "friend", network.DirInbound).SetProtocol("/x"))
+	}
+	s := mustOpenStream(t, m, "allowlisted", network.DirInbound)
+	require.Equal(t, KindAllowlistedSystem, s.(*streamScope).h.tree.chain.at[slotSystem].kind)
+	require.NoError(t, s.SetProtocol("/x"))
+}
+
+func TestEarmarksHoldBesideRates(t *testing.T) {
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
+		c.System.Streams = 8
+		c.System.Rates.Streams = Rate{PerSecond: 1000, Burst: 1000}
+	}), WithEarmarks(named(0.5, "friend")))
+	for range 4 {
+		mustOpenStream(t, m, "stranger", network.DirInbound)
+	}
+	_, err := m.OpenStream("stranger", network.DirInbound)
+	requireCause(t, err, CauseEarmark, KindSystem)
+	for range 4 {
+		mustOpenStream(t, m, "friend", network.DirInbound)
 	}
 }
 
@@ -160,6 +247,41 @@ func TestAnEarmarkIsForAnAllowlistedPeerWhileItIsListed(t *testing.T) {
 	_, err := m.OpenStream("stranger", network.DirInbound)
 	requireCause(t, err, CauseEarmark, KindSystem)
 	mustOpenStream(t, m, testPeer, network.DirInbound)
+}
+
+func TestARequestThatHasAnEarmarkIsHeldToNoShare(t *testing.T) {
+	for cause, opts := range map[Cause][]Option{CauseCrowding: nil, CauseFairShare: {WithFairShare()}} {
+		m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.Transient.StreamsInbound = 40 }),
+			append(opts, WithEarmarks(named(0.05, "friend")))...)
+		var held []network.StreamManagementScope
+		for range 40 {
+			held = append(held, mustOpenStream(t, m, "friend", network.DirInbound))
+		}
+		for _, s := range held {
+			s.Done()
+		}
+		var err error
+		for err == nil {
+			_, err = m.OpenStream("stranger", network.DirInbound)
+		}
+		requireCause(t, err, cause, KindTransient) // the share is used up before the part of the earmark is reached
+	}
+}
+
+func TestAnEarmarkOfProtocolsAloneKeepsNoConnections(t *testing.T) {
+	for bound, e := range map[int]Earmark{
+		8: {Name: "mesh", Part: 0.5, Protocols: []protocol.ID{"/mesh"}},
+		4: {Name: "mesh", Part: 0.5, Protocols: []protocol.ID{"/mesh"}, Peers: func() []peer.ID { return nil }},
+	} {
+		m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Conns = 8 }), append(openGates(), WithEarmarks(e))...)
+		for i := range bound + 1 {
+			c, err := m.OpenConnection(network.DirInbound, true, nil)
+			if err == nil {
+				err = c.SetPeer(peerNamed(fmt.Sprint(i)))
+			}
+			require.Equal(t, i < bound, err == nil, "connection %d of %d: %v", i, bound, err)
+		}
+	}
 }
 
 func TestMemoryHasAnEarmarkedPart(t *testing.T) {

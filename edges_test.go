@@ -208,7 +208,7 @@ func TestAPeerOfManyProtocolsHasEachOnce(t *testing.T) {
 			streams = append(streams, s)
 		}
 	}
-	ps := m.stripes[0].peers[testPeer]
+	ps := m.stripes[0].known(testPeer)
 	require.Nil(t, ps.pairs)
 	require.Len(t, ps.byShare(), 4*manyPairs)
 	for i, s := range streams {

@@ -7,6 +7,7 @@ package rcmgr
 import (
 	"encoding/binary"
 	"hash/maphash"
+	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -21,7 +22,7 @@ import (
 // engine is the part of a Manager that decides and accounts.
 type engine struct {
 	seed      maphash.Seed
-	secret    ip.Hash // chooses the stripes of peers
+	secret    ip.Hash // chooses the stripes of peers, and their places there
 	stripes   []stripe
 	idleConns sync.Pool // of *holder: they wait for the next connections; see lockIdle
 	dir       directory
@@ -33,7 +34,7 @@ type engine struct {
 	admission Admission
 	newcomers bool
 	noting    bool // refusals are logged, so remarks on them are kept
-	// sharesMemory: not every peer may take all of the system's memory.
+	// sharesMemory is set if a part of the system's memory may be kept from a peer.
 	sharesMemory bool
 	fair         *fairShare // nil: no scope has shares
 	alarm        *alarm     // nil: no room is made
@@ -54,6 +55,7 @@ type engine struct {
 	// The bits above are the same for its rates; see rateBits.
 	setByHand [numKinds]atomic.Uint32
 	bugLog    rate.Sometimes // I6: one line for a burst of bugs
+	bugsTo    *slog.Logger   // as of New: the runtime may find a leak when all else has ended
 	ended     atomic.Bool    // Close has begun
 }
 
@@ -167,7 +169,7 @@ func (e *engine) newPool(kind Kind, name string) (*pool, error) {
 // readLimit reads the limit of a call to SetLimit. An invalid one is a caller's bug.
 func (e *engine) readLimit(scope *scopeName, limit Limit) (*amounts, bool) {
 	if err := checkLimit(scope.String(), limit); err != nil {
-		e.reportBug("a limit that is none was set", "scope", scope.String(), "err", err)
+		e.reportBug("an invalid limit was set", "scope", scope.String(), "err", err)
 		return nil, false
 	}
 	a := limitsOf(limit)
@@ -188,14 +190,22 @@ func (e *engine) reportBug(msg string, args ...any) {
 	tell := false
 	e.bugLog.Do(func() { tell = true }) // it holds a lock of its own, so the line is logged after it
 	if tell {
-		log.Warn("BUG of a caller: "+msg, append(args, "bugs", n)...)
+		e.bugsTo.Warn("BUG of a caller: "+msg, append(args, "bugs", n)...)
 	}
 }
 
 // stripeOf returns the stripe that a peer belongs to. A caller that puts something into it
-// has to wake it. An ID ends with a key or the hash of one, which is enough to tell peers
-// apart.
-func (e *engine) stripeOf(p peer.ID) *stripe {
+// has to wake it.
+func (e *engine) stripeOf(p peer.ID) *stripe { return e.stripeAt(e.hashOf(p)) }
+
+// stripeAt returns the stripe of the peers that have a hash.
+func (e *engine) stripeAt(hash uint64) *stripe {
+	return &e.stripes[hash>>32&uint64(len(e.stripes)-1)]
+}
+
+// hashOf returns the hash of a peer. An ID ends with a key or the hash of one, which is enough to
+// tell peers apart.
+func (e *engine) hashOf(p peer.ID) uint64 {
 	const enough = 16
 	var end ip.Key
 	if at := len(p) - enough; at >= 0 {
@@ -204,7 +214,7 @@ func (e *engine) stripeOf(p peer.ID) *stripe {
 	} else {
 		end.Hi = maphash.String(e.seed, string(p)) // no ID of a peer is so short
 	}
-	return &e.stripes[e.secret.Of(end)>>32&uint64(len(e.stripes)-1)]
+	return e.secret.Of(end)
 }
 
 // anyStripe returns a random stripe, ready for use, for what has no peer.
@@ -237,3 +247,16 @@ func (e *engine) gate() *gate { return e.gates.Load() }
 // paces reports whether the gates limit how fast streams of a direction come from a subnet. d is
 // their dimension.
 func (e *engine) paces(d dim) bool { return e.gate().paces(d) }
+
+// limitKey returns the place of the configuration that says how much of d a scope may hold,
+// by a book and gates; see configKey.
+func limitKey(b *limitBook, g *gate, k Kind, d dim, which *scopeName) string {
+	place := placeOfAll
+	switch k {
+	case KindPeer:
+		place = b.placeOfPeer(which.peer)
+	case KindSubnet, KindRate:
+		place = g.placeOfSubnet(which, d)
+	}
+	return configKey(k, d, which, place)
+}

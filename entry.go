@@ -20,8 +20,9 @@ import (
 )
 
 // passEntry decides whether a connection may ask the scopes. If the allowlist covers its
-// address, the gates do not check it. If the allowlist names a peer at that address, they do
-// not, either, but it is on trial until its peer is known. What the gates gave is written to p.
+// address, the gates do not check the connection. Neither do they if the allowlist names a peer at
+// that address, but then the connection is on trial until its peer is known. What the gates have
+// counted is written to p.
 func (e *engine) passEntry(o *opening, remote endpoint, trusts trust, p *subnets.Pass) error {
 	if trusts == noTrust && e.pressure.refuses(o.dir) {
 		if err := e.refuseForMemory(o); err != nil {

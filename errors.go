@@ -147,10 +147,11 @@ func (n *scopeName) ofScope() string {
 //
 // Its text, such as "conn-17: system: cannot reserve memory: resource limit exceeded", names the
 // scope that was asked, the scope that refused, and what could not be reserved. A connection or
-// stream that was not opened is named "conn" or "stream". errors.Unwrap returns an error without the first part; its text is the same for
-// all requests that the scope refuses for the same reason. The text of a gate's refusal also
-// has the words of go-libp2p's own manager by which programs recognize it: "connections per ip
-// limit exceeded" or "rate limit exceeded".
+// stream that was not opened is named "conn" or "stream", without a number; only while the manager
+// is traced it has one, because the trace names it. errors.Unwrap returns an error without the
+// first part; its text is the same for all requests that the scope refuses for the same reason.
+// The text of a gate's refusal also has the words of go-libp2p's own manager by which programs
+// recognize it: "connections per ip limit exceeded" or "rate limit exceeded".
 //
 // A LimitError matches network.ErrResourceLimitExceeded. errors.As also finds it as an
 // *ErrMemoryLimitExceeded or an *ErrStreamOrConnLimitExceeded. It is immutable, and safe for

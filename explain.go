@@ -26,6 +26,7 @@ import (
 	"github.com/multiformats/go-multiaddr"
 
 	"github.com/weir-p2p/rcmgr/internal/ip"
+	"github.com/weir-p2p/rcmgr/internal/letgo"
 	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
@@ -36,7 +37,7 @@ type ExplainRequest struct {
 	// KindTransient, KindPeer, KindProtocol or KindService stand for a reservation of
 	// Memory directly at that scope.
 	Kind      Kind
-	Direction network.Direction
+	Direction network.Direction // any but network.DirInbound counts as outbound
 	// Endpoint is the far end of a connection, nil if it has no address. UseFD says
 	// whether the connection takes a file descriptor.
 	Endpoint multiaddr.Multiaddr
@@ -82,9 +83,9 @@ type LimitCheck struct {
 	KeptFor []string `json:",omitempty"`
 	// Largest names the peer or subnet that holds most of the limit, and LargestHolds is how
 	// much, as they were within the last second. Only By has them, if the scope is system,
-	// transient, a service or a protocol. They are empty if that is less than a tenth of what is
-	// held, or not known: a connection in the transient scope has no peer, and there is a subnet
-	// only with WithFairShare.
+	// transient, a service or a protocol. They are empty if none holds a tenth of what is held,
+	// or if that is not known: a connection in the transient scope has no peer, and subnets are
+	// known only with WithFairShare.
 	Largest      string `json:",omitempty"`
 	LargestHolds int64  `json:",omitzero"`
 	ConfigKey    string `json:",omitempty"` // the place in the configuration to change to admit more
@@ -158,31 +159,45 @@ func (e *explainer) wouldLetGo() (list []RoomVictim) {
 		return nil
 	}
 	for i := range e.out.Checks {
-		c := &e.out.Checks[i]
-		p, d := e.m.fixed[KindSystem], dim(slices.Index(limitNames[:], c.Name))
-		switch c.Kind {
-		case KindProtocol:
-			p = e.m.dir.find(KindProtocol, string(e.q.Protocol))
-		case KindService:
-			p = e.m.dir.find(KindService, e.q.Service)
-		case KindTransient:
-			p = e.m.fixed[KindTransient]
-		case KindSystem:
-		default:
-			continue
+		if l, short := e.lackAfter(&e.out.Checks[i]); short {
+			for _, v := range e.m.room.WouldGo(l, 3) {
+				list = append(list, roomVictim(&v))
+			}
+			return list
 		}
-		over := c.Use + c.Asked - e.m.alarm.roomy(c.Kind, d, c.Limit)
-		if p == nil || over <= 0 || !c.Kind.makesRoom(d) {
-			continue
-		}
-		l := e.m.lackOf(p, d)
-		l.Need = func() int64 { return over }
-		for _, v := range e.m.room.WouldGo(l, 3) {
-			list = append(list, roomVictim(&v))
-		}
-		return list
 	}
 	return nil
+}
+
+// lackAfter returns what would be short after the request that was checked, and whether anything
+// would be.
+func (e *explainer) lackAfter(c *LimitCheck) (l letgo.Lack, short bool) {
+	p, d := e.m.fixed[KindSystem], dim(slices.Index(limitNames[:], c.Name))
+	var over int64
+	switch c.Kind {
+	case KindProcess:
+		if over = c.Use - e.m.pressure.readmit + 1; c.Fits && c.Use <= e.m.pressure.shortAbove() {
+			return l, false
+		}
+		l = e.m.lackOfProcess(e.m.heldByEach())
+		l.Need = func() int64 { return over }
+		return l, true
+	case KindProtocol:
+		p = e.m.dir.find(KindProtocol, string(e.q.Protocol))
+	case KindService:
+		p = e.m.dir.find(KindService, e.q.Service)
+	case KindTransient:
+		p = e.m.fixed[KindTransient]
+	case KindSystem:
+	default:
+		return l, false
+	}
+	if over = e.m.lacksFor(p, d, c.Limit, c.Use+c.Asked); over <= 0 {
+		return l, false
+	}
+	l = e.m.lackOf(p, d)
+	l.Need = func() int64 { return over }
+	return l, true
 }
 
 func (q *ExplainRequest) check() error {
@@ -286,19 +301,20 @@ func (e *explainer) copyLocked(f fetched[questionLimits]) verdict {
 		return unknown
 	}
 	for k, p := range m.fixed {
-		e.fixed[k] = copyOf(p.scope(), p.limit, heldOf(p.used()))
+		e.fixed[k] = copyOf(p.kind, "", p.limit, heldOf(p.used()))
 		e.keep(e.fixed[k], p.bucketCut())
 	}
 	switch q.Kind {
 	case KindConn:
-		e.self, e.cost = copyOf(scopeName{kind: KindConn}, m.classes.conn, held{}), m.classes.connCost
+		limit := m.classes.conn
+		e.self, e.cost = &account{kind: KindConn, ready: &limit}, m.classes.connCost
 	case KindStream:
-		limit := m.streamLimit(fetched[openingLimits]{f.by, f.limits.opening})
-		e.self, e.cost = copyOf(scopeName{kind: KindStream}, *limit, held{}), m.classes.streamCost
+		limit := *m.streamLimit(fetched[openingLimits]{f.by, f.limits.opening})
+		e.self, e.cost = &account{kind: KindStream, ready: &limit}, m.classes.streamCost
 	}
 	var ps *peerScope
 	if q.Peer != "" {
-		ps = m.stripeOf(q.Peer).peers[q.Peer]
+		ps = m.stripeOf(q.Peer).known(q.Peer)
 		e.copyPeer(ps, m.peerLimit(q.Peer, fetched[*amounts]{f.by, f.limits.opening.peer}))
 	}
 	if q.Protocol != "" {
@@ -325,8 +341,7 @@ func (e *explainer) copyPeer(ps *peerScope, unnamed *amounts) {
 			e.peer.makeRare().far = ip.KeyOf(far)
 		}
 	}
-	e.peer.account = *copyOf(scopeName{kind: KindPeer, peer: e.q.Peer}, limit, use)
-	e.peer.account.ps = e.peer
+	e.peer.account = account{kind: KindPeer, use: use, ready: &limit, ps: e.peer}
 	b := e.book.fullBuckets(KindPeer, string(e.q.Peer))
 	if ps != nil {
 		b = ps.bucketCut()
@@ -334,10 +349,11 @@ func (e *explainer) copyPeer(ps *peerScope, unnamed *amounts) {
 	e.keep(&e.peer.account, b)
 }
 
-// copyOf returns an account that belongs to no scope. An account has no name of its own,
-// so the copy carries it in denied.
-func copyOf(name scopeName, limit amounts, use held) *account {
-	return &account{kind: name.kind, use: use, ready: &limit, denied: &denied{name: name}}
+// copyOf returns a share of a pool of its own, as a copy of a shared scope.
+func copyOf(kind Kind, name string, limit amounts, use held) *account {
+	sh := &share{pool: &pool{kind: kind, name: name, limit: limit}}
+	sh.account = account{kind: kind, use: use, ready: &sh.pool.limit, share: sh}
+	return &sh.account
 }
 
 // copyShared copies a service or protocol and a peer's part of it. All stripe locks
@@ -356,8 +372,8 @@ func (e *explainer) copyShared(k Kind, name string,
 			}
 		}
 	}
-	shared = copyOf(scopeName{kind: k, text: name}, limit, use)
-	part = copyOf(scopeName{kind: k.ofPeer(), text: name, peer: e.q.Peer}, partLimit, partUse)
+	shared = copyOf(k, name, limit, use)
+	part = &account{kind: k.ofPeer(), use: partUse, ready: &partLimit, share: shared.share, ps: e.peer}
 	e.keep(shared, own)
 	e.keep(part, pair)
 	return shared, part
@@ -468,6 +484,13 @@ func (e *explainer) checkOf(step string, r *request, a *account, it item, use in
 		if holder := r.holderOf(&e.m.engine, a, it, cause); holder != nil {
 			k.Holder = holder.String()
 		}
+		if cause == CauseLimit { // what is kept for others makes no difference then
+			k.Threshold = k.Limit
+			if it.d == dimMemory {
+				k.Threshold = r.threshold(&e.m.engine, a, it.d)
+			}
+			k.Room = k.Threshold - use
+		}
 		if cause == CauseEarmark {
 			k.KeptFor = e.m.earmarks.names(r.earmarks)
 		}
@@ -483,6 +506,8 @@ func (e *explainer) take(c checked) {
 	}
 }
 
+// charge charges a step to the copies. Their buckets stay as they are, because no later step asks
+// the rates of an account again.
 func (e *explainer) charge(r *request, self *account, c *chain) {
 	if self != nil {
 		self.use.charge(r)
@@ -491,9 +516,6 @@ func (e *explainer) charge(r *request, self *account, c *chain) {
 		if a != nil {
 			a.use.charge(r)
 		}
-	}
-	for _, a := range c.at {
-		e.buckets[a].take(r, e.now)
 	}
 }
 

@@ -42,9 +42,12 @@ func TestExplainSaysWhatWillBe(t *testing.T) {
 		"transient crowding", "transient fair-share", "system fair-share", "system rate", "transient rate", "peer rate",
 		"protocol rate", "system earmark", "transient earmark"}
 	unseen := func(kind string) bool { return outcomes[kind] == 0 }
-	// What few cells leave to chance is not given up at once.
+	// What few cells leave to chance is not given up at once, and looked for in longer ones.
 	for cell := uint64(0); cell < 60 || cell < 1000 && slices.ContainsFunc(kinds, unseen); cell++ {
-		r := randomFrom(seed, cell)
+		r, steps := randomFrom(seed, cell), steps
+		if cell >= 60 {
+			steps *= 5
+		}
 		// In a bubble no time passes, so that nothing is collected in between, and no
 		// look at the refusals joins the history.
 		explained := func(t *testing.T) {
@@ -52,7 +55,7 @@ func TestExplainSaysWhatWillBe(t *testing.T) {
 			conf := pick(r, append([]regime{mixed, mixed}, regimes[:3]...)).conf(r, stripes)
 			conf.Gates = &GateLimits{Subnets: SubnetLimits{IPv4: map[int]LimitVal{32: 2}}}
 			if r.IntN(2) == 0 {
-				conf.Gates = &GateLimits{Rate: RateLimits{IPv4: map[int]ConnRate{32: {PerSecond: 1e-6, Burst: 3}}}}
+				conf.Gates = &GateLimits{Rate: RateLimits{IPv4: map[int]ConnRate{32: {PerSecond: 0.001, Burst: 3}}}}
 			}
 			var inUse atomic.Int64
 			opts := []Option{WithStripes(stripes), WithAdmission(Admission(r.IntN(2))), WithNewcomersQuarter(r.IntN(2) == 0),
@@ -421,6 +424,40 @@ func (l onlyNamed) GetProtocolPeerLimits(p protocol.ID) Limit {
 }
 func (l onlyNamed) GetStreamLimits(p peer.ID) Limit {
 	return l.known(string(p), string(testPeer), l.Limiter.GetStreamLimits(p))
+}
+
+// limiterThatCalls is a Limiter that calls a function each time that it is asked about a peer.
+type limiterThatCalls struct {
+	Limiter
+	asked func()
+}
+
+func (l limiterThatCalls) GetPeerLimits(p peer.ID) Limit {
+	if p != "" {
+		l.asked()
+	}
+	return l.Limiter.GetPeerLimits(p)
+}
+
+func TestExplainAsksAgainIfOtherLimitsComeIntoForceMeanwhile(t *testing.T) {
+	streams := func(n int) Limiter { return onlyNamed{fixedOf(distinctConf(n, false))} }
+	var m *Manager
+	first := limiterThatCalls{streams(100), func() { require.NoError(t, m.SetLimits(streams(200))) }}
+	var err error
+	m, err = New(first)
+	require.NoError(t, err)
+	defer m.Close()
+	for _, kind := range []Kind{KindStream, KindConn} {
+		require.NoError(t, m.SetLimits(first))
+		e, err := m.Explain(ExplainRequest{Kind: kind, Peer: testPeer})
+		require.NoError(t, err)
+		require.NotEmpty(t, e.Checks)
+		for _, c := range e.Checks {
+			if c.Name == limitNames[dimStreams] {
+				require.Greater(t, c.Limit, int64(200), "%s", c.Scope)
+			}
+		}
+	}
 }
 
 // A program's own Limiter need not know what a question does not name.

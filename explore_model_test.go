@@ -5,8 +5,8 @@ package rcmgr
 // every state what they promise.
 //
 // What decides is the engine's own code: tally.draw, giveBack, settle, keep and
-// hasBelowHalf, word.hasOne, hasTight and less, batchOf and Admission.threshold. What is
-// modelled here are the steps between them. checkShared, settle, takeBack and moveTo take
+// hasBelowHalf, word.hasOne, hasTight and less, batchOf and Admission.threshold, and of rates
+// pace.Bucket and noLater. What is modelled here are the steps between them. checkShared, settle, takeBack and moveTo take
 // them; drawUnit and drawMemory take those of checkShared, and ask the word alone; where it
 // does not have what they need, checkShared begins from anew under the same stripe lock.
 // Requests for one that may fill all of a limit go the way of drawUnit first, larger ones
@@ -19,6 +19,12 @@ package rcmgr
 //	decide on the exact sums, call idle credit in, charge, unlock
 //	                             … a release: take it off, return idle credit to each
 //	pool, with the drawing lock where it becomes loose by that
+//
+// Where a pool has a rate, every request for it needs a token, as in takePaced: after the
+// stripes' locks, it takes the token lock, reads the clock and asks all rates. It takes the
+// tokens when it is charged, and releases the token lock then, when it is refused, when it
+// goes for all locks, and when it leaves the short way, after which it begins again with the
+// token lock. The clock is a thread of its own, and may jump back.
 //
 // A step is what others can see happen at once: to take one lock, to load or
 // store one word. What follows under locks until the next such action nobody
@@ -34,7 +40,7 @@ package rcmgr
 //	go test -run Explorer -v -explore.deep
 //
 // Beyond this model: dimensions (each is on its own), accounts that lie in one
-// stripe (no protocol: one lock), which of several refusals is reported, and
+// stripe, and their rates (no protocol: one lock), which of several refusals is reported, and
 // collection of idle shares. That the steps are those of chain.go is for the
 // reader to see: each step names what it does there.
 
@@ -43,6 +49,9 @@ import (
 	"fmt"
 	"math"
 	"math/bits"
+	"time"
+
+	"github.com/weir-p2p/rcmgr/internal/pace"
 )
 
 var exploreDeep = flag.Bool("explore.deep", false, "explore more and larger scenarios (minutes)")
@@ -65,11 +74,14 @@ const (
 	allLocksOnce     creditProperty = "an operation is decided the first time it holds all locks"
 	noDeadlock       creditProperty = "no deadlock"
 	zeroAtEnd        creditProperty = "all use is zero at the end"
+	rateHeld         creditProperty = "over any time t, no more than burst + rate × t are admitted"
+	rateGiven        creditProperty = "no rate refuses what fits in burst + rate × t"
 )
 
 var creditProperties = []creditProperty{
 	noOvershoot, noFalseAdmission, noFalseRefusal, creditCovers, creditConserved, looseBelowHalf,
 	idleBounded, tightExact, turnsAtQuarter, smallIsTight, useConserved, allLocksOnce, noDeadlock, zeroAtEnd,
+	rateHeld, rateGiven,
 }
 
 // The most that a scenario may have. A larger state costs time in all of them.
@@ -78,6 +90,7 @@ const (
 	modelPools   = 2
 	modelConns   = 4
 	modelThreads = 4
+	modelTimes   = 6 // requests that a pool with a rate admits
 )
 
 // poolSet is a set of pools, a bit each. Lower pools come first in a chain.
@@ -99,6 +112,7 @@ const (
 	releaseVerb
 	moveVerb
 	limitVerb
+	tickVerb
 )
 
 // modelOp is one operation of a thread.
@@ -127,8 +141,13 @@ func doMove(conn, to int, pools poolSet) modelOp {
 
 func doLimit(pool poolSet, n int64) modelOp { return modelOp{do: limitVerb, pools: pool, n: n} }
 
+// doTick moves the clock of the rates by n.
+func doTick(n int64) modelOp { return modelOp{do: tickVerb, n: n} }
+
 func (o modelOp) String() string {
 	switch o.do {
+	case tickVerb:
+		return fmt.Sprintf("clock %+d", o.n)
 	case reserveVerb:
 		return fmt.Sprintf("reserve %d (weight %d) on conn %d", o.n, o.weight, o.conn)
 	case releaseVerb:
@@ -146,6 +165,7 @@ type creditScenario struct {
 	deep    bool // only with -explore.deep
 	stripes int
 	limits  []int64 // of pools
+	rates   []pace.Bucket
 	conns   []modelConn
 	setup   []modelOp // done before the threads begin
 	threads [][]modelOp
@@ -164,6 +184,14 @@ type creditRules struct {
 	hasTight     func(w word, n, limit int64) bool
 	less         func(w word, n, looseBelow int64) (word, bool)
 
+	hasToken  func(b pace.Bucket, fullAt, at int64) bool
+	takeToken func(b pace.Bucket, fullAt, at int64) int64
+
+	tokensFirst     bool // take tokens when the rates have been asked, and give them back after a refusal
+	tokensLost      bool // the same, and give none back
+	tokensUnlocked  bool // release the token lock before the tokens are taken
+	tokensKept      bool // keep the token lock while going for all locks
+	clockBack       bool // believe a clock that jumps back
 	markApart       bool // handed out and the tight mark are loaded one after the other
 	letGo           bool // call idle credit in under all locks, let go, try again
 	unlimitedFree   bool // a pool without a limit hands out no credit
@@ -181,7 +209,8 @@ type creditRules struct {
 
 func engineRules() creditRules {
 	return creditRules{draw: tally.draw, giveBack: tally.giveBack, settle: tally.settle, keep: tally.keep,
-		hasBelowHalf: tally.hasBelowHalf, hasOne: word.hasOne, hasTight: word.hasTight, less: word.less}
+		hasBelowHalf: tally.hasBelowHalf, hasOne: word.hasOne, hasTight: word.hasTight, less: word.less,
+		hasToken: pace.Bucket.Has, takeToken: pace.Bucket.Take}
 }
 
 // A state: comparable, small, without pointers.
@@ -193,6 +222,12 @@ type (
 		thread [modelThreads]modelThread
 		owner  [modelStripes]int8 // of the stripe's lock: 0, or thread + 1
 		draws  int8               // which has the drawing lock, likewise
+		paces  int8               // which has the token lock
+		now    int8               // the clock, in ticks
+		latest int8               // the latest time that was read
+		fullAt [modelPools]int8   // when the buckets will be full
+		// When the last requests of each pool with a rate were admitted, plus 1.
+		times [modelPools][modelTimes]int8
 	}
 	modelShare struct{ use, credit, floor int64 } // as in share
 	modelPool  struct {
@@ -217,7 +252,9 @@ type (
 		lacks   poolSet // has to ask these
 		todo    poolSet // of these, still to load, draw from, return to
 		drawn   poolSet
-		marked  bool // markApart: has loaded the mark
+		at      int8    // the time of the request
+		taken   poolSet // tokensFirst: has taken these tokens
+		marked  bool    // markApart: has loaded the mark
 		mark    bool
 	}
 )
@@ -232,9 +269,10 @@ const (
 	atDrawing
 	atDraw
 	atTrim
+	atTokens
 )
 
-var modelPCNames = [...]string{"find", "lock stripe", "load", "lock drawing", "draw", "return"}
+var modelPCNames = [...]string{"find", "lock stripe", "load", "lock drawing", "draw", "return", "lock tokens"}
 
 // creditModel is a state in the making: one thread takes one step in it.
 type creditModel struct {
@@ -262,6 +300,11 @@ func (x *creditModel) step(t int) bool {
 	switch th.pc {
 	case atFind:
 		o := x.threads[t][th.op]
+		if o.do == tickVerb {
+			x.now += int8(o.n)
+			x.finish(t)
+			return true
+		}
 		th.from, th.all, th.pc = x.conn[o.conn].at, o.do == limitVerb, atStripes
 		return true
 	case atStripes:
@@ -272,6 +315,8 @@ func (x *creditModel) step(t int) bool {
 		return x.lockDrawing(t)
 	case atDraw:
 		return x.drawFrom(t)
+	case atTokens:
+		return x.lockTokens(t)
 	}
 	return x.trim(t)
 }
@@ -315,8 +360,126 @@ func (x *creditModel) lockStripe(t int) bool {
 	case th.all:
 		th.from = now
 	}
+	x.pace(t)
+	return true
+}
+
+// paced returns the pools with a rate that the operation of t enters.
+func (x *creditModel) paced(t int) (paced poolSet) {
+	_, pools, _ := x.asks(t)
+	for p := range x.rates {
+		if pools.has(p) && x.rates[p].Limits() {
+			paced |= 1 << p
+		}
+	}
+	return paced
+}
+
+// pace begins what a thread does under the locks of its stripes.
+func (x *creditModel) pace(t int) {
+	if th := &x.thread[t]; x.paced(t) != 0 {
+		th.pc = atTokens
+	} else {
+		x.look(t)
+	}
+}
+
+// modelTick is the unit of the clock: the times of a state are small.
+const modelTick = int64(time.Microsecond)
+
+// lockTokens takes the token lock, reads the clock and asks all rates.
+func (x *creditModel) lockTokens(t int) bool {
+	if x.paces != 0 {
+		return false
+	}
+	th := &x.thread[t]
+	x.paces = int8(t) + 1
+	latest := int64(x.latest)
+	th.at = int8(noLater(&latest, int64(x.now)))
+	if x.latest = int8(latest); x.clockBack {
+		th.at = x.now
+	}
+	for p := range x.rates {
+		if x.paced(t).has(p) && !x.hasToken(x.rates[p], int64(x.fullAt[p])*modelTick, int64(th.at)*modelTick) {
+			if x.fits(p, x.latest) {
+				x.fail(rateGiven, "pool %d: a request at %d is refused, others were admitted at %s", p, x.latest, x.timesText(p))
+			}
+			x.finish(t)
+			return true
+		}
+	}
+	if x.tokensFirst || x.tokensLost {
+		x.takeTokens(t)
+		th.taken = x.paced(t)
+	}
+	if x.tokensFirst || x.tokensLost || x.tokensUnlocked {
+		x.unlockTokens(t)
+	}
 	x.look(t)
 	return true
+}
+
+// fits reports whether the rate of a pool admits one more at a time, by the times of those that it
+// has admitted.
+func (x *creditModel) fits(p int, at int8) bool {
+	times, burst := x.times[p][:x.admittedBy(p)], x.rates[p].Burst()
+	interval := x.rates[p].Take(0, 0) / modelTick
+	for i, first := range times {
+		if int64(len(times)-i+1) > burst+int64(at-(first-1))/interval {
+			return false
+		}
+	}
+	return true
+}
+
+// admittedBy returns how many requests the rate of a pool has admitted.
+func (x *creditModel) admittedBy(p int) (n int) {
+	for n < modelTimes && x.times[p][n] != 0 {
+		n++
+	}
+	return n
+}
+
+func (x *creditModel) timesText(p int) string {
+	text := ""
+	for _, at := range x.times[p][:x.admittedBy(p)] {
+		text += fmt.Sprint(" ", at-1)
+	}
+	return text
+}
+
+// takeTokens takes the tokens of a request.
+func (x *creditModel) takeTokens(t int) {
+	for p := range x.rates {
+		if x.paced(t).has(p) {
+			x.fullAt[p] = int8(x.takeToken(x.rates[p], int64(x.fullAt[p])*modelTick, int64(x.thread[t].at)*modelTick) / modelTick)
+		}
+	}
+}
+
+// admitPaced takes the tokens of a request that is charged, and releases the token lock.
+func (x *creditModel) admitPaced(t int) {
+	th := &x.thread[t]
+	for p := range x.rates {
+		if !x.paced(t).has(p) {
+			continue
+		}
+		if !x.fits(p, x.latest) {
+			x.fail(rateHeld, "pool %d: a request at %d is admitted, others were at %s", p, x.latest, x.timesText(p))
+		}
+		x.times[p][x.admittedBy(p)] = x.latest + 1
+	}
+	if th.taken == 0 {
+		x.takeTokens(t)
+	}
+	th.taken = 0
+	x.unlockTokens(t)
+}
+
+func (x *creditModel) unlockTokens(t int) {
+	if x.paces == int8(t)+1 {
+		x.paces = 0
+	}
 }
 
 func (x *creditModel) unlockStripes(t int) {
@@ -336,15 +499,30 @@ func (x *creditModel) unlockDrawing(t int) {
 
 // finish ends an operation.
 func (x *creditModel) finish(t int) {
+	x.unlockTokens(t)
+	x.returnTokens(t)
 	x.unlockDrawing(t)
 	x.unlockStripes(t)
 	x.thread[t] = modelThread{op: x.thread[t].op + 1}
+}
+
+// returnTokens puts back the tokens that a thread took before the accounts were checked.
+func (x *creditModel) returnTokens(t int) {
+	for p := range x.rates {
+		if x.thread[t].taken.has(p) && x.tokensFirst {
+			x.fullAt[p] -= int8(x.rates[p].Take(0, 0) / modelTick)
+		}
+	}
 }
 
 // goAll lets go of everything and goes for all stripe locks.
 func (x *creditModel) goAll(t int) {
 	th := &x.thread[t]
 	x.unlockDrawing(t)
+	if !x.tokensKept {
+		x.unlockTokens(t)
+	}
+	x.returnTokens(t)
 	x.unlockStripes(t)
 	*th = modelThread{op: th.op, from: th.from, allTime: th.allTime + 1, all: true, pc: atStripes}
 	if th.allTime > 1 {
@@ -467,7 +645,12 @@ func (x *creditModel) has(t, p int) bool {
 func (x *creditModel) goGenerally(t int) {
 	th := &x.thread[t]
 	x.unlockDrawing(t)
-	th.general, th.pc, th.todo = true, atLoad, th.lacks
+	if th.general = true; x.paced(t) != 0 {
+		x.unlockTokens(t)
+		th.pc, th.todo, th.lacks = atTokens, 0, 0
+		return
+	}
+	th.pc, th.todo = atLoad, th.lacks
 }
 
 func (x *creditModel) ask(t, p int, l tally) (grant int64, v verdict) {
@@ -646,6 +829,7 @@ func (x *creditModel) setLimit(p int, n int64) {
 func (x *creditModel) charge(t int) {
 	th, o := &x.thread[t], x.threads[t][x.thread[t].op]
 	stripe, pools, n := x.asks(t)
+	x.admitPaced(t)
 	for p := range x.limits {
 		if pools.has(p) {
 			x.share[p][stripe].use += n

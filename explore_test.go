@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/weir-p2p/rcmgr/internal/pace"
 )
 
 // inUse returns the exact use of a pool at this instant: what is charged, what
@@ -209,10 +211,13 @@ func (sc *creditScenario) replay(r creditRules, steps []int) string {
 		if text := x.poolsText(); was.pool != x.pool || was.share != x.share {
 			fmt.Fprintf(&out, " pools %s", text)
 		}
+		if was.fullAt != x.fullAt || was.now != x.now {
+			fmt.Fprintf(&out, " time %d, buckets full at %d", x.now, x.fullAt)
+		}
 		switch {
 		case x.thread[t].all && !was.thread[t].all && o.do != limitVerb:
 			fmt.Fprint(&out, " undecided: goes for all locks")
-		case x.thread[t].op == was.thread[t].op:
+		case x.thread[t].op == was.thread[t].op, o.do == tickVerb:
 		case o.do == reserveVerb && x.conn[o.conn].held == was.conn[o.conn].held,
 			o.do == moveVerb && x.conn[o.conn].in == was.conn[o.conn].in && x.conn[o.conn].at == was.conn[o.conn].at:
 			fmt.Fprint(&out, " refused")
@@ -250,6 +255,15 @@ func doHold(conn int, n, weight int64) []modelOp {
 
 // connAt places a connection.
 func connAt(stripe int8, in poolSet) modelConn { return modelConn{at: stripe, in: in} }
+
+// oneIn returns a bucket that gets a token in so many ticks.
+func oneIn(ticks, burst int64) pace.Bucket {
+	b, err := pace.New(float64(time.Second)/float64(ticks*modelTick), burst)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
 
 const (
 	overHalf  = math.MaxInt64/2 + 1 // two of them overflow
@@ -371,6 +385,67 @@ var creditScenarios = []creditScenario{
 			{doMove(0, 1, pool1), doRelease(0, 20)},
 			{doReserve(1, 30, fullWeight), doReserve(1, 20, halfWeight), doRelease(1, 64)},
 			{doReserve(2, 14, fullWeight), doMove(2, 0, pool0), doRelease(2, 14)},
+		},
+	},
+	{
+		name: "a rate", stripes: 2, limits: []int64{64}, rates: []pace.Bucket{oneIn(2, 2)},
+		conns: []modelConn{connAt(0, pool0), connAt(1, pool0), connAt(1, pool0)},
+		threads: [][]modelOp{
+			{doReserve(0, 1, fullWeight), doReserve(0, 1, fullWeight), doRelease(0, 2)},
+			{doReserve(1, 1, fullWeight), doReserve(1, 1, halfWeight), doRelease(1, 2)},
+			{doReserve(2, 1, fullWeight), doRelease(2, 1), doReserve(2, 1, fullWeight), doRelease(2, 1)},
+			{doTick(1), doTick(1), doTick(2)},
+		},
+	},
+	{
+		name: "a rate while the clock jumps back", stripes: 2, limits: []int64{64}, rates: []pace.Bucket{oneIn(3, 2)},
+		conns: []modelConn{connAt(0, pool0), connAt(1, pool0)},
+		threads: [][]modelOp{
+			{doReserve(0, 1, fullWeight), doReserve(0, 1, fullWeight), doReserve(0, 1, fullWeight), doRelease(0, 3)},
+			{doReserve(1, 1, fullWeight), doReserve(1, 1, fullWeight), doReserve(1, 1, fullWeight), doRelease(1, 3)},
+			{doTick(4), doTick(-3), doTick(5), doTick(-1)},
+		},
+	},
+	{
+		name: "rates, and a limit that refuses", stripes: 2, limits: []int64{64, 16}, rates: []pace.Bucket{oneIn(2, 2), oneIn(3, 3)},
+		conns: []modelConn{connAt(0, bothPools), connAt(1, pool0), connAt(1, pool1)},
+		setup: []modelOp{doReserve(2, 10, fullWeight)},
+		threads: [][]modelOp{
+			{doReserve(0, 10, fullWeight), doReserve(0, 1, fullWeight), doRelease(0, 16)},
+			{doReserve(1, 1, fullWeight), doReserve(1, 1, fullWeight), doRelease(1, 2)},
+			{doRelease(2, 10), doReserve(2, 1, fullWeight), doRelease(2, 1)},
+			{doTick(2), doTick(2)},
+		},
+	},
+	{
+		name: "rates, and requests that go for all locks", stripes: 2, limits: []int64{64, 64}, rates: []pace.Bucket{oneIn(2, 3), {}},
+		conns: []modelConn{connAt(0, bothPools), connAt(1, pool0), connAt(1, bothPools)},
+		setup: []modelOp{doReserve(1, 5, fullWeight), doRelease(1, 4), doTick(6)},
+		threads: [][]modelOp{
+			{doReserve(0, 31, fullWeight), doReserve(0, 33, halfWeight), doRelease(0, 64)},
+			{doReserve(2, 33, fullWeight), doRelease(2, 33), doRelease(1, 64)},
+			{doTick(1), doTick(3)},
+		},
+	},
+	{
+		name: "one rate refuses", stripes: 2, limits: []int64{64, 64}, rates: []pace.Bucket{oneIn(2, 2), oneIn(4, 1)},
+		conns: []modelConn{connAt(0, bothPools), connAt(1, pool0), connAt(1, pool1)},
+		threads: [][]modelOp{
+			{doReserve(0, 1, fullWeight), doReserve(0, 1, fullWeight), doRelease(0, 2)},
+			{doReserve(1, 1, fullWeight), doReserve(1, 1, fullWeight), doRelease(1, 2)},
+			{doReserve(2, 1, fullWeight), doRelease(2, 1)},
+			{doTick(2), doTick(2)},
+		},
+	},
+	{
+		name: "a connection moves into a pool with a rate", stripes: 2, limits: []int64{32, 64}, rates: []pace.Bucket{{}, oneIn(2, 2)},
+		conns: []modelConn{connAt(0, pool0), connAt(1, pool1), connAt(0, pool1)},
+		setup: []modelOp{doReserve(0, 20, fullWeight)},
+		threads: [][]modelOp{
+			{doMove(0, 1, pool1), doRelease(0, 20)},
+			{doReserve(1, 30, fullWeight), doReserve(1, 20, halfWeight), doRelease(1, 64)},
+			{doReserve(2, 14, fullWeight), doRelease(2, 14)},
+			{doTick(1), doTick(1)},
 		},
 	},
 	{
@@ -541,6 +616,14 @@ func hasTightAlways(w word, _, _ int64) bool { return w.tight() }
 func lessNever(w word, _, _ int64) (word, bool) { return w, false }
 
 func lessTight(w word, n, _ int64) (word, bool) { return w - word(n)<<1, w.tight() }
+
+func hasBurstAndOne(b pace.Bucket, fullAt, at int64) bool {
+	return max(fullAt, at)-at <= b.Take(0, 0)*b.Burst()
+}
+
+func takeFromNow(b pace.Bucket, _, at int64) int64 { return b.Take(0, at) }
+
+func takeTwo(b pace.Bucket, fullAt, at int64) int64 { return b.Take(b.Take(fullAt, at), at) }
 
 // TestExplorerCatchesEveryBrokenRule breaks the protocol in one way at a time.
 // Only the property named is checked, so each of them is shown to fail; with
@@ -746,6 +829,52 @@ func TestExplorerCatchesEveryBrokenRule(t *testing.T) {
 		func(r *creditRules) { r.less = lessTight },
 		creditScenario{limits: one, conns: apart, threads: alone(doHold(0, 40, fullWeight)...)},
 		[]creditProperty{turnsAtQuarter},
+	}, {
+		"tokens are taken before the limits are asked, and given back",
+		func(r *creditRules) { r.tokensFirst = true },
+		creditScenario{limits: two, rates: []pace.Bucket{oneIn(2, 1), {}}, conns: chains, setup: []modelOp{doReserve(3, 10, fullWeight)}, threads: [][]modelOp{
+			doHold(0, 10, fullWeight), doHold(2, 1, fullWeight), {doRelease(3, 10)},
+		}},
+		[]creditProperty{rateGiven},
+	}, {
+		"a request that a limit refuses keeps its token",
+		func(r *creditRules) { r.tokensLost = true },
+		creditScenario{limits: two, rates: []pace.Bucket{oneIn(2, 1), {}}, conns: chains, setup: []modelOp{doReserve(3, 10, fullWeight)},
+			threads: alone(doReserve(0, 10, fullWeight), doReserve(0, 1, fullWeight), doRelease(0, 1), doRelease(3, 10))},
+		[]creditProperty{rateGiven},
+	}, {
+		"the token lock is released before the tokens are taken",
+		func(r *creditRules) { r.tokensUnlocked = true },
+		creditScenario{limits: one, rates: []pace.Bucket{oneIn(2, 1)}, conns: apart, threads: [][]modelOp{doHold(0, 1, fullWeight), doHold(1, 1, fullWeight)}},
+		[]creditProperty{rateHeld},
+	}, {
+		"the token lock is kept while a request goes for all locks",
+		func(r *creditRules) { r.tokensKept = true },
+		creditScenario{limits: one, rates: []pace.Bucket{oneIn(2, 4)}, conns: apart, threads: [][]modelOp{doHold(0, 40, fullWeight), doHold(1, 1, fullWeight)}},
+		[]creditProperty{noDeadlock},
+	}, {
+		"a clock that jumps back is believed",
+		func(r *creditRules) { r.clockBack = true },
+		creditScenario{limits: one, rates: []pace.Bucket{oneIn(2, 2)}, conns: apart,
+			threads: alone(doTick(6), doReserve(0, 1, fullWeight), doTick(-6), doReserve(0, 1, fullWeight), doRelease(0, 2))},
+		[]creditProperty{rateGiven},
+	}, {
+		"an empty bucket has a token",
+		func(r *creditRules) { r.hasToken = hasBurstAndOne },
+		creditScenario{limits: one, rates: []pace.Bucket{oneIn(2, 1)}, conns: apart, threads: alone(append(doHold(0, 1, fullWeight), doHold(0, 1, fullWeight)...)...)},
+		[]creditProperty{rateHeld},
+	}, {
+		"a token is taken from a full bucket each time",
+		func(r *creditRules) { r.takeToken = takeFromNow },
+		creditScenario{limits: one, rates: []pace.Bucket{oneIn(4, 2)}, conns: apart, threads: [][]modelOp{
+			append(doHold(0, 1, fullWeight), doHold(0, 1, fullWeight)...), doHold(1, 1, fullWeight), {doTick(1)},
+		}},
+		[]creditProperty{rateHeld},
+	}, {
+		"a request takes two tokens",
+		func(r *creditRules) { r.takeToken = takeTwo },
+		creditScenario{limits: one, rates: []pace.Bucket{oneIn(2, 2)}, conns: apart, threads: [][]modelOp{doHold(0, 1, fullWeight), doHold(1, 1, fullWeight)}},
+		[]creditProperty{rateGiven},
 	}} {
 		c.sc.stripes = 2
 		for _, p := range c.want {

@@ -84,6 +84,46 @@ func TestAnAddressLeavesAPartOfItsSubnetToOthers(t *testing.T) {
 	require.Equal(t, 9, openFrom(t, m, network.DirInbound, 60, func(int) string { return two }))
 }
 
+// The subnets of an attacker hold all that they can get of what their network or owner may hold.
+// Each leaves as much of that to others as it holds itself, so others find room.
+func TestASubnetLeavesAPartOfWhatItsNetworkOrOwnerMayHoldToOthers(t *testing.T) {
+	cloud := func(a netip.Addr) string {
+		if a.Is4() && a.As4()[0] == 11 {
+			return "cloud"
+		}
+		return ""
+	}
+	for name, c := range map[string]struct {
+		from        string // of a subnet by its number
+		held, other int
+	}{
+		"an IPv4 /16":                        {"/ip4/10.0.%d.1/tcp/1", 62, 4},
+		"an IPv6 /48":                        {"/ip6/2001:db8:1:%x00::1/tcp/1", 62, 4},
+		"an IPv6 /32":                        {"/ip6/2001:db8:%x::1/tcp/1", 77, 3},
+		"an owner of networks":               {"/ip4/11.%d.0.1/tcp/1", 62, 4},
+		"an owner of subnets in one network": {"/ip4/11.0.%d.1/tcp/1", 62, 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newManager(t, sharedTransient(1<<20, 100), append(openGates(), WithFairShare(), WithOwners(cloud))...)
+			of := func(subnet int) func(int) string {
+				return func(int) string { return fmt.Sprintf(c.from, subnet) }
+			}
+			held := 0
+			for more := true; more; { // four subnets, in turn
+				more = false
+				for subnet := range 4 {
+					n := openFrom(t, m, network.DirInbound, 1, of(subnet))
+					held += n
+					more = more || n > 0
+				}
+			}
+			require.Equal(t, c.held, held)
+			require.Equal(t, c.other, openFrom(t, m, network.DirInbound, 99, of(9)))
+			require.Zero(t, openFrom(t, m, network.DirInbound, 1, of(0)))
+		})
+	}
+}
+
 func TestPeersBehindARelayHaveTheSharesOfTheRelay(t *testing.T) {
 	const relay = "/p2p/12D3KooWGC6TvWhfapngX6wvJHMYvKpDMXPb3ZnCZ6dMoaMtimQ5/p2p-circuit"
 	m := fairManager(t, sharedTransient(1<<20, 64))

@@ -625,7 +625,11 @@ func (p *fairPlay) left(h *fairHome, held func(group string) int) (most int) {
 		if i == 0 && len(h.groups) == 4 && p.comers(h.subnet()) > 1 {
 			leave = 2
 		}
-		most = max(most, int(float64(held(g.name))*leave))
+		n := held(g.name)
+		if i > 0 && h.groups[i].leave < 1 { // it is divided, and the part leaves as much to the others
+			n += held(h.groups[min(i-1, 1)].name)
+		}
+		most = max(most, int(float64(n)*leave))
 	}
 	return most
 }

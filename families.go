@@ -48,7 +48,7 @@ type reading struct {
 	// there was last a choice.
 	rooms int
 	kept  [evict.NumClasses]int
-	// names counts the host names of allowlists by how their last look-up has gone.
+	// names counts the host names of allowlists by how their last lookup has gone.
 	names struct{ waiting, answered, failing int }
 
 	// others has what go-libp2p's own managers hold, in the sum over the process; othersErr
@@ -361,12 +361,12 @@ var metricsFamilies = [...]metricsFamily{
 	},
 	{
 		name: "allowlist_names", series: (*reading).allowlistNames,
-		help:   "Host names in allowlists that have had no answer yet, whose last look-up was answered, and whose last look-up has failed. There is no series if there are no names.",
+		help:   "Host names in allowlists that have had no answer yet, whose last lookup was answered, and whose last lookup has failed. There is no series if there are no names.",
 		labels: []string{"state"},
 	},
 	{
 		name: "allowlist_failed_lookups_total", series: (*reading).failedLookUps,
-		help: "Look-ups of host names in allowlists that have failed. There is no series if there are no names.",
+		help: "Lookups of host names in allowlists that have failed. There is no series if there are no names.",
 	},
 	{
 		name: "stripes", series: gaugeOf(func(r *reading) int { return r.stripes }),
@@ -646,15 +646,20 @@ func (r *reading) allowlistNames(to series) {
 	}
 }
 
-// roomKinds are the kinds of scopes in which room is made.
-var roomKinds = [...]Kind{KindSystem, KindTransient, KindService, KindProtocol}
+// roomKinds are the kinds of scopes in which room is made, and the memory of the process.
+var roomKinds = [...]Kind{KindSystem, KindTransient, KindService, KindProtocol, KindProcess}
+
+// makesRoomIn reports whether room is made in something of a kind, so that there are series for it.
+func (r *reading) makesRoomIn(k Kind) bool {
+	return r.rooms > 0 && (k != KindProcess || r.process.Limit > 0)
+}
 
 func (r *reading) letGo(counts *roomTally, to series) {
 	for _, k := range roomKinds {
 		for stream, reasons := range counts[k] {
 			for reason, n := range reasons {
 				// Only some of them can be, so the others have no series before they are.
-				if n > 0 || r.rooms > 0 && (stream == 1) == (k != KindSystem) {
+				if conns := k == KindSystem || k == KindProcess; n > 0 || r.makesRoomIn(k) && conns == (stream == 0) {
 					to.counter(n, k.String(), [...]string{"conn", "stream"}[stream], evict.Reason(reason).String())
 				}
 			}
@@ -672,7 +677,7 @@ func (r *reading) roomKept(to series) {
 
 func (r *reading) roomOnlyKept(to series) {
 	for _, k := range roomKinds {
-		if n := r.counts.room.onlyKept[k]; n > 0 || r.rooms > 0 {
+		if n := r.counts.room.onlyKept[k]; n > 0 || r.makesRoomIn(k) {
 			to.counter(n, k.String())
 		}
 	}
@@ -692,7 +697,7 @@ func (r *reading) failedLookUps(to series) {
 	}
 }
 
-// namesKnown reports whether there are host names in allowlists, or look-ups have failed.
+// namesKnown reports whether there are host names in allowlists, or lookups have failed.
 func (r *reading) namesKnown() bool {
 	return r.names.waiting+r.names.answered+r.names.failing > 0 || r.counts.failedLookUps > 0
 }

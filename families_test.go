@@ -69,7 +69,7 @@ func TestMetricsCountEveryRefusalByItsCause(t *testing.T) {
 	conf.Conn.Memory = 10
 	conf.Gates = &GateLimits{
 		Subnets: SubnetLimits{IPv4: map[int]LimitVal{24: 2}},
-		Rate:    RateLimits{IPv4: map[int]ConnRate{32: {PerSecond: 1e-6, Burst: 1}}},
+		Rate:    RateLimits{IPv4: map[int]ConnRate{32: {PerSecond: 0.001, Burst: 1}}},
 	}
 	m := newManager(t, conf)
 	reg := registryOf(t, m)
@@ -455,15 +455,16 @@ func TestAScrapeVisitsNoPeer(t *testing.T) {
 		st := m.stripes[i].awake()
 		m.inOneCut(func() {
 			for n := range 5000 {
-				st.peers[peerNamed(fmt.Sprint(i, n))] = nil
+				st.peers.add(&peerScope{id: peerNamed(fmt.Sprint(i, n))})
 			}
+			hidePeers(st.peers)
 		})
 	}
 	require.Equal(t, 20_000, m.read().peers)
 	require.Equal(t, want, testing.AllocsPerRun(10, func() { m.read() }))
 	m.inOneCut(func() {
 		for i := range m.stripes {
-			clear(m.stripes[i].peers)
+			m.stripes[i].peers = newPeerTable(m.hashOf)
 		}
 	})
 }

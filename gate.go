@@ -1,10 +1,10 @@
 package rcmgr
 
 // The gates, which limit how many connections, how many attempts and how many streams may come
-// from one part of the IP address space. A connection passes them before any scope is asked. Inbound connections
-// that have an IP address of their own pass the gates, and outbound ones do if the configuration
-// says so. The locks of the gates are never held together with those of the engine, except
-// that a stream is decided under the lock of its subnet (I8).
+// from one part of the IP address space. A connection passes them before any scope is asked.
+// Inbound connections that have an IP address of their own pass the gates, and outbound ones do
+// if the configuration says so. The locks of the gates are never held together with those of
+// the engine, except that a stream is decided under the lock of its subnet (I8).
 
 import (
 	"net"
@@ -25,7 +25,7 @@ type gate struct {
 	outbound bool // the gates check outbound connections, too
 
 	limits GateLimits // the limits that the gates were made from; not written to
-	// refusing reports of each gate whether there is a limit by which it may refuse.
+	// refusing says of each gate whether it has a limit by which it may refuse.
 	refusing [subnets.Gates]bool
 }
 
@@ -114,7 +114,7 @@ func (g *gate) checks(d dim) bool {
 // paces reports whether streams of a direction have a rate by subnet. d is their dimension.
 func (g *gate) paces(d dim) bool { return g.streams != nil && (d == dimStreamsIn || g.outbound) }
 
-// newSubnets makes one of the two Subnets of the gates. It returns an error if a prefix or a
+// newSubnets makes one of the gates' Subnets. It returns an error if a prefix or a
 // limit is invalid.
 func newSubnets(conns subnetConfig, rates rateConfig, how subnets.Config) (*subnets.Subnets, error) {
 	var b subnets.Builder
@@ -258,4 +258,31 @@ func (g *gate) suspicious(addr net.Addr) bool {
 	}
 	_, ok := g.sources.Enter(ip.Normal(ap.Addr()), subnets.Inbound, &subnets.Pass{})
 	return !ok
+}
+
+// placeOfSubnet is placeOfPeer for a subnet at a gate.
+func (g *gate) placeOfSubnet(name *scopeName, d dim) limitPlace {
+	named := false
+	switch {
+	case name.kind == KindSubnet:
+		_, named = g.limits.Subnets.Networks[name.prefix()]
+	case resourceOf[d] == ResourceStream:
+		if _, named = g.limits.StreamRate.Networks[name.prefix()]; named {
+			return placeOfStreamsByName
+		}
+		return placeOfStreams
+	case d == dimConnsOut && !g.outbound: // only dials have a rate
+		if _, named = g.limits.DialRate.Networks[name.prefix()]; named {
+			return placeOfDialsByName
+		}
+		return placeOfDials
+	case g.caller != nil:
+		return placeOfCaller
+	default:
+		_, named = g.limits.Rate.Networks[name.prefix()]
+	}
+	if named {
+		return placeOfName
+	}
+	return placeOfAll
 }

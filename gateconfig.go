@@ -14,6 +14,7 @@ import (
 	"slices"
 
 	"github.com/weir-p2p/rcmgr/internal/ip"
+	"github.com/weir-p2p/rcmgr/internal/pace"
 )
 
 // gateConfig is what the gates of a manager are made from.
@@ -199,6 +200,10 @@ func (r ConnRate) rateLimit() (l rateLimit, field string, err error) {
 	if r.PerSecond == 0 {
 		return rateLimit{}, ".PerSecond", errors.New("there is no default here: expected a number per second, more than 0")
 	}
+	var fault *pace.Fault
+	if _, err := pace.New(r.PerSecond, int64(burst)); errors.As(err, &fault) {
+		return rateLimit{}, "." + fault.Field, errors.New(fault.What)
+	}
 	return rateLimit{r.PerSecond, burst}, "", nil
 }
 
@@ -276,6 +281,45 @@ func (c *gateConfig) attrs(caller *callerRates) []any {
 			rates = []string{"off"}
 		}
 	}
-	return []any{"connections_per_subnet", c.subnets.describe(), "connect_rates", rates, "outbound_gates", c.outbound, "dial_rates", c.dials.describe(),
+	attrs := []any{"connections_per_subnet", c.subnets.describe(), "connect_rates", rates, "outbound_gates", c.outbound, "dial_rates", c.dials.describe(),
 		"stream_rates", c.streams.describe()}
+	if gone := c.defaultsReplaced(caller != nil); len(gone) > 0 {
+		attrs = append(attrs, "default_limits_replaced", gone)
+	}
+	return attrs
+}
+
+// defaultsReplaced returns the default limits, such as "connections ipv4/32: 8", that are not in
+// force because a list of other prefix lengths replaces the default one. An empty list is
+// deliberate and not reported.
+func (c *gateConfig) defaultsReplaced(callerRates bool) (gone []string) {
+	usual := defaultGateConfig()
+	var without gateConfig
+	for f := range ip.Families {
+		has := make(map[int]bool)
+		for _, l := range c.subnets.perSubnet[f] {
+			has[l.PrefixLength] = true
+		}
+		for _, l := range usual.subnets.perSubnet[f] {
+			if len(has) > 0 && !has[l.PrefixLength] {
+				without.subnets.perSubnet[f] = append(without.subnets.perSubnet[f], l)
+			}
+		}
+		has = make(map[int]bool)
+		for _, l := range c.rate.perSubnet[f] {
+			has[l.prefixLength] = true
+		}
+		for _, l := range usual.rate.perSubnet[f] {
+			if len(has) > 0 && !has[l.prefixLength] && !callerRates {
+				without.rate.perSubnet[f] = append(without.rate.perSubnet[f], l)
+			}
+		}
+	}
+	for _, text := range without.subnets.describe() {
+		gone = append(gone, "connections "+text)
+	}
+	for _, text := range without.rate.describe() {
+		gone = append(gone, "connect rate "+text)
+	}
+	return gone
 }

@@ -65,8 +65,9 @@ type RateLimits struct {
 
 // ConnRate is how fast connections may come: Burst at once, and then PerSecond new ones
 // each second. A field that is zero takes the default for the same prefix length. If there
-// is none, as for every entry of Networks, both have to be set. PerSecond must be positive.
-// With Unlimited or BlockAllLimit as Burst, PerSecond has no meaning.
+// is none, as for every entry of Networks, both have to be set. The bounds are those of a Rate:
+// PerSecond is more than 0 and at most 1,000,000, and an empty bucket is full again after 24
+// hours at most. With Unlimited or BlockAllLimit as Burst, PerSecond has no meaning.
 type ConnRate struct {
 	PerSecond float64  `json:",omitempty"`
 	Burst     LimitVal `json:",omitempty"`
@@ -198,14 +199,22 @@ func (g *GateLimits) origins(from Origin) map[string]Origin {
 	return origins
 }
 
-// settings returns everything that g sets.
+// settings returns everything that g sets. A value that is "default" sets nothing.
 func (g *GateLimits) settings() (all []ConfigSetting) {
 	add := func(place, value string) { all = append(all, ConfigSetting{Place: place, Value: value}) }
 	subnets := gateLists[LimitVal](g.Subnets)
 	addRates := func(path string, r RateLimits) {
-		eachGate(path, (*gateLists[ConnRate])(&r), func(place string, r ConnRate) { add(place, r.text()) })
+		eachGate(path, (*gateLists[ConnRate])(&r), func(place string, r ConnRate) {
+			if r != (ConnRate{}) {
+				add(place, r.text())
+			}
+		})
 	}
-	eachGate("Gates.Subnets", &subnets, func(place string, v LimitVal) { add(place, valueText(dimConns, int64(v.Build(0)))) })
+	eachGate("Gates.Subnets", &subnets, func(place string, v LimitVal) {
+		if v != DefaultLimit {
+			add(place, valueText(dimConns, int64(v.Build(0))))
+		}
+	})
 	addRates("Gates.Rate", g.Rate)
 	if g.Outbound != nil {
 		add("Gates.Outbound", strconv.FormatBool(*g.Outbound))

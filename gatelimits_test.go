@@ -368,6 +368,12 @@ func TestErrorsOfTheReaderNameThePlaceAndTheMistakeInGates(t *testing.T) {
 		`{"Rate":{"IPv4":{"32":{"PerSecond":null}}}}`:                   `line 1, column 45: Gates.Rate.IPv4["32"].PerSecond: expected a number, found null`,
 		`{"Rate":{"IPv4":{"32":{"PerSecond":1e999}}}}`:                  `line 1, column 45: Gates.Rate.IPv4["32"].PerSecond: expected a number, found 1e999`,
 		`{"Rate":{"IPv4":{"32":{"PerSecond":-1,"Burst":"unlimited"}}}}`: `line 1, column 45: Gates.Rate.IPv4["32"].PerSecond: is -1, expected a finite number, more than 0`,
+		`{"Rate":{"IPv4":{"32":{"PerSecond":1e300}}}}`:                  `line 1, column 45: Gates.Rate.IPv4["32"].PerSecond: is 1e+300, expected at most 1000000`,
+		`{"Rate":{"IPv4":{"32":{"Burst":17281}}}}`:                      `line 1, column 41: Gates.Rate.IPv4["32"].Burst: is 17281, which takes 24h0m5s to come at 0.2 a second, expected at most 24h0m0s`,
+		`{"Rate":{"IPv4":{"32":{"PerSecond":1e-9}}}}`:                   `line 1, column 32: Gates.Rate.IPv4["32"].Burst: is 16, which takes `,
+		`{"DialRate":{"IPv6":{"56":{"PerSecond":1e7,"Burst":2}}}}`:      `line 1, column 49: Gates.DialRate.IPv6["56"].PerSecond: is 1e+07, expected at most 1000000`,
+		`{"StreamRate":{"IPv4":{"24":{"PerSecond":1e-5,"Burst":1}}}}`:   `line 1, column 64: Gates.StreamRate.IPv4["24"].Burst: is 1, which takes 27h46m40s`,
+		`{"StreamRate":{"IPv4":{"24":{"PerSecond":1}}}}`:                `line 1, column 38: Gates.StreamRate.IPv4["24"].Burst: there is no default here`,
 		`{"Rate":{"IPv4":{"32":{"Every":1}}}}`:                          `line 1, column 33: Gates.Rate.IPv4["32"].Every: unknown name, did you mean`,
 		`{"Rate":{"Networks":{"::/0":{"Burst":5}}}}`:                    `line 1, column 38: Gates.Rate.Networks["::/0"].PerSecond: there is no default here: `,
 	} {
@@ -378,20 +384,33 @@ func TestErrorsOfTheReaderNameThePlaceAndTheMistakeInGates(t *testing.T) {
 
 func TestBadGatesOfAProgramAreErrorsOfNew(t *testing.T) {
 	for want, g := range map[string]GateLimits{
-		`Gates.Subnets.IPv6["-1"]: expected a prefix length from 0 to 128`:                  {Subnets: SubnetLimits{IPv6: map[int]LimitVal{-1: 5}}},
-		`Gates.Subnets.IPv4["32"]: is -5, it must not be negative`:                          {Subnets: SubnetLimits{IPv4: map[int]LimitVal{32: -5}}},
-		`Gates.Subnets.Networks["invalid Prefix"]: expected a network such as 192.0.2.0/24`: {Subnets: SubnetLimits{Networks: map[netip.Prefix]LimitVal{{}: 5}}},
-		`Gates.Rate.IPv4["32"].PerSecond: is NaN, expected a finite number, more than 0`:    {Rate: RateLimits{IPv4: map[int]ConnRate{32: {PerSecond: math.NaN()}}}},
-		`Gates.Rate.IPv4["32"].PerSecond: is +Inf, expected a finite number, more than 0`:   {Rate: RateLimits{IPv4: map[int]ConnRate{32: {PerSecond: math.Inf(1)}}}},
-		`Gates.Rate.IPv4["24"].PerSecond: is NaN, expected a finite number, more than 0`:    {Rate: RateLimits{IPv4: map[int]ConnRate{24: {math.NaN(), Unlimited}}}},
-		`Gates.Rate.IPv4["24"].PerSecond: is -Inf, expected a finite number, more than 0`:   {Rate: RateLimits{IPv4: map[int]ConnRate{24: {math.Inf(-1), BlockAllLimit}}}},
-		`Gates.Rate.Networks["::/0"].Burst: is -9, it must not be negative`:                 {Rate: RateLimits{Networks: map[netip.Prefix]ConnRate{netip.MustParsePrefix("::/0"): {1, -9}}}},
+		`Gates.Subnets.IPv6["-1"]: expected a prefix length from 0 to 128`:                    {Subnets: SubnetLimits{IPv6: map[int]LimitVal{-1: 5}}},
+		`Gates.Subnets.IPv4["32"]: is -5, it must not be negative`:                            {Subnets: SubnetLimits{IPv4: map[int]LimitVal{32: -5}}},
+		`Gates.Subnets.Networks["invalid Prefix"]: expected a network such as 192.0.2.0/24`:   {Subnets: SubnetLimits{Networks: map[netip.Prefix]LimitVal{{}: 5}}},
+		`Gates.Rate.IPv4["32"].PerSecond: is NaN, expected a finite number, more than 0`:      {Rate: RateLimits{IPv4: map[int]ConnRate{32: {PerSecond: math.NaN()}}}},
+		`Gates.Rate.IPv4["32"].PerSecond: is +Inf, expected a finite number, more than 0`:     {Rate: RateLimits{IPv4: map[int]ConnRate{32: {PerSecond: math.Inf(1)}}}},
+		`Gates.Rate.IPv4["24"].PerSecond: is NaN, expected a finite number, more than 0`:      {Rate: RateLimits{IPv4: map[int]ConnRate{24: {math.NaN(), Unlimited}}}},
+		`Gates.Rate.IPv4["24"].PerSecond: is -Inf, expected a finite number, more than 0`:     {Rate: RateLimits{IPv4: map[int]ConnRate{24: {math.Inf(-1), BlockAllLimit}}}},
+		`Gates.Rate.IPv4["8"].PerSecond: is 1e+300, expected at most 1000000`:                 {Rate: RateLimits{IPv4: map[int]ConnRate{8: {1e300, 9}}}},
+		`Gates.DialRate.IPv6["8"].PerSecond: is 1.0000005e+06, expected at most 1000000`:      {DialRate: RateLimits{IPv6: map[int]ConnRate{8: {1000000.5, 9}}}},
+		`Gates.StreamRate.IPv4["8"].PerSecond: is NaN, expected a finite number, more than 0`: {StreamRate: RateLimits{IPv4: map[int]ConnRate{8: {math.NaN(), 9}}}},
+		`Gates.StreamRate.Networks["::/0"].Burst: is 86401, which takes 24h0m1s to come at 1 a second, expected at most 24h0m0s`: {StreamRate: RateLimits{
+			Networks: map[netip.Prefix]ConnRate{netip.MustParsePrefix("::/0"): {1, 86401}}}},
+		`Gates.Rate.Networks["::/0"].Burst: is -9, it must not be negative`: {Rate: RateLimits{Networks: map[netip.Prefix]ConnRate{netip.MustParsePrefix("::/0"): {1, -9}}}},
 	} {
 		_, err := New(NewFixedLimiter(PartialLimitConfig{Gates: &g}.Build(InfiniteLimits)))
 		require.EqualError(t, err, "rcmgr: limits: "+want)
 		var bad *ConfigError
 		require.ErrorAs(t, err, &bad)
 		require.Equal(t, bad.Path+": "+bad.Err.Error(), want)
+		_, err = New(nil, WithGates(g))
+		require.EqualError(t, err, "rcmgr: WithGates: limits: "+want)
+	}
+}
+
+func TestRatesAtTheirBoundsAreAllowedAtTheGates(t *testing.T) {
+	for _, r := range []ConnRate{{1e6, 1}, {1e6, 1 << 30}, {1, 86_400}, {1.0 / 86_400, 1}, {1e300, Unlimited}, {1e300, BlockAllLimit}} {
+		newFrom(t, PartialLimitConfig{Gates: &GateLimits{StreamRate: RateLimits{IPv4: map[int]ConnRate{8: r}}}}.Build(InfiniteLimits))
 	}
 }
 
@@ -416,6 +435,27 @@ func TestAManagerLogsItsSettingsAtStart(t *testing.T) {
 		`connect_rates=[off]`, "outbound_gates=false", "allowlist_entries=0", "traced=true",
 	} {
 		require.Contains(t, text.String(), want)
+	}
+}
+
+// A list of limits replaces the default list, so the default limits that it has no entry for are
+// gone. The log names them.
+func TestTheLogNamesTheDefaultLimitsThatAListReplaces(t *testing.T) {
+	for config, want := range map[string]string{
+		`{"Subnets":{"IPv4":{"24":64}}}`: `default_limits_replaced="[connections ipv4/32: 8]"`,
+		`{"Subnets":{"IPv6":{"48":64}},"Rate":{"IPv4":{"24":{"PerSecond":1,"Burst":2}}}}`: `default_limits_replaced="[connections ipv6/56: 8 connect rate ipv4/32: 0.2/s, burst 16]"`,
+		`{"Subnets":{"IPv4":{"24":64,"32":"default"}}}`:                                   "",
+		`{"Subnets":{"IPv4":{"24":64,"32":"unlimited"}}}`:                                 "",
+		`{"Subnets":{"IPv4":{}}}`:                                                         "",
+		`{"DialRate":{"IPv4":{"24":{"PerSecond":1,"Burst":2}}}}`:                          "",
+	} {
+		text := captureLogFrom(t, slog.LevelInfo)
+		gated(t, NewFixedLimiter(readGates(t, config).Build(InfiniteLimits)))
+		if want == "" {
+			require.NotContains(t, text.String(), "default_limits_replaced", config)
+		} else {
+			require.Contains(t, text.String(), want, config)
+		}
 	}
 }
 

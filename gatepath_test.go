@@ -24,7 +24,7 @@ import (
 )
 
 // oneToken gives each IPv4 address a token, and no other for a long time.
-func oneToken() ConnRate { return ConnRate{PerSecond: 1e-6, Burst: 1} }
+func oneToken() ConnRate { return ConnRate{PerSecond: 0.001, Burst: 1} }
 
 // TestEveryRefusalByAGateIsSeenEverywhere: whichever gate refuses, and whether it
 // does before the scopes are asked or when a connection on trial shows who it
@@ -260,7 +260,7 @@ func TestARefusedStrangerAtAnAllowlistedAddressChangesNothing(t *testing.T) {
 		passes bool // the stranger fits once they have gone
 	}{
 		"subnet":    {subnet: 2, kind: KindSubnet, full: 2, near: true, passes: true},
-		"rate":      {rate: ConnRate{PerSecond: 1e-6, Burst: 2}, kind: KindRate, full: 2, near: true},
+		"rate":      {rate: ConnRate{PerSecond: 0.001, Burst: 2}, kind: KindRate, full: 2, near: true},
 		"system":    {limit: func(c *perScope[BaseLimit]) { c.System.ConnsInbound = 2 }, kind: KindSystem, full: 2, passes: true},
 		"transient": {limit: func(c *perScope[BaseLimit]) { c.Transient.ConnsInbound = 2 }, kind: KindTransient, full: 2, passes: true},
 		"system and peer": {limit: func(c *perScope[BaseLimit]) {

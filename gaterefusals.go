@@ -81,7 +81,7 @@ func takeFromGates(to *unloggedRefusals, said *subnets.Said, first dim) {
 		for w, n := range said.Notes[g] {
 			if n.Told {
 				worst := majority{Name: nameAtGate(subnets.Gate(g), n.Worst.Name), Votes: n.Worst.Votes}
-				to.said[k][first+dim(w)].add(&remark{true, n.Limit, n.Limit, gateCauses[g], worst})
+				to.said[k][first+dim(w)].add(&remark{true, n.Limit, n.Limit, gateCauses[g], 1 << gateCauses[g], worst})
 			}
 		}
 	}

@@ -98,7 +98,7 @@ func TestNothingIsLeftOfWhatIsRefused(t *testing.T) {
 	m.reap()
 	require.Equal(t, []string{kindNamesHere[KindPeer]}, listed(m))
 	for i := range m.stripes {
-		for _, ps := range m.stripes[i].peers {
+		for ps := range m.stripes[i].allPeers {
 			require.Empty(t, ps.allPairs())
 		}
 	}

@@ -316,6 +316,15 @@ func goroutineID() string {
 	return strings.Fields(string(text[:runtime.Stack(text[:], false)]))[1] // after "goroutine"
 }
 
+// lockFor locks l until the function that it returns is called, at the latest until the end of
+// the test: a test that fails must not make others wait for its locks.
+func lockFor(t *testing.T, l sync.Locker) (unlock func()) {
+	l.Lock()
+	unlock = sync.OnceFunc(l.Unlock)
+	t.Cleanup(unlock)
+	return unlock
+}
+
 // waitUntilLocked waits until a goroutine waits for a mutex: for the one that the test
 // holds, if no other is contended.
 func waitUntilLocked(t *testing.T, id string) {

@@ -715,7 +715,7 @@ func (w *historian) cut() {
 					use = p.used()
 				}
 			default:
-				if ps := w.m.stripeOf(historyPeers[scope-atPeers]).peers[historyPeers[scope-atPeers]]; ps != nil {
+				if ps := w.m.stripeOf(historyPeers[scope-atPeers]).known(historyPeers[scope-atPeers]); ps != nil {
 					use = ps.use.amounts()
 				}
 			}

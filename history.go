@@ -16,10 +16,12 @@ const (
 )
 
 // RefusalsAt is how many requests all scopes and gates together had refused between the
-// making of the manager and a time.
+// making of the manager and a time, and how many they had admitted only because a limit is
+// observed.
 type RefusalsAt struct {
-	At       time.Time
-	Refusals uint64
+	At          time.Time
+	Refusals    uint64
+	WouldRefuse uint64 `json:",omitempty"`
 }
 
 // refusalHistory has the sums of the last minutes, the oldest first.

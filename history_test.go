@@ -35,7 +35,7 @@ func TestRefusalsOfTheLastMinutesAreKept(t *testing.T) {
 			refuse(i)
 			time.Sleep(historyInterval)
 			at := start.Add(time.Duration(i+1) * historyInterval)
-			want = append(want, RefusalsAt{at, uint64(i * (i + 1) / 2)})
+			want = append(want, RefusalsAt{At: at, Refusals: uint64(i * (i + 1) / 2)})
 		}
 		got := m.Snapshot().Recent
 		require.Len(t, got, historyLength+1, "both ends of five minutes")
@@ -60,14 +60,14 @@ func TestRatesOfRefusals(t *testing.T) {
 		want []refusalRate
 	}{
 		"nothing known": {snapshot(5, 7), nil},
-		"one before":    {snapshot(18, 87, RefusalsAt{at(10), 7}), []refusalRate{{at(18), 10}}},
-		"two before": {snapshot(28, 87, RefusalsAt{at(10), 7}, RefusalsAt{at(20), 7}),
+		"one before":    {snapshot(18, 87, RefusalsAt{At: at(10), Refusals: 7}), []refusalRate{{at(18), 10}}},
+		"two before": {snapshot(28, 87, RefusalsAt{At: at(10), Refusals: 7}, RefusalsAt{At: at(20), Refusals: 7}),
 			[]refusalRate{{at(20), 0}, {at(28), 10}}},
-		"the last one is a moment ago": {snapshot(21, 62, RefusalsAt{at(10), 7}, RefusalsAt{at(20), 50}),
+		"the last one is a moment ago": {snapshot(21, 62, RefusalsAt{At: at(10), Refusals: 7}, RefusalsAt{At: at(20), Refusals: 50}),
 			[]refusalRate{{at(21), 5}}},
-		"since it was made": {&Snapshot{Started: at(0), Taken: at(20), Recent: []RefusalsAt{{at(10), 30}},
+		"since it was made": {&Snapshot{Started: at(0), Taken: at(20), Recent: []RefusalsAt{{At: at(10), Refusals: 30}},
 			Refusals: map[Kind]Refusals{KindSystem: {FD: 40}}}, []refusalRate{{at(10), 3}, {at(20), 1}}},
-		"at the same time": {snapshot(10, 7, RefusalsAt{at(10), 7}), nil},
+		"at the same time": {snapshot(10, 7, RefusalsAt{At: at(10), Refusals: 7}), nil},
 	} {
 		require.Equal(t, c.want, c.of.refusalRates(), name)
 	}
@@ -82,7 +82,7 @@ func TestThePlotSpansAllThatIsKnown(t *testing.T) {
 		if i > 6 {
 			n = 200
 		}
-		s.Recent = append(s.Recent, RefusalsAt{start.Add(time.Duration(i) * 10 * time.Second), uint64(n)})
+		s.Recent = append(s.Recent, RefusalsAt{At: start.Add(time.Duration(i) * 10 * time.Second), Refusals: uint64(n)})
 	}
 	p := plotOf(s)
 	require.Equal(t, []any{20.0, 10.0, 2}, []any{p.Most, p.Now, p.Minutes})

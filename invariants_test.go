@@ -80,7 +80,7 @@ func brokenInvariant(m *Manager, lowered bool) error {
 				return fmt.Errorf("I7: %v is not in the directory", sh.name())
 			}
 		}
-		for _, ps := range st.peers {
+		for ps := range st.allPeers {
 			peers.addHeld(&ps.use)
 		}
 	}
@@ -160,8 +160,8 @@ func brokenStripe(st *stripe, lowered bool) error {
 	check := func(a *account) error {
 		u := a.use.amounts()
 		switch {
-		case slices.Min(u[:]) < 0 || a.own < 0 || a.own > u[dimMemory]:
-			return fmt.Errorf("%v uses %v, %d bytes of its own", a.name(), u, a.own)
+		case slices.Min(u[:]) < 0 || ownOf(a) < 0 || ownOf(a) > u[dimMemory]:
+			return fmt.Errorf("%v uses %v, %d bytes of its own", a.name(), u, ownOf(a))
 		case u[dimStreams] != u[dimStreamsIn]+u[dimStreamsOut] || u[dimConns] != u[dimConnsIn]+u[dimConnsOut]:
 			return fmt.Errorf("%v: a total is not the sum of its directions: %v", a.name(), u)
 		case a.ps != nil && !a.sticky && !lowered && exceeds(&u, a.limit()):
@@ -199,7 +199,7 @@ func brokenStripe(st *stripe, lowered bool) error {
 	var conns, streams [2]int64
 	var memory int64
 	var inTransient [2]int64
-	for _, ps := range st.peers {
+	for ps := range st.allPeers {
 		if err := check(&ps.account); err != nil {
 			return err
 		}
@@ -281,8 +281,8 @@ func assertEmpty(t testing.TB, m *Manager) {
 	t.Helper()
 	checkInvariants(t, m, false)
 	check := func(a *account) {
-		if a.use != (held{}) || a.own != 0 {
-			t.Errorf("%v still holds %v, %d bytes of its own", a.name(), a.use, a.own)
+		if a.use != (held{}) || ownOf(a) != 0 {
+			t.Errorf("%v still holds %v, %d bytes of its own", a.name(), a.use, ownOf(a))
 		}
 	}
 	m.inOneCut(func() {
@@ -299,7 +299,7 @@ func assertEmpty(t testing.TB, m *Manager) {
 					check(&sh.account)
 				}
 			}
-			for _, ps := range st.peers {
+			for ps := range st.allPeers {
 				check(&ps.account)
 				for _, pr := range ps.allPairs() {
 					check(&pr.account)
@@ -322,7 +322,7 @@ func assertEmpty(t testing.TB, m *Manager) {
 			if len(st.services)+len(st.protocols)+len(st.queue) != 0 {
 				t.Errorf("stripe %d: services %v, protocols %v, %d in the queue", i, st.services, st.protocols, len(st.queue))
 			}
-			for _, ps := range st.peers {
+			for ps := range st.allPeers {
 				if !ps.sticky || ps.refs != 0 || len(ps.allPairs()) != 0 {
 					t.Errorf("%v stays: %d references, %d pairs", ps.name(), ps.refs, len(ps.allPairs()))
 				}
@@ -386,6 +386,14 @@ func (ps *peerScope) allPairs() (all []*pair) {
 	return slices.AppendSeq(all, maps.Values(ps.byShare()))
 }
 
+// ownOf returns the memory that was reserved at the account's scope itself.
+func ownOf(a *account) int64 {
+	if at := a.asDirect(); at != nil {
+		return at.own
+	}
+	return 0
+}
+
 // books is what every account holds in one cut, by name. How much credit lies
 // idle where is not part of it, nor are accounts that hold nothing.
 func books(m *Manager) map[string]holding {
@@ -394,7 +402,7 @@ func books(m *Manager) map[string]holding {
 		name := a.name()
 		h := b[name.String()]
 		h.use.addHeld(&a.use)
-		h.own += a.own
+		h.own += ownOf(a)
 		if a.ps != nil {
 			h.refs = a.refs - int32(pairs) // shares and peers are also referred to by those
 		}
@@ -416,7 +424,7 @@ func books(m *Manager) map[string]holding {
 					note(&sh.account, 0)
 				}
 			}
-			for _, ps := range st.peers {
+			for ps := range st.allPeers {
 				pairs := ps.allPairs()
 				note(&ps.account, len(pairs))
 				for _, pr := range pairs {

@@ -115,7 +115,7 @@ func TestTheLogHasTheMostThatWasHeldAtARefusal(t *testing.T) {
 	open := m.Snapshot()
 	require.Equal(t, 512, open.stateOf(t, "transient").Use.NumStreamsInbound)
 	m.logRefusals()
-	require.Contains(t, lines.take()[0], " current=512 limit=512 holder=peer:"+peer.ID("hog").String()+" holds=384 ")
+	require.Contains(t, lines.take()[0], " current=512 limit=512 cause=\"limit, crowding\" holder=peer:"+peer.ID("hog").String()+" holds=384 ")
 
 	refusedOnce("newcomer")
 	refusedOnce("hog") // at 512, too, whichever stripe is asked first

@@ -12,7 +12,6 @@ package rcmgr
 import (
 	"cmp"
 	"fmt"
-	"github.com/weir-p2p/rcmgr/internal/lean"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -23,6 +22,8 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/weir-p2p/rcmgr/internal/lean"
 )
 
 // LeakFinderConfig says what WithLeakFinder keeps. With its zero value it keeps no

@@ -183,7 +183,7 @@ func TestAScopeThatIsEndedWhileItIsCollectedIsNotDropped(t *testing.T) {
 				WithTraceReporter(reporterFunc(func(TraceEvt) {})))
 			done, err := end(m)
 			require.NoError(t, err)
-			m.trace.mu.Lock() // in which Done tells of it, before it closes the record
+			unlock := lockFor(t, &m.trace.mu) // in which Done tells of it, before it closes the record
 			ended, id := make(chan struct{}), make(chan string, 1)
 			go func(done func()) {
 				defer close(ended)
@@ -193,7 +193,7 @@ func TestAScopeThatIsEndedWhileItIsCollectedIsNotDropped(t *testing.T) {
 			done = nil
 			waitUntilLocked(t, <-id)
 			collectGarbage()
-			m.trace.mu.Unlock()
+			unlock()
 			<-ended
 			collectGarbage()
 			s := m.Snapshot()

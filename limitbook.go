@@ -151,6 +151,9 @@ type kindLimit struct {
 // zero, and logged. again has the negative numbers that were logged before, if the same Limiter
 // is read again, or else is nil.
 func newLimitBook(l Limiter, strict bool, again *negativesSeen) (*limitBook, error) {
+	if l == nil {
+		l = defaultLimiter()
+	}
 	l = guardLimiter(l)
 	b := &limitBook{limiter: l, strict: strict, negatives: cmp.Or(again, new(negativesSeen))}
 	if own, ok := l.(*fixedLimiter); ok {

@@ -37,7 +37,8 @@ import (
 // as an *os.File does. ReadLimits returns all errors together, and then no limits. An error of
 // the reader is wrapped. As everywhere in encoding/json, the fixed names may
 // be written in upper or lower case. A byte-order mark is skipped. Text in UTF-16 or
-// UTF-32, or that is not valid UTF-8, is an error that says so.
+// UTF-32, or that is not valid UTF-8, is an error that says so, and so is one of more than
+// 256 MiB.
 //
 // ReadLimits does not know the defaults, so it cannot tell whether the limits fit them.
 // NodeLimits.Build checks that, too, for an OverridesFile, and reports the line.
@@ -95,6 +96,17 @@ func parseLimitsFile(name string) (PartialLimitConfig, *limitFile, error) {
 	return parseLimits(file, nil)
 }
 
+// mostLimits is the largest size of a text that is read, in bytes: a file may name a million peers.
+const mostLimits = 256 << 20
+
+// prefix returns the name of the file, if it is known, for an error that has no place in it.
+func (f *limitFile) prefix() string {
+	if f.name == "" {
+		return ""
+	}
+	return f.name + ": "
+}
+
 // parseLimits reads limits and checks each by itself; fitting checks them together. lenient
 // reports at which places it passes over faults, which then are in f.errs and no error.
 func parseLimits(in io.Reader, lenient func(path string) bool) (cfg PartialLimitConfig, f *limitFile, err error) {
@@ -102,9 +114,12 @@ func parseLimits(in io.Reader, lenient func(path string) bool) (cfg PartialLimit
 	if named, ok := in.(interface{ Name() string }); ok {
 		f.name = named.Name()
 	}
-	text, err := io.ReadAll(in)
+	text, err := io.ReadAll(io.LimitReader(in, mostLimits+1))
 	if err != nil {
 		return cfg, f, fmt.Errorf("limits: %w", err)
+	}
+	if len(text) > mostLimits {
+		return cfg, f, fmt.Errorf("limits: %smore than %d MiB, which no file of limits has", f.prefix(), mostLimits>>20)
 	}
 	f.text, err = strictjson.Decode(text, &cfg, strictjson.Hooks{
 		Value: plainVal, Key: normalKey, KeyNouns: keyNouns, Report: f.report, Lenient: lenient,
@@ -287,11 +302,11 @@ func (cfg *ConcreteLimitConfig) UnmarshalJSON(b []byte) error {
 // NewLimiterFromJSON returns a Limiter made from the JSON of a PartialLimitConfig, built
 // on the given defaults.
 //
-// It reads what ReadLimits reads, and passes over what go-libp2p's function of this name
-// passes over, so that a file on which a node started goes on starting it: unknown and
-// repeated names, negative numbers, null, empty names, bytes that are not UTF-8, and text
-// after the first value. For each it logs one line with the place, what was expected and
-// what happens, at most 20 lines for a text. With WithStrictConfig, New refuses a Limiter
+// It reads what ReadLimits reads. But it ignores the mistakes that go-libp2p's function of this
+// name ignores, so that a node goes on starting with its file: unknown and repeated names,
+// negative numbers, null, empty names, bytes that are not UTF-8, and text after the first
+// value. For each mistake it logs one line with the place, what was expected and the effect,
+// at most 20 lines for a text. With WithStrictConfig, New refuses a Limiter
 // that was read from such a text. Other errors, and every error about Costs and Gates, are
 // returned as ReadLimits returns them.
 func NewLimiterFromJSON(in io.Reader, defaults ConcreteLimitConfig) (Limiter, error) {

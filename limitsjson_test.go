@@ -137,3 +137,12 @@ func TestAllowlistTextMayHaveSpacesAndAByteOrderMark(t *testing.T) {
 		require.Error(t, err, "%q", bad)
 	}
 }
+
+func TestUpstreamReadsEverythingButCostsGatesAndRates(t *testing.T) {
+	for path, want := range map[string]bool{
+		"System.Streams": true, `Protocol["/a.Rates.b"].Streams`: true,
+		"Costs.Conn": false, "Gates.Rate": false, "System.Rates.Streams": false, `Protocol["/a"].Rates.Streams.Burst`: false,
+	} {
+		require.Equal(t, want, readUpstream(path), "%s", path)
+	}
+}

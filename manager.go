@@ -39,15 +39,59 @@ type Manager struct {
 	writeRefusals func(msg string, attrs []slog.Attr)
 	history       refusalHistory
 	started       time.Time
-	cuts          sync.Pool               // of *cut
-	names         *hostNames              // of the allowlist; nil without WithAllowlistResolver
-	room          *letgo.Room             // nil without WithRoom
+	cuts          sync.Pool   // of *cut
+	names         *hostNames  // of the allowlist; nil without WithAllowlistResolver
+	room          *letgo.Room // nil without WithRoom
+	checks        limitChecks
 	owner         func(netip.Addr) string // nil without WithOwners
 
 	handles   atomic.Int64 // how many handles are open
 	closeOnce sync.Once
 	stop      chan struct{}
 	workers   sync.WaitGroup
+}
+
+// limitChecks compare the limits in force with the connection managers of attached hosts. Each
+// returns a conflict, or an empty text.
+type limitChecks struct {
+	mu  sync.Mutex
+	all map[*func() string]bool
+}
+
+// add adds a check. The function that it returns removes it again.
+func (c *limitChecks) add(check func() string) (remove func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.all == nil {
+		c.all = make(map[*func() string]bool)
+	}
+	c.all[&check] = true
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.all, &check)
+	}
+}
+
+// conflicts makes all checks, without the lock.
+func (c *limitChecks) conflicts() map[*func() string]string {
+	c.mu.Lock()
+	checks := slices.Collect(maps.Keys(c.all))
+	c.mu.Unlock()
+	found := make(map[*func() string]string, len(checks))
+	for _, check := range checks {
+		found[check] = (*check)()
+	}
+	return found
+}
+
+// logNew makes all checks, and logs the conflicts that were not there before.
+func (c *limitChecks) logNew(before map[*func() string]string) {
+	for check, conflict := range c.conflicts() {
+		if conflict != "" && conflict != before[check] {
+			log.Warn("limits conflict with the connection manager", "err", conflict)
+		}
+	}
 }
 
 var (
@@ -269,7 +313,9 @@ func (m *Manager) ListPeers() []peer.ID {
 	for i := range m.stripes {
 		st := &m.stripes[i]
 		st.lock()
-		peers = slices.AppendSeq(peers, maps.Keys(st.peers))
+		for ps := range st.allPeers {
+			peers = append(peers, ps.id)
+		}
 		st.unlock()
 	}
 	slices.Sort(peers)
@@ -287,6 +333,31 @@ func (m *Manager) ListPeers() []peer.ID {
 // for concurrent use, but must not be called in ConsumeEvent. There it would wait for
 // ConsumeEvent to return, which it never does before ctx ends.
 func (m *Manager) FlushTrace(ctx context.Context) error { return m.trace.flush(ctx) }
+
+// limitAttrs returns, for the log, the rates in force, what the limits were computed from and the
+// limits that matter most.
+func limitAttrs(b *limitBook) []any {
+	return append([]any{"rates", (*ConcreteLimitConfig)(b.own).ratesInForce()}, b.startAttrs()...)
+}
+
+// limitChange is what SetLimits has replaced, and the gates that came in its place.
+type limitChange struct {
+	last       *limitBook
+	lastGates  *gate
+	gatesOfNow *gate
+}
+
+// logChanged logs that a book was put in force, and which settings have changed.
+func logChanged(b *limitBook, was *limitChange) {
+	if !log.Enabled(context.Background(), slog.LevelInfo) {
+		return
+	}
+	changes := (*ConcreteLimitConfig)(b.own).changesFrom((*ConcreteLimitConfig)(was.last.own), &was.gatesOfNow.limits, &was.lastGates.limits)
+	log.Info("limits changed", append([]any{"changes", changes}, limitAttrs(b)...)...)
+}
+
+// logKept logs that the new limit of a scope could not be read.
+func logKept(err error) { log.Warn("a limit stays as it was", "err", err) }
 
 // maxWarnings is the greatest number of warnings in one line of the log.
 const maxWarnings = 20

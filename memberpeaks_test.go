@@ -125,7 +125,7 @@ func TestMemberPeaksAreThoseOfAModel(t *testing.T) {
 	var ever, last, now memberPeaks
 	look := func(p *memberPeaks) {
 		for i := range m.stripes {
-			for _, ps := range m.stripes[i].peers {
+			for ps := range m.stripes[i].allPeers {
 				p.raise(slotPeer, &ps.use)
 				for _, pr := range ps.allPairs() {
 					slot := map[Kind]int{KindProtocolPeer: slotProtocolPeer, KindServicePeer: slotServicePeer}[pr.kind]

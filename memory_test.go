@@ -22,36 +22,37 @@ func TestCreditIsCheckedAgainUnderTheDrawingLock(t *testing.T) {
 			return v == admitted
 		},
 	} {
-		t.Run(name, func(t *testing.T) {
-			few := BaseLimit{Memory: 3, StreamsInbound: 3, Streams: 3} // tight for ever
-			m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.Transient, c.System = few, few }), WithStripes(2))
-			st, other := m.stripes[0].awake(), m.stripes[1].awake()
-			var c chain
-			c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
+		for _, taken := range []Kind{KindTransient, KindSystem} {
+			t.Run(name+" of "+taken.String(), func(t *testing.T) {
+				few := BaseLimit{Memory: 3, StreamsInbound: 3, Streams: 3} // tight for ever
+				m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.Transient, c.System = few, few }), WithStripes(2))
+				st, other := m.stripes[0].awake(), m.stripes[1].awake()
+				var c chain
+				c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
 
-			other.mu.Lock()
-			m.drawing.Lock()
-			drew, id := make(chan bool), make(chan string, 1)
-			go func() {
-				id <- goroutineID()
-				st.mu.Lock()
-				defer st.mu.Unlock()
-				drew <- draw(st, &c)
-			}()
-			waitUntilLocked(t, <-id) // it has looked
-			for d := range numDims {
-				other.fixed[KindSystem].drawLocked(item{d, m.fixed[KindSystem].limit[d]}, m.fixed[KindSystem].limit[d])
-			}
-			m.drawing.Unlock()
-			other.mu.Unlock()
-			require.False(t, <-drew)
+				unlockOther, unlockDrawing := lockFor(t, &other.mu), lockFor(t, &m.drawing)
+				drew, id := make(chan bool, 1), make(chan string, 1)
+				go func() {
+					id <- goroutineID()
+					st.mu.Lock()
+					defer st.mu.Unlock()
+					drew <- draw(st, &c)
+				}()
+				waitUntilLocked(t, <-id) // it has looked
+				for d := range numDims {
+					other.fixed[taken].drawLocked(item{d, m.fixed[taken].limit[d]}, m.fixed[taken].limit[d])
+				}
+				unlockDrawing()
+				unlockOther()
+				require.False(t, <-drew)
 
-			m.inOneCut(func() {
-				require.Zero(t, st.fixed[KindTransient].credit)
-				require.Zero(t, st.fixed[KindTransient].use)
-				require.Zero(t, st.fixed[KindSystem].credit)
+				m.inOneCut(func() {
+					require.Zero(t, st.fixed[KindTransient].credit)
+					require.Zero(t, st.fixed[KindTransient].use)
+					require.Zero(t, st.fixed[KindSystem].credit)
+				})
 			})
-		})
+		}
 	}
 }
 
@@ -65,7 +66,7 @@ func TestAPoolBecomesLooseUnderTheDrawingLock(t *testing.T) {
 	require.NoError(t, s.ReserveMemory(3<<18, 255))
 	require.True(t, system.tight(dimMemory))
 
-	m.drawing.Lock()
+	unlock := lockFor(t, &m.drawing)
 	id := make(chan string, 2)
 	release := func(size int) chan struct{} {
 		done := make(chan struct{})
@@ -94,7 +95,7 @@ func TestAPoolBecomesLooseUnderTheDrawingLock(t *testing.T) {
 	}
 	require.True(t, system.tight(dimMemory))
 	require.EqualValues(t, 1<<18, system.tally(dimMemory).handed, "tight, all that is handed out is in use or about to be given back")
-	m.drawing.Unlock()
+	unlock()
 	<-done
 	require.False(t, system.tight(dimMemory))
 	require.EqualValues(t, 1<<18-1, system.tally(dimMemory).handed)

@@ -44,7 +44,7 @@ import (
 // collectors, which it replaces. It may be called any number of times. If RegisterWith
 // has registered a single manager that is still open, MustRegisterWith changes nothing.
 // It panics if foreign collectors already have one of the names with another description.
-// If they have the same description, which go-libp2p's own function passes over, it logs
+// If they have the same description, which go-libp2p's own function ignores, it logs
 // that and registers nothing. It is safe for concurrent use.
 func MustRegisterWith(reg prometheus.Registerer) {
 	err := live.register(reg, nil)

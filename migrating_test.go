@@ -308,7 +308,7 @@ func ExampleWithRefusalLogger() {
 	}
 	rm.Close()
 	// Output:
-	// level=WARN msg="Protected from exceeding resource limits 1 times: \"system: cannot reserve inbound connection: resource limit exceeded\"" current=0 limit=0 raise=System.ConnsInbound
+	// level=WARN msg="Protected from exceeding resource limits 1 time: \"system: cannot reserve inbound connection: resource limit exceeded\"" current=0 limit=0 raise=System.ConnsInbound
 }
 
 func ExamplePartialLimitConfig_IsDefault() {

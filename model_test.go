@@ -29,6 +29,7 @@ type answer struct {
 	limit    int64
 	priority uint8
 	cause    Cause
+	retry    int64 // when the rate that refused has its next token
 }
 
 type modelOutcome string
@@ -92,7 +93,9 @@ type model struct {
 	observed  map[Kind]bool          // whose limits refuse nothing
 	would     map[modelWould]int     // what they would have refused
 	now       func() int64           // the time of the rates; nil stands still
-	earmarks  []modelEarmark
+	// ratedByHand: SetLimit has set a rate.
+	ratedByHand bool
+	earmarks    []modelEarmark
 }
 
 // modelEarmark is a part of each limit of system and transient, in percent, and those that it is
@@ -404,7 +407,7 @@ func (m *model) askStanding(r *modelRequest) answer {
 		}
 		if most < s.limitOf(it.d) {
 			return answer{limited, r.by.name, s.name, resourceOf[it.d], directionOf[it.d],
-				s.use[it.d] - it.n, it.n, s.limitOf(it.d), r.priority, cause}
+				s.use[it.d] - it.n, it.n, s.limitOf(it.d), r.priority, cause, 0}
 		}
 	}
 	return answer{outcome: yes}
@@ -429,7 +432,7 @@ func (m *model) ask(r *modelRequest, line ...*modelScope) answer {
 			}
 			if it.n > bound-s.use[it.d] {
 				return answer{limited, r.by.name, s.name, resourceOf[it.d], directionOf[it.d],
-					s.use[it.d], it.n, s.limitOf(it.d), r.priority, cause}
+					s.use[it.d], it.n, s.limitOf(it.d), r.priority, cause, 0}
 			}
 		}
 	}
@@ -474,7 +477,8 @@ func (m *model) lacksToken(r *modelRequest) answer {
 			}
 			s.owed[it.d] = min(s.owed[it.d], capacity)
 			burst := capacity / interval
-			return answer{limited, r.by.name, s.name, resourceOf[it.d], directionOf[it.d], burst, 1, burst, r.priority, CauseRate}
+			next := s.owedAt + s.owed[it.d] + interval - capacity
+			return answer{limited, r.by.name, s.name, resourceOf[it.d], directionOf[it.d], burst, 1, burst, r.priority, CauseRate, next}
 		}
 	}
 	return answer{outcome: yes}
@@ -490,6 +494,18 @@ func (m *model) takeTokens(r *modelRequest, s *modelScope) {
 			s.owed[it.d] = min(s.owed[it.d]+interval, capacity)
 		}
 	}
+}
+
+// tokens returns how many tokens of each rate of a scope are left.
+func (m *model) tokens(s *modelScope) (left []RateState) {
+	m.pass(s)
+	for i, d := range rateOrder {
+		if interval, capacity := s.bucket(d); interval > 0 {
+			rate := s.rates.all()[i]
+			left = append(left, RateState{limitNames[d], rate.PerSecond, capacity / interval, max(0, capacity-s.owed[d]) / interval})
+		}
+	}
+	return left
 }
 
 func charge(items []item, sign int64, line ...*modelScope) {
@@ -757,14 +773,64 @@ func (m *model) SetLimit(s *modelScope, limit BaseLimit) {
 	}
 	s.limit, s.sticky = &l, true
 	if !s.onTree() {
-		s.rates = limit.Rates
-		m.pass(s)
-		for d := range s.owed {
-			if interval, capacity := s.bucket(dim(d)); interval > 0 && s.kind() != KindPeer {
-				s.owed[d] = min(s.owed[d], capacity)
-			}
+		m.setRates(s, limit.Rates)
+		m.ratedByHand = m.ratedByHand || limit.Rates != Rates{}
+	}
+}
+
+// setRates replaces the rates of a scope. From then on a bucket lacks at most what it can hold. For
+// a peer and its parts, this begins when the rate first refuses.
+func (m *model) setRates(s *modelScope, r Rates) {
+	s.rates = r
+	m.pass(s)
+	for d := range s.owed {
+		if interval, capacity := s.bucket(dim(d)); interval > 0 && !s.ofPeer() {
+			s.owed[d] = min(s.owed[d], capacity)
 		}
 	}
+}
+
+// ofPeer reports whether a scope is a peer, or its part of a service or protocol.
+func (s *modelScope) ofPeer() bool { return strings.Contains(s.name, "peer:") }
+
+// SetLimits puts limits in force that differ from those before in rates only.
+func (m *model) SetLimits(conf *perScope[BaseLimit]) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.conf = conf
+	for name, s := range m.scopes {
+		if !s.sticky {
+			m.setRates(s, m.limitFor(name).Rates)
+		}
+	}
+}
+
+// limitFor returns the limit that the configuration has for a scope.
+func (m *model) limitFor(name string) BaseLimit {
+	kind, rest, _ := strings.Cut(name, ":")
+	id, _, part := strings.Cut(rest, ".peer:")
+	switch kind {
+	case "system":
+		return m.conf.System
+	case "transient":
+		return m.conf.Transient
+	case "allowlistedSystem":
+		return m.conf.AllowlistedSystem
+	case "allowlistedTransient":
+		return m.conf.AllowlistedTransient
+	case "peer":
+		i := slices.IndexFunc(testPeers, func(p peer.ID) bool { return p.String() == rest })
+		return orElse(m.conf.Peer, testPeers[i], m.conf.PeerDefault)
+	case "protocol":
+		if part {
+			return orElse(m.conf.ProtocolPeer, protocol.ID(id), m.conf.ProtocolPeerDefault)
+		}
+		return orElse(m.conf.Protocol, protocol.ID(id), m.conf.ProtocolDefault)
+	}
+	if part {
+		return orElse(m.conf.ServicePeer, id, m.conf.ServicePeerDefault)
+	}
+	return orElse(m.conf.Service, id, m.conf.ServiceDefault)
 }
 
 func (m *model) Stat(s *modelScope) network.ScopeStat {
@@ -780,13 +846,22 @@ func (m *model) Stat(s *modelScope) network.ScopeStat {
 	return a.stat()
 }
 
-// reap forgets what is not used, and owes no token.
+// rated reports whether any scope may have a rate.
+func (m *model) rated() (any bool) {
+	m.conf.each(func(_ string, l BaseLimit) { any = any || l.Rates != Rates{} })
+	return any || m.ratedByHand
+}
+
+// reap forgets what is not used, and owes no token. While there are no rates, and after Close,
+// nothing is owed.
 func (m *model) reap() {
+	rated := m.rated() && !m.closed
 	forget := func(parts bool) {
 		for name, s := range m.scopes {
 			m.pass(s)
 			if strings.Contains(name, ".peer:") == parts && strings.Contains(name, ":") &&
-				s.refs == 0 && !s.sticky && s.use == (amounts{}) && s.owed == (amounts{}) && !m.hasParts(name) {
+				s.refs == 0 && !s.sticky && s.use == (amounts{}) &&
+				(!rated || s.owed == (amounts{}) && !m.hasParts(name)) {
 				delete(m.scopes, name)
 			}
 		}

@@ -196,8 +196,8 @@ func TestAScopeThatComesBackDuringALookHasOldOrNewLimits(t *testing.T) {
 	conf.ServiceDefault.Memory = 1000
 	require.NoError(t, m.SetLimits(NewFixedLimiter(ConcreteLimitConfig{limits: conf})))
 
-	m.drawing.Lock() // as lookAt does
-	back, id := make(chan error), make(chan string, 1)
+	unlock := lockFor(t, &m.drawing) // as lookAt does
+	back, id := make(chan error, 1), make(chan string, 1)
 	go func() {
 		id <- goroutineID()
 		span, err := kept.BeginSpan()
@@ -208,7 +208,7 @@ func TestAScopeThatComesBackDuringALookHasOldOrNewLimits(t *testing.T) {
 	}()
 	waitUntilLocked(t, <-id)
 	require.Equal(t, int64(math.MaxInt64), p.limit[dimMemory])
-	m.drawing.Unlock()
+	unlock()
 	require.NoError(t, <-back)
 	all, _ := p.lookAt()
 	require.EqualValues(t, 1000, all[dimMemory].limit)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"math/rand/v2"
+	"runtime"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -19,9 +20,10 @@ import (
 // use of its machine (see ThisMachine). The manager reads the limits of a scope when
 // it makes the scope, and reads all limits again when SetLimits or Refresh is called.
 //
-// It is an error if an option or a limit is invalid. What go-libp2p's own manager passes over
-// in limits and in options of the same name is no error: New logs it, with the place and what
-// happens; see WithStrictConfig. The manager has a goroutine of its own; call Close when it is no longer needed.
+// New returns an error if an option or a limit is invalid. A mistake that go-libp2p's own manager
+// ignores, in limits or in an option of the same name, is not an error: New logs it, with its
+// place and effect (see WithStrictConfig). The manager has a goroutine of its own, so call Close
+// when the manager is no longer needed.
 func New(limits Limiter, opts ...Option) (*Manager, error) {
 	cfg := defaultConfig()
 	for i, opt := range opts {
@@ -32,9 +34,6 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 			return nil, fmt.Errorf("rcmgr: %w", err)
 		}
 	}
-	if limits == nil {
-		limits = defaultLimiter()
-	}
 	if err := cfg.accept(); err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
@@ -42,8 +41,14 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
-	if cfg.traced() {
+	if limits == nil {
+		limits = book.limiter
+	}
+	switch {
+	case cfg.traced():
 		cfg.stripes = 1 // one order of events, with exact totals
+	case cfg.stripes == 0:
+		cfg.stripes = stripesFor(runtime.GOMAXPROCS(0), book)
 	}
 	m := &Manager{
 		engine: engine{
@@ -56,6 +61,7 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 			reporter:  guarded(cfg.reporter),
 			noting:    cfg.refusalLog > 0,
 			bugLog:    rate.Sometimes{Interval: 10 * time.Second},
+			bugsTo:    log,
 		},
 		options: cfg, writeRefusals: cfg.writeRefusals,
 		started: time.Now(),
@@ -87,6 +93,9 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	m.leaks = newLeakFinder(cfg.leaks, m.reportBug)
 	if m.room = m.newRoom(cfg.room); m.room != nil {
 		m.alarm = newAlarm()
+		if m.pressure != nil {
+			m.pressure.freeing = &freeing{alarm: m.alarm, look: make(chan struct{}, 1), now: m.room.Now}
+		}
 	}
 	m.limits.Store(book)
 	m.classes.putInForce(book)
@@ -106,6 +115,33 @@ func New(limits Limiter, opts ...Option) (*Manager, error) {
 	return m, nil
 }
 
+// stripesFor returns the number of stripes that a manager has by default: 16 for each processor,
+// rounded up to a power of two. Two goroutines that are in one stripe at the same time wait for
+// each other, and then often meet again in the next. But the more stripes share a limit, the
+// smaller is the credit that each draws ahead. So there are fewer, down to four for each processor,
+// if a limit of a shared scope would otherwise be too small for credit.
+func stripesFor(processors int, limits *limitBook) int {
+	least := 1
+	for least < 4*processors && least < maxStripes {
+		least *= 2
+	}
+	endsCredit := func(n int) bool {
+		for _, k := range []Kind{KindSystem, KindTransient, KindService, KindProtocol} {
+			for _, limit := range limits.kinds[k].unnamed {
+				if batchOf(limit, n) == 0 && batchOf(limit, least) > 0 {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	n := min(4*least, maxStripes)
+	for n > least && endsCredit(n) {
+		n /= 2
+	}
+	return n
+}
+
 // logStart logs in one line which features are on.
 func (m *Manager) logStart() {
 	gates, _ := m.options.gateConfig(m.limits.Load().limiter) // what New made the gates from
@@ -114,9 +150,10 @@ func (m *Manager) logStart() {
 	if m.earmarks != nil {
 		attrs = append(attrs, "earmarks", m.earmarks.names(0))
 	}
+	attrs = append(attrs, m.options.attrs()...)
 	attrs = append(attrs, gates.attrs(m.options.callerRates)...)
 	attrs = append(attrs, "allowlist_entries", len(m.options.allowlisted)+len(m.options.names), "traced", m.trace != nil)
-	log.Info("resource manager started", append(attrs, m.limits.Load().startAttrs()...)...)
+	log.Info("resource manager started", append(attrs, limitAttrs(m.limits.Load())...)...)
 }
 
 // logWithoutGates warns if no subnet is limited because the limits are InfiniteLimits alone,
@@ -168,7 +205,6 @@ func (m *Manager) Close() error {
 
 func defaultConfig() config {
 	return config{
-		stripes:        defaultStripes(),
 		newcomers:      true,
 		refusalLog:     10 * time.Second,
 		defaultSubnets: defaultSubnetConfig(),

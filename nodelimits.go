@@ -68,7 +68,19 @@ func NewForNode(n NodeLimits, opts ...Option) (*Manager, error) {
 		return nil, fmt.Errorf("rcmgr: %w", err)
 	}
 	opts = append(slices.Clip(opts), WithAllowlistStrings(n.Allowlist, false))
-	return New(NewFixedLimiter(cfg), opts...)
+	m, err := New(NewFixedLimiter(cfg), opts...)
+	if err == nil {
+		n.warnAbove(ThisMachine())
+	}
+	return m, err
+}
+
+// warnAbove logs that the node may use more memory than there is.
+func (n *NodeLimits) warnAbove(have Machine) {
+	if have.Memory > 0 && n.MaxMemory > have.Memory && n.MaxMemory < math.MaxInt64 {
+		log.Warn("NodeLimits.MaxMemory is above the memory that this process may use",
+			"max_memory", loggedAmount{dimMemory, n.MaxMemory}, "memory_found", loggedAmount{dimMemory, have.Memory}, "memory_from", have.MemoryFrom)
+	}
 }
 
 // Build computes the limits. An error names the field of n that is invalid, or the

@@ -207,3 +207,13 @@ func TestAManagerLogsWhatItsLimitsWereComputedFor(t *testing.T) {
 	require.NoError(t, err)
 	require.Contains(t, book.startAttrs(), "cgroup_error")
 }
+
+func TestANodeWithMoreMemoryThanThereIsIsWarnedAbout(t *testing.T) {
+	for memory, warns := range map[int64]bool{0: false, 1 << 20: false, math.MaxInt64 - 1: true, math.MaxInt64: false} {
+		text := captureLog(t)
+		m, err := NewForNode(NodeLimits{MaxMemory: memory, MaxFileDescriptors: 1024})
+		require.NoError(t, err)
+		m.Close()
+		require.Equal(t, warns, strings.Contains(text.String(), "MaxMemory is above the memory that this process may use"), text.String())
+	}
+}

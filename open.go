@@ -12,11 +12,11 @@ import (
 	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
-// OpenConnection admits a connection into the transient scope, or refuses it with a
-// *LimitError. After Close, the error matches network.ErrResourceScopeClosed.
-// usefd says whether the connection takes a file descriptor. endpoint is the address of the
-// far end, and may be nil. Any direction but network.DirInbound counts as outbound. Call Done
-// on the scope when the connection is closed.
+// OpenConnection admits a connection, which is in the transient scope until SetPeer, or refuses
+// it with a *LimitError. After Close, the error matches network.ErrResourceScopeClosed. usefd
+// says whether the connection takes a file descriptor. endpoint is the address of the far end,
+// and may be nil. Any direction but network.DirInbound counts as outbound. Call Done on the
+// scope when the connection is closed. OpenConnection is safe for concurrent use.
 func (m *Manager) OpenConnection(dir network.Direction, usefd bool, endpoint multiaddr.Multiaddr) (network.ConnManagementScope, error) {
 	remote := endpointOf(endpoint)
 	usefd = usefd && !remote.relayed // the connection to the relay has the descriptor
@@ -91,7 +91,7 @@ func (e *engine) openConnectionSlowly(st *stripe, h *holder, o *opening, fallBac
 // a *LimitError. After Close, the error matches network.ErrResourceScopeClosed; a
 // Limiter that returns no valid limit for the peer or the stream is an error, too. Any
 // direction but network.DirInbound counts as outbound. Call Done on the scope when the stream
-// is closed.
+// is closed. OpenStream is safe for concurrent use.
 func (m *Manager) OpenStream(p peer.ID, dir network.Direction) (network.StreamManagementScope, error) {
 	s, err := m.openStream(p, dir)
 	if m.reporter != nil {
@@ -105,11 +105,12 @@ func (m *Manager) OpenStream(p peer.ID, dir network.Direction) (network.StreamMa
 }
 
 func (e *engine) openStream(p peer.ID, dir network.Direction) (*streamScope, error) {
-	st := e.stripeOf(p).awake()
+	hash := e.hashOf(p)
+	st := e.stripeAt(hash).awake()
 	var o opening // as in openConnection
 	o.kind, o.unit = KindStream, unitOf(KindStream, dir, false)
 	st.mu.Lock()
-	ps := st.peers[p]
+	ps := st.find(hash, p)
 	if ps == nil || !st.openStreamReady(ps, &o) {
 		return e.openStreamSlowly(st, p, &o)
 	}

@@ -38,7 +38,7 @@ func (st *stripe) openReady(o *opening) bool {
 	return st.openPaced(o)
 }
 
-// openPlain is openReady without what makes a stripe other than plain.
+// openPlain is openReady for a plain stripe: the limits alone decide.
 func (st *stripe) openPlain(o *opening) bool {
 	u, ps := o.unit, o.chain.peer()
 	transient, system := st.fixed[KindTransient], st.fixed[KindSystem]
@@ -65,25 +65,39 @@ func (st *stripe) openPlain(o *opening) bool {
 	return true
 }
 
-// openPaced is openReady for a stripe that is not plain: it works if that is only for the rates.
+// openPaced is openReady for a stripe that is not plain. It works if rates are the only reason.
 func (st *stripe) openPaced(o *opening) bool {
 	if !st.rated || st.closed || st.trace != nil || st.engine.fair != nil || st.engine.earmarks != nil || o.kind == KindStream && st.engine.paces(o.dir) {
 		return false
 	}
-	c := o.chain
-	c.stand(st.fixed[KindTransient], st.fixed[KindSystem])
-	r := request{count: 1, dir: o.dir, both: o.both}
 	var p pacing
-	st.pace(&c, &r, &p)
-	defer p.done(st)
-	if p.lacks(&r) != nil {
-		return false
+	if a := o.chain.at[slotPeer]; a != nil {
+		p.needsBoth(a, st.rates(a), o.unit)
 	}
-	ready := st.openPlain(o)
+	ofPeer := p.n
+	for _, k := range [...]Kind{KindTransient, KindSystem} {
+		if sh := st.fixed[k]; sh.pool.rates != nil {
+			p.needsBoth(&sh.account, sh.pool.rates.own, o.unit)
+		}
+	}
+	if p.n == 0 {
+		return st.openPlain(o)
+	}
+	p.read(st, p.n > ofPeer)
+	ready := p.lacks(&request{}) == nil && st.openPlain(o)
 	if ready {
 		p.take()
 	}
+	p.done(st)
 	return ready
+}
+
+// needsBoth adds the rates of an account that concern a unit. rates may be nil.
+func (p *pacing) needsBoth(a *account, rates *scopeRates, u unit) {
+	if rates != nil {
+		p.needs(a, rates, u.dir)
+		p.needs(a, rates, u.both)
+	}
 }
 
 // number gives a connection or stream its number, if it has none. Without a tracer, those that
@@ -121,8 +135,8 @@ func (st *stripe) refuseOpening(why *noted, o *opening, r *request) error {
 	return err
 }
 
-// traceGate tells the tracer that a gate refused to open a connection, or to let it move to its peer.
-// It takes the stripe's lock.
+// traceGate tells the tracer that a gate refused to open a connection, or to let it move to its
+// peer. It takes the stripe's lock.
 func (st *stripe) traceGate(o *opening, why *LimitError) {
 	st.lock()
 	defer st.unlock()
@@ -197,8 +211,8 @@ func (t *top) start(k Kind, st *stripe) *holder {
 	return &t.holder
 }
 
-// become initializes h from what was admitted. One store per field: assigning the whole would run the
-// bulk write barrier.
+// become initializes h from what was admitted. One store per field: assigning the whole would
+// run the bulk write barrier.
 func (h *holder) become(o *opening) {
 	h.limit, h.use, h.num = o.limit, o.cost, o.num
 	h.spans, h.unit, h.done, h.marks = 0, o.unit, false, o.marks

@@ -53,7 +53,7 @@ type config struct {
 
 	names      []allowlistedName // host names on the allowlist, which are not in allowlisted
 	resolver   AllowlistResolver // nil: host names cannot be looked up
-	namesEvery time.Duration     // the time between two look-ups of a name
+	namesEvery time.Duration     // the time between two lookups of a name
 }
 
 // traced reports whether the manager makes events.
@@ -70,8 +70,10 @@ type Option func(*config) error
 // WithStripes sets the number of stripes, which are the locks over which the manager divides
 // its accounts. It must be a power of two from 1 to 256. With more stripes, more processors
 // can work at the same time without waiting for each other. With fewer, decisions that need
-// the locks of all stripes are cheaper. The default is four for each processor that Go uses
-// (GOMAXPROCS), rounded up to a power of two. A manager that is traced has one stripe.
+// the locks of all stripes are cheaper. The default is 16 for each processor that Go uses
+// (GOMAXPROCS), rounded up to a power of two, and down to four for each if a limit of the system
+// or transient scope, or of services or protocols, is too small to be divided among more. A
+// manager that is traced has one stripe.
 func WithStripes(n int) Option {
 	return func(c *config) error {
 		if n < 1 || n > maxStripes || bits.OnesCount(uint(n)) != 1 {
@@ -123,17 +125,20 @@ func WithNewcomersQuarter(on bool) Option {
 //
 // The attributes of a line are
 //
-//   - current and limit: the numbers at the refusal at which most was held. Bytes are written
-//     with a unit, but as plain numbers by a JSON handler.
-//   - cause: the cause of that refusal, if it was not CauseLimit.
+//   - current and limit: what was held, and the limit, at the refusal at which most was held.
+//     Bytes are written with a unit, but as plain numbers by a JSON handler. A line of the gate
+//     on rates has neither.
+//   - cause: the causes of all these refusals, beginning with that of the refusal that current
+//     and limit are from. It is left out if all were refused by the limit itself (CauseLimit).
 //   - holder and holds: the peer or subnet that holds most of the limit when the line is
-//     written, and how much that is. They are present only if it is known, and at least a tenth
-//     of current: a connection in the transient scope has no peer, and there are subnets only
-//     with WithFairShare. To find it, each peer is looked at, a few at a time.
-//   - raise: the place in the configuration to change to admit more.
+//     written, and how much it holds. They are present only if the holder is known, and holds
+//     at least a tenth of current. A connection in the transient scope has no peer, and there
+//     are subnets only with WithFairShare. To find the holder, the manager looks at each peer,
+//     a few at a time.
+//   - raise: the place in the configuration of the limit to raise.
 //   - worst and worst_times: the name of one peer, subnet, service or protocol, and a
-//     number of refusals that it certainly had. They are present only if that is at least a
-//     tenth of all.
+//     number of refusals that it certainly had. They are present only if that number is at
+//     least a tenth of all.
 //
 // Close logs what was refused since the last line. A negative interval is an error.
 // WithRefusalLogger sets another level and logger. At level debug, each refusal is logged when it
@@ -161,7 +166,7 @@ func WithRefusalLogger(logger *slog.Logger, level slog.Level) Option {
 }
 
 // WithAllowlistedMultiaddrs adds entries to the allowlist. See Allowlist for their forms, and
-// Allowlist.Add for those that are passed over. The option may be given more than once.
+// Allowlist.Add for what is ignored in them. The option may be given more than once.
 func WithAllowlistedMultiaddrs(mas []multiaddr.Multiaddr) Option {
 	var entries []allowlistEntry
 	var faults []fault
@@ -238,8 +243,8 @@ func WithNetworkPrefixLimit(v4, v6 []NetworkPrefixLimit) Option {
 
 // WithConnRateLimiters replaces the limits on how fast one subnet may connect, including
 // those of the limit configuration (see RateLimits), by a rate limiter of the caller's. nil,
-// and a limiter that has no limit when the manager is made, mean no such limit. If a connection takes a token from the limiter and is then refused by
-// another limit, the token is lost.
+// and a limiter that has no limit when the manager is made, mean no such limit. If a connection
+// takes a token from the limiter and is then refused by another limit, the token is lost.
 func WithConnRateLimiters(connRateLimiter *rate.Limiter) Option {
 	return func(c *config) error {
 		c.callerRates = newCallerRates(connRateLimiter)
@@ -328,6 +333,39 @@ func (c *config) repairSubnets() []fault {
 	return append(c.defaultSubnets.repair("DefaultNetworkPrefixLimit"), c.subnets.repair("WithNetworkPrefixLimit")...)
 }
 
+// attrs returns, for the log, which of the options are on that have a goroutine, a callback or
+// records of their own. The first three are there even if they are off.
+func (c *config) attrs() []any {
+	onOff := func(on bool, text string) string {
+		if on {
+			return text
+		}
+		return "off"
+	}
+	room := "on"
+	if c.room != nil && c.room.ObserveOnly {
+		room = "observe only"
+	}
+	attrs := []any{"room", onOff(c.room != nil, room), "memory_pressure", c.pressure.logged(), "leak_finder", onOff(c.leaks != nil, "on")}
+	for _, more := range []struct {
+		name  string
+		value any
+		on    bool
+	}{
+		{"owners", "on", c.owner != nil},
+		{"trimming", "on", len(c.trimmed) > 0},
+		{"near_limit_functions", len(c.nearLimit), len(c.nearLimit) > 0},
+		{"metrics_reporter", "on", c.reporter != nil},
+		{"strict_config", "on", c.strict},
+		{"refusal_log", "off", c.refusalLog == 0},
+	} {
+		if more.on {
+			attrs = append(attrs, more.name, more.value)
+		}
+	}
+	return attrs
+}
+
 // gateConfig returns the configuration of the gates of a manager with these limits.
 func (c *config) gateConfig(limits Limiter) (gateConfig, error) {
 	g, err := gateConfigOf(limits, gateConfig{subnets: c.defaultSubnets, rate: defaultRateConfig()})
@@ -370,7 +408,9 @@ func replace[T any](lists *[ip.Families][]T, v4, v6 []T) {
 //   - An IPv4 address that shares its /24 with others is refused if less would be left than twice
 //     what it holds.
 //   - A network is refused if less would be left than a part of what it holds: half for an IPv4
-//     /16, an IPv6 /48 and an owner (WithOwners), a quarter for an IPv6 /32.
+//     /16, an IPv6 /48 and an owner (WithOwners), a quarter for an IPv6 /32. What the subnet that
+//     asks holds counts twice here, so that it leaves as much of what the network or the owner may
+//     hold to other subnets. In an IPv6 /32, the /48 stand in the place of subnets.
 //
 // A group holds the inbound connections from its addresses, and the inbound streams of each peer
 // whose first inbound connection came from it. It also holds the outbound connections to its
@@ -408,13 +448,14 @@ func WithFairShare(kinds ...Kind) Option {
 // cloud, an entry of a list. All addresses of an owner are one group, however many subnets it has.
 // An empty name means that the owner is not known. Without the option, only prefixes are groups.
 //
-// owner is called when a connection from or to an address opens that has no other, and whenever
-// room is made for each connection that may be let go. It is called by any number of goroutines,
-// without locks, and must be fast: a table of prefixes in memory is. WithFairShare asks for one
-// address of an IPv6 /56.
+// owner is called when the first connection from or to an address opens and, whenever room is
+// made, for each connection that may be let go. It is called by any number of goroutines at once,
+// without locks, and must be fast; a table of prefixes in memory is fast enough. WithFairShare
+// asks for only one address of each IPv6 /56.
 //
-// An owner's name of more than 64 bytes counts as none. If owner panics, it is not called again.
-// Both are logged and counted as a caller's bug.
+// A name of more than 64 bytes counts as no name. If owner panics, it is not called again. Both
+// are logged and counted as a caller's bug. If the option is given more than once, the last one
+// counts.
 func WithOwners(owner func(netip.Addr) string) Option {
 	return func(c *config) error {
 		if owner == nil {
@@ -539,11 +580,12 @@ func WithObserveOnly(kinds ...Kind) Option {
 // WithMemoryPressure refuses inbound connections and inbound streams while this process has
 // too much memory in use, for any purpose. It is off by default.
 //
-// Connections and streams that are open stay open, and may reserve what their limits admit.
-// Outbound connections and streams are not refused, and neither are those of the allowlist. A
-// connection from an address for which the allowlist names a peer is refused when its peer
-// turns out to be another one. Allowlist entries without an address admit only streams,
-// because the peer of a new connection is not known yet.
+// Connections and streams that are open stay open, and may reserve what their limits admit. With
+// WithRoom, the host closes connections of the groups that hold most. Outbound connections and
+// streams are not refused, and neither are those of the allowlist. A connection from an address for
+// which the allowlist names a peer is refused when its peer turns out to be another one. Allowlist
+// entries without an address admit only streams, because the peer of a new connection is not known
+// yet.
 //
 // A refusal is a *LimitError with KindProcess and CauseMemoryPressure. If p is invalid, New
 // returns an error.
@@ -565,23 +607,28 @@ func WithMemoryPressure(p MemoryPressureConfig) Option {
 // While it is on, a small part of each limit of the system and transient scopes and of services
 // and protocols is kept free: a thirty-second, or one if the limit is at least eight. When half of
 // that is taken, or when such a scope refuses something, the host closes connections or resets
-// streams until the reserve is free again, at once and in batches. A limit of less than eight has
+// streams until the reserve is free again, at once and in batches. While requests use up the
+// reserve faster than room is made, it is larger, up to an eighth. A limit of less than eight has
 // no reserve, and room for one is made after each refusal.
 //
 // These are kept in any case: what the host has opened, what the allowlist covers, and peers that
-// the connection manager protects. Of the others, a quarter is kept because the connection
-// manager values their peers most, an eighth because their peers use a protocol of
-// RoomConfig.Protocols, a sixteenth as the only ones of their networks, and a quarter because
-// they have been there for longest. What is left goes in the order of what its groups hold beside
-// their shares: its peer, its address, the /24, the /16 (/56, /48 and /32 in IPv6), and the group
-// that WithOwners names. Peers behind a relay belong to the relay's groups. Connections
-// without any stream count twice. Where a group holds more than its share, its youngest go; where
-// none does, chance decides among the older half. Streams without a protocol go the other way
-// round, those first that have waited for longest. docs/room.md has the details.
+// the connection manager protects. Of the others, up to a quarter is kept because the connection
+// manager values their peers most, up to an eighth because their peers use a protocol of
+// RoomConfig.Protocols, up to a sixteenth as the only ones of their networks, and up to a quarter
+// because they have been open longest. The rest competes by groups: each connection belongs to its
+// peer, its address, its /24 and its /16 (/56, /48 and /32 in IPv6), and the owner that WithOwners
+// names; peers behind a relay belong to the relay's groups. A group's share is two connections for
+// a peer or an address, eight for a /24, and 32 for a /16 or an owner. The group that holds most
+// relative to its share loses first, its newest connections before older ones; connections without
+// any stream count twice. Where no group is above its share, chance decides among the older half.
+// Streams without a protocol go in the other order: those that have waited longest go first.
+// docs/room.md has the details.
 //
-// Connections that have no peer yet cannot be closed from outside, so that no room can be made in
-// transient's limits on connections and descriptors. No room is made in limits on what the host
-// itself opens, except for streams that have waited for a protocol for three seconds or more.
+// A handshake has no network.Conn that could be closed, so that no room is made in transient's
+// limits on connections and descriptors, except with RoomForHandshakes of package rcmgrhost. No
+// room is made in limits on what the host itself opens, except for streams that have waited for a
+// protocol for three seconds or more. In the memory of the process, room is made with
+// WithMemoryPressure; the manager runs a garbage collection then whenever connections have gone.
 //
 // If c is invalid, New returns an error.
 func WithRoom(c RoomConfig) Option {
@@ -603,24 +650,24 @@ func WithRoom(c RoomConfig) Option {
 //
 // A name is looked up when it is listed, and about every given time after that, or every five
 // minutes if every is 0. The addresses of a new answer take the place of the last ones in one
-// step. Connections that are open keep what the list gave them. If a look-up fails or finds no
-// address, the addresses of the last answer stay, however old they are, and the look-up is
+// step. Connections that are open keep what the list gave them. If a lookup fails or finds no
+// address, the addresses of the last answer stay, however old they are, and the lookup is
 // repeated after ten seconds, and then after twice as long each time. If only a part of a
-// look-up fails, its addresses are added to the last ones.
+// lookup fails, its addresses are added to the last ones.
 //
 // New does not wait for an answer, so that a host starts while its name servers do not answer.
 // Until the first answer comes, the allowlist does not cover the addresses of the name.
 //
 // The first failure after a success is logged. Snapshot.Allowlist, the live page and the metrics
-// show which names fail. A look-up that hangs does not delay other names. Close cancels all
-// look-ups, but does not wait for a resolver that does not return when its context ends.
+// show which names fail. A lookup that hangs does not delay other names. Close cancels all
+// lookups, but does not wait for a resolver that does not return when its context ends.
 //
 // An answer that names a peer, which a dnsaddr may have, admits only that peer at the address.
 // An entry /dnsaddr/…/p2p/… admits only the addresses that the answer has for that peer.
 // Relayed addresses and networks in an answer are left out.
 //
 // There may be 256 names, and a name stands for at most 64 addresses. If an answer has more,
-// those that come last in the order of their numbers are left out. Eight look-ups run at a time,
+// those that come last in the order of their numbers are left out. Eight lookups run at a time,
 // each for 30 seconds at most. It is an error if r is nil, or if every is neither 0 nor at least
 // ten seconds. If the option is given more than once, the last one counts.
 func WithAllowlistResolver(r AllowlistResolver, every time.Duration) Option {
@@ -630,7 +677,7 @@ func WithAllowlistResolver(r AllowlistResolver, every time.Duration) Option {
 		}
 		every := cmp.Or(every, nameInterval)
 		if every < leastNameInterval {
-			return fmt.Errorf("WithAllowlistResolver: %v between two look-ups, expected at least %v, or 0 for %v", every, leastNameInterval, nameInterval)
+			return fmt.Errorf("WithAllowlistResolver: %v between two lookups, expected at least %v, or 0 for %v", every, leastNameInterval, nameInterval)
 		}
 		c.resolver, c.namesEvery = r, every
 		return nil

@@ -21,6 +21,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/connmgr"
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/x/rate"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
@@ -182,6 +183,58 @@ func TestOneSetOfOptionsMakesAnyNumberOfManagers(t *testing.T) {
 	}
 }
 
+// The line at start shows every option that is on. Those that choose where something is
+// written have no other effect, and are left out.
+func TestTheLineAtStartShowsEveryOptionThatIsOn(t *testing.T) {
+	byName := everyOption(t)
+	started := func(opts ...Option) (line string) {
+		lines := collectLog(t, slog.LevelInfo)
+		m, err := New(NewFixedLimiter(InfiniteLimits), append(opts, byName["WithAllowlistResolver"])...)
+		require.NoError(t, err)
+		m.Close()
+		for _, l := range lines.take() {
+			if _, after, ok := strings.Cut(l, "resource manager started"); ok {
+				line = after
+			}
+		}
+		return line
+	}
+	plain := started()
+	for _, want := range []string{" room=off ", " memory_pressure=off ", " leak_finder=off ", " rates=[] "} {
+		require.Contains(t, plain, want)
+	}
+	for name, opt := range byName {
+		switch line := started(opt); name {
+		case "WithRefusalLog", "WithRefusalLogger", "WithMetricsDisabled", "WithAllowlistResolver":
+		case "WithStripes":
+			require.Contains(t, line, " stripes=4 ")
+		default:
+			require.NotEqual(t, plain, line, name)
+		}
+	}
+	for want, opt := range map[string]Option{
+		" room=on ":                   byName["WithRoom"],
+		` room="observe only" `:       WithRoom(RoomConfig{ObserveOnly: true}),
+		` memory_pressure="1.0 GiB" `: WithMemoryPressure(MemoryPressureConfig{Limit: 1 << 30}),
+		" leak_finder=on ":            byName["WithLeakFinder"],
+		" trimming=on ":               byName["WithTrimming"],
+		" near_limit_functions=1 ":    byName["WithNearLimitFunc"],
+		" refusal_log=off ":           WithRefusalLog(0),
+	} {
+		require.Contains(t, started(opt), want)
+	}
+
+	lines := collectLog(t, slog.LevelInfo)
+	rated := PartialLimitConfig{
+		PeerDefault:  ResourceLimits{Rates: Rates{StreamsInbound: Rate{PerSecond: 30}}},
+		ProtocolPeer: map[protocol.ID]ResourceLimits{"/a": {Rates: Rates{Streams: Rate{PerSecond: 2, Burst: 9}}}, "/b": {Streams: 7}},
+	}
+	m, err := New(NewFixedLimiter(rated.Build(InfiniteLimits)))
+	require.NoError(t, err)
+	m.Close()
+	require.Contains(t, lines.take()[0], ` rates="[PeerDefault.Rates.StreamsInbound: 30/s, burst 30 ProtocolPeer[\"/a\"].Rates.Streams: 2/s, burst 9]" `)
+}
+
 // optionFunctions returns the names of the functions that return an Option.
 func optionFunctions(t *testing.T) (names []string) {
 	files, err := filepath.Glob("*.go")
@@ -238,7 +291,7 @@ func TestTheDocumentsListTheOptions(t *testing.T) {
 		}
 	}
 	made := exportedOptions(t)
-	for _, settings := range []any{MemoryPressureConfig{}, Earmark{}, LeakFinderConfig{}, NodeLimits{}} {
+	for _, settings := range []any{MemoryPressureConfig{}, Earmark{}, LeakFinderConfig{}, RoomConfig{}, NodeLimits{}} {
 		of := reflect.TypeOf(settings)
 		for i := range of.NumField() {
 			made = append(made, of.Name()+"."+of.Field(i).Name)
@@ -255,6 +308,8 @@ func TestTheDocumentsListTheOptions(t *testing.T) {
 	require.NoError(t, pressure.check())
 	require.NoError(t, WithLeakFinder(LeakFinderConfig{})(&cfg))
 	leaks := *cfg.leaks
+	room, err := RoomConfig{}.checked()
+	require.NoError(t, err)
 	cfg = defaultConfig()
 	for name, want := range map[string]string{
 		"WithAdmission":                    cfg.admission.String(),
@@ -280,6 +335,8 @@ func TestTheDocumentsListTheOptions(t *testing.T) {
 		"MemoryPressureConfig.Every":       pressure.Every.String(),
 		"LeakFinderConfig.Stacks":          fmt.Sprint(leaks.Stacks),
 		"LeakFinderConfig.Oldest":          fmt.Sprint(leaks.Oldest),
+		"RoomConfig.PerSecond":             fmt.Sprint(room.PerSecond),
+		"RoomConfig.ObserveOnly":           fmt.Sprint(room.ObserveOnly),
 	} {
 		require.Equal(t, want, defaults[name], "the default of %s", name)
 	}

@@ -82,7 +82,7 @@ func ExampleWithOwners() {
 	// 192.0.2.3 of AS64496 admitted: true
 	// 198.51.100.1 of AS64496 admitted: true
 	// 198.51.100.2 of AS64496 admitted: true
-	// 198.51.100.3 of AS64496 admitted: true
+	// 198.51.100.3 of AS64496 admitted: false
 	// 198.51.100.4 of AS64496 admitted: false
 	// 203.0.113.1 of AS64497 admitted: true
 }

@@ -78,7 +78,7 @@ const (
 // The number of clients does not matter to the manager: the handler takes at most one
 // snapshot a second, and fewer if one takes more than a sixtieth of a second, as with some
 // hundred thousand peers. It asks at most five questions a second, with a burst of five. A find
-// is one question, and one more for every 20 000 peers. Further questions are answered with
+// is one question, and one more for every 20,000 peers. Further questions are answered with
 // status 429 and a Retry-After header. A HEAD request does not reach the manager. The handler
 // is safe for concurrent use.
 func Handler(m *Manager) http.Handler {
@@ -99,7 +99,8 @@ func Handler(m *Manager) http.Handler {
 		"fullest": func(s ScopeState) *LimitUse { return s.fullest() },
 		"what":    (*Bottleneck).what,
 		"state":   (*Bottleneck).state,
-		"part":    (*Bottleneck).heldPercent,
+		"shown":   (*Bottleneck).shownScope,
+		"part":    (*Bottleneck).part,
 		"ofPeer":  func(b *Bottleneck) bool { return !strings.Contains(b.Holder, "/") }, // or of a subnet
 		"may": func(k LimitCheck) int64 { // a part of what is unlimited is unlimited, too
 			if k.Limit == math.MaxInt64 {
@@ -366,9 +367,13 @@ func (p *page) writeHTML(w io.Writer, l *look) error {
 // rowsOf returns the limits of the four scopes that always exist, and those of all others, each
 // with the fullest first. A limit that is unlimited, or that belongs to a peer, appears only if
 // something has used it or was refused by it. If there is only one scope to show, all its limits
-// appear, and no others.
+// appear, and no others; otherwise limits that nothing can count in are left out.
 func rowsOf(s *Snapshot, only string) (fixed, others LimitUses) {
-	for _, u := range s.LimitUses() {
+	limits := s.shownLimits()
+	if only != "" {
+		limits = s.LimitUses()
+	}
+	for _, u := range limits {
 		_, limited := u.Percent()
 		unused := (!limited || u.Kind == KindPeer) && u.Use == 0 && u.Refusals == 0 && u.WouldRefuse == 0
 		switch {

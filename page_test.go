@@ -22,6 +22,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
 
 	"github.com/weir-p2p/rcmgr/internal/webpage"
@@ -104,10 +105,10 @@ func TestPageShowsWhatTheSnapshotHas(t *testing.T) {
 	require.Equal(t, 1, s.Peers)
 
 	var table strings.Builder
-	require.NoError(t, s.LimitUses().WriteTable(&table))
+	require.NoError(t, s.shownLimits().WriteTable(&table))
 	text := bodyOf(t, ask(h, "GET", "/?format=text"))
 	require.Contains(t, text, table.String())
-	require.Contains(t, text, "1 peers, 3 refusals, 0 bugs of callers")
+	require.Contains(t, text, "1 peer, 3 refusals, 0 bugs of callers")
 
 	html := bodyOf(t, ask(h, "GET", "/?format=html"))
 	require.Contains(t, html, `<tr class="near"><td class="name" title="system"><a href="?scope=system">system</a></td><td>StreamsInbound</td><td class="n" data-v="100">100.0%</td>`)
@@ -578,4 +579,38 @@ func inABrowser(t *testing.T, h http.Handler) string {
 		"--virtual-time-budget=5000", "--dump-dom", server.URL+"/?format=html").Output()
 	require.NoError(t, err)
 	return string(dom)
+}
+
+// The page and the text leave out limits that nothing can count in, and the allowlisted scopes
+// while nothing has used them.
+func TestThePageHidesLimitsThatNothingCanReach(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{mustMA(t, "/ip4/192.0.2.1")}))
+	s, err := m.OpenStream(testPeer, network.DirInbound)
+	require.NoError(t, err)
+	require.NoError(t, s.SetProtocol(testProto))
+	bodies := func(query string) map[string]string {
+		all := make(map[string]string)
+		for _, format := range []string{"html", "text"} {
+			w := httptest.NewRecorder()
+			Handler(m).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/?format="+format+query, nil))
+			all[format] = w.Body.String()
+		}
+		return all
+	}
+	row := regexp.QuoteMeta("protocol:"+string(testProto)) + `(</a></td><td>| +)`
+	for format, body := range bodies("") {
+		require.NotContains(t, body, "allowlistedSystem", format)
+		require.Regexp(t, row+"StreamsInbound", body, format)
+		require.NotRegexp(t, row+"(Conns|FD)", body, format)
+	}
+	require.Contains(t, bodies("&scope=allowlistedSystem")["html"], "allowlistedSystem")
+
+	conf := unlimitedConf()
+	conf.System.ConnsInbound = 0
+	m = newManager(t, conf, WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{mustMA(t, "/ip4/192.0.2.1")}))
+	_, err = m.OpenConnection(network.DirInbound, false, mustMA(t, "/ip4/192.0.2.1/tcp/1"))
+	require.NoError(t, err)
+	for format, body := range bodies("") {
+		require.Contains(t, body, "allowlistedSystem", format)
+	}
 }

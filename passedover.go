@@ -11,8 +11,8 @@ import (
 	"slices"
 )
 
-// WithStrictConfig makes New, SetLimits, Refresh and the methods of the allowlist refuse
-// what they otherwise pass over and log because go-libp2p's own manager passes over it:
+// WithStrictConfig makes New, SetLimits, Refresh and the methods of the allowlist return errors
+// for mistakes that they otherwise only log, because go-libp2p's own manager ignores them:
 //
 //   - negative limits, which admit nothing
 //   - a Limiter that NewLimiterFromJSON or NewDefaultLimiterFromJSON has read from a text with
@@ -21,10 +21,12 @@ import (
 //     two addresses, networks or peers
 //   - negative numbers, impossible prefix lengths, and networks of the other family, in
 //     WithLimitPerSubnet and WithNetworkPrefixLimit
+//   - rates and bursts of WithConnRateLimiters that are negative, infinite or not a number, and
+//     impossible prefix lengths
 //   - a file of WithTrace that cannot be opened
 //
-// New then returns an error that says everything that is wrong with one of these. Without the
-// option, a node that starts on go-libp2p's manager starts on this one.
+// The error lists everything that is wrong. Without the option, a node that starts on
+// go-libp2p's manager starts on this one.
 func WithStrictConfig() Option {
 	return func(c *config) error {
 		c.strict = true
@@ -35,7 +37,7 @@ func WithStrictConfig() Option {
 // accept returns an error if the options have faults and are to be strict. Otherwise it logs the
 // faults.
 func (c *config) accept() error {
-	faults := slices.Concat(c.faults, c.repairSubnets(), c.repairTrace())
+	faults := slices.Concat(c.faults, c.repairSubnets(), c.callerRates.faults(), c.repairTrace())
 	var errs []error
 	for _, f := range faults {
 		if c.strict {

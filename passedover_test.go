@@ -21,6 +21,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	xrate "github.com/libp2p/go-libp2p/x/rate"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
 )
@@ -362,6 +363,63 @@ func TestSubnetLimitsThatCannotBeDoWhatUpstreamsDo(t *testing.T) {
 		require.NoError(t, m.Close())
 		require.NoError(t, up.Close())
 		require.Empty(t, lines.take())
+	}
+}
+
+// A limiter with such limits is used as it is, as upstream uses it.
+func TestARateLimiterThatCannotBeIsUsedAsUpstreamUsesItAndLogged(t *testing.T) {
+	lines := collectLog(t, slog.LevelError)
+	network4 := netip.MustParsePrefix("192.0.2.0/24")
+	global := func(rps float64, burst int) xrate.Limiter {
+		return xrate.Limiter{GlobalLimit: xrate.Limit{RPS: rps, Burst: burst}}
+	}
+	named := func(rps float64, burst int) xrate.Limiter {
+		return xrate.Limiter{NetworkPrefixLimits: []xrate.PrefixLimit{{Prefix: network4, Limit: xrate.Limit{RPS: rps, Burst: burst}}}}
+	}
+	perSubnet := func(bits int, rps float64, burst int) xrate.SubnetLimiter {
+		return xrate.SubnetLimiter{IPv4SubnetLimits: []xrate.SubnetLimit{{PrefixLength: bits, Limit: xrate.Limit{RPS: rps, Burst: burst}}}}
+	}
+	for _, c := range []struct {
+		limiter func() xrate.Limiter
+		want    string
+	}{
+		{func() xrate.Limiter { return global(math.NaN(), 3) }, "GlobalLimit: RPS is NaN, expected a finite number, 0 or more"},
+		{func() xrate.Limiter { return global(-1, 3) }, "GlobalLimit: RPS is -1, expected a finite number, 0 or more"},
+		{func() xrate.Limiter { return global(math.Inf(1), 3) }, "GlobalLimit: RPS is +Inf, expected a finite number, 0 or more"},
+		{func() xrate.Limiter { return global(0.001, -3) }, "GlobalLimit: Burst is -3, expected 0 or more"},
+		{func() xrate.Limiter { return named(-1, 2) }, "NetworkPrefixLimits: 192.0.2.0/24: RPS is -1, expected a finite number, 0 or more"},
+		{func() xrate.Limiter { return xrate.Limiter{SubnetRateLimiter: perSubnet(33, 1, 2)} }, "SubnetRateLimiter: ipv4/33: PrefixLength is 33, expected 0 to 32"},
+		{func() xrate.Limiter { return xrate.Limiter{SubnetRateLimiter: perSubnet(24, 0.001, -1)} }, "SubnetRateLimiter: ipv4/24: Burst is -1, expected 0 or more"},
+		{func() xrate.Limiter { return global(1e300, 3) }, ""},
+		{func() xrate.Limiter { return global(0.001, 0) }, ""},
+		{func() xrate.Limiter { return xrate.Limiter{SubnetRateLimiter: perSubnet(24, 0.001, 2)} }, ""},
+	} {
+		ours, theirs := c.limiter(), c.limiter()
+		_, err := New(infiniteWithGates(), WithConnRateLimiters(&ours), WithStrictConfig())
+		if c.want != "" {
+			require.EqualError(t, err, "rcmgr: WithConnRateLimiters: "+c.want)
+		} else {
+			require.NoError(t, err)
+		}
+		m := gated(t, infiniteWithGates(), WithConnRateLimiters(&ours), WithRefusalLog(0))
+		other, err := upstream.NewResourceManager(upstream.NewFixedLimiter(upstream.InfiniteLimits), upstream.WithConnRateLimiters(&theirs))
+		require.NoError(t, err)
+		defer other.Close()
+		var want []string
+		if c.want != "" {
+			want = []string{c.want + "; the limiter is used as it is, as with go-libp2p's manager"}
+		}
+		requireLines(t, want, lines.take(), "ERROR msg=", "WithConnRateLimiters: ", c.want)
+		for range 5 {
+			var admitted [2]bool
+			for i, rm := range []network.ResourceManager{m, other} {
+				conn, err := rm.OpenConnection(network.DirInbound, false, mustMA(t, "/ip4/192.0.2.1/tcp/1"))
+				if admitted[i] = err == nil; err == nil {
+					conn.Done()
+				}
+			}
+			require.Equal(t, admitted[1], admitted[0], c.want)
+		}
 	}
 }
 

@@ -11,9 +11,9 @@ package rcmgr
 //     draws a batch, and spends it under its own lock alone. No request that fits below half
 //     is refused, at any priority that may fill half, so stripes need not agree below half.
 //   - A request that needs more is decided on the exact sum. Under all stripe locks the idle
-//     credit is called in, and the request is decided and charged at once. (To call credit in,
-//     release the locks and try again has no bound: others may draw in between.) Refusals are
-//     decided so, too, because what a loose pool has handed out does not tell what is held.
+//     credit is called in, and the request is decided and charged at once. (Calling credit in,
+//     releasing the locks and trying again has no bound: others may draw in between.) Refusals
+//     are decided this way, too, because what a loose pool has handed out does not tell what is held.
 //   - Tight: if more than a quarter is in use then, stripes draw exactly what they need and
 //     return at once what they release. The credit handed out equals use, and every decision
 //     is made on the exact sum under a short lock. (If the request alone made a pool tight, one
@@ -132,7 +132,7 @@ func (l tally) word() word {
 }
 
 // hasOne reports whether draw admits a request for one, by a share without credit, that may
-// fill all of the limit: for certain, if the drawing lock is held.
+// fill all of the limit. The answer is certain only if the drawing lock is held.
 func (w word) hasOne(limit int64) bool {
 	if !w.tight() {
 		limit /= 2
@@ -141,7 +141,7 @@ func (w word) hasOne(limit int64) bool {
 }
 
 // hasTight reports whether the pool is tight and draw admits a request for n that may fill
-// all of the limit: for certain, if the drawing lock is held.
+// all of the limit. The answer is certain only if the drawing lock is held.
 func (w word) hasTight(n, limit int64) bool { return w.tight() && n <= limit-w.handed() }
 
 // full reports whether draw refuses a request for one that may fill all of the limit.
@@ -171,7 +171,9 @@ type drawingLock struct {
 type pool struct {
 	engine *engine
 	kind   Kind
-	name   string // of the service or protocol
+	grown  bool          // it is in the list of followPeaks; guarded as peak is
+	spans  atomic.Uint32 // begun at the scope so far, for their names
+	name   string        // of the service or protocol
 	home   *stripe
 
 	// These are written under all stripe locks, or under the drawing lock while there are
@@ -197,23 +199,22 @@ type pool struct {
 	// exact above half of the limit; below, it is what followPeaks and others have read. It is
 	// guarded by the drawing lock, or by all stripe locks.
 	peak amounts
-	// mark is the most that a tight pool hands out without a word to passed. It is never above
+	// mark is the most that a tight pool hands out without a call of passed. It is never above
 	// peak, and guarded as peak is.
 	mark amounts
 	// roomy is the most that may be handed out before room has to be made (reserve.go). It is
 	// written and read as limit is.
 	roomy amounts
+	// wide says by how many steps the reserves of newcomers are widened; nil means by none. It is
+	// written under all stripe locks when room is made, and does not change.
+	wide *wideReserves
 	// asked has the bit d for each dimension of which room has to be made, and the bit d+numDims
 	// if that has been refused.
 	asked atomic.Uint32
-	// grown: it is in the list of followPeaks. It is guarded as peak is.
-	grown bool
 	// low is the least that was handed out of each dimension before a draw, since limitWatch
 	// looked last. It is guarded as peak is.
 	low    amounts
 	shares []*share // by stripe; an entry is guarded by its stripe's lock
-
-	spans atomic.Uint32 // spans begun at the scope so far, for their names
 
 	// Guarded by the directory's lock.
 	members int        // shares that exist
@@ -325,9 +326,15 @@ func (p *pool) setLimit(limit amounts) {
 		p.most[d] = p.engine.most(p.kind, &limit, d)
 		p.batch[d] = batchOf(p.most[d], len(p.shares))
 		p.looseBelow[d] = looseBelow(p.most[d], p.batch[d])
-		p.roomy[d] = p.engine.alarm.roomy(p.kind, d, p.most[d])
+		p.heedRoom(d)
 		p.recall(d, 0)
 	}
+}
+
+// heedRoom computes when room has to be made. The locks are those of setLimit.
+func (p *pool) heedRoom(d dim) {
+	p.roomy[d] = p.engine.alarm.roomy(p.kind, d, p.most[d], p.wide.steps(d))
+	p.mark[d] = min(p.mark[d], p.roomy[d])
 }
 
 // renewLocked puts the limits of a book in force, except where SetLimit gave the scope its
@@ -363,7 +370,7 @@ func (p *pool) denials() denials {
 	sum := p.denied
 	for _, sh := range p.shares {
 		if sh != nil {
-			sum.addOf(&sh.account)
+			sum.addOf(&sh.direct)
 		}
 	}
 	return sum
@@ -397,6 +404,7 @@ func (p *pool) recall(d dim, extra int64) {
 type share struct {
 	account
 	pool *pool
+	direct
 	// Each on a cache line of its own.
 	_      [32]byte
 	credit amounts // I1: never less than use

@@ -3,6 +3,7 @@ package rcmgr
 import (
 	"testing"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/stretchr/testify/require"
 )
 
@@ -116,6 +117,25 @@ type poolBooks struct {
 func (sh *share) books(d dim) poolBooks {
 	p := sh.pool
 	return poolBooks{poolLedger{p.tally(d), p.peak[d], p.low[d], sh.credit[d], sh.floor[d]}, sh.use.of(d)}
+}
+
+// A crowd that leaves does not ask the pool for each of its streams.
+func TestBelowHalfOfALimitCreditComesAndGoesABatchAtATime(t *testing.T) {
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Streams = 1 << 14 }), WithStripes(1))
+	mustOpenStream(t, m, testPeer, network.DirInbound)
+	batch := m.fixed[KindSystem].tally(dimStreams).batch
+	require.Greater(t, batch, int64(10))
+	before := m.read().counts
+	var open []network.ResourceScopeSpan
+	for range 5 * batch {
+		open = append(open, mustOpenStream(t, m, testPeer, network.DirInbound))
+	}
+	for _, s := range open {
+		s.Done()
+	}
+	after := m.read().counts
+	require.EqualValues(t, 5, after.draws-before.draws)
+	require.LessOrEqual(t, after.returns-before.returns, uint64(5))
 }
 
 // What the short ways draw and return leaves the books as drawLocked and trimHalf do.

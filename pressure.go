@@ -3,7 +3,7 @@ package rcmgr
 // The memory of the whole process as an input. Reservations are only what callers asked
 // for; the process uses more than that. When its use comes near its limit, new inbound
 // connections and streams of strangers are refused, and what is open goes on, until use
-// has clearly fallen again.
+// has clearly fallen again. With WithRoom, connections are let go before and meanwhile.
 //
 // A worker reads the memory. A caller that opens something reads one word, and
 // reservations do not depend on it.
@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"runtime/metrics"
 	"sync/atomic"
 	"time"
@@ -41,6 +42,14 @@ type MemoryPressureConfig struct {
 	// let the heap grow past Limit before it collects them, which GOMEMLIMIT prevents. If
 	// InUse panics, that is logged, and the runtime's numbers count from then on.
 	InUse func() int64
+}
+
+// logged returns the limit for a log, or "off" if p is nil.
+func (p *MemoryPressureConfig) logged() any {
+	if p == nil {
+		return "off"
+	}
+	return loggedAmount{dimMemory, p.Limit}
 }
 
 // check fills in the defaults, and returns an error for other values that are invalid.
@@ -103,7 +112,41 @@ type pressure struct {
 	inUse           atomic.Int64
 	refusing        atomic.Bool // all that opening a connection or stream reads
 	times           atomic.Uint64
+	freeing         *freeing // nil without WithRoom
 }
+
+// freeing is how WithRoom keeps the memory of the process free. Nothing shows which connections
+// hold memory that nobody has reserved, so each connection and stream is taken to hold the same
+// part of it, and no more go before it is known what those that have gone held.
+//
+// Making room only reads the last reading, and has the next one begun, because a program's
+// function that reads the memory may take long.
+type freeing struct {
+	alarm  *alarm
+	look   chan struct{} // a message has a look begin before it is due, unless one goes on
+	asked  atomic.Uint32 // 1 if room has to be made
+	before atomic.Int64  // the memory in use when the last connections were let go
+	went   atomic.Int64  // what they are taken to have held; 0 once that is known
+	gone   atomic.Bool   // they have gone, and the next look is to find out what they held
+	next   atomic.Int64  // when garbage may be collected again: nanoseconds since 1970
+	each   int64         // what each connection and stream is taken to hold; of the pass that goes on
+
+	// These are of the look that goes on.
+	now   func() time.Time
+	short bool      // too much is in use, or has been, and not enough has become free yet
+	vain  int       // how often in a row too little has become free
+	until time.Time // nothing is let go before
+}
+
+const (
+	// If less than 1/leastFreed of what connections are taken to hold becomes free when they have
+	// gone, the memory was not theirs.
+	leastFreed = 4
+	// After that has happened twice in a row, nothing is let go for firstPause, and after each
+	// further time for twice as long, up to longestPause.
+	firstPause   = time.Second
+	longestPause = time.Minute
+)
 
 func newPressure(p *MemoryPressureConfig) *pressure {
 	if p == nil {
@@ -121,6 +164,10 @@ func newPressure(p *MemoryPressureConfig) *pressure {
 
 // look reads the memory and decides. It is called by one goroutine at a time.
 func (p *pressure) look() {
+	gone := p.freeing != nil && p.freeing.gone.Load()
+	if gone {
+		p.freeing.collect()
+	}
 	var n int64
 	if !p.reading.call(func() { n = p.read() }) {
 		n = p.runtime()
@@ -137,6 +184,50 @@ func (p *pressure) look() {
 		p.refusing.Store(false)
 		log.Info("enough memory is free again: inbound connections and streams are admitted",
 			"in_use", bytes(n), "admit_below", bytes(p.readmit))
+	}
+	if p.freeing != nil {
+		p.freeing.decide(p, n, gone)
+	}
+}
+
+// shortAbove returns the bytes in use above which WithRoom lets connections go.
+func (p *pressure) shortAbove() int64 { return p.readmit + (p.refuse-p.readmit)/2 }
+
+// enoughBelow returns the bytes in use below which it stops, if strangers are admitted. It is not
+// as low as what each choice aims at, or else newcomers could put that off for ever, by a few bytes.
+func (p *pressure) enoughBelow() int64 { return p.readmit + (p.refuse-p.readmit)/8 }
+
+// collect collects garbage, or else what closed connections held counts as in use still.
+func (f *freeing) collect() {
+	began := time.Now()
+	runtime.GC()
+	f.next.Store(f.now().Add(roomShare * time.Since(began)).UnixNano())
+}
+
+// decide asks for room if that is needed with n bytes in use. gone reports whether all that was let
+// go has gone.
+func (f *freeing) decide(p *pressure, n int64, gone bool) {
+	if gone {
+		freed, held := f.before.Load()-n, f.went.Swap(0)
+		f.gone.Store(false)
+		if f.vain++; freed >= held/leastFreed {
+			f.vain = 0
+		}
+		if f.vain > 1 { // newcomers may have taken the memory once
+			pause := min(firstPause<<min(f.vain-2, 16), longestPause)
+			f.until = f.now().Add(pause)
+			log.Warn("letting connections go has freed too little of the memory of the process: none go for a time",
+				"freed", loggedAmount{dimMemory, freed}, "for", pause)
+		}
+	}
+	switch {
+	case n > p.shortAbove():
+		f.short = true
+	case n < p.enoughBelow() && !p.refusing.Load():
+		f.short = false
+	}
+	if f.short && !f.now().Before(f.until) {
+		f.alarm.report(&f.asked, 1)
 	}
 }
 

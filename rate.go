@@ -14,6 +14,7 @@ import (
 	xrate "github.com/libp2p/go-libp2p/x/rate"
 
 	"github.com/weir-p2p/rcmgr/internal/ip"
+	"github.com/weir-p2p/rcmgr/internal/pace"
 	"github.com/weir-p2p/rcmgr/internal/subnets"
 )
 
@@ -45,6 +46,38 @@ func (c *callerRates) set() bool { return c != nil && c.limiter != nil }
 // there is no limit, or the address is invalid.
 func (c *callerRates) allows(addr netip.Addr) bool {
 	return !c.set() || !addr.IsValid() || c.limiter.Allow(addr)
+}
+
+// faults returns what is wrong with the limits of the limiter. go-libp2p's manager uses a limiter
+// whatever its limits are.
+func (c *callerRates) faults() (faults []fault) {
+	if !c.set() {
+		return nil
+	}
+	check := func(place string, err error, l xrate.Limit) {
+		switch {
+		case err != nil:
+		case !(l.RPS >= 0) || math.IsInf(l.RPS, 1):
+			err = &pace.Fault{Field: "RPS", What: fmt.Sprintf("is %v, expected a finite number, 0 or more", l.RPS)}
+		case l.Burst < 0:
+			err = &pace.Fault{Field: "Burst", What: fmt.Sprintf("is %d, expected 0 or more", l.Burst)}
+		default:
+			return
+		}
+		faults = append(faults, fault{fmt.Errorf("WithConnRateLimiters: %s: %w", place, err), "the limiter is used as it is"})
+	}
+	check("GlobalLimit", nil, c.limiter.GlobalLimit)
+	for _, l := range c.limiter.NetworkPrefixLimits {
+		check(fmt.Sprintf("NetworkPrefixLimits: %s", l.Prefix), nil, l.Limit)
+	}
+	s := &c.limiter.SubnetRateLimiter
+	s.Allow(netip.Addr{}, time.Time{}) // puts the lists in order, so that they may be read beside other uses
+	for f, list := range [ip.Families][]xrate.SubnetLimit{s.IPv4SubnetLimits, s.IPv6SubnetLimits} {
+		for _, l := range list {
+			check(fmt.Sprintf("SubnetRateLimiter: %s/%d", ip.Family(f), l.PrefixLength), subnets.CheckPrefixLength(ip.Family(f), l.PrefixLength), l.Limit)
+		}
+	}
+	return faults
 }
 
 // rateLimit describes a bucket that starts full, with burst tokens, and gets perSecond new ones a

@@ -16,26 +16,26 @@ import (
 )
 
 // Rate is how fast connections or streams may enter a scope: Burst at once, and PerSecond more
-// each second. Over any time of t seconds, no more than Burst + PerSecond × t enter, and none is
-// refused that fits in this.
+// each second. In any t seconds, no more than Burst + PerSecond × t enter, and no request that
+// keeps within this is refused.
 //
 // In JSON it is "10/s", "600/min" or "3600/h", or {"PerSecond": 10, "Burst": 40}; "unlimited"
 // and "default" are Rate{Burst: Unlimited} and the zero value.
 //
 // The zero value is no rate in a BaseLimit, and leaves the rate to the defaults in
 // ResourceLimits. With Unlimited as Burst, there is no rate, even if the defaults have one. Otherwise
-// PerSecond has to be more than 0 and at most 1,000,000. A Burst of 0 is what comes in a second,
-// and at least 1; an empty bucket must be full again after 24 hours at most. The time between two
-// that enter is rounded up to whole nanoseconds.
+// PerSecond has to be more than 0 and at most 1,000,000. A Burst of 0 stands for what PerSecond
+// admits in a second, and at least 1. Burst / PerSecond must be at most 24 hours. The time between
+// two tokens is rounded up to whole nanoseconds.
 type Rate struct {
 	PerSecond float64  `json:",omitempty"`
 	Burst     LimitVal `json:",omitempty"`
 }
 
-// Rates are the rates of one scope. Each counts on its own: Streams those of both directions,
-// the other two those of one. A connection or stream needs a token of every rate that concerns
-// it, and leaving a scope gives none back. The zero value has no rates, or leaves them to the
-// defaults, see Rate.
+// Rates are the rates of one scope. Each counts by itself: Streams and Conns count both
+// directions together, and the others count one direction. A connection or stream needs a token
+// of every rate that concerns it, and gives none back when it leaves the scope. As with Rate, the
+// zero value means no rates in a BaseLimit, and leaves them to the defaults in ResourceLimits.
 type Rates struct {
 	Streams         Rate `json:",omitzero"`
 	StreamsInbound  Rate `json:",omitzero"`

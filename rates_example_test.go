@@ -3,9 +3,11 @@ package rcmgr_test
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
 
 	"github.com/weir-p2p/rcmgr"
 )
@@ -62,4 +64,75 @@ func ExampleRate() {
 	fmt.Println(inForce.PeerDefault.Rates.StreamsInbound)
 	// Output:
 	// 100/s, burst 400
+}
+
+// The host dials an address three times at once, and then once in ten seconds. Dials to the home
+// network are free of that.
+func ExampleGateLimits_dialRate() {
+	gates := rcmgr.GateLimits{DialRate: rcmgr.RateLimits{
+		IPv4:     map[int]rcmgr.ConnRate{32: {PerSecond: 0.1, Burst: 3}},
+		Networks: map[netip.Prefix]rcmgr.ConnRate{netip.MustParsePrefix("192.168.0.0/16"): {Burst: rcmgr.Unlimited}},
+	}}
+	limits := rcmgr.PartialLimitConfig{
+		Gates:  &gates,
+		System: rcmgr.ResourceLimits{Rates: rcmgr.Rates{ConnsOutbound: rcmgr.Rate{PerSecond: 20}}}, // in all
+	}.Build(rcmgr.InfiniteLimits)
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits))
+	if err != nil {
+		panic(err)
+	}
+	defer rm.Close()
+
+	for _, to := range []string{"/ip4/192.0.2.7/tcp/4001", "/ip4/192.168.0.7/tcp/4001"} {
+		dialled := 0
+		for range 5 {
+			if conn, err := rm.OpenConnection(network.DirOutbound, true, multiaddr.StringCast(to)); err == nil {
+				dialled++
+				conn.Done()
+			}
+		}
+		fmt.Println(to, dialled)
+	}
+	// Output:
+	// /ip4/192.0.2.7/tcp/4001 3
+	// /ip4/192.168.0.7/tcp/4001 5
+}
+
+// However many identities an attacker has, their streams share the rate of their network.
+func ExampleGateLimits_streamRate() {
+	gates := rcmgr.GateLimits{StreamRate: rcmgr.RateLimits{
+		IPv4: map[int]rcmgr.ConnRate{24: {PerSecond: 1, Burst: 4}},
+	}}
+	rm, err := rcmgr.New(nil, rcmgr.WithGates(gates))
+	if err != nil {
+		panic(err)
+	}
+	defer rm.Close()
+
+	opened := 0
+	var refused *rcmgr.LimitError
+	for i := range 3 {
+		conn, err := rm.OpenConnection(network.DirInbound, true, multiaddr.StringCast(fmt.Sprintf("/ip4/192.0.2.%d/tcp/4001", i)))
+		if err != nil {
+			panic(err)
+		}
+		defer conn.Done()
+		identity := peer.ID(fmt.Sprint("identity ", i))
+		if err := conn.SetPeer(identity); err != nil {
+			panic(err)
+		}
+		for range 2 {
+			s, err := rm.OpenStream(identity, network.DirInbound)
+			if errors.As(err, &refused) {
+				continue
+			}
+			opened++
+			s.Done()
+		}
+	}
+	fmt.Println("streams:", opened)
+	fmt.Println("refused by:", refused.ConfigKey())
+	// Output:
+	// streams: 4
+	// refused by: Gates.StreamRate.IPv4["24"]
 }

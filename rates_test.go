@@ -166,6 +166,11 @@ func TestRatesAreFilledInBuiltAndComparedLikeLimits(t *testing.T) {
 	})
 }
 
+func TestARateThatIsUnlimitedDiffersFromNoRateInNothing(t *testing.T) {
+	unlimited := ScalingLimitConfig{PeerBaseLimit: BaseLimit{Rates: Rates{Streams: Rate{Burst: Unlimited}}}}
+	require.Zero(t, unlimited.Scale(0, 0).Diff((&ScalingLimitConfig{}).Scale(0, 0)).PeerDefault)
+}
+
 func TestRatesGrowWithMemory(t *testing.T) {
 	cfg := ScalingLimitConfig{
 		PeerBaseLimit:     BaseLimit{Rates: Rates{Streams: perSecond(10), Conns: Rate{PerSecond: 1, Burst: 5}}},

@@ -3,8 +3,8 @@ package rcmgr
 // How much of a limit a request may fill, so that others get something. Three policies are
 // here. WithNewcomersQuarter, which is on by default, keeps the last quarter of transient's
 // streams for peers that hold little of it. WithFairShare limits each peer, each subnet and each
-// group around it to a share of what all of them use. WithEarmarks keeps a part for peers and
-// protocols that the host names (earmark.go).
+// group around it to a share that follows from what is left free. WithEarmarks keeps a part for peers
+// and protocols that the host names (earmark.go).
 
 import (
 	"github.com/libp2p/go-libp2p/core/protocol"

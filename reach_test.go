@@ -266,3 +266,17 @@ func readText(t *testing.T, text string) PartialLimitConfig {
 	require.NoError(t, err)
 	return cfg
 }
+
+// A limit of the gates that is written as "default" is not written, so it is not one that can never
+// be reached.
+func TestADefaultOfTheGatesIsNotWritten(t *testing.T) {
+	levels := func(inner LimitVal) ConcreteLimitConfig {
+		of := SubnetLimits{IPv4: map[int]LimitVal{24: 3, 32: inner}}
+		return PartialLimitConfig{Gates: &GateLimits{Subnets: of}}.Build(DefaultLimits.AutoScale())
+	}
+	require.Equal(t, []string{`Gates.Subnets.IPv4["32"] is 8 (override), above Gates.Subnets.IPv4["24"], which is 3 (override): it can never be reached`},
+		levels(connsPerHost).Warnings())
+	limits := levels(DefaultLimit)
+	require.Empty(t, limits.Warnings())
+	require.Contains(t, limits.Settings(), ConfigSetting{`Gates.Subnets.IPv4["32"]`, "8", OriginDefault})
+}

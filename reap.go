@@ -6,10 +6,7 @@ package rcmgr
 // anything, memory included, never is (I7). Close collects for the last time. From then on
 // each operation collects what it has made unused itself.
 
-import (
-	"github.com/weir-p2p/rcmgr/internal/lean"
-	"time"
-)
+import "time"
 
 const (
 	// reapInterval is the time between two collections. A scope that is unused at one of them
@@ -98,15 +95,16 @@ func (st *stripe) collect(a *account) {
 	st.traceDestroyed(a)
 	switch a.kind {
 	case KindPeer:
-		delete(st.peers, a.ps.id)
+		st.peers.remove(a.ps)
 		st.engine.fair.leave(a.ps.subnet)
 		a.ps.subnet = nil // it may come back
-		st.peers = lean.Map(st.peers, &st.crowd)
 	case KindServicePeer, KindProtocolPeer:
 		dropPairRates(a)
-		a.ps.dropPair(a.ps.pair(a.share))
-		st.unref(&a.ps.account)
-		st.unref(&a.share.account)
+		ps, sh := a.ps, a.share
+		ps.dropPair(ps.pair(sh))
+		a.ps, a.share, a.ready = nil, nil, nil // others may keep its memory, see newPair
+		st.unref(&ps.account)
+		st.unref(&sh.account)
 	case KindService, KindProtocol:
 		sh := a.share
 		delete(st.named(a.kind), sh.pool.name)
@@ -160,12 +158,7 @@ func (e *engine) beginMemberPeaks() {
 		st.eachPeer(func(ps *peerScope) {
 			st.dropFull(ps)
 			st.most.raise(slotPeer, &ps.use)
-			for pr := ps.pairs; pr != nil; pr = pr.next {
-				st.most.raisePair(pr)
-			}
-			for _, pr := range ps.byShare() {
-				st.most.raisePair(pr)
-			}
+			ps.eachPair(st.most.raisePair)
 		})
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"weak"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -30,7 +31,7 @@ func TestACrowdOfPeersLeavesNoMemoryBehind(t *testing.T) {
 	crowd(50_000)
 	m.reap()
 	require.Empty(t, m.ListPeers())
-	require.Less(t, heapNow()-before, int64(200<<10), "the room of 50 000 peers in a map is 2 MB")
+	require.Less(t, heapNow()-before, int64(200<<10), "the room of 50,000 peers in a map is 2 MB")
 }
 
 func TestACrowdOfSubnetsLeavesNoMemoryBehind(t *testing.T) {
@@ -76,7 +77,7 @@ func requireNoScopes(t *testing.T, m *Manager) {
 			if !st.woken.Load() {
 				continue
 			}
-			require.Empty(t, st.peers)
+			require.Zero(t, st.numPeers())
 			require.Empty(t, st.services)
 			require.Empty(t, st.protocols)
 			require.Empty(t, st.queue)
@@ -193,4 +194,28 @@ func TestAClosedManagerDropsItsScopesWhenTheLastIsDone(t *testing.T) {
 	require.NoError(t, <-viewed)
 	requireNoScopes(t, m)
 	assertEmpty(t, m)
+}
+
+// Pairs are made several at once. One that is still there keeps the memory of the others, but
+// nothing that these referred to.
+func TestAPairThatIsGoneKeepsNoPeer(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithStripes(1))
+	open := func(p peer.ID, proto protocol.ID) network.StreamManagementScope {
+		s := mustOpenStream(t, m, p, network.DirInbound)
+		require.NoError(t, s.SetProtocol(proto))
+		return s
+	}
+	open("stays", "/a")
+	first, last := open("goes", "/a"), open("goes", "/b")
+	was, pr := weak.Make(last.(*streamScope).peer), last.(*streamScope).peer.pairs
+	require.NotNil(t, pr.next)
+	last.Done()
+	m.reap()
+	require.Equal(t, pair{account: account{kind: pr.kind, gone: true}}, *pr)
+	first.Done()
+	first, last = nil, nil
+	m.reap()
+	runtime.GC()
+	require.Nil(t, was.Value())
+	require.Equal(t, []peer.ID{"stays"}, m.ListPeers())
 }

@@ -11,7 +11,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
+
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 // logRefusals logs what was refused since the last call.
@@ -99,7 +102,9 @@ func (st *stripe) giveRemarks(refused, would *unloggedRefusals) {
 	if st.awakened == nil {
 		return
 	}
-	refused.take(&st.refusals, &st.remarks)
+	if st.refusalCounts != nil {
+		refused.take(&st.refusals, &st.remarks)
+	}
 	if o := st.observed; o != nil {
 		would.take(&o.counts, &o.remarks)
 	}
@@ -118,8 +123,8 @@ func (m *Manager) logLine(l *refusalLine) {
 		attrs = append(attrs,
 			slog.Any("current", amountFor(k, d, r.current)), slog.Any("limit", amountFor(k, d, r.limit)))
 	}
-	if r.cause != CauseLimit {
-		attrs = append(attrs, slog.String("cause", r.cause.String()))
+	if names := r.causeNames(); names != CauseLimit.String() {
+		attrs = append(attrs, slog.String("cause", names))
 	}
 	if l.largest.isWorthNaming(r.current) {
 		attrs = append(attrs, slog.String("holder", printable(l.largest.name.String())),
@@ -135,12 +140,23 @@ func (m *Manager) logLine(l *refusalLine) {
 		key = rateKey(key, d)
 	}
 	attrs = append(attrs, slog.String("raise", key))
-	msg := fmt.Sprintf("%s from exceeding resource limits %d times: %q", l.begin, times, classOf(&refuser)+": "+e.what())
+	msg := fmt.Sprintf("%s from exceeding resource limits %s: %q", l.begin, text.Plural(times, "time"), classOf(&refuser)+": "+e.what())
 	if m.writeRefusals == nil {
 		log.LogAttrs(context.Background(), slog.LevelError, msg, attrs...)
 		return
 	}
 	m.writeRefusals(msg, attrs)
+}
+
+// causeNames returns the causes of all refusals, that of the numbers first.
+func (r *remark) causeNames() string {
+	names := []string{r.cause.String()}
+	for c := CauseLimit; r.causes>>c != 0; c++ {
+		if c != r.cause && r.causes>>c&1 != 0 {
+			names = append(names, c.String())
+		}
+	}
+	return strings.Join(names, ", ")
 }
 
 // classOf returns a scope's name, or that of its kind if it has none of its own.
@@ -151,8 +167,8 @@ func classOf(n *scopeName) string {
 	return n.String()
 }
 
-// refusedByNow returns how many requests have been refused up to now. It adds up one
-// stripe after another.
+// refusedByNow returns how many requests have been refused up to now, or would have been. It
+// adds up one stripe after another.
 func (m *Manager) refusedByNow() RefusalsAt {
 	var counted engineCounts
 	var would [numKinds]dimCounts
@@ -160,52 +176,14 @@ func (m *Manager) refusedByNow() RefusalsAt {
 		st := &m.stripes[i]
 		st.lock()
 		st.addCounts(&counted)
+		st.addWouldRefuse(&would)
 		st.unlock()
 	}
 	m.gate().addRefusals(&counted.refusals, &would)
 	now := RefusalsAt{At: time.Now()}
 	for k := range counted.refusals {
 		now.Refusals += counted.refusals[k].refusals().Total()
+		now.WouldRefuse += would[k].refusals().Total()
 	}
 	return now
-}
-
-// limitKey returns the place of the configuration that says how much of d a scope may hold,
-// by a book and gates; see configKey.
-func limitKey(b *limitBook, g *gate, k Kind, d dim, which *scopeName) string {
-	place := placeOfAll
-	switch k {
-	case KindPeer:
-		place = b.placeOfPeer(which.peer)
-	case KindSubnet, KindRate:
-		place = g.placeOfSubnet(which, d)
-	}
-	return configKey(k, d, which, place)
-}
-
-// placeOfSubnet is placeOfPeer for a subnet at a gate.
-func (g *gate) placeOfSubnet(name *scopeName, d dim) limitPlace {
-	named := false
-	switch {
-	case name.kind == KindSubnet:
-		_, named = g.limits.Subnets.Networks[name.prefix()]
-	case resourceOf[d] == ResourceStream:
-		if _, named = g.limits.StreamRate.Networks[name.prefix()]; named {
-			return placeOfStreamsByName
-		}
-		return placeOfStreams
-	case d == dimConnsOut && !g.outbound: // only dials have a rate
-		if _, named = g.limits.DialRate.Networks[name.prefix()]; named {
-			return placeOfDialsByName
-		}
-		return placeOfDials
-	case g.caller != nil:
-		return placeOfCaller
-	default:
-		_, named = g.limits.Rate.Networks[name.prefix()]
-	}
-	if named {
-		return placeOfName
-	}
-	return placeOfAll
 }

@@ -23,7 +23,7 @@ import (
 )
 
 // protected finds how many refusals a line counts, and whose.
-var protected = regexp.MustCompile(`^ERROR msg="Protected from exceeding resource limits (\d+) times: \\"(.*) cannot reserve (.*): resource limit exceeded\\""`)
+var protected = regexp.MustCompile(`^ERROR msg="Protected from exceeding resource limits (\d+) times?: \\"(.*) cannot reserve (.*): resource limit exceeded\\""`)
 
 func openingRefused(t *testing.T, m *Manager, p peer.ID, times int) {
 	t.Helper()
@@ -60,7 +60,7 @@ func TestRefusalsAreLoggedEveryTenSeconds(t *testing.T) {
 		// Close logs the rest.
 		openingRefused(t, m, testPeer, 1)
 		m.Close()
-		require.Contains(t, lines.take()[0], "limits 1 times")
+		require.Contains(t, lines.take()[0], "limits 1 time")
 		m.Close()
 		require.Empty(t, pass(time.Minute))
 	})
@@ -111,7 +111,7 @@ func TestTheLogOfRefusalsGoesToTheLoggerAndLevelOfTheProgram(t *testing.T) {
 		openingRefused(t, m, testPeer, 1)
 		lines.take()
 		m.Close()
-		require.Contains(t, strings.Join(lines.take(), "\n"), `INFO msg="Protected from exceeding resource limits 1 times`)
+		require.Contains(t, strings.Join(lines.take(), "\n"), `INFO msg="Protected from exceeding resource limits 1 time`)
 		require.Empty(t, other.take())
 	})
 }
@@ -142,7 +142,7 @@ func TestRefusalsAreLoggedWhereTheProgramsLoggerFails(t *testing.T) {
 	require.Equal(t, 1, calls)
 	text := strings.Join(lines.take(), "\n")
 	require.Equal(t, 1, strings.Count(text, "a callback has failed: the logger rcmgr takes its place"), text)
-	require.Equal(t, 2, strings.Count(text, "Protected from exceeding resource limits 1 times"), text)
+	require.Equal(t, 2, strings.Count(text, "Protected from exceeding resource limits 1 time"), text)
 }
 
 // Every way to be refused is in the log, with the place to raise the limit at.
@@ -452,4 +452,19 @@ func TestEachRefusalIsLoggedAtDebugLevel(t *testing.T) {
 		`DEBUG msg=refused asked=stream scope=protocol:/x kind=protocol resource=stream current=0 attempted=1 limit=0 priority=255 cause=limit raise="Protocol[\"/x\"].Streams"`,
 	}, got)
 	h.m = nil
+}
+
+// A limit may refuse while less is held than before, for the sake of others.
+func TestTheLogHasTheNumbersAtWhichMostWasHeld(t *testing.T) {
+	lines := collectLog(t, slog.LevelError)
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Memory = 1000 }))
+	s := mustOpenStream(t, m, testPeer, network.DirInbound)
+	require.NoError(t, s.ReserveMemory(900, 255))
+	require.Error(t, s.ReserveMemory(200, 255))
+	s.ReleaseMemory(300)
+	require.Error(t, s.ReserveMemory(200, 0))
+	m.logRefusals()
+	got := lines.take()
+	require.Len(t, got, 1)
+	require.Contains(t, got[0], "current=900 limit=1000")
 }

@@ -93,9 +93,10 @@ type majority = vote.Majority[scopeName]
 
 // remark is what the log says about the refusals of one kind and limit, besides their count.
 type remark struct {
-	told           bool  // there was a refusal
-	current, limit int64 // of the refusal at which most was held
-	cause          Cause // of that refusal
+	told           bool   // there was a refusal
+	current, limit int64  // of the refusal at which most was held
+	cause          Cause  // of that refusal
+	causes         uint16 // of all refusals: the bit 1<<c for a Cause c
 	worst          majority
 }
 
@@ -105,6 +106,7 @@ func (r *remark) add(o *remark) {
 		return
 	}
 	r.numbers(o.current, o.limit, o.cause)
+	r.causes |= o.causes
 	r.worst.Add(o.worst.Name, o.worst.Votes)
 }
 
@@ -172,6 +174,7 @@ func (r *Refusals) dimCounts() dimCounts { return byDim(quantities[uint64, uint6
 // note notes a refusal that happened a number of times, and the name that it concerned.
 func (r *remark) note(why *refusal, concerned scopeName, times uint64) {
 	r.numbers(why.used(), why.limit, why.cause)
+	r.causes |= 1 << (why.cause & 15)
 	r.worst.Add(concerned, times)
 }
 
@@ -210,7 +213,7 @@ type largest struct {
 }
 
 // isWorthNaming reports whether it holds a tenth of what is held or more.
-func (l *largest) isWorthNaming(use int64) bool { return l.held > 0 && l.held >= use/10 }
+func (l *largest) isWorthNaming(use int64) bool { return isWorthNaming(l.held, use) }
 
 // recentLargest keeps what Explain has found, so that frequent questions do not make it look at
 // all peers each time.
@@ -220,13 +223,14 @@ type recentLargest struct {
 	found map[limitOf]largest
 }
 
-// largestFor is for how long what was found is good enough for a question.
+// largestFor is how long an answer is good enough for the next question.
 const largestFor = time.Second
 
 // largestKept bounds the limits in a recentLargest.
 const largestKept = 64
 
-// of returns the peer or subnet that holds most of a limit, as find returns it now or has within the last second.
+// of returns the peer or subnet that holds most of a limit, as find returns it now or has
+// returned it within the last second.
 func (r *recentLargest) of(l limitOf, find func([]limitOf) []largest) largest {
 	r.mu.Lock()
 	defer r.mu.Unlock()

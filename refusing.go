@@ -15,9 +15,11 @@ package rcmgr
 // after a limit was lowered (I1): the pool is tight, and is decided on the exact sum.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
@@ -65,10 +67,14 @@ func (st *stripe) refuse(r *request, a *account, it item, current int64) *noted 
 
 // deny returns what the account has refused, with its name.
 func (a *account) deny() *denied {
-	if a.denied == nil {
-		a.denied = &denied{name: a.name()}
+	if a.share != nil && a.ps != nil {
+		return a.ps.denyPart(a)
 	}
-	return a.denied
+	at := a.makeDirect()
+	if at.denied == nil {
+		at.denied = &denied{name: a.name()}
+	}
+	return at.denied
 }
 
 // denied is what an account has refused, and its name. Refusals point to the name, so it is
@@ -89,7 +95,7 @@ func (n *denials) add(o *denials) {
 }
 
 // addOf adds what an account has refused.
-func (n *denials) addOf(a *account) {
+func (n *denials) addOf(a *direct) {
 	if a.denied != nil {
 		n.add(&a.denied.denials)
 	}
@@ -163,7 +169,7 @@ func (why *noted) callForRoom(a *alarm) {
 		return
 	}
 	p, d := why.by.share.pool, why.d
-	if (why.cause == CauseLimit || d == dimStreamsOut) && p.kind.makesRoom(d) {
+	if (why.cause == CauseLimit || d == dimStreamsOut) && a.makesRoom(p.kind, d) {
 		a.report(&p.asked, 1<<d|1<<(d+numDims))
 	}
 }
@@ -172,6 +178,9 @@ func (why *noted) callForRoom(a *alarm) {
 func (st *stripe) refusal(why *noted, asked askedScope, r *request) error {
 	k := why.scope.kind
 	asked.place = st.placeOf(why)
+	if st.refusalCounts == nil {
+		st.refusalCounts = new(refusalCounts)
+	}
 	st.refusals[k][why.d]++
 	st.rationed.count(&why.refusal)
 	if why.by != nil {
@@ -346,6 +355,50 @@ func (ps *peerScope) partOf(l limitOf) int64 {
 		return pr.use.of(l.d)
 	}
 	return 0
+}
+
+// partUse is a peer's part of a service or protocol, with what it holds and may hold of one thing.
+type partUse struct {
+	name       scopeName
+	use, limit int64
+}
+
+// isFuller reports whether a part is fuller than another. Of equally full ones, that of the peer
+// whose ID comes first is.
+func (p *partUse) isFuller(other *partUse) bool {
+	a, b := fullness(p.use, p.limit), fullness(other.use, other.limit)
+	return cmp.Or(cmp.Compare(b, a), cmp.Compare(other.use, p.use),
+		strings.Compare(string(p.name.peer), string(other.name.peer)), strings.Compare(p.name.text, other.name.text)) < 0
+}
+
+// fullestPart returns the fullest part of a peer in services or in protocols. Without any that
+// holds something, its use is 0. It takes the locks of the stripes one by one, and releases them
+// after a few peers.
+func (e *engine) fullestPart(k Kind, d dim) (most partUse) {
+	for i := range e.stripes {
+		e.stripes[i].eachPeer(func(ps *peerScope) {
+			ps.eachPair(func(pr *pair) {
+				if use := pr.use.of(d); pr.kind == k && use > 0 {
+					p := partUse{scopeName{kind: k, text: pr.share.pool.name, peer: ps.id}, use, pr.limit()[d]}
+					if most.use == 0 || p.isFuller(&most) {
+						most = p
+					}
+				}
+			})
+		})
+	}
+	return most
+}
+
+// largestPeer returns the peer that holds most of a limit of a service or protocol, and what it
+// holds. It is empty if nothing is known of the limit, or nothing is held.
+func (e *engine) largestPeer(k Kind, name string, d dim) (id peer.ID, held int64) {
+	l := limitOf{k, name, d}
+	if !l.hasLargest() {
+		return "", 0
+	}
+	most := e.largestHolders([]limitOf{l})[0]
+	return most.name.peer, most.held
 }
 
 // inTransient returns how many streams of the peer have no protocol yet. Connections there have

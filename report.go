@@ -1,23 +1,116 @@
 package rcmgr
 
-// A snapshot as a report: what stands in the way, which is the one limit that an operator has to
-// look at first with the peer or subnet that holds most of it, and then all tables.
+// A snapshot, and its report: what stands in the way, which is the one limit that an operator has
+// to look at first with the peer or subnet that holds most of it, and then all tables.
 
 import (
 	"cmp"
 	"fmt"
 	"io"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
+
+// Snapshot returns the state of the manager with all its peers. It holds all stripe locks
+// while it copies the numbers of every peer, some milliseconds for 100,000 peers; SnapshotTop
+// holds them for less. Snapshot is safe for concurrent use.
+func (m *Manager) Snapshot() Snapshot { return m.withHolders(m.takeAll()) }
+
+// SnapshotTop returns the state of the manager with only the fullest of its peers,
+// services and protocols. For each limit, and for the streams in the transient scope, it lists
+// the given number of peers that hold the most, and it lists as many peers that were refused
+// most often. If peers is 0 or
+// less, it lists none. Of services and protocols it lists the 256 each that hold the
+// most streams; those with equally many are ordered by memory. Gates.Fullest and
+// FairShare.Largest list at most that number of subnets, too.
+//
+// SnapshotTop finds these scopes a few at a time right before it copies the numbers of
+// all at one instant. The time under all stripe locks and the memory it takes depend on
+// the number that is asked for, not on how many peers and names there are. SnapshotTop
+// is safe for concurrent use.
+func (m *Manager) SnapshotTop(peers int) Snapshot { return m.withHolders(m.takeTop(peers)) }
+
+// withHolders returns the snapshot with the peers that hold most of the limit that is in the way,
+// where its scopes do not tell. They are looked for after the snapshot was taken, and only then.
+func (m *Manager) withHolders(s Snapshot) Snapshot {
+	s.FullestParts = m.partsInTheWay(&s)
+	for i := range s.Scopes {
+		sc := &s.Scopes[i]
+		if (sc.Kind == KindService || sc.Kind == KindProtocol) && sc.fullness() >= halfFull {
+			s.Largest = m.largestOf(s.Bottleneck())
+			break // without such a scope it is empty, and there is no need to look at all peers
+		}
+	}
+	return s
+}
+
+// partsInTheWay returns the fullest part of a peer for each limit on such parts that has refused
+// something. It looks at peers only if something was refused lately, or would have been.
+func (m *Manager) partsInTheWay(s *Snapshot) (all LimitUses) {
+	if !s.hasRefusedLately() {
+		return nil
+	}
+	type limit struct {
+		k Kind
+		d dim
+	}
+	var of []limit
+	for _, k := range []Kind{KindServicePeer, KindProtocolPeer} {
+		refused, would := s.Refusals[k], s.WouldRefuse[k]
+		wouldBe := would.dimCounts()
+		for d, n := range refused.dimCounts() {
+			if n+wouldBe[d] > 0 {
+				of = append(of, limit{k, dim(d)})
+			}
+		}
+	}
+	for _, l := range of {
+		k, d := l.k, l.d
+		p := m.fullestPart(k, d)
+		if p.use == 0 {
+			continue
+		}
+		refused, would, most := s.Refusals[k], s.WouldRefuse[k], s.MemberPeaks[k]
+		refusedBy, wouldBe, ever := refused.dimCounts(), would.dimCounts(), most.Ever.byDim()
+		u := LimitUse{Scope: p.name.String(), Kind: k, Name: limitNames[d], Limit: p.limit, Use: p.use,
+			Peak: max(ever[d], p.use), Refusals: refusedBy[d], WouldRefuse: wouldBe[d]}
+		if isUnlimited(d, u.Limit) {
+			u.Limit = math.MaxInt64
+		}
+		all = append(all, u)
+	}
+	return all
+}
+
+// largestOf returns the peer that holds most of a bottleneck, if that is a limit of a service or
+// protocol. For others it returns none.
+func (m *Manager) largestOf(b *Bottleneck) (h LimitHolder) {
+	if b == nil {
+		return h
+	}
+	d, isRate := b.dim()
+	kind, name, _ := strings.Cut(b.Scope, ":")
+	if isRate || b.fullness() < halfFull || kind != KindService.String() && kind != KindProtocol.String() {
+		return h
+	}
+	if holder, held := m.largestPeer(b.Kind, name, d); isWorthNaming(held, b.Use) {
+		h = LimitHolder{Scope: b.Scope, Name: b.Name, Holder: holder.String(), Held: held}
+	}
+	return h
+}
 
 // Bottleneck is the limit that stands in the way of the most requests.
 type Bottleneck struct {
 	LimitUse
-	// Holder is the peer's ID, or the subnet, that holds the most of what the limit is on, and
-	// Held is how much. Holder is empty if the snapshot does not tell: it knows no single
-	// holders of services and protocols, and of transient connections only with WithFairShare.
+	// Holder is the ID of the peer, or the subnet, that holds most of what the limit is on, and
+	// Held is how much it holds. Holder is empty if no peer or subnet holds a tenth, or if the
+	// snapshot does not show it, as for transient connections without WithFairShare. It is also
+	// empty for a limit on one peer or on its part of a service or protocol, which Scope names.
 	Holder string `json:",omitempty"`
 	Held   int64  `json:",omitempty"`
 	// ConfigKey is the place in the configuration to change to admit more.
@@ -38,21 +131,35 @@ const (
 // limit in the snapshot is 90 % full, and none that is half full has refused anything. Limits
 // that are enforced come first, then those of scopes that all peers share, then full ones, then
 // those that have refused the most. If no limit is that full at this instant, but requests were
-// refused in the last five minutes, it is the limit that has refused the most.
+// refused in the last five minutes, or would have been, it is the limit that has refused the most.
 func (s *Snapshot) Bottleneck() *Bottleneck {
-	first := s.bottleneckOf(s.LimitsNear(halfFull))
-	if first == nil && slices.ContainsFunc(s.refusalRates(), func(r refusalRate) bool { return r.PerSecond > 0 }) {
-		first = s.bottleneckOf(s.LimitUses())
+	near := s.LimitsNear(halfFull)
+	for _, u := range s.FullestParts {
+		if u.fullness() >= halfFull {
+			near = append(near, u)
+		}
+	}
+	first := s.bottleneckOf(near)
+	if first == nil && s.hasRefusedLately() {
+		refusing := s.limitUsesWhere(nil, func(u LimitUse) bool { return u.Refusals+u.WouldRefuse > 0 })
+		first = s.bottleneckOf(append(refusing, s.FullestParts...))
 	}
 	if first == nil {
 		return nil
 	}
 	d, isRate := first.dim()
-	if first.fullness() >= halfFull && !isRate { // or it is not they who filled it; and a rate is not held
-		first.Holder, first.Held = s.holderOf(first.Kind, d)
+	if first.fullness() >= halfFull && !isRate { // below half, others have filled it; a rate is not held
+		if holder, held := s.holderOf(&first.LimitUse, d); isWorthNaming(held, first.Use) {
+			first.Holder, first.Held = holder, held
+		}
 	}
 	name := scopeName{kind: first.Kind}
-	if first.Kind != KindPeer {
+	switch first.Kind {
+	case KindPeer:
+	case KindServicePeer, KindProtocolPeer:
+		_, name.text, _ = strings.Cut(first.Scope, ":")
+		name.text = name.text[:max(0, strings.LastIndex(name.text, ".peer:"))]
+	default:
 		name.text = strings.TrimPrefix(first.Scope, first.Kind.String()+":")
 	}
 	first.ConfigKey = configKey(first.Kind, d, &name, placeOfAll)
@@ -62,18 +169,15 @@ func (s *Snapshot) Bottleneck() *Bottleneck {
 	return first
 }
 
-// dim returns the dimension of a limit, or of a rate.
-func (u *LimitUse) dim() (d dim, isRate bool) {
-	name, isRate := strings.CutPrefix(u.Name, "Rates.")
-	return dim(slices.Index(limitNames[:], name)), isRate
-}
-
 // bottleneckOf returns the limit that matters most of those that are nearly full or have refused
 // something. It returns nil if none is or has.
 func (s *Snapshot) bottleneckOf(uses LimitUses) (first *Bottleneck) {
 	for _, u := range uses {
+		if u.Limit == math.MaxInt64 { // what has refused something was another one
+			continue
+		}
 		b := &Bottleneck{LimitUse: u, Observed: slices.Contains(s.Observed, u.Kind)}
-		if (u.fullness() >= nearlyFull || b.refused() > 0) && (first == nil || b.compare(first) < 0) {
+		if (u.fullness() >= nearlyFull || b.refused() > 0 && !b.raised()) && (first == nil || b.compare(first) < 0) {
 			first = b
 		}
 	}
@@ -93,11 +197,33 @@ func (b *Bottleneck) compare(other *Bottleneck) int {
 	}
 	return cmp.Or(
 		first(func(b *Bottleneck) bool { return !b.Observed }),
-		first(func(b *Bottleneck) bool { return b.Kind != KindPeer }),
+		first(func(b *Bottleneck) bool { return !b.ofOnePeer() }),
 		first((*Bottleneck).full),
 		cmp.Compare(other.refused(), b.refused()),
 		cmp.Compare(other.fullness(), b.fullness()),
 	)
+}
+
+// raised reports whether what the limit refused was refused by a lower one, which SetLimits has
+// replaced: so little was ever held that this one cannot have refused. A single reservation of
+// memory may exceed any limit, and a rate has no peak.
+func (b *Bottleneck) raised() bool {
+	d, isRate := b.dim()
+	return !isRate && d != dimMemory && max(b.Use, b.Peak) < b.Limit/2
+}
+
+// ofOnePeer reports whether the limit is that of a peer, or of its part of a service or protocol.
+func (u *LimitUse) ofOnePeer() bool { return u.Kind == KindPeer || u.Kind.isPart() }
+
+// isPart reports whether scopes of the kind are parts of a peer in a service or protocol.
+func (k Kind) isPart() bool { return k == KindServicePeer || k == KindProtocolPeer }
+
+// shownScope returns the scope that the page shows for the limit: of a part, that of its peer.
+func (b *Bottleneck) shownScope() string {
+	if i := strings.LastIndex(b.Scope, "peer:"); b.Kind.isPart() && i >= 0 {
+		return b.Scope[i:]
+	}
+	return b.Scope
 }
 
 // refused returns how many requests the limit has refused, or would have.
@@ -112,9 +238,13 @@ func (b *Bottleneck) full() bool {
 		(d == dimMemory || b.Kind.hasLastQuarter(d) && b.Use >= b.Limit-b.Limit/4)
 }
 
-// holderOf returns the peer or subnet that holds the most of a scope's limit on d, and how much
+// holderOf returns the peer or subnet that holds the most of a limit, which is on d, and how much
 // that is, as far as the snapshot tells.
-func (s *Snapshot) holderOf(k Kind, d dim) (holder string, held int64) {
+func (s *Snapshot) holderOf(u *LimitUse, d dim) (holder string, held int64) {
+	k := u.Kind
+	if s.Largest.Scope == u.Scope && s.Largest.Name == u.Name {
+		return s.Largest.Holder, s.Largest.Held
+	}
 	offer := func(name string, n int64) {
 		if n > held {
 			holder, held = name, n
@@ -174,9 +304,12 @@ func (b *Bottleneck) state() string {
 	var state string
 	switch percent, ok := b.Percent(); {
 	case b.fullness() < halfFull:
+		if b.Observed {
+			have = "would have"
+		}
 		state = fmt.Sprintf("%s full at times (%s at most) and %s refused %d", were, of(b.Peak), have, b.refused())
 	case ok && b.Use < b.Limit:
-		state = fmt.Sprintf("%s %d %% full (%s)", are, int(percent), of(b.Use))
+		state = fmt.Sprintf("%s %s full (%s)", are, percentage(min(99.9, percent)), of(b.Use)) // all of it would be full
 	default:
 		state = fmt.Sprintf("%s full (%s)", are, of(b.Use))
 	}
@@ -186,31 +319,37 @@ func (b *Bottleneck) state() string {
 	return state
 }
 
-// heldPercent returns how much of what is used the holder has, in percent.
-func (b *Bottleneck) heldPercent() int {
+// part returns how much of what is used the holder has, in percent.
+func (b *Bottleneck) part() string {
 	if b.Use == 0 {
-		return 0
+		return percentage(0)
 	}
-	return int(100 * float64(b.Held) / float64(b.Use))
+	return percentage(min(100, 100*float64(b.Held)/float64(b.Use))) // Held may be from a little later
+}
+
+// percentage returns a percentage in a sentence, such as "66.7 %" or "75 %". It is the number that
+// the tables have, without a decimal that is 0.
+func percentage(percent float64) string {
+	return strings.TrimSuffix(strconv.FormatFloat(percent, 'f', 1, 64), ".0") + " %"
 }
 
 // String returns the bottleneck in one sentence, such as
 //
 //	transient inbound streams are full (64 of 64); 12D3Koo… holds 75 %; raise Transient.StreamsInbound
 func (b *Bottleneck) String() string {
-	text := b.what() + " " + b.state()
+	sentence := b.what() + " " + b.state()
 	if b.Holder != "" {
-		text += fmt.Sprintf("; %s holds %d %%", b.Holder, b.heldPercent())
+		sentence += fmt.Sprintf("; %s holds %s", b.Holder, b.part())
 	}
-	return text + "; raise " + b.ConfigKey
+	return sentence + "; raise " + b.ConfigKey
 }
 
 // WriteText writes all tables with their headings: what stands in the way, the limits that are
 // nearly full, all limits, what services, protocols and peers hold, and what else the snapshot
 // has. It is what Handler answers as text. WriteText returns the error of w, if any.
 func (s *Snapshot) WriteText(w io.Writer) error {
-	fmt.Fprintf(w, "%s, up %s, %d peers, %d refusals, %d bugs of callers\n",
-		s.Taken.UTC().Format(time.RFC3339), s.Uptime().Round(time.Second), s.Peers, s.totalRefusals(), s.CallerBugs)
+	fmt.Fprintf(w, "%s, up %s, %s, %s, %s\n", s.Taken.UTC().Format(time.RFC3339), s.Uptime().Round(time.Second),
+		text.Plural(s.Peers, "peer"), text.Plural(s.totalRefusals(), "refusal"), text.Plural(s.CallerBugs, "bug of a caller", "bugs of callers"))
 	fmt.Fprintf(w, "%s\n", s.InTheWay())
 	if m := &s.Process; m.Limit > 0 {
 		fmt.Fprintf(w, "%s of %s of memory in use by the process",
@@ -231,7 +370,7 @@ func (s *Snapshot) WriteText(w io.Writer) error {
 		return err
 	}
 	fmt.Fprint(w, "\nAll limits\n\n")
-	if err := s.LimitUses().WriteTable(w); err != nil {
+	if err := s.shownLimits().WriteTable(w); err != nil {
 		return err
 	}
 	fmt.Fprintf(w, "\n%s\n\n", s.holdersTitle())
@@ -260,11 +399,8 @@ func (s *Snapshot) WriteText(w io.Writer) error {
 			return err
 		}
 	}
-	if s.Room.on() {
-		fmt.Fprintf(w, "\nLet go to make room, on %d hosts\n\n", s.Room.Hosts)
-		if err := s.Room.writeRoom(w); err != nil {
-			return err
-		}
+	if err := s.Room.writeSection(w); err != nil {
+		return err
 	}
 	if names := s.nameRows(); len(names) > 0 {
 		fmt.Fprint(w, "\nHost names in the allowlist\n\n")
@@ -291,12 +427,12 @@ func (s *Snapshot) InTheWay() string {
 	if b := s.Bottleneck(); b != nil {
 		return b.String()
 	}
-	text := "no limit is nearly full"
+	sentence := "no limit is nearly full"
 	if most := s.refusalsByKind(); len(most) > 0 && most[0].Total > 0 {
-		text += fmt.Sprintf("; of %d requests refused so far, %d were refused by %s (%s)",
-			s.totalRefusals(), most[0].Total, kindWords(most[0].Kind), strings.Join(most[0].What, ", "))
+		sentence += fmt.Sprintf("; of %s refused so far, %d %s refused by %s (%s)",
+			text.Plural(s.totalRefusals(), "request"), most[0].Total, text.Noun(most[0].Total, "was", "were"), kindWords(most[0].Kind), strings.Join(most[0].What, ", "))
 	}
-	return text
+	return sentence
 }
 
 // kindWords returns what a kind of scopes or gates is called in a sentence.

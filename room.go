@@ -4,6 +4,7 @@ package rcmgr
 // reports, and internal/letgo lets connections and streams go until the reserve is free again.
 
 import (
+	"iter"
 	"time"
 
 	"github.com/multiformats/go-multiaddr"
@@ -23,7 +24,7 @@ func (m *Manager) newRoom(c *RoomConfig) *letgo.Room {
 		Own:   unwrapped,
 		Facts: m.factsOf,
 		Lacks: m.lacks,
-		Again: func(l letgo.Lack) { l.In.(*pool).asked.Or(1 << l.Dim) },
+		Again: func(l letgo.Lack) { l.In.(lacking).again(dim(l.Dim)) },
 		Try: func(what string, f func()) bool {
 			err := closing.try(f)
 			if err != nil {
@@ -36,6 +37,15 @@ func (m *Manager) newRoom(c *RoomConfig) *letgo.Room {
 		Log:    log,
 	})
 }
+
+// lacking is what can be short of something: a pool, or the memory of the process.
+type lacking interface {
+	again(dim) // has the next pass look at it, too
+}
+
+func (p *pool) again(d dim) { p.asked.Or(1 << d) }
+
+func (f *freeing) again(dim) { f.asked.Store(1) }
 
 // traceLetGo adds the event that a connection or stream was let go.
 func (m *Manager) traceLetGo(v letgo.Victim) {
@@ -71,18 +81,49 @@ func placeOfAddr(a multiaddr.Multiaddr) (p letgo.Place) {
 // returned, or wrappers with a method Unwrap() network.ResourceScope. Several hosts may be
 // attached.
 //
+// With or without WithRoom, a warning is logged when SetLimits or Refresh has put limits in force
+// that conflict with the connection manager of an attached host, as CheckConnManager finds them.
+//
 // The function that AttachHost returns detaches the host. A host that is closed has no
-// connections, and need not be detached unless many hosts come and go. Without WithRoom,
-// AttachHost does nothing. It is safe for concurrent use.
+// connections, and need not be detached unless many hosts come and go. It is safe for concurrent
+// use.
 func (m *Manager) AttachHost(h RoomHost) (detach func()) {
 	if h == nil {
 		m.reportBug("no host was to be attached")
 		return func() {}
 	}
+	compared := m.checks.add(func() string { return m.conflictWith(h) })
 	if m.room == nil {
-		return func() {}
+		return compared
 	}
-	return m.room.Attach(h)
+	emptied := m.room.Attach(h)
+	return func() {
+		compared()
+		emptied()
+	}
+}
+
+// AttachHandshakes lets a manager with WithRoom end handshakes that are under way, when the
+// transient or system scope is short of connections or descriptors. The option RoomForHandshakes
+// of package rcmgrhost does so for TCP, WebSocket and relayed connections; AttachHandshakes is
+// for hosts that are made in another way. all returns the handshakes that are under way, and may
+// be called and used by any goroutine.
+//
+// The function that AttachHandshakes returns removes them again. on reports whether the manager
+// makes room; if it does not, AttachHandshakes does nothing. It is safe for concurrent use.
+func (m *Manager) AttachHandshakes(all iter.Seq[Handshake]) (detach func(), on bool) {
+	if all == nil {
+		m.reportBug("no handshakes were to be attached")
+		return func() {}, false
+	}
+	if m.room == nil {
+		return func() {}, false
+	}
+	detach = m.room.AttachHandshakes(func(yield func(letgo.Handshake) bool) {
+		all(func(h Handshake) bool { return yield(h) })
+	})
+	m.heedHandshakes()
+	return detach, true
 }
 
 // MakeRoom makes room now, if anything is short, and returns how many connections and streams
@@ -99,7 +140,12 @@ func (m *Manager) MakeRoom() (n int) {
 	}
 	for {
 		o := m.room.Pass()
-		if n += o.LetGo; o.LetGo == 0 || !o.Later {
+		n += o.LetGo
+		if !o.Later {
+			return n
+		}
+		if o.LetGo == 0 { // what is going is waited for by the next call, or by the worker
+			m.alarm.sound()
 			return n
 		}
 	}
@@ -107,13 +153,12 @@ func (m *Manager) MakeRoom() (n int) {
 
 const (
 	// roomPause is the least time between two passes, in which newcomers are admitted from the
-	// reserve. A pass that takes long is followed by a longer pause, so that all take a fifth of
-	// a processor at most.
+	// reserve.
 	roomPause = 5 * time.Millisecond
-	roomShare = 4
 	// waitingPause and barrenPause are the longest times between two passes while closings are
-	// waited for, and while all that is left is kept.
-	waitingPause = 100 * time.Millisecond
+	// waited for, and while all that is left is kept. The first is short because newcomers use up
+	// the reserve meanwhile; such a pass looks at no connections.
+	waitingPause = 20 * time.Millisecond
 	barrenPause  = time.Second
 )
 

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -84,6 +85,47 @@ func TestAFullHostLetsGoOfACrowdAndNewcomersGetInAtTheFirstTry(t *testing.T) {
 	})
 }
 
+// The host needs 15 ms to close a connection, and attackers come faster.
+func TestAReserveThatIsUsedUpIsWidenedUntilItIsNotAnyMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, h := roomOfConns(t, 64, RoomConfig{})
+		h.Letting = func(c *fakehost.Conn) error {
+			time.Sleep(15 * time.Millisecond)
+			return c.Close()
+		}
+		comes := func(i int) (refused int) {
+			_, err := h.Connect(peerNamed(fmt.Sprint("crowd", i)), network.DirInbound, in16(t, 0, i%256, 0))
+			if err != nil {
+				require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+				return 1
+			}
+			return 0
+		}
+		refused := 0
+		for i := range 200 { // three at a time
+			for j := range 3 {
+				refused += comes(3*i + j)
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		t.Log("refused", refused)
+		require.NotZero(t, refused)
+		require.LessOrEqual(t, refused, 4, "once for each time that it is widened, or twice")
+		time.Sleep(time.Second)
+		require.GreaterOrEqual(t, h.Len(), 64-8, "an eighth is free, and no more")
+		for i := range 3 { // nothing is refused for some minutes
+			time.Sleep(wideFor)
+			for range 6 {
+				comes(1000 + i)
+				time.Sleep(time.Second)
+			}
+		}
+		require.GreaterOrEqual(t, h.Len(), 64-2, "the reserve is what it was")
+		time.Sleep(time.Second)
+		m.Close()
+	})
+}
+
 func TestNothingIsLetGoWhileTheReserveIsFree(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, h := roomOfConns(t, 128, RoomConfig{})
@@ -143,6 +185,7 @@ func TestWhatTheHostHasDecidedToKeepIsKeptAndNewcomersAreRefusedThen(t *testing.
 		require.Zero(t, letGo(m))
 		_, err := h.Connect(testPeers[0], network.DirInbound, in16(t, 9, 0, 0))
 		require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+		synctest.Wait() // for the look at all connections
 		s := m.Snapshot().Room
 		require.Equal(t, map[string]int{"outbound": 10, "protected": 10, "allowlisted": 10}, s.Kept)
 		require.NotZero(t, s.OnlyKept[KindSystem])
@@ -255,6 +298,31 @@ func TestStreamsToAPeerThatHangsMakeWayForThoseToOthers(t *testing.T) {
 	})
 }
 
+func TestAStreamThatTheHostHasJustOpenedIsNotReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conf := limitedConf(func(c *perScope[BaseLimit]) { c.Transient.StreamsOutbound = 32 })
+		m, h := roomOn(t, conf, RoomConfig{}, WithNewcomersQuarter(false))
+		c, err := h.Connect(testPeers[0], network.DirOutbound, in16(t, 0, 0, 0))
+		require.NoError(t, err)
+		for range 32 {
+			_, err := c.Open(network.DirOutbound)
+			require.NoError(t, err)
+		}
+		for range 29 { // its peer may answer within three seconds
+			time.Sleep(100 * time.Millisecond)
+			_, err := c.Open(network.DirOutbound)
+			require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+			require.Zero(t, letGo(m))
+		}
+		for range 20 {
+			time.Sleep(100 * time.Millisecond)
+			_, _ = c.Open(network.DirOutbound)
+		}
+		require.NotZero(t, letGo(m))
+		m.Close()
+	})
+}
+
 func TestRoomThatIsOnlyObservedCountsEachOnceAndClosesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, h := roomOfConns(t, 64, RoomConfig{ObserveOnly: true})
@@ -315,6 +383,9 @@ func TestClosersThatFailAreCountedAndDoNoHarm(t *testing.T) {
 						_ = conn
 					} else {
 						require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+						var why *LimitError
+						require.ErrorAs(t, err, &why)
+						require.EqualValues(t, 64, why.Current(), "what would have fitted without the option is admitted")
 					}
 					time.Sleep(2 * time.Second)
 				}
@@ -338,6 +409,75 @@ func TestClosersThatFailAreCountedAndDoNoHarm(t *testing.T) {
 	}
 }
 
+func TestACloserThatClosesAnotherConnectionCountsAsOneThatClosesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, h := roomOfConns(t, 64, RoomConfig{})
+		var mu sync.Mutex          // several are closed at the same time
+		var wrong []*fakehost.Conn // those that are closed in place of others
+		chosen := make(map[*fakehost.Conn]bool)
+		for i := range 62 {
+			c := connectIn16(t, h, fmt.Sprint(i), 0, i, 0)
+			c.Letting = func() error {
+				mu.Lock()
+				defer mu.Unlock()
+				chosen[c] = true
+				for _, other := range h.Network().Conns() {
+					if o := other.(*fakehost.Conn); !chosen[o] {
+						wrong = append(wrong, o)
+						o.Close()
+						break
+					}
+				}
+				return nil
+			}
+		}
+		for i := range 20 {
+			_, err := h.Connect(peerNamed(fmt.Sprint("new", i)), network.DirInbound, in16(t, 1+i, 0, 0))
+			require.NoError(t, err, "there is room, whoever made it")
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			require.Equal(t, 62+i+1-len(wrong), m.Stat().System.NumConnsInbound, "what was closed is counted, and nothing else")
+			checkInvariants(t, m, false)
+		}
+		require.Equal(t, 62+20-len(wrong), h.Len())
+		require.LessOrEqual(t, len(wrong), 20+2, "nothing is let go without need")
+		s := m.Snapshot().Room
+		require.EqualValues(t, len(chosen), s.Faults["stays-open"])
+		require.Empty(t, s.LetGo, "no connection that was chosen has gone")
+		require.Equal(t, len(chosen), s.StayOpen)
+		for c := range chosen {
+			require.False(t, c.IsClosed())
+		}
+		m.Close()
+	})
+}
+
+func TestAVictimThatItsPeerClosesBeforeTheHostDoesIsNotCounted(t *testing.T) {
+	m, h := roomOfConns(t, 64, RoomConfig{ByHand: true})
+	calls := 0
+	for i := range 64 { // 2 are to go in one pass
+		c := connectIn16(t, h, fmt.Sprint(i), 0, i, 0)
+		c.Letting = func() error {
+			calls++
+			for _, other := range h.Network().Conns() { // the other one of the pass among them
+				if other != network.Conn(c) {
+					other.Close()
+				}
+			}
+			return c.Close()
+		}
+	}
+	m.MakeRoom()
+	require.Equal(t, 1, calls, "what has gone is not closed again")
+	require.EqualValues(t, 1, letGo(m))
+	s := m.Snapshot().Room
+	require.Empty(t, s.Faults)
+	require.Zero(t, s.Closing)
+	require.Zero(t, m.Stat().System.NumConnsInbound)
+	require.Zero(t, m.MakeRoom(), "nothing is short any more")
+	assertEmpty(t, m)
+}
+
 func TestWhileAllClosersHangNoMoreAreCalled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, h := roomOfConns(t, 4096, RoomConfig{})
@@ -354,6 +494,8 @@ func TestWhileAllClosersHangNoMoreAreCalled(t *testing.T) {
 				return nil
 			}
 		}
+		time.Sleep(900 * time.Millisecond)
+		require.Zero(t, m.Snapshot().Room.Faults["hung"], "a closer may take a moment")
 		time.Sleep(time.Minute)
 		require.EqualValues(t, 64, most.Load())
 		require.NotZero(t, m.Snapshot().Room.Faults["hung"])
@@ -576,15 +718,24 @@ func TestWhatIsLetGoIsSeenEverywhere(t *testing.T) {
 			require.Contains(t, body, s.Last[0].Name, format)
 		}
 		m.Close()
-		require.Contains(t, logged.String(), "let go to make room")
+		require.Equal(t, 1, strings.Count(logged.String(), "were let go to make room"), "the log repeats nothing")
 	})
 }
 
 // Peers come and go at random while room is made. What is kept is never let go, and the accounts
 // are as they must be at every step.
-func TestRandomPeersOnAFullHostKeepTheInvariants(t *testing.T) {
+func TestRandomPeersOnAFullHostKeepTheInvariants(t *testing.T) { randomPeersOnAFullHost(t, false) }
+
+func TestRandomPeersOnAFullHostWhoseClosersFailKeepTheInvariants(t *testing.T) {
+	randomPeersOnAFullHost(t, true)
+}
+
+// randomPeersOnAFullHost lets peers come and go. With faults, some closers panic, close nothing or
+// close another connection.
+func randomPeersOnAFullHost(t *testing.T, faults bool) {
 	seed := testSeed(t)
 	synctest.Test(t, func(t *testing.T) {
+		collectLog(t, 0)
 		r := randomFrom(seed, 0)
 		conf := limitedConf(func(c *perScope[BaseLimit]) {
 			c.System.Conns, c.System.FD, c.System.Memory = 96, 90, 8<<20
@@ -592,6 +743,22 @@ func TestRandomPeersOnAFullHostKeepTheInvariants(t *testing.T) {
 		})
 		m, h := roomOn(t, conf, RoomConfig{Protocols: []protocol.ID{"/named"}}, WithStripes(4))
 		cm := h.CM.(*fakehost.ConnManager)
+		if faults {
+			h.Letting = func(c *fakehost.Conn) error {
+				if c.Stat().Direction == network.DirOutbound || cm.IsProtected(c.RemotePeer(), "") {
+					t.Errorf("%v was kept and is let go", c.RemotePeer())
+				}
+				switch id := c.RemotePeer(); id[len(id)-1] % 12 {
+				case 0:
+					panic("no")
+				case 1:
+					return h.Network().Conns()[0].Close()
+				case 2:
+					return nil
+				}
+				return c.Close()
+			}
+		}
 		var conns []*fakehost.Conn
 		steps := 1500
 		if testing.Short() {
@@ -615,9 +782,11 @@ func TestRandomPeersOnAFullHostKeepTheInvariants(t *testing.T) {
 					require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
 					break
 				}
-				c.Closed = func(byHost bool) {
-					if byHost && (kept || cm.IsProtected(p, "")) {
-						t.Errorf("%v was kept and is let go", p)
+				if !faults {
+					c.Closed = func(byHost bool) {
+						if byHost && (kept || cm.IsProtected(p, "")) {
+							t.Errorf("%v was kept and is let go", p)
+						}
 					}
 				}
 				conns = append(conns, c)
@@ -681,6 +850,187 @@ func TestManyGoroutinesOnAFullHost(t *testing.T) {
 	assertEmpty(t, m)
 }
 
+// attachHandshakes lets a manager end the handshakes of a host.
+func attachHandshakes(t testing.TB, m *Manager, h *fakehost.Host) (detach func()) {
+	t.Helper()
+	detach, on := m.AttachHandshakes(func(yield func(Handshake) bool) {
+		for _, s := range h.Handshakes() {
+			if !yield(s) {
+				return
+			}
+		}
+	})
+	require.True(t, on)
+	return detach
+}
+
+// roomForHandshakes returns a manager that admits so many handshakes, and a host.
+func roomForHandshakes(t testing.TB, n int, opts ...Option) (*Manager, *fakehost.Host) {
+	t.Helper()
+	conf := limitedConf(func(c *perScope[BaseLimit]) { c.Transient.Conns = n })
+	m, h := roomOn(t, conf, RoomConfig{}, opts...)
+	attachHandshakes(t, m, h)
+	return m, h
+}
+
+func shakeIn16(t testing.TB, h *fakehost.Host, n, subnet, host int) *fakehost.Handshake {
+	t.Helper()
+	s, err := h.Shake(in16(t, n, subnet, host))
+	require.NoError(t, err)
+	return s
+}
+
+func TestHandshakesThatNeverEndMakeWayForThoseThatDo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, h := roomForHandshakes(t, 64)
+		m.AttachHost(brokenHost{func() network.Network { panic("connections need not be looked at") }, func() connmgr.ConnManager { return nil }})
+		var mu sync.Mutex
+		ended := map[int]time.Time{}
+		for i := range 200 { // from one network
+			s := shakeIn16(t, h, 0, i, 0)
+			s.Ended = func() {
+				mu.Lock()
+				defer mu.Unlock()
+				ended[i] = time.Now()
+			}
+			time.Sleep(100 * time.Millisecond)
+			newcomer := shakeIn16(t, h, 1+i, 0, 0)
+			newcomer.Ended = func() { t.Error("an honest handshake of half a second is left alone") }
+			time.Sleep(500 * time.Millisecond)
+			conn, err := newcomer.Finish(peerNamed(fmt.Sprint(i)))
+			require.NoError(t, err)
+			conn.Close()
+		}
+		synctest.Wait()
+		require.Greater(t, len(ended), 130)
+		for i := range len(ended) { // some go in one pass, at the same time
+			require.Contains(t, ended, i, "the oldest go first, the very first among them")
+			require.False(t, i > 0 && ended[i].Before(ended[i-1]), "%d went before %d", i, i-1)
+		}
+		s := m.Snapshot().Room
+		require.Equal(t, []RoomCount{{KindTransient, KindConn, "group", uint64(len(ended))}}, s.LetGo)
+		require.Equal(t, "10.0.0.0/16", s.Last[0].Group)
+		require.Empty(t, s.Faults)
+		checkInvariants(t, m, false)
+		m.Close()
+	})
+}
+
+func TestWhereHandshakesCannotBeEndedNoneIsAskedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conf := limitedConf(func(c *perScope[BaseLimit]) { c.Transient.Conns = 16 })
+		m, h := roomOn(t, conf, RoomConfig{})
+		off := newManager(t, conf, openGates()...)
+		_, on := off.AttachHandshakes(func(func(Handshake) bool) { t.Error("it makes no room") })
+		require.False(t, on)
+		for i := range 16 {
+			shakeIn16(t, h, 0, i, 0)
+		}
+		_, err := h.Shake(in16(t, 1, 0, 0))
+		require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+		time.Sleep(time.Minute)
+		require.Zero(t, letGo(m))
+		require.Empty(t, m.Snapshot().Room.OnlyKept, "it is not short of what nobody can give back")
+		detach := attachHandshakes(t, m, h)
+		_, err = h.Shake(in16(t, 1, 0, 0))
+		require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+		time.Sleep(time.Second)
+		require.EqualValues(t, 2, letGo(m), "room is made after the first refusal, as much as the reserve is now")
+		detach()
+		shakeIn16(t, h, 1, 0, 0)
+		shakeIn16(t, h, 1, 0, 1)
+		_, err = h.Shake(in16(t, 1, 0, 2))
+		require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+		time.Sleep(time.Minute)
+		require.EqualValues(t, 2, letGo(m))
+		collectLog(t, 0)
+		_, on = m.AttachHandshakes(nil)
+		require.False(t, on)
+		m.Close()
+		off.Close()
+	})
+}
+
+// Some may have a peer, and be without a muxer only. What the host protects is kept even then.
+func TestTheSystemIsShortOfConnectionsHandshakesAmongThem(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		friend := mustMA(t, "/ip4/10.7.0.0/ipcidr/24")
+		m, h := roomOfConns(t, 40, RoomConfig{}, WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{friend}))
+		attachHandshakes(t, m, h)
+		cm := h.CM.(*fakehost.ConnManager)
+		for i := range 10 {
+			shakeIn16(t, h, 7, 0, i).Ended = func() { t.Error("it is on the allowlist") }
+			p := peerNamed(fmt.Sprint("protected", i))
+			cm.Protect(p, "")
+			s := shakeIn16(t, h, 2, 0, i)
+			s.Ended = func() { t.Error("its peer is protected") }
+			require.NoError(t, s.Scope().SetPeer(p))
+		}
+		ended := 0
+		var mu sync.Mutex
+		for i := range 40 {
+			s := shakeIn16(t, h, 3, i, 0)
+			s.Ended = func() {
+				mu.Lock()
+				defer mu.Unlock()
+				ended++
+			}
+			if i%2 == 0 {
+				require.NoError(t, s.Scope().SetPeer(peerNamed(fmt.Sprint("slow", i))))
+			}
+			time.Sleep(time.Second)
+		}
+		synctest.Wait()
+		require.EqualValues(t, 60-39, ended)
+		require.EqualValues(t, ended, letGo(m))
+		require.Empty(t, m.Snapshot().Room.Faults)
+		m.Close()
+	})
+}
+
+// A host may be late to note that a handshake is over.
+func TestAHandshakeOfAConnectionThatTheHostHasIsNotEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, h := roomOfConns(t, 32, RoomConfig{})
+		attachHandshakes(t, m, h)
+		for i := range 40 {
+			s := shakeIn16(t, h, 0, i, 0)
+			s.Ended = func() { t.Error("it is a connection, and closed as one") }
+			_, err := h.Finish(s.Scope(), peerNamed(fmt.Sprint(i)), network.DirInbound, s.RemoteMultiaddr())
+			require.NoError(t, err)
+			time.Sleep(time.Second)
+		}
+		require.EqualValues(t, 40-31, letGo(m))
+		require.Equal(t, 31, h.Len())
+		m.Close()
+	})
+}
+
+func TestAHandshakeThatIsDoneBeforeItIsEndedIsAConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, h := roomForHandshakes(t, 32)
+		for i := range 31 { // one subnet, which holds more than its share
+			s := shakeIn16(t, h, 0, 0, i)
+			s.Letting = func() bool {
+				s.Letting = nil
+				_, err := s.Finish(peerNamed(fmt.Sprint(i)))
+				assert.NoError(t, err)
+				return s.End()
+			}
+		}
+		for i := range 20 {
+			shakeIn16(t, h, 1+i, 0, 0)
+			time.Sleep(2 * time.Second)
+		}
+		s := m.Snapshot().Room
+		require.Zero(t, letGo(m))
+		require.Empty(t, s.Faults, "it is still open, but nothing was closed")
+		require.Zero(t, s.Closing)
+		require.Equal(t, 51-31, h.Len(), "and so there is room")
+		m.Close()
+	})
+}
+
 // wrappedScope is a connection's scope as a program may hand it to its host.
 type wrappedScope struct{ network.ConnManagementScope }
 
@@ -697,6 +1047,111 @@ func TestConnectionsAreFoundBehindWrappersOfTheirScopes(t *testing.T) {
 			time.Sleep(20 * time.Millisecond)
 		}
 		require.EqualValues(t, 60-31, letGo(m))
+		m.Close()
+	})
+}
+
+func TestOnlyOpenConnectionsAndStreamsOfAManagerAreKnownToIt(t *testing.T) {
+	friend := mustMA(t, "/ip4/10.7.0.0/ipcidr/24")
+	m := newManager(t, unlimitedConf(), append(openGates(), WithAllowlistedMultiaddrs([]multiaddr.Multiaddr{friend}))...)
+	other := newManager(t, unlimitedConf(), openGates()...)
+	h := &fakehost.Host{RM: m}
+	known := func(m *Manager, s network.ResourceScope) bool { _, ok := m.factsOf(s); return ok }
+	c := connectIn16(t, h, "peer", 0, 0, 0)
+	trusted := connectIn16(t, h, "friend", 7, 0, 0)
+	for conn, allowed := range map[*fakehost.Conn]bool{c: false, trusted: true} {
+		s, err := conn.Open(network.DirInbound)
+		require.NoError(t, err)
+		for _, scope := range []network.ResourceScope{conn.Scope(), s.Scope()} {
+			require.True(t, known(m, scope))
+			require.False(t, known(other, scope), "it is of another manager")
+			f, _ := m.factsOf(scope)
+			require.Equal(t, allowed, f.Allowlisted, "%T", scope)
+			require.Equal(t, scope == network.ResourceScope(s.Scope()), f.Waiting, "a stream waits for its protocol")
+		}
+		require.NoError(t, s.SetProtocol("/p"))
+		f, _ := m.factsOf(s.Scope())
+		require.False(t, f.Waiting)
+		conn.Close()
+		require.False(t, known(m, conn.Scope()), "it is done")
+		require.False(t, known(m, s.Scope()), "it is done")
+	}
+	for _, scope := range []network.ResourceScope{nil, (*connScope)(nil), (*streamScope)(nil)} {
+		require.False(t, known(m, scope))
+	}
+	assertEmpty(t, m)
+}
+
+func TestAConnectionMakesAPartOfWhatItsPeerHoldsFree(t *testing.T) {
+	m := newManager(t, unlimitedConf(), openGates()...)
+	h := &fakehost.Host{RM: m}
+	one, two := connectIn16(t, h, "peer", 0, 0, 0), connectIn16(t, h, "peer", 0, 0, 0)
+	require.NoError(t, one.Scope().ReserveMemory(700, network.ReservationPriorityAlways))
+	require.NoError(t, m.ViewPeer(one.RemotePeer(), func(s network.PeerScope) error {
+		return s.ReserveMemory(300, network.ReservationPriorityAlways)
+	}))
+	f, _ := m.factsOf(one.Scope())
+	require.EqualValues(t, 700, f.Memory)
+	f, _ = m.factsOf(two.Scope())
+	require.EqualValues(t, (700+300)/2, f.Memory)
+	for streams := range 3 {
+		f, _ = m.factsOf(two.Scope())
+		require.EqualValues(t, (streams+1)/2, f.Streams, "of %d of the peer", streams)
+		_, err := one.Open(network.DirInbound)
+		require.NoError(t, err)
+	}
+}
+
+func TestRoomByHandIsMadeUntilThereIsEnough(t *testing.T) {
+	const conns = 8192
+	m, h := roomOfConns(t, conns, RoomConfig{ByHand: true, PerSecond: 1e6})
+	wide := &wideReserves{}
+	wide.by[dimConns], wide.at[dimConns] = mostSteps, time.Now()
+	m.fixed[KindSystem].wide = wide
+	for i := range conns {
+		connectIn16(t, h, fmt.Sprint(i), i/256, i%256, 0)
+	}
+	require.Equal(t, conns/8/2, m.MakeRoom(), "half of the reserve, in two passes")
+	require.Equal(t, conns-conns/8/2, h.Len())
+}
+
+func TestWhereAllIsKeptConnectionsAreLookedAtOnceASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, h := roomOfConns(t, 16, RoomConfig{})
+		var looks atomic.Int64
+		m.AttachHost(brokenHost{func() network.Network { looks.Add(1); return nil }, func() connmgr.ConnManager { return nil }})
+		for i := range 16 {
+			_, err := h.Connect(peerNamed(fmt.Sprint(i)), network.DirOutbound, in16(t, 0, i, 0))
+			require.NoError(t, err)
+		}
+		for range 2000 {
+			_, err := h.Connect("another", network.DirInbound, in16(t, 1, 0, 0))
+			require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+			time.Sleep(10 * time.Millisecond)
+		}
+		require.Less(t, looks.Load(), int64(20+10))
+		require.Greater(t, looks.Load(), int64(20-3))
+		m.Close()
+	})
+}
+
+func TestRoomByHandGoesOnWithWhatTheLastCallLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, h := roomOfConns(t, 64, RoomConfig{ByHand: true})
+		h.Letting = func(c *fakehost.Conn) error {
+			time.AfterFunc(10*time.Millisecond, func() { c.Close() })
+			return nil
+		}
+		refused := 0
+		for i := range 1000 {
+			if _, err := h.Connect(peerNamed(fmt.Sprint(i)), network.DirInbound, in16(t, 0, i%256, 0)); err != nil {
+				refused++
+			}
+			time.Sleep(7 * time.Millisecond)
+			m.MakeRoom()
+		}
+		require.Less(t, refused, 10, "until the reserve is as wide as it has to be")
+		time.Sleep(time.Second)
 		m.Close()
 	})
 }

@@ -11,9 +11,10 @@ import (
 	"github.com/libp2p/go-libp2p/core/connmgr"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/multiformats/go-multiaddr"
 )
 
-// RoomHost is what a manager needs of a host to make room on it. A host.Host has it.
+// RoomHost is what a manager needs of a host to make room on it. A host.Host is a RoomHost.
 type RoomHost interface {
 	Network() network.Network
 	// ConnManager returns the host's connection manager, nil if it has none. Peers that it
@@ -21,10 +22,24 @@ type RoomHost interface {
 	ConnManager() connmgr.ConnManager
 }
 
+// Handshake is an inbound connection whose handshake is under way, so that its host has no
+// network.Conn for it yet. See Manager.AttachHandshakes. Its methods may be called by any goroutine.
+type Handshake interface {
+	// Scope returns the scope of the connection, as the manager has returned it.
+	Scope() network.ConnManagementScope
+	// RemoteMultiaddr returns the address of the far end.
+	RemoteMultiaddr() multiaddr.Multiaddr
+	// Began returns the time at which the connection was accepted.
+	Began() time.Time
+	// End closes the connection, and reports whether its handshake was still going on. If it was
+	// not, End does nothing.
+	End() bool
+}
+
 // RoomConfig says how WithRoom makes room. Its zero value is ready for use.
 type RoomConfig struct {
-	// Protocols are protocols whose users the host wants to keep: an eighth of the connections
-	// may belong to peers with such a stream and is not let go.
+	// Protocols are protocols whose users the host wants to keep: up to an eighth of the
+	// connections is kept for peers that have a stream of one of them.
 	Protocols []protocol.ID
 	// PerSecond is the most connections and streams that are closed in a second. 0 means 1000.
 	PerSecond int

@@ -16,8 +16,8 @@ type RoomState struct {
 	// Hosts is the number of attached hosts. Room is made on these alone.
 	Hosts int
 	// LetGo counts the connections that were closed and the streams that were reset. WouldLetGo
-	// counts those that would have been if neither the limit nor the option were only observed,
-	// each once.
+	// counts those that would have been closed or reset if the limit and the option were
+	// enforced, each once.
 	LetGo      []RoomCount `json:",omitempty"`
 	WouldLetGo []RoomCount `json:",omitempty"`
 	// Kept has the number of connections or streams in each class that is kept, at the last
@@ -34,7 +34,7 @@ type RoomState struct {
 	// Closing is how many were closed and are not gone yet; StayOpen is how many of them were
 	// closed a second ago or earlier.
 	Closing, StayOpen int
-	// Last are the last that were let go, or would have been, the newest first.
+	// Last has the connections and streams that were let go last, or would have been, the newest first.
 	Last []RoomVictim `json:",omitempty"`
 }
 
@@ -43,7 +43,7 @@ func (s *RoomState) on() bool { return s.Hosts > 0 || len(s.WouldLetGo)+len(s.Le
 
 // RoomCount is a number of connections or streams.
 type RoomCount struct {
-	Scope Kind // the kind of the scope that was short of room
+	Scope Kind // of the scope that was short of room; KindProcess for the memory of the process
 	What  Kind // KindConn or KindStream
 	// Reason is "group" if a group held more than its share, "idle" if nothing was known to use
 	// them, and "chance" otherwise.
@@ -59,7 +59,7 @@ type RoomVictim struct {
 	Limit  string // the limit's name in configurations, such as "ConnsInbound"
 	Reason string // see RoomCount
 	// Group is the group that exceeded its share most: a peer, a prefix, a name that
-	// RoomConfig.Group has returned, "relay" with the relay's ID, or "no address".
+	// the function of WithOwners has returned, "relay" with the relay's ID, or "no address".
 	Group string
 	At    time.Time
 }

@@ -9,7 +9,18 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
+
+// writeSection writes a heading and what writeRoom writes, or nothing without any.
+func (s *RoomState) writeSection(w io.Writer) error {
+	if !s.on() {
+		return nil
+	}
+	fmt.Fprintf(w, "\nLet go to make room, on %s\n\n", text.Plural(s.Hosts, "host"))
+	return s.writeRoom(w)
+}
 
 // writeRoom writes what was let go to make room, and what is kept.
 func (s *RoomState) writeRoom(w io.Writer) error {
@@ -20,11 +31,11 @@ func (s *RoomState) writeRoom(w io.Writer) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	if text := s.keptText(); text != "" {
-		fmt.Fprintf(w, "Kept: %s\n", text)
+	if kept := s.keptText(); kept != "" {
+		fmt.Fprintf(w, "Kept: %s\n", kept)
 	}
 	for _, k := range slices.Sorted(maps.Keys(s.OnlyKept)) {
-		fmt.Fprintf(w, "%d times, all that was left of %v was kept\n", s.OnlyKept[k], k)
+		fmt.Fprintf(w, "%s, all that was left of %v was kept\n", text.Plural(s.OnlyKept[k], "time"), k)
 	}
 	for _, f := range slices.Sorted(maps.Keys(s.Faults)) {
 		fmt.Fprintf(w, "Faults of hosts, %s: %d\n", f, s.Faults[f])

@@ -37,9 +37,9 @@ func openPeer(t testing.TB, rm network.ResourceManager, p peer.ID) (done [3]inte
 	return done
 }
 
-// A peer with a connection and two streams takes less than half of the memory that it
-// takes with go-libp2p's manager.
-func TestAPeerTakesHalfOfUpstreamsMemory(t *testing.T) {
+// bytesOfAPeer returns the heap that a peer takes with our manager and with upstream's, by name.
+// open opens what the peer has, and returns what ends it.
+func bytesOfAPeer(t *testing.T, open func(network.ResourceManager, peer.ID) [3]interface{ Done() }) map[string]int64 {
 	const peers = 4000
 	unlimited := InfiniteLimits
 	heap := make(map[string]int64)
@@ -48,18 +48,39 @@ func TestAPeerTakesHalfOfUpstreamsMemory(t *testing.T) {
 			continue
 		}
 		rm := r.make(t, unlimited)
-		ids, open := names(peers), make([][3]interface{ Done() }, peers)
+		ids, opened := names(peers), make([][3]interface{ Done() }, peers)
 		before := heapNow()
 		for i, p := range ids {
-			open[i] = openPeer(t, rm, p)
+			opened[i] = open(rm, p)
 		}
 		heap[r.impl] = (heapNow() - before) / peers
 		runtime.KeepAlive(ids)
-		runtime.KeepAlive(open)
+		runtime.KeepAlive(opened)
 		require.NoError(t, rm.Close())
 	}
+	return heap
+}
+
+// A peer with a connection and two streams takes less than half of the memory that it
+// takes with go-libp2p's manager.
+func TestAPeerTakesHalfOfUpstreamsMemory(t *testing.T) {
+	heap := bytesOfAPeer(t, func(rm network.ResourceManager, p peer.ID) [3]interface{ Done() } { return openPeer(t, rm, p) })
 	t.Logf("bytes for a peer with a connection and two streams: %v", heap)
 	require.Less(t, 2*heap["ours"], heap["upstream-without-metrics"])
+}
+
+// A peer with a connection alone takes less than two thirds of the memory that it takes with
+// go-libp2p's manager.
+func TestAConnectionTakesTwoThirdsOfUpstreamsMemory(t *testing.T) {
+	heap := bytesOfAPeer(t, func(rm network.ResourceManager, p peer.ID) (done [3]interface{ Done() }) {
+		c, err := rm.OpenConnection(network.DirInbound, true, multiaddr.StringCast("/ip4/127.0.0.1/tcp/4001"))
+		require.NoError(t, err)
+		require.NoError(t, c.SetPeer(p))
+		done[0] = c
+		return done
+	})
+	t.Logf("bytes for a peer with a connection alone: %v", heap)
+	require.Less(t, 3*heap["ours"], 2*heap["upstream-without-metrics"])
 }
 
 // Peers are opened, used, left idle and collected, and then nothing is kept of them.
@@ -116,7 +137,7 @@ func TestThoseWhoStayDoNotKeepTheMemoryOfACrowd(t *testing.T) {
 		c.Done()
 	}
 	m.reap()
-	require.Len(t, m.stripes[0].peers, staying)
+	require.Equal(t, staying, m.stripes[0].numPeers())
 	require.Less(t, heapNow()-before, int64(256<<10), "the map alone took more than a megabyte")
 	for _, c := range stay {
 		c.Done()
@@ -124,7 +145,7 @@ func TestThoseWhoStayDoNotKeepTheMemoryOfACrowd(t *testing.T) {
 }
 
 // BenchmarkPageOfVeryManyPeers measures what one refresh of the command top, or of a browser,
-// costs a node with 100 000 peers.
+// costs a node with 100,000 peers.
 func BenchmarkPageOfVeryManyPeers(b *testing.B) {
 	m := newManager(b, unlimitedConf())
 	for _, p := range manyPeers(100_000) {

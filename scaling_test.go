@@ -9,6 +9,7 @@ import (
 	queue "container/heap"
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -139,11 +140,42 @@ func TestDefaultLimitsThatAreTooSmallForCredit(t *testing.T) {
 	}
 	for _, gib := range []int64{1, 4, 16, 64} {
 		for _, processors := range []int{2, 8, 32, 128} {
-			stripes := min(maxStripes, 4*processors)
+			book, err := newLimitBook(NewFixedLimiter(DefaultLimits.Scale(gib<<30, 1<<16)), false, nil)
+			require.NoError(t, err)
+			stripes := stripesFor(processors, book)
 			t.Logf("%2d GiB, %3d processors, %3d stripes: %v", gib, processors, stripes, tooSmall(gib, stripes))
 		}
 	}
 	require.Equal(t, []string{"transient.ConnsInbound"}, tooSmall(4, 8))
 	require.Empty(t, tooSmall(16, 8))
 	require.NotContains(t, tooSmall(64, maxStripes), "system.StreamsInbound")
+}
+
+// By default there are 16 stripes for each processor, unless a shared scope's limit has credit
+// only with fewer.
+func TestStripesByDefault(t *testing.T) {
+	by := func(processors int, limits ConcreteLimitConfig) int {
+		book, err := newLimitBook(NewFixedLimiter(limits), false, nil)
+		require.NoError(t, err)
+		return stripesFor(processors, book)
+	}
+	for _, row := range []struct {
+		processors int
+		limits     ConcreteLimitConfig
+		want       int
+	}{
+		{1, InfiniteLimits, 16}, {2, InfiniteLimits, 32}, {3, InfiniteLimits, 64}, {16, InfiniteLimits, 256}, {500, InfiniteLimits, 256},
+		{2, PartialLimitConfig{Transient: ResourceLimits{StreamsInbound: 511}}.Build(InfiniteLimits), 16},
+		{2, PartialLimitConfig{Transient: ResourceLimits{StreamsInbound: 512}}.Build(InfiniteLimits), 32},
+		{2, PartialLimitConfig{System: ResourceLimits{Memory: 128}}.Build(InfiniteLimits), 8},
+		{2, PartialLimitConfig{ProtocolDefault: ResourceLimits{StreamsOutbound: 511}}.Build(InfiniteLimits), 16},
+		{2, PartialLimitConfig{PeerDefault: ResourceLimits{StreamsOutbound: 511}}.Build(InfiniteLimits), 32}, // not shared
+		{2, PartialLimitConfig{System: ResourceLimits{Memory: 127}}.Build(InfiniteLimits), 32},               // never had any
+	} {
+		require.Equal(t, row.want, by(row.processors, row.limits), "%d processors, %+v", row.processors, row.limits.limits.System)
+	}
+	m, err := New(NewFixedLimiter(InfiniteLimits))
+	require.NoError(t, err)
+	defer m.Close()
+	require.Len(t, m.stripes, by(runtime.GOMAXPROCS(0), InfiniteLimits))
 }

@@ -19,6 +19,9 @@ type job struct {
 	// need it: that code may take long, or end its goroutine, and must not hold up the
 	// other jobs. If the job is still running when it is due again, that run is skipped.
 	apart bool
+	// early has the job run before it is due. At most one job of a manager has it; that of the
+	// others is nil.
+	early chan struct{}
 
 	due  time.Time
 	busy atomic.Bool // a run that has its own goroutine has not ended
@@ -31,6 +34,11 @@ func (m *Manager) workUntilClosed(jobs []*job) {
 	for _, j := range jobs {
 		j.due = now.Add(j.every)
 	}
+	asked := slices.IndexFunc(jobs, func(j *job) bool { return j.early != nil })
+	var early chan struct{}
+	if asked >= 0 {
+		early = jobs[asked].early
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -40,6 +48,8 @@ func (m *Manager) workUntilClosed(jobs []*job) {
 		case <-timer.C:
 			next.putOff(time.Now())
 			m.begin(next)
+		case <-early:
+			m.begin(jobs[asked])
 		case <-m.stop:
 			return
 		}
@@ -90,8 +100,12 @@ func (m *Manager) jobs() []*job {
 	if m.earmarks.asksPeers() {
 		jobs = append(jobs, &job{every: earmarkInterval, do: m.earmarks.ask, apart: true})
 	}
-	if m.pressure != nil {
-		jobs = append(jobs, &job{every: m.pressure.every, do: m.pressure.look, apart: true})
+	if p := m.pressure; p != nil {
+		look := &job{every: p.every, do: p.look, apart: true}
+		if p.freeing != nil {
+			look.early = p.freeing.look
+		}
+		jobs = append(jobs, look)
 	}
 	if by := &m.options; len(by.nearLimit)+len(by.trimmed) > 0 {
 		watch := newLimitWatch(m, by.nearLimit, by.trimmed)

@@ -113,7 +113,7 @@ func TestCallbacksThatHangHoldUpNoOtherWork(t *testing.T) {
 					<-release
 				}))
 				require.NoError(t, err)
-				mustOpenStream(t, m, "a", network.DirInbound)
+				first := mustOpenStream(t, m, "a", network.DirInbound)
 				openingRefused(t, m, "b", 1)
 				viewPeer(t, m, "idle")
 				time.Sleep(2 * reapInterval)
@@ -124,6 +124,7 @@ func TestCallbacksThatHangHoldUpNoOtherWork(t *testing.T) {
 				s := mustOpenStream(t, m, "c", network.DirOutbound)
 				require.Equal(t, "0s", func() string { s := m.Snapshot(); return s.age(&s.Leaks.Oldest[1]) }(), "the clock goes on")
 				s.Done()
+				first.Done()
 				close(release)
 				require.NoError(t, m.Close())
 			})

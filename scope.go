@@ -129,7 +129,7 @@ type top struct {
 
 // connState is what the engine keeps of a connection besides its holder and chain.
 type connState struct {
-	remote ip.Key          // the address of the far end, or of its relay, if it has one; see endpoint
+	remote ip.Key          // the address of the far end, or of its relay, if there is one; see endpoint
 	gate   *subnets.Stripe // in which its address counts; may be nil
 	subnet *groups.Seat    // that it counts for; may be nil
 }
@@ -327,7 +327,7 @@ func (st *stripe) checkTree(h *holder, r *request) (*noted, error) {
 			for top.owner != nil {
 				top = top.owner
 			}
-			if top.serves(h.num) { // else the chain is that of another connection or stream by now
+			if top.serves(h.num) { // else the chain is now that of another connection or stream
 				r.asker = h.tree.chain.peer()
 			}
 			name := x.name(h.num)
@@ -341,7 +341,7 @@ func (st *stripe) checkTree(h *holder, r *request) (*noted, error) {
 	return nil, nil
 }
 
-// change changes what a holder uses.
+// change adds n bytes to what a holder uses.
 func (st *stripe) change(h *holder, n int64) {
 	if h.kind == KindConn && h.role == leaf {
 		st.connMemory.MoveMemory(h.use, h.use+n)

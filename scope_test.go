@@ -51,9 +51,10 @@ type duel struct {
 	lowered bool
 	// observing: limits of random kinds are only observed, in turns.
 	observing bool
-	largest   int64      // the most bytes of a request; 0: any number
-	clock     *handClock // of the rates; nil without
-	last      string     // the last question, for the message
+	largest   int64        // the most bytes of a request; 0: any number
+	clock     *handClock   // of the rates; nil without
+	last      string       // the last question, for the message
+	slow      map[Kind]int // refusals by rates
 }
 
 func TestRandomSequencesDecideAsTheModel(t *testing.T) {
@@ -129,8 +130,12 @@ func (d *duel) run(steps int) {
 
 // step asks one random question.
 func (d *duel) step() {
-	if d.clock != nil && d.r.IntN(3) == 0 {
+	if d.clock != nil && d.r.IntN(10) == 0 {
 		d.clock.ahead(pick(d.r, []time.Duration{1, time.Millisecond, 50 * time.Millisecond, 200 * time.Millisecond, time.Second, time.Minute}))
+	}
+	if d.clock != nil && d.r.IntN(20) == 0 {
+		d.rush()
+		return
 	}
 	switch n := len(d.held); {
 	case n == 0:
@@ -159,6 +164,10 @@ func (d *duel) step() {
 	case 14, 15:
 		d.span(p)
 	case 16:
+		if d.clock != nil && !d.mod.closed && d.r.IntN(4) == 0 {
+			d.setRates()
+			return
+		}
 		d.view()
 	case 17:
 		d.setLimit(p)
@@ -191,6 +200,48 @@ func (d *duel) open() {
 	mod, want := d.mod.OpenConnection(dir, fd, far.far)
 	if d.same(err, want) {
 		d.held = append(d.held, &pairOfScopes{eng: eng, mod: mod})
+	}
+}
+
+// rush opens a few connections or streams of one peer, attaches them and closes each at once: a
+// rate counts what no limit does.
+func (d *duel) rush() {
+	if d.r.IntN(3) == 0 {
+		d.rushConns()
+		return
+	}
+	p, dir := pick(d.r, testPeers), pick(d.r, testDirs)
+	proto, svc := pick(d.r, testProtocols), pick(d.r, testServices)
+	for range 1 + d.r.IntN(8) {
+		d.ask("OpenStream(%s, %v) of many", p, dir)
+		eng, err := d.eng.OpenStream(p, dir)
+		mod, want := d.mod.OpenStream(p, dir)
+		if !d.same(err, want) {
+			continue
+		}
+		d.ask("stream.SetProtocol(%q) of many", proto)
+		if d.same(eng.SetProtocol(protocol.ID(proto)), d.mod.SetProtocol(mod, proto)) {
+			d.ask("stream.SetService(%q) of many", svc)
+			d.same(eng.SetService(svc), d.mod.SetService(mod, svc))
+		}
+		eng.Done()
+		d.mod.Done(mod)
+	}
+}
+
+func (d *duel) rushConns() {
+	dir, far, p := pick(d.r, testDirs), pick(d.r, testFars), pick(d.r, testPeers)
+	for range 1 + d.r.IntN(8) {
+		d.ask("OpenConnection(%v, false, %v) of many", dir, far.addr)
+		eng, err := d.eng.OpenConnection(dir, false, far.addr)
+		mod, want := d.mod.OpenConnection(dir, false, far.far)
+		if !d.same(err, want) {
+			continue
+		}
+		d.ask("conn.SetPeer(%s) of many", p)
+		d.same(eng.SetPeer(p), d.mod.SetPeer(mod, p))
+		eng.Done()
+		d.mod.Done(mod)
 	}
 }
 
@@ -329,7 +380,7 @@ func (d *duel) setLimit(p *pairOfScopes) {
 	case 5:
 		limit.Memory = -1
 	}
-	if d.clock != nil && d.r.IntN(2) == 0 {
+	if d.clock != nil && d.r.IntN(8) == 0 {
 		limit.Rates = someRates(d.r)
 	}
 	d.ask("%s.SetLimit(%+v)", p.model().name, limit)
@@ -338,6 +389,23 @@ func (d *duel) setLimit(p *pairOfScopes) {
 	d.lowered = true
 	l := d.mod.Limit(p.model())
 	require.Equal(d.t, &l, p.eng.(ResourceScopeLimiter).Limit(), d.last)
+}
+
+// setRates calls SetLimits with other rates, or with none.
+func (d *duel) setRates() {
+	conf := *d.mod.conf
+	for _, l := range conf.single() {
+		l.Rates = Rates{}
+	}
+	if d.r.IntN(4) > 0 {
+		rateAll(d.r, &conf)
+	} else {
+		conf.Peer, conf.Protocol, conf.ProtocolPeer = unrated(conf.Peer), unrated(conf.Protocol), unrated(conf.ProtocolPeer)
+		conf.Service, conf.ServicePeer = unrated(conf.Service), unrated(conf.ServicePeer)
+	}
+	d.ask("SetLimits with other rates")
+	require.NoError(d.t, d.eng.SetLimits(NewFixedLimiter(ConcreteLimitConfig{limits: conf})))
+	d.mod.SetLimits(&conf)
 }
 
 func (d *duel) reap() {
@@ -397,6 +465,12 @@ func (d *duel) ask(format string, args ...any) { d.last = fmt.Sprintf(format, ar
 // same checks an answer, and reports whether the request was admitted.
 func (d *duel) same(err error, want answer) bool {
 	got := answerOf(err)
+	if e := new(LimitError); errors.As(err, &e) && !e.RetryAt().IsZero() {
+		got.retry = int64(e.RetryAt().Sub(d.eng.tokens.began))
+	}
+	if d.slow != nil && got.cause == CauseRate {
+		d.slow[(&modelScope{name: got.scope}).kind()]++
+	}
 	want.asked = numbers.ReplaceAllString(want.asked, "$1")
 	require.Equal(d.t, want.String(), got.String(), d.last)
 	require.Equal(d.t, want, got, d.last)
@@ -413,7 +487,7 @@ func answerOf(err error) answer {
 		return answer{outcome: yes}
 	case errors.As(err, &e):
 		return answer{limited, numbers.ReplaceAllString(e.Asked(), "$1"), numbers.ReplaceAllString(e.Scope(), "$1"),
-			e.Resource(), e.Direction(), e.Current(), e.Attempted(), e.Limit(), e.Priority(), e.Cause()}
+			e.Resource(), e.Direction(), e.Current(), e.Attempted(), e.Limit(), e.Priority(), e.Cause(), 0}
 	case errors.Is(err, network.ErrResourceScopeClosed):
 		return answer{outcome: closed}
 	}
@@ -439,7 +513,7 @@ func (d *duel) compare(all bool) {
 				continue
 			}
 			late += d.eng.stripes[i].lateReleases
-			for _, ps := range d.eng.stripes[i].peers {
+			for ps := range d.eng.stripes[i].allPeers {
 				put(ps.name(), ps.use.amounts())
 				for _, pr := range ps.allPairs() {
 					put(pr.name(), pr.use.amounts())
@@ -464,6 +538,7 @@ func (d *duel) compare(all bool) {
 	if !all {
 		return
 	}
+	d.compareTokens()
 	for _, p := range d.held {
 		d.compareOne(p)
 	}
@@ -473,6 +548,44 @@ func (d *duel) compare(all bool) {
 	for id, s := range stat.Peers {
 		require.Equal(d.t, d.mod.peer(id).use.stat(), s)
 	}
+}
+
+// compareTokens compares the rates of all scopes that others stand on, and what is left of them.
+func (d *duel) compareTokens() {
+	if d.clock == nil || d.mod.closed { // which keeps no bucket
+		return
+	}
+	got, want := make(map[string][]RateState), make(map[string][]RateState)
+	for _, s := range d.eng.Snapshot().Scopes {
+		if s.Rates != nil {
+			got[s.Name] = s.Rates
+		}
+	}
+	d.eng.inOneCut(func() { // a snapshot does not have the parts of peers
+		for i := range d.eng.stripes {
+			if !d.eng.stripes[i].woken.Load() {
+				continue
+			}
+			for ps := range d.eng.stripes[i].allPeers {
+				for _, pr := range ps.allPairs() {
+					if b := pr.bucketCut(); b.rates != nil {
+						name := pr.name()
+						got[name.String()] = b.states(d.clock.now)
+					}
+				}
+			}
+		}
+	})
+	d.mod.at("allowlistedTransient", d.mod.conf.AllowlistedTransient) // and system: made when they are needed
+	for name, s := range d.mod.scopes {
+		left := d.mod.tokens(s)
+		lacks := func(r RateState) bool { return r.Left < r.Burst }
+		_, made := got[name] // the engine makes no scope for a request that is refused
+		if left != nil && (made || slices.ContainsFunc(left, lacks)) {
+			want[name] = left
+		}
+	}
+	require.Equal(d.t, want, got, d.last)
 }
 
 func (d *duel) compareOne(p *pairOfScopes) {

@@ -14,8 +14,8 @@ import (
 
 // SetLimits puts other limits in force, as if the manager had been made with them. Open scopes
 // and gates have them at once. What is held stays: a scope above its new limit admits nothing
-// until it has drained below it. A scope that SetLimit gave a limit keeps that, see
-// LimitResetter. Options take precedence over the limits, as they did in New. With nil, the
+// until it has drained below it. A scope whose limit was set by SetLimit keeps that limit
+// (see LimitResetter). Options take precedence over the limits, as they did in New. With nil, the
 // default limits are computed again, for what this process may use now.
 //
 // On an error, all limits are as they were. A Limiter that is not of this package is asked
@@ -25,9 +25,6 @@ import (
 // visited. Gates that change count anew how fast connections come. SetLimits is safe for
 // concurrent use.
 func (m *Manager) SetLimits(limits Limiter) error {
-	if limits == nil {
-		limits = defaultLimiter()
-	}
 	_, err := m.changeLimits(limits, nil)
 	return err
 }
@@ -47,13 +44,15 @@ func (m *Manager) changeLimits(limits Limiter, last *limitBook) (changed bool, e
 	if err != nil {
 		return false, fmt.Errorf("rcmgr: limits not changed: %w", err)
 	}
-	late, changed, err := m.putInForce(next, last, known)
-	if !changed || err != nil {
+	conflicts := m.checks.conflicts()
+	late, change, err := m.putInForce(next, last, known)
+	if change == nil || err != nil {
 		return false, err
 	}
 	m.catchUp(next, late)
-	log.Info("limits changed", next.startAttrs()...)
+	logChanged(next, change)
 	m.logUnreachable(next)
+	m.checks.logNew(conflicts)
 	return true, nil
 }
 
@@ -104,23 +103,24 @@ func (m *Manager) fetchLiving(b *limitBook) (l living, err error) {
 
 // putInForce puts the next book in the place of the last one, if that is still in force or last
 // is nil, and with it the gates that its Limiter asks for. late has the scopes that were made
-// after the Limiter was asked.
-func (m *Manager) putInForce(next, last *limitBook, known living) (late living, changed bool, err error) {
+// after the Limiter was asked. change is nil if nothing was put in force.
+func (m *Manager) putInForce(next, last *limitBook, known living) (late living, change *limitChange, err error) {
 	m.changing.Lock()
 	defer m.changing.Unlock()
 	if last != nil && m.limits.Load() != last {
-		return living{}, false, nil
+		return living{}, nil, nil
 	}
 	gates, err := m.makeGates(next.limiter)
 	if err != nil {
-		return living{}, false, fmt.Errorf("rcmgr: limits not changed: %w", err)
+		return living{}, nil, fmt.Errorf("rcmgr: limits not changed: %w", err)
 	}
 	select {
 	case <-m.stop:
-		return living{}, false, errClosed
+		return living{}, nil, errClosed
 	default:
 	}
 	late = noneLiving()
+	before, gatesBefore := m.limits.Load(), m.gate()
 	m.inOneCut(func() {
 		last := m.limits.Load()
 		m.limits.Store(next)
@@ -150,7 +150,7 @@ func (m *Manager) putInForce(next, last *limitBook, known living) (late living, 
 		})
 	})
 	m.swapGates(gates)
-	return late, true, nil
+	return late, &limitChange{before, gatesBefore, gates}, nil
 }
 
 // eachToRenew calls f with the peers that do not point to the limits of their kind, and so have
@@ -158,7 +158,7 @@ func (m *Manager) putInForce(next, last *limitBook, known living) (late living, 
 func (m *Manager) eachToRenew(last, next *limitBook, f func(*peerScope)) {
 	if last.own == nil || next.own == nil {
 		for i := range m.stripes {
-			for _, ps := range m.stripes[i].peers {
+			for ps := range m.stripes[i].allPeers {
 				f(ps)
 			}
 		}
@@ -167,7 +167,7 @@ func (m *Manager) eachToRenew(last, next *limitBook, f func(*peerScope)) {
 	for _, b := range []*limitBook{last, next} {
 		for name := range b.kinds[KindPeer].named {
 			p := peer.ID(name)
-			if ps := m.stripeOf(p).peers[p]; ps != nil {
+			if ps := m.stripeOf(p).known(p); ps != nil {
 				f(ps)
 			}
 		}
@@ -180,7 +180,7 @@ func (m *Manager) catchUp(b *limitBook, late living) {
 	for p := range late.shared {
 		f, err := b.fetchShared(p.kind, p.name)
 		if err != nil {
-			log.Warn("a limit stays as it was", "err", err)
+			logKept(err)
 			continue
 		}
 		m.inOneCut(func() {
@@ -192,13 +192,13 @@ func (m *Manager) catchUp(b *limitBook, late living) {
 	for id := range late.peers {
 		f, err := b.fetchPeer(id)
 		if err != nil {
-			log.Warn("a limit stays as it was", "err", err)
+			logKept(err)
 			continue
 		}
 		st := m.stripeOf(id)
 		st.lock()
 		// If another book is in force by now, that one renews the scope.
-		if ps := st.peers[id]; ps != nil && !ps.sticky && m.limits.Load() == b {
+		if ps := st.known(id); ps != nil && !ps.sticky && m.limits.Load() == b {
 			ps.ready = f.limits
 		}
 		st.unlock()

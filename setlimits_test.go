@@ -3,6 +3,7 @@ package rcmgr
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -95,7 +96,7 @@ func pairLimits(m *Manager) map[string]int64 {
 	all := make(map[string]int64)
 	m.inOneCut(func() {
 		for i := range m.stripes {
-			for _, ps := range m.stripes[i].peers {
+			for ps := range m.stripes[i].allPeers {
 				for _, pr := range ps.allPairs() {
 					all[string(ps.id)+" "+pr.share.pool.name] = pr.limit()[dimStreams]
 				}
@@ -441,7 +442,7 @@ func TestScopesMadeWhileALimiterIsReadAgainHaveTheNewLimits(t *testing.T) {
 	require.NoError(t, err)
 	defer m.Close()
 	viewPeer(t, m, testPeer)
-	m.stripeOf(testPeer).peers[testPeer].refs++ // it stays
+	m.stripeOf(testPeer).known(testPeer).refs++ // it stays
 	come := []peer.ID{"late", "later"}
 	l.asked = func(p peer.ID) {
 		if p == testPeer && len(come) > 0 {
@@ -458,7 +459,7 @@ func TestScopesMadeWhileALimiterIsReadAgainHaveTheNewLimits(t *testing.T) {
 	require.Equal(t, 200, viewPeer(t, m, "late").(ResourceScopeLimiter).Limit().GetStreamTotalLimit())
 	require.Equal(t, 200, viewProtocol(t, m, "/late").(ResourceScopeLimiter).Limit().GetStreamTotalLimit())
 	require.Equal(t, 200, viewPeer(t, m, testPeer).(ResourceScopeLimiter).Limit().GetStreamTotalLimit())
-	m.stripeOf(testPeer).peers[testPeer].refs--
+	m.stripeOf(testPeer).known(testPeer).refs--
 }
 
 // Limits change all the time, but there is always room: nothing may be refused (I2),
@@ -565,7 +566,7 @@ func TestNoScopePassesTheLargerOfTwoLimitsThatChange(t *testing.T) {
 			return fmt.Errorf("%d streams", n)
 		}
 		for i := range m.stripes {
-			for _, ps := range m.stripes[i].peers {
+			for ps := range m.stripes[i].allPeers {
 				if ps.use.of(dimStreams) > 7 {
 					return errors.New("a peer has too many")
 				}
@@ -757,7 +758,7 @@ func TestRefreshLeavesLimitsThatWereSetMeanwhile(t *testing.T) {
 	require.NoError(t, err)
 	defer m.Close()
 	viewPeer(t, m, testPeer)
-	m.stripeOf(testPeer).peers[testPeer].refs++ // it stays
+	m.stripeOf(testPeer).known(testPeer).refs++ // it stays
 	l.asked = func(p peer.ID) {
 		l.asked = nil
 		require.NoError(t, m.SetLimits(fixedOf(distinctConf(200, false))))
@@ -765,7 +766,7 @@ func TestRefreshLeavesLimitsThatWereSetMeanwhile(t *testing.T) {
 	require.NoError(t, m.Refresh())
 	require.Nil(t, l.asked)
 	require.Equal(t, 201, m.fixed[KindSystem].Limit().GetStreamTotalLimit())
-	m.stripeOf(testPeer).peers[testPeer].refs--
+	m.stripeOf(testPeer).known(testPeer).refs--
 }
 
 // yieldingLimiter puts other limits in force once, in the middle of answering.
@@ -843,7 +844,7 @@ func TestLimitsFromAReplacedLimiterAreNotUsed(t *testing.T) {
 }
 
 // All stripes wait while limits are put in force: what a book names is found there by one
-// look-up, and a service or protocol takes nothing new but its copy of its limit.
+// lookup, and a service or protocol takes nothing new but its copy of its limit.
 func TestPuttingLimitsInForceAllocatesOneCopyOfTheLimitForEachServiceAndProtocol(t *testing.T) {
 	costs := func(living, named int) (times float64, bytes uint64) {
 		m := newManager(t, unlimitedConf(), WithStripes(4), WithRefusalLog(0))
@@ -857,8 +858,8 @@ func TestPuttingLimitsInForceAllocatesOneCopyOfTheLimitForEachServiceAndProtocol
 		n := 0
 		return costOf(func() {
 			n++
-			late, changed, err := m.putInForce(books[n%2], nil, noneLiving())
-			if err != nil || !changed || len(late.shared) > 0 {
+			late, changes, err := m.putInForce(books[n%2], nil, noneLiving())
+			if err != nil || changes == nil || len(late.shared) > 0 {
 				t.Error("the limits were not put in force", err)
 			}
 		})
@@ -872,4 +873,37 @@ func TestPuttingLimitsInForceAllocatesOneCopyOfTheLimitForEachServiceAndProtocol
 		each := uint64(unsafe.Sizeof(amounts{}) + unsafe.Sizeof((*pool)(nil))) // the latter in the list of scopes
 		require.InDelta(t, scopes*each, moreBytes-bytes, 4096, "with %d names in the configuration", named)
 	}
+}
+
+// The line about a change of limits names the first settings that have changed, with both values.
+func TestTheLogNamesTheSettingsThatSetLimitsHasChanged(t *testing.T) {
+	of := func(p PartialLimitConfig) Limiter { return NewFixedLimiter(p.Build(InfiniteLimits)) }
+	rate := func(perSecond float64) PartialLimitConfig {
+		return PartialLimitConfig{PeerDefault: ResourceLimits{Rates: Rates{StreamsInbound: Rate{PerSecond: perSecond}}}}
+	}
+	first := rate(30)
+	m, err := New(of(first))
+	require.NoError(t, err)
+	defer m.Close()
+	for _, c := range []struct {
+		next Limiter
+		want string
+	}{
+		{of(first), `changes=[]`},
+		{of(rate(60)), `changes="[PeerDefault.Rates.StreamsInbound: 30/s, burst 30 -> 60/s, burst 60]"`},
+		{of(PartialLimitConfig{}), `changes="[PeerDefault.Rates.StreamsInbound: 60/s, burst 60 -> unlimited]"`},
+		{of(PartialLimitConfig{Protocol: map[protocol.ID]ResourceLimits{"/a": {Streams: 5}}}), `changes="[Protocol[\"/a\"].Streams: unlimited -> 5]"`},
+		{of(PartialLimitConfig{ProtocolDefault: ResourceLimits{Streams: 6}}), `changes="[ProtocolDefault.Streams: unlimited -> 6 Protocol[\"/a\"].Streams: 5 -> 6]"`},
+		{of(PartialLimitConfig{Gates: &GateLimits{Outbound: pointerTo(true), Subnets: SubnetLimits{IPv4: map[int]LimitVal{32: 3}}}}),
+			`changes="[ProtocolDefault.Streams: 6 -> unlimited Gates.Subnets.IPv4[\"32\"]: 8 -> 3 Gates.Outbound: false -> true]"`},
+		{NewFixedLimiter(distinctOf(7)), `and `},
+	} {
+		lines := collectLog(t, slog.LevelInfo)
+		require.NoError(t, m.SetLimits(c.next))
+		require.Contains(t, lines.take()[0], c.want)
+	}
+}
+
+func distinctOf(n int) ConcreteLimitConfig {
+	return ConcreteLimitConfig{limits: distinctConf(n, true)}
 }

@@ -4,6 +4,7 @@ package rcmgr
 // origin, and the difference from another configuration.
 
 import (
+	"fmt"
 	"io"
 	"maps"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/weir-p2p/rcmgr/internal/ip"
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 // ConfigSettings is a list of the values of a configuration, each with its origin.
@@ -78,11 +80,103 @@ func (cfg *ConcreteLimitConfig) gateSettings() []ConfigSetting {
 	return all
 }
 
-// WriteTable writes the settings as a table. It returns the error of w, if any.
+// changesShown is how many settings a line of the log names.
+const changesShown = 5
+
+// ratesInForce returns the rates of all scopes, such as "System.Rates.Conns: 10/s, burst 10": the
+// first few, and how many more there are. A nil cfg has none.
+func (cfg *ConcreteLimitConfig) ratesInForce() (texts []string) {
+	if cfg == nil {
+		return nil
+	}
+	cfg.limits.each(func(place string, l BaseLimit) {
+		under, named := cfg.limits.unnamedOf(place)
+		for i, r := range l.Rates.all() {
+			if !r.none() && !(named && *r == *under.Rates.all()[i]) {
+				texts = append(texts, ratePlace(place, rateOrder[i])+": "+r.String())
+			}
+		}
+	})
+	return firstFew(texts)
+}
+
+// changesFrom returns the settings that differ from those of last, gates included: the first few,
+// and how many more there are. It returns none if one of the two is nil.
+func (cfg *ConcreteLimitConfig) changesFrom(last *ConcreteLimitConfig, gates, lastGates *GateLimits) []string {
+	if cfg == nil || last == nil {
+		return nil
+	}
+	now, was := *cfg, *last
+	now.limits.Gates, was.limits.Gates = gates, lastGates
+	now.ungated, was.ungated = false, false // the gates have what that means
+	return now.Settings().changed(was.Settings())
+}
+
+// changed returns the settings that differ from those before, such as
+// "System.Conns: 100 -> 200": the first few, and how many more there are. A named scope that is
+// missing on one side has the value of the unnamed ones there.
+func (settings ConfigSettings) changed(before ConfigSettings) []string {
+	was, is := before.byPlace(), settings.byPlace()
+	var texts []string
+	add := func(place, a, b string) {
+		if a != b {
+			a, b = text.Settings(place, a, b)
+			texts = append(texts, printable(place)+": "+a+" -> "+b)
+		}
+	}
+	for _, s := range settings {
+		add(s.Place, was.at(s.Place), s.Value)
+	}
+	for _, s := range before {
+		if _, ok := is[s.Place]; !ok {
+			add(s.Place, s.Value, is.at(s.Place))
+		}
+	}
+	return firstFew(texts)
+}
+
+// settingsByPlace are the values of settings by their places.
+type settingsByPlace map[string]string
+
+func (settings ConfigSettings) byPlace() settingsByPlace {
+	values := make(settingsByPlace, len(settings))
+	for _, s := range settings {
+		values[s.Place] = s.Value
+	}
+	return values
+}
+
+// at returns the value at a place, or that of the unnamed scopes of its kind.
+func (values settingsByPlace) at(place string) string {
+	if v, ok := values[place]; ok {
+		return v
+	}
+	if kind, rest, named := strings.Cut(place, `["`); named && !strings.HasPrefix(place, "Gates.") {
+		if _, field, ok := text.CutLast(rest, `"].`); ok {
+			if v, ok := values[kind+"Default."+field]; ok {
+				return v
+			}
+		}
+	}
+	if strings.Contains(place, ".Rates.") {
+		return Rate{}.String()
+	}
+	return "none"
+}
+
+// firstFew returns the first texts, and how many more there are.
+func firstFew(texts []string) []string {
+	if more := len(texts) - changesShown; more > 0 {
+		return append(texts[:changesShown:changesShown], fmt.Sprintf("and %d more", more))
+	}
+	return texts
+}
+
+// WriteTable writes the settings as a table, in which bytes have units. It returns the error of w, if any.
 func (settings ConfigSettings) WriteTable(w io.Writer) error {
 	t := newTable(w, "Setting", "Value", "Origin")
 	for _, s := range settings {
-		t.row(printable(s.Place), s.Value, s.Origin.String())
+		t.row(printable(s.Place), text.Setting(s.Place, s.Value), s.Origin.String())
 	}
 	return t.Flush()
 }

@@ -151,12 +151,13 @@ func TestEveryFieldOfEveryScopeIsASetting(t *testing.T) {
 }
 
 func TestSettingsAsTableAndJSON(t *testing.T) {
-	settings := ConfigSettings{{"System.Conns", "128", OriginNodeLimits}, {"Service[\"\\x1b[2J\"].Streams\n", "unlimited", OriginDefault}}
+	settings := ConfigSettings{{"System.Conns", "128", OriginNodeLimits}, {"Service[\"\\x1b[2J\"].Streams\n", "unlimited", OriginDefault}, {"System.Memory", "1610612736", OriginOverride}}
 	var out bytes.Buffer
 	require.NoError(t, settings.WriteTable(&out))
 	require.Equal(t, "Setting                            Value      Origin\n"+
 		"System.Conns                       128        node\n"+
-		`"Service[\"\\x1b[2J\"].Streams\n"  unlimited  default`+"\n", out.String())
+		`"Service[\"\\x1b[2J\"].Streams\n"  unlimited  default`+"\n"+
+		"System.Memory                      1.5 GiB    override\n", out.String())
 	text := toJSON(t, settings[:1])
 	require.Equal(t, `[{"Place":"System.Conns","Value":"128","Origin":"node"}]`, text)
 	var back ConfigSettings

@@ -58,7 +58,7 @@ func (st *stripe) takeDirect(a *account, c *chain, r *request) (verdict, error) 
 	v, why := st.take(c, r)
 	switch v {
 	case admitted:
-		a.own += r.memory
+		a.makeDirect().own += r.memory
 	case refused:
 		name := a.name()
 		return v, st.refusal(why, askedScope{name: &name}, r)
@@ -68,9 +68,13 @@ func (st *stripe) takeDirect(a *account, c *chain, r *request) (verdict, error) 
 
 func releaseAt(pl directScope, size int) {
 	st, a, c := pl.enter(oneStripe)
-	n := max(0, min(int64(size), a.own)) // I6
+	var n int64
+	at := a.asDirect()
+	if at != nil {
+		n = max(0, min(int64(size), at.own)) // I6
+	}
 	if n > 0 {
-		a.own -= n
+		at.own -= n
 		st.drop(&c, nil, 0, n)
 		if st.trace != nil {
 			r := memoryRequest(st.engine.admission, n, 0)
@@ -114,26 +118,31 @@ type rootSpan struct {
 
 var _ ResourceScopeLimiter = (*rootSpan)(nil)
 
-// peerScope is everything of one peer.
+// peerScope is everything of one peer. The peers of different stripes are next to each other in
+// memory, and share the cache lines on which one ends and the next begins. So what streams and
+// memory change is in the middle, and before and after it are 48 bytes that seldom change; only
+// systemIn changes with each inbound stream, if the system scope has shares.
 type peerScope struct {
-	account
 	id peer.ID
 	st *stripe
 	// pairs lists the peer's parts of services and protocols. Once there are many, the list is
 	// empty and they are in rare.
 	pairs *pair
 	rare  *rarePeer // nil for most peers
-	// systemIn counts the peer's inbound streams in the system scope, if that has shares.
-	systemIn int32
-	// transientStreams counts the peer's streams in the transient scope: inbound, outbound.
-	transientStreams [2]int32
-	// trusted counts the peer's connections that the allowlist covers.
-	trusted int32
-	// peak is the most that the peer has held of each dimension.
-	peak held
 	// subnet is where its first inbound connection came from, or, before it has one, where its
 	// first outbound one went; nil without either, and without WithFairShare.
 	subnet *groups.Seat
+
+	account
+	// transientStreams counts the peer's streams in the transient scope: inbound, outbound.
+	transientStreams [2]int32
+
+	// peak is the most that the peer has held of each dimension.
+	peak held
+	// systemIn counts the peer's inbound streams in the system scope, if that has shares.
+	systemIn int32
+	// trusted counts the peer's connections that the allowlist covers.
+	trusted int32
 }
 
 var (
@@ -147,13 +156,17 @@ type rarePeer struct {
 	*rares  // nil for most
 }
 
-// rares is what very few peers need: many pairs, spans, several rates, or a subnet whose streams
-// have a rate.
+// rares is what very few peers need: memory reserved at the peer itself, refusals by its limit, many
+// pairs, several rates, or a subnet whose streams have a rate.
 type rares struct {
+	direct
 	byShare map[*share]*pair // by the share that each is a part of; nil if the list has them
-	spans   uint32           // begun so far
 	rates   *peerRates
 	far     ip.Key // the address of the peer, see entry.go; zero if it has none
+	// partDenied is what a part of the peer has refused, with its name: the part of the pair that
+	// refused last.
+	partDenied *denied
+	deniedPart *account
 }
 
 // locate notes the address of a connection as that of its peer, unless the peer has another
@@ -173,6 +186,16 @@ func (ps *peerScope) far() netip.Addr {
 	return ps.rare.rares.far.Addr()
 }
 
+// denyPart is account.deny for the peer's part of a service or protocol. How many
+// requests it refused is shown nowhere, so only the last part's name is needed.
+func (ps *peerScope) denyPart(a *account) *denied {
+	rare := ps.makeRare()
+	if rare.deniedPart != a {
+		rare.deniedPart, rare.partDenied = a, &denied{name: a.name()}
+	}
+	return rare.partDenied
+}
+
 // makeRare returns the peer's rares, which it makes first if the peer has none.
 func (ps *peerScope) makeRare() *rares {
 	if ps.rare == nil {
@@ -186,6 +209,22 @@ func (r *rarePeer) makeMore() *rares {
 		r.rares = new(rares)
 	}
 	return r.rares
+}
+
+// asDirect returns what the peer has as a directScope, or nil if it has nothing yet.
+func (ps *peerScope) asDirect() *direct {
+	if ps.rare == nil || ps.rare.rares == nil {
+		return nil
+	}
+	return &ps.rare.direct
+}
+
+// denied returns what the peer has refused, or nil if it has refused nothing.
+func (ps *peerScope) denied() *denied {
+	if at := ps.asDirect(); at != nil {
+		return at.denied
+	}
+	return nil
 }
 
 // byShare returns the pairs if they are in a map, else nil.
@@ -208,11 +247,27 @@ func (st *stripe) pair(ps *peerScope, sh *share) *pair {
 	if pr := ps.pair(sh); pr != nil {
 		return pr
 	}
-	pr := &pair{account: account{kind: sh.kind.ofPeer(), share: sh, ps: ps, ready: &sh.pool.pairLimit}}
+	pr := st.newPair()
+	pr.kind, pr.share, pr.ps, pr.ready = sh.kind.ofPeer(), sh, ps, &sh.pool.pairLimit
 	sh.refs++
 	ps.refs++
 	ps.addPair(pr)
 	st.traceCreated(&pr.account)
+	return pr
+}
+
+// pairsAtOnce is how many pairs a stripe makes at once. They fill whole cache lines, so that no
+// line has pairs of two stripes, for which two processors would wait in turn.
+const pairsAtOnce = 4
+
+// newPair returns a pair that is not in use. The memory of a pair is free again when all those that
+// were made with it are gone, too.
+func (st *stripe) newPair() *pair {
+	if len(st.blank) == 0 {
+		st.blank = make([]pair, pairsAtOnce)
+	}
+	pr := &st.blank[0]
+	st.blank = st.blank[1:]
 	return pr
 }
 
@@ -241,6 +296,16 @@ func (ps *peerScope) pairNamed(k Kind, name string) *pair {
 		}
 	}
 	return nil
+}
+
+// eachPair calls f with all parts of the peer. The lock of its stripe is held.
+func (ps *peerScope) eachPair(f func(*pair)) {
+	for pr := ps.pairs; pr != nil; pr = pr.next {
+		f(pr)
+	}
+	for _, pr := range ps.byShare() {
+		f(pr)
+	}
 }
 
 func (ps *peerScope) addPair(pr *pair) {
@@ -272,7 +337,7 @@ func (ps *peerScope) dropPair(pr *pair) {
 	for *at != pr {
 		at = &(*at).next
 	}
-	*at = pr.next
+	*at, pr.next = pr.next, nil
 }
 
 func (ps *peerScope) enterAny() (*stripe, *account, chain) { return ps.enter(oneStripe) }
@@ -318,9 +383,9 @@ func (ps *peerScope) ReleaseMemory(size int) { releaseAt(ps, size) }
 // BeginSpan opens a span below the peer.
 func (ps *peerScope) BeginSpan() (network.ResourceScopeSpan, error) {
 	return beginSpanAt(ps, func(_ *account, c *chain) uint32 {
-		rare := c.peer().makeRare()
-		rare.spans++
-		return rare.spans
+		st := c.peer().st
+		st.spans++
+		return st.spans
 	})
 }
 

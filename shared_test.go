@@ -1,6 +1,7 @@
 package rcmgr
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -60,5 +61,26 @@ func TestDirectReservationsAreChargedToTheScopesAbove(t *testing.T) {
 				return nil
 			}))
 		})
+	}
+}
+
+// A muxer may begin a span for each stream.
+func TestASpanAtAPeerTakesNothingOfTheRareThings(t *testing.T) {
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Memory = 10 }), WithStripes(1))
+	names := make(map[string]bool)
+	for range 2 {
+		for _, p := range testPeers[:2] {
+			ps := viewPeer(t, m, p).(*peerScope)
+			s, err := ps.BeginSpan()
+			require.NoError(t, err)
+			require.Nil(t, ps.rare)
+			err = s.ReserveMemory(11, network.ReservationPriorityAlways)
+			require.Error(t, err)
+			name, _, _ := strings.Cut(err.Error(), ": ")
+			require.Regexp(t, "^peer:"+p.String()+`\.span-[1-4]$`, name)
+			require.False(t, names[name], name)
+			names[name] = true
+			s.Done()
+		}
 	}
 }

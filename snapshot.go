@@ -16,6 +16,8 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 // Amounts holds one number for everything that has a limit. Memory is in bytes, the
@@ -85,6 +87,32 @@ type ScopeState struct {
 // The numbers may come from different members, and from different times.
 type MemberPeak struct{ Ever, Recent Amounts }
 
+// LimitUse is one limit of one scope, and how much of it is used. Memory is in bytes,
+// everything else is a count.
+type LimitUse struct {
+	Scope string // the scope's name
+	Kind  Kind
+	Name  string // the limit's name in configurations, such as "ConnsInbound" or "Rates.Streams"
+	Limit int64  // math.MaxInt64 if unlimited; of a rate, the tokens of a full bucket
+	Use   int64  // of a rate, the tokens that are taken
+	Peak  int64  // see ScopeState.Peak
+	// Refusals counts the requests that this limit refused, and WouldRefuse those that it
+	// admitted because it is only observed.
+	Refusals    uint64
+	WouldRefuse uint64
+	Tight       bool // see ScopeState.Tight
+}
+
+// LimitUses is a list of limits, each with how much of it is used.
+type LimitUses []LimitUse
+
+// LimitHolder is the peer that holds most of a limit of a scope.
+type LimitHolder struct {
+	Scope, Name string // the names of the scope and of the limit
+	Holder      string // the peer's ID as text
+	Held        int64
+}
+
 // EngineState describes the inner workings of the manager, for measurements. Its fields
 // may change with any version.
 type EngineState struct {
@@ -97,8 +125,8 @@ type EngineState struct {
 }
 
 // Snapshot is the state of a manager. The numbers of all its scopes belong to the same
-// instant; Gates, Process, FairShare, Earmarks, Room, Allowlist and Leaks are read a little later. A Snapshot
-// is a plain value that does not change. It can be written to JSON and read back.
+// instant; Largest, FullestParts, Gates, Process, FairShare, Earmarks, Room, Allowlist and Leaks are
+// read a little later. A Snapshot is a plain value that does not change. It can be written to JSON and read back.
 type Snapshot struct {
 	Taken   time.Time
 	Started time.Time // when the manager was made
@@ -115,6 +143,13 @@ type Snapshot struct {
 	// service (KindServicePeer) and in one protocol (KindProtocolPeer). A limit on each
 	// peer that is lower would have refused requests.
 	MemberPeaks map[Kind]MemberPeak `json:",omitempty"`
+	// Largest is the peer that holds most of the limit that Bottleneck returns, if that is one of
+	// a service or protocol. Of other limits, Scopes and FairShare have it.
+	Largest LimitHolder `json:",omitzero"`
+	// FullestParts has the fullest part of a peer in a service or protocol for each limit on such
+	// parts that has refused something, while requests are refused, or would be by limits that are
+	// only observed: KindServicePeer and KindProtocolPeer, with the refusals of all parts together.
+	FullestParts LimitUses `json:",omitempty"`
 	// Refusals counts, for each kind of scope and gate, the requests that it has refused
 	// since the manager was made.
 	Refusals map[Kind]Refusals
@@ -123,7 +158,7 @@ type Snapshot struct {
 	// limits are observed now.
 	WouldRefuse map[Kind]Refusals `json:",omitempty"`
 	Observed    []Kind            `json:",omitempty"`
-	// Recent has the total number of refusals at every tenth second of the last five
+	// Recent has the total numbers of refusals at every tenth second of the last five
 	// minutes, the oldest first. It is empty until the manager is ten seconds old.
 	Recent []RefusalsAt `json:",omitempty"`
 	// CallerBugs counts calls that broke the contract of a scope, such as releasing
@@ -152,10 +187,8 @@ type Snapshot struct {
 // Uptime returns how old the manager was when the snapshot was taken.
 func (s *Snapshot) Uptime() time.Duration { return s.Taken.Sub(s.Started) }
 
-// Snapshot returns the state of the manager with all its peers. It holds all stripe locks
-// while it copies the numbers of every peer, some milliseconds for 100 000 peers; SnapshotTop
-// holds them for less. Snapshot is safe for concurrent use.
-func (m *Manager) Snapshot() Snapshot {
+// takeAll takes a snapshot of everything.
+func (m *Manager) takeAll() Snapshot {
 	peers := m.roomForPeers()
 	c := m.newCut(peers, peers/16)
 	return m.snapshot(fullestSubnets, c, func() {
@@ -164,19 +197,8 @@ func (m *Manager) Snapshot() Snapshot {
 	})
 }
 
-// SnapshotTop returns the state of the manager with only the fullest of its peers,
-// services and protocols. For each limit, and for the streams in the transient scope, it lists
-// the given number of peers that hold the most, and it lists as many peers that were refused
-// most often. If peers is 0 or
-// less, it lists none. Of services and protocols it lists the 256 each that hold the
-// most streams; those with equally many are ordered by memory. Gates.Fullest and
-// FairShare.Largest list at most that number of subnets, too.
-//
-// SnapshotTop finds these scopes a few at a time right before it copies the numbers of
-// all at one instant. The time under all stripe locks and the memory it takes depend on
-// the number that is asked for, not on how many peers and names there are. SnapshotTop
-// is safe for concurrent use.
-func (m *Manager) SnapshotTop(peers int) Snapshot {
+// takeTop takes a snapshot with the fullest peers, services and protocols.
+func (m *Manager) takeTop(peers int) Snapshot {
 	peers = max(0, peers)
 	top, names := m.topPeers(peers), m.busiest()
 	c := m.newCut(len(top), len(top)) // it looks for those that were refused most often
@@ -263,7 +285,7 @@ func (e *engine) roomForPeers() (n int) {
 	for i := range e.stripes {
 		st := &e.stripes[i]
 		st.lock()
-		n += len(st.peers)
+		n += st.numPeers()
 		st.unlock()
 	}
 	return n + n/16
@@ -290,8 +312,8 @@ func (c *cut) addPeer(ps *peerScope) {
 	if l := ps.limit(); l != &ps.st.engine.classes.peer {
 		p.limit = l
 	}
-	if ps.denied != nil {
-		c.denials = append(c.denials, ps.denied.denials)
+	if d := ps.denied(); d != nil {
+		c.denials = append(c.denials, d.denials)
 		p.denied = len(c.denials)
 	}
 	if b := ps.bucketCut(); b.rates != nil {
@@ -304,7 +326,7 @@ func (c *cut) addPeer(ps *peerScope) {
 // addPeers adds the peers that have not been collected meanwhile.
 func (c *cut) addPeers(m *Manager, ids []peer.ID) {
 	for _, id := range ids {
-		if ps := m.stripeOf(id).peers[id]; ps != nil {
+		if ps := m.stripeOf(id).known(id); ps != nil {
 			c.addPeer(ps)
 		}
 	}
@@ -312,7 +334,7 @@ func (c *cut) addPeers(m *Manager, ids []peer.ID) {
 
 func (c *cut) addAllPeers(m *Manager) {
 	for i := range m.stripes {
-		for _, ps := range m.stripes[i].peers {
+		for ps := range m.stripes[i].allPeers {
 			c.addPeer(ps)
 		}
 	}
@@ -336,7 +358,7 @@ func (m *Manager) snapshot(subnets int, c *cut, add func()) Snapshot {
 		ever, recent = m.memberPeaks()
 		for i := range m.stripes {
 			st := &m.stripes[i]
-			s.Peers += len(st.peers)
+			s.Peers += st.numPeers()
 			st.addCounts(&counted)
 			st.addWouldRefuse(&would)
 		}
@@ -460,8 +482,8 @@ func (m *Manager) topPeers(n int) []peer.ID {
 			for i, streams := range ps.transientStreams {
 				least.transient[i] = int32(rank(transient+dim(i), ps, int64(streams)))
 			}
-			if ps.denied != nil {
-				r := ps.denied.refused.refusals()
+			if d := ps.denied(); d != nil {
+				r := d.refused.refusals()
 				rank(refused, ps, int64(min(r.Total(), math.MaxInt64)))
 			}
 		}
@@ -487,7 +509,7 @@ type leastPeer struct {
 
 // isExceeded reports whether the peer holds more of anything, or was refused anything.
 func (l *leastPeer) isExceeded(ps *peerScope) bool {
-	more := ps.denied != nil || ps.use.memory > l.use.memory
+	more := ps.denied() != nil || ps.use.memory > l.use.memory
 	for d := range l.use.counts {
 		more = more || ps.use.counts[d] > l.use.counts[d]
 	}
@@ -610,8 +632,10 @@ func (m *Manager) snapshotOf(list []found) Snapshot {
 	})
 }
 
-func (s *Snapshot) totalRefusals() (n uint64) {
-	for _, r := range s.Refusals {
+func (s *Snapshot) totalRefusals() uint64 { return totalOf(s.Refusals) }
+
+func totalOf(byKind map[Kind]Refusals) (n uint64) {
+	for _, r := range byKind {
 		n += r.Total()
 	}
 	return n
@@ -626,7 +650,20 @@ type refusalRate struct {
 
 // refusalRates returns the rates of refusals in the minutes before the snapshot, the
 // oldest first.
-func (s *Snapshot) refusalRates() (rates []refusalRate) {
+func (s *Snapshot) refusalRates() []refusalRate {
+	return s.ratesOf(func(at RefusalsAt) uint64 { return at.Refusals })
+}
+
+// hasRefusedLately reports whether anything was refused in the last five minutes, or would have
+// been.
+func (s *Snapshot) hasRefusedLately() bool {
+	all := s.ratesOf(func(at RefusalsAt) uint64 { return at.Refusals + at.WouldRefuse })
+	return slices.ContainsFunc(all, func(r refusalRate) bool { return r.PerSecond > 0 })
+}
+
+// ratesOf returns the rates at which a count has grown in the minutes before the snapshot, the
+// oldest first.
+func (s *Snapshot) ratesOf(count func(RefusalsAt) uint64) (rates []refusalRate) {
 	var known []RefusalsAt
 	if s.Uptime() <= historyLength*historyInterval {
 		known = append(known, RefusalsAt{At: s.Started}) // nothing had been refused
@@ -635,11 +672,11 @@ func (s *Snapshot) refusalRates() (rates []refusalRate) {
 	if n := len(known); n > 1 && s.Taken.Sub(known[n-1].At) < historyInterval/2 {
 		known = known[:n-1] // the last interval would be too short for a meaningful rate
 	}
-	known = append(known, RefusalsAt{s.Taken, s.totalRefusals()})
+	known = append(known, RefusalsAt{s.Taken, s.totalRefusals(), totalOf(s.WouldRefuse)})
 	for i, to := range known[1:] {
 		from := known[i]
-		if seconds := to.At.Sub(from.At).Seconds(); seconds > 0 && to.Refusals >= from.Refusals {
-			rates = append(rates, refusalRate{to.At, float64(to.Refusals-from.Refusals) / seconds})
+		if seconds := to.At.Sub(from.At).Seconds(); seconds > 0 && count(to) >= count(from) {
+			rates = append(rates, refusalRate{to.At, float64(count(to)-count(from)) / seconds})
 		}
 	}
 	return rates
@@ -671,7 +708,7 @@ func (s *Snapshot) nameRows() []nameRow {
 		}
 		switch {
 		case row.Failing:
-			row.Problem = fmt.Sprintf("failed %d times: %s", n.Failed, n.Err)
+			row.Problem = fmt.Sprintf("failed %s: %s", text.Plural(n.Failed, "time"), n.Err)
 			failing = append(failing, row)
 			continue
 		case n.LeftOut > 0:

@@ -50,7 +50,7 @@ func exampleSnapshot() Snapshot {
 				Use: network.ScopeStat{NumConnsInbound: 64, NumFD: 1}},
 		},
 		Refusals: map[Kind]Refusals{KindSystem: {ConnsInbound: 5, FD: 2}, KindRate: {ConnsInbound: 9}},
-		Recent:   []RefusalsAt{{at.Add(50 * time.Minute), 3}, {at.Add(55 * time.Minute), 10}},
+		Recent:   []RefusalsAt{{At: at.Add(50 * time.Minute), Refusals: 3}, {At: at.Add(55 * time.Minute), Refusals: 10}},
 		Gates: GateState{Subnets: 2, RateBuckets: 1,
 			Fullest: []SubnetState{{netip.MustParsePrefix("192.0.2.0/24"), 7, 8}}},
 		Engine: EngineState{Stripes: 8, Draws: 1, Returns: 2, Settled: 3},
@@ -338,6 +338,60 @@ func TestASnapshotOfTheTopHasThePeersThatHoldTheMost(t *testing.T) {
 	require.Len(t, m.SnapshotTop(math.MaxInt).Scopes, 4+2002)
 }
 
+func TestAPeerThatHoldsOneMoreThanAllOthersIsInASnapshotOfTheTop(t *testing.T) {
+	for what, hold := range map[string]func(m *Manager, p peer.ID, n int){
+		"streams": func(m *Manager, p peer.ID, n int) {
+			for range n {
+				servedStream(t, m, p)
+			}
+		},
+		"streams without a protocol": func(m *Manager, p peer.ID, n int) {
+			for range n {
+				mustOpenStream(t, m, p, network.DirInbound)
+			}
+		},
+		"memory": func(m *Manager, p peer.ID, n int) {
+			require.NoError(t, servedStream(t, m, p).ReserveMemory(n, network.ReservationPriorityAlways))
+		},
+	} {
+		for _, least := range []int{1, 2} {
+			for _, order := range []struct { // peers may be visited in any
+				busyAt int
+				down   bool
+			}{{0, false}, {0, true}, {10, false}, {10, true}} {
+				busyAt, down := order.busyAt, order.down
+				m := newManager(t, unlimitedConf(), WithStripes(1), WithNewcomersQuarter(false))
+				busy := func() { // the one that holds most of all else
+					if what != "memory" {
+						require.NoError(t, servedStream(t, m, "busy").ReserveMemory(1<<20, network.ReservationPriorityAlways))
+					}
+					for range 99 {
+						if what != "streams" {
+							servedStream(t, m, "busy")
+						}
+					}
+				}
+				for i := range 10 {
+					n := i
+					if down {
+						n = 9 - i
+					}
+					if i == busyAt {
+						busy()
+					}
+					hold(m, peerNamed(fmt.Sprint(n)), least+n)
+				}
+				if busyAt == 10 {
+					busy()
+				}
+				s := m.SnapshotTop(1)
+				name := scopeName{kind: KindPeer, peer: peerNamed("9")}
+				require.True(t, slices.ContainsFunc(s.Scopes, func(sc ScopeState) bool { return sc.Name == name.String() }), "of %s", what)
+			}
+		}
+	}
+}
+
 func TestASnapshotOfTheTopAllocatesForThoseThatAreAskedFor(t *testing.T) {
 	bytes := func(peers int) uint64 {
 		m := newManager(t, crowdConf(), WithStripes(4), WithNewcomersQuarter(false))
@@ -508,7 +562,7 @@ func TestACutOfRefusedPeersAllocatesNothingUnderTheLocks(t *testing.T) {
 	require.Equal(t, peers, refused)
 }
 
-// A node that has held 10 000 connections at once says so, and nothing else: credit that was
+// A node that has held 10,000 connections at once says so, and nothing else: credit that was
 // handed out to stripes is not a peak, whatever the limit, however many stripes there are, and
 // however the node came there.
 func TestThePeakOfTenThousandConnectionsIsTenThousand(t *testing.T) {
@@ -566,4 +620,25 @@ func TestASnapshotHasTheLimitsOfTheGates(t *testing.T) {
 	again := m.Snapshot()
 	require.Equal(t, map[int]LimitVal{32: 3}, again.Gates.Limits.Subnets.IPv4)
 	require.NotEmpty(t, again.Gates.Limits.Rate.IPv4)
+}
+
+// A snapshot of many peers takes what it lists of them, and not as much again to find out what
+// stands in the way.
+func TestASnapshotAllocatesLittleForEachPeer(t *testing.T) {
+	const peers = 4000
+	m := newManager(t, unlimitedConf())
+	for _, p := range names(peers) {
+		for _, scope := range openPeer(t, m, p) {
+			defer scope.Done()
+		}
+	}
+	m.Snapshot() // makes the cut, which is used again
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	s := m.Snapshot()
+	runtime.ReadMemStats(&after)
+	require.Greater(t, len(s.Scopes), peers)
+	each := (after.TotalAlloc - before.TotalAlloc) / peers
+	t.Logf("%d bytes for each peer", each)
+	require.Less(t, each, uint64(1000))
 }

@@ -51,7 +51,7 @@ type GateState struct {
 	// Fullest lists the subnets and networks that have used up the largest part of their
 	// limit on connections, the fullest first.
 	Fullest []SubnetState
-	// Limits are the limits in force, with all defaults filled in. Rates are not those that
-	// decide if the program has a limiter of its own (WithConnRateLimiters).
+	// Limits are the limits in force, with all defaults filled in. With WithConnRateLimiters,
+	// the rates in Limits.Rate are not in force: the program's limiter decides.
 	Limits GateLimits `json:",omitzero"`
 }

@@ -130,13 +130,14 @@ func TestWhatHoldsAllLocksVisitsNoPeer(t *testing.T) {
 			m.inOneCut(func() {
 				for i := range m.stripes {
 					for n := range 1000 {
-						m.stripes[i].peers[peerNamed(fmt.Sprint(i, n))] = nil
+						m.stripes[i].peers.add(&peerScope{id: peerNamed(fmt.Sprint(i, n))})
 					}
+					hidePeers(m.stripes[i].peers)
 				}
 			})
 			defer m.inOneCut(func() {
 				for i := range m.stripes {
-					clear(m.stripes[i].peers)
+					m.stripes[i].peers = newPeerTable(m.hashOf)
 				}
 			})
 			call(t, m)

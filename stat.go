@@ -9,7 +9,7 @@ import (
 )
 
 // Stat returns what every scope holds, all at the same instant. It holds all stripe locks
-// while it copies the numbers of every peer, some milliseconds for 100 000 peers. It is safe
+// while it copies the numbers of every peer, some milliseconds for 100,000 peers. It is safe
 // for concurrent use.
 func (m *Manager) Stat() ResourceManagerStat {
 	peers := m.roomForPeers()
@@ -62,7 +62,7 @@ func (st *stripe) addTo(r *reading) {
 	}
 	r.peerMemory.Add(&n.peerMemory)
 	r.connMemory.Add(&n.connMemory)
-	r.peers += len(st.peers)
+	r.peers += st.numPeers()
 	st.addCounts(&r.counts.engineCounts)
 	st.addWouldRefuse(&r.counts.would)
 	if n.observed != nil {

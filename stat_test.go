@@ -3,6 +3,7 @@ package rcmgr
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"testing"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -29,17 +30,22 @@ func namingConf(names int) perScope[BaseLimit] {
 	return c
 }
 
-// costOf returns how many times f allocates, and how many bytes.
+// costOf returns how many times f allocates, and how many bytes: the median of its looks, because
+// what else runs in the process, or a collection that empties a pool, adds to some of them.
 func costOf(f func()) (times float64, bytes uint64) {
-	const looks = 10
-	times = testing.AllocsPerRun(looks, f)
+	const looks = 11
+	f() // fills what is made once
+	mallocs, totals := make([]uint64, looks), make([]uint64, looks)
 	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for range looks {
+	for i := range looks {
+		runtime.ReadMemStats(&before)
 		f()
+		runtime.ReadMemStats(&after)
+		mallocs[i], totals[i] = after.Mallocs-before.Mallocs, after.TotalAlloc-before.TotalAlloc
 	}
-	runtime.ReadMemStats(&after)
-	return times, (after.TotalAlloc - before.TotalAlloc) / looks
+	slices.Sort(mallocs)
+	slices.Sort(totals)
+	return float64(mallocs[looks/2]), totals[looks/2]
 }
 
 // A configuration may name very many peers that are not here: no look copies it.

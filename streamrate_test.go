@@ -135,6 +135,17 @@ func TestStreamsHaveARateForAllPeersOfASubnet(t *testing.T) {
 	})
 }
 
+func TestStreamsAreHeldToTheRateOfTheirSubnetWhereAScopeHasARateToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := streamGated(t, func(c *perScope[BaseLimit]) { c.System.Rates.Streams = Rate{PerSecond: 1000, Burst: 1000} })
+		p, _ := connect(t, m, network.DirInbound, "/ip4/192.0.2.1/tcp/1")
+		for range 3 {
+			require.NoError(t, openAndClose(m, p, network.DirInbound))
+		}
+		requireCause(t, openAndClose(m, p, network.DirInbound), CauseRate, KindRate)
+	})
+}
+
 func TestStreamsOfTheHostHaveARateBySubnetByChoice(t *testing.T) {
 	m := streamGated(t, func(c *perScope[BaseLimit]) {
 		outbound := true

@@ -6,7 +6,6 @@ package rcmgr
 // spans live there, in plain integers.
 
 import (
-	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -19,25 +18,14 @@ import (
 // costs more than another stripe saves.
 const maxStripes = 256
 
-// defaultStripes is four for each processor, so that two that work at the same
-// time seldom meet, rounded up to a power of two.
-func defaultStripes() int {
-	n := 1
-	for n < 4*runtime.GOMAXPROCS(0) && n < maxStripes {
-		n *= 2
-	}
-	return n
-}
-
 // stripe is a lock and the accounts under it. awake makes the maps, the shares and what is in
 // awakened when a stripe is first used, so that an idle host needs none. Code that reads all
 // stripes must expect that they are nil.
 //
 // Two processors that use a stripe in turn pay for each cache line that either of them writes.
 // So what every connection and stream writes is on one line, with the lock, and what they only
-// read is on another. An array of stripes begins with a line or 8 bytes after one, where the
-// allocator has put a header. What lies where the lines of the two cases differ may be on
-// either of them.
+// read is on another. The allocator begins an array of stripes with a line or, if it puts a
+// header there, 8 bytes later; a field at the border of two lines may be on either.
 type stripe struct {
 	mu            sync.Mutex
 	nextID, endID int64 // numbers for connections and streams, taken in blocks
@@ -51,7 +39,7 @@ type stripe struct {
 	// fixed holds the shares of the four scopes that are always there, by kind.
 	fixed [KindAllowlistedTransient + 1]*share
 	*awakened
-	peers map[peer.ID]*peerScope
+	peers *peerTable
 	// wholeFrom is the least priority that may fill all of a limit.
 	wholeFrom uint8
 	closed    bool // the manager is closed: nothing new is admitted
@@ -73,18 +61,22 @@ type awakened struct {
 
 	// What the stripe notes and counts besides its accounts.
 
-	engineCounts
-	remarks [numKinds]*remarks // for the log
+	workCounts
+	*refusalCounts                    // nil until the stripe refuses a request
+	remarks        [numKinds]*remarks // for the log
 	// observed is nil until a limit that is only observed would have refused.
 	observed *observations
 	lastRefusal
 
-	paced int64 // the latest time that was read for a rate
+	paced int64  // the latest time that was read for a rate
+	blank []pair // that are not in use yet
 	// queue holds the accounts that may have become unused, for reap.
 	queue []*account
-	crowd int // the most peers since the map was made
 	// idle has more holders of streams that are done.
 	idle []*holder
+	// spans counts those that were begun at its peers, for their names. A muxer may begin one for
+	// each stream, as yamux does, so a count for each peer would take memory for all of them.
+	spans uint32
 }
 
 // spreads has the distributions that metrics read. Each costs an addition under a lock that is
@@ -100,24 +92,43 @@ func newAwakened() *awakened {
 
 // engineCounts is what stripes count, and only grows.
 type engineCounts struct {
+	refusalCounts
+	workCounts
+}
+
+func (c *engineCounts) add(o *engineCounts) {
+	c.refusalCounts.add(&o.refusalCounts)
+	c.workCounts.add(&o.workCounts)
+}
+
+// refusalCounts is what stripes count of refusals. It is large, and most stripes of most hosts
+// never refuse.
+type refusalCounts struct {
 	refusals [numKinds]dimCounts
 	// blocked is what was asked for and refused, by the kind of the scope or
 	// gate that refused: numbers of streams, connections and file descriptors,
 	// bytes of memory. The dimensions for both directions together have no meaning.
-	blocked      [numKinds]amounts
-	rationed     rationCounts // those of refusals that no limit itself refused
-	lateReleases uint64       // at scopes that are done
-	draws        uint64       // credit drawn from pools
-	returns      uint64       // credit returned to pools
-	settled      uint64       // decisions under all stripe locks
+	blocked  [numKinds]amounts
+	rationed rationCounts // of refusals that were not because of a limit itself
 }
 
-func (c *engineCounts) add(o *engineCounts) {
+func (c *refusalCounts) add(o *refusalCounts) {
 	for k := range numKinds {
 		c.refusals[k].add(&o.refusals[k])
 		c.blocked[k].addCapped(&o.blocked[k])
 	}
 	c.rationed.add(&o.rationed)
+}
+
+// workCounts is what stripes count of their work.
+type workCounts struct {
+	lateReleases uint64 // at scopes that are done
+	draws        uint64 // credit drawn from pools
+	returns      uint64 // credit returned to pools
+	settled      uint64 // decisions under all stripe locks
+}
+
+func (c *workCounts) add(o *workCounts) {
 	c.lateReleases += o.lateReleases
 	c.draws += o.draws
 	c.returns += o.returns
@@ -140,7 +151,7 @@ func (st *stripe) wake() {
 		return
 	}
 	st.awakened = newAwakened()
-	st.peers = make(map[peer.ID]*peerScope)
+	st.peers = newPeerTable(st.engine.hashOf)
 	for _, p := range st.engine.fixed {
 		st.addShare(p)
 	}
@@ -149,8 +160,12 @@ func (st *stripe) wake() {
 
 // addCounts adds what the stripe has counted. Its lock is held.
 func (st *stripe) addCounts(to *engineCounts) {
-	if st.awakened != nil {
-		to.add(&st.engineCounts)
+	if st.awakened == nil {
+		return
+	}
+	to.workCounts.add(&st.workCounts)
+	if st.refusalCounts != nil {
+		to.refusalCounts.add(st.refusalCounts)
 	}
 }
 
@@ -222,18 +237,46 @@ func (st *stripe) enqueue(a *account) {
 	}
 }
 
+// find returns the scope of a peer whose ID has this hash, or nil if it has none. The stripe has
+// been used.
+func (st *stripe) find(hash uint64, p peer.ID) *peerScope { return st.peers.find(hash, p) }
+
+// known is find for a caller that may look into a stripe which has not been used.
+func (st *stripe) known(p peer.ID) *peerScope {
+	if st.peers == nil {
+		return nil
+	}
+	return st.find(st.engine.hashOf(p), p)
+}
+
+// numPeers returns the number of peers that have a scope. The stripe may be one that has not been
+// used.
+func (st *stripe) numPeers() int {
+	if st.peers == nil {
+		return 0
+	}
+	return st.peers.n
+}
+
+// allPeers calls yield with all peers until it returns false. The stripe's lock is held. The
+// stripe may be one that has not been used.
+func (st *stripe) allPeers(yield func(*peerScope) bool) {
+	if st.peers != nil {
+		st.peers.all(yield)
+	}
+}
+
 // peer returns the scope of a peer, or nil if it has none and the Limiter has to be
 // asked for its limit first. A caller that does not use the scope has to enqueue it.
 func (st *stripe) peer(p peer.ID, f fetched[*amounts]) *peerScope {
-	ps := st.peers[p]
+	ps := st.known(p)
 	if ps != nil {
 		return ps
 	}
 	if limit := st.engine.peerLimit(p, f); limit != nil {
 		ps = &peerScope{id: p, st: st}
 		ps.account = account{kind: KindPeer, ps: ps, ready: limit}
-		st.peers[p] = ps
-		st.crowd = max(st.crowd, len(st.peers))
+		st.peers.add(ps)
 		st.traceCreated(&ps.account)
 	}
 	return ps
@@ -246,7 +289,7 @@ func (st *stripe) current(ps *peerScope, f fetched[*amounts]) *peerScope {
 	if !ps.gone {
 		return ps
 	}
-	if other := st.peers[ps.id]; other != nil {
+	if other := st.known(ps.id); other != nil {
 		return other
 	}
 	limit := st.engine.peerLimit(ps.id, f)
@@ -255,7 +298,7 @@ func (st *stripe) current(ps *peerScope, f fetched[*amounts]) *peerScope {
 	}
 	ps.ready = limit
 	ps.gone = false
-	st.peers[ps.id] = ps
+	st.peers.add(ps)
 	st.enqueue(&ps.account)
 	st.traceCreated(&ps.account)
 	return ps
@@ -356,7 +399,7 @@ func (dir *directory) leave(sh *share) {
 	dir.mu.Lock()
 	defer dir.mu.Unlock()
 	p := sh.pool
-	p.denied.addOf(&sh.account)
+	p.denied.addOf(&sh.direct)
 	if p.members--; p.members == 0 && !p.sticky {
 		delete(dir.namedLocked(p.kind), p.name)
 	}
@@ -431,21 +474,23 @@ func (st *stripe) eachPeer(f func(*peerScope)) {
 	})
 }
 
-// peersInRows is eachPeer with many peers at a time. It releases the lock in between; a map may
-// change while it is ranged over. Peers lie far apart, so most of the time goes into waiting for
-// memory. In a loop over a row that does little with each of them, the processor fetches several
-// at a time, which it cannot do while it walks through the map.
+// peersInRows is eachPeer with many peers at a time. It releases the lock in between. Peers lie
+// far apart, so most of the time goes into waiting for memory. In a loop over a row that does
+// little with each of them, the processor fetches several at a time.
 func (st *stripe) peersInRows(f func([]*peerScope)) {
 	row := make([]*peerScope, 0, peersAtOnce)
 	st.lock()
 	defer st.unlock()
-	for _, ps := range st.peers {
-		if row = append(row, ps); len(row) == cap(row) {
-			f(row)
-			row = row[:0]
-			st.unlock()
-			st.lock()
-		}
+	if st.peers == nil {
+		return
 	}
-	f(row)
+	for next := uint32(0); ; {
+		row, next = st.peers.row(row[:0], next)
+		f(row)
+		if next > hashPrefixes {
+			return
+		}
+		st.unlock()
+		st.lock()
+	}
 }

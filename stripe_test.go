@@ -6,6 +6,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/stretchr/testify/require"
 
@@ -36,6 +37,22 @@ func TestAccountsLieOnCacheLines(t *testing.T) {
 	m := newManager(t, unlimitedConf())
 	for i := range m.stripes {
 		require.Zero(t, uintptr(unsafe.Pointer(m.stripes[i].awake().spreads))%line)
+	}
+	stripeOn := make(map[uintptr]int) // the stripe of each line that has pairs
+	for i := range 200 {
+		s := mustOpenStream(t, m, peerNamed(fmt.Sprint(i)), network.DirInbound)
+		require.NoError(t, s.SetProtocol("/a"))
+		require.NoError(t, s.SetService("x"))
+		ps := s.(*streamScope).peer
+		ps.eachPair(func(pr *pair) {
+			first := uintptr(unsafe.Pointer(pr))
+			for l := first / line; l <= (first+unsafe.Sizeof(*pr)-1)/line; l++ {
+				if other, ok := stripeOn[l]; ok {
+					require.Equal(t, other, ps.st.index, "pairs of two stripes are on a line")
+				}
+				stripeOn[l] = ps.st.index
+			}
+		})
 	}
 	var st stripe
 	require.Zero(t, unsafe.Sizeof(st)%line)
@@ -85,4 +102,49 @@ func TestPeersAreSpreadOverStripes(t *testing.T) {
 		}
 		require.Greater(t, moved, peers/2, name)
 	}
+}
+
+// A connection that moves to a stripe with idle credit leaves its own credit where it was.
+func TestConnectionsThatMoveAwayLeaveNoMoreCreditThanAStripeMayKeep(t *testing.T) {
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Conns = 1 << 10 }), append(openGates(), WithStripes(2))...)
+	from, to := m.stripes[0].awake(), m.stripes[1].awake()
+	p := testPeer
+	for i := 0; m.stripeOf(p) != to; i++ {
+		p = peerNamed(fmt.Sprint(i))
+	}
+	open := func(st *stripe, n int64) (all []*connScope) {
+		for range n {
+			h := newConnHolder(st)
+			o := opening{kind: KindConn, unit: unitOf(KindConn, network.DirInbound, false), limit: &m.classes.conn}
+			st.lock()
+			v, err := st.open(&o, false, oneStripe)
+			require.NoError(t, err)
+			require.Equal(t, admitted, v)
+			h.become(&o)
+			st.unlock()
+			all = append(all, &connScope{userScope: userScope{h, o.num}})
+		}
+		return all
+	}
+	done := func(all []*connScope) {
+		for _, c := range all {
+			c.Done()
+		}
+	}
+	l := m.fixed[KindSystem].tally(dimConns)
+	idle := func(st *stripe) int64 {
+		sh := st.fixed[KindSystem]
+		return sh.credit[dimConns] - sh.use.of(dimConns)
+	}
+	conns := open(from, 4*l.batch)
+	done(conns[2*l.batch+1:])
+	conns = conns[:2*l.batch+1]
+	done(open(to, 2*l.batch))
+	require.Equal(t, l.keep(), idle(to))
+	for _, c := range conns[:2*l.batch] {
+		require.NoError(t, c.SetPeer(p))
+		require.LessOrEqual(t, idle(from), l.keep())
+	}
+	require.Zero(t, idle(to))
+	done(conns)
 }

@@ -14,22 +14,6 @@ import (
 	"time"
 )
 
-// LimitUse is one limit of one scope, and how much of it is used. Memory is in bytes,
-// everything else is a count.
-type LimitUse struct {
-	Scope string // the scope's name
-	Kind  Kind
-	Name  string // the limit's name in configurations, such as "ConnsInbound" or "Rates.Streams"
-	Limit int64  // math.MaxInt64 if unlimited; of a rate, the tokens of a full bucket
-	Use   int64  // of a rate, the tokens that are taken
-	Peak  int64  // see ScopeState.Peak
-	// Refusals counts the requests that this limit refused, and WouldRefuse those that it
-	// admitted because it is only observed.
-	Refusals    uint64
-	WouldRefuse uint64
-	Tight       bool // see ScopeState.Tight
-}
-
 // Percent returns how much of the limit is used, in percent. ok is false if the limit is
 // unlimited or 0.
 func (u *LimitUse) Percent() (percent float64, ok bool) {
@@ -71,26 +55,52 @@ func (s *ScopeState) rateUses() (all []LimitUse) {
 	return all
 }
 
-// LimitUses is a list of limits, each with how much of it is used.
-type LimitUses []LimitUse
-
 // LimitUses returns all limits of all scopes, in the order of Scopes.
 func (s *Snapshot) LimitUses() LimitUses {
-	all := make(LimitUses, 0, len(s.Scopes)*int(numDims))
+	return s.limitUsesWhere(make(LimitUses, 0, len(s.Scopes)*int(numDims)), func(LimitUse) bool { return true })
+}
+
+// limitUsesWhere appends the limits for which keep returns true, in the order of Scopes. A snapshot
+// of very many peers has millions of limits, so nothing is kept of the others.
+func (s *Snapshot) limitUsesWhere(to LimitUses, keep func(LimitUse) bool) LimitUses {
 	for i := range s.Scopes {
 		uses := s.Scopes[i].limitUses()
-		all = append(append(all, uses[:]...), s.Scopes[i].rateUses()...)
+		for _, of := range [][]LimitUse{uses[:], s.Scopes[i].rateUses()} {
+			for d := range of {
+				if keep(of[d]) {
+					to = append(to, of[d])
+				}
+			}
+		}
 	}
-	return all
+	return to
+}
+
+// dim returns the dimension of a limit, or of a rate.
+func (u *LimitUse) dim() (d dim, isRate bool) {
+	name, isRate := strings.CutPrefix(u.Name, "Rates.")
+	return dim(slices.Index(limitNames[:], name)), isRate
+}
+
+// shownLimits is LimitUses without limits that nothing can count in, such as those on connections
+// of a protocol, and without an allowlisted scope that nothing has ever used.
+func (s *Snapshot) shownLimits() LimitUses {
+	unused := make(map[string]bool)
+	for i := range s.Scopes {
+		sc := &s.Scopes[i]
+		uses := sc.limitUses()
+		unused[sc.Name] = sc.Kind.allowlisted() && !slices.ContainsFunc(uses[:], func(u LimitUse) bool { return u.Use != 0 || u.Peak != 0 || u.Refusals != 0 })
+	}
+	return s.limitUsesWhere(nil, func(u LimitUse) bool {
+		d, isRate := u.dim()
+		return !unused[u.Scope] && (isRate || u.Kind.canRunOutOf(d))
+	})
 }
 
 // LimitsNear returns the limits of which at least the given percentage is used, the
 // fullest first. A limit of 0 counts as full if its scope holds anything.
 func (s *Snapshot) LimitsNear(percent float64) LimitUses {
-	near := s.LimitUses()
-	near = slices.DeleteFunc(near, func(u LimitUse) bool {
-		return u.fullness() < percent
-	})
+	near := s.limitUsesWhere(nil, func(u LimitUse) bool { return u.fullness() >= percent })
 	slices.SortStableFunc(near, func(a, b LimitUse) int { return cmp.Compare(b.fullness(), a.fullness()) })
 	return near
 }

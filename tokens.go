@@ -186,6 +186,7 @@ type pacing struct {
 type pacedItem struct {
 	a      *account
 	bucket *pace.Bucket
+	fullAt int64 // when the bucket will be full; lacks reads it
 	d      dim
 }
 
@@ -203,6 +204,12 @@ func (st *stripe) pace(c *chain, r *request, p *pacing) (any bool) {
 	if p.n == 0 {
 		return false
 	}
+	p.read(st, shared)
+	return true
+}
+
+// read reads the clock. If a shared scope has a rate, it takes the token lock before.
+func (p *pacing) read(st *stripe, shared bool) {
 	t := &st.engine.tokens
 	if shared {
 		t.mu.Lock()
@@ -211,7 +218,6 @@ func (st *stripe) pace(c *chain, r *request, p *pacing) (any bool) {
 		p.now = t.now()
 	}
 	p.now = noLater(&st.paced, p.now)
-	return true
 }
 
 // gather adds the rates of some accounts of a chain, and reports whether there are any.
@@ -221,18 +227,21 @@ func (p *pacing) gather(st *stripe, accounts []*account, r *request) bool {
 		if a == nil {
 			continue
 		}
-		rates := st.rates(a)
-		if rates == nil {
-			continue
-		}
-		for _, d := range [2]dim{r.dir, r.both} {
-			if b := &rates.buckets[rateAt(d)]; b.Limits() && p.n < len(p.asked) {
-				p.asked[p.n] = pacedItem{a, b, d}
-				p.n++
-			}
+		if rates := st.rates(a); rates != nil {
+			p.needs(a, rates, r.dir)
+			p.needs(a, rates, r.both)
 		}
 	}
 	return p.n > before
+}
+
+// needs adds one rate of an account, if it has that.
+func (p *pacing) needs(a *account, rates *scopeRates, d dim) {
+	if b := &rates.buckets[rateAt(d)]; b.Limits() {
+		it := &p.asked[p.n]
+		it.a, it.bucket, it.d = a, b, d
+		p.n++
+	}
 }
 
 // done releases the token lock.
@@ -246,7 +255,8 @@ func (p *pacing) done(st *stripe) {
 func (p *pacing) lacks(r *request) *pacedItem {
 	for i := range p.asked[:p.n] {
 		it := &p.asked[i]
-		if !it.bucket.Has(it.a.fullAt(it.d), p.now) && !r.observed.has(it.a.kind) {
+		it.fullAt = it.a.fullAt(it.d)
+		if !it.bucket.Has(it.fullAt, p.now) && !r.observed.has(it.a.kind) {
 			return it
 		}
 	}
@@ -257,7 +267,7 @@ func (p *pacing) lacks(r *request) *pacedItem {
 func (p *pacing) take() {
 	for i := range p.asked[:p.n] {
 		it := &p.asked[i]
-		it.a.setFullAt(it.d, it.bucket.Take(it.a.fullAt(it.d), p.now), p.now)
+		it.a.setFullAt(it.d, it.bucket.Take(it.fullAt, p.now), p.now)
 	}
 }
 
@@ -549,14 +559,6 @@ func (b *bucketCut) concerned(r *request) (dims []dim) {
 		}
 	}
 	return dims
-}
-
-// take takes the tokens of a request from the copy.
-func (b *bucketCut) take(r *request, now int64) {
-	for _, d := range b.concerned(r) {
-		at := &b.fullAt[rateAt(d)]
-		*at = b.rates.buckets[rateAt(d)].Take(*at, now)
-	}
 }
 
 // state returns one rate and what is left of it.

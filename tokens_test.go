@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/http/httptest"
 	"runtime"
@@ -153,24 +154,54 @@ func TestAMillionPeersWithARateTakeSixteenBytesEachAndNothingOnceTheyAreFull(t *
 func someRates(r *rand.Rand) (rates Rates) {
 	for _, one := range rates.all() {
 		if r.IntN(3) == 0 {
-			*one = Rate{PerSecond: pick(r, []float64{0.1, 1, 10, 100}), Burst: LimitVal(1 + r.IntN(6))}
+			*one = Rate{PerSecond: pick(r, []float64{0.01, 0.1, 1, 10}), Burst: LimitVal(1 + r.IntN(4))}
 		}
 	}
 	return rates
 }
 
-// rate gives every scope of a configuration random rates, or none.
+// rateAll sets random rates in the scopes of one or two kinds, or in the peers' parts of such
+// scopes. If all kinds had rates, the system's would refuse nearly everything.
 func rateAll(r *rand.Rand, conf *perScope[BaseLimit]) {
-	for i, l := range conf.single() {
-		if i < len(conf.single())-2 && r.IntN(2) == 0 { // all but Conn and Stream
+	scopes := conf.single()
+	rated := make([]bool, len(scopes))
+	rated[r.IntN(len(scopes)-2)], rated[r.IntN(len(scopes)-2)] = true, true // all but Conn and Stream
+	// The allowlisted scopes are asked where the standard ones refuse.
+	rated[0], rated[1] = rated[0] || rated[2], rated[1] || rated[3]
+	for i, l := range scopes {
+		if l.Rates = (Rates{}); rated[i] {
 			l.Rates = someRates(r)
 		}
 	}
-	for _, p := range testPeers[:2] {
-		l := conf.PeerDefault
-		l.Rates = someRates(r)
-		put(&conf.Peer, p, l)
+	named := func(l *BaseLimit) bool { return rated[slices.Index(scopes[:], l)] }
+	conf.Peer = ratedByName(r, named(&conf.PeerDefault), conf.Peer, conf.PeerDefault, testPeers[:2]...)
+	conf.Protocol = ratedByName(r, named(&conf.ProtocolDefault), conf.Protocol, conf.ProtocolDefault, "/a")
+	conf.ProtocolPeer = ratedByName(r, named(&conf.ProtocolPeerDefault), conf.ProtocolPeer, conf.ProtocolPeerDefault, "/a")
+	conf.Service = ratedByName(r, named(&conf.ServiceDefault), conf.Service, conf.ServiceDefault, "x")
+	conf.ServicePeer = ratedByName(r, named(&conf.ServicePeerDefault), conf.ServicePeer, conf.ServicePeerDefault, "x")
+}
+
+// ratedByName returns a copy of the limits in which these names have other random rates, or none.
+func ratedByName[K comparable](r *rand.Rand, rated bool, limits map[K]BaseLimit, otherwise BaseLimit, names ...K) map[K]BaseLimit {
+	limits = unrated(limits)
+	for _, name := range names {
+		l := orElse(limits, name, otherwise)
+		if l.Rates = (Rates{}); rated {
+			l.Rates = someRates(r)
+		}
+		put(&limits, name, l)
 	}
+	return limits
+}
+
+// unrated returns a copy of the limits without rates.
+func unrated[K comparable](limits map[K]BaseLimit) map[K]BaseLimit {
+	limits = maps.Clone(limits)
+	for name, l := range limits {
+		l.Rates = Rates{}
+		limits[name] = l
+	}
+	return limits
 }
 
 func TestRandomSequencesWithRatesDecideAsTheModel(t *testing.T) {
@@ -179,23 +210,38 @@ func TestRandomSequencesWithRatesDecideAsTheModel(t *testing.T) {
 		steps = cmp.Or(*stepsFlag, 300)
 	}
 	seed := testSeed(t)
-	cell := uint64(0)
-	for _, stripes := range []int{1, 8} {
-		for _, g := range append(slices.Clone(regimes), mixed) {
-			for _, observing := range []bool{false, true} {
-				cell++
-				r := randomFrom(seed, cell)
-				t.Run(fmt.Sprintf("stripes=%d/%s/observing=%v", stripes, g.name, observing), func(t *testing.T) {
-					conf := g.conf(r, stripes)
-					rateAll(r, &conf)
-					d := newDuelOf(t, r, stripes, g, conf, AdmissionHalf, r.IntN(2) == 0)
-					d.clock, d.observing, d.lowered = new(handClock), observing, observing
-					now := func() int64 { return d.clock.now }
-					d.eng.tokens.clock, d.mod.now = now, now
-					d.run(steps)
-				})
+	cell, slow := uint64(0), make(map[Kind]int)
+	round := func() {
+		for _, stripes := range []int{1, 8} {
+			for _, g := range append(slices.Clone(regimes), mixed) {
+				for _, observing := range []bool{false, true} {
+					cell++
+					r := randomFrom(seed, cell)
+					t.Run(fmt.Sprintf("stripes=%d/%s/observing=%v", stripes, g.name, observing), func(t *testing.T) {
+						conf := g.conf(r, stripes)
+						rateAll(r, &conf)
+						d := newDuelOf(t, r, stripes, g, conf, AdmissionHalf, r.IntN(2) == 0)
+						d.clock, d.slow, d.observing, d.lowered = new(handClock), slow, observing, observing
+						now := func() int64 { return d.clock.now }
+						d.eng.tokens.clock, d.mod.now = now, now
+						d.run(steps)
+					})
+				}
 			}
 		}
+	}
+	round()
+	// Rates of every kind of scope have refused, or chance has another try.
+	rated := []Kind{KindSystem, KindTransient, KindAllowlistedSystem, KindAllowlistedTransient, KindService, KindServicePeer,
+		KindProtocol, KindProtocolPeer, KindPeer}
+	spared := func(k Kind) bool { return slow[k] == 0 }
+	enough := steps >= 300 && !testing.Short()
+	for tries := 0; tries < 9 && enough && !t.Failed() && slices.ContainsFunc(rated, spared); tries++ {
+		round()
+	}
+	t.Logf("refusals by rates: %v", slow)
+	for _, k := range rated {
+		require.True(t, slow[k] > 0 || !enough || t.Failed(), "no rate of %v has refused", k)
 	}
 }
 
@@ -416,6 +462,24 @@ func TestSetLimitSetsRatesAndResetLimitTakesThemBack(t *testing.T) {
 	requireCause(t, open("/x"), CauseRate, KindProtocol)
 }
 
+func TestARateOfSetLimitHoldsWhereNoConfigurationHasOne(t *testing.T) {
+	m, clock := newPaced(t, func(*perScope[BaseLimit]) {})
+	one := unlimitedBase
+	one.Rates.StreamsInbound = Rate{PerSecond: 1, Burst: 1}
+	require.Zero(t, m.read().refusable.rates)
+	require.NoError(t, m.ViewPeer("p", func(s network.PeerScope) error {
+		s.(ResourceScopeLimiter).SetLimit(one)
+		return nil
+	}))
+	require.Equal(t, dimSet(1<<dimStreamsIn), m.read().refusable.rates[KindPeer], "metrics have a series for it before it refuses")
+	require.NoError(t, openAndClose(m, "p", network.DirInbound))
+	requireCause(t, openAndClose(m, "p", network.DirInbound), CauseRate, KindPeer)
+	require.NoError(t, m.SetLimits(NewFixedLimiter(ConcreteLimitConfig{limits: limitedConf(func(c *perScope[BaseLimit]) { c.System.Streams = 9 })})))
+	requireCause(t, openAndClose(m, "p", network.DirInbound), CauseRate, KindPeer)
+	clock.ahead(time.Second)
+	require.NoError(t, openAndClose(m, "p", network.DirInbound))
+}
+
 // The memory that rates take, of very many peers at once.
 func TestAPeerWithARateTakesSixteenBytesUntilItsBucketIsFull(t *testing.T) {
 	require.EqualValues(t, 8+unsafe.Sizeof(uintptr(0)), unsafe.Sizeof(rarePeer{}), "16 bytes where pointers have 8")
@@ -426,7 +490,7 @@ func TestAPeerWithARateTakesSixteenBytesUntilItsBucketIsFull(t *testing.T) {
 	}
 	rare := func() (n int) {
 		for i := range m.stripes {
-			for _, ps := range m.stripes[i].peers {
+			for ps := range m.stripes[i].allPeers {
 				if ps.rare != nil {
 					require.Nil(t, ps.rare.rares)
 					n++
@@ -443,6 +507,66 @@ func TestAPeerWithARateTakesSixteenBytesUntilItsBucketIsFull(t *testing.T) {
 	m.reap()
 	require.Zero(t, rare(), "full buckets take no memory, although the peers are there")
 	require.Len(t, m.ListPeers(), 1000)
+}
+
+// Few peers have buckets of two rates that are not full. One of them has a place that all rates of
+// the peer share, and a rate must not be found there and in its own place at different times.
+func TestABurstThatWasLoweredIsForgottenWhicheverRateIsAskedNext(t *testing.T) {
+	limits := func(burst LimitVal) perScope[BaseLimit] {
+		return limitedConf(func(c *perScope[BaseLimit]) {
+			c.PeerDefault.Rates.Conns = Rate{PerSecond: 1, Burst: 1}
+			c.PeerDefault.Rates.Streams = Rate{PerSecond: 1, Burst: burst}
+		})
+	}
+	m := newManager(t, limits(100))
+	clock := new(handClock)
+	m.tokens.clock = func() int64 { return clock.now }
+	dial := func() { require.NoError(t, mustOpenConn(t, m, network.DirInbound).SetPeer("p")) }
+	dial()
+	for range 100 {
+		mustOpenStream(t, m, "p", network.DirInbound)
+	}
+	clock.ahead(2 * time.Second) // the bucket of connections is full
+	require.NoError(t, m.SetLimits(NewFixedLimiter(ConcreteLimitConfig{limits: limits(1)})))
+	requireCause(t, openAndClose(m, "p", network.DirInbound), CauseRate, KindPeer)
+	clock.ahead(2 * time.Second) // that of streams, too
+	dial()
+	require.NoError(t, openAndClose(m, "p", network.DirInbound))
+}
+
+// Stripes take tokens of one bucket at the same time.
+func TestAStreamWaitsForTheBucketsOfSharedScopes(t *testing.T) {
+	m, _ := newPaced(t, func(c *perScope[BaseLimit]) { c.System.Rates.Streams = perSecond(1000) })
+	mustOpenStream(t, m, "p", network.DirInbound)
+	unlock := lockFor(t, &m.tokens.mu)
+	opened, id := make(chan error, 1), make(chan string, 1)
+	go func() {
+		id <- goroutineID()
+		_, err := m.OpenStream("p", network.DirInbound)
+		opened <- err
+	}()
+	waitUntilLocked(t, <-id)
+	unlock()
+	require.NoError(t, <-opened)
+}
+
+// A peer that stays must not gather a record of every protocol that it has ever used.
+func TestAPeersPartOfAProtocolLeavesNoBucketBehind(t *testing.T) {
+	m, clock := newPaced(t, func(c *perScope[BaseLimit]) { c.ProtocolPeerDefault.Rates.Streams = perSecond(10) })
+	ps := viewPeer(t, m, "p").(*peerScope)
+	c := mustOpenConn(t, m, network.DirInbound)
+	require.NoError(t, c.SetPeer("p"))
+	for i := range 5 {
+		s := mustOpenStream(t, m, "p", network.DirInbound)
+		require.NoError(t, s.SetProtocol(protocol.ID(fmt.Sprint("/", i))))
+		s.Done()
+	}
+	require.Len(t, ps.rare.rates.pairs, 5)
+	clock.ahead(time.Minute)
+	m.reap()
+	require.Empty(t, m.ListProtocols())
+	require.Same(t, ps, m.stripeOf("p").known("p"))
+	require.Empty(t, ps.rare.rates.pairs)
 }
 
 func TestRefusalsByRatesAreSeenEverywhere(t *testing.T) {

@@ -58,7 +58,7 @@ type TraceReporter interface {
 	// delivered from a queue, so the call that caused one may have returned before.
 	// FlushTrace waits for the deliveries. ConsumeEvent is called by one goroutine at a
 	// time and without any lock of the manager. It may call the manager, except for
-	// Close, which waits for it. While it runs, up to 65 536 events wait; more are
+	// Close, which waits for it. While it runs, up to 65,536 events wait; more are
 	// dropped, and an event of type TraceDroppedEvt says how many. A reporter that panics
 	// is logged and not called again.
 	ConsumeEvent(TraceEvt)

@@ -220,9 +220,9 @@ type ledger struct {
 	peers            map[peer.ID]peerLedger
 	counts           [4]spread.Spread
 	peerMem, connMem spread.Spread
-	refusals         [numKinds]dimCounts
-	rationed         rationCounts
+	refused          refusalCounts
 	late             uint64
+	spans            uint32 // begun at peers
 	// What there is of each pool, share by share; only where there is one stripe, for
 	// connections without a peer go to any.
 	pools                   map[string][]poolLedger
@@ -233,7 +233,6 @@ type peerLedger struct {
 	peak             held
 	transientStreams [2]int32
 	trusted          int32
-	spans            uint32
 }
 
 type poolLedger struct {
@@ -258,23 +257,19 @@ func ledgerOf(m *Manager) ledger {
 			if !st.woken.Load() {
 				continue
 			}
-			for p, ps := range st.peers {
-				spans := uint32(0)
-				if ps.rare != nil {
-					spans = ps.rare.spans
-				}
-				l.peers[p] = peerLedger{ps.peak, ps.transientStreams, ps.trusted, spans}
+			for ps := range st.allPeers {
+				l.peers[ps.id] = peerLedger{ps.peak, ps.transientStreams, ps.trusted}
 			}
 			for d := range st.peerCounts {
 				addTo(&l.counts[d], &st.peerCounts[d])
 			}
 			addTo(&l.peerMem, &st.peerMemory)
 			addTo(&l.connMem, &st.connMemory)
-			for k := range st.refusals {
-				l.refusals[k].add(&st.refusals[k])
-			}
-			l.rationed.add(&st.rationed)
-			l.late += st.lateReleases
+			var counted engineCounts
+			st.addCounts(&counted)
+			l.refused.add(&counted.refusalCounts)
+			l.late += counted.lateReleases
+			l.spans += st.spans
 		}
 		st := &m.stripes[0]
 		if len(m.stripes) > 1 || !st.woken.Load() {

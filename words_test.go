@@ -110,9 +110,9 @@ func TestLogsInJSONKeepTheirMeaning(t *testing.T) {
 			"too much memory is in use: inbound connections and streams of strangers are refused": {
 				"in_use": 1.0 * (1 << 20), "limit": 1.0 * (1 << 20), "refuse_above": 943718.0, "admit_below": 629145.0},
 			"enough memory is free again: inbound connections and streams are admitted": {"in_use": 0.0, "admit_below": 629145.0},
-			`Protected from exceeding resource limits 1 times: "process: cannot reserve inbound stream: resource limit exceeded"`: {
+			`Protected from exceeding resource limits 1 time: "process: cannot reserve inbound stream: resource limit exceeded"`: {
 				"current": 1.0 * (1 << 20), "limit": 943718.0, "cause": "memory-pressure", "raise": "WithMemoryPressure"},
-			`Protected from exceeding resource limits 1 times: "system: cannot reserve memory: resource limit exceeded"`: {
+			`Protected from exceeding resource limits 1 time: "system: cannot reserve memory: resource limit exceeded"`: {
 				"current": 0.0, "limit": 512.0 * (1 << 20), "raise": "System.Memory"},
 			"refused": {
 				"asked": "system", "scope": "system", "kind": "system", "resource": "memory", "cause": "limit",

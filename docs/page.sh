@@ -20,6 +20,6 @@ shoot() {
 sleep 70 # for a plot of some length
 for _ in {1..40}; do # until one that all share is full at that moment
 	shoot
-	curl -sf "http://$page/?format=text" | grep -E '^(system|transient|service:|protocol:).* (are|is) (full|9. % full)' && break
+	curl -sf "http://$page/?format=text" | grep -E '^(system|transient|service:|protocol:).* (are|is) (full|9[0-9.]* % full)' && break
 done
 mv "$work/page.png" "${1:-docs/page.png}"

@@ -230,9 +230,9 @@ type plan struct {
 
 type relayPlan struct{ circuits, members, perPeer int }
 
-// conns returns the number of connections that was asked for. If that is 0, it returns how many the
-// node has memory and descriptors for: a connection for each MiB, as NodeLimits has it, and four for each descriptor, because
-// most connections of today's nodes need none.
+// conns returns the number of connections that was asked for. If that is 0, it returns how many
+// the node has memory and descriptors for: a connection for each MiB, as NodeLimits has it, and
+// four for each descriptor, because most connections of today's nodes need none.
 func (p *plan) conns(asked int) int {
 	if asked > 0 {
 		return asked

@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"time"
 
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
+	manet "github.com/multiformats/go-multiaddr/net"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/fx"
 
@@ -123,4 +126,48 @@ func ExampleManager_room() {
 	rm, _ := rcmgrhost.Of(host)
 	fmt.Println("hosts on which room is made:", rm.Snapshot().Room.Hosts)
 	// Output: hosts on which room is made: 1
+}
+
+// A host admits at most 16 handshakes at a time. Attackers that shake no hands take them all, and
+// a newcomer gets in at the first try.
+func ExampleRoomForHandshakes() {
+	limits := rcmgr.PartialLimitConfig{Transient: rcmgr.ResourceLimits{ConnsInbound: 16}}
+	host, err := libp2p.New(
+		rcmgrhost.Manager(rcmgr.NewFixedLimiter(limits.Build(rcmgr.DefaultLimits.AutoScale())),
+			rcmgr.WithRoom(rcmgr.RoomConfig{})),
+		rcmgrhost.RoomForHandshakes(),
+		libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"),
+		libp2p.DisableMetrics(),
+	)
+	if err != nil {
+		panic(err)
+	}
+	defer host.Close()
+	rm, _ := rcmgrhost.Of(host)
+
+	for range 16 {
+		_, addr, err := manet.DialArgs(host.Addrs()[0])
+		if err != nil {
+			panic(err)
+		}
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			panic(err)
+		}
+		defer conn.Close()
+	}
+	for len(rm.Snapshot().Room.LetGo) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+
+	newcomer, err := libp2p.New(libp2p.NoListenAddrs, libp2p.DisableMetrics())
+	if err != nil {
+		panic(err)
+	}
+	defer newcomer.Close()
+	fmt.Println(newcomer.Connect(context.Background(), peer.AddrInfo{ID: host.ID(), Addrs: host.Addrs()}))
+	fmt.Println(rm.Snapshot().Room.LetGo[0].Scope)
+	// Output:
+	// <nil>
+	// transient
 }

@@ -27,7 +27,7 @@ var log = logging.Logger("rcmgr")
 
 // Manager returns an option that gives a host a manager of its own, which is made as by
 // rcmgr.New(limits, opts...). With nil, the manager has the default limits. The errors of
-// rcmgr.New become errors of libp2p.New.
+// rcmgr.New become errors of libp2p.New, which go-libp2p also writes to its log, twice.
 //
 // The metrics of all managers of the process are registered as by rcmgr.MustRegisterWith,
 // on the registerer of libp2p.PrometheusRegisterer or, without that option, the default

@@ -218,6 +218,31 @@ func TestLimitsBelowTheConnectionManagersMarkAreLoggedInAnyOrderOfOptions(t *tes
 	}
 }
 
+// Limits that are put in force later are compared again, with the connection manager that the host
+// has. A conflict is logged once, as long as it stays the same.
+func TestLimitsThatChangeAreComparedWithTheConnectionManagerAgain(t *testing.T) {
+	onHosts(t)
+	cm, err := connmgr.NewConnManager(20, 30)
+	require.NoError(t, err)
+	h := newHost(t, rcmgrhost.Manager(limited(100)), libp2p.ConnectionManager(cm), libp2p.DisableMetrics())
+	m := h.Network().ResourceManager().(*rcmgr.Manager)
+	before := logged.len()
+	for _, step := range []struct {
+		conns rcmgr.LimitVal
+		told  string
+	}{{50, ""}, {10, "System.Conns (10) is not above"}, {10, ""}, {9, "System.Conns (9) is not above"}, {31, ""}, {10, "System.Conns (10) is not above"}} {
+		require.NoError(t, m.SetLimits(limited(step.conns)))
+		told := logged.conflictsSince(before)
+		before = logged.len()
+		if step.told == "" {
+			require.Empty(t, told)
+			continue
+		}
+		require.Len(t, told, 1)
+		require.Contains(t, told[0], step.told)
+	}
+}
+
 func TestTheManagerIsClosedIfTheHostCannotBeMade(t *testing.T) {
 	onHosts(t)
 	taken, err := net.Listen("tcp", "127.0.0.1:0")

@@ -17,14 +17,16 @@ import (
 var logged logText
 
 // logText is text that may be written and read concurrently. It keeps only lines about
-// differences.
+// differences, refusals and limits.
 type logText struct {
 	mu    sync.Mutex
 	lines []string
 }
 
 func (l *logText) Write(b []byte) (int, error) {
-	if bytes.Contains(b, []byte("resource managers differ")) {
+	if slices.ContainsFunc([]string{"resource managers differ", "can never be reached", "from exceeding resource limits"}, func(text string) bool {
+		return bytes.Contains(b, []byte(text))
+	}) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.lines = append(l.lines, string(b))

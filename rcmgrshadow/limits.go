@@ -61,6 +61,18 @@ func oursFrom(theirs upstream.Limiter) (rcmgr.Limiter, error) {
 	return ours, sameLimiters(cfg, rcmgr.LimiterFrom(theirs), ours)
 }
 
+// unwarned returns same, or theirs if a manager with same would log limits that can never be
+// reached. Most of them are go-libp2p's defaults, which no operator has written. A manager logs no
+// such warnings about a Limiter of another package.
+func unwarned(theirs upstream.Limiter, same rcmgr.Limiter) rcmgr.Limiter {
+	if fixed, ok := same.(interface {
+		ToPartialLimitConfig() rcmgr.PartialLimitConfig
+	}); ok && len(fixed.ToPartialLimitConfig().Build(rcmgr.InfiniteLimits).Warnings()) > 0 {
+		return rcmgr.LimiterFrom(theirs)
+	}
+	return same
+}
+
 // theirsFrom returns limits of ours as go-libp2p's.
 func theirsFrom(ours rcmgr.ConcreteLimitConfig) (upstream.Limiter, error) {
 	partial := ours.ToPartialLimitConfig()

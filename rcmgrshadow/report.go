@@ -15,6 +15,8 @@ import (
 	"unicode"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 // Kind is in what two managers differ.
@@ -131,7 +133,8 @@ func (d *Difference) log() {
 		log.Warn("the resource managers differ, as DIFFERENCES.md says", append(attrs, "entry", d.Entry)...)
 		return
 	}
-	log.Error("the resource managers differ, and no entry of DIFFERENCES.md explains it", attrs...)
+	log.Error("the resource managers differ, and no entry of DIFFERENCES.md explains it", append(attrs,
+		"check", "that both managers have the same allowlist, gates and options")...)
 }
 
 // Report compares what all scopes hold, and returns what has been different so far. Calls wait
@@ -173,8 +176,8 @@ func explainedLast(d Difference) int {
 
 // Summary returns the report in one line.
 func (r *Report) Summary() string {
-	text := fmt.Sprintf("%s decides, %s beside it: %d calls, %d unexplained differences, %d explained, %d that follow from these, %d of timing",
-		r.Lead, r.Beside, r.Calls, r.Unexplained, r.Explained, r.Follows, r.Timing)
+	text := fmt.Sprintf("%s decides, %s beside it: %s, %s, %d explained, %d that follow from these, %d of timing",
+		r.Lead, r.Beside, text.Plural(r.Calls, "call"), text.Plural(r.Unexplained, "unexplained difference"), r.Explained, r.Follows, r.Timing)
 	if r.Out {
 		text += "; the manager beside has panicked, and is not asked any more"
 	}

@@ -159,10 +159,10 @@ func New(lead, beside network.ResourceManager) (*Manager, error) {
 	return m, nil
 }
 
-// OursBeside returns a manager that decides as theirs does, which is a manager of go-libp2p's
-// own package with these limits, and asks a manager of rcmgr beside it, which is made with the
-// same limits and with opts. It stays out of the metrics and writes no log of refusals, unless
-// opts say so. Pass the options that have a counterpart there, such as the allowlist and
+// OursBeside returns a Manager that decides as theirs does, and asks a manager of rcmgr beside
+// it. theirs is a manager of go-libp2p's own package with these limits. The manager of rcmgr is
+// made with the same limits and with opts; it stays out of the metrics and writes no log of
+// refusals, unless opts say so. Pass options that both managers have, such as the allowlist and
 // the limits per subnet, to both.
 //
 // With no options, admission by priority and newcomers' quarters are as in rcmgr by default,
@@ -179,7 +179,7 @@ func OursBeside(theirs network.ResourceManager, limits upstream.Limiter, opts ..
 		return nil, fmt.Errorf("rcmgrshadow: %w", err)
 	}
 	quiet := []rcmgr.Option{rcmgr.WithMetricsDisabled(), rcmgr.WithRefusalLog(0)}
-	ours, err := rcmgr.New(same, append(quiet, opts...)...)
+	ours, err := rcmgr.New(unwarned(limits, same), append(quiet, opts...)...)
 	if err != nil {
 		return nil, fmt.Errorf("rcmgrshadow: %w", err)
 	}
@@ -190,9 +190,9 @@ func OursBeside(theirs network.ResourceManager, limits upstream.Limiter, opts ..
 	return m, err
 }
 
-// TheirsBeside returns a manager that decides as ours does, and asks a manager of go-libp2p's
-// own package beside it, which is made with the limits and gates that are in force in ours and
-// with opts, and without metrics. ours may also be a Handle. Pass the allowlist, and a limiter
+// TheirsBeside returns a Manager that decides as ours does, and asks a manager of go-libp2p's
+// own package beside it. That manager is made with the limits and gates that are in force in
+// ours and with opts, and has no metrics. ours may also be a Handle. Pass the allowlist, and a limiter
 // of rates that the program brings, to both. If TheirsBeside returns an error, ours is as it was.
 func TheirsBeside(ours network.ResourceManager, opts ...upstream.Option) (*Manager, error) {
 	m := oursIn(ours)

@@ -206,7 +206,7 @@ func TestAComparisonThatPanicsFailsNoCall(t *testing.T) {
 
 func TestGatesAreTheSameInBothManagers(t *testing.T) {
 	half := rcmgr.GateLimits{Subnets: rcmgr.SubnetLimits{IPv4: map[int]rcmgr.LimitVal{32: 4}},
-		Rate: rcmgr.RateLimits{IPv4: map[int]rcmgr.ConnRate{32: {PerSecond: 1e-6, Burst: 40}}}}
+		Rate: rcmgr.RateLimits{IPv4: map[int]rcmgr.ConnRate{32: {PerSecond: 0.001, Burst: 40}}}}
 	blocked := rcmgr.GateLimits{Rate: rcmgr.RateLimits{IPv4: map[int]rcmgr.ConnRate{32: {Burst: rcmgr.BlockAllLimit}}}}
 	for admitted, cfg := range map[int]rcmgr.PartialLimitConfig{8: {}, 4: {Gates: &half}, 0: {Gates: &blocked}} {
 		ours, err := rcmgr.New(rcmgr.NewFixedLimiter(cfg.Build(rcmgr.InfiniteLimits)))
@@ -700,7 +700,7 @@ func TestTheReportIsTextJSONAndMetrics(t *testing.T) {
 	m.unlock()
 
 	text := ask("*/*", "").Body.String()
-	require.Contains(t, text, "1 unexplained differences, 1 explained")
+	require.Contains(t, text, "1 unexplained difference, 1 explained")
 	require.Less(t, strings.Index(text, "NONE: unexplained"), strings.Index(text, entryPriorities), "what is unexplained stands first")
 	require.NotContains(t, text, "\x1b")
 	html := ask("text/html", "")
@@ -735,4 +735,134 @@ libp2p_rcmgr_shadow_differences_total{entry="priorities of memory",explained="tr
 	told := logged.about(entryPriorities)
 	require.NotEmpty(t, told)
 	require.Contains(t, told[len(told)-1], "level=WARN")
+}
+
+func TestUnexplainedDifferencesStandFirstHoweverFewTheyAre(t *testing.T) {
+	m := besideTheirs(t, limits(nil))
+	m.mu.Lock()
+	for range 3 {
+		m.count(KindDecision, "OpenStream", entryPriorities, "explained")
+	}
+	m.count(KindDecision, "OpenStream", "", "odd")
+	m.unlock()
+	require.Equal(t, "odd", m.Report().Differences[0].Example)
+}
+
+// Remote peers choose names that examples quote.
+func TestAnExampleIsNotLongerThanALine(t *testing.T) {
+	m := besideTheirs(t, limits(nil))
+	m.mu.Lock()
+	m.count(KindDecision, "OpenStream", "", "a"+strings.Repeat("ö", 2*mostText))
+	m.unlock()
+	example := only(t, m).Example
+	require.LessOrEqual(t, len(example), mostText+len("…"))
+	require.True(t, strings.HasSuffix(example, "öö…"), "%q", example)
+}
+
+func TestDifferencesOfVeryManyScopesAreNotAllKept(t *testing.T) {
+	m := besideTheirs(t, limits(nil))
+	of := func(i int) scopeID { return scopeID{kindPeer, fmt.Sprint(i)} }
+	one := network.ScopeStat{Memory: 1}
+	for i := range 2 * mostOffsets {
+		m.offset(of(i), one)
+	}
+	require.Len(t, m.offsets, mostOffsets)
+	m.offset(of(0), one)
+	require.EqualValues(t, 2, m.offsets[of(0)].Memory)
+	m.offset(of(1), network.ScopeStat{Memory: -1})
+	require.Len(t, m.offsets, mostOffsets-1)
+}
+
+func TestTheSystemIsComparedNowAndThenThoughThereIsNoReport(t *testing.T) {
+	m := withFault(t, func(s network.StreamManagementScope, err error) (network.StreamManagementScope, error) {
+		return endless{s}, err
+	})
+	for range 2 * every {
+		mustStream(t, m).Done()
+	}
+	require.NotNil(t, m.counts.lines[lineKey{KindStat, "Stat", ""}])
+}
+
+func TestTwoRefusalsForDifferentReasonsAreNoOtherDecision(t *testing.T) {
+	ours, err := rcmgr.New(rcmgr.NewFixedLimiter(rcmgr.PartialLimitConfig{
+		PeerDefault: rcmgr.ResourceLimits{StreamsInbound: rcmgr.BlockAllLimit}}.Build(rcmgr.InfiniteLimits)))
+	require.NoError(t, err)
+	theirs := theirManager(t, limits(func(c *upstream.PartialLimitConfig) { c.PeerDefault.StreamsInbound = upstream.BlockAllLimit }))
+	m, err := New(theirs, &wrapped{ours, func(network.StreamManagementScope, error) (network.StreamManagementScope, error) {
+		return nil, network.ErrResourceScopeClosed
+	}})
+	require.NoError(t, err)
+	defer m.Close()
+	_, err = m.OpenStream(peers[0], network.DirInbound)
+	require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
+	require.Equal(t, KindRefusal, only(t, m).Kind)
+}
+
+// Go-libp2p's manager takes a token for a connection that a scope refuses then.
+func TestTokensOfRefusedConnectionsAreExplained(t *testing.T) {
+	cfg := rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{ConnsInbound: 1}, Gates: &rcmgr.GateLimits{
+		Subnets: rcmgr.SubnetLimits{IPv4: map[int]rcmgr.LimitVal{32: 100}},
+		Rate:    rcmgr.RateLimits{IPv4: map[int]rcmgr.ConnRate{32: {PerSecond: 0.001, Burst: 3}}}}}
+	ours, err := rcmgr.New(rcmgr.NewFixedLimiter(cfg.Build(rcmgr.InfiniteLimits)))
+	require.NoError(t, err)
+	m, err := TheirsBeside(ours)
+	require.NoError(t, err)
+	defer m.Close()
+	dial := func() (network.ConnManagementScope, error) {
+		return m.OpenConnection(network.DirInbound, false, testEndpoint)
+	}
+	c, err := dial()
+	require.NoError(t, err)
+	for range 2 {
+		_, err = dial()
+		require.Error(t, err)
+	}
+	c.Done()
+	_, err = dial()
+	require.NoError(t, err)
+	require.Equal(t, entryTokens, only(t, m).Entry)
+}
+
+func TestTheManagerBesideIsClosedIfThePairCannotBeMade(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // which ends once no goroutine is left
+		theirs, err := upstream.NewResourceManager(limits(nil), upstream.WithMetricsDisabled())
+		require.NoError(t, err)
+		defer theirs.Close()
+		defer mustStream(t, theirs).Done()
+		_, err = OursBeside(theirs, limits(nil))
+		require.EqualError(t, err, "rcmgrshadow: the managers hold different amounts already")
+	})
+}
+
+func TestTheManagerBesideWritesNoLogOfRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := limits(func(c *upstream.PartialLimitConfig) { c.PeerDefault.StreamsInbound = upstream.BlockAllLimit })
+		theirs, err := upstream.NewResourceManager(l, upstream.WithMetricsDisabled())
+		require.NoError(t, err)
+		defer theirs.Close()
+		refuse := func(opts ...rcmgr.Option) int {
+			before := len(logged.about("from exceeding resource limits"))
+			m, err := OursBeside(theirs, l, opts...)
+			require.NoError(t, err)
+			_, err = m.OpenStream(peers[0], network.DirInbound)
+			require.Error(t, err)
+			require.NoError(t, m.Ours().Close())
+			return len(logged.about("from exceeding resource limits")) - before
+		}
+		require.Zero(t, refuse())
+		require.Equal(t, 1, refuse(rcmgr.WithRefusalLog(time.Second)))
+	})
+}
+
+// Most limits of a manager of go-libp2p's are its defaults, so the manager beside it does not warn
+// about those that can never be reached.
+func TestTheManagerBesideDoesNotWarnAboutGoLibp2psDefaults(t *testing.T) {
+	limits := upstream.NewFixedLimiter(upstream.DefaultLimits.Scale(1<<30, 1024))
+	theirs, err := upstream.NewResourceManager(limits, upstream.WithMetricsDisabled())
+	require.NoError(t, err)
+	before := len(logged.about("can never be reached"))
+	m, err := OursBeside(theirs, limits)
+	require.NoError(t, err)
+	defer m.Close()
+	require.Len(t, logged.about("can never be reached"), before)
 }

@@ -142,7 +142,8 @@ func isTrace(in *bufio.Reader) bool {
 // ReadSnapshot adds one or more snapshots in JSON, as the live page and json.Marshal write
 // them, one after the other. The name is that of the source in errors and reasons.
 func (e *Evidence) ReadSnapshot(name string, r io.Reader) error {
-	in := json.NewDecoder(r)
+	bounded := &boundedReader{r: r, left: mostBytes}
+	in := json.NewDecoder(bounded)
 	var all []rcmgr.Snapshot
 	var unread []string
 	for {
@@ -156,6 +157,7 @@ func (e *Evidence) ReadSnapshot(name string, r io.Reader) error {
 			var others []string
 			if s, others, err = snapshotFrom(raw); err == nil {
 				all, unread = append(all, s), append(unread, others...)
+				bounded.left = mostBytes
 				continue
 			}
 		}
@@ -176,6 +178,23 @@ func (e *Evidence) ReadSnapshot(name string, r io.Reader) error {
 			name, strings.Join(slices.Compact(unread), ", ")))
 	}
 	return nil
+}
+
+// mostBytes is the largest size of a snapshot that is read.
+const mostBytes = 512 << 20
+
+// boundedReader returns an error when more is read than is left.
+type boundedReader struct {
+	r    io.Reader
+	left int
+}
+
+func (b *boundedReader) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p[:min(len(p), b.left+1)])
+	if b.left -= n; b.left < 0 {
+		return 0, fmt.Errorf("it has more than %d MiB, which no snapshot has", mostBytes>>20)
+	}
+	return n, err
 }
 
 // snapshotFrom reads a snapshot, and returns the names of the members that it does not know.
@@ -211,7 +230,7 @@ func snapshotFrom(raw []byte) (s rcmgr.Snapshot, unread []string, err error) {
 // optional are the members of a Snapshot that are left out where they are empty.
 var optional = map[string]bool{
 	"Sizing": true, "MemberPeaks": true, "WouldRefuse": true, "Observed": true, "Recent": true,
-	"Process": true, "FairShare": true, "Earmarks": true, "Allowlist": true, "Leaks": true,
+	"Process": true, "FairShare": true, "Largest": true, "FullestParts": true, "Earmarks": true, "Allowlist": true, "Leaks": true,
 }
 
 // check returns an error for a snapshot that no manager writes.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 // seenGates is what snapshots saw of the gates.
@@ -86,7 +87,7 @@ const mostNetworks = 64
 func (w *work) gates() {
 	g := &w.e.gates
 	if g.rates > 0 {
-		w.p.Notes = append(w.p.Notes, fmt.Sprintf("The connect rate refused %d connections, or would have; what was seen does not show from where.", g.rates))
+		w.p.Notes = append(w.p.Notes, fmt.Sprintf("The connect rate refused %s, or would have; what was seen does not show from where.", text.Plural(g.rates, "connection")))
 	}
 	var out rcmgr.GateLimits
 	var rates []*Reason
@@ -115,6 +116,8 @@ func (w *work) gates() {
 		again.Place, again.Rule, again.Was = fmt.Sprintf("Gates.Rate.Networks[%q]", network), RuleBurst, int64(rate.Burst.Build(0))
 		again.Value, again.Refused, again.WouldRefuse = 2*r.Value, 0, 0
 		rate.Burst = countVal(again.Value)
+		// A bucket has to be full again after a day at most.
+		rate.PerSecond = max(rate.PerSecond, math.Ceil(1000*float64(again.Value)/86_400)/1000)
 		again.rate = rate
 		out.Rate.Networks[network] = rate
 		rates = append(rates, &again)

@@ -215,6 +215,12 @@ func floorOf(k rcmgr.Kind, d dim) int64 {
 	return floor[d]
 }
 
+// floorOfUnseen returns what a service or protocol gets that was never seen: a stream of each of the
+// peers that a node has at least, with its window.
+func floorOfUnseen(d dim) int64 {
+	return both(floorPeers, 0, floorPeers*window)[d]
+}
+
 // both returns a floor with the given inbound streams and connections, twice as many outbound ones,
 // and a descriptor for each inbound connection.
 func both(streams, conns, memory int64) amounts {
@@ -237,19 +243,21 @@ func floorLike(k rcmgr.Kind) rcmgr.Kind {
 }
 
 // roundUp rounds up to two digits, so that nearly equal needs come to the same limit. Bytes
-// are rounded to two digits of KiB, MiB or GiB.
+// are rounded to two digits of KiB, MiB or GiB: a step of a whole MiB would make limits of a few
+// MiB differ by more than what they are based on.
 func roundUp(n float64, bytes bool) int64 {
-	unit := 1.0
+	unit, least := 1.0, 1.0
 	if bytes {
 		for unit = 1024; n/unit >= 1024; unit *= 1024 {
 		}
+		least = 0.1
 	}
 	n = max(0, n) / unit
-	step := 1.0
+	step := least
 	for n/step > 99.999999 {
 		step *= 10
 	}
-	up := math.Ceil(n/step-1e-9) * step * unit
+	up := math.Ceil(math.Ceil(n/step-1e-9) * step * unit)
 	if up >= math.MaxInt64 {
 		return math.MaxInt64
 	}

@@ -42,7 +42,6 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -50,12 +49,13 @@ import (
 
 	"github.com/weir-p2p/rcmgr"
 	"github.com/weir-p2p/rcmgr/internal/replay"
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 // Options are the choices of a proposal. The zero value is a good start.
 type Options struct {
-	// Margin is how much more than what was usually held at most a limit admits. 0 is 2,
-	// twice as much. It must be at least 1.
+	// Margin is the factor of a limit above what was usually held at most, from 1 to 1000.
+	// 0 stands for 2.
 	Margin float64
 	// Memory, in bytes, and FileDescriptors are what libp2p may use of the machine. 0
 	// stands for what the limits were computed for by the latest snapshot that says so; if
@@ -63,7 +63,9 @@ type Options struct {
 	Memory          int64
 	FileDescriptors int
 	// ConnMgrHighWater is the connection manager's high water mark, 0 if it is not known.
-	// The limits of the system scope will be at least twice as high.
+	// The limits of the system scope will be at least twice as high: room for so many
+	// connections, each with a descriptor, a stream and a yamux window. Those of the transient
+	// scope will be at least half as high as the mark.
 	ConnMgrHighWater int
 	// Base are the limits that the proposal will be built on. nil stands for NodeLimits
 	// with Memory, FileDescriptors and ConnMgrHighWater.
@@ -107,7 +109,7 @@ type Rule string
 const (
 	RuleMargin    Rule = "margin"    // the margin above what was seen
 	RuleFloor     Rule = "floor"     // what libp2p's own protocols need
-	RuleHighWater Rule = "highwater" // twice the connection manager's high water mark
+	RuleHighWater Rule = "highwater" // what the connection manager's high water mark needs
 	RuleSum       Rule = "sum"       // the sum of both directions
 	RuleReplay    Rule = "replay"    // raised until a replay of the trace refused nothing
 	RuleMachine   Rule = "machine"   // what the machine has
@@ -152,8 +154,9 @@ type Reason struct {
 	// Why is all of this as a sentence.
 	Why string
 
-	gate bool           // it is about a gate
-	rate rcmgr.ConnRate // the proposed rate of a gate; Value is its burst
+	gate   bool           // it is about a gate
+	rate   rcmgr.ConnRate // the proposed rate of a gate; Value is its burst
+	unseen bool           // it is for services or protocols that were never seen
 }
 
 // Refusal is something that was held and that the proposed limits would have refused.
@@ -226,7 +229,10 @@ func (w *work) prepare() error {
 		}
 	}
 	if w.o.Memory == 0 || w.o.FileDescriptors == 0 {
-		w.p.Notes = append(w.p.Notes, "What the machine has is not known, so that limits of memory or file descriptors may be above it.")
+		w.p.Notes = append(w.p.Notes, "What the machine has is not known, so that limits of memory or file descriptors may be above it: give Memory and FileDescriptors (--memory, --fds).")
+	}
+	if w.o.ConnMgrHighWater == 0 {
+		w.p.Notes = append(w.p.Notes, "The connection manager's high water mark is not known, so that limits of connections may be below it: give ConnMgrHighWater (--high-water).")
 	}
 	if w.o.Base != nil {
 		w.base = *w.o.Base
@@ -273,8 +279,9 @@ func (w *work) propose() {
 	}
 }
 
-// others proposes limits for services or protocols that have none of their own. Those that were
-// never seen get the least that is proposed.
+// others proposes limits for services or protocols that have none of their own. If all that were
+// seen have some, these limits are for names that were never seen: nothing shows that peers need
+// them, and an attacker chooses them as freely as any others.
 func (w *work) others(k rcmgr.Kind, seen []scope) {
 	s := scope{kind: k}
 	all := new(seenScope)
@@ -293,16 +300,15 @@ func (w *work) others(k rcmgr.Kind, seen []scope) {
 		}
 		r[d] = w.reasonOf(s, all, d)
 		r[d].Value, r[d].Rule = roundUp((1+w.o.Margin)/2*float64(r[d].Seen), d == dimMemory), RuleMargin
-		if least := floorOf(k, d); r[d].Value < least {
+		least := floorOf(k, d)
+		if r[d].unseen = len(seen) == 0; r[d].unseen {
+			least = floorOfUnseen(d)
+		}
+		if r[d].Value < least {
 			r[d].Value, r[d].Rule = least, RuleFloor
 		}
 	}
-	w.sum(s, r, all, dimStreams, dimStreamsIn, dimStreamsOut)
-	for d := range numDims {
-		if r[d] != nil {
-			w.bound(s, r, d)
-		}
-	}
+	w.complete(s, r, all)
 	w.rows[s] = r
 }
 
@@ -318,19 +324,34 @@ func (w *work) scope(s scope) {
 			r[d] = w.limit(s, seen, d)
 		}
 	}
-	w.sum(s, r, seen, dimStreams, dimStreamsIn, dimStreamsOut)
-	w.sum(s, r, seen, dimConns, dimConnsIn, dimConnsOut)
-	if fd, conns := r[dimFD], r[dimConns]; fd != nil && conns != nil && conns.Value < math.MaxInt64 && conns.Value > fd.Value {
-		fd.Value, fd.Rule = conns.Value, RuleSum
-	}
-	for d := range numDims {
-		if r[d] != nil {
-			w.bound(s, r, d)
-		}
-	}
+	w.complete(s, r, seen)
 	if *r != (row{}) {
 		w.rows[s] = r
 	}
+}
+
+// complete bounds the limits of a scope, and adds those that follow from them.
+func (w *work) complete(s scope, r *row, seen *seenScope) {
+	bound := func(dims ...dim) {
+		for _, d := range dims {
+			if r[d] != nil {
+				w.bound(s, r, d)
+			}
+		}
+	}
+	bound(dimStreamsIn, dimStreamsOut, dimConnsIn, dimConnsOut, dimMemory)
+	w.sum(s, r, seen, dimStreams, dimStreamsIn, dimStreamsOut)
+	w.sum(s, r, seen, dimConns, dimConnsIn, dimConnsOut)
+	var conns int64
+	for _, d := range []dim{dimConnsIn, dimConnsOut} {
+		if r[d] != nil && r[d].Value < math.MaxInt64-conns {
+			conns += r[d].Value
+		}
+	}
+	if fd := r[dimFD]; fd != nil && conns > fd.Value {
+		fd.Value, fd.Rule = conns, RuleSum
+	}
+	bound(dimStreams, dimConns, dimFD)
 }
 
 // limit proposes one limit. It returns nil if nothing was seen that it could be based on.
@@ -346,10 +367,28 @@ func (w *work) limit(s scope, seen *seenScope, d dim) *Reason {
 	if least := floorOf(s.kind, d); r.Value < least {
 		r.Value, r.Rule = least, RuleFloor
 	}
-	if mark := roundUp(2*float64(w.o.ConnMgrHighWater), false); s.kind == rcmgr.KindSystem && d != dimMemory && d != dimFD && r.Value < mark {
+	if mark := w.markOf(s.kind, d); r.Value < mark {
 		r.Value, r.Rule = mark, RuleHighWater
 	}
 	return r
+}
+
+// markOf returns the least limit beside the connection manager's high water mark, 0 without one:
+// twice the mark, because the connection manager closes connections only from time to time. As in
+// NodeLimits, the transient scope has a quarter of that. What is seen of a quiet time does not show
+// how many peers there will be, but the mark does.
+func (w *work) markOf(k rcmgr.Kind, d dim) int64 {
+	most := 2 * float64(w.o.ConnMgrHighWater)
+	switch {
+	case k == rcmgr.KindTransient:
+		most /= 4
+	case k != rcmgr.KindSystem:
+		return 0
+	}
+	if d == dimMemory {
+		most *= window
+	}
+	return roundUp(most, d == dimMemory)
 }
 
 // sum proposes a limit on both directions together, which is the sum of their limits, so that
@@ -460,6 +499,51 @@ func (w *work) raise(by replay.Refuser) bool {
 	if !ok {
 		return false
 	}
+	r := w.reasonAt(s, d)
+	was := r.Value
+	if was == math.MaxInt64 {
+		return false
+	}
+	want := roundUp(max(float64(was)*1.25, float64(r.Seen)), d == dimMemory)
+	for _, k := range outer[s.kind] {
+		if around := w.rows[scope{kind: k}]; around != nil && around[d] != nil {
+			w.raiseTo(scope{kind: k}, d, want, RuleReplay)
+		}
+	}
+	w.raiseTo(s, d, want, RuleReplay)
+	return r.Value > was
+}
+
+// raiseTo raises a limit to n, as far as the machine has that, and the limit on both directions
+// together with it.
+func (w *work) raiseTo(s scope, d dim, n int64, by Rule) {
+	r := w.reasonAt(s, d)
+	if r.Value >= n {
+		return
+	}
+	r.Value, r.Rule = n, by
+	all := w.rows[s]
+	w.bound(s, all, d)
+	total, in, out := dimStreams, dimStreamsIn, dimStreamsOut
+	switch d {
+	case dimStreamsIn, dimStreamsOut:
+	case dimConnsIn, dimConnsOut:
+		total, in, out = dimConns, dimConnsIn, dimConnsOut
+	default:
+		return
+	}
+	sum := r.Value
+	if all[in] != nil && all[out] != nil {
+		sum = min(all[in].Value, math.MaxInt64-all[out].Value) + all[out].Value
+	}
+	if all[total] != nil || limitAt(w.p.Built, s.place()+"."+dimNames[total]) < r.Value {
+		w.raiseTo(s, total, sum, RuleSum)
+	}
+}
+
+// reasonAt returns the reason of a limit. If the limit has no reason yet, reasonAt makes one for the
+// limit of the base.
+func (w *work) reasonAt(s scope, d dim) *Reason {
 	r := w.rows[s]
 	if r == nil {
 		r = new(row)
@@ -473,32 +557,18 @@ func (w *work) raise(by replay.Refuser) bool {
 		r[d] = w.reasonOf(s, seen, d)
 		r[d].Value = limitAt(w.p.Built, r[d].Place)
 	}
-	was := r[d].Value
-	if was == math.MaxInt64 {
-		return false
-	}
-	r[d].Value, r[d].Rule = roundUp(max(float64(was)*1.25, float64(r[d].Seen)), d == dimMemory), RuleReplay
-	w.bound(s, r, d)
-	return r[d].Value > was
+	return r[d]
 }
 
 // at returns the scope and the dimension of a place in the configuration.
 func (w *work) at(place string) (scope, dim, bool) {
-	before, name, _ := cutLast(place, ".")
+	before, name, _ := text.CutLast(place, ".")
 	d := slices.Index(dimNames[:], name)
 	if d < 0 {
 		return scope{}, 0, false
 	}
 	s, ok := scopeAt(before)
 	return s, dim(d), ok
-}
-
-func cutLast(text, sep string) (before, after string, found bool) {
-	i := strings.LastIndex(text, sep)
-	if i < 0 {
-		return text, "", false
-	}
-	return text[:i], text[i+len(sep):], true
 }
 
 // limitAt returns the limit at a place of a configuration.
@@ -584,6 +654,17 @@ func (w *work) finish() {
 	for _, r := range w.gateReasons {
 		w.give(r, dimConnsIn)
 	}
+	if span := w.e.span(); span < leastSpan {
+		seen := "at one moment only"
+		if span >= time.Second {
+			seen = fmt.Sprintf("for only %v", span.Round(time.Second))
+		}
+		w.p.Notes = append(w.p.Notes, "The node was seen "+seen+", so the proposal is not sure: what it needs at busier times is not known.")
+	}
+	if n := w.refusing(); n > 0 {
+		w.p.Notes = append(w.p.Notes, fmt.Sprintf("Of the limits that were in force, %d refused requests while the node was seen. What it needed is not known, "+
+			"and if that was an attack, the proposal makes room for it: propose from a time without one.", n))
+	}
 	for _, warning := range w.p.Built.Warnings() {
 		w.p.Notes = append(w.p.Notes, warning+".")
 	}
@@ -606,9 +687,22 @@ func (w *work) heldAbove(s scope, d dim, r *Reason) {
 	}
 }
 
+// refusing returns how many of the limits for which there are proposals refused something.
+func (w *work) refusing() (n int) {
+	for i := range w.p.Reasons {
+		if w.p.Reasons[i].Refused > 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// leastSpan is how long a node has to be seen for a proposal that is more than a first guess.
+const leastSpan = time.Hour
+
 func (r *Reason) sureness() Sure {
 	switch {
-	case r.Refused > 0, r.Span < time.Hour, r.Looks < 5:
+	case r.Refused > 0, r.Span < leastSpan, r.Looks < 5:
 		return SureLow
 	case r.Span < 24*time.Hour, r.Looks < 20:
 		return SureMedium

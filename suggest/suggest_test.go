@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -159,6 +160,102 @@ func TestTheProposedFileCutsWhatAttackersHoldByNineTenths(t *testing.T) {
 	require.LessOrEqual(t, held.NumStreamsInbound, free.NumStreamsInbound/10)
 	require.LessOrEqual(t, held.NumFD, free.NumFD/10)
 	require.LessOrEqual(t, held.Memory, free.Memory/10)
+}
+
+// floodInTurn does what eight attackers of examples/flood do at one instant, when each is at one of
+// the five attacks: those that say a protocol come first. Every other attacker comes by QUIC, which
+// takes no descriptors and no windows. It returns what they hold of the system scope.
+func floodInTurn(t *testing.T, limits rcmgr.ConcreteLimitConfig) network.ScopeStat {
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithRefusalLog(0), rcmgr.WithMetricsDisabled())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, rm.Close()) }()
+	const always = network.ReservationPriorityAlways
+	connect := func(id peer.ID, tcp bool) network.ConnManagementScope {
+		c, err := rm.OpenConnection(network.DirInbound, tcp, nil)
+		if err == nil && id != "" && c.SetPeer(id) != nil {
+			c.Done()
+			return nil
+		}
+		return c
+	}
+	window := func(c network.ConnManagementScope, tcp bool) bool {
+		return !tcp || c.ReserveMemory(256*kib, always) == nil
+	}
+	stream := func(c network.ConnManagementScope, id peer.ID, tcp bool, service string, bytes int) {
+		s, err := rm.OpenStream(id, network.DirInbound)
+		if err != nil {
+			return
+		}
+		if !window(c, tcp) {
+			s.Done()
+		} else if service != "" && (s.SetProtocol(protocol.ID("/"+service)) != nil || s.SetService(service) != nil || s.ReserveMemory(bytes, always) != nil) {
+			s.Done()
+			if tcp {
+				c.ReleaseMemory(256 * kib)
+			}
+		}
+	}
+	for i, attack := range []string{"requests", "unread", "silent", "silent", "half open", "identities", "half open", "identities"} {
+		tcp := i%2 == 1
+		id := peer.ID(fmt.Sprint("attacker ", i))
+		switch attack {
+		case "half open":
+			for range 40 {
+				connect("", true)
+			}
+			continue
+		case "identities":
+			tcp = i < 6
+			for n := range 60 {
+				id := peer.ID(fmt.Sprintf("attacker %d as %d", i, n/5))
+				if c := connect(id, tcp); c != nil { // the victim asks who it is
+					if s, err := rm.OpenStream(id, network.DirOutbound); err == nil && !window(c, tcp) {
+						s.Done()
+					}
+				}
+			}
+			continue
+		}
+		c := connect(id, tcp)
+		for n := range map[string]int{"silent": 64, "requests": 6, "unread": 16}[attack] {
+			switch attack {
+			case "silent":
+				stream(c, id, tcp, "", 0)
+			case "requests":
+				stream(c, id, tcp, "flood.fetch", 256*kib)
+			case "unread":
+				stream(c, id, tcp, "flood.bulk", []int{mib, mib / 16}[n%2])
+			}
+		}
+	}
+	return rm.Snapshot().Scopes[0].Use
+}
+
+// Few attackers, too, hold less than a tenth at their peak. What they may hold of protocols that no
+// peer of the node has used decides that.
+func TestTheProposedFileCutsWhatFewAttackersHoldAtTheirPeakByNineTenths(t *testing.T) {
+	free := floodInTurn(t, rcmgr.InfiniteLimits)
+	held := floodInTurn(t, readBack(t, propose(t, machine, soakTrace)).Build(rcmgr.InfiniteLimits))
+	t.Logf("without limits %+v, with the proposed ones %+v", free, held)
+	require.LessOrEqual(t, held.NumConnsInbound, free.NumConnsInbound/10)
+	require.LessOrEqual(t, held.NumStreamsInbound, free.NumStreamsInbound/10)
+	require.LessOrEqual(t, held.NumFD, free.NumFD/10)
+	require.LessOrEqual(t, held.Memory, free.Memory/10)
+}
+
+// A protocol that no peer has used gets a stream of each of four peers, and the memory of their
+// windows. One that peers have used gets a stream on each connection of four peers.
+func TestAProtocolThatWasNeverSeenGetsLessThanOneThatWas(t *testing.T) {
+	p := propose(t, machine, soakTrace)
+	for _, kind := range []string{"Service", "Protocol"} {
+		r := reasonFor(t, p, kind+"Default.StreamsInbound")
+		require.EqualValues(t, 4, r.Value)
+		require.Equal(t, suggest.RuleFloor, r.Rule)
+		require.Contains(t, r.Why, "None was seen. It is for those that no peer has used")
+		require.EqualValues(t, mib, reasonFor(t, p, kind+"Default.Memory").Value)
+	}
+	require.EqualValues(t, 16, p.Limits.Protocol["/rcmgr-soak/fetch/1.0.0"].StreamsInbound)
+	require.EqualValues(t, 4*mib, p.Limits.Protocol["/rcmgr-soak/fetch/1.0.0"].Memory)
 }
 
 // Ten runs of one node, which differ by chance alone, propose limits within 10 % of each other.
@@ -392,7 +489,10 @@ func TestTheSnapshotSaysWhatTheMachineHas(t *testing.T) {
 	p, err := seen.Propose(suggest.Options{})
 	require.NoError(t, err)
 	require.EqualValues(t, 100, p.Limits.System.FD)
-	require.Empty(t, p.Notes)
+	require.Equal(t, []string{
+		"The connection manager's high water mark is not known, so that limits of connections may be below it: give ConnMgrHighWater (--high-water).",
+		"The node was seen at one moment only, so the proposal is not sure: what it needs at busier times is not known.",
+	}, p.Notes)
 	p, err = seen.Propose(suggest.Options{FileDescriptors: 4096})
 	require.NoError(t, err)
 	require.EqualValues(t, 160, p.Limits.System.FD)
@@ -410,6 +510,9 @@ func TestTheSnapshotSaysWhatTheMachineHas(t *testing.T) {
 func TestTheLimitsAreAboveTheHighWaterMark(t *testing.T) {
 	rm := newManager(t, rcmgr.PartialLimitConfig{})
 	hold(t, rm, 0, 40)
+	s, err := rm.OpenStream("peer 0", network.DirInbound)
+	require.NoError(t, err)
+	require.NoError(t, s.ReserveMemory(1, network.ReservationPriorityAlways))
 	var seen suggest.Evidence
 	now := rm.Snapshot()
 	require.NoError(t, seen.AddSnapshot(&now))
@@ -421,6 +524,92 @@ func TestTheLimitsAreAboveTheHighWaterMark(t *testing.T) {
 	r := reasonFor(t, p, "System.ConnsInbound")
 	require.EqualValues(t, 1200, r.Value)
 	require.Equal(t, suggest.RuleHighWater, r.Rule)
+	// Each connection needs a descriptor, and memory, and has to shake hands.
+	require.EqualValues(t, 1200, reasonFor(t, p, "System.FD").Value)
+	require.EqualValues(t, 1200*256*kib, reasonFor(t, p, "System.Memory").Value)
+	require.EqualValues(t, 300, reasonFor(t, p, "Transient.ConnsInbound").Value)
+	require.EqualValues(t, 300, reasonFor(t, p, "Transient.FD").Value)
+	require.NotContains(t, strings.Join(p.Notes, "\n"), "high water mark")
+}
+
+// A limit on both directions together is no more than the two, also where one of them is bounded
+// by the scope around it.
+func TestATotalIsNoMoreThanItsParts(t *testing.T) {
+	rm := newManager(t, rcmgr.PartialLimitConfig{})
+	hold(t, rm, 0, 1)
+	for i := range 60 {
+		dir := network.DirInbound
+		if i < 20 {
+			dir = network.DirOutbound
+		}
+		s, err := rm.OpenStream("peer 0", dir)
+		require.NoError(t, err)
+		require.NoError(t, s.SetProtocol("/p"))
+	}
+	var seen suggest.Evidence
+	now := rm.Snapshot()
+	now.Scopes[0].Use.NumStreamsInbound, now.Scopes[0].Peak.StreamsInbound = 30, 30 // system is bounded tighter than its peer
+	require.NoError(t, seen.AddSnapshot(&now))
+	p, err := seen.Propose(machine)
+	require.NoError(t, err)
+	require.Equal(t, suggest.RuleOuter, reasonFor(t, p, "PeerDefault.StreamsInbound").Rule)
+	for _, r := range p.Reasons {
+		if r.Rule == suggest.RuleSum && r.Value != math.MaxInt64 && strings.HasSuffix(r.Place, ".Streams") {
+			require.Equal(t, reasonFor(t, p, r.Place+"Inbound").Value+reasonFor(t, p, r.Place+"Outbound").Value, r.Value, r.Place)
+		}
+	}
+	require.NotContains(t, strings.Join(p.Notes, "\n"), "never be reached")
+}
+
+// requireTotalsAboveParts fails if a limit on both directions together is below that of one of them.
+func requireTotalsAboveParts(t *testing.T, p *suggest.Proposal) {
+	limits := make(map[string]int64)
+	for _, s := range p.Built.Settings() {
+		limits[s.Place] = math.MaxInt64
+		if n, err := strconv.ParseInt(s.Value, 10, 64); err == nil {
+			limits[s.Place] = n
+		}
+	}
+	for _, r := range p.Reasons {
+		for _, direction := range []string{"Inbound", "Outbound"} {
+			if total := strings.TrimSuffix(r.Place, direction); total != r.Place {
+				require.Contains(t, limits, total)
+				require.LessOrEqual(t, r.Value, limits[total], r.Place)
+			}
+		}
+	}
+}
+
+// A limit that is raised because a replay was refused takes the limit on both directions with it.
+func TestALimitThatIsRaisedRaisesItsTotal(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "rcmgr.json.gz")
+	rm, err := rcmgr.New(rcmgr.NewFixedLimiter(rcmgr.InfiniteLimits), rcmgr.WithTrace(file), rcmgr.WithMetricsDisabled())
+	require.NoError(t, err)
+	for i := range 60 { // the last quarter of the limit is not for this peer
+		dir := network.DirInbound
+		if i >= 40 {
+			dir = network.DirOutbound
+		}
+		_, err := rm.OpenStream("peer 0", dir)
+		require.NoError(t, err)
+	}
+	require.NoError(t, rm.Close())
+	o := machine
+	o.Margin = 1
+	p := propose(t, o, file)
+	in, out, both := reasonFor(t, p, "Transient.StreamsInbound"), reasonFor(t, p, "Transient.StreamsOutbound"), reasonFor(t, p, "Transient.Streams")
+	require.Equal(t, suggest.RuleReplay, in.Rule)
+	require.Greater(t, in.Value, int64(40))
+	require.Equal(t, suggest.RuleSum, both.Rule)
+	require.Equal(t, in.Value+out.Value, both.Value)
+	requireTotalsAboveParts(t, p)
+	require.Empty(t, p.Refused)
+
+	// The total is that of the base, because the node opened no streams.
+	base := rcmgr.PartialLimitConfig{Transient: rcmgr.ResourceLimits{Streams: 42}}.Build(rcmgr.InfiniteLimits)
+	o.Base = &base
+	requireTotalsAboveParts(t, propose(t, o, file))
+	requireTotalsAboveParts(t, propose(t, machine, soakTrace))
 }
 
 // In a manager that only observes its limits, what they would have refused is held, so it is
@@ -461,6 +650,7 @@ func TestALimitThatRefusedIsNotSure(t *testing.T) {
 	require.EqualValues(t, 3, r.Refused, "the counts of one manager are not added up")
 	require.Equal(t, suggest.SureLow, r.Sure)
 	require.Contains(t, r.Why, "The limit of that time, 100, refused 3 requests")
+	require.Contains(t, strings.Join(p.Notes, "\n"), "Of the limits that were in force, 1 refused requests while the node was seen.")
 	require.Equal(t, suggest.SureHigh, reasonFor(t, p, "System.StreamsInbound").Sure)
 }
 
@@ -474,6 +664,29 @@ func comeFrom(t *testing.T, rm *rcmgr.Manager, address string, n int) (admitted 
 	return admitted
 }
 
+// proposeFromLooks returns what four snapshots of a manager lead to.
+func proposeFromLooks(t *testing.T, rm *rcmgr.Manager) *suggest.Proposal {
+	t.Helper()
+	var seen suggest.Evidence
+	for range 4 {
+		now := rm.Snapshot()
+		require.NoError(t, seen.AddSnapshot(&now))
+	}
+	p, err := seen.Propose(machine)
+	require.NoError(t, err)
+	return p
+}
+
+// A burst that a slow rate does not fill within a day is no limit that a manager accepts.
+func TestARateThatIsTooSlowForTheProposedBurstIsRaised(t *testing.T) {
+	gates := &rcmgr.GateLimits{Rate: rcmgr.RateLimits{IPv4: map[int]rcmgr.ConnRate{32: {PerSecond: 0.001, Burst: 60}}}}
+	rm := newManager(t, rcmgr.PartialLimitConfig{Gates: gates}, rcmgr.WithObserveOnly(rcmgr.KindSubnet))
+	comeFrom(t, rm, "203.0.113.7", 60)
+	p := proposeFromLooks(t, rm)
+	require.Equal(t, "0.003/s, burst 240", reasonFor(t, p, `Gates.Rate.Networks["203.0.113.7/32"]`).Text)
+	newManager(t, readBack(t, p))
+}
+
 // A network that needs more connections than the gates admit gets a limit of its own, with a rate
 // at which all of them may come back. All others keep what is in force.
 func TestANetworkThatNeedsMoreGetsLimitsOfItsOwn(t *testing.T) {
@@ -482,13 +695,7 @@ func TestANetworkThatNeedsMoreGetsLimitsOfItsOwn(t *testing.T) {
 	comeFrom(t, rm, "203.0.113.7", 60)
 	comeFrom(t, rm, "203.0.113.8", 7)
 	comeFrom(t, rm, "203.0.113.9", 2)
-	var seen suggest.Evidence
-	for range 4 {
-		now := rm.Snapshot()
-		require.NoError(t, seen.AddSnapshot(&now))
-	}
-	p, err := seen.Propose(machine)
-	require.NoError(t, err)
+	p := proposeFromLooks(t, rm)
 	r := reasonFor(t, p, `Gates.Subnets.Networks["203.0.113.7/32"]`)
 	require.EqualValues(t, 120, r.Value)
 	require.Equal(t, suggest.RuleMargin, r.Rule)
@@ -510,6 +717,20 @@ func TestANetworkThatNeedsMoreGetsLimitsOfItsOwn(t *testing.T) {
 	node := newManager(t, limits)
 	require.Equal(t, 60, comeFrom(t, node, "203.0.113.7", 60))
 	require.Equal(t, 8, comeFrom(t, node, "203.0.113.9", 20), "the default is still in force")
+}
+
+func TestANetworkThatHasARateOfItsOwnKeepsIt(t *testing.T) {
+	network := netip.MustParsePrefix("203.0.113.7/32")
+	gates := &rcmgr.GateLimits{Rate: rcmgr.RateLimits{IPv4: map[int]rcmgr.ConnRate{32: {PerSecond: 5, Burst: 1000}},
+		Networks: map[netip.Prefix]rcmgr.ConnRate{network: {PerSecond: 7, Burst: 100}}}}
+	rm := newManager(t, rcmgr.PartialLimitConfig{Gates: gates}, rcmgr.WithObserveOnly(rcmgr.KindSubnet))
+	comeFrom(t, rm, "203.0.113.7", 60)
+	var seen suggest.Evidence
+	now := rm.Snapshot()
+	require.NoError(t, seen.AddSnapshot(&now))
+	p, err := seen.Propose(machine)
+	require.NoError(t, err)
+	require.Equal(t, map[netip.Prefix]rcmgr.ConnRate{network: {PerSecond: 7, Burst: 240}}, readBack(t, p).Gates.Rate.Networks)
 }
 
 // A gate that refuses hides the need, and neither a rate nor a network that has room gets a limit.
@@ -679,6 +900,21 @@ func TestEachLimitOfTheFileHasItsReason(t *testing.T) {
 	require.NoError(t, json.Unmarshal(text, &again))
 	require.Equal(t, p.Reasons[0].Why, again.Reasons[0].Why)
 	require.Equal(t, p.Limits.System, again.Limits.System)
+}
+
+// Memory has two digits also where it is a few MiB, so that needs which differ by a tenth do not
+// come to limits that differ by a sixth.
+func TestAFewMebibytesAreRoundedToTwoDigits(t *testing.T) {
+	for held, want := range map[float64]float64{3.2: 6.4, 3.296: 6.6, 33: 66, 330.1: 670} {
+		rm := newManager(t, rcmgr.PartialLimitConfig{})
+		require.NoError(t, rm.ViewSystem(func(s network.ResourceScope) error { return s.ReserveMemory(int(held*mib), 255) }))
+		var seen suggest.Evidence
+		now := rm.Snapshot()
+		require.NoError(t, seen.AddSnapshot(&now))
+		p, err := seen.Propose(machine)
+		require.NoError(t, err)
+		require.InDelta(t, want*mib, int64(p.Limits.System.Memory), 1)
+	}
 }
 
 // Numbers that no node has do not overflow.

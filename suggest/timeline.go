@@ -188,7 +188,7 @@ func (t *timeline) advance(at time.Time) {
 	}
 }
 
-// fold makes one slice of each two.
+// fold joins every two slices into one.
 func (t *timeline) fold() {
 	t.width *= 2
 	t.slice /= 2
@@ -247,8 +247,8 @@ func (t *timeline) raise(s scope, tr *track, now *amounts, e *replay.Event) {
 	}
 }
 
-// count counts the holders of what is held now. While a scope fills, it does so only as the
-// value grows by a fiftieth.
+// count counts the holders of what is held now. While a scope fills, it does so only each time
+// the value has grown by a fiftieth.
 func (t *timeline) count(tr *track, d dim, group scope) {
 	of := &tr.of[d]
 	if of.peak <= tr.looked[d]+tr.looked[d]/50 && of.holders > 0 {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 // WriteLimits writes the limits as JSON that rcmgr.ReadLimits reads. It returns the error of
@@ -92,7 +94,7 @@ func (p *Proposal) writeNotes(b *strings.Builder) {
 	b.WriteString("\nThese limits would have refused, of what was seen:\n")
 	for i := range p.Refused {
 		r := &p.Refused[i]
-		what := fmt.Sprintf("%d times, %s", r.Times, r.What)
+		what := fmt.Sprintf("%s, %s", text.Plural(r.Times, "time"), r.What)
 		if r.Times == 0 {
 			memory := strings.HasSuffix(r.Place, ".Memory")
 			what = fmt.Sprintf("%s: %s were held, the limit is %s", r.What, amountText(memory, r.Held), amountText(memory, r.Limit))
@@ -128,36 +130,37 @@ func amountText(bytes bool, n int64) string {
 // sentence says why a limit is what it is.
 func (r *Reason) sentence(margin float64, d dim) string {
 	memory := d == dimMemory
-	text := func(n int64) string { return amountText(memory, n) }
+	amount := func(n int64) string { return amountText(memory, n) }
 	var b strings.Builder
 	switch {
 	case r.Seen == 0:
 		b.WriteString("None was seen")
 	default:
-		fmt.Fprintf(&b, "At most %s seen", text(r.Seen))
+		fmt.Fprintf(&b, "At most %s seen", amount(r.Seen))
 		if !r.At.IsZero() {
 			fmt.Fprintf(&b, " at %s", r.At.UTC().Format(time.RFC3339))
 		}
 		switch {
 		case r.Holders > 1 && r.TopHeld > 0 && r.TopHeld < r.Seen:
-			fmt.Fprintf(&b, ", held by %d peers, %s of it by %s", r.Holders, text(r.TopHeld), printable(r.Top))
+			fmt.Fprintf(&b, ", held by %d peers, %s of it by %s", r.Holders, amount(r.TopHeld), printable(r.Top))
 		case r.Holders > 1:
 			fmt.Fprintf(&b, ", where %d peers have held half of it or more", r.Holders)
 		case r.Top != "":
 			fmt.Fprintf(&b, ", by %s", printable(r.Top))
 		}
 		if r.Usual > 0 && r.Usual != r.Seen {
-			fmt.Fprintf(&b, "; usually at most %s", text(r.Usual))
+			fmt.Fprintf(&b, "; usually at most %s", amount(r.Usual))
 		}
 	}
 	fmt.Fprintf(&b, ". %s", r.ruleText(margin))
 	if r.Refused > 0 {
-		fmt.Fprintf(&b, " The limit of that time%s refused %d requests, so the need may be higher.", r.wasText(), r.Refused)
+		fmt.Fprintf(&b, " The limit of that time%s refused %s, so the need may be higher.", r.wasText(), text.Plural(r.Refused, "request"))
 	}
 	if r.WouldRefuse > 0 {
-		fmt.Fprintf(&b, " The limit of that time%s was only observed; it would have refused %d requests, which are part of what was seen.", r.wasText(), r.WouldRefuse)
+		fmt.Fprintf(&b, " The limit of that time%s was only observed; it would have refused %s, which %s part of what was seen.", r.wasText(),
+			text.Plural(r.WouldRefuse, "request"), text.Noun(r.WouldRefuse, "is", "are"))
 	}
-	fmt.Fprintf(&b, " Sureness is %s: %d %s in %s.", r.Sure, r.Looks, plural(r.Looks, "look", "looks"), spanText(r.Span))
+	fmt.Fprintf(&b, " Sureness is %s: %s in %s.", r.Sure, text.Plural(r.Looks, "look"), spanText(r.Span))
 	return b.String()
 }
 
@@ -171,9 +174,12 @@ func (r *Reason) wasText() string {
 func (r *Reason) ruleText(margin float64) string {
 	switch r.Rule {
 	case RuleFloor:
+		if r.unseen {
+			return "It is for those that no peer has used: the limit is a stream of each of four peers, and the memory for these."
+		}
 		return "The limit is the least that is proposed, which libp2p's own protocols need on any node."
 	case RuleHighWater:
-		return "The limit is twice the connection manager's high water mark."
+		return "The limit is what the connection manager's high water mark needs."
 	case RuleSum:
 		if r.Value == math.MaxInt64 {
 			return "The limits of each direction are enough."
@@ -196,13 +202,6 @@ func spanText(d time.Duration) string {
 		return d.Round(time.Minute).String()
 	}
 	return d.Round(time.Second).String()
-}
-
-func plural(n int, one, more string) string {
-	if n == 1 {
-		return one
-	}
-	return more
 }
 
 // printable returns text in which remote peers cannot hide anything: names of protocols are

@@ -6,12 +6,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 func (a *app) diffCommand() *cobra.Command {
@@ -19,13 +19,14 @@ func (a *app) diffCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "diff A B",
 		Short: "Compare two snapshots of a node, or two files of limits",
-		Long: `Compare two snapshots of a node, of which each may be its page: what has grown, which limits have
-changed, and what was refused in between. Or compare two files of limits, as they are on a node
-with this memory and this many descriptors.
+		Long: `Compare two snapshots of a node, each a file or the node's page: what has grown,
+which limits have changed, and what was refused in between. Or compare two
+files of limits, as they apply on a node with this memory and this many
+descriptors.
 
 A difference is no error: the exit code is 0 whether there is one or not.`,
 		Example: "  rcmgr diff monday.json http://127.0.0.1:6060/rcmgr\n  rcmgr diff --memory 2GiB --fds 4096 old-limits.json new-limits.json",
-		Args:    cobra.ExactArgs(2),
+		Args:    arguments(2, 2, "two snapshots, or two files of limits, the older one first"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var texts [2][]byte
 			limits := 0
@@ -35,22 +36,26 @@ A difference is no error: the exit code is 0 whether there is one or not.`,
 					return err
 				}
 				texts[i] = body
-				if isLimits(body) {
+				if !isURL(source) && source != "-" && isLimits(body) {
 					limits++
+					texts[i] = nil
 				}
 			}
-			switch limits {
-			case 2:
+			if limits == 2 {
 				return a.diffLimits(m.node(), args)
-			case 1:
-				return usage("one of %s and %s is a file of limits, and the other is not", args[0], args[1])
 			}
 			var s [2]*rcmgr.Snapshot
 			for i, body := range texts {
 				var err error
-				if s[i], err = parse(body); err != nil {
-					return fmt.Errorf("%s: %w", args[i], err)
+				if body == nil {
+					continue
 				}
+				if s[i], err = parse(body); err != nil {
+					return fmt.Errorf("%s: %w", nameOf(args[i]), err)
+				}
+			}
+			if limits == 1 {
+				return usage("one of %s and %s is a file of limits, and the other is a snapshot", args[0], args[1])
 			}
 			if s[1].Taken.Before(s[0].Taken) {
 				return usage("%s is older than %s: expected the older snapshot first", args[1], args[0])
@@ -59,8 +64,10 @@ A difference is no error: the exit code is 0 whether there is one or not.`,
 			if a.json() {
 				return a.writeJSON(&d)
 			}
-			fmt.Fprintf(a.out, "%s later\n\n", d.To.Sub(d.From).Round(time.Millisecond))
-			return d.WriteTable(a.out)
+			if _, err := fmt.Fprintf(a.out, "%s later\n\n", d.To.Sub(d.From).Round(time.Millisecond)); err != nil {
+				return err
+			}
+			return a.writeSheet(changeSheet(&d))
 		},
 	}
 	m.flags(c, "; by default half of what this computer has")
@@ -123,10 +130,10 @@ func (a *app) diffLimits(node rcmgr.NodeLimits, files []string) error {
 		_, err := fmt.Fprintln(a.out, "no limit differs")
 		return err
 	}
-	t := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "Setting\tBefore\tAfter")
+	t := &sheet{name: 30, columns: []column{{"Setting", false, 0}, {"Before", false, 0}, {"After", false, 0}}}
 	for _, c := range all {
-		fmt.Fprintf(t, "%s\t%s\t%s\n", c.Place, c.Before, c.After)
+		before, after := text.Settings(c.Place, c.Before, c.After)
+		t.rows = append(t.rows, row{cells: []string{text.Printable(c.Place), before, after}})
 	}
-	return t.Flush()
+	return a.writeSheet(t)
 }

@@ -28,18 +28,22 @@ func (a *app) explainCommand() *cobra.Command {
 	q := question{}
 	c := &cobra.Command{
 		Use:   "explain SOURCE {conn|stream|peer|protocol|service|system|transient}",
-		Short: "Say whether a request would be admitted now, and what stands in its way",
-		Long: `Say whether a node would admit a connection, a stream, or a reservation of memory at a scope now,
-which limits it has to fit, and which place of the configuration would admit it.
+		Short: "Say whether a request would be admitted, and what is in the way",
+		Long: `Say whether a node would admit a connection, a stream, or a reservation of
+memory at a scope now, which limits it has to fit, and which place of the
+configuration would admit it.
 
-From a saved snapshot, the limits, rates, gates and fair shares are checked that it shows. The
-answer says what it does not show, such as the allowlist.
+From a saved snapshot, the limits, rates, gates and fair shares are checked
+that it shows. The answer says what it does not show, such as the allowlist.
+
+Where the table is too narrow for the names of the question, it has the kinds
+of the scopes: protocol-peer is the peer's part of the protocol.
 
 The exit code is 1 if the request would be refused.`,
 		Example: `  rcmgr explain http://127.0.0.1:6060/rcmgr stream --peer 12D3KooW… --protocol /ipfs/bitswap/1.2.0
   rcmgr explain http://127.0.0.1:6060/rcmgr conn --endpoint /ip4/192.0.2.1/tcp/4001 --fd
   rcmgr explain node.json transient --memory 1MiB`,
-		Args: cobra.ExactArgs(2),
+		Args: arguments(2, 2, "a source and a kind of scope"),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 1 {
 				return []string{"conn", "stream", "peer", "protocol", "service", "system", "transient"}, cobra.ShellCompDirectiveNoFileComp
@@ -52,6 +56,9 @@ The exit code is 1 if the request would be refused.`,
 			}
 			if q.direction != "inbound" && q.direction != "outbound" {
 				return usage("invalid value %q for flag --direction: expected inbound or outbound", q.direction)
+			}
+			if err := q.missing(); err != nil {
+				return err
 			}
 			var answer rcmgr.Explanation
 			if isURL(args[0]) {
@@ -77,7 +84,7 @@ The exit code is 1 if the request would be refused.`,
 			if a.json() {
 				err = a.writeJSON(&answer)
 			} else {
-				err = answer.WriteTable(a.out)
+				err = a.writeAnswer(&answer)
 			}
 			if err == nil && !answer.Admitted {
 				err = &outcome{code: exitWrong}
@@ -96,6 +103,45 @@ The exit code is 1 if the request would be refused.`,
 	f.BoolVar(&q.fd, "fd", false, "the connection takes a file descriptor")
 	c.RegisterFlagCompletionFunc("direction", cobra.FixedCompletions([]string{"inbound", "outbound"}, cobra.ShellCompDirectiveNoFileComp))
 	return c
+}
+
+// writeAnswer writes an answer in sentences, and what was checked as a table.
+func (a *app) writeAnswer(e *rcmgr.Explanation) error {
+	lines := []string{e.String()}
+	if e.Unknown != "" {
+		lines = append(lines, e.Unknown)
+	}
+	for _, t := range checkSheets(e, a.width()) {
+		lines = append(lines, "")
+		if t.title != "" {
+			lines = append(lines, bold.Render(t.title))
+		}
+		lines = append(lines, t.lines(a.width(), 0, 0, -1)...)
+	}
+	if len(e.WouldLetGo) > 0 {
+		lines = append(lines, "", bold.Render("First to be let go to make room"))
+		lines = append(lines, victimSheet(e.WouldLetGo).lines(a.width(), 0, 0, -1)...)
+	}
+	_, err := fmt.Fprintln(a.coloured(), strings.Join(lines, "\n"))
+	return err
+}
+
+// missing returns an error that names the flag without which the question asks for nothing.
+func (q *question) missing() error {
+	named := map[rcmgr.Kind]string{rcmgr.KindPeer: q.peer, rcmgr.KindProtocol: q.protocol, rcmgr.KindService: q.service}
+	name, isNamed := named[q.what]
+	values := map[rcmgr.Kind]string{rcmgr.KindPeer: "ID", rcmgr.KindProtocol: "NAME", rcmgr.KindService: "NAME"}
+	switch {
+	case q.what == rcmgr.KindStream && q.peer == "":
+		return usage("a stream needs a peer: add --peer ID; a peer that is not connected stands for any newcomer")
+	case q.what == rcmgr.KindStream && q.service != "" && q.protocol == "":
+		return usage("a stream with --service needs a protocol: add --protocol NAME")
+	case isNamed && name == "":
+		return usage("no %v is named: add --%v %s", q.what, q.what, values[q.what])
+	case q.memory == 0 && (isNamed || q.what == rcmgr.KindSystem || q.what == rcmgr.KindTransient):
+		return usage("nothing is asked for: add --memory SIZE for a reservation at that scope, or ask for conn or stream")
+	}
+	return nil
 }
 
 // query returns the question as the query of a page.

@@ -3,14 +3,13 @@ package main
 // The commands about limits: "check", "replay", "suggest" and "presets".
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -79,7 +78,7 @@ func (f fault) String() string {
 	if f.Line > 0 {
 		text = fmt.Sprintf("line %d, column %d: ", f.Line, f.Column)
 	}
-	if f.Path != "" {
+	if f.Path != "" && !strings.HasPrefix(f.Problem, f.Path+" ") { // or else the problem begins with the place
 		text += f.Path + ": "
 	}
 	return text + f.Problem
@@ -90,31 +89,29 @@ func (a *app) checkCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "check FILE…",
 		Short: "Check files of limits: every fault with its line",
-		Long: `Check files of limits, such as libp2p-resource-limit-overrides.json of Kubo, as strictly as
-rcmgr.ReadLimitsFile does: unknown and repeated names, negative numbers, wrong peer IDs, text after
-the end, limits that contradict each other. With the size of the machine, the limits are built as
-for a node of this size, and also checked against its computed limits; with --high-water, against
-its connection manager. Limits that can never be reached are warnings.
+		Long: `Check files of limits, such as libp2p-resource-limit-overrides.json of Kubo, as
+strictly as rcmgr.ReadLimitsFile does: unknown and repeated names, negative
+numbers, wrong peer IDs, text after the end, limits that contradict each other.
+With the size of the machine, the limits are built as for a node of this size,
+and also checked against its computed limits; with --high-water, against its
+connection manager. Limits that can never be reached are warnings.
 
-The exit code is 0 if all files are fine, 1 if one has a fault, and 2 if one cannot be read.
-Warnings do not count, but with --strict they do.`,
+The exit code is 0 if all files are fine, 1 if one has a fault, and 2 if one
+cannot be read. Warnings count only with --strict.`,
 		Example: "  rcmgr check limits.json\n  rcmgr check --memory 2GiB --fds 4096 --high-water 400 limits.json",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    arguments(1, 0, "one or more files of limits"),
 	}
 	m.flags(c, "; by default half of what this computer has")
 	c.Flags().BoolVar(&m.noConnMgr, "no-conn-manager", false, "the node has no connection manager")
 	var strict bool
 	c.Flags().BoolVar(&strict, "strict", false, "warnings are faults")
 	c.RunE = func(_ *cobra.Command, files []string) error {
+		if err := checkInputs("a file of limits", files...); err != nil {
+			return err
+		}
 		var all []checked
 		wrong := false
 		for _, file := range files {
-			// A file that is not there is a fault of the command line, as a flag is.
-			if f, err := os.Open(file); err != nil {
-				return usage("%w", err)
-			} else {
-				f.Close()
-			}
 			node := m.node()
 			node.OverridesFile = file
 			limits, err := node.Build()
@@ -144,7 +141,8 @@ func (a *app) writeChecked(all []checked) error {
 	if a.json() {
 		return a.writeJSON(all)
 	}
-	out := a.coloured()
+	var text bytes.Buffer
+	out := &text
 	for _, c := range all {
 		for _, f := range c.Faults {
 			fmt.Fprintf(out, "%s: %s\n", c.File, alarm.Render(f.String()))
@@ -156,7 +154,8 @@ func (a *app) writeChecked(all []checked) error {
 			fmt.Fprintf(out, "%s: fine\n", c.File)
 		}
 	}
-	return nil
+	_, err := a.coloured().Write(text.Bytes())
+	return err
 }
 
 func (a *app) replayCommand() *cobra.Command {
@@ -167,15 +166,16 @@ func (a *app) replayCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "replay TRACE",
 		Short: "Say what other limits would have admitted and refused of a trace",
-		Long: `Read the trace of a resource manager, which WithTrace of rcmgr or of go-libp2p has written
-(rcmgr.json.gz), and say what other limits would have admitted and refused, and which of them came
-nearest to being full. The limits are those of a node with this memory and this many descriptors,
-with the overrides of a file; if there are several files, each is tried.
+		Long: `Read the trace of a resource manager, which WithTrace of rcmgr or of go-libp2p
+has written (rcmgr.json.gz), and say what other limits would have admitted and
+refused, and which of them came nearest to being full. The limits are those of
+a node with this memory and this many descriptors, with the overrides of a
+file; if there are several files, each is tried.
 
-A trace has no addresses, so gates are not asked. What the trace refused behaves like others of
-its kind if it is admitted now.`,
+A trace has no addresses, so gates are not asked. A request that was refused in
+the trace and is admitted now stays as long as others of its kind.`,
 		Example: "  rcmgr replay --memory 2GiB --fds 4096 rcmgr.json.gz\n  rcmgr replay --limits a.json --limits b.json rcmgr.json.gz",
-		Args:    cobra.ExactArgs(1),
+		Args:    arguments(1, 1, "the file of a trace"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			var admission rcmgr.Admission
 			if linear {
@@ -185,9 +185,12 @@ its kind if it is admitted now.`,
 			if err != nil {
 				return err
 			}
-			f, err := os.Open(args[0])
+			if err := checkInputs("the file of a trace", args[0]); err != nil {
+				return err
+			}
+			f, err := openFile(args[0])
 			if err != nil {
-				return usage("%w", err)
+				return err
 			}
 			defer f.Close()
 			story, err := replay.Read(f)
@@ -195,7 +198,11 @@ its kind if it is admitted now.`,
 				return fmt.Errorf("%s: %w", args[0], err)
 			}
 			if !a.json() {
-				story.Describe(a.out)
+				var text bytes.Buffer
+				story.Describe(&text)
+				if _, err := a.out.Write(text.Bytes()); err != nil {
+					return err
+				}
 			}
 			type answer struct {
 				Limits  string
@@ -205,7 +212,7 @@ its kind if it is admitted now.`,
 				Gaps  []string `json:",omitempty"`
 				Tried []answer
 			}{Gaps: story.Gaps()}
-			width, _, _ := a.terminal()
+			width := a.width()
 			for _, p := range plans {
 				answers, err := story.Replay(p.Limits, admission)
 				if err != nil {
@@ -239,6 +246,11 @@ func plansOf(node rcmgr.NodeLimits, files []string) (all []replay.Plan, err erro
 		files = []string{""}
 	}
 	for _, file := range files {
+		if file != "" {
+			if err := checkInputs("a file of limits", file); err != nil {
+				return nil, err
+			}
+		}
 		p, err := replay.PlanOf(node, file)
 		if err != nil {
 			return nil, usage("%w", err)
@@ -252,23 +264,34 @@ func (a *app) suggestCommand() *cobra.Command {
 	var m machine
 	var margin float64
 	var base, limits, comment string
-	var linear bool
+	var linear, force bool
 	c := &cobra.Command{
 		Use:   "suggest SOURCE…",
 		Short: "Propose limits from what was seen, each with its reason",
-		Long: `Propose a file of limits from what was seen of a node: its page, saved snapshots, traces that
-WithTrace of rcmgr or of go-libp2p has written, or all of these. More looks, and looks at busy
-times without an attack, make the proposal surer.
+		Long: `Propose a file of limits from what was seen of a node: its page, saved
+snapshots, traces that WithTrace of rcmgr or of go-libp2p has written, or all
+of these. More snapshots, and those of busy times without an attack, make the
+proposal more reliable.
 
-Without --limits, the table of reasons is printed. With it, the file of limits is written too,
-and the text beside it with --comment. The exit code is 1 if the proposal would have refused some
-of what was seen.`,
+Without --limits, the table of reasons is printed. With it, the file of limits
+is written, too, and with --comment the reasons. Files that exist are replaced
+only with --force, each as a whole.
+
+The exit code is 1 if the proposal would have refused some of what was seen.`,
 		Example: `  rcmgr suggest http://127.0.0.1:6060/rcmgr
   rcmgr suggest --limits limits.json --comment limits.txt rcmgr.json.gz monday.json tuesday.json`,
-		Args: cobra.MinimumNArgs(1),
+		Args: arguments(1, 0, "one or more sources: pages, snapshots or traces"),
 		RunE: func(cmd *cobra.Command, sources []string) error {
 			if cmd.Flags().Changed("margin") && !(margin >= 1 && margin <= 1000) {
 				return usage("invalid value %g for flag --margin: expected a number from 1 to 1000", margin)
+			}
+			if limits != "" && limits == comment {
+				return usage("--limits and --comment name the same file, %s", limits)
+			}
+			for _, name := range []string{limits, comment} {
+				if err := checkOutput(name, force); err != nil {
+					return err
+				}
 			}
 			o := suggest.Options{Margin: margin, Memory: int64(m.memory), FileDescriptors: int(m.fds), ConnMgrHighWater: int(m.highWater)}
 			if linear {
@@ -289,16 +312,21 @@ of what was seen.`,
 			}
 			p, err := seen.Propose(o)
 			if err != nil {
-				return err
+				return withoutPrefix(err)
 			}
 			for _, f := range []struct {
 				name  string
 				write func(io.Writer) error
 			}{{limits, p.WriteLimits}, {comment, p.WriteComment}} {
-				if f.name != "" {
-					if err := writeFile(f.name, f.write); err != nil {
-						return err
-					}
+				if f.name == "" {
+					continue
+				}
+				var text bytes.Buffer
+				if err := f.write(&text); err != nil {
+					return err
+				}
+				if err := writeFile(f.name, text.Bytes(), force); err != nil {
+					return err
 				}
 			}
 			if a.json() {
@@ -318,15 +346,17 @@ of what was seen.`,
 	f.StringVar(&base, "base", "", "`file` of limits that the proposal is built on")
 	f.StringVar(&limits, "limits", "", "write the proposed limits to this `file`")
 	f.StringVar(&comment, "comment", "", "write the reasons to this `file`")
+	forceFlag(c, &force)
 	f.BoolVar(&linear, "linear", false, "read the priorities of memory in a trace as go-libp2p's manager does")
 	return c
 }
 
 // writeProposal writes the table of a proposal, in the width of the terminal if there is one.
 func (a *app) writeProposal(p *suggest.Proposal) error {
-	width, _, _ := a.terminal()
-	_, err := fmt.Fprintln(a.coloured(), strings.Join(proposalSheet(p).lines(width, 0, 0, -1), "\n"))
-	return errors.Join(err, p.WriteNotes(a.out))
+	if err := a.writeSheet(proposalSheet(p)); err != nil {
+		return err
+	}
+	return p.WriteNotes(a.out)
 }
 
 // proposalSheet returns the table of a proposal. Where the terminal is narrow, it has the proposed
@@ -350,23 +380,23 @@ func (a *app) see(cmd *cobra.Command, seen *suggest.Evidence, source string) err
 		if err != nil {
 			return err
 		}
-		return seen.AddSnapshot(s)
+		if err := seen.AddSnapshot(s); err != nil {
+			return fmt.Errorf("%s: %w", source, withoutPrefix(err))
+		}
+		return nil
 	}
-	if f, err := os.Open(source); err != nil {
-		return usage("%w", err)
-	} else {
-		f.Close()
-	}
-	return seen.ReadFile(source)
-}
-
-// writeFile writes a file as a whole, or leaves the old one.
-func writeFile(name string, write func(io.Writer) error) error {
-	var text strings.Builder
-	if err := write(&text); err != nil {
+	if err := checkInputs("a snapshot or a trace", source); err != nil {
 		return err
 	}
-	return os.WriteFile(name, []byte(text.String()), 0o644)
+	return withoutPrefix(seen.ReadFile(source))
+}
+
+// withoutPrefix returns an error of package suggest without the name of the package.
+func withoutPrefix(err error) error {
+	if err == nil {
+		return nil
+	}
+	return errors.New(strings.TrimPrefix(err.Error(), "suggest: "))
 }
 
 func (a *app) presetsCommand() *cobra.Command {
@@ -378,11 +408,11 @@ func (a *app) presetsCommand() *cobra.Command {
 	}
 	c := &cobra.Command{
 		Use:   "presets [ROLE]",
-		Short: "Print limits for a role: " + strings.Join(roles, ", "),
-		Long: `Print a file of limits for a node with a role, sized by the number that its operator knows. Without a
-role, list the roles and what each is sized by.`,
+		Short: "Print limits for a role, such as a relay or a validator",
+		Long: `Print a file of limits for a node with a role, sized by the number that its
+operator knows. Without a role, list the roles and what each is sized by.`,
 		Example:   "  rcmgr presets\n  rcmgr presets relay --members 500 --circuits 1000 > limits.json",
-		Args:      cobra.MaximumNArgs(1),
+		Args:      arguments(0, 1, "no role, or one"),
 		ValidArgs: roles,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -426,14 +456,13 @@ func (a *app) listRoles() error {
 	if a.json() {
 		return a.writeJSON(all)
 	}
-	t := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "Role\tSized By\tPurpose")
+	t := &sheet{columns: []column{{"Role", false, 0}, {"Sized By", false, 0}, {"Purpose", false, 0}}}
 	for _, r := range all {
 		by := "memory"
 		if len(r.SizedBy) > 0 {
 			by = "--" + strings.ToLower(strings.Join(r.SizedBy, ", --"))
 		}
-		fmt.Fprintf(t, "%v\t%s\t%s\n", r.Role, by, r.Purpose)
+		t.rows = append(t.rows, row{cells: []string{r.Role.String(), by, r.Purpose}})
 	}
-	return t.Flush()
+	return a.writeSheet(t)
 }

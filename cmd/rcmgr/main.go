@@ -4,7 +4,7 @@
 //
 // A command that looks at a node takes the address of its page (rcmgr.Handler), or a snapshot
 // that was saved. The exit code is 0 if all is well, 1 if something is not as it should be or
-// could not be done, and 2 if the command line is wrong.
+// could not be done, and 2 if the command line is wrong. docs/command.md has all cases.
 package main
 
 import (
@@ -15,7 +15,9 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strconv"
+	"strings"
 	"time"
 
 	"charm.land/lipgloss/v2"
@@ -24,13 +26,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weir-p2p/rcmgr/internal/bytesize"
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 // The exit codes.
 const (
 	exitFine  = 0
 	exitWrong = 1 // something is wrong, or could not be done
-	exitUsage = 2 // the command line is wrong
+	exitUsage = 2 // the command line is wrong, or names a file that cannot be read
 )
 
 func main() {
@@ -40,7 +43,16 @@ func main() {
 }
 
 // run runs a command line and returns the exit code.
-func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) (code int) {
+	defer func() { // the code of a panic is that of a wrong command line
+		if fault := recover(); fault != nil {
+			fmt.Fprintf(errOut, "rcmgr: a fault of rcmgr itself, please report it with what RCMGR_STACK=1 adds: %v\n", fault)
+			if os.Getenv("RCMGR_STACK") != "" {
+				errOut.Write(debug.Stack())
+			}
+			code = exitWrong
+		}
+	}()
 	root := newRoot(&app{in: in, out: out})
 	root.SetArgs(args)
 	root.SetIn(in)
@@ -55,7 +67,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		done = &outcome{exitUsage, err}
 	}
 	if done.err != nil {
-		fmt.Fprintln(errOut, "rcmgr:", done.err)
+		fmt.Fprintln(errOut, "rcmgr:", strings.TrimSpace(done.err.Error()))
 	}
 	return done.code
 }
@@ -79,11 +91,24 @@ func (o *outcome) Unwrap() error { return o.err }
 // usage returns the error of a command line that is wrong.
 func usage(format string, args ...any) error { return &outcome{exitUsage, fmt.Errorf(format, args...)} }
 
+// arguments returns the check of a command that takes from least to most arguments; most is 0 for
+// any number. what describes them, for the error.
+func arguments(least, most int, what string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) >= least && (most == 0 || len(args) <= most) {
+			return nil
+		}
+		example, _, _ := strings.Cut(strings.TrimSpace(c.Example), "\n")
+		return usage("%s: expected %s, got %s; for example: %s", c.Name(), what, text.Plural(len(args), "argument"), example)
+	}
+}
+
 // app has what all commands share.
 type app struct {
 	in      io.Reader
 	out     io.Writer
 	output  string // "text" or "json"
+	wide    bool   // tables are as wide as their content
 	timeout time.Duration
 }
 
@@ -91,16 +116,21 @@ func newRoot(a *app) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "rcmgr",
 		Short: "Look at the resource manager of a libp2p node, and find limits for it",
-		Long: `rcmgr shows what the resource manager of a libp2p node holds and what stands in the way,
-checks files of limits, and proposes limits from what was seen.
+		Long: `rcmgr shows what the resource manager of a libp2p node holds and what stands in
+the way, checks files of limits, and proposes limits from what was seen.
 
-SOURCE is the address of the node's page, such as http://127.0.0.1:6060/rcmgr, which the
-program serves with rcmgr.Handler; or the file of a snapshot that "rcmgr snapshot" has saved;
-or - for a snapshot on the standard input.
+SOURCE is the address of the node's page, such as http://127.0.0.1:6060/rcmgr,
+which the program serves with rcmgr.Handler; or the file of a snapshot that
+"rcmgr snapshot" has saved; or - for a snapshot on the standard input.
 
-The exit code is 0 if all is well, 1 if something is wrong or could not be done, and 2 if the
-command line is wrong. With NO_COLOR in the environment, or if the output is no terminal, there
-are no colours.`,
+The exit code is 0 if all is well, 1 if something is wrong or could not be
+done, and 2 if the command line is wrong, for example if it names a file that
+does not exist.
+
+Tables fit the terminal, or 80 columns without one: long names lose their
+middle. With --wide, and in JSON, they are whole. With NO_COLOR in the
+environment, or without a terminal, there are no colours.`,
+		Version:       version(),
 		SilenceErrors: true, SilenceUsage: true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
@@ -114,6 +144,7 @@ are no colours.`,
 	}
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.output, "output", "o", "text", "`form` of the output: text or json")
+	flags.BoolVar(&a.wide, "wide", false, "do not shorten names: tables are as wide as their content")
 	flags.DurationVar(&a.timeout, "timeout", 10*time.Second, "how long to wait for an answer of the node")
 	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(
@@ -126,7 +157,24 @@ are no colours.`,
 			c.RunE = withOutcome(c.RunE)
 		}
 	}
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages", fmt.Sprintf(".FlagUsagesWrapped %d", pipeWidth)))
+	root.SetVersionTemplate("{{.Version}}\n")
 	return root
+}
+
+// version returns the version of the module that the command was built from, and its revision.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	text := info.Main.Version + " " + info.GoVersion
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			text += " " + s.Value
+		}
+	}
+	return text
 }
 
 // withOutcome returns f, whose errors get the exit code 1 unless they have another.
@@ -160,6 +208,33 @@ func (a *app) terminal() (width, height int, ok bool) {
 	}
 	width, height, err := term.GetSize(f.Fd())
 	return width, height, err == nil && width > 0
+}
+
+// pipeWidth is the width of tables where there is no terminal.
+const pipeWidth = 80
+
+// width returns the width of tables: that of the terminal, pipeWidth, or 0, which is no bound.
+func (a *app) width() int {
+	if a.wide {
+		return 0
+	}
+	if width, _, ok := a.terminal(); ok {
+		return width
+	}
+	return pipeWidth
+}
+
+// sentenceWidth returns the width of sentences: that of the terminal, or 0, which is no bound. In a
+// pipe they stay whole, so that a program finds them.
+func (a *app) sentenceWidth() int {
+	width, _, _ := a.terminal()
+	return width
+}
+
+// writeSheet writes a table in the width of the output.
+func (a *app) writeSheet(t *sheet) error {
+	_, err := fmt.Fprintln(a.coloured(), strings.Join(t.lines(a.width(), 0, 0, -1), "\n"))
+	return err
 }
 
 // coloured returns the output, which drops colours unless a terminal shows them.

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"charm.land/lipgloss/v2"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
 
@@ -122,7 +124,7 @@ const stands = "transient inbound streams are full (8 of 8); "
 
 func TestTableShowsASnapshot(t *testing.T) {
 	name := saved(t, node(t))
-	got := command("table", name)
+	got := command("table", "--wide", name)
 	require.Zero(t, got.code, got.err)
 	golden(t, "table.txt", got.out)
 	require.NotContains(t, got.out, "\x1b", "no colours where there is no terminal")
@@ -173,7 +175,7 @@ func TestSnapshotSavesWhatOtherCommandsRead(t *testing.T) {
 func TestTopPrintsOnceWithoutATerminal(t *testing.T) {
 	m := node(t)
 	name := saved(t, m)
-	got := command("top", name)
+	got := command("top", "--wide", name)
 	require.Zero(t, got.code, got.err)
 	golden(t, "top.txt", got.out)
 	at := serve(t, rcmgr.Handler(m))
@@ -322,9 +324,13 @@ func TestExplainSaysWhatStandsInTheWay(t *testing.T) {
 			"--direction: expected":   {"conn", "--direction", "up"},
 			"--priority":              {"conn", "--priority", "256"},
 			"a size of more than 0":   {"conn", "--memory", "-1"},
-			"accepts 2 arg(s)":        {},
+			"expected a source and":   {},
 			"xpected":                 {"subnet", "--memory", "1"},
 			"unknown flag: --whereto": {"conn", "--whereto", "x"},
+			"add --peer ID":           {"stream", "--protocol", "/fill/1.0.0"},
+			"add --memory SIZE":       {"protocol", "--protocol", "/fill/1.0.0"},
+			"add --protocol NAME":     {"protocol", "--memory", "1MiB"},
+			"needs a protocol: add":   {"stream", "--peer", attacker.String(), "--service", "s"},
 		} {
 			got := command(append([]string{"explain", source}, args...)...)
 			require.Equal(t, exitUsage, got.code, "%v: %s", args, got.err)
@@ -346,6 +352,43 @@ func TestExplainSaysWhatStandsInTheWay(t *testing.T) {
 	got = command("explain", name, "stream", "--peer", id('z').String(), "--protocol", "/none")
 	require.Contains(t, got.out, "this is from a saved snapshot, which does not show the allowlist; "+
 		"the peer's part of the protocol or service; the scope peer:"+id('z').String()+"; the scope protocol:/none\n")
+}
+
+// In 80 columns, the table says which scopes refuse and where to raise their limits, whole, however
+// long the names are that the question has.
+func TestExplainInAPipeHasEveryLimitAndItsPlaceWhole(t *testing.T) {
+	const name, service = "/a/protocol/with/quite/a/long/name/1.0.0", "a.service.with.quite.a.long.name"
+	m, err := rcmgr.New(rcmgr.NewFixedLimiter(rcmgr.PartialLimitConfig{
+		Protocol:     map[protocol.ID]rcmgr.ResourceLimits{name: {StreamsInbound: 12, Memory: 1 << 20}},
+		ProtocolPeer: map[protocol.ID]rcmgr.ResourceLimits{name: {Memory: 256 << 20}},
+		ServicePeer:  map[string]rcmgr.ResourceLimits{service: {StreamsInbound: rcmgr.BlockAllLimit}},
+	}.Build(rcmgr.InfiniteLimits)))
+	require.NoError(t, err)
+	t.Cleanup(func() { m.Close() })
+	question := []string{"explain", serve(t, rcmgr.Handler(m)), "stream", "--peer", attacker.String(), "--protocol", name,
+		"--service", service, "--memory", "512MiB"}
+	got := command(question...)
+	require.Equal(t, exitWrong, got.code, got.err)
+	require.NotContains(t, got.out, "…")
+	sentence, table, _ := strings.Cut(got.out, "\n\n")
+	require.Regexp(t, "^it would be refused by service:"+service+".peer:"+attacker.String()+": .*; raise ServicePeer", sentence)
+	for _, row := range []string{
+		`(?m)^protocol-peer +Memory +0 +256\.0 MiB +256\.0 MiB +512\.0 MiB +refuses$`,
+		`(?m)^service-peer +StreamsInbound +0 +0 +0 +1 +refuses$`,
+		"(?m)^Also in the way$",
+		`(?m)^protocol +Protocol\["` + name + `"\]\.Memory$`,
+		`(?m)^protocol-peer +ProtocolPeer\["` + name + `"\]\.Memory$`,
+	} {
+		require.Regexp(t, row, table)
+	}
+	require.NotRegexp(t, "(?m) ServicePeer", table, "the sentence has its place")
+	for _, line := range strings.Split(table, "\n") {
+		require.LessOrEqual(t, lipgloss.Width(line), 80, line)
+	}
+	wide := command(append(question, "--wide")...).out
+	require.Contains(t, wide, "protocol:"+name+".peer:"+attacker.String()+" ")
+	require.Contains(t, wide, `refuses, raise ProtocolPeer["`+name+`"].Memory`)
+	require.NotContains(t, wide, "Also in the way", "the table has all places")
 }
 
 // A saved snapshot answers as the node itself does: by its gates, its rates, its fair shares and
@@ -464,7 +507,7 @@ func TestCheckNamesEveryFault(t *testing.T) {
 	for want, args := range map[string][]string{
 		"no such file":                      {filepath.Join(t.TempDir(), "none.json")},
 		"is a directory":                    {t.TempDir()},
-		"requires at least 1 arg(s)":        {},
+		"expected one or more files":        {},
 		"a size of more than 0":             {"--memory", "0", good},
 		"expected a number of 1 or more":    {"--fds", "x", good},
 		"expected text or json":             {"-o", "xml", good},
@@ -516,6 +559,13 @@ func TestDiffComparesSnapshotsAndLimits(t *testing.T) {
 	require.Regexp(t, `Peer\["`+attacker.String()+`"\]\.Conns +- +3`, got.out)
 	require.Equal(t, "no limit differs\n", command("diff", a, a).out)
 	require.Contains(t, command("diff", "-o", "json", a, b).out, `"Before": "1000"`)
+	few := file(t, "few.json", `{"System": {"Memory": "64MiB"}, "Transient": {"Memory": 1048576}, "Costs": {"Conn": "64KiB"}}`)
+	more := file(t, "more.json", `{"System": {"Memory": "1GiB"}, "Transient": {"Memory": 1048577}, "Costs": {"Conn": "128KiB"}}`)
+	got = command("diff", "--memory", "1GiB", "--fds", "1024", few, more)
+	require.Regexp(t, `(?m)^System.Memory +64.0 MiB +1.0 GiB$`, got.out)
+	require.Regexp(t, `(?m)^Costs.Conn +64.0 KiB +128.0 KiB$`, got.out)
+	require.Regexp(t, `(?m)^Transient.Memory +1048576 +1048577$`, got.out, "what would read alike is in bytes")
+	require.Contains(t, command("diff", "-o", "json", "--memory", "1GiB", "--fds", "1024", few, more).out, `"After": "1073741824"`)
 	require.Equal(t, exitUsage, command("diff", a, old).code)
 	require.Equal(t, exitUsage, command("diff", a).code)
 }
@@ -581,6 +631,77 @@ func TestSuggestWritesAFileThatCheckAccepts(t *testing.T) {
 	require.Equal(t, exitWrong, command("suggest", "--limits", filepath.Join(dir, "no", "such"), trace).code)
 }
 
+// A file that exists is overwritten only with --force, and the command says so before it looks at
+// its sources.
+func TestNoFileIsOverwrittenWithoutForce(t *testing.T) {
+	trace := traced(t)
+	old := file(t, "limits.json", "the old one")
+	require.NoError(t, os.Chmod(old, 0o640))
+	beside := filepath.Join(filepath.Dir(old), "new.txt")
+	for _, flag := range []string{"--limits", "--comment"} {
+		for _, source := range []string{trace, "none.json"} {
+			require.Equal(t, ran{exitUsage, "", "rcmgr: " + old + " exists; --force overwrites it\n"}, command("suggest", flag, old, source))
+		}
+	}
+	got := command("suggest", "--limits", beside, "--comment", old, trace)
+	require.Equal(t, exitUsage, got.code)
+	require.NoFileExists(t, beside, "no file is written if one cannot be")
+	text, err := os.ReadFile(old)
+	require.NoError(t, err)
+	require.Equal(t, "the old one", string(text))
+
+	if runtime.GOOS == "windows" {
+		t.Skip("links and permissions are not as on Unix")
+	}
+	link := filepath.Join(t.TempDir(), "link.json")
+	require.NoError(t, os.Symlink(old, link))
+	require.Equal(t, exitUsage, command("suggest", "--limits", link, trace).code)
+	got = command("suggest", "--memory", "1GiB", "--fds", "1024", "--force", "--limits", link, "--comment", beside, trace)
+	require.Zero(t, got.code, got.err)
+	require.Zero(t, command("check", "--memory", "1GiB", "--fds", "1024", old).code, "the file that the link leads to is replaced")
+	at, err := os.Lstat(link)
+	require.NoError(t, err)
+	require.Equal(t, os.ModeSymlink, at.Mode().Type())
+	at, err = os.Stat(old)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o640), at.Mode().Perm())
+	all, err := os.ReadDir(filepath.Dir(old))
+	require.NoError(t, err)
+	require.Len(t, all, 2, "nothing else is left there")
+
+	require.Equal(t, exitUsage, command("suggest", "--force", "--limits", t.TempDir(), trace).code)
+	got = command("suggest", "--force", "--limits", beside, "--comment", beside, trace)
+	require.Equal(t, ran{exitUsage, "", "rcmgr: --limits and --comment name the same file, " + beside + "\n"}, got)
+	require.Zero(t, command("suggest", "--limits", os.DevNull, trace).code, "a device has nothing to lose")
+
+	dir := t.TempDir()
+	page := filepath.Join(dir, "rcmgr-top.1")
+	require.NoError(t, os.WriteFile(page, []byte("another page"), 0o600))
+	require.Equal(t, ran{exitUsage, "", "rcmgr: " + page + " exists; --force overwrites it\n"}, command("man", dir))
+	require.NoFileExists(t, filepath.Join(dir, "rcmgr.1"))
+	require.Zero(t, command("man", "--force", dir).code)
+}
+
+// A reader of the file sees the old one or the new one, never a part of either.
+func TestAFileIsReplacedAsAWhole(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("an open file cannot be replaced")
+	}
+	name := file(t, "limits.json", "old")
+	reader, err := os.Open(name)
+	require.NoError(t, err)
+	defer reader.Close()
+	require.NoError(t, writeFile(name, []byte("new"), true))
+	var was [9]byte
+	n, err := reader.Read(was[:])
+	require.NoError(t, err)
+	require.Equal(t, "old", string(was[:n]))
+	now, err := os.ReadFile(name)
+	require.NoError(t, err)
+	require.Equal(t, "new", string(now))
+	require.ErrorContains(t, writeFile(name, []byte("newer"), false), "exists; --force overwrites it", "it was made after the command had looked")
+}
+
 func TestPresetsAreFilesThatCheckAccepts(t *testing.T) {
 	got := command("presets")
 	require.Zero(t, got.code)
@@ -636,6 +757,7 @@ func TestBadSourcesAreToldInOneLine(t *testing.T) {
 		{at + "/html", "it is no snapshot: expected JSON", exitWrong},
 		{at + "/json", "it is no snapshot of a resource manager", exitWrong},
 		{at + "/none", "404 Not Found: 404 page not found", exitWrong},
+		{at, "; is the page at " + at + "/rcmgr?", exitWrong},
 		{at + "/cut", "the snapshot is cut off after", exitWrong},
 		{at + "/short", "the answer is cut off", exitWrong},
 		{at + "/busy", `429 Too Many Requests: "try later\x1b[2J"`, exitWrong},
@@ -643,7 +765,7 @@ func TestBadSourcesAreToldInOneLine(t *testing.T) {
 		{"http://%zz", "expected one such as", exitUsage},
 		{"localhost:6060/rcmgr", "an address begins with http:// or https://", exitUsage},
 		{"none.json", "no such file", exitUsage},
-		{t.TempDir(), "is a directory", exitWrong},
+		{t.TempDir(), "is a directory", exitUsage},
 		{file(t, "a", ""), "it is empty", exitWrong},
 		{file(t, "b", " \n"), "it is empty", exitWrong},
 		{file(t, "c", "[]"), "it is no snapshot", exitWrong},
@@ -722,6 +844,68 @@ func TestProposalsAndReplaysFitATerminal(t *testing.T) {
 	require.Contains(t, whole[0], strings.TrimSpace(suggest.Columns[6]))
 }
 
+// Without a terminal, every table of every command has at most 80 columns, however long the names
+// are. With --wide, names are whole.
+func TestTablesFitAPipe(t *testing.T) {
+	name := protocol.ID("/a/very/long/name/of/a/protocol/" + strings.Repeat("which/goes/on/and/on/", 8) + "1.0.0")
+	path := filepath.Join(t.TempDir(), "rcmgr.json.gz")
+	limits := rcmgr.PartialLimitConfig{System: rcmgr.ResourceLimits{StreamsInbound: 1 << 40, Memory: 1 << 50},
+		Protocol: map[protocol.ID]rcmgr.ResourceLimits{name: {StreamsInbound: 2}}}.Build(rcmgr.InfiniteLimits)
+	m, err := rcmgr.New(rcmgr.NewFixedLimiter(limits), rcmgr.WithRefusalLog(0), rcmgr.WithTrace(path))
+	require.NoError(t, err)
+	first := m.Snapshot()
+	for range 3 {
+		s, err := m.OpenStream(attacker, network.DirInbound)
+		require.NoError(t, err)
+		if s.SetProtocol(name) != nil {
+			continue
+		}
+		require.NoError(t, s.SetService(strings.Repeat("service.", 30)))
+		require.NoError(t, s.ReserveMemory(1<<39+12345, 255))
+	}
+	_, err = m.OpenConnection(network.DirInbound, true, multiaddr.StringCast("/ip6/2001:db8:1234:5678:9abc:def0:1234:5678/tcp/1"))
+	require.NoError(t, err)
+	last := m.Snapshot()
+	require.NoError(t, m.FlushTrace(t.Context()))
+	t.Cleanup(func() { m.Close() })
+	var files []string
+	for i, s := range []rcmgr.Snapshot{first, last} {
+		text, err := json.Marshal(&s)
+		require.NoError(t, err)
+		files = append(files, file(t, fmt.Sprint(i), string(text)))
+	}
+	old, long := file(t, "old.json", "{}"), file(t, "new.json", `{"Protocol": {"`+string(name)+`": {"Streams": 7}}, "Peer": {"`+attacker.String()+`": {"Memory": 123456789012345}}}`)
+	for _, c := range []struct {
+		args []string
+		skip int // the lines that are sentences, which are whole
+	}{
+		{[]string{"table", files[1]}, 2}, {[]string{"table", "--near", "0", files[1]}, 2}, {[]string{"top", files[1]}, 2},
+		{[]string{"explain", files[1], "stream", "--peer", attacker.String(), "--protocol", string(name), "--memory", "1TiB"}, 2},
+		{[]string{"explain", files[1], "conn", "--endpoint", "/ip6/2001:db8:1234:5678:9abc:def0:1234:5678/tcp/1"}, 2},
+		{[]string{"diff", files[0], files[1]}, 0}, {[]string{"diff", old, long}, 0},
+		{[]string{"replay", "--limits", long, path}, 0}, {[]string{"suggest", path, files[1]}, 0}, {[]string{"presets"}, 0}, {[]string{"check", old}, 1},
+	} {
+		got := command(c.args...)
+		require.Empty(t, got.err, "%v", c.args)
+		table, notes, _ := strings.Cut(got.out, "\n\n")
+		if c.args[0] != "suggest" { // whose notes are sentences
+			table += "\n\n" + notes
+		}
+		lines := strings.Split(table, "\n")
+		require.Greater(t, len(lines), c.skip, "%v", c.args)
+		for _, line := range lines[c.skip:] {
+			require.LessOrEqual(t, lipgloss.Width(line), 80, "%v: %s", c.args, line)
+		}
+		if strings.Contains(got.out, "…") {
+			wide := command(append(c.args, "--wide")...)
+			require.NotContains(t, wide.out, "…", "%v", c.args)
+		}
+	}
+	wide := command("table", "--wide", files[1])
+	require.Contains(t, wide.out, "protocol:"+string(name))
+	require.Contains(t, command("diff", "--wide", old, long).out, string(name))
+}
+
 // A trace that is not ours, of a later version or cut off in its first bytes gets one line and an
 // exit code, whichever command reads it. One with gaps is read, with a note.
 func TestBadTracesAreToldInOneLine(t *testing.T) {
@@ -741,6 +925,14 @@ func TestBadTracesAreToldInOneLine(t *testing.T) {
 			require.Equal(t, 1, strings.Count(got.err, "\n"), got.err)
 			require.True(t, strings.HasPrefix(got.err, "rcmgr: "), got.err)
 			require.Empty(t, got.out, name)
+		}
+	}
+	// A trace that was unpacked before it was cut off.
+	for _, text := range []string{start + conn[:20], start + conn + conn[:len(conn)-2]} {
+		for _, c := range []string{"replay", "suggest"} {
+			got := command(c, file(t, "trace", text))
+			require.Zero(t, got.code, got.err)
+			require.Contains(t, got.out, "The trace ends in the middle of an event", c)
 		}
 	}
 	gap := file(t, "trace", start+`{"Time":"2026-01-02T03:04:06Z","Type":"dropped","Delta":17}`+"\n"+conn)

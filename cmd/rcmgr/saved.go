@@ -96,12 +96,6 @@ func (a *savedAnswer) steps() error {
 			chain = []string{"transient", "system"}
 		}
 	case rcmgr.KindStream:
-		switch {
-		case q.peer == "":
-			return usage("a stream needs --peer")
-		case q.service != "" && q.protocol == "":
-			return usage("a stream with --service needs --protocol")
-		}
 		a.unknown = append(a.unknown, "the allowlist")
 		a.process()
 		for _, scope := range []string{of, "transient", "system"} {
@@ -116,13 +110,8 @@ func (a *savedAnswer) steps() error {
 			chain = []string{of, "transient", "system"}
 		}
 	default:
-		switch {
-		case chain == nil:
+		if chain == nil {
 			return usage("a request for %v cannot be explained: expected conn, stream, peer, protocol, service, system or transient", q.what)
-		case q.memory == 0:
-			return usage("nothing is asked for: expected --memory, or conn or stream")
-		case chain[0] == "":
-			return usage("expected --%v", q.what)
 		}
 	}
 	if q.memory > 0 {

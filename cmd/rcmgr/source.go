@@ -9,11 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -81,11 +79,14 @@ func (a *app) ask(ctx context.Context, source string, at *url.URL) (body []byte,
 		if !strings.HasPrefix(answer.Header.Get("Content-Type"), "text/plain") || len(said) > 300 {
 			said = "is it the page of a resource manager?"
 		}
+		if said == "404 page not found" && !strings.HasSuffix(at.Path, "/rcmgr") { // what net/http answers where nothing is served
+			said += "; is the page at " + at.Scheme + "://" + at.Host + "/rcmgr?"
+		}
 		err := fmt.Errorf("%s: the answer is %s: %s", source, answer.Status, text.Printable(said))
 		if seconds, wrong := strconv.Atoi(answer.Header.Get("Retry-After")); answer.StatusCode == http.StatusTooManyRequests && wrong == nil {
 			return nil, time.Duration(max(1, seconds)) * time.Second, err
 		}
-		if answer.StatusCode == http.StatusBadRequest {
+		if answer.StatusCode == http.StatusBadRequest && at.Query().Has("explain") {
 			return nil, 0, &outcome{exitUsage, err}
 		}
 		return nil, 0, err
@@ -110,6 +111,8 @@ func (a *app) plain(err error) error {
 		return fmt.Errorf("no host has the name %q", lookUp.Name)
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return errors.New("the answer is cut off")
+	case errors.Is(err, io.EOF):
+		return errors.New("it has closed the connection without an answer")
 	}
 	return err
 }
@@ -130,12 +133,9 @@ func (a *app) load(ctx context.Context, source string, query url.Values) ([]byte
 	case source == "-":
 		return readAll(a.in)
 	}
-	f, err := os.Open(source)
-	if errors.Is(err, fs.ErrNotExist) && strings.Contains(source, ":") {
-		return nil, usage("%s: no such file; an address begins with http:// or https://", source)
-	}
+	f, err := openFile(source)
 	if err != nil {
-		return nil, usage("%w", err)
+		return nil, err
 	}
 	defer f.Close()
 	body, err := readAll(f)
@@ -153,12 +153,17 @@ func (a *app) snapshot(ctx context.Context, source string, query url.Values) (*r
 	}
 	s, err := parse(body)
 	if err != nil {
-		if source == "-" {
-			source = "standard input"
-		}
-		return nil, nil, fmt.Errorf("%s: %w", source, err)
+		return nil, nil, fmt.Errorf("%s: %w", nameOf(source), err)
 	}
 	return s, body, nil
+}
+
+// nameOf returns what a source is called in an error.
+func nameOf(source string) string {
+	if source == "-" {
+		return "standard input"
+	}
+	return source
 }
 
 // parse reads the JSON of a snapshot.
@@ -209,12 +214,13 @@ func (a *app) snapshotCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "snapshot SOURCE",
 		Short: "Write a snapshot of a node, for others or for later",
-		Long: `Write a snapshot of a node as JSON, for other commands to read later, or elsewhere.
+		Long: `Write a snapshot of a node as JSON, for other commands to read later, or
+elsewhere.
 
-It has the names of peers and the addresses of subnets: look at it before you publish it. Of
-very many peers it has the fullest.`,
+It has the IDs of peers and the addresses of subnets: look at it before you
+publish it. Of very many peers it has the fullest.`,
 		Example: "  rcmgr snapshot http://127.0.0.1:6060/rcmgr > node.json\n  rcmgr top node.json",
-		Args:    cobra.ExactArgs(1),
+		Args:    arguments(1, 1, "one source: a page, the file of a snapshot, or - for one on the standard input"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			query, err := findQuery(find, from)
 			if err != nil {

@@ -27,10 +27,11 @@ func (a *app) tableCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "table SOURCE",
 		Short: "Show what stands in the way, all limits, and what is held",
-		Long: `Show what stands in the way, all limits with their use, what peers, services and protocols hold,
-and what was refused. In a terminal the tables fit its width, and what is nearly full stands out.`,
+		Long: `Show what stands in the way, all limits with their use, what peers, services
+and protocols hold, and what was refused. The tables fit the terminal, or 80
+columns without one; in a terminal, what is nearly full stands out.`,
 		Example: "  rcmgr table http://127.0.0.1:6060/rcmgr\n  rcmgr table --near 50 node.json\n  rcmgr table --find bitswap node.json",
-		Args:    cobra.ExactArgs(1),
+		Args:    arguments(1, 1, "one source: a page, the file of a snapshot, or - for one on the standard input"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			query, err := findQuery(find, from)
 			if err != nil {
@@ -51,8 +52,8 @@ and what was refused. In a terminal the tables fit its width, and what is nearly
 				}
 				return a.writeJSON(reportOf(s))
 			}
-			width, _, _ := a.terminal()
-			lines := head(s, -1, width)
+			width := a.width()
+			lines := head(s, -1, a.sentenceWidth())
 			tables := sheets(s)
 			if onlyNear {
 				tables = []*sheet{limitSheet(fmt.Sprintf("Limits of which %g %% and more are taken", full), uses)}

@@ -24,18 +24,20 @@ func (a *app) topCommand() *cobra.Command {
 	var times int
 	c := &cobra.Command{
 		Use:   "top SOURCE",
-		Short: "Watch a node: what is nearly full, who holds it, and what is refused",
-		Long: `Watch a node in a terminal: what stands in the way, the limits that are nearly full first, who
-holds what, and what is refused. A saved snapshot stands still.
+		Short: "Watch a node: what is nearly full, who holds it, what is refused",
+		Long: `Watch a node in a terminal: what stands in the way, the limits that are nearly
+full first, who holds what, and what is refused. A saved snapshot does not
+change.
 
-Keys: 1 to 5 or Tab choose what is shown, s and S the column that orders it and r the direction,
-arrows and Page Up and Down scroll, / finds by a part of a name, p pauses, q ends.
+Keys: 1 to 5 or Tab choose what is shown, s and S the column that orders it and
+r the direction, arrows and Page Up and Down scroll, / finds by a part of a
+name, p pauses, q ends.
 
-If the output is no terminal, top prints what it would show once, or as often as --times says;
-with -o json, each time as one line. The node takes one snapshot of its fullest peers for each,
-at most one a second.`,
+If the output is not a terminal, top prints what it would show once, or as often
+as --times says; with -o json, each time as one line. The node takes one
+snapshot of its fullest peers for each, at most one a second.`,
 		Example: "  rcmgr top http://127.0.0.1:6060/rcmgr\n  rcmgr top -o json --times 60 http://127.0.0.1:6060/rcmgr > minute.jsonl",
-		Args:    cobra.ExactArgs(1),
+		Args:    arguments(1, 1, "one source: a page, the file of a snapshot, or - for one on the standard input"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case every < time.Second:
@@ -47,7 +49,7 @@ at most one a second.`,
 			width, height, ok := a.terminal()
 			in, isFile := a.in.(*os.File)
 			if a.json() || !ok || !isFile || !term.IsTerminal(in.Fd()) || cmd.Flags().Changed("times") {
-				return t.print(max(1, times), width)
+				return t.print(max(1, times), a.width())
 			}
 			t.width, t.height = width, height
 			if err := t.load()(); err != nil { // a wrong address is told before the screen is taken
@@ -65,7 +67,7 @@ at most one a second.`,
 		},
 	}
 	c.Flags().DurationVar(&every, "every", 2*time.Second, "how often to look, at most every second")
-	c.Flags().IntVar(&times, "times", 0, "print as often as this `number` says, and end; 0 is until q is pressed")
+	c.Flags().IntVar(&times, "times", 0, "print as often as this `number` says, and end; 0 means until q is pressed")
 	return c
 }
 
@@ -388,7 +390,7 @@ func (t *top) print(times, width int) error {
 			}
 			continue
 		}
-		lines := head(t.s, t.rate, width)
+		lines := head(t.s, t.rate, t.a.sentenceWidth())
 		for _, table := range t.tables() {
 			lines = append(lines, "", bold.Render(table.title))
 			lines = append(lines, table.lines(width, 0, mostPrinted, -1)...)

@@ -45,7 +45,7 @@ type sheet struct {
 	name    int    // the smallest width of the first column; 0 is least
 }
 
-// text is the value of a column that is ordered by its text.
+// byText is the value of a cell in a column that is ordered by its text.
 var byText = math.NaN()
 
 // order orders the rows by a column, and keeps the order of equal rows.
@@ -73,13 +73,7 @@ func (t *sheet) lines(width, from, most, ordered int) []string {
 	if len(t.rows) == 0 {
 		return []string{faint.Render(t.empty)}
 	}
-	widths := make([]int, len(t.columns))
-	for i, c := range t.columns {
-		widths[i] = lipgloss.Width(c.title)
-		for _, r := range t.rows {
-			widths[i] = max(widths[i], lipgloss.Width(r.cells[i]))
-		}
-	}
+	widths := t.widths()
 	shown := make([]int, len(t.columns))
 	for i := range shown {
 		shown[i] = i
@@ -97,8 +91,17 @@ func (t *sheet) lines(width, from, most, ordered int) []string {
 		}
 		shown = slices.DeleteFunc(shown, func(i int) bool { return i == worst })
 	}
-	if over := total() - width; width > 0 && over > 0 {
-		widths[0] = max(1, widths[0]-over)
+	for width > 0 && total() > width { // the widest column of names gives way
+		widest := slices.MaxFunc(shown, func(a, b int) int {
+			if t.columns[a].right != t.columns[b].right {
+				return cmp.Compare(b2i(t.columns[b].right), b2i(t.columns[a].right))
+			}
+			return cmp.Compare(widths[a], widths[b])
+		})
+		if widths[widest] <= 1 {
+			break
+		}
+		widths[widest]--
 	}
 	line := func(cells func(int) string) string {
 		var parts []string
@@ -138,6 +141,37 @@ func (t *sheet) lines(width, from, most, ordered int) []string {
 		all = append(all, text)
 	}
 	return all
+}
+
+// widths returns the widths that the columns need.
+func (t *sheet) widths() []int {
+	widths := make([]int, len(t.columns))
+	for i, c := range t.columns {
+		widths[i] = lipgloss.Width(c.title)
+		for _, r := range t.rows {
+			widths[i] = max(widths[i], lipgloss.Width(r.cells[i]))
+		}
+	}
+	return widths
+}
+
+// fits reports whether the columns that are never left out are whole in a width; 0 is no bound.
+func (t *sheet) fits(width int) bool {
+	needed := -2
+	for i, n := range t.widths() {
+		if t.columns[i].spare == 0 {
+			needed += n + 2
+		}
+	}
+	return width == 0 || needed <= width
+}
+
+// b2i returns 1 for true.
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // shorten returns a text in a width. It leaves out the middle: most IDs of peers begin alike.
@@ -192,6 +226,128 @@ func amount(limit string, n int64) string {
 	return text.Count(n)
 }
 
+// checkedAmount returns an amount of a check. The check of the process's memory compares bytes, for
+// every request.
+func checkedAmount(k *rcmgr.LimitCheck, n int64) string {
+	limit := k.Name
+	if k.Kind == rcmgr.KindProcess {
+		limit = "Memory"
+	}
+	if n < 0 {
+		return "-" + amount(limit, -n)
+	}
+	return amount(limit, n)
+}
+
+// checkSheets returns a table of what was checked for an answer to "explain". Where the width is
+// too small for all of it, the places of the configuration stand in a second table. If that is not
+// enough, both tables call what the question has named by its kind.
+func checkSheets(e *rcmgr.Explanation, width int) []*sheet {
+	if t := checkSheet(e, true, true); t.fits(width) {
+		return []*sheet{t}
+	}
+	all, named := []*sheet{checkSheet(e, true, false)}, true
+	if !all[0].fits(width) {
+		all[0], named = checkSheet(e, false, false), false
+	}
+	if more := raiseSheet(e, named); len(more.rows) > 0 {
+		all = append(all, more)
+	}
+	return all
+}
+
+// scopeOf returns the scope of a check: its name, or its kind if the question has named it.
+func scopeOf(k *rcmgr.LimitCheck, named bool) string {
+	switch k.Kind {
+	case rcmgr.KindPeer, rcmgr.KindProtocol, rcmgr.KindProtocolPeer, rcmgr.KindService, rcmgr.KindServicePeer:
+		if !named {
+			return k.Kind.String()
+		}
+	}
+	return text.Printable(k.Scope)
+}
+
+// checkSheet returns a table of checks, with the names of scopes or their kinds, and with the places
+// of the configuration or without.
+func checkSheet(e *rcmgr.Explanation, named, places bool) *sheet {
+	t := &sheet{empty: "Nothing is checked.", columns: []column{{"Step", false, 2}, {"Scope", false, 0}, {"Limit", false, 0}, {"Use", true, 0},
+		{"Of", true, 0}, {"May Be", true, 3}, {"Room", true, 1}, {"Asked", true, 0}, {"Verdict", false, 0}}}
+	for i := range e.Checks {
+		k := &e.Checks[i]
+		verdict := "fits"
+		switch {
+		case !k.Fits && k.Observed:
+			verdict = "would refuse"
+		case !k.Fits && places:
+			verdict = "refuses, raise " + k.ConfigKey
+		case !k.Fits:
+			verdict = "refuses"
+		}
+		may, room := checkedAmount(k, k.Threshold), checkedAmount(k, k.Room)
+		if k.Limit == math.MaxInt64 { // a part of what is unlimited is unlimited, too
+			may = checkedAmount(k, k.Limit)
+			room = may
+		}
+		t.rows = append(t.rows, row{near: !k.Fits, cells: []string{k.Step, scopeOf(k, named), k.Name, checkedAmount(k, k.Use),
+			checkedAmount(k, k.Limit), may, room, checkedAmount(k, k.Asked), text.Printable(verdict)}})
+	}
+	return t
+}
+
+// raiseSheet returns a table of the limits that refuse beside the one that the answer names.
+func raiseSheet(e *rcmgr.Explanation, named bool) *sheet {
+	t := &sheet{title: "Also in the way", columns: []column{{"Scope", false, 0}, {"Raise", false, 0}}}
+	for i := range e.Checks {
+		k := &e.Checks[i]
+		if k.Fits || k.Observed || e.By != nil && k.ConfigKey == e.By.ConfigKey {
+			continue
+		}
+		t.rows = append(t.rows, row{near: true, cells: []string{scopeOf(k, named), text.Printable(k.ConfigKey)}})
+	}
+	return t
+}
+
+// victimSheet returns a table of what a host lets go to make room.
+func victimSheet(list []rcmgr.RoomVictim) *sheet {
+	t := &sheet{columns: []column{{"Scope", false, 0}, {"Peer", false, 0}, {"Short Of", false, 0}, {"Because Of", false, 0}, {"Group", false, 1}}}
+	for _, v := range list {
+		t.rows = append(t.rows, row{cells: []string{v.Name, v.Peer, text.Printable(v.Scope) + " " + v.Limit, v.Reason, text.Printable(v.Group)}})
+	}
+	return t
+}
+
+// changeSheet returns a table of what has changed between two snapshots: a row for each limit, then
+// one for each kind of scope or gate that snapshots do not list and that has refused something.
+func changeSheet(d *rcmgr.SnapshotDiff) *sheet {
+	t := &sheet{empty: "Nothing has changed.", columns: []column{{"Scope", false, 0}, {"Limit", false, 0}, {"Of", true, 0}, {"Before", true, 1},
+		{"Now", true, 0}, {"Change", true, 0}, {"Refused", true, 0}}}
+	listed := make(map[rcmgr.Kind]bool)
+	for _, k := range []rcmgr.Kind{rcmgr.KindSystem, rcmgr.KindTransient, rcmgr.KindAllowlistedSystem, rcmgr.KindAllowlistedTransient,
+		rcmgr.KindService, rcmgr.KindProtocol, rcmgr.KindPeer} {
+		listed[k] = true
+	}
+	for i := range d.Limits {
+		l := &d.Limits[i]
+		limit, grown := amount(l.Name, l.Limit), "+"+amount(l.Name, l.Grown())
+		if l.Limit != l.LimitBefore {
+			limit = amount(l.Name, l.LimitBefore) + " -> " + limit
+		}
+		if l.Grown() < 0 {
+			grown = "-" + amount(l.Name, -l.Grown())
+		}
+		t.rows = append(t.rows, row{near: l.Refusals > 0, cells: []string{text.Printable(l.Scope), l.Name, limit,
+			amount(l.Name, l.UseBefore), amount(l.Name, l.Use), grown, fmt.Sprint(l.Refusals)}})
+	}
+	for k := rcmgr.KindSystem; k <= rcmgr.KindProcess; k++ {
+		for i, n := range perLimit(d.Refusals[k]) {
+			if !listed[k] && n > 0 {
+				t.rows = append(t.rows, row{cells: []string{k.String(), limitNames[i], "-", "-", "-", "-", fmt.Sprint(n)}})
+			}
+		}
+	}
+	return t
+}
+
 // bar returns a bar of ten parts for a percentage.
 func bar(percent float64) string {
 	n := int(min(max(percent, 0), 100) / 10)
@@ -200,7 +356,7 @@ func bar(percent float64) string {
 
 // limitSheet returns a table of limits, in their order.
 func limitSheet(title string, uses rcmgr.LimitUses) *sheet {
-	t := &sheet{title: title, empty: "Nothing is limited, and nothing is held.", columns: []column{
+	t := &sheet{title: title, empty: "Nothing is limited, and nothing is held.", name: 20, columns: []column{
 		{"Scope", false, 0}, {"Limit", false, 0}, {"%", true, 0}, {"", false, 2}, {"Used", true, 0}, {"Of", true, 0},
 		{"Peak", true, 1}, {"Refused", true, 0}}}
 	for _, u := range uses {
@@ -299,14 +455,8 @@ func head(s *rcmgr.Snapshot, rate float64, width int) []string {
 	for _, r := range s.Refusals {
 		refused += r.Total()
 	}
-	number := func(n int, one string) string {
-		if n != 1 {
-			one += "s"
-		}
-		return fmt.Sprintf("%d %s", n, one)
-	}
 	about := fmt.Sprintf("%s  up %s  %s  %s  %d refused", s.Taken.UTC().Format("2006-01-02 15:04:05 UTC"),
-		s.Uptime().Round(time.Second), number(s.Peers, "peer"), number(s.Gates.Subnets, "subnet"), refused)
+		s.Uptime().Round(time.Second), text.Plural(s.Peers, "peer"), text.Plural(s.Gates.Subnets, "subnet"), refused)
 	if rate >= 0 {
 		about += fmt.Sprintf(" (%.1f/s)", rate)
 	}

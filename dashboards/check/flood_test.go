@@ -166,6 +166,10 @@ func (h *stage) flood() {
 	for i := range 100 { // too many
 		h.hold(h.connect(fmt.Sprintf("/ip4/10.0.%d.1/tcp/4001", i)), peer.ID(fmt.Sprint("flooder ", i)))
 	}
+	h.dismissGuests()
+	for i := range 100 { // too many, when no guest is left who could be let go
+		h.hold(h.connect(fmt.Sprintf("/ip4/10.0.%d.2/tcp/4001", i)), peer.ID(fmt.Sprint("late flooder ", i)))
+	}
 	for range 10 { // even for whom the allowlist names
 		h.hold(h.connect(listed), "listed")
 	}
@@ -249,6 +253,10 @@ func (h *stage) endFlood() {
 		s.Done()
 	}
 	h.floods = nil
+	h.dismissGuests()
+}
+
+func (h *stage) dismissGuests() {
 	for _, c := range h.guests {
 		c.Close()
 	}

@@ -1,4 +1,4 @@
-// Command attacks attacks a real go-libp2p host in three ways that limits alone do not
+// Command attacks attacks a real go-libp2p host in four ways that limits alone do not
 // solve: on go-libp2p's own resource manager, then on ours with its defaults, then on
 // ours with the option that is meant for the attack, and then with WithRoom, too. It shows
 // how honest peers were served meanwhile, what the crowd was refused and by which scope,
@@ -11,6 +11,8 @@
 //     (WithMemoryPressure).
 //   - trim: a crowd fills all connections of a host whose connection manager could
 //     close some of them (WithTrimming).
+//   - rate: one peer opens and closes streams as fast as it can, and holds few at a
+//     time (Rates, beside the limits of each peer).
 //
 // The victim is a process of its own; all other hosts share one. Everything stays within
 // 127.0.0.0/8, and needs all of it.
@@ -84,10 +86,11 @@ func settingsFrom(args []string) (settings, error) {
 	s := settings{which: "all", duration: 10 * time.Second, attackers: 24, memory: 256}
 	names := append([]string{s.which}, attackNames()...)
 	l := cmdline.New("attacks").About(`
-Attacks a real host in three ways that limits alone do not answer: on
+Attacks a real host in four ways that limits alone do not answer: on
 go-libp2p's manager, on ours with its defaults, on ours with the option that is
 meant for the attack, and with WithRoom, too. Shows how honest peers are served
-meanwhile. Everything stays within 127.0.0.0/8.
+meanwhile. Everything stays within 127.0.0.0/8. The last attack, rate, has one
+attacker, whatever -attackers says.
 `)
 	l.Choice(&s.which, "attack", "the attack by its `name`", names...)
 	l.Duration(&s.duration, "duration", "the `time` for which guests come, in each attack on each manager")

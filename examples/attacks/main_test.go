@@ -68,7 +68,7 @@ func TestNewcomersAreServedByFairShare(t *testing.T) {
 }
 
 func TestMemoryStaysWithinItsLimitUnderPressureAndFriendsAreServed(t *testing.T) {
-	onUpstream, ours, pressed, _ := onAllShortly(t, &memoryPressure)
+	onUpstream, ours, pressed, roomy := onAllShortly(t, &memoryPressure)
 	for _, o := range []outcome{onUpstream, ours} {
 		require.Greater(t, o.Victim.Memory.HeapMost, int64(128<<20), "all is kept on %s", o.Manager)
 		require.Empty(t, o.Victim.Crowd)
@@ -81,6 +81,8 @@ func TestMemoryStaysWithinItsLimitUnderPressureAndFriendsAreServed(t *testing.T)
 		require.Positive(t, pressed.Guests[spared].rate(), pressed.Guests[spared].Last)
 	}
 	require.Less(t, pressed.Guests[strangers].rate(), pressed.Guests[allowlistedFriend].rate())
+	require.Less(t, pressed.Guests[strangers].rate(), roomy.Guests[strangers].rate())
+	require.Less(t, roomy.Victim.Memory.HeapMost, ours.Victim.Memory.HeapMost)
 }
 
 func TestValuedPeersGetInWhereThereIsTrimming(t *testing.T) {
@@ -91,6 +93,49 @@ func TestValuedPeersGetInWhereThereIsTrimming(t *testing.T) {
 		require.Less(t, o.Guests[comingGuests].rate(), trimming.Guests[comingGuests].rate(), o.Manager)
 		require.Less(t, o.Guests[comingGuests].rate(), roomy.Guests[comingGuests].rate(), o.Manager)
 	}
+}
+
+func TestOnePeersStreamsAreHeldToItsRateAndItsFriendLosesNothing(t *testing.T) {
+	onUpstream, ours, rated, roomy := onAllShortly(t, &rate)
+	for _, o := range []outcome{onUpstream, ours} {
+		require.Empty(t, o.Victim.Crowd, "no limit is met on %s", o.Manager)
+		require.Equal(t, o.Victim.Streams.Tried, o.Victim.Streams.Admitted, o.Manager)
+	}
+	for _, o := range []outcome{rated, roomy} {
+		c := o.Victim.Streams
+		require.LessOrEqual(t, c.Over, 0, "more than burst + rate × t, on %s", o.Manager)
+		require.GreaterOrEqual(t, c.Admitted, streamBurst, o.Manager)
+		require.Greater(t, c.Tried, c.Admitted, o.Manager)
+		require.True(t, o.Victim.refused("peer, inbound stream, rate"), "%v", o.Victim.Crowd)
+		require.Len(t, o.Victim.Crowd, 1, o.Manager)
+		require.Empty(t, o.Victim.Guests, "what the friend is refused on %s", o.Manager)
+		require.Positive(t, o.Guests[0].rate(), o.Guests[0].Last)
+	}
+}
+
+func TestStreamsOverTheRateAreCountedOverTheWorstTime(t *testing.T) {
+	var c streamCounts
+	start := time.Now()
+	at := func(d time.Duration, admitted bool) { c.add(start.Add(d), start.Add(d), admitted) }
+	for range streamBurst {
+		at(time.Second, true)
+	}
+	at(time.Second, false)
+	require.Zero(t, c.Over)
+	for range streamRate {
+		at(2*time.Second, true)
+	}
+	require.Zero(t, c.Over)
+	at(2*time.Second, true)
+	require.Equal(t, 1, c.Over)
+	at(20*time.Second, true)
+	for range streamBurst + 2 {
+		at(20*time.Second, true)
+	}
+	require.Equal(t, 3, c.Over, "the burst at 20 seconds alone")
+	require.Equal(t, 2*streamBurst+streamRate+5, c.Tried)
+	require.Equal(t, c.Tried-1, c.Admitted)
+	require.Equal(t, 19*time.Second, c.Took)
 }
 
 // Both managers describe refusals in the same way. Guests are told from the crowd by
@@ -246,7 +291,7 @@ func TestWrongCommandLinesAreErrors(t *testing.T) {
 		want string
 	}{
 		{[]string{"trim"}, `unexpected argument "trim": expected nothing but flags`},
-		{[]string{"-attack", "flood"}, `invalid value "flood" for flag -attack: expected all, fairshare, memory or trim`},
+		{[]string{"-attack", "flood"}, `invalid value "flood" for flag -attack: expected all, fairshare, memory, trim or rate`},
 		{[]string{"-duration", "0"}, `invalid value "0" for flag -duration: expected a duration of more than 0, `},
 		{[]string{"-attackers", "19"}, `invalid value "19" for flag -attackers: expected a number from 20 to 750`},
 		{[]string{"-attackers", "751"}, `invalid value "751" for flag -attackers: expected a number from 20 to 750`},

@@ -43,10 +43,19 @@ func (a *attack) column(i int) string {
 
 func newOurs(p plan) (network.ResourceManager, error) { return newOursWith(p) }
 
-func newOursWithOption(p plan) (network.ResourceManager, error) { return newOursWith(p, p.option) }
+func newOursWithOption(p plan) (network.ResourceManager, error) { return newOursWithOptions(p) }
 
 func newOursWithRoom(p plan) (network.ResourceManager, error) {
-	return newOursWith(p, p.option, rcmgr.WithRoom(rcmgr.RoomConfig{}))
+	return newOursWithOptions(p, rcmgr.WithRoom(rcmgr.RoomConfig{}))
+}
+
+// newOursWithOptions returns ours with what is meant for the attack, and other options.
+func newOursWithOptions(p plan, more ...rcmgr.Option) (network.ResourceManager, error) {
+	if p.option != nil {
+		more = append(more, p.option)
+	}
+	p.limits.PeerDefault.Rates = p.rates
+	return newOursWith(p, more...)
 }
 
 func newOursWith(p plan, option ...rcmgr.Option) (network.ResourceManager, error) {

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -21,16 +22,18 @@ import (
 type observer struct {
 	network.ResourceManager
 
-	mu     sync.Mutex
-	crowd  map[string]int // refusals by their description, see why
-	guests map[int]int    // refusals by group
-	groups map[peer.ID]int
-	open   map[network.ConnManagementScope]struct{}
+	mu        sync.Mutex
+	crowd     map[string]int // refusals by their description, see why
+	guests    map[int]int    // refusals by group
+	groups    map[peer.ID]int
+	streams   streamCounts     // of the crowd
+	attackers map[peer.ID]bool // that have come
+	open      map[network.ConnManagementScope]struct{}
 }
 
 func newObserver(m network.ResourceManager) *observer {
 	return &observer{ResourceManager: m, crowd: map[string]int{}, guests: map[int]int{},
-		groups: map[peer.ID]int{}, open: map[network.ConnManagementScope]struct{}{}}
+		groups: map[peer.ID]int{}, attackers: map[peer.ID]bool{}, open: map[network.ConnManagementScope]struct{}{}}
 }
 
 // Unwrap returns the manager that is observed.
@@ -95,14 +98,16 @@ func (o *observer) OpenConnection(dir network.Direction, usefd bool, endpoint mu
 }
 
 func (o *observer) OpenStream(p peer.ID, dir network.Direction) (network.StreamManagementScope, error) {
+	before := time.Now()
 	s, err := o.ResourceManager.OpenStream(p, dir)
+	o.mu.Lock()
+	group, known := o.groups[p]
+	o.mu.Unlock()
+	if !known {
+		group = -1
+	}
+	o.countStream(p, dir, before, err)
 	if err != nil {
-		o.mu.Lock()
-		group, known := o.groups[p]
-		o.mu.Unlock()
-		if !known {
-			group = -1
-		}
 		o.note(dir, group, err)
 	}
 	return s, err
@@ -133,11 +138,13 @@ type observedConn struct {
 func (c *observedConn) Unwrap() network.ResourceScope { return c.ConnManagementScope }
 
 func (c *observedConn) SetPeer(p peer.ID) error {
+	c.o.mu.Lock()
 	if c.group >= 0 {
-		c.o.mu.Lock()
 		c.o.groups[p] = c.group
-		c.o.mu.Unlock()
+	} else if c.dir == network.DirInbound {
+		c.o.attackers[p] = true
 	}
+	c.o.mu.Unlock()
 	err := c.ConnManagementScope.SetPeer(p)
 	c.o.note(c.dir, c.group, err)
 	return err

@@ -38,6 +38,9 @@ func (r *result) print(to io.Writer) {
 		{"median", func(o outcome) string { return quantileOf(o.Victim.Own.Took, 0.5) }},
 		{"95 %", func(o outcome) string { return quantileOf(o.Victim.Own.Took, 0.95) }},
 	})
+	if r.Attack == rate.name {
+		r.managers(to, "crowd's streams", streamColumns())
+	}
 	r.crowd(to)
 	r.managers(to, "victim", []column{
 		{"heap", func(o outcome) string { return mebibytes(o.Victim.Memory.HeapMost) }},

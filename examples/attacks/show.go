@@ -4,6 +4,7 @@ package main
 // when the attack is at its worst, and the crowd stays until they have gone.
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -16,6 +17,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
+
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 // An attack is the same on all managers.
@@ -25,6 +28,7 @@ type attack struct {
 	option string   // our option that is meant for the attack
 	groups []string // of guests
 	asking int      // how many of these, from the first, ask throughout
+	crowd  int      // how many attackers there are; 0 is as many as -attackers says
 	plan   func(order) (plan, error)
 	// before, if it is not nil, runs before the crowd comes.
 	before func(context.Context, *show) error
@@ -34,7 +38,7 @@ type attack struct {
 	guests func(context.Context, *show)
 }
 
-var attacks = []*attack{&fairShare, &memoryPressure, &trim}
+var attacks = []*attack{&fairShare, &memoryPressure, &trim, &rate}
 
 // attackNamed returns the attack with this name, or nil if there is none.
 func attackNamed(name string) *attack {
@@ -178,7 +182,7 @@ func (sh *show) run(ctx context.Context, progress io.Writer) error {
 }
 
 func (sh *show) newCrowd() (attackers []attacker, err error) {
-	for n := range sh.attackers {
+	for n := range cmp.Or(sh.attack.crowd, sh.attackers) {
 		h, err := newHost(crowdIP(n))
 		if err != nil {
 			return nil, err
@@ -242,7 +246,7 @@ func (sh *show) line(r report) string {
 	for _, n := range r.Crowd {
 		refused += n
 	}
-	return fmt.Sprintf("guests served %d of %d · crowd refused %d times · %s in use", served, asked, refused, mebibytes(r.Memory.Process))
+	return fmt.Sprintf("guests served %d of %d · crowd refused %s · %s in use", served, asked, text.Plural(refused, "time"), mebibytes(r.Memory.Process))
 }
 
 // leave closes all hosts that are left. It may be called again.

@@ -42,7 +42,8 @@ type order struct {
 type plan struct {
 	limits    rcmgr.PartialLimitConfig // limits that are not set are unlimited
 	allowlist []multiaddr.Multiaddr
-	option    rcmgr.Option // our option that is meant for the attack
+	option    rcmgr.Option // our option that is meant for the attack; nil if that is rates
+	rates     rcmgr.Rates  // of each peer, with the option
 	host      []libp2p.Option
 	start     func(host.Host)   // may be nil
 	atWorst   func(report) bool // whether the attack is at its worst
@@ -62,6 +63,7 @@ type report struct {
 	AtWorst   bool
 	Crowd     map[string]int // refusals by their description, see why
 	Guests    map[int]int    // refusals, by group
+	Streams   streamCounts
 	Memory    memory
 	Own       tally    // the victim's own requests, since the attack was at its worst
 	Forgotten int      // connections that the host did not close
@@ -162,7 +164,7 @@ func newVictim(o order) (*victim, error) {
 // worst, the victim makes requests of its own.
 func (v *victim) report() report {
 	crowd, guests := v.seen.refused()
-	r := report{Victim: *host.InfoFromHost(v.host), Crowd: crowd, Guests: guests, Own: v.own.soFar()}
+	r := report{Victim: *host.InfoFromHost(v.host), Crowd: crowd, Guests: guests, Streams: v.seen.paced(), Own: v.own.soFar()}
 	v.mu.Lock()
 	r.Memory = v.memory
 	v.mu.Unlock()

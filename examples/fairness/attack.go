@@ -32,7 +32,7 @@ type attack struct {
 }
 
 var (
-	handshakes  = &attack{"Handshakes that never end", "handshakes", "transient connections", transientConns, connsOf, (*siege).beginHandshake}
+	handshakes  = &attack{"Handshakes that never end", "shaking", "transient connections", transientConns, connsOf, (*siege).beginHandshake}
 	streams     = &attack{"Streams that say nothing", "streams", "transient streams", transientStreams, streamsOf, (*siege).openStream}
 	connections = &attack{"Connections that stay", "conns", "connections of the system", systemConns, connsOf, (*siege).holdConnection}
 	served      = &attack{"Connections that stay and use a protocol", "in use", "connections of the system", systemConns, connsOf, (*siege).holdServed}
@@ -105,8 +105,8 @@ func (s *siege) hold(a *attacker, d time.Duration, done func()) (lost func()) {
 }
 
 func (s *siege) beginHandshake(a *attacker) {
-	if conn, err := s.host.RM.OpenConnection(network.DirInbound, true, a.from); err == nil {
-		s.hold(a, handshakeTimeout, conn.Done)
+	if shake, err := s.host.Shake(a.from); err == nil {
+		shake.Ended = s.hold(a, handshakeTimeout, shake.Close)
 	}
 }
 

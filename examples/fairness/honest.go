@@ -94,13 +94,13 @@ func (v *visit) begin() {
 }
 
 func (v *visit) connect() {
-	scope, err := v.host.RM.OpenConnection(network.DirInbound, true, v.from)
+	shake, err := v.host.Shake(v.from)
 	if err != nil {
 		v.again(&v.connRefusals, v.connect)
 		return
 	}
 	v.after(v.about(handshakeTime), func() {
-		conn, err := v.host.Finish(scope, v.id, network.DirInbound, v.from)
+		conn, err := shake.Finish(v.id)
 		if err != nil {
 			v.again(&v.connRefusals, v.connect)
 			return

@@ -96,6 +96,12 @@ func oneSubnet(r *rand.Rand) multiaddr.Multiaddr {
 	return in24(honestIPv4, 0, r.IntN(hostsOfIPv4))
 }
 
+// nearAttackers returns a random address in the /16 of the first attackers, and in a /24 of it in
+// which there are none if they have no more than 64.
+func nearAttackers(r *rand.Rand) multiaddr.Multiaddr {
+	return in24(attackersIPv4, 64+r.IntN(192), r.IntN(hostsOfIPv4))
+}
+
 // firstAttackers returns a random address in the /24 of the first attackers, for honest
 // peers that share it.
 func firstAttackers(r *rand.Rand) multiaddr.Multiaddr {

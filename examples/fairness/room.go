@@ -18,6 +18,8 @@ func roomStories() []*story {
 		return &story{title: fmt.Sprintf("%s, %d %s", a.short, n, where), scene: attackFrom(a, n, identitiesInAll/n).at(place)}
 	}
 	return []*story{
+		from(handshakes, 1024, "together", attackersIn24),
+		from(handshakes, 4096, "spread", attackersEverywhere),
 		from(streams, 1024, "together", attackersIn24),
 		from(streams, 4096, "spread", attackersEverywhere),
 		from(connections, 1024, "together", attackersIn24),

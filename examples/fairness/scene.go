@@ -78,6 +78,13 @@ func (s *scene) play(v variant, t times, seed uint64) (o outcome, err error) {
 	host := &fakehost.Host{RM: rm, Now: c.time}
 	if m, ok := rm.(*rcmgr.Manager); ok {
 		m.AttachHost(host)
+		m.AttachHandshakes(func(yield func(rcmgr.Handshake) bool) {
+			for _, h := range host.Handshakes() {
+				if !yield(h) {
+					return
+				}
+			}
+		})
 		c.each = func() { m.MakeRoom() }
 	}
 	o.fates = make([]fortune, len(s.groups))

@@ -112,6 +112,7 @@ func sweeps() (all []series) {
 func specials() []*story {
 	shared := []group{{"elsewhere", 0.8, anywhere}, {"a fifth, in one /24", 0.2, oneSubnet}}
 	beside := []group{{"elsewhere", 0.8, anywhere}, {"a fifth, among attackers", 0.2, firstAttackers}}
+	near := []group{{"elsewhere", 0.8, anywhere}, {"a fifth, in their /16", 0.2, nearAttackers}}
 	together := group{"all, in one /24", 1, oneSubnet}
 	return []*story{
 		{title: "streams, 4 subnets", scene: attackFrom(streams, 4, 1024).among(shared...)},
@@ -120,6 +121,8 @@ func specials() []*story {
 		{title: "connections, 64 subnets", scene: attackFrom(connections, 64, 64).among(shared...)},
 		{title: "streams, 4 subnets", scene: attackFrom(streams, 4, 1024).among(beside...)},
 		{title: "connections, 4 subnets", scene: attackFrom(connections, 4, 1024).among(beside...)},
+		{title: "streams, 64 subnets", scene: attackFrom(streams, 64, 64).among(near...)},
+		{title: "connections, 64 subnets", scene: attackFrom(connections, 64, 64).among(near...)},
 		{title: "streams, 64 IPv6 /56", scene: attackFrom(streams, 64, 64).at(attackersIn56)},
 		{title: "streams through relays", scene: attackFrom(streams, 1, identitiesInAll).at(behindRelays)},
 		{title: "no attack, 90 % wanted", scene: peace.among(shared...).wanting(0.9)},

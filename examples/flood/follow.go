@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 // follower puts the limits of a file in force when its text changes, and reports the
@@ -87,9 +88,9 @@ func (f *follower) apply(now sighting) error {
 
 // String returns one line that says what following the file has done.
 func (f *follower) String() string {
-	text := fmt.Sprintf("limits changed %d times", f.applied)
+	line := "limits changed " + text.Plural(f.applied, "time")
 	if f.slip != nil {
-		text += fmt.Sprintf("; the file as it is now changed nothing: %v", f.slip)
+		line += fmt.Sprintf("; the file as it is now changed nothing: %v", f.slip)
 	}
-	return text
+	return line
 }

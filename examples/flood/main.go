@@ -45,6 +45,7 @@ import (
 	"github.com/weir-p2p/rcmgr"
 	"github.com/weir-p2p/rcmgr/internal/cmdline"
 	"github.com/weir-p2p/rcmgr/internal/cputime"
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 // settings are the values of the command line.
@@ -95,8 +96,8 @@ held when all other hosts are closed. Everything stays within 127.0.0.0/8.
 	l.Address(&serve, "serve", "`address` with a port, such as 127.0.0.1:8080, for the live page and /metrics while our manager is attacked")
 	l.Bool(&s.watch, "watch", "read the file of -limits again whenever it changes, on our manager")
 	l.Bool(&s.unlimited, "unlimited", "no limits but those of -limits")
-	l.File(&s.trace, "trace", "`file` for a trace of our manager, which then has a single stripe")
-	l.Int(&s.cut, "cut", 0, mostCuts, "`how` often to attack first without limits and then with those of -limits alone, to show what attackers hold less")
+	l.File(&s.trace, "trace", "`file` for a trace of our manager, which then uses one processor at a time")
+	l.Int(&s.cut, "cut", 0, mostCuts, "the number of `times` to attack without limits, and then with those of -limits, to show how much less the attackers hold")
 	if err := l.Parse(args); err != nil {
 		return s, err
 	}
@@ -292,7 +293,7 @@ func attack(ctx context.Context, d, turn time.Duration, v *victim, f *friend, at
 	}
 	wg.Go(func() { seen.run(ctx, v.manager) })
 	showProgress(ctx, out, start, d, func() string {
-		return fmt.Sprintf("%s · %d refusals · %s", seen.line(), v.observer.counts().totalRefused(), f.line())
+		return fmt.Sprintf("%s · %s · %s", seen.line(), text.Plural(v.observer.counts().totalRefused(), "refusal"), f.line())
 	})
 	wg.Wait()
 }

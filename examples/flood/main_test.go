@@ -188,7 +188,7 @@ func TestLimitsFollowTheirFile(t *testing.T) {
 				require.NoError(t, f.slip)
 			} else {
 				require.ErrorContains(t, f.slip, step.slip)
-				require.Contains(t, f.String(), "limits changed 1 times; the file as it is now changed nothing: ")
+				require.Contains(t, f.String(), "limits changed 1 time; the file as it is now changed nothing: ")
 			}
 		}
 	}

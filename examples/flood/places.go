@@ -18,6 +18,8 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/transport/quicreuse"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	"github.com/multiformats/go-multiaddr"
+
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 // mostAttackers keeps the address of every attacker within its network.
@@ -93,9 +95,9 @@ func bindable(ip net.IP) bool {
 
 func (p places) describe() string {
 	if p.shared {
-		return fmt.Sprintf("victim, friend and %d attackers all at %v: this machine has no other loopback address,\n"+
+		return fmt.Sprintf("victim, friend and %s all at %v: this machine has no other loopback address,\n"+
 			"so a friend refused before it says who it is cannot be told from an attacker,\n"+
-			"and the gates have no network to look after", len(p.attackers), p.victim)
+			"and the gates have no network to look after", text.Plural(len(p.attackers), "attacker"), p.victim)
 	}
 	in := map[string]int{}
 	for i := range p.attackers {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 // outcome is the result of the attack on one manager: what the manager is judged by, and
@@ -71,9 +72,9 @@ func (o outcome) verdicts() []string {
 	if o.friendUntracked {
 		remark = " (but for connections refused before it says who it is)"
 	}
-	looks := fmt.Sprintf(" (%d looks)", o.samples)
+	looks := fmt.Sprintf(" (%s)", text.Plural(o.samples, "look"))
 	if n := len(keptRows(o.rows)); n > 0 {
-		looks = fmt.Sprintf(" (%d looks; limits lowered below what was held: %d)", o.samples, n)
+		looks = fmt.Sprintf(" (%s; limits lowered below what was held: %d)", text.Plural(o.samples, "look"), n)
 	}
 	return []string{
 		o.verdict("limits exceeded", passed, "none") + looks,
@@ -133,10 +134,11 @@ func (o outcome) report(out io.Writer) {
 	fmt.Fprintf(out, "\nconnections refused, by gate\n%s", gateTable(o.gates, limits))
 	fmt.Fprintf(out, "\nthe friend\n%s", friendTable(o.friend))
 	if o.last.CallerBugs > 0 {
-		fmt.Fprintf(out, "\nhosts broke the contract of their scopes %d times\n", o.last.CallerBugs)
+		fmt.Fprintf(out, "\nhosts broke the contract of their scopes %s\n", text.Plural(o.last.CallerBugs, "time"))
 	}
 	if o.forgotten > 0 {
-		fmt.Fprintf(out, "\nthe host dropped %d connections without closing their scopes; closed for it\n", o.forgotten)
+		fmt.Fprintf(out, "\nthe host dropped %s without closing %s; closed for it\n",
+			text.Plural(o.forgotten, "connection"), text.Noun(o.forgotten, "its scope", "their scopes"))
 	}
 }
 
@@ -173,7 +175,7 @@ func limitTable(rows []*row, refusals map[rcmgr.Kind]rcmgr.Refusals) string {
 		head = head[:6]
 	}
 	t := table{head}
-	above := ""
+	above, unknown := "", false
 	lastSeen := map[scopeResource]int{}
 	for _, r := range rows {
 		lastSeen[r.of()] = max(lastSeen[r.of()], r.seen)
@@ -195,10 +197,15 @@ func limitTable(rows []*row, refusals map[rcmgr.Kind]rcmgr.Refusals) string {
 		if refusals != nil && inForce && r.kind != rcmgr.KindProtocol && r.kind != rcmgr.KindService && r.kind != rcmgr.KindSubnet {
 			refused = fmt.Sprint(resources[r.resource].refused(refusals[r.kind]))
 		}
+		unknown = unknown || now == nothing
 		line := []string{name, resources[r.resource].name, now, highest, amount(r.resource, r.limit), used, refused}
 		t = append(t, line[:len(head)])
 	}
-	return t.format(2)
+	text := t.format(2)
+	if unknown {
+		text += "  " + nothing + ": the limit was not in force any more at the end\n"
+	}
+	return text
 }
 
 func sortRows(rows []*row) []*row {

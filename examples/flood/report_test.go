@@ -138,15 +138,16 @@ func TestUseFromBeforeALimitWasLoweredDoesNotCountAsPassingIt(t *testing.T) {
 	kept := "\nheld already when the limit was lowered, which nobody has to give back\n" +
 		"  scope   resource  held  limit\n" +
 		"  system  conns in    52     20\n"
-	require.Equal(t, head+"          conns in   30        –     20      –\n"+kept, table(), "there was no room under the limit yet")
+	const gone = "  –: the limit was not in force any more at the end\n"
+	require.Equal(t, head+"          conns in   30        –     20      –\n"+gone+kept, table(), "there was no room under the limit yet")
 	require.Equal(t, "30 connections", w.line())
 	w.lookNow(&heldUnder{use: 18, limit: 20})
-	require.Equal(t, head+"          conns in   18       18     20   90 %\n"+kept, table())
+	require.Equal(t, head+"          conns in   18       18     20   90 %\n"+gone+kept, table())
 	require.Contains(t, o.verdicts(), "ok    limits exceeded: none (3 looks; limits lowered below what was held: 1)")
 
 	w.lookNow(&heldUnder{use: 21, limit: 20})
 	require.Equal(t, []string{"system conns in 21 of 20"}, w.passed)
-	require.Equal(t, head+"          conns in   21       21     20  105 %\n"+kept, table(), "this was not held before")
+	require.Equal(t, head+"          conns in   21       21     20  105 %\n"+gone+kept, table(), "this was not held before")
 	w.lookNow(&heldUnder{use: 60, limit: 100})
 	require.Contains(t, table(), "          conns in    –       21     20  105 %\n          conns in   60       60    100   60 %\n")
 	require.Equal(t, "60 connections", w.line())

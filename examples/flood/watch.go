@@ -12,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 // A resource is one thing that is limited, with functions that read it from the use of a
@@ -248,7 +249,7 @@ func (w *watch) line() string {
 			conns = max(conns, r.now) // 0 for a limit that is no longer in force
 		}
 	}
-	return fmt.Sprintf("%d connections", conns)
+	return text.Plural(conns, "connection")
 }
 
 // waitUntilFree waits a little until the last connections of a manager whose hosts are

@@ -11,6 +11,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 // tally counts what the soak has seen.
@@ -37,8 +38,9 @@ func (w *world) check() {
 	w.checks++
 	p := look()
 	w.mostGoroutines = max(w.mostGoroutines, p.goroutines)
-	fmt.Fprintf(w.out, "%6v · %d connections, %d streams, %d descriptors accounted, %d open · %d goroutines · fetched %v · %d wrong\n",
-		time.Since(w.began).Round(time.Second), a.conns, a.streams, a.fds, p.connections-w.base.connections, p.goroutines, &w.fetches, w.wrong)
+	fmt.Fprintf(w.out, "%6v · %s, %s, %s accounted, %d open · %s · fetched %v · %d wrong\n",
+		time.Since(w.began).Round(time.Second), text.Plural(a.conns, "connection"), text.Plural(a.streams, "stream"), text.Plural(a.fds, "descriptor"),
+		p.connections-w.base.connections, text.Plural(p.goroutines, "goroutine"), &w.fetches, w.wrong)
 }
 
 func (w *world) lookAtAll() (a accounted) {
@@ -89,7 +91,7 @@ func problems(s *rcmgr.Snapshot, lowered bool) (list []string) {
 		}
 	}
 	if s.CallerBugs > 0 {
-		list = append(list, fmt.Sprintf("%d calls broke the contract", s.CallerBugs))
+		list = append(list, fmt.Sprintf("%s broke the contract", text.Plural(s.CallerBugs, "call")))
 	}
 	return list
 }
@@ -148,12 +150,14 @@ func (w *world) pause() {
 }
 
 func (w *world) report() {
-	fmt.Fprintf(w.out, "\nran            %v, %d hosts at a time, %d identities\n", time.Since(w.began).Round(time.Second), w.hosts, w.identities)
+	fmt.Fprintf(w.out, "\nran            %v, %s at a time, %s\n", time.Since(w.began).Round(time.Second),
+		text.Plural(w.hosts, "host"), text.Plural(w.identities, "identity", "identities"))
 	fmt.Fprintf(w.out, "connected      %v\nfetched        %v\n", &w.connects, &w.fetches)
 	fmt.Fprintf(w.out, "refused        %s\n", w.refusalText())
-	fmt.Fprintf(w.out, "forgotten      %d inbound connections, by go-libp2p\n", w.forgotten)
-	fmt.Fprintf(w.out, "at most        %d connections, %d streams, %d descriptors, %d goroutines\n", w.mostConns, w.mostStreams, w.mostFD, w.mostGoroutines)
-	fmt.Fprintf(w.out, "checked        %d times all managers, %d times against the process\n", w.checks, w.pauses)
+	fmt.Fprintf(w.out, "forgotten      %s, by go-libp2p\n", text.Plural(w.forgotten, "inbound connection"))
+	fmt.Fprintf(w.out, "at most        %s, %s, %s, %s\n", text.Plural(w.mostConns, "connection"), text.Plural(w.mostStreams, "stream"),
+		text.Plural(w.mostFD, "descriptor"), text.Plural(w.mostGoroutines, "goroutine"))
+	fmt.Fprintf(w.out, "checked        %s all managers, %s against the process\n", text.Plural(w.checks, "time"), text.Plural(w.pauses, "time"))
 	fmt.Fprintf(w.out, "found wrong    %d\n", w.wrong)
 }
 

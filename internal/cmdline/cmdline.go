@@ -215,7 +215,38 @@ func (l *Line) usage() string {
 	}
 	l.flags.SetOutput(&text)
 	l.flags.PrintDefaults()
-	return text.String()
+	var fitted strings.Builder
+	for line := range strings.Lines(text.String()) {
+		fitted.WriteString(fit(line))
+	}
+	return fitted.String()
+}
+
+// screenColumns is the number of columns of a terminal that help fits.
+const screenColumns = 80
+
+// fit breaks a line that is too wide for a terminal between words. Each part is indented as far as
+// the line.
+func fit(line string) string {
+	words := strings.Fields(line)
+	indent := line[:len(line)-len(strings.TrimLeft(line, " \t"))]
+	margin := len(indent)
+	if strings.HasSuffix(indent, "\t") {
+		margin = 8
+	}
+	width := margin + len([]rune(strings.TrimSpace(line)))
+	if width <= screenColumns || len(words) == 0 {
+		return line
+	}
+	text, at := indent+words[0], margin+len([]rune(words[0]))
+	for _, word := range words[1:] {
+		if n := len([]rune(word)); at+1+n > screenColumns {
+			text, at = text+"\n"+indent+word, margin+n
+		} else {
+			text, at = text+" "+word, at+1+n
+		}
+	}
+	return text + "\n"
 }
 
 // Wrong returns the error for the value of a flag, in the words that Parse uses. It wraps

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -181,4 +182,24 @@ func TestEveryProgramReadsItsCommandLineHere(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Help fits a terminal of 80 columns, with tabs of eight.
+func TestHelpOfEveryProgramFitsATerminal(t *testing.T) {
+	l := New("prog").About(strings.Repeat("word ", 40))
+	var file string
+	l.File(&file, "file", "`file` for "+strings.Repeat("größe ", 30)+"end")
+	l.Text(&file, "x", strings.Repeat("y", 90), "a text")
+	text := l.usage()
+	require.Contains(t, text, "end (default none)")
+	wide := 0
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, "yyy") {
+			wide++ // no word is cut
+			continue
+		}
+		require.LessOrEqual(t, len([]rune(strings.ReplaceAll(strings.TrimSuffix(line, "\n"), "    \t", "        "))), 80, line)
+	}
+	require.Equal(t, 1, wide)
+	require.Equal(t, "    \tshort\n", fit("    \tshort\n"))
 }

@@ -77,7 +77,10 @@ type Candidate struct {
 	Value  int   // of its peer in the connection manager; more than 0 is valued
 	Named  bool  // see Class
 	Idle   bool  // nothing is known to use it; it counts twice
-	New    bool  // it has not had time to be of use; it goes after the others of its groups
+	// Unproven means that neither its age nor its network says anything for it: it is kept neither
+	// as one of the longest-standing nor as the only one of its network.
+	Unproven bool
+	New      bool // it has not had time to be of use; it goes after the others of its groups
 	// Net is a secret number of its network, by which Rare chooses networks; 0 without a network.
 	Net uint64
 	Tie uint64 // a secret random number
@@ -183,6 +186,9 @@ func keep(all []Candidate, groups int) []Class {
 	slices.SortStableFunc(byNet, func(a, b int) int { return cmp.Compare(all[a].Net, all[b].Net) })
 	var last uint64
 	take(Rare, byNet, func(c *Candidate) bool {
+		if c.Unproven {
+			return false
+		}
 		first := c.Net != last // and it has one, since 0 comes first
 		last = c.Net
 		return first
@@ -192,6 +198,9 @@ func keep(all []Candidate, groups int) []Class {
 	// these, each newcomer of the group would be the one to go.
 	counts := make([]float64, groups)
 	take(Longstanding, rest, func(c *Candidate) bool {
+		if c.Unproven {
+			return false
+		}
 		for level, g := range c.Groups {
 			if g != NoGroup && counts[g] >= shares[level]/2 {
 				return false

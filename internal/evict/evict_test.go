@@ -24,7 +24,7 @@ func crowd(r *rand.Rand, n int) ([]Candidate, int) {
 		sub := net*perNetwork + r.IntN(perNetwork)
 		addr := sub*perSubnet + r.IntN(perSubnet)
 		c := Candidate{
-			Opened: r.Int64N(1 + int64(n)), Weight: 1, Idle: r.IntN(3) == 0, Named: r.IntN(5) == 0, New: r.IntN(6) == 0,
+			Opened: r.Int64N(1 + int64(n)), Weight: 1, Idle: r.IntN(3) == 0, Named: r.IntN(5) == 0, New: r.IntN(6) == 0, Unproven: r.IntN(5) == 0,
 			Tie: r.Uint64(), Net: uint64(1 + net),
 			Groups: [Levels]int{number(Peer, r.IntN(n)), number(Address, addr), number(Subnet, sub), number(Network, net), NoGroup},
 		}
@@ -170,6 +170,11 @@ func requireWorthy(t *testing.T, all []Candidate, w Want, c Choice) {
 	if freed < w.Weight && len(c.Victims) < w.Most {
 		require.Zero(t, free, "all that may be let go are let go before a need is not met")
 	}
+	for i, class := range c.Kept {
+		if all[i].Unproven && (class == Rare || class == Longstanding) {
+			require.FailNow(t, "what is unproven is kept for its age or its network", "%v", all[i])
+		}
+	}
 	for class := Valued; class < NumClasses; class++ {
 		require.LessOrEqual(t, counts[class], rest/parts[class], "%v keeps its part", class)
 	}
@@ -231,6 +236,18 @@ func TestWhereNoGroupIsLargeTheYoungerHalfIsLeftAlone(t *testing.T) {
 	for _, v := range c.Victims {
 		require.Equal(t, Chance, v.Why)
 		require.Less(t, v.Index, 700, "newcomers have time to show what they are")
+	}
+}
+
+func TestAGroupThatHoldsJustItsShareIsNotTooLarge(t *testing.T) {
+	for extra, why := range []Reason{Chance, LargestGroup} {
+		var all []Candidate
+		for i := range 100 * (2 + extra) { // two connections of a peer are its share
+			all = append(all, place(i%100, 0, 0))
+		}
+		for _, v := range Choose(all, Want{Weight: 10, Most: 10, Groups: places.Len()}).Victims {
+			require.Equal(t, why, v.Why)
+		}
 	}
 }
 
@@ -322,6 +339,19 @@ func TestClassesDoNotTakeFromEachOther(t *testing.T) {
 	require.Equal(t, [NumClasses]int{Free: 50, Valued: 40, Named: 20, Rare: 10, Longstanding: 40}, counts)
 	for i := range 40 {
 		require.NotEqual(t, Free, kept[i], "the longest-standing stay whatever strangers do")
+	}
+}
+
+func TestThePeersThatAreValuedMostAreKept(t *testing.T) {
+	var all []Candidate
+	for i := range 80 {
+		c := place(i, 0, 0)
+		c.Value = 1 + (i*37)%80 // all are different
+		all = append(all, c)
+	}
+	kept := Choose(all, Want{Weight: 1, Most: 1, Groups: places.Len()}).Kept
+	for i, class := range kept {
+		require.Equal(t, all[i].Value > 60, class == Valued, "of value %d", all[i].Value)
 	}
 }
 

@@ -4,6 +4,7 @@
 package fakehost
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -19,9 +20,13 @@ type Host struct {
 	RM  network.ResourceManager
 	CM  connmgr.ConnManager // may be nil
 	Now func() time.Time    // nil: time.Now
+	// Letting, if it is not nil, takes the place of closing for every connection that the host lets
+	// go and that has no Letting of its own. Set it before there are connections.
+	Letting func(*Conn) error
 
-	mu    sync.Mutex
-	conns []*Conn
+	mu      sync.Mutex
+	conns   []*Conn
+	shaking []*Handshake
 }
 
 // Network returns the host's connections. No other method of the result may be called than Conns.
@@ -75,6 +80,85 @@ func (h *Host) Finish(scope network.ConnManagementScope, p peer.ID, dir network.
 	c.at = len(h.conns)
 	h.conns = append(h.conns, c)
 	return c, nil
+}
+
+// Shake begins the handshake of an inbound connection, which goes on until End.
+func (h *Host) Shake(from multiaddr.Multiaddr) (*Handshake, error) {
+	scope, err := h.RM.OpenConnection(network.DirInbound, true, from)
+	if err != nil {
+		return nil, err
+	}
+	s := &Handshake{h: h, scope: scope, from: from, began: h.now()}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.shaking = append(h.shaking, s)
+	return s, nil
+}
+
+// Handshakes returns those that go on.
+func (h *Host) Handshakes() []*Handshake {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.shaking)
+}
+
+// Handshake is a connection whose handshake goes on.
+type Handshake struct {
+	// Ended, if it is not nil, is called when the host ends the handshake.
+	Ended func()
+	// Letting, if it is not nil, takes the place of End when the host ends the handshake.
+	Letting func() bool
+
+	h     *Host
+	scope network.ConnManagementScope
+	from  multiaddr.Multiaddr
+	began time.Time
+}
+
+func (s *Handshake) Scope() network.ConnManagementScope   { return s.scope }
+func (s *Handshake) RemoteMultiaddr() multiaddr.Multiaddr { return s.from }
+func (s *Handshake) Began() time.Time                     { return s.began }
+
+// End closes the connection, as its host does.
+func (s *Handshake) End() bool {
+	if s.Letting != nil {
+		return s.Letting()
+	}
+	if !s.over() {
+		return false
+	}
+	s.scope.Done()
+	if s.Ended != nil {
+		s.Ended()
+	}
+	return true
+}
+
+// Finish makes it the connection of a peer. It returns network.ErrReset if the host has ended it.
+func (s *Handshake) Finish(p peer.ID) (*Conn, error) {
+	if !s.over() {
+		return nil, network.ErrReset
+	}
+	return s.h.Finish(s.scope, p, network.DirInbound, s.from)
+}
+
+// Close closes the connection, as its peer does.
+func (s *Handshake) Close() {
+	if s.over() {
+		s.scope.Done()
+	}
+}
+
+// over removes it from those that go on, and reports whether it was one of them.
+func (s *Handshake) over() bool {
+	s.h.mu.Lock()
+	defer s.h.mu.Unlock()
+	at := slices.Index(s.h.shaking, s)
+	if at < 0 {
+		return false
+	}
+	s.h.shaking = slices.Delete(s.h.shaking, at, at+1)
+	return true
 }
 
 // Len returns how many connections there are.
@@ -138,6 +222,9 @@ func (c *Conn) Close() error { c.close(false); return nil }
 func (c *Conn) CloseWithError(network.ConnErrorCode) error {
 	if c.Letting != nil {
 		return c.Letting()
+	}
+	if c.h.Letting != nil {
+		return c.h.Letting(c)
 	}
 	c.close(true)
 	return nil

@@ -31,7 +31,7 @@ const (
 	scopes
 )
 
-// What is what is counted.
+// What is a resource that is counted for groups.
 type What uint8
 
 const (
@@ -168,7 +168,8 @@ func (s *Seat) Claim(in Scope, w What) (most int64, by *Group) {
 	if s == nil || s.out && w == StreamsIn {
 		return 0, nil
 	}
-	for _, g := range s.place.groups {
+	var byItself int64
+	for l, g := range s.place.groups {
 		if g == nil {
 			continue
 		}
@@ -176,11 +177,35 @@ func (s *Seat) Claim(in Scope, w What) (most int64, by *Group) {
 		if g.single && s.place.groups[middle].came.Load() > 1 {
 			claim = crowdedClaim
 		}
-		if c := g.Holds(in, w) * claim / 4; c > 0 && c >= most {
-			most, by = c, g
+		held := g.Holds(in, w)
+		c, alone := held*claim/4, held*claim/4
+		if part := s.place.partOf(l); part != nil {
+			c = (held + part.Holds(in, w)) * claim / 4
+		}
+		// Of several with the same claim, the one is named that claims most by itself.
+		if c > most || c == most && c > 0 && alone >= byItself {
+			most, by, byItself = c, g, alone
 		}
 	}
 	return most, by
+}
+
+// partOf returns the group one level below the one on a level, if it has to leave room to the other
+// parts of that, and nil otherwise. What a part holds counts twice in the claim of the whole, once as
+// the whole's and once so that the part leaves as much of what the whole may hold to the other
+// parts. So a subnet that holds nothing finds room in a network whose other subnets are crowds.
+// For an IPv4 address, crowdedClaim is what does so.
+func (p *Place) partOf(level int) *Group {
+	switch level {
+	case lowest:
+		return nil
+	case middle:
+		if g := p.groups[lowest]; g != nil && !g.single {
+			return g
+		}
+		return nil
+	}
+	return p.groups[middle]
 }
 
 // numShards is the number of locks that places and groups are spread over.

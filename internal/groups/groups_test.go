@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
 	"sync"
 	"testing"
 
@@ -71,11 +72,20 @@ func TestACrowdThatLeavesAFewBehindLeavesNoMemoryBehind(t *testing.T) {
 	for i := range 20_000 {
 		seats = append(seats, tab.Enter(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 1}), false, false))
 	}
+	pointer := func(m any) uintptr { return reflect.ValueOf(m).Pointer() }
+	var places []map[placeKey]*Place // of the crowd, by shard
+	var groups []map[groupKey]*Group
+	for i := range tab.shards {
+		places, groups = append(places, tab.shards[i].mu.places), append(groups, tab.shards[i].mu.groups)
+	}
 	for _, s := range seats[64:] {
 		tab.Leave(s)
 	}
 	for i := range tab.shards {
-		require.Less(t, tab.shards[i].mu.crowds[0], 64, "the most that the map has room for")
+		mu := &tab.shards[i].mu
+		require.Less(t, mu.crowds[0], 64, "the most that the map has room for")
+		require.NotEqual(t, pointer(places[i]), pointer(mu.places), "it is another map than that of the crowd")
+		require.NotEqual(t, pointer(groups[i]), pointer(mu.groups))
 	}
 }
 
@@ -120,6 +130,25 @@ func TestPlacesOfManyGoroutines(t *testing.T) {
 		tab.Each(func(g *Group) { _ = g.Holds(Transient, ConnsIn) + g.came.Load() })
 	}
 	all.Wait()
+	require.Zero(t, count(tab)+places(tab))
+}
+
+// The owner is asked before the place is there, and another connection from it may enter meanwhile.
+func TestAPlaceThatEntersTwiceAtOnceIsThereOnceAndLeavesNothing(t *testing.T) {
+	addr := netip.MustParseAddr("2001:db8::1")
+	var tab *Table
+	var first *Seat
+	tab = New(func(netip.Addr) string {
+		if first == nil {
+			first = new(Seat)
+			first = tab.Enter(addr, false, false)
+		}
+		return "owner"
+	})
+	second := tab.Enter(addr, false, false)
+	require.Same(t, first, second)
+	tab.Leave(first)
+	tab.Leave(second)
 	require.Zero(t, count(tab)+places(tab))
 }
 

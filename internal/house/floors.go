@@ -43,7 +43,6 @@ var floors = []floor{
 		{"refusallog.go", "the log of refusals"},
 		{"nearlimit.go", "calls to a program's function when a limit is nearly reached; trimming"},
 		{"metrics.go families.go upstreammetrics.go", "Prometheus: registration; what is shown; what go-libp2p's own collectors show"},
-		{"settings.go", "a configuration as a list of values with their origins"},
 	}},
 	{"door", "the methods that a host calls", []room{
 		{"manager.go", "`Manager`: its scopes to look at, its allowlist, observing"},
@@ -60,6 +59,7 @@ var floors = []floor{
 	{engine, "keeps account, and decides", []room{
 		{"engine.go", "`engine`: stripes, shared scopes, limits in force; `decide`, which owns the retry under all locks"},
 		{"stripe.go", "a lock and all that lies under it"},
+		{"peers.go", "the peers of a stripe, by their IDs"},
 		{"scope.go", "trees of holders: connections, streams and spans"},
 		{"shared.go", "peers, services, protocols and the four scopes that are always there, as scopes themselves"},
 		{"account.go", "what one scope, or a stripe's share of it, uses and may use"},
@@ -101,6 +101,7 @@ var floors = []floor{
 		{"pressure.go", "the memory of the whole process"},
 		{"machine.go", "what this process may use of its machine"},
 		{"reach.go", "limits that can never be reached"},
+		{"settings.go", "a configuration as a list of values with their origins"},
 		{"settingorigins.go", "where each value of a configuration comes from"},
 		{"fdlimit_unix.go fdlimit_other.go", "file descriptors of this process"},
 		{"adapter.go", "limits made with another package"},

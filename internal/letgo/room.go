@@ -8,9 +8,11 @@ package letgo
 
 import (
 	"context"
+	"iter"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -31,6 +33,16 @@ import (
 type Host interface {
 	Network() network.Network
 	ConnManager() connmgr.ConnManager
+}
+
+// Handshake is a connection of which no network.Conn is there yet.
+type Handshake interface {
+	Scope() network.ConnManagementScope
+	RemoteMultiaddr() multiaddr.Multiaddr
+	Began() time.Time
+	// End closes the connection, and reports whether its handshake was still going on. If it was
+	// not, End does nothing.
+	End() bool
 }
 
 // Config says how room is made.
@@ -71,6 +83,7 @@ type Facts struct {
 	In          [3]any // the shared scopes in which it counts; unused places are nil
 	Counts      uint8  // the dimensions in which it counts as one, as bits
 	Memory      int64  // that is free when it has gone
+	Streams     int64  // of a connection: the streams of its peer, divided among its connections
 	Outbound    bool
 	Allowlisted bool
 	Waiting     bool // it is a stream that has no protocol yet
@@ -78,6 +91,9 @@ type Facts struct {
 
 // weight returns by how much a lack shrinks when the connection or stream goes.
 func (f *Facts) weight(l *Lack) int64 {
+	if l.Each > 0 {
+		return l.Each * (1 + f.Streams)
+	}
 	for _, in := range f.In {
 		if in != nil && in == l.In {
 			if l.Memory {
@@ -99,9 +115,17 @@ type Lack struct {
 	Limit    string // its name
 	Memory   bool   // Dim is memory
 	Streams  bool   // streams are to go, not connections
+	Shaking  bool   // of connections, only those that shake hands are in the scope
 	Waiting  bool   // all in the scope wait for something: the oldest go first
 	Outbound bool   // the host's own go, once they have waited for long
 	Observed bool   // the limit is only observed: nothing is to be closed
+
+	// Each is for memory that nobody has reserved, so that it is not known which connections hold
+	// it: how much each connection and each stream is taken to hold. It is 0 for all else. Need
+	// shows what has become free only when all that was to go has gone, and Went, if it is not
+	// nil, is told how much that is taken to have held.
+	Each int64
+	Went func(weight int64)
 }
 
 // Place is the place of an address.
@@ -148,6 +172,7 @@ type Room struct {
 	mu struct {
 		sync.Mutex
 		hosts  []*attached
+		shake  []*shaking
 		going  map[int64]*going
 		passes uint64
 		hung   bool // see hangs
@@ -160,6 +185,9 @@ type attached struct {
 	Host
 	from atomic.Int64 // where the next look at its connections begins, if there are very many
 }
+
+// shaking is where handshakes are found.
+type shaking struct{ all iter.Seq[Handshake] }
 
 // going is a connection or stream that was let go and is not gone yet, or that would have been
 // let go and is still there.
@@ -192,21 +220,23 @@ func New(c Config, e Engine) *Room {
 }
 
 // Attach adds a host. The function that it returns removes the host again.
-func (r *Room) Attach(h Host) (detach func()) {
-	a := &attached{Host: h}
+func (r *Room) Attach(h Host) (detach func()) { return attach(r, &r.mu.hosts, &attached{Host: h}) }
+
+// AttachHandshakes adds handshakes that may be ended. The function that it returns removes them
+// again.
+func (r *Room) AttachHandshakes(all iter.Seq[Handshake]) (detach func()) {
+	return attach(r, &r.mu.shake, &shaking{all})
+}
+
+// attach adds one to a list, which others may be reading.
+func attach[T comparable](r *Room, list *[]T, one T) (detach func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.mu.hosts = append(r.mu.hosts[:len(r.mu.hosts):len(r.mu.hosts)], a)
+	*list = append(slices.Clip(*list), one)
 	return func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		var others []*attached
-		for _, h := range r.mu.hosts {
-			if h != a {
-				others = append(others, h)
-			}
-		}
-		r.mu.hosts = others
+		*list = slices.DeleteFunc(slices.Clone(*list), func(other T) bool { return other == one })
 	}
 }
 
@@ -229,37 +259,39 @@ func (r *Room) Pass() (o Outcome) {
 		// What goes meanwhile counts twice, so that nothing is let go without need. The next pass
 		// makes up for it.
 		coming := r.expected(&l)
+		if coming > 0 && l.Each > 0 {
+			r.later(&l, &o)
+			continue
+		}
 		need := l.Need()
 		if need <= 0 {
 			continue
 		}
-		if need -= coming; need <= 0 {
-			if !r.onlyWatches(&l) {
-				r.engine.Again(l)
-				o.Later = true
-			}
+		if need -= coming; need <= 0 || !r.onlyWatches(&l) && r.hangs() {
+			r.later(&l, &o)
 			continue
 		}
-		if r.hangs() {
-			r.engine.Again(l)
-			o.Later = true
-			continue
-		}
-		if seen == nil || l.Streams && !seen.streams {
-			seen = r.look(now, l.Streams)
+		if seen == nil || !seen.has(l.sight()) {
+			seen = r.look(now, l.sight())
 		}
 		n, missing := r.meet(&l, need, seen, now)
 		o.LetGo += n
-		switch {
-		case n == 0 && missing:
+		if n == 0 && missing {
 			o.Barren = true
 			r.noteOnlyKept(&l)
-		case !r.onlyWatches(&l):
-			r.engine.Again(l)
-			o.Later = true
+			continue
 		}
+		r.later(&l, &o)
 	}
 	return o
+}
+
+// later leaves a lack to the next pass, unless nothing is closed for it.
+func (r *Room) later(l *Lack, o *Outcome) {
+	if !r.onlyWatches(l) {
+		r.engine.Again(*l)
+		o.Later = true
+	}
 }
 
 // hangs reports whether so many closings are under way that no other can begin. If they have been
@@ -297,7 +329,9 @@ func (r *Room) meet(l *Lack, need int64, seen *view, now time.Time) (n int, miss
 		if !r.close(f, f.victim(l, v, seen, now)) {
 			return n, false
 		}
-		n++
+		if n++; l.Went != nil {
+			l.Went(f.weight(l))
+		}
 	}
 	return n, choice.Weight < need && len(choice.Victims) < mostAtOnce
 }
@@ -306,7 +340,7 @@ func (r *Room) meet(l *Lack, need int64, seen *view, now time.Time) (n int, miss
 func (r *Room) choose(l *Lack, need int64, seen *view, now time.Time) ([]*found, evict.Choice) {
 	var list []*found
 	var all []evict.Candidate
-	goes, median := r.goes(), seen.median()
+	goes, median := r.goes(l), seen.median()
 	for _, f := range seen.found {
 		w := f.weight(l)
 		if w <= 0 || (f.stream != nil) != l.Streams || goes[f.Num] {
@@ -317,6 +351,7 @@ func (r *Room) choose(l *Lack, need int64, seen *view, now time.Time) ([]*found,
 		c.Keep = f.keep(l, now)
 		c.Idle = f.idle(l, now, median)
 		c.New = !l.Waiting && f.fresh(now) // of those that wait, the oldest go anyway
+		c.Unproven = f.shakes != nil
 		list = append(list, f)
 		all = append(all, c)
 	}
@@ -330,7 +365,7 @@ func (r *Room) choose(l *Lack, need int64, seen *view, now time.Time) ([]*found,
 // WouldGo returns what would be let go next for a lack, at most n.
 func (r *Room) WouldGo(l Lack, n int) (victims []Victim) {
 	now := r.Now()
-	seen := r.look(now, l.Streams)
+	seen := r.look(now, l.sight())
 	list, choice := r.choose(&l, max(1, l.Need()), seen, now)
 	for _, v := range choice.Victims[:min(n, len(choice.Victims))] {
 		victims = append(victims, list[v.Index].victim(&l, v, seen, now))
@@ -366,14 +401,22 @@ func (r *Room) end(f *found, g *going) {
 		r.forget(g, false) // it has gone by itself
 		return
 	}
+	done := false
 	ok := r.engine.Try("closing a "+g.what(), func() {
-		if f.stream != nil {
+		switch {
+		case f.stream != nil:
 			_ = f.stream.ResetWithError(network.StreamResourceLimitExceeded)
-		} else {
+		case f.shakes != nil:
+			done = !f.shakes.End()
+		default:
 			_ = f.conn.CloseWithError(network.ConnResourceLimitExceeded)
 		}
 	})
 	<-r.slots
+	if done {
+		r.forget(g, false) // it has become a connection that is in use
+		return
+	}
 	if !ok {
 		r.noteFault(Panicked)
 	}
@@ -447,12 +490,13 @@ func (r *Room) settle(now time.Time) {
 }
 
 // expected returns how much of a lack will be made good by what is going. What would only have
-// been let go counts as gone, so that it is counted once.
+// been let go counts as gone, so that it is counted once. For the memory of the process, only what
+// goes because of that counts.
 func (r *Room) expected(l *Lack) (sum int64) {
 	r.mu.Lock()
 	list := make([]*going, 0, len(r.mu.going))
 	for _, g := range r.mu.going {
-		if !g.stays && (!g.would || r.onlyWatches(l)) {
+		if !g.stays && (!g.would || r.onlyWatches(l)) && (l.Each == 0 || g.Kind == l.Kind) {
 			list = append(list, g)
 		}
 	}
@@ -465,13 +509,16 @@ func (r *Room) expected(l *Lack) (sum int64) {
 	return sum
 }
 
-// goes returns the numbers of what was let go, or would have been, and is still there.
-func (r *Room) goes() map[int64]bool {
+// goes returns the numbers of what was let go and is still there. What would only have been let go
+// is among it as far as that counts for a lack, as in expected.
+func (r *Room) goes(l *Lack) map[int64]bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	nums := make(map[int64]bool, len(r.mu.going))
-	for num := range r.mu.going {
-		nums[num] = true
+	for num, g := range r.mu.going {
+		if !g.would || r.onlyWatches(l) {
+			nums[num] = true
+		}
 	}
 	return nums
 }

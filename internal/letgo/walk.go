@@ -7,26 +7,52 @@ import (
 	"slices"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/connmgr"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
 
 	"github.com/weir-p2p/rcmgr/internal/evict"
 	"github.com/weir-p2p/rcmgr/internal/ip"
 )
 
+// sight is what is looked at, as bits.
+type sight uint8
+
+const (
+	sightConns sight = 1 << iota
+	sightStreams
+	sightHandshakes
+)
+
+// sight returns what has to be looked at for a lack.
+func (l *Lack) sight() sight {
+	switch {
+	case l.Streams:
+		return sightConns | sightStreams
+	case l.Shaking:
+		return sightHandshakes
+	}
+	return sightConns | sightHandshakes
+}
+
+// has reports whether all that is wanted was looked at.
+func (v *view) has(want sight) bool { return v.sight&want == want }
+
 // view is what was seen of all hosts.
 type view struct {
-	found   []*found
-	streams bool // streams were looked at, too
-	groups  evict.Numbers[group]
-	names   []group // by number
+	found  []*found
+	sight  sight
+	groups evict.Numbers[group]
+	names  []group // by number
 }
 
 // found is a connection or stream of a host.
 type found struct {
 	Facts
-	conn      network.Conn
+	conn      network.Conn   // nil while its handshake goes on
 	stream    network.Stream // nil for a connection
+	shakes    Handshake      // nil without a handshake
 	scope     network.ResourceScope
 	peer      peer.ID
 	protected bool
@@ -57,25 +83,77 @@ type ofPeer struct {
 	protected bool
 }
 
-// look looks at the connections of all hosts, and at their streams if they are wanted. A host
-// that fails is left out: nothing of it is let go.
-func (r *Room) look(now time.Time, streams bool) *view {
+// look looks at what is wanted of all hosts. A host that fails is left out: nothing of it is let
+// go.
+func (r *Room) look(now time.Time, want sight) *view {
 	r.mu.Lock()
-	hosts := r.mu.hosts
+	hosts, shake := r.mu.hosts, r.mu.shake
 	r.mu.passes++
 	ties := rand.New(rand.NewPCG(r.Seed, r.mu.passes))
 	r.mu.Unlock()
-	v := &view{streams: streams}
-	left := mostLooked
-	for _, h := range hosts {
-		before := len(v.found)
-		if !r.engine.Try(fmt.Sprintf("the connections of a host: %T", h.Host), func() { r.lookAt(h, v, now, ties, &left) }) {
+	v := &view{sight: want}
+	try := func(what string, f func()) {
+		if before := len(v.found); !r.engine.Try(what, f) {
 			r.noteFault(Walk)
 			clear(v.found[before:])
 			v.found = v.found[:before]
 		}
 	}
+	if v.has(sightConns) {
+		left := mostLooked
+		for _, h := range hosts {
+			try(fmt.Sprintf("the connections of a host: %T", h.Host), func() { r.lookAt(h, v, now, ties, &left) })
+		}
+	}
+	if v.has(sightHandshakes) && len(shake) > 0 {
+		conns := make(map[int64]bool, len(v.found))
+		for _, f := range v.found {
+			conns[f.Num] = true
+		}
+		left := mostLooked
+		for _, s := range shake {
+			try("the handshakes of a host", func() { r.lookAtHandshakes(s, hosts, v, conns, ties, &left) })
+		}
+	}
 	return v
+}
+
+// lookAtHandshakes adds connections that are not among those of the hosts yet.
+func (r *Room) lookAtHandshakes(of *shaking, hosts []*attached, v *view, conns map[int64]bool, ties *rand.Rand, left *int) {
+	for h := range of.all {
+		if *left--; *left < 0 {
+			return
+		}
+		scope := r.engine.Own(h.Scope())
+		facts, ours := r.engine.Facts(scope)
+		if !ours || conns[facts.Num] {
+			continue
+		}
+		f := &found{Facts: facts, shakes: h, scope: scope, opened: h.Began()}
+		f.candidate = evict.Candidate{Opened: f.opened.UnixNano(), Since: f.opened.UnixNano(), Tie: ties.Uint64()}
+		if p := h.Scope().PeerScope(); p != nil { // what is missing is the muxer
+			f.peer = p.Peer()
+			for _, host := range hosts {
+				known := ask(host.ConnManager(), f.peer)
+				f.protected = f.protected || known.protected
+				f.candidate.Value = max(f.candidate.Value, known.value)
+			}
+		}
+		r.place(f, h.RemoteMultiaddr(), v)
+		v.found = append(v.found, f)
+	}
+}
+
+// ask returns what a connection manager says of a peer.
+func ask(cm connmgr.ConnManager, id peer.ID) (p ofPeer) {
+	if cm == nil {
+		return p
+	}
+	p.protected = cm.IsProtected(id, "")
+	if t := cm.GetTagInfo(id); t != nil {
+		p.value = t.Value
+	}
+	return p
 }
 
 func (r *Room) lookAt(h *attached, v *view, now time.Time, ties *rand.Rand, left *int) {
@@ -106,13 +184,9 @@ func (r *Room) lookAt(h *attached, v *view, now time.Time, ties *rand.Rand, left
 		f := &found{Facts: facts, conn: c, scope: scope, peer: c.RemotePeer(), streams: stat.NumStreams, opened: stat.Opened}
 		p := peers[f.peer]
 		if p == nil {
-			p = &ofPeer{since: stat.Opened}
-			if cm != nil {
-				p.protected = cm.IsProtected(f.peer, "")
-				if t := cm.GetTagInfo(f.peer); t != nil {
-					p.value = t.Value
-				}
-			}
+			known := ask(cm, f.peer)
+			known.since = stat.Opened
+			p = &known
 			peers[f.peer] = p
 		}
 		if stat.Opened.Before(p.since) {
@@ -120,9 +194,9 @@ func (r *Room) lookAt(h *attached, v *view, now time.Time, ties *rand.Rand, left
 		}
 		f.protected = p.protected
 		f.candidate = evict.Candidate{Value: p.value, Opened: stat.Opened.UnixNano(), Tie: ties.Uint64()}
-		r.place(f, v)
+		r.place(f, c.RemoteMultiaddr(), v)
 		v.found = append(v.found, f)
-		if v.streams || len(r.named) > 0 {
+		if v.has(sightStreams) || len(r.named) > 0 {
 			r.lookAtStreams(f, v, ties)
 		}
 	}
@@ -141,7 +215,7 @@ func (r *Room) lookAtStreams(of *found, v *view, ties *rand.Rand) {
 		if r.named[s.Protocol()] {
 			of.candidate.Named = true
 		}
-		if !v.streams {
+		if !v.has(sightStreams) {
 			continue
 		}
 		scope := r.engine.Own(s.Scope())
@@ -167,13 +241,17 @@ var prefixes = [ip.Families][evict.Levels]int{
 }
 
 // place finds the groups of a connection.
-func (r *Room) place(f *found, v *view) {
+func (r *Room) place(f *found, from multiaddr.Multiaddr, v *view) {
 	groups := &f.candidate.Groups
 	for level := range groups {
 		groups[level] = evict.NoGroup
 	}
-	groups[evict.Peer] = v.number(group{level: evict.Peer, name: string(f.peer)})
-	at := r.engine.Locate(f.conn.RemoteMultiaddr())
+	own := group{level: evict.Peer, name: string(f.peer)}
+	if f.peer == "" { // nothing says which of them are of one peer
+		own.key.Lo = uint64(f.Num)
+	}
+	groups[evict.Peer] = v.number(own)
+	at := r.engine.Locate(from)
 	var net group
 	switch {
 	case at.Local:
@@ -237,7 +315,7 @@ func (f *found) keep(l *Lack, now time.Time) evict.Class {
 func (v *view) median() time.Time {
 	var opened []time.Time
 	for _, f := range v.found {
-		if f.stream == nil {
+		if f.stream == nil && f.shakes == nil {
 			opened = append(opened, f.opened)
 		}
 	}
@@ -253,6 +331,9 @@ func (v *view) median() time.Time {
 func (f *found) idle(l *Lack, now, median time.Time) bool {
 	if f.stream != nil {
 		return f.Waiting && !l.Waiting
+	}
+	if l.Shaking {
+		return false // as are all others
 	}
 	age := now.Sub(f.opened)
 	return f.streams == 0 && (age >= grace || age >= leastGrace && f.opened.Before(median))

@@ -16,7 +16,7 @@ const (
 	// not tell much higher rates apart.
 	MostPerSecond = 1_000_000
 	// LongestFill is the longest time that an empty bucket may take to become full. A scope
-	// is kept in memory until its buckets are full.
+	// or subnet is kept in memory until its buckets are full.
 	LongestFill = 24 * time.Hour
 )
 
@@ -28,9 +28,20 @@ type Bucket struct {
 	capacity int64 // from empty to full
 }
 
+// Interval returns the time between two tokens of perSecond a second, in nanoseconds. It is a
+// whole number, rounded up, so that never more than perSecond come.
+func Interval(perSecond float64) float64 {
+	interval := float64(time.Second) / perSecond
+	// 1/60 as a floating-point number is not quite 1/60, but its interval must be a minute. Both
+	// it and the quotient are exact to about 1e-16 of themselves.
+	if whole := math.Round(interval); math.Abs(interval-whole) <= 1e-15*interval {
+		return whole
+	}
+	return math.Ceil(interval)
+}
+
 // New returns a bucket that gets perSecond tokens a second and holds at most burst. The
-// interval is rounded up to whole nanoseconds, so that the bucket never gets more than
-// perSecond. An error says which of the two is wrong.
+// interval is that of Interval. An error says which of the two is wrong.
 func New(perSecond float64, burst int64) (Bucket, error) {
 	switch {
 	case !(perSecond > 0):
@@ -40,12 +51,7 @@ func New(perSecond float64, burst int64) (Bucket, error) {
 	case burst < 1:
 		return Bucket{}, &Fault{"Burst", fmt.Sprintf("is %d, expected at least 1", burst)}
 	}
-	interval := float64(time.Second) / perSecond
-	// What 600 a minute is as a fraction of a second may be an interval of just above 100 ms.
-	if whole := math.Round(interval); math.Abs(interval-whole) < 1e-3 {
-		interval = whole
-	}
-	interval = math.Ceil(interval)
+	interval := Interval(perSecond)
 	if fill := interval * float64(burst); fill > float64(LongestFill) {
 		return Bucket{}, &Fault{"Burst", fmt.Sprintf("is %d, which takes %v to come at %v a second, expected at most %v",
 			burst, time.Duration(min(fill, math.MaxInt64/2)).Round(time.Second), perSecond, LongestFill)}

@@ -154,6 +154,36 @@ func TestImpossibleBucketsAreErrorsThatNameTheField(t *testing.T) {
 	}
 }
 
+func TestAnIntervalIsThatOfTheRateOrLessThanANanosecondLonger(t *testing.T) {
+	rng := rand.New(rand.NewPCG(testseed.Of(t), 0))
+	rates := []float64{3, 7, 0.3, 600_000, 690_000, 999_999.1, 999_999.9, MostPerSecond, 1.0 / 86_400}
+	for range 1000 {
+		rates = append(rates, math.Exp(rng.Float64()*25-11))
+	}
+	for _, perSecond := range rates {
+		exact := new(big.Rat).Quo(big.NewRat(int64(time.Second), 1), new(big.Rat).SetFloat64(perSecond))
+		got := new(big.Rat).SetFloat64(Interval(perSecond))
+		// A rate such as 0.1 is stored with an error of about 1e-16 of itself.
+		least := new(big.Rat).Mul(exact, new(big.Rat).SetFloat64(1-2e-15))
+		require.GreaterOrEqual(t, got.Cmp(least), 0, "%v a second: %v", perSecond, got)
+		require.Negative(t, got.Cmp(least.Add(exact, big.NewRat(1, 1))), "%v a second: %v", perSecond, got)
+		require.True(t, got.IsInt())
+	}
+}
+
+func TestIntervalsOfExtremeRatesArePositive(t *testing.T) {
+	require.Equal(t, 1.0, Interval(math.MaxFloat64))
+	require.Equal(t, 1.0, Interval(3e9))
+	require.True(t, math.IsInf(Interval(math.SmallestNonzeroFloat64), 1))
+}
+
+func TestARateForEachHourHasAWholeInterval(t *testing.T) {
+	for perHour := 1; perHour <= 3600; perHour++ {
+		exact := (int64(time.Hour) + int64(perHour) - 1) / int64(perHour)
+		require.Equal(t, exact, int64(Interval(float64(perHour)/3600)), "%d an hour", perHour)
+	}
+}
+
 func TestARateForEachMinuteHasAWholeInterval(t *testing.T) {
 	for perMinute := 1; perMinute <= 1000; perMinute++ {
 		b, err := New(float64(perMinute)/60, 1)

@@ -118,7 +118,8 @@ func readEvents(r io.Reader, f func(*Event)) (cut bool, err error) {
 		n++
 		var e Event
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			if !lines.Scan() && errors.Is(lines.Err(), io.ErrUnexpectedEOF) {
+			text := len(lines.Bytes())
+			if isLast := !lines.Scan(); isLast && (errors.Is(lines.Err(), io.ErrUnexpectedEOF) || endsEarly(err, text) && lines.Err() == nil) {
 				return cutOff()
 			}
 			return false, fmt.Errorf("line %d: expected an event of a trace: %w", n, err)
@@ -135,10 +136,18 @@ func readEvents(r io.Reader, f func(*Event)) (cut bool, err error) {
 	switch err := lines.Err(); {
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return cutOff()
+	case errors.Is(err, bufio.ErrTooLong):
+		return false, fmt.Errorf("line %d has more than %d MiB, which no event has", n+1, maxLine>>20)
 	case err != nil:
 		return false, fmt.Errorf("line %d: %w", n+1, err)
 	case n == 0:
 		return false, errors.New("it is empty")
 	}
 	return false, nil
+}
+
+// endsEarly reports whether a text of so many bytes is not JSON because its end is missing.
+func endsEarly(err error, bytes int) bool {
+	var at *json.SyntaxError
+	return errors.As(err, &at) && at.Offset >= int64(bytes)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -397,4 +398,24 @@ func TestATraceThatIsCutIsReadAsFarAsItGoes(t *testing.T) {
 	require.NoError(t, err)
 	require.False(t, s.cut)
 	require.Equal(t, 1000, s.events)
+}
+
+// A trace that was unpacked before it was cut off ends in the middle of its last line, and is read
+// as far as it goes, like one that is still compressed. In any other line, that is an error.
+func TestAnUnpackedTraceThatIsCutOffIsReadAsFarAsItGoes(t *testing.T) {
+	start := `{"Time":"2026-01-02T03:04:05Z","Type":"start"}` + "\n"
+	half := `{"Time":"2026-01-02T03:04:06Z","Type":"add_co`
+	story, err := Read(strings.NewReader(start + half))
+	require.NoError(t, err)
+	require.Equal(t, []string{"The trace ends in the middle of an event; everything before was read."}, story.Gaps())
+	_, err = Read(strings.NewReader(start + half + "\n" + start))
+	require.ErrorContains(t, err, "line 2: expected an event of a trace")
+	_, err = Read(strings.NewReader(start + "rubbish"))
+	require.ErrorContains(t, err, "line 2: expected an event of a trace")
+	_, err = Read(strings.NewReader(start + `{"Time":"2026-01-02T03:04:06Z","Type":"teleport"}` + "\n"))
+	require.EqualError(t, err, `line 2: no such type of event: "teleport"; the trace may be of a later version`)
+	_, err = Read(strings.NewReader(half))
+	require.EqualError(t, err, "it is cut off before the end of its first event")
+	_, err = Read(io.MultiReader(strings.NewReader(start), strings.NewReader(strings.Repeat(" ", maxLine+1))))
+	require.EqualError(t, err, "line 2 has more than 64 MiB, which no event has")
 }

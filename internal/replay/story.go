@@ -17,6 +17,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/weir-p2p/rcmgr"
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 // deed is one kind of request.
@@ -498,7 +499,7 @@ func (r *resolver) ended(st *step) {
 
 // Describe writes a summary of the trace.
 func (s *Story) Describe(out io.Writer) {
-	fmt.Fprintf(out, "%d events in %s, %d requests\n", s.events, s.until.Sub(s.from).Round(time.Millisecond), len(s.steps))
+	fmt.Fprintf(out, "%s in %s, %s\n", text.Plural(s.events, "event"), s.until.Sub(s.from).Round(time.Millisecond), text.Plural(len(s.steps), "request"))
 	for _, gap := range s.Gaps() {
 		fmt.Fprintln(out, gap)
 	}
@@ -513,16 +514,17 @@ func (s *Story) Requests() int { return len(s.steps) }
 // Gaps describes what is missing from the trace, one sentence for each reason.
 func (s *Story) Gaps() (gaps []string) {
 	if s.dropped > 0 {
-		gaps = append(gaps, fmt.Sprintf("%d events are missing: the writer of the trace was too slow. What follows is not exact.", s.dropped))
+		gaps = append(gaps, fmt.Sprintf("%s missing: the writer of the trace was too slow. What follows is not exact.", text.Plural(s.dropped, "event is", "events are")))
 	}
 	if s.cut {
 		gaps = append(gaps, "The trace ends in the middle of an event; everything before was read.")
 	}
 	if s.gated > 0 {
-		gaps = append(gaps, fmt.Sprintf("%d connections were refused by gates; they were left out.", s.gated))
+		gaps = append(gaps, fmt.Sprintf("%s refused by gates, and left out.", text.Plural(s.gated, "connection was", "connections were")))
 	}
 	if s.unclear > 0 {
-		gaps = append(gaps, fmt.Sprintf("%d requests could not be assigned to a connection or stream; they were left out.", s.unclear))
+		gaps = append(gaps, fmt.Sprintf("%s could not be assigned to a connection or stream, and %s left out.",
+			text.Plural(s.unclear, "request"), text.Noun(s.unclear, "was", "were")))
 	}
 	return gaps
 }

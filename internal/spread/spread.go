@@ -13,11 +13,13 @@ import (
 // A Spread counts its members in slots, whose number can be computed from the value without a
 // search. For connections and streams, each value from 0 to 16 has its own slot. For larger
 // values, and for all values of memory from 2 on, a slot has all values v with the same number of
-// bits in v-1. The buckets of a Scale consist of whole slots, and are added up when they are read.
+// bits in v-1; the last slot also has all greater ones. The buckets of a Scale consist of whole
+// slots, and are added up when they are read.
 // The slots of usual values, and that of 0, are next to each other, on the cache line of the sum.
 const (
 	fineSlots = 17
-	slots     = fineSlots + 64
+	slots     = 46
+	lastSlot  = slots - 1
 )
 
 // countSlot returns the slot of a number of connections or streams.
@@ -25,12 +27,12 @@ func countSlot(v int64) uint64 {
 	if uint64(v) < fineSlots {
 		return uint64(v)
 	}
-	return fineSlots - 5 + uint64(bits.Len64(uint64(v-1))) // v-1 has five bits for the first, 17
+	return min(lastSlot, fineSlots-5+uint64(bits.Len64(uint64(v-1)))) // v-1 has five bits for the first, 17
 }
 
 // memorySlot returns the slot of a number of bytes, which is 0 for none. One byte is in the slot
 // of two.
-func memorySlot(v int64) uint64 { return uint64(bits.Len64(uint64(v-1)|1)) & 63 }
+func memorySlot(v int64) uint64 { return min(lastSlot, uint64(bits.Len64(uint64(v-1)|1))&63) }
 
 // Scale divides values into buckets by ascending bounds. Each bound is the greatest value of its
 // bucket. A Scale is immutable, and safe for concurrent use.
@@ -84,8 +86,8 @@ type Spread struct {
 	Sum int64
 	// slots has the number of members in each slot. The slot of 0, from which members
 	// come, has minus the number of all members, so a move from or to 0 is like any other.
+	// There are so many that each of several Spreads begins a cache line if the first does.
 	slots [slots]int32
-	_     [52]byte // so that each of several begins a cache line, if the first does
 }
 
 // MoveCount changes the number of connections or streams that a member holds from old to now. It

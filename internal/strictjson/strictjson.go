@@ -282,7 +282,9 @@ func (w *walk) keyOfMap(t reflect.Type, name string) (string, error) {
 	var err error
 	switch key := key.(type) {
 	case *int:
-		*key, err = strconv.Atoi(name)
+		if *key, err = strconv.Atoi(name); err != nil {
+			err = notWhole(name)
+		}
 	case encoding.TextUnmarshaler:
 		err = key.UnmarshalText([]byte(name))
 	default:
@@ -299,6 +301,14 @@ func (w *walk) keyOfMap(t reflect.Type, name string) (string, error) {
 	}
 	err = w.hooks.Key(key)
 	return fmt.Sprint(reflect.ValueOf(key).Elem()), err
+}
+
+// notWhole returns the error for a key that is not a whole number.
+func notWhole(name string) error {
+	if _, err := strconv.Atoi(strings.TrimPrefix(name, "/")); err == nil {
+		return fmt.Errorf("write %q, not %q", strings.TrimPrefix(name, "/"), name)
+	}
+	return fmt.Errorf("%q is not a whole number", name)
 }
 
 func dotted(path, name string) string {

@@ -105,8 +105,9 @@ func TestEverythingThatDoesNotBelongIsReportedWithItsPlace(t *testing.T) {
 		},
 		`{"Named":{"é":{},"\u00e9":{}}}`: {`1:18 Named["é"]: is given twice`},
 		`{"Named":{"é":{}, "é":{}}}`:     {`1:19 Named["é"]: is given twice`},
-		`{"ByCount":{"1":1,"01":2,"x":3}}`: {
-			`1:19 ByCount["01"]: is given twice`, `1:26 ByCount["x"]: expected a count: strconv.Atoi: parsing "x": invalid syntax`,
+		`{"ByCount":{"1":1,"01":2,"x":3,"/24":4}}`: {
+			`1:19 ByCount["01"]: is given twice`, `1:26 ByCount["x"]: expected a count: "x" is not a whole number`,
+			`1:32 ByCount["/24"]: expected a count: write "24", not "/24"`,
 		},
 		`{"ByNet":{"10.1.0.0/8":1,"10.2.0.0/8":2,"0.0.0.0/0":3,"x":4}}`: {
 			`1:26 ByNet["10.2.0.0/8"]: is given twice`, `1:41 ByNet["0.0.0.0/0"]: is everything`,

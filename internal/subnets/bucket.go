@@ -12,7 +12,8 @@ package subnets
 import (
 	"fmt"
 	"math"
-	"time"
+
+	"github.com/weir-p2p/rcmgr/internal/pace"
 )
 
 // A Bucket is the arithmetic of a token bucket whose state is the time at which it will be
@@ -25,8 +26,9 @@ type Bucket struct {
 
 // NewBucket returns a bucket that starts full, with burst tokens, and gets perSecond new ones a
 // second. perSecond 0 is no limit; burst 0 admits nothing. A burst of 1<<30 tokens or more is
-// no limit, as no host can use it up. The interval between two tokens is shortened where the
-// bucket would take so long to fill that times overflow. NewBucket returns an error if perSecond
+// no limit, as no host can use it up. The interval between two tokens is rounded up to whole
+// nanoseconds (pace.Interval). It is shortened where the bucket would take so long to fill that
+// times overflow. NewBucket returns an error if perSecond
 // is negative or not finite, or if burst is negative.
 func NewBucket(perSecond float64, burst int) (Bucket, error) {
 	const (
@@ -41,8 +43,7 @@ func NewBucket(perSecond float64, burst int) (Bucket, error) {
 	case perSecond == 0 || burst >= boundless:
 		return Bucket{}, nil
 	}
-	interval := math.Round(float64(time.Second) / perSecond)
-	interval = max(1, min(interval, float64(longest/max(1, int64(burst)))))
+	interval := max(1, min(pace.Interval(perSecond), float64(longest/max(1, int64(burst)))))
 	return Bucket{interval: int64(interval), capacity: int64(interval) * int64(burst)}, nil
 }
 

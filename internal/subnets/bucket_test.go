@@ -158,6 +158,31 @@ func TestNoAddressNeedsNoToken(t *testing.T) {
 	}
 }
 
+// In a time t, no more than burst + rate × t are admitted, although times are whole nanoseconds.
+func TestABucketIsNeverFasterThanItsRate(t *testing.T) {
+	for _, perSecond := range []float64{690_000, 600_000, 999_999.1, 3} {
+		const burst = 2
+		b, err := NewBucket(perSecond, burst)
+		require.NoError(t, err)
+		taken := 0
+		for fullAt, at := int64(0), int64(0); at <= int64(time.Second); at = fullAt + b.interval - b.capacity {
+			var ok bool
+			fullAt, ok = b.take(fullAt, at)
+			require.True(t, ok)
+			taken++
+		}
+		require.LessOrEqual(t, float64(taken), burst+perSecond, "%v a second", perSecond)
+	}
+	b, err := NewBucket(3, 1)
+	require.NoError(t, err)
+	require.EqualValues(t, 333_333_334, b.interval)
+	for _, perSecond := range []float64{0.1, 0.2, 0.3 / 3, 1.0 / 60, 7.0 / 3500} {
+		b, err := NewBucket(perSecond, 1)
+		require.NoError(t, err)
+		require.Zero(t, b.interval%int64(100*time.Millisecond), "%v a second: floating-point noise does not make it slower", perSecond)
+	}
+}
+
 func TestBucketsOfExtremeRatesDoNotOverflow(t *testing.T) {
 	for _, c := range []struct {
 		l    rateLimit

@@ -196,6 +196,18 @@ func TestRefusedAndClosedAddressesLeaveNothing(t *testing.T) {
 	requireNoRecords(t, s)
 }
 
+// The wider levels of a subnet count first, and the table may grow for them.
+func TestASubnetIsCountedWhereTheTableGrowsForAWiderOne(t *testing.T) {
+	s := mustSubnets(t, usualSubnets())
+	for i := range 2000 {
+		addr := netip.AddrFrom16([16]byte{0x20, 0x01, 4: byte(i >> 8), 5: byte(i)})
+		s.add(addr)
+		for _, share := range s.Look(addr) {
+			require.EqualValues(t, 1, share.Use, "%v", share.Subnet)
+		}
+	}
+}
+
 // When a record is removed, another one may move to its place, and must not be missed.
 func TestForgettingASubnetAlsoLooksAtTheRecordThatMovesUp(t *testing.T) {
 	var st Stripe

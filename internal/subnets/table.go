@@ -2,7 +2,7 @@ package subnets
 
 // The records of one stripe, found by their subnet, in a hash table that holds the records
 // themselves. A record is 32 bytes without pointers. So a million records are not a million
-// allocations, the garbage collector does not scan them, and a look-up touches one or two cache
+// allocations, the garbage collector does not scan them, and a lookup touches one or two cache
 // lines. There are no locks here; the stripe's lock is held.
 
 import "github.com/weir-p2p/rcmgr/internal/ip"

@@ -55,6 +55,17 @@ func TestSubnetTableKeepsWhatAMapKeeps(t *testing.T) {
 	}
 }
 
+func TestARecordThatMakesTheTableGrowIsFound(t *testing.T) {
+	table := newTable(ip.Hash{A: 1, B: 2})
+	for i := range uint64(4 * leastSlots) {
+		k := ip.Key{Lo: i}
+		free, _ := table.find(k, 1)
+		made := table.add(free, k, 1)
+		found, _ := table.find(k, 1)
+		require.Same(t, made, found)
+	}
+}
+
 func TestNextVisitsEveryPlaceOfTheSubnetTable(t *testing.T) {
 	table := newTable(ip.Hash{A: 1, B: 2})
 	for i := range uint64(100) {

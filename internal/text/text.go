@@ -32,6 +32,25 @@ func Count(n int64) string {
 	return strconv.FormatInt(n, 10)
 }
 
+// Setting returns the value of a setting of a configuration at a place such as "System.Memory",
+// with a unit if it is a number of bytes.
+func Setting(place, value string) string {
+	if strings.HasSuffix(place, ".Memory") || strings.HasPrefix(place, "Costs.") {
+		if n, err := strconv.ParseInt(value, 10, 64); err == nil {
+			return Bytes(n)
+		}
+	}
+	return value
+}
+
+// Settings is Setting for two values that differ. If both would read alike, they stay numbers.
+func Settings(place, a, b string) (string, string) {
+	if x, y := Setting(place, a), Setting(place, b); x != y {
+		return x, y
+	}
+	return a, b
+}
+
 // Printable returns a name in a form that cannot break a table or a terminal. A remote peer
 // may have chosen the name.
 func Printable(name string) string {
@@ -39,6 +58,31 @@ func Printable(name string) string {
 		return strconv.Quote(name)
 	}
 	return name
+}
+
+// CutLast is strings.Cut around the last instance of sep.
+func CutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
+// Plural returns a number with its noun, such as "1 host" or "3 hosts". The noun is in the singular;
+// its plural is that with an s, or the given one.
+func Plural[N int | int64 | uint64](n N, one string, more ...string) string {
+	return Count(int64(n)) + " " + Noun(n, one, more...)
+}
+
+// Noun returns a noun in the form that belongs to a number, as Plural does.
+func Noun[N int | int64 | uint64](n N, one string, more ...string) string {
+	switch {
+	case n == 1:
+		return one
+	case len(more) > 0:
+		return more[0]
+	}
+	return one + "s"
 }
 
 // Shorten returns a text in at most so many characters, of which it takes the middle out. Most IDs

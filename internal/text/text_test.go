@@ -37,3 +37,40 @@ func TestAShortenedTextKeepsBothEnds(t *testing.T) {
 		require.Equal(t, c.want, Shorten(c.text, c.n))
 	}
 }
+
+func TestSettingsThatAreBytesHaveUnitsUnlessTheyWouldReadAlike(t *testing.T) {
+	for _, c := range [][5]string{
+		{"System.Memory", "67108864", "1073741824", "64.0 MiB", "1.0 GiB"},
+		{"System.Memory", "1048576", "1048577", "1048576", "1048577"},
+		{"Costs.Conn", "none", "65536", "none", "64.0 KiB"},
+		{"System.Conns", "67108864", "unlimited", "67108864", "unlimited"},
+	} {
+		a, b := Settings(c[0], c[1], c[2])
+		require.Equal(t, c[3:], []string{a, b}, c[0])
+	}
+}
+
+func TestATextIsCutAroundTheLastSeparator(t *testing.T) {
+	for _, c := range []struct {
+		text, before, after string
+		found               bool
+	}{
+		{`Protocol["/a.b"].Streams`, `Protocol["/a.b"]`, "Streams", true}, {"System", "System", "", false}, {".", "", "", true}, {"", "", "", false},
+	} {
+		before, after, found := CutLast(c.text, ".")
+		require.Equal(t, c.before, before)
+		require.Equal(t, c.after, after)
+		require.Equal(t, c.found, found)
+	}
+	before, after, _ := CutLast("a--b---c", "--")
+	require.Equal(t, []string{"a--b-", "c"}, []string{before, after})
+}
+
+func TestANounHasTheFormOfItsNumber(t *testing.T) {
+	require.Equal(t, "0 hosts", Plural(0, "host"))
+	require.Equal(t, "1 host", Plural(int64(1), "host"))
+	require.Equal(t, "2 hosts", Plural(uint64(2), "host"))
+	require.Equal(t, "1 entry", Plural(1, "entry", "entries"))
+	require.Equal(t, "12 entries", Plural(12, "entry", "entries"))
+	require.Equal(t, "looks", Noun(-1, "look"))
+}

@@ -49,7 +49,7 @@ Prints the difference between what programs can name now and in the last
 release. Run it from the top of the repository.
 `)
 	l.Bool(&s.write, "write", "write "+nowFile)
-	l.Text(&s.release, "release", "write "+releasedFile+", too, for this version", "a version such as v0.2.0")
+	l.Text(&s.release, "release", "write "+releasedFile+", too, for this `version`", "a version such as v0.2.0")
 	if err := l.Parse(args); err != nil {
 		return s, err
 	}

@@ -33,15 +33,15 @@ func TestWrongCommandLinesAreErrors(t *testing.T) {
 		{[]string{"-only", ""}, `invalid value "" for flag -only: expected the name of a file`},
 		{[]string{"-only", "NOFILE"}, `invalid value "NOFILE" for flag -only: expected a file that a damage is for, such as ` + damages[0].file},
 	} {
-		if _, err := chosen(c.args); err == nil || err.Error() != c.want {
+		if _, _, err := chosen(c.args); err == nil || err.Error() != c.want {
 			t.Errorf("%q: %v, want %s", c.args, err, c.want)
 		}
 	}
-	all, err := chosen(nil)
+	all, _, err := chosen(nil)
 	if err != nil || len(all) != len(damages) {
 		t.Errorf("%d of %d, %v", len(all), len(damages), err)
 	}
-	only, err := chosen([]string{"-only", damages[0].file})
+	only, _, err := chosen([]string{"-only", damages[0].file})
 	if err != nil || len(only) == 0 || len(only) == len(all) {
 		t.Errorf("%d of %d, %v", len(only), len(damages), err)
 	}

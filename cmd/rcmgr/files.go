@@ -1,0 +1,123 @@
+package main
+
+// Files that commands read and write. A file that the command line names and that cannot be read
+// is a mistake of the command line; what is in it is not. A file that is there is overwritten
+// only with --force, and never in part: a node that follows its file of limits must not read
+// half of it.
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// openFile opens a file that the command line names. A directory is an error, too.
+func openFile(name string) (*os.File, error) {
+	f, err := os.Open(name)
+	if errors.Is(err, fs.ErrNotExist) && strings.Contains(name, ":") {
+		return nil, usage("%s: no such file; an address begins with http:// or https://", name)
+	}
+	if err != nil {
+		return nil, usage("%w", err)
+	}
+	if at, err := f.Stat(); err == nil && at.IsDir() {
+		f.Close()
+		return nil, usage("%s is a directory: expected a file", name)
+	}
+	return f, nil
+}
+
+// checkInputs returns an error unless all files can be opened. want is what is expected of them.
+func checkInputs(want string, names ...string) error {
+	for _, name := range names {
+		if isURL(name) {
+			return usage("%s is the address of a page: expected %s", name, want)
+		}
+		f, err := openFile(name)
+		if err != nil {
+			return err
+		}
+		f.Close()
+	}
+	return nil
+}
+
+// forceFlag defines the flag without which no file is overwritten.
+func forceFlag(c *cobra.Command, force *bool) {
+	c.Flags().BoolVar(force, "force", false, "overwrite files that exist")
+}
+
+// errExists is the error for a file that would be overwritten.
+func errExists(name string) error { return usage("%s exists; --force overwrites it", name) }
+
+// checkOutput returns an error if a file cannot be written because of what is there. A command
+// calls it before its work begins.
+func checkOutput(name string, force bool) error {
+	at, err := os.Stat(name)
+	switch {
+	case err != nil: // it is written in vain, or is new
+		return nil
+	case at.IsDir():
+		return usage("%s is a directory: expected the name of a file", name)
+	case at.Mode().IsRegular() && !force:
+		return errExists(name)
+	}
+	return nil
+}
+
+// writeFile writes a file. If it cannot write all of it, it leaves what was there before.
+func writeFile(name string, text []byte, force bool) error {
+	at, err := os.Stat(name)
+	switch {
+	case err == nil && !at.Mode().IsRegular(): // a device or a pipe, which has nothing to lose
+		return fill(name, text, os.O_WRONLY, 0)
+	case err == nil && force:
+		return replaceFile(name, text, at.Mode().Perm())
+	}
+	err = fill(name, text, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	switch {
+	case errors.Is(err, fs.ErrExist) && force: // it has been made meanwhile
+		return replaceFile(name, text, 0o644)
+	case errors.Is(err, fs.ErrExist):
+		return errExists(name)
+	}
+	return err
+}
+
+// fill opens a file and writes to it. A file that it has made and cannot fill is removed.
+func fill(name string, text []byte, flags int, perm fs.FileMode) error {
+	f, err := os.OpenFile(name, flags, perm)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	err = errors.Join(err, f.Close())
+	if err != nil && flags&os.O_EXCL != 0 {
+		os.Remove(name)
+	}
+	return err
+}
+
+// replaceFile puts a new file in the place of one that exists, or of the file that a link leads to.
+func replaceFile(name string, text []byte, perm fs.FileMode) error {
+	if target, err := filepath.EvalSymlinks(name); err == nil {
+		name = target
+	}
+	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // unless it has taken the other's place
+	_, err = f.Write(text)
+	if err == nil {
+		err = f.Chmod(perm)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), name)
+}

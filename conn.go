@@ -313,6 +313,7 @@ func (st *stripe) takeStranger(target *chain, r *request) (verdict, *noted) {
 	var standard chain
 	standard.stand(st.fixed[KindTransient], st.fixed[KindSystem])
 	for {
+		r.asker, r.earmarks = nil, 0 // as in transient, where a connection has no peer
 		v, why := st.checkShared(standard.only(slotSystem), r, onlyAsk)
 		if v == admitted {
 			v, why = st.checkShared(standard.only(slotTransient), r, onlyAsk)

@@ -122,6 +122,35 @@ func TestOthersLeaveThePartOfAnEarmarkFree(t *testing.T) {
 
 func (m *Manager) kindNamed(name string) Kind { return Kind(slices.Index(kindNames[:], name)) }
 
+// A connection that an allowlisted peer's address let in has to fit transient, in which no connection
+// has a peer. So no earmark keeps anything there from it, also where the limits that are only observed
+// make the manager decide a second time.
+func TestATransientConnectionOfAStrangerHasNoPeerForEarmarks(t *testing.T) {
+	friend, stranger, far := testPeers[0], testPeers[1], testFars[3].addr
+	for _, observed := range [][]Kind{nil, {KindPeer}} {
+		t.Run(fmt.Sprint("observed: ", observed), func(t *testing.T) {
+			m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
+				c.System.Conns, c.Transient.Memory = 1, 100
+				if observed != nil {
+					c.PeerDefault.Memory = 10
+				}
+			}), append(openGates(), WithAllowlistedMultiaddrs(testAllowlist), WithEarmarks(named(0.25, friend)))...)
+			if observed != nil {
+				require.NoError(t, m.ObserveOnly(observed...))
+			}
+			before, err := m.OpenConnection(network.DirInbound, false, testFars[1].addr)
+			require.NoError(t, err)
+			trial, err := m.OpenConnection(network.DirInbound, false, far)
+			require.NoError(t, err)
+			before.Done()
+			require.NoError(t, trial.ReserveMemory(80, network.ReservationPriorityAlways))
+			require.NoError(t, trial.SetPeer(stranger))
+			trial.Done()
+			assertEmpty(t, m)
+		})
+	}
+}
+
 func TestAConnectionIsHeldToEarmarksOnceItsPeerIsKnown(t *testing.T) {
 	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Conns = 8 }),
 		append(openGates(), WithEarmarks(named(0.5, "friend")))...)

@@ -607,8 +607,8 @@ func (m *model) SetPeer(c *modelScope, p peer.ID) answer {
 	system, toCheck := c.above[atSystem], []*modelScope{ps}
 	if !trusted && system.name == "allowlistedSystem" {
 		system = m.system()
-		toCheck = []*modelScope{system, m.transient(), ps}
-		r.early = toCheck[:2]
+		toCheck = []*modelScope{system, ps}
+		r.early = []*modelScope{system, m.transient()}
 		r.enters = []*modelScope{system}
 	}
 	r.enters = append(r.enters, ps)

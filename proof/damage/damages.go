@@ -199,6 +199,7 @@ var damages = []damage{
 	{"ration.go", "if d != dimStreamsIn || c.at[slotSystem].kind != KindSystem {", "if d != dimStreamsIn {"},
 	{"chain.go", "if r.both == dimStreams {", "if true {"},
 	{"conn.go", "total.sharedFirst, total.subnet = true, c.state().subnet", "total.sharedFirst = true"},
+	{"conn.go", "\t\tr.asker, r.earmarks = nil, 0 // as in transient, where a connection has no peer\n", ""},
 	{"fairshare.go", "return groups.FDs, true", "return 0, false"},
 	{"fairshare.go", "return groups.ConnsIn, true", "return 0, false"},
 	{"internal/groups/groups.go", "\t\ts.Add(in, FDs, n*int64(fds))\n", ""},

@@ -291,7 +291,7 @@ func (c *connScope) takeNewPlace(to *stripe, ps *peerScope, trusted bool, g grip
 	if v != refused {
 		return v, nil
 	}
-	return v, to.refusal(why, c.asked(), &total)
+	return v, to.refusal(why, c.h.asked(), &total)
 }
 
 // countSubnet adds n connections to what the subnet of the connection holds of the scopes that
@@ -395,7 +395,7 @@ func (c *connScope) refuseForMemory() error {
 	if st.onlyObserves(why) {
 		return nil
 	}
-	return st.refusal(why, c.asked(), &total)
+	return st.refusal(why, c.h.asked(), &total)
 }
 
 func (e *engine) reportPeer(p peer.ID, err error) {

@@ -346,7 +346,7 @@ func TestNumbersOfConnectionsAndStreamsAreUnique(t *testing.T) {
 	seen := map[int64]bool{}
 	for _, p := range manyPeers(100) {
 		for _, n := range []int64{
-			mustOpenConn(t, m, network.DirInbound).(*connScope).num, mustOpenStream(t, m, p, network.DirInbound).(*streamScope).num,
+			mustOpenConn(t, m, network.DirInbound).(*connScope).h.num, mustOpenStream(t, m, p, network.DirInbound).(*streamScope).h.num,
 		} {
 			require.Positive(t, n)
 			require.False(t, seen[n])

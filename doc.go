@@ -110,8 +110,8 @@ package rcmgr
 //	                                 pool                         pool
 //	                                 limit, word: credit handed out to the shares
 //
-// A user has a userScope, a handle of a holder and a number: holders serve again, and a handle
-// with an old number is one of a scope that is done (I5). A holder belongs to a tree; the root
+// A user has a userScope, a handle of a holder and an ID: holders serve again, and a handle with
+// an old ID is one of a scope that is done (I5). A holder belongs to a tree; the root
 // of the tree knows the stripe and the chain. root.at alone is read without the stripe's lock,
 // and compared again under it. A pool's limit is written under all stripe locks and read under
 // any of them. Its word is atomic: under the lock of one stripe it shrinks; to grow, or to
@@ -157,9 +157,9 @@ package rcmgr
 //   - I5: A scope that is done holds nothing, refuses everything with
 //     network.ErrResourceScopeClosed, and takes no reference; being done again
 //     does nothing. A span may outlive its owner: every walk up a tree stops at
-//     the first owner that is done. The holder of a connection or stream that is
-//     done may serve another one; a handle of the first neither sees nor affects
-//     that.
+//     the first owner that is done. The holder of a connection, stream or span
+//     that is done may serve another one; a handle of the first neither sees nor
+//     affects that.
 //   - I6: Each scope knows what was reserved at it, besides its total. A release
 //     takes from the former only; releasing more is a caller's bug, counted and
 //     logged with the scope's name. When all scopes are done, every account is

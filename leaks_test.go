@@ -212,7 +212,7 @@ func TestASpanOfAPeerIsNotMistakenForAStreamOfTheSameNumber(t *testing.T) {
 	require.NoError(t, m.ViewPeer(testPeers[0], func(p network.PeerScope) error {
 		span, err := p.BeginSpan()
 		require.NoError(t, err)
-		require.EqualValues(t, s.(*streamScope).num, span.(*rootSpan).seq)
+		require.EqualValues(t, s.(*streamScope).h.num, span.(*rootSpan).seq)
 		span.Done()
 		return nil
 	}))

@@ -7,14 +7,17 @@ package rcmgr
 // holdReady is the short way to reserve n bytes: it works if they are at hand, or can be drawn
 // from tight pools. It reports whether it did. The slots are written out, because a loop over
 // them takes longer.
-func (st *stripe) holdReady(h *holder, num, n int64, priority uint8) bool {
-	if priority < st.wholeFrom || n <= 0 || st.closed {
+func (st *stripe) holdReady(h *holder, id scopeID, n int64, priority uint8) bool {
+	if priority < st.wholeFrom || n <= 0 || st.closed || !h.is(id) {
 		return false
 	}
-	for x := h; x != nil; x = x.owner {
+	for x := h; ; x = x.link {
 		// A span without a limit of its own never holds more than its owner.
-		if !x.serves(num) || x.limit != nil && n > x.limit[dimMemory]-x.use {
+		if !x.serves(h.num) || x.limit != nil && n > x.limit[dimMemory]-x.use {
 			return false
+		}
+		if x.role != innerSpan {
+			break
 		}
 	}
 	at := &h.tree.chain.at
@@ -33,8 +36,11 @@ func (st *stripe) holdReady(h *holder, num, n int64, priority uint8) bool {
 // hold charges what has been admitted to h, its owners and its chain.
 func (st *stripe) hold(h *holder, n int64, priority uint8) {
 	h.own += n
-	for x := h; x != nil; x = x.owner {
+	for x := h; ; x = x.link {
 		st.change(x, n)
+		if x.role != innerSpan {
+			break
+		}
 	}
 	at := &h.tree.chain.at
 	if a := at[slotPeer]; a != nil {
@@ -120,7 +126,7 @@ func (a *account) gotMemory(n int64, most *held) {
 // chain alone.
 func (st *stripe) drop(c *chain, h *holder, num, n int64) {
 	x := h
-	for ; x != nil && x.serves(num); x = x.owner {
+	for ; x != nil && x.serves(num); x = x.owner() {
 		st.change(x, -n)
 	}
 	if x == nil {

@@ -58,7 +58,7 @@ func (e *engine) openConnection(dir network.Direction, usefd bool, remote endpoi
 		e.fair.leave(o.subnet)
 		return nil, err
 	}
-	scope := &connScope{userScope: userScope{h, o.num}}
+	scope := &connScope{userScope: userScope{h, scopeID(o.num)}}
 	state := scope.state() // without a lock: no other goroutine has this scope, and older handles do not read it
 	state.remote, state.gate, state.subnet = pass.Key, pass.Conns, o.subnet
 	if pass.Key == (ip.Key{}) && o.marks.has(located) {
@@ -195,7 +195,7 @@ func (e *engine) newStream(st *stripe, h *holder, o *opening, ps *peerScope) *st
 		h = t.start(KindStream, st)
 		h.become(o)
 	}
-	scope := &streamScope{userScope{h, o.num}, ps}
+	scope := &streamScope{userScope{h, scopeID(o.num)}, ps}
 	if e.leaks != nil {
 		scope.recordOpened(e.leaks, ps.id)
 	}

@@ -113,6 +113,74 @@ func TestARefusalIsNotBlamedOnTheNextUserOfAHolder(t *testing.T) {
 	assertEmpty(t, m)
 }
 
+// Spans of a stream that come one after another have one holder. An old handle has its own name, and
+// neither sees nor affects the next span.
+func TestTheNextSpanHasTheHolderOfTheOneBefore(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithStripes(1))
+	for name, owner := range map[string]network.ResourceScopeSpan{
+		"stream": mustOpenStream(t, m, testPeer, network.DirInbound), "conn": mustOpenConn(t, m, network.DirInbound),
+	} {
+		isDone := func(span *spanScope, number int) {
+			err := span.ReserveMemory(1, 255)
+			require.ErrorIs(t, err, network.ErrResourceScopeClosed)
+			require.Regexp(t, fmt.Sprintf(`^%s-\d+\.span-%d: `, name, number), err)
+		}
+		before := mustBeginSpan(t, owner).(*spanScope)
+		before.SetLimit(&BaseLimit{Memory: 5})
+		require.NoError(t, before.ReserveMemory(5, 255))
+		before.Done()
+		span := mustBeginSpan(t, owner).(*spanScope)
+		require.Same(t, before.h, span.h)
+		require.NoError(t, span.ReserveMemory(10, 255), "the limit of the span before")
+		isDone(before, 1)
+		before.ReleaseMemory(3)
+		before.SetLimit(&BaseLimit{})
+		before.Done()
+		require.Zero(t, before.Stat())
+		require.EqualValues(t, 10, span.Stat().Memory)
+		require.NoError(t, span.ReserveMemory(1, 255))
+		span.Done()
+		isDone(before, 1)
+		isDone(span, 2)
+		owner.Done()
+	}
+	require.EqualValues(t, 2, m.Snapshot().LateReleases)
+	assertEmpty(t, m)
+}
+
+// The holder of a span serves no other one where a handle could be mistaken for the handle of that.
+func TestSpansThatKeepTheirHolders(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithStripes(1))
+	for name, c := range map[string]struct {
+		prepare func(*streamScope, *spanScope)
+		serves  bool
+	}{
+		"":                              {func(*streamScope, *spanScope) {}, true},
+		"a span has begun below it":     {prepare: func(_ *streamScope, span *spanScope) { mustBeginSpan(t, span) }},
+		"the largest number of a span":  {func(_ *streamScope, span *spanScope) { span.h.seq = 1<<(64-numBits) - 1 }, true},
+		"too large a number of a span":  {prepare: func(_ *streamScope, span *spanScope) { span.h.seq = 1 << (64 - numBits) }},
+		"too large a number of streams": {prepare: func(s *streamScope, span *spanScope) { s.h.num, span.h.num = 1<<numBits, 1<<numBits }},
+		"another stream has its owner": {prepare: func(s *streamScope, _ *spanScope) {
+			s.Done()
+			require.Same(t, s.h, mustOpenStream(t, m, testPeer, network.DirInbound).(*streamScope).h)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := mustOpenStream(t, m, testPeer, network.DirInbound).(*streamScope)
+			s.h.link = nil
+			span := mustBeginSpan(t, s).(*spanScope)
+			c.prepare(s, span)
+			s.id, span.id = s.h.id(), span.h.id()
+			span.Done()
+			if c.serves {
+				require.Same(t, span.h, s.h.link)
+			} else {
+				require.NotSame(t, span.h, s.h.link)
+			}
+		})
+	}
+}
+
 // A stripe keeps few holders of streams that are done, however many there were.
 func TestAStripeKeepsAFewIdleHolders(t *testing.T) {
 	m := newManager(t, unlimitedConf(), WithStripes(1))
@@ -320,7 +388,13 @@ func (h *haunted) liveOnce(r *rand.Rand) error {
 	if !before {
 		err = errors.Join(err, c.ReserveMemory(n, 255))
 	}
-	span, spanErr := s.BeginSpan()
+	first, spanErr := s.BeginSpan()
+	if err := errors.Join(err, spanErr); err != nil {
+		return err
+	}
+	err = first.ReserveMemory(n, 255)
+	h.leave(r, first, sName+".span-1")
+	span, spanErr := s.BeginSpan() // in its holder
 	if err := errors.Join(err, spanErr); err != nil {
 		return err
 	}
@@ -332,9 +406,9 @@ func (h *haunted) liveOnce(r *rand.Rand) error {
 	err = errors.Join(err, alone(c, s, p, int64(n)))
 	h.leave(r, c, cName)
 	h.leave(r, s, sName)
-	h.leave(r, span, sName+".span-1")
+	h.leave(r, span, sName+".span-2")
 	inner.ReleaseMemory(n / 2) // of what is gone with its owners
-	h.ghosts[r.IntN(len(h.ghosts))].Store(&ghost{inner, sName + ".span-1.span-1", true})
+	h.ghosts[r.IntN(len(h.ghosts))].Store(&ghost{inner, sName + ".span-2.span-1", true})
 	return err
 }
 

@@ -104,8 +104,10 @@ func unlockBoth(a, b *stripe, g grip) {
 
 // holder is one node of a tree: a connection or stream, or a span.
 type holder struct {
-	tree  *root
-	owner *holder // nil for the topmost one
+	tree *root
+	// link is the owner of an inner span. In a leaf, which has no owner, it is the holder of a span
+	// that is done, kept for the next span, or nil.
+	link  *holder
 	limit *amounts
 	use   int64 // bytes, with those of all spans below
 	own   int64 // bytes reserved at this holder itself: 0 <= own <= use (I6)
@@ -168,13 +170,55 @@ const (
 // this number. Once that is done, the holder may serve another one.
 func (h *holder) serves(num int64) bool { return h.num == num && !h.done }
 
+// owner returns the holder that owns this one, or nil for the topmost one.
+func (h *holder) owner() *holder {
+	if h.role == innerSpan {
+		return h.link
+	}
+	return nil
+}
+
+// scopeID tells the scopes that a holder serves one after another from each other. It is the number
+// of the connection or stream and, above numBits, that of the span among those of its owner. A
+// holder for which one of the numbers is too large serves no other scope (keep).
+type scopeID uint64
+
+const numBits = 40
+
+// id returns the ID of the scope that the holder serves, or was the last to serve.
+func (h *holder) id() scopeID { return scopeID(h.num) + scopeID(h.seq)<<numBits }
+
+// is reports whether the holder serves this scope, and that is not done.
+func (h *holder) is(id scopeID) bool { return h.id() == id && !h.done }
+
+// beginSpan returns the holder of the next span of h.
+func (h *holder) beginSpan() *holder {
+	x := h.link
+	if h.role == leaf && x != nil {
+		h.link, x.limit, x.done = nil, nil, false
+	} else {
+		x = &holder{tree: h.tree, link: h, kind: h.kind, role: innerSpan}
+	}
+	h.spans++
+	x.num, x.seq = h.num, h.spans
+	return x
+}
+
+// keep keeps the holder of a span that is done for the next span, unless spans have begun below it,
+// or its numbers are too large for a scopeID.
+func (h *holder) keep(x *holder) {
+	if h.role == leaf && h.link == nil && x.spans == 0 && x.num>>numBits == 0 && x.seq>>(64-numBits) == 0 {
+		h.link = x
+	}
+}
+
 // name returns the name of the scope that has, or had, this number. The lock of its
 // stripe is held.
 func (h *holder) name(num int64) scopeName {
 	var room [8 * spanBytes]byte
 	top, around := h, room[:0]
-	for top.owner != nil {
-		if top = top.owner; top.role != leaf {
+	for top.role == innerSpan {
+		if top = top.link; top.role != leaf {
 			around = binary.BigEndian.AppendUint32(around, top.seq)
 		}
 	}
@@ -188,43 +232,52 @@ func (h *holder) name(num int64) scopeName {
 
 // asked returns the scope as the one that was asked, for a refusal. The lock of its stripe is
 // held.
-func (h *holder) asked(num int64) askedScope {
-	if h.role == leaf || h.owner != nil && h.owner.role == leaf {
-		return askedScope{num: num, kind: h.kind, span: h.seq}
+func (h *holder) asked() askedScope {
+	if h.role == leaf || h.role == innerSpan && h.link.role == leaf {
+		return askedScope{num: h.num, kind: h.kind, span: h.seq}
 	}
-	name := h.name(num)
+	name := h.name(h.num)
 	return askedScope{name: &name}
 }
 
 // limitInForce returns the limit of the holder. A span has that of its owner unless SetLimit
 // gave it one. It is nil if the owner is done; the owner then refuses for the span.
 func (h *holder) limitInForce() *amounts {
+	owner := h.owner()
 	switch {
 	case h.limit != nil:
 		return h.limit
-	case h.owner == nil:
+	case owner == nil:
 		return h.tree.chain.first().limit()
-	case !h.owner.serves(h.num):
+	case !owner.serves(h.num):
 		return nil
 	}
-	return h.owner.limitInForce()
+	return owner.limitInForce()
 }
 
-// userScope is the handle that a user has on a connection, stream or span. When a connection
-// or stream is done, its holder serves another one, because most of the cost of opening is
-// the allocation and its collection. The holder has another number then, so the old handle is
-// one of a scope that is done (I5).
+// userScope is the handle that a user has on a connection, stream or span. When that is done,
+// its holder serves another one, because most of the cost of opening is the allocation and its
+// collection. The holder has another ID then, so the old handle is one of a scope that is done
+// (I5).
 type userScope struct {
-	h   *holder
-	num int64
+	h  *holder
+	id scopeID
 }
 
 // live reports whether the scope is not done. The lock of its stripe is held.
-func (s *userScope) live() bool { return s.h.serves(s.num) }
+func (s *userScope) live() bool { return s.h.is(s.id) }
 
-func (s *userScope) name() scopeName { return s.h.name(s.num) }
-
-func (s *userScope) asked() askedScope { return s.h.asked(s.num) }
+// name returns the name of the scope, also after it is done. The lock of its stripe is held.
+func (s *userScope) name() scopeName {
+	switch h := s.h; {
+	case h.role == leaf:
+		return h.name(int64(s.id))
+	case h.id() != s.id: // it serves another span of the leaf
+		return scopeName{kind: h.kind, num: int64(s.id & (1<<numBits - 1)), span: uint32(s.id >> numBits)}
+	default:
+		return h.name(h.num)
+	}
+}
 
 // checkOpen returns an error if the scope or the manager is closed. The lock of its stripe,
 // st, is held.
@@ -243,7 +296,7 @@ func (s *userScope) ReserveMemory(size int, priority uint8) error {
 	h, n := s.h, int64(size)
 	tree := h.tree
 	st := tree.follow(tree.at.Load().lockNow())
-	if st.holdReady(h, s.num, n, priority) {
+	if st.holdReady(h, s.id, n, priority) {
 		st.mu.Unlock()
 		if st.engine.reporter != nil {
 			st.engine.reporter.AllowMemory(size)
@@ -301,7 +354,7 @@ func (st *stripe) reserve(s *userScope, n int64, priority uint8, g grip) (verdic
 		case st.retryUnobserved(&r, v, why):
 			continue
 		case v == refused:
-			return v, st.refusal(why, s.asked(), &r)
+			return v, st.refusal(why, s.h.asked(), &r)
 		}
 		return v, nil
 	}
@@ -310,7 +363,7 @@ func (st *stripe) reserve(s *userScope, n int64, priority uint8, g grip) (verdic
 // checkTree returns the refusal of a reservation by a holder or one of its owners, nil if
 // there is none. An owner that is done is an error.
 func (st *stripe) checkTree(h *holder, r *request) (*noted, error) {
-	for x := h; x != nil; x = x.owner {
+	for x := h; x != nil; x = x.owner() {
 		if !x.serves(h.num) {
 			// A span may outlive its owner, but it gets nothing more (I5).
 			return nil, &scopeError{h.name(h.num), &scopeError{x.name(h.num), network.ErrResourceScopeClosed}}
@@ -324,8 +377,8 @@ func (st *stripe) checkTree(h *holder, r *request) (*noted, error) {
 		}
 		if r.memory > bound-x.use {
 			top := x
-			for top.owner != nil {
-				top = top.owner
+			for top.role == innerSpan {
+				top = top.link
 			}
 			if top.serves(h.num) { // else the chain is now that of another connection or stream
 				r.asker = h.tree.chain.peer()
@@ -367,7 +420,7 @@ func (s *userScope) ReleaseMemory(size int) {
 	n := max(0, min(int64(size), h.own)) // I6
 	if n > 0 {
 		h.own -= n
-		st.drop(&h.tree.chain, h, s.num, n)
+		st.drop(&h.tree.chain, h, h.num, n)
 	}
 	if n == int64(size) {
 		st.mu.Unlock()
@@ -399,26 +452,21 @@ func (h *holder) amounts() amounts {
 }
 
 // spanScope is a span of a connection, of a stream, or of another span.
-type spanScope struct {
-	userScope
-	node holder
-}
+type spanScope struct{ userScope }
 
 var _ ResourceScopeLimiter = (*spanScope)(nil)
 
 // BeginSpan opens a span below this scope.
 func (s *userScope) BeginSpan() (network.ResourceScopeSpan, error) {
-	h := s.h
-	span := &spanScope{node: holder{tree: h.tree, owner: h, num: s.num, kind: h.kind, role: innerSpan}}
-	span.userScope = userScope{&span.node, s.num}
-	st := h.tree.follow(h.tree.at.Load().lockNow())
+	tree, span := s.h.tree, &spanScope{}
+	st := tree.follow(tree.at.Load().lockNow())
 	if err := s.checkOpen(st); err != nil {
 		st.mu.Unlock()
 		return nil, err
 	}
-	h.spans++
-	span.node.seq = h.spans
-	st.traceSpan(&span.node)
+	h := s.h.beginSpan()
+	st.traceSpan(h)
+	span.h, span.id = h, h.id()
 	st.mu.Unlock()
 	return span, nil
 }
@@ -438,13 +486,13 @@ func (s *userScope) Done() {
 
 // finish releases everything that the holder has and marks it done (I5).
 func (h *holder) finish(st *stripe) {
-	held, c := h.use, &h.tree.chain
+	held, c, owner := h.use, &h.tree.chain, h.owner()
 	h.own, h.done = 0, true
 	if held != 0 { // else nothing changes, and no cache line of the distribution is written
 		st.change(h, -held)
 	}
 	switch {
-	case h.owner == nil:
+	case owner == nil:
 		if held != 0 {
 			st.drop(c, nil, 0, held)
 		}
@@ -453,8 +501,9 @@ func (h *holder) finish(st *stripe) {
 			total := h.request(held)
 			st.traceChain(c, &total, (*tracer).returned)
 		}
-	case h.owner.serves(h.num):
-		st.drop(c, h.owner, h.num, held)
+	case owner.serves(h.num):
+		st.drop(c, owner, h.num, held)
+		owner.keep(h)
 	}
 	st.traceDone(h)
 }
@@ -489,7 +538,7 @@ func (s *userScope) SetLimit(limit Limit) {
 // it.
 func (s *userScope) recordOpened(l *leakFinder, p peer.ID) {
 	scope := weak.Make(s)
-	r := &openRecord{kind: s.h.kind, dir: s.h.dir, num: s.num, peer: p, memory: func() int64 {
+	r := &openRecord{kind: s.h.kind, dir: s.h.dir, num: int64(s.id), peer: p, memory: func() int64 {
 		if s := scope.Value(); s != nil {
 			return s.Stat().Memory
 		}
@@ -501,13 +550,13 @@ func (s *userScope) recordOpened(l *leakFinder, p peer.ID) {
 
 // recordMoved notes what an open connection or stream belongs to now.
 func (s *userScope) recordMoved(l *leakFinder, note func(*openRecord)) {
-	l.moved(s.num, note)
+	l.moved(int64(s.id), note)
 	runtime.KeepAlive(s) // see leakFinder.opened
 }
 
 // recordClosed removes the record. The lock of the stripe is held.
 func (s *userScope) recordClosed(l *leakFinder) {
-	l.closed(s.num)
+	l.closed(int64(s.id))
 	runtime.KeepAlive(s)
 }
 

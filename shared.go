@@ -99,6 +99,7 @@ func beginSpanAt(pl directScope, number func(*account, *chain) uint32) (network.
 		return nil, errClosed
 	}
 	span.kind, span.role, span.seq = a.kind, firstSpan, number(a, &c)
+	span.id = span.holder.id()
 	span.chain = c
 	span.at.Store(st)
 	for _, a := range &c.at {

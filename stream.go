@@ -169,12 +169,12 @@ func (s *streamScope) attachLocked(st *stripe, pr *pair, slot int, g grip) (verd
 	total.grip, total.sharedFirst = g, true
 	if st.engine.earmarks != nil && slot == slotProtocol && s.h.tree.chain.at[slotSystem].kind == KindSystem {
 		if why := st.checkProtocol(s.peer, pr, &total); why != nil && !st.retryUnobserved(&total, refused, why) {
-			return refused, st.refusal(why, s.asked(), &total)
+			return refused, st.refusal(why, s.h.asked(), &total)
 		}
 	}
 	switch v, why := st.take(&target, &total); v {
 	case refused:
-		return v, st.refusal(why, s.asked(), &total)
+		return v, st.refusal(why, s.h.asked(), &total)
 	case undecided:
 		return v, nil
 	}

@@ -122,7 +122,7 @@ func TestConnectionsThatMoveAwayLeaveNoMoreCreditThanAStripeMayKeep(t *testing.T
 			require.Equal(t, admitted, v)
 			h.become(&o)
 			st.unlock()
-			all = append(all, &connScope{userScope: userScope{h, o.num}})
+			all = append(all, &connScope{userScope: userScope{h, scopeID(o.num)}})
 		}
 		return all
 	}

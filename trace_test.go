@@ -158,7 +158,7 @@ func TestAFullQueueDropsAndSaysHowMany(t *testing.T) {
 func TestPushingAnEventAllocatesNothing(t *testing.T) {
 	tr := &tracer{max: 10_000, wake: make(chan struct{}, 1)}
 	tr.mu.queue = make([]traceEvent, 0, tr.max)
-	h := &holder{owner: &holder{kind: KindStream, num: 4}, role: innerSpan, num: 4, seq: 2}
+	h := &holder{link: &holder{kind: KindStream, num: 4}, role: innerSpan, num: 4, seq: 2}
 	r, use := memoryRequest(AdmissionHalf, 10, 255), amounts{}
 	delta := r.delta()
 	require.Zero(t, testing.AllocsPerRun(1000, func() { tr.granted(h.name(h.num), delta, &use) }))

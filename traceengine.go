@@ -29,11 +29,11 @@ func (st *stripe) traceMemory(h *holder, n int64, priority uint8, tell func(*tra
 // the owners from the outermost inwards, and then for the holder. There are none above an owner
 // that is done, because nothing was charged there.
 func (st *stripe) traceHeld(h *holder, r *request, tell func(*tracer, scopeName, *traceDelta, *amounts)) {
-	switch {
-	case h.owner == nil:
+	switch owner := h.owner(); {
+	case owner == nil:
 		st.traceChain(&h.tree.chain, r, tell)
-	case h.owner.serves(h.num):
-		st.traceHeld(h.owner, r, tell)
+	case owner.serves(h.num):
+		st.traceHeld(owner, r, tell)
 	}
 	use := h.amounts()
 	tell(st.trace, h.name(h.num), r.delta(), &use)

@@ -468,7 +468,7 @@ func TestNoLimitIsAboveWhatTheMachineHas(t *testing.T) {
 	require.Len(t, p.Refused, 1)
 	require.Equal(t, "System.Memory", p.Refused[0].Place)
 	require.EqualValues(t, 300*mib, p.Refused[0].Held)
-	require.Contains(t, tableOf(t, p), "Memory: 300MiB were held, the limit is 256MiB")
+	require.Contains(t, tableOf(t, p), "Memory: 300.0 MiB were held, the limit is 256.0 MiB")
 
 	for _, r := range p.Reasons {
 		if strings.HasSuffix(r.Place, ".Memory") {

@@ -112,19 +112,15 @@ func (r *Reason) valueText() string {
 	return amountText(r.isMemory(), r.Value)
 }
 
-// amountText returns a count, or bytes with a unit where that is exact or nearly so.
+// amountText returns a count, or a number of bytes with a unit.
 func amountText(bytes bool, n int64) string {
 	switch {
+	case bytes:
+		return text.Bytes(n)
 	case n == math.MaxInt64:
 		return "unlimited"
-	case !bytes || n < 1<<10:
-		return strconv.FormatInt(n, 10)
 	}
-	f, unit := float64(n), 0
-	for ; f >= 1024 && unit < 4; unit++ {
-		f /= 1024
-	}
-	return strconv.FormatFloat(f, 'g', max(3, len(strconv.Itoa(int(f)))), 64) + [...]string{"", "KiB", "MiB", "GiB", "TiB"}[unit]
+	return strconv.FormatInt(n, 10)
 }
 
 // sentence says why a limit is what it is.

@@ -231,7 +231,7 @@ func (l *peerLeaf) width() uint32 { return 1 << (mostBits - l.bits) }
 
 // row appends to a row of peers, in the order of the prefixes of their hashes and beginning with
 // one of these, as many leaves as the row has room for. It returns the row, and the prefix with
-// which the next row begins, which is above hashPrefixes after the last one. The table may change
+// which the next row begins, which is hashPrefixes after the last one. The table may change
 // between two rows: each peer that stays is in one of them, and no peer is in two.
 func (t *peerTable) row(row []*peerScope, prefix uint32) ([]*peerScope, uint32) {
 	for prefix < hashPrefixes {
@@ -250,5 +250,5 @@ func (t *peerTable) row(row []*peerScope, prefix uint32) ([]*peerScope, uint32) 
 	for _, ps := range t.rest {
 		row = append(row, ps)
 	}
-	return row, hashPrefixes + 1
+	return row, hashPrefixes
 }

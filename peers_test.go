@@ -105,7 +105,7 @@ func TestATableOfPeersIsLikeAMap(t *testing.T) {
 						require.Same(t, all[ps.id], ps)
 					}
 					inRows := 0
-					for next := uint32(0); next <= hashPrefixes; {
+					for next := uint32(0); next < hashPrefixes; {
 						var row []*peerScope
 						row, next = table.row(make([]*peerScope, 0, peersAtOnce), next)
 						inRows += len(row)
@@ -169,7 +169,7 @@ func TestRowsHaveEachPeerOnceWhileOthersComeAndGo(t *testing.T) {
 			churn()
 			seen := make(map[peer.ID]int)
 			row, rows := make([]*peerScope, 0, peersAtOnce), 0
-			for next := uint32(0); next <= hashPrefixes; rows++ {
+			for next := uint32(0); next < hashPrefixes; rows++ {
 				row, next = table.row(row[:0], next)
 				require.LessOrEqual(t, len(row), peersAtOnce)
 				for _, ps := range row {

@@ -487,7 +487,7 @@ func (st *stripe) peersInRows(f func([]*peerScope)) {
 	for next := uint32(0); ; {
 		row, next = st.peers.row(row[:0], next)
 		f(row)
-		if next > hashPrefixes {
+		if next == hashPrefixes {
 			return
 		}
 		st.unlock()

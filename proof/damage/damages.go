@@ -707,7 +707,7 @@ var damages = []damage{
 	{"peers.go", "ps != nil && ps.id == p {", "ps != nil {"},
 	{"peers.go", "\treturn t.rest[p]\n", "\treturn nil\n"},
 	{"peers.go", "\tdelete(t.rest, ps.id)\n", ""},
-	{"peers.go", "\t\trow = append(row, ps)\n\t}\n\treturn row, hashPrefixes + 1", "\t\t_ = ps\n\t}\n\treturn row, hashPrefixes + 1"},
+	{"peers.go", "\t\trow = append(row, ps)\n\t}\n\treturn row, hashPrefixes", "\t\t_ = ps\n\t}\n\treturn row, hashPrefixes"},
 	{"reap.go", "\t\ta.ps, a.share, a.ready = nil, nil, nil // others", "\t\t_ = a // others"},
 	{"shared.go", "*at, pr.next = pr.next, nil", "*at = pr.next"},
 	{"shared.go", "const pairsAtOnce = 4", "const pairsAtOnce = 1"},

@@ -244,7 +244,8 @@ func (e *LimitError) Limit() int64 { return e.why.limit }
 // ConfigKey returns the place of the limit in the configuration, such as
 // "System.ConnsInbound" or `Gates.Subnets.IPv4["32"]`, or the name of the option that set it.
 // The log of refusals calls it raise. If a peer or network refused that the configuration
-// does not name, it is the place of the limit for all that are not named.
+// does not name, it is the place of the limit for all that are not named. A limit that the program
+// has set with SetLimit holds in place of the one there.
 func (e *LimitError) ConfigKey() string {
 	key := configKey(e.Kind(), e.why.d, e.why.scope, e.asked.place)
 	if e.why.byRate() {
@@ -454,13 +455,15 @@ func (why *refusal) used() int64 {
 type limitPlace uint8
 
 const (
-	placeOfAll           limitPlace = iota // the limit for unnamed peers, or unnamed subnets of one size
-	placeOfName                            // the limit of a peer or network that is named
-	placeOfCaller                          // the limiter of WithConnRateLimiters
-	placeOfDials                           // as placeOfAll, for the rate of dials
-	placeOfDialsByName                     // as placeOfName, for the rate of dials
-	placeOfStreams                         // as placeOfAll, for the rate of streams by subnet
-	placeOfStreamsByName                   // as placeOfName, for the rate of streams by subnet
+	placeOfAll            limitPlace = iota // the limit for unnamed peers, or unnamed subnets of one size
+	placeOfName                             // the limit of a peer or network that is named
+	placeOfCaller                           // the limiter of WithConnRateLimiters
+	placeOfSubnetsOption                    // WithLimitPerSubnet
+	placeOfNetworksOption                   // WithNetworkPrefixLimit
+	placeOfDials                            // as placeOfAll, for the rate of dials
+	placeOfDialsByName                      // as placeOfName, for the rate of dials
+	placeOfStreams                          // as placeOfAll, for the rate of streams by subnet
+	placeOfStreamsByName                    // as placeOfName, for the rate of streams by subnet
 )
 
 // configKey returns the place in the configuration of a scope's limit on d, such as
@@ -488,6 +491,12 @@ func configKey(k Kind, d dim, which *scopeName, place limitPlace) string {
 		}
 		return "PeerDefault." + limitNames[d]
 	case KindSubnet:
+		switch place {
+		case placeOfSubnetsOption:
+			return "WithLimitPerSubnet"
+		case placeOfNetworksOption:
+			return "WithNetworkPrefixLimit"
+		}
 		return gateKey("Gates.Subnets", which.prefix(), place)
 	case KindRate:
 		switch place {

@@ -24,7 +24,8 @@ type gate struct {
 
 	outbound bool // the gates check outbound connections, too
 
-	limits GateLimits // the limits that the gates were made from; not written to
+	limits   GateLimits // the limits that the gates were made from; not written to
+	replaced replacedLists
 	// refusing says of each gate whether it has a limit by which it may refuse.
 	refusing [subnets.Gates]bool
 }
@@ -37,7 +38,7 @@ func newGate(cfg gateConfig, caller *callerRates, noting bool, observed *observe
 	if caller != nil {
 		cfg.rate = rateConfig{}
 	}
-	how := subnets.Config{Error: gateRefusal, Noting: noting}
+	how := subnets.Config{Error: cfg.replaced.refusal, Noting: noting}
 	if observed != nil {
 		how.Observed = func(g subnets.Gate) bool { return observed.load().has(gateKinds[g]) }
 	}
@@ -49,7 +50,7 @@ func newGate(cfg gateConfig, caller *callerRates, noting bool, observed *observe
 	if err != nil {
 		return nil, err
 	}
-	g := &gate{subnets: s, caller: caller, sources: sources, outbound: cfg.outbound, limits: limits}
+	g := &gate{subnets: s, caller: caller, sources: sources, outbound: cfg.outbound, limits: limits, replaced: cfg.replaced}
 	if limitsAny(gateLists[ConnRate](limits.DialRate), ConnRate{Burst: Unlimited}) {
 		how.Error = dialRefusal
 		if g.dials, err = newSubnets(subnetConfig{}, *cfg.dials, how); err != nil {
@@ -266,6 +267,7 @@ func (g *gate) placeOfSubnet(name *scopeName, d dim) limitPlace {
 	switch {
 	case name.kind == KindSubnet:
 		_, named = g.limits.Subnets.Networks[name.prefix()]
+		return g.replaced.place(ip.FamilyOf(name.prefix().Addr()), named)
 	case resourceOf[d] == ResourceStream:
 		if _, named = g.limits.StreamRate.Networks[name.prefix()]; named {
 			return placeOfStreamsByName

@@ -2,10 +2,12 @@ package rcmgr
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
 	"net/netip"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -257,6 +259,45 @@ func TestOptionsOverrideTheConfiguredGates(t *testing.T) {
 			m := gated(t, c.limits, c.opts...)
 			require.Equal(t, c.want[i], passing(t, m, network.DirInbound, addr, c.atATime), addr)
 		}
+	}
+}
+
+// Where an option has replaced the limits of a family, the configuration has no effect there, so the
+// error, Explain and the log name the option.
+func TestARefusalNamesTheOptionThatSetTheLimit(t *testing.T) {
+	limits := NewFixedLimiter(readGates(t, `{"Subnets": {"IPv4": {"32": 1}, "IPv6": {"56": 1}, "Networks": {"10.0.0.0/8": 1}}}`).Build(InfiniteLimits))
+	perSubnet := WithLimitPerSubnet([]ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: 2}}, nil)
+	networks := WithNetworkPrefixLimit([]NetworkPrefixLimit{{netip.MustParsePrefix("10.0.0.0/8"), 2}}, nil)
+	for _, c := range []struct {
+		opts []Option
+		addr string
+		key  string
+	}{
+		{nil, "/ip4/192.0.2.1", `Gates.Subnets.IPv4["32"]`},
+		{nil, "/ip4/10.0.0.1", `Gates.Subnets.Networks["10.0.0.0/8"]`},
+		{[]Option{perSubnet}, "/ip4/192.0.2.1", "WithLimitPerSubnet"},
+		{[]Option{perSubnet}, "/ip6/2001:db8::1", `Gates.Subnets.IPv6["56"]`},
+		{[]Option{perSubnet}, "/ip4/10.0.0.1", `Gates.Subnets.Networks["10.0.0.0/8"]`},
+		{[]Option{networks}, "/ip4/192.0.2.1", `Gates.Subnets.IPv4["32"]`},
+		{[]Option{networks}, "/ip4/10.0.0.1", "WithNetworkPrefixLimit"},
+	} {
+		lines := collectLog(t, slog.LevelError)
+		m := gated(t, limits, c.opts...)
+		addr := multiaddr.StringCast(c.addr + "/tcp/1")
+		var refused *LimitError
+		for range 3 {
+			_, err := m.OpenConnection(network.DirInbound, false, addr)
+			errors.As(err, &refused)
+		}
+		require.NotNil(t, refused)
+		require.Equal(t, c.key, refused.ConfigKey())
+		e, err := m.Explain(ExplainRequest{Kind: KindConn, Direction: network.DirInbound, Endpoint: addr})
+		require.NoError(t, err)
+		require.Equal(t, c.key, e.By.ConfigKey)
+		m.logRefusals()
+		logged := lines.take()
+		require.Len(t, logged, 1)
+		require.Regexp(t, `raise="?`+regexp.QuoteMeta(c.key)+`"?( |\n|$)`, strings.ReplaceAll(logged[0], `\"`, `"`))
 	}
 }
 

@@ -1,12 +1,13 @@
 package rcmgr
 
-// A holder that is done serves the next connection or stream (lockIdle and begin in
-// open.go). A caller that still has what it was before must not notice, and must not be
+// A holder that is done serves the next connection, stream or span (lockIdle and begin in
+// opening.go, beginSpan in scope.go). A caller that still has what it was before must not notice, and must not be
 // noticed.
 
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"strings"
@@ -129,6 +130,7 @@ func TestTheNextSpanHasTheHolderOfTheOneBefore(t *testing.T) {
 		before.SetLimit(&BaseLimit{Memory: 5})
 		require.NoError(t, before.ReserveMemory(5, 255))
 		before.Done()
+		require.Nil(t, before.h.limit)
 		span := mustBeginSpan(t, owner).(*spanScope)
 		require.Same(t, before.h, span.h)
 		require.NoError(t, span.ReserveMemory(10, 255), "the limit of the span before")
@@ -179,6 +181,57 @@ func TestSpansThatKeepTheirHolders(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A holder that was kept is not used where its old handle could be mistaken for that of the new span:
+// where a number is too large for a scopeID, or the count of spans has come to its end.
+func TestAKeptHolderServesNoSpanWithTooLargeANumber(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithStripes(1))
+	for name, prepare := range map[string]func(*streamScope){
+		"of a span":           func(s *streamScope) { s.h.spans = 1<<(64-numBits) - 1 },
+		"of a stream":         func(s *streamScope) { s.h.num = 1 << numBits },
+		"the largest number":  func(s *streamScope) { s.h.spans = math.MaxUint32 - 1 },
+		"as large as it gets": func(s *streamScope) { s.h.spans = math.MaxUint32 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := mustOpenStream(t, m, testPeer, network.DirInbound).(*streamScope)
+			before := mustBeginSpan(t, s).(*spanScope)
+			before.Done()
+			require.Same(t, before.h, s.h.link)
+			prepare(s)
+			s.id = s.h.id()
+			for range 3 {
+				span := mustBeginSpan(t, s).(*spanScope)
+				require.NotSame(t, before.h, span.h)
+				require.NotZero(t, span.h.seq)
+				inner := mustBeginSpan(t, span)
+				require.NoError(t, inner.ReserveMemory(10, 255))
+				span.Done()
+				require.Zero(t, s.Stat().Memory)
+				inner.Done()
+				require.Zero(t, s.Stat().Memory)
+			}
+			s.Done()
+		})
+	}
+	assertEmpty(t, m)
+}
+
+// However many spans have begun below a span, its holder serves no other one.
+func TestASpanThatHadVeryManySpansKeepsItsHolder(t *testing.T) {
+	m := newManager(t, unlimitedConf(), WithStripes(1))
+	s := mustOpenStream(t, m, testPeer, network.DirInbound).(*streamScope)
+	span := mustBeginSpan(t, s).(*spanScope)
+	span.h.spans = math.MaxUint32
+	inner := mustBeginSpan(t, span)
+	require.NoError(t, inner.ReserveMemory(10, 255))
+	span.Done()
+	next := mustBeginSpan(t, s).(*spanScope)
+	require.NoError(t, next.ReserveMemory(5, 255))
+	inner.Done()
+	require.EqualValues(t, 5, next.Stat().Memory)
+	s.Done()
+	assertEmpty(t, m)
 }
 
 // A stripe keeps few holders of streams that are done, however many there were.

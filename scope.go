@@ -179,11 +179,14 @@ func (h *holder) owner() *holder {
 }
 
 // scopeID tells the scopes that a holder serves one after another from each other. It is the number
-// of the connection or stream and, above numBits, that of the span among those of its owner. A
-// holder for which one of the numbers is too large serves no other scope (keep).
+// of the connection or stream and, above numBits, that of the span among those of its owner. The
+// holder of a span for which one of the numbers is too large serves that span alone.
 type scopeID uint64
 
 const numBits = 40
+
+// fitsID reports whether no other span of the same tree has the ID that a span with these numbers has.
+func fitsID(num int64, seq uint32) bool { return num>>numBits == 0 && seq>>(64-numBits) == 0 }
 
 // id returns the ID of the scope that the holder serves, or was the last to serve.
 func (h *holder) id() scopeID { return scopeID(h.num) + scopeID(h.seq)<<numBits }
@@ -193,22 +196,23 @@ func (h *holder) is(id scopeID) bool { return h.id() == id && !h.done }
 
 // beginSpan returns the holder of the next span of h.
 func (h *holder) beginSpan() *holder {
+	if h.spans < math.MaxUint32 { // it never says again that none have begun
+		h.spans++
+	}
 	x := h.link
-	if h.role == leaf && x != nil {
-		h.link, x.limit, x.done = nil, nil, false
+	if h.role == leaf && x != nil && fitsID(h.num, h.spans) {
+		h.link, x.done = nil, false
 	} else {
 		x = &holder{tree: h.tree, link: h, kind: h.kind, role: innerSpan}
 	}
-	h.spans++
 	x.num, x.seq = h.num, h.spans
 	return x
 }
 
-// keep keeps the holder of a span that is done for the next span, unless spans have begun below it,
-// or its numbers are too large for a scopeID.
+// keep keeps the holder of a span that is done for the next span, unless spans have begun below it.
 func (h *holder) keep(x *holder) {
-	if h.role == leaf && h.link == nil && x.spans == 0 && x.num>>numBits == 0 && x.seq>>(64-numBits) == 0 {
-		h.link = x
+	if h.role == leaf && h.link == nil && x.spans == 0 && fitsID(x.num, x.seq) {
+		h.link, x.limit = x, nil
 	}
 }
 

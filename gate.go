@@ -38,7 +38,7 @@ func newGate(cfg gateConfig, caller *callerRates, noting bool, observed *observe
 	if caller != nil {
 		cfg.rate = rateConfig{}
 	}
-	how := subnets.Config{Error: cfg.replaced.refusal, Noting: noting}
+	how := subnets.Config{Error: cfg.subnets.replaced.refusal, Noting: noting}
 	if observed != nil {
 		how.Observed = func(g subnets.Gate) bool { return observed.load().has(gateKinds[g]) }
 	}
@@ -50,7 +50,7 @@ func newGate(cfg gateConfig, caller *callerRates, noting bool, observed *observe
 	if err != nil {
 		return nil, err
 	}
-	g := &gate{subnets: s, caller: caller, sources: sources, outbound: cfg.outbound, limits: limits, replaced: cfg.replaced}
+	g := &gate{subnets: s, caller: caller, sources: sources, outbound: cfg.outbound, limits: limits, replaced: cfg.subnets.replaced}
 	if limitsAny(gateLists[ConnRate](limits.DialRate), ConnRate{Burst: Unlimited}) {
 		how.Error = dialRefusal
 		if g.dials, err = newSubnets(subnetConfig{}, *cfg.dials, how); err != nil {
@@ -67,6 +67,29 @@ func newGate(cfg gateConfig, caller *callerRates, noting bool, observed *observe
 	g.refusing[subnets.Rate] = caller.set() ||
 		caller == nil && limitsAny(gateLists[ConnRate](limits.Rate), ConnRate{Burst: Unlimited})
 	return g, nil
+}
+
+// place returns where the limit on connections of a family is set. named reports whether it is that
+// of a network.
+func (l *replacedLists) place(f ip.Family, named bool) limitPlace {
+	switch {
+	case named && l.networks[f]:
+		return placeOfNetworksOption
+	case named:
+		return placeOfName
+	case l.perSubnet[f]:
+		return placeOfSubnetsOption
+	}
+	return placeOfAll
+}
+
+// refusal is gateRefusal for limits that options may have replaced.
+func (l *replacedLists) refusal(r subnets.Refusal) error {
+	e, _ := gateRefusal(r).(*LimitError)
+	if r.Gate == subnets.Conns {
+		e.asked.place = l.place(ip.FamilyOf(r.Subnet.Addr()), r.Rule == subnets.ThisNetwork)
+	}
+	return e
 }
 
 // limitsAny reports whether any of the lists' limits is not the one that stands for none.

@@ -24,24 +24,6 @@ type gateConfig struct {
 	dials    *rateConfig // of outbound connections alone; nil if they have none
 	streams  *rateConfig // of streams; nil if they have none
 	outbound bool
-	replaced replacedLists
-}
-
-// replacedLists says for which families an option has replaced the limits on connections.
-type replacedLists struct{ perSubnet, networks [ip.Families]bool }
-
-// place returns where the limit on connections of a family is set. named reports whether it is that
-// of a network.
-func (l *replacedLists) place(f ip.Family, named bool) limitPlace {
-	switch {
-	case named && l.networks[f]:
-		return placeOfNetworksOption
-	case named:
-		return placeOfName
-	case l.perSubnet[f]:
-		return placeOfSubnetsOption
-	}
-	return placeOfAll
 }
 
 func defaultGateConfig() gateConfig {

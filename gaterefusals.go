@@ -42,15 +42,6 @@ func gateRefusal(r subnets.Refusal) error {
 	return &e.LimitError
 }
 
-// refusal is gateRefusal for limits that options may have replaced.
-func (l *replacedLists) refusal(r subnets.Refusal) error {
-	e, _ := gateRefusal(r).(*LimitError)
-	if r.Gate == subnets.Conns {
-		e.asked.place = l.place(ip.FamilyOf(r.Subnet.Addr()), r.Rule == subnets.ThisNetwork)
-	}
-	return e
-}
-
 // dialRefusal is gateRefusal for the rate of dials.
 func dialRefusal(r subnets.Refusal) error {
 	return placed(r, placeOfDials, placeOfDialsByName)

@@ -378,7 +378,7 @@ func (c *config) gateConfig(limits Limiter) (gateConfig, error) {
 	replace(&g.subnets.perSubnet, c.subnets.perSubnet[ip.V4], c.subnets.perSubnet[ip.V6])
 	replace(&g.subnets.networks, c.subnets.networks[ip.V4], c.subnets.networks[ip.V6])
 	for f := range ip.Families {
-		g.replaced.perSubnet[f], g.replaced.networks[f] = c.subnets.perSubnet[f] != nil, c.subnets.networks[f] != nil
+		g.subnets.replaced.perSubnet[f], g.subnets.replaced.networks[f] = c.subnets.perSubnet[f] != nil, c.subnets.networks[f] != nil
 	}
 	return g, nil
 }

@@ -57,7 +57,11 @@ const connsPerHost = 8
 type subnetConfig struct {
 	perSubnet [ip.Families][]ConnLimitPerSubnet
 	networks  [ip.Families][]NetworkPrefixLimit
+	replaced  replacedLists
 }
+
+// replacedLists says for which families an option has replaced the limits on connections.
+type replacedLists struct{ perSubnet, networks [ip.Families]bool }
 
 // defaultSubnetConfig returns default limits. Every IPv4 address, and every IPv6 /56, which is
 // what a provider assigns to a household, may have the connections of one host. Every /48, which

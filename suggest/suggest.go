@@ -276,6 +276,35 @@ func (w *work) propose() {
 			w.scope(s)
 		}
 		w.others(k, list[min(len(list), mostNamed):])
+		w.boundParts(k)
+	}
+}
+
+// boundParts lowers what one peer may have of any service, or of any protocol, to the most that one
+// of these may have. One without a limit of its own has the limit for all others.
+func (w *work) boundParts(k rcmgr.Kind) {
+	parts := map[rcmgr.Kind]rcmgr.Kind{rcmgr.KindService: rcmgr.KindServicePeer, rcmgr.KindProtocol: rcmgr.KindProtocolPeer}[k]
+	r, others := w.rows[scope{kind: parts}], w.rows[scope{kind: k}]
+	if r == nil || others == nil {
+		return
+	}
+	for d := range numDims {
+		if r[d] == nil || others[d] == nil || r[d].Value == math.MaxInt64 {
+			continue
+		}
+		most := int64(0)
+		for s, of := range w.rows {
+			if s.kind == k && of[d] != nil {
+				most = max(most, of[d].Value)
+			}
+		}
+		if r[d].Value > most {
+			r[d].Value, r[d].Rule = most, RuleOuter
+		}
+	}
+	in, out, total := r[dimStreamsIn], r[dimStreamsOut], r[dimStreams]
+	if in != nil && out != nil && total != nil && in.Value < math.MaxInt64-out.Value {
+		total.Value = min(total.Value, in.Value+out.Value)
 	}
 }
 

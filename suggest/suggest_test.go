@@ -67,6 +67,30 @@ func readBack(t *testing.T, p *suggest.Proposal) rcmgr.PartialLimitConfig {
 	return limits
 }
 
+// One peer gets no more of a service or protocol than any of these may have, so that each limit of
+// the proposed file can be reached.
+func TestALimitOfOnePeerIsNoMoreThanThatOfAService(t *testing.T) {
+	rm := newManager(t, rcmgr.PartialLimitConfig{})
+	for i := range 3 {
+		s, err := rm.OpenStream(peer.ID(fmt.Sprint("peer ", i)), network.DirOutbound)
+		require.NoError(t, err)
+		require.NoError(t, s.SetProtocol("/p"))
+		require.NoError(t, s.SetService("s"))
+	}
+	now := rm.Snapshot()
+	now.Scopes = slices.DeleteFunc(now.Scopes, func(s rcmgr.ScopeState) bool { // they have been idle, and collected
+		return s.Kind == rcmgr.KindService || s.Kind == rcmgr.KindProtocol
+	})
+	var seen suggest.Evidence
+	require.NoError(t, seen.AddSnapshot(&now))
+	p, err := seen.Propose(machine)
+	require.NoError(t, err)
+	limits := readBack(t, p)
+	require.NotZero(t, limits.ServicePeerDefault.StreamsInbound)
+	built := limits.Build(rcmgr.InfiniteLimits)
+	require.Empty(t, built.Warnings())
+}
+
 // The file that is proposed from a trace refuses nothing of that trace, whatever limits it is
 // laid on.
 func TestTheProposedFileRefusesNothingOfItsTrace(t *testing.T) {

@@ -22,6 +22,8 @@ var damages = []damage{
 	{"refusallog.go", "of.name = worst.text", "_ = worst.text"},
 
 	// Proposals and presets.
+	{"suggest/suggest.go", "\t\tw.boundParts(k)\n", ""},
+	{"suggest/suggest.go", "\t\ttotal.Value = min(total.Value, in.Value+out.Value)\n", ""},
 	{"suggest/suggest.go", "want := max(w.o.Margin*float64(r.Usual), (1+w.o.Margin)/2*float64(r.Seen))", "want := w.o.Margin * float64(r.Usual)"},
 	{"suggest/suggest.go", "if least := floorOf(s.kind, d); r.Value < least {", "if least := int64(0); r.Value < least {"},
 	{"suggest/shape.go", "least = 0.1", "least = 1"},

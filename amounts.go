@@ -344,4 +344,4 @@ const (
 func ratePlace(scope string, d dim) string { return scope + ".Rates." + limitNames[d] }
 
 // isWorthNaming reports whether a part of what is held is a tenth of it or more.
-func isWorthNaming(held, use int64) bool { return held > 0 && held >= use/10 }
+func isWorthNaming(held, use int64) bool { return held > (use-1)/10 }

@@ -17,3 +17,12 @@ func TestAddCappedStopsAtUnlimited(t *testing.T) {
 		require.Equal(t, c.want, addCapped(c.a, c.b), "%d + %d", c.a, c.b)
 	}
 }
+
+func TestATenthOrMoreIsWorthNaming(t *testing.T) {
+	for use := range int64(200) {
+		for held := range use + 2 {
+			require.Equal(t, held > 0 && 10*held >= use, isWorthNaming(held, use), "%d of %d", held, use)
+		}
+	}
+	require.True(t, isWorthNaming(math.MaxInt64, math.MaxInt64))
+}

@@ -2,13 +2,16 @@ package rcmgr
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"unicode/utf16"
 
+	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/stretchr/testify/require"
+
 	"github.com/weir-p2p/rcmgr/internal/strictjson"
 )
 
@@ -145,4 +148,17 @@ func TestUpstreamReadsEverythingButCostsGatesAndRates(t *testing.T) {
 	} {
 		require.Equal(t, want, readUpstream(path), "%s", path)
 	}
+}
+
+// json.Unmarshal says which setting is no limit, as it does for go-libp2p's types, and for memory, too.
+func TestUnmarshalNamesTheSettingThatIsNoLimit(t *testing.T) {
+	fails := func(in string, cfg any, place string) {
+		var wrong *json.UnmarshalTypeError
+		require.ErrorAs(t, json.Unmarshal([]byte(in), cfg), &wrong)
+		require.Equal(t, place, wrong.Field)
+	}
+	many := `{"PeerDefault": {"ConnsInbound": "many"}}`
+	fails(many, &PartialLimitConfig{}, "PeerDefault.ConnsInbound")
+	fails(many, &upstream.PartialLimitConfig{}, "PeerDefault.ConnsInbound")
+	fails(`{"System": {"Streams": 1, "Memory": [4096]}}`, &PartialLimitConfig{}, "System.Memory")
 }

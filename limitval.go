@@ -6,6 +6,7 @@ package rcmgr
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -54,6 +55,9 @@ func parseLimit(b []byte, number func([]byte) (int64, error)) (int64, error) {
 		}
 	}
 	n, err := number(b)
+	if e := (*json.UnmarshalTypeError)(nil); errors.As(err, &e) {
+		return 0, e // unwrapped, so that encoding/json adds the place
+	}
 	if err != nil {
 		return 0, fmt.Errorf("not a limit: %w", err)
 	}

@@ -1,8 +1,9 @@
 package rcmgr
 
 // A connection or stream before it is open. An opening is checked and charged; if admitted, it
-// is copied into a holder. Holders are used again: idle holders of streams are kept by their
-// stripe, those of connections in a sync.Pool, which is one list for each processor.
+// is copied into a holder. Holders are used again: the stripe keeps idle ones of streams, a sync.Pool,
+// which is one list for each processor, those of connections, and each connection or stream one of
+// its spans (scope.go).
 
 import "github.com/weir-p2p/rcmgr/internal/groups"
 

@@ -96,8 +96,9 @@ func (st *stripe) collect(a *account) {
 	switch a.kind {
 	case KindPeer:
 		st.peers.remove(a.ps)
+		a.ps.fillBuckets() // it may come back
 		st.engine.fair.leave(a.ps.subnet)
-		a.ps.subnet = nil // it may come back
+		a.ps.subnet = nil
 	case KindServicePeer, KindProtocolPeer:
 		dropPairRates(a)
 		ps, sh := a.ps, a.share

@@ -402,6 +402,7 @@ func (dir *directory) leave(sh *share) {
 	p.denied.addOf(&sh.direct)
 	if p.members--; p.members == 0 && !p.sticky {
 		delete(dir.namedLocked(p.kind), p.name)
+		p.fillBuckets() // it may come back
 	}
 }
 

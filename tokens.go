@@ -442,6 +442,28 @@ func (st *stripe) owes(a *account) bool {
 	return times != nil && times.last() > now
 }
 
+// fillBuckets makes all buckets of a peer that is collected full. They are, unless no rate was in
+// force, so that nobody asked.
+func (ps *peerScope) fillBuckets() {
+	if rare := ps.rare; rare != nil {
+		rare.oneRate = 0
+		if rare.rares != nil && rare.rates != nil {
+			rare.rates.fullAt = fullTimes{}
+		}
+	}
+}
+
+// fillBuckets is peerScope.fillBuckets for a service or protocol. It takes the token lock.
+func (p *pool) fillBuckets() {
+	if p.rates == nil {
+		return
+	}
+	mu := &p.engine.tokens.mu
+	mu.Lock()
+	defer mu.Unlock()
+	p.rates.fullAt = fullTimes{}
+}
+
 // dropPairRates forgets the buckets of a peer's part of a service or protocol, which are full.
 func dropPairRates(a *account) {
 	if rare := a.ps.rare; rare != nil && rare.rares != nil && rare.rates != nil {

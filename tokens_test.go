@@ -400,6 +400,60 @@ func TestAPeerThatComesBackHasItsOldBucket(t *testing.T) {
 	require.Empty(t, m.ListProtocols())
 }
 
+// While no limit has a rate, scopes are collected whatever their buckets lack. A handle brings back a
+// scope whose buckets are full, as a new one's are.
+func TestAScopeThatComesBackAfterItWasCollectedWithoutRatesHasFullBuckets(t *testing.T) {
+	slow := Rates{StreamsInbound: Rate{PerSecond: 0.001, Burst: 1}, StreamsOutbound: Rate{PerSecond: 0.001, Burst: 1}}
+	rated := unlimitedConf()
+	rated.PeerDefault.Rates, rated.ProtocolDefault.Rates, rated.ServiceDefault.Rates = slow, slow, slow
+	put := func(m *Manager, conf perScope[BaseLimit]) {
+		require.NoError(t, m.SetLimits(NewFixedLimiter(ConcreteLimitConfig{limits: conf})))
+	}
+	m, _ := newPaced(t, func(c *perScope[BaseLimit]) { *c = rated })
+	open := func(p peer.ID, dir network.Direction) error {
+		s, err := m.OpenStream(p, dir)
+		if err != nil {
+			return err
+		}
+		defer s.Done()
+		if err := s.SetProtocol(testProto); err != nil {
+			return err
+		}
+		return s.SetService(testSvc)
+	}
+	var kept []network.ResourceScope
+	keep := func(s network.ResourceScope) error {
+		kept = append(kept, s)
+		return nil
+	}
+	both := []network.Direction{network.DirInbound, network.DirOutbound}
+	for _, dir := range both {
+		require.NoError(t, open("peer", dir))
+	}
+	require.NoError(t, m.ViewPeer("peer", func(s network.PeerScope) error { return keep(s) }))
+	require.NoError(t, m.ViewProtocol(testProto, func(s network.ProtocolScope) error { return keep(s) }))
+	require.NoError(t, m.ViewService(testSvc, func(s network.ServiceScope) error { return keep(s) }))
+	for _, dir := range both {
+		requireCause(t, open("peer", dir), CauseRate, KindPeer)
+		requireCause(t, open("other", dir), CauseRate, KindProtocol)
+	}
+	put(m, unlimitedConf())
+	m.reap()
+	require.Empty(t, m.ListPeers())
+	require.Empty(t, m.ListProtocols())
+	require.Empty(t, m.ListServices())
+	put(m, rated)
+	for _, s := range kept {
+		require.NoError(t, s.ReserveMemory(1, 255))
+		s.ReleaseMemory(1)
+	}
+	for _, dir := range both {
+		require.NoError(t, open("peer", dir))
+	}
+	m.Close()
+	assertEmpty(t, m)
+}
+
 func TestRatesThatAreChangedTakeEffectAtOnceAndKeepWhatWasTaken(t *testing.T) {
 	m, clock := newPaced(t, func(*perScope[BaseLimit]) {})
 	with := func(r Rate) {

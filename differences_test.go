@@ -20,6 +20,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	upstream "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/libp2p/go-libp2p/x/rate"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
@@ -452,4 +453,156 @@ func TestATraceHasOneEventForARefusal(t *testing.T) {
 		}
 	}
 	require.Equal(t, []string{"block_reserve_memory system 11 of priority 200"}, about)
+}
+
+// bothOf makes upstream's manager and one of ours, which have the same limits and allowlist and
+// tell their events.
+func bothOf(t *testing.T, limits string, list ...multiaddr.Multiaddr) (theirs network.ResourceManager, ours *Manager, theirEvts *theirEvents, ourEvts *heard) {
+	t.Helper()
+	theirEvts, ourEvts = &theirEvents{}, &heard{}
+	var up upstream.PartialLimitConfig
+	require.NoError(t, json.Unmarshal([]byte(limits), &up))
+	theirs, err := upstream.NewResourceManager(upstream.NewFixedLimiter(up.Build(upstream.InfiniteLimits)),
+		upstream.WithAllowlistedMultiaddrs(list), upstream.WithTraceReporter(theirEvts), upstream.WithMetricsDisabled())
+	require.NoError(t, err)
+	cfg, err := ReadLimits(strings.NewReader(limits))
+	require.NoError(t, err)
+	ours, err = New(NewFixedLimiter(cfg.Build(InfiniteLimits)), WithAllowlistedMultiaddrs(list), WithTraceReporter(ourEvts))
+	require.NoError(t, err)
+	t.Cleanup(func() { ours.Close() })
+	return theirs, ours, theirEvts, ourEvts
+}
+
+func TestAConnectionThatTheAllowlistLetsInCountsAsBlockedNowhere(t *testing.T) {
+	far := multiaddr.StringCast("/ip4/198.51.100.1/tcp/1")
+	theirs, ours, theirEvts, ourEvts := bothOf(t, `{"System": {"Conns": 0, "ConnsInbound": 0}}`, multiaddr.StringCast("/ip4/198.51.100.1"))
+	for _, rm := range []network.ResourceManager{theirs, ours} {
+		_, err := rm.OpenConnection(network.DirInbound, true, far)
+		require.NoError(t, err)
+	}
+	require.Zero(t, ours.Snapshot().Refusals[KindSystem].Total())
+	require.NoError(t, theirs.Close())
+	require.NoError(t, ours.Close())
+	var blocked []string
+	for _, e := range *theirEvts {
+		if strings.HasPrefix(string(e.Type), "block") {
+			blocked = append(blocked, fmt.Sprint(e.Type, " ", e.Name))
+		}
+	}
+	require.Equal(t, []string{"block_add_conn system"}, blocked)
+	for _, e := range ourEvts.evts {
+		require.False(t, strings.HasPrefix(string(e.Type), "block"), "%+v", e)
+	}
+}
+
+func TestATraceOfARefusedOpeningCreatesBlocksAndDestroys(t *testing.T) {
+	for name, opts := range map[string][]Option{"system": nil, "subnet:198.51.100.1/32": onePerAddress()} {
+		r := &heard{}
+		m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) {
+			if opts == nil {
+				c.System.Conns = 1
+			}
+		}), append(opts, WithTraceReporter(r))...)
+		open := func() error {
+			_, err := m.OpenConnection(network.DirInbound, true, testFars[1].addr)
+			return err
+		}
+		require.NoError(t, open())
+		require.NoError(t, m.FlushTrace(t.Context()))
+		before := len(r.evts)
+		require.Error(t, open())
+		require.NoError(t, m.Close())
+		var told []string
+		for _, e := range r.evts[before:] {
+			told = append(told, fmt.Sprint(e.Type, " ", e.Name))
+		}
+		require.Equal(t, []string{"create_scope conn-2", "block_add_conn " + name, "destroy_scope conn-2"}, told)
+	}
+}
+
+func TestAMoveCreatesItsScopesBeforeItChargesThem(t *testing.T) {
+	theirs, ours, theirEvts, ourEvts := bothOf(t, `{}`)
+	for _, rm := range []network.ResourceManager{theirs, ours} {
+		s, err := rm.OpenStream(testPeer, network.DirInbound)
+		require.NoError(t, err)
+		require.NoError(t, s.SetProtocol("/x"))
+		require.NoError(t, s.SetService("x"))
+	}
+	require.NoError(t, theirs.Close())
+	require.NoError(t, ours.Close())
+	about := func(told []string, kind, typ, name string) []string {
+		if strings.HasPrefix(name, kind) {
+			told = append(told, typ+" "+strings.TrimSuffix(name, testPeer.String()))
+		}
+		return told
+	}
+	for _, kind := range []string{"protocol:/x", "service:x"} {
+		whole, part := kind, kind+".peer:"
+		var their, our []string
+		for _, e := range *theirEvts {
+			their = about(their, kind, string(e.Type), e.Name)
+		}
+		for _, e := range ourEvts.evts {
+			our = about(our, kind, string(e.Type), e.Name)
+		}
+		require.Equal(t, []string{"create_scope " + whole, "add_stream " + whole, "create_scope " + part, "add_stream " + part}, their)
+		require.Equal(t, []string{"create_scope " + whole, "create_scope " + part, "add_stream " + part, "add_stream " + whole}, our)
+	}
+}
+
+func TestTextsOfMisuse(t *testing.T) {
+	theirs, ours, _, _ := bothOf(t, `{}`)
+	misuse := func(rm network.ResourceManager) (texts []string) {
+		c, err := rm.OpenConnection(network.DirInbound, true, testFars[1].addr)
+		require.NoError(t, err)
+		require.NoError(t, c.SetPeer(testPeer))
+		s, err := rm.OpenStream(testPeer, network.DirInbound)
+		require.NoError(t, err)
+		say := func(err error) {
+			require.Error(t, err)
+			texts = append(texts, err.Error())
+		}
+		say(c.SetPeer(testPeer))
+		say(s.SetService("x"))
+		require.NoError(t, s.SetProtocol("/x"))
+		say(s.SetProtocol("/x"))
+		require.NoError(t, s.SetService("x"))
+		say(s.SetService("x"))
+		return texts
+	}
+	require.Equal(t, []string{"connection scope already attached to a peer", "stream scope not attached to a protocol",
+		"stream scope already attached to a protocol", "stream scope already attached to a service"}, misuse(theirs))
+	require.Equal(t, []string{"conn-1: already attached", "stream-2: " + errNoProtocol.Error(),
+		"stream-2: already attached", "stream-2: already attached"}, misuse(ours))
+	require.NoError(t, theirs.Close())
+}
+
+func TestTheTextOfARefusalUnwrappedTwice(t *testing.T) {
+	theirs, ours, _, _ := bothOf(t, `{"System": {"Conns": 0, "ConnsInbound": 0}}`)
+	twice := func(rm network.ResourceManager) string {
+		_, err := rm.OpenConnection(network.DirInbound, true, testFars[1].addr)
+		return errors.Unwrap(errors.Unwrap(err)).Error()
+	}
+	require.Equal(t, "cannot reserve inbound connection: resource limit exceeded", twice(theirs))
+	require.Equal(t, "resource limit exceeded", twice(ours))
+	require.NoError(t, theirs.Close())
+}
+
+func TestABaseLimitPrintedHasItsRates(t *testing.T) {
+	require.Equal(t, "{Streams:1 StreamsInbound:0 StreamsOutbound:0 Conns:0 ConnsInbound:0 ConnsOutbound:0 FD:0 Memory:0}",
+		fmt.Sprintf("%+v", upstream.BaseLimit{Streams: 1}))
+	require.Contains(t, fmt.Sprintf("%+v", BaseLimit{Streams: 1}), "FD:0 Memory:0 Rates:{Streams:unlimited ")
+}
+
+func TestAStatsTraceReporterCountsNoEvents(t *testing.T) {
+	m := newManager(t, limitedConf(func(c *perScope[BaseLimit]) { c.System.Conns = 0 }))
+	reg := registryOf(t, m)
+	_, err := m.OpenConnection(network.DirInbound, true, testFars[1].addr)
+	require.Error(t, err)
+	stats, err := NewStatsTraceReporter()
+	require.NoError(t, err)
+	before := seriesOf(t, reg, "blocked_resources")
+	require.NotEmpty(t, before)
+	stats.ConsumeEvent(TraceEvt{Type: TraceBlockAddConnEvt, Name: "system", DeltaIn: 1})
+	require.Equal(t, before, seriesOf(t, reg, "blocked_resources"))
 }

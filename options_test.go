@@ -5,6 +5,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"go/types"
 	"log/slog"
 	"math"
 	"net/netip"
@@ -263,7 +264,7 @@ func TestTheDocumentsListTheOptions(t *testing.T) {
 	theirs, err := exec.Command("go", "doc", "-short", "github.com/libp2p/go-libp2p/p2p/host/resource-manager").Output()
 	require.NoError(t, err)
 	var listed []string
-	defaults := make(map[string]string)
+	defaults, units := make(map[string]string), make(map[string]string)
 	part := ""
 	for line := range strings.Lines(string(chapter)) {
 		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
@@ -283,23 +284,31 @@ func TestTheDocumentsListTheOptions(t *testing.T) {
 		listed = append(listed, name)
 		defaults[name] = cells[1]
 		require.Contains(t, string(changelog), "\n## "+cells[3], "%s: since %s", name, cells[3])
+		require.NotEmpty(t, cells[2], "%s has neither unit nor value", name)
 		require.NotEmpty(t, cells[4], "%s has no cost", name)
+		units[name] = cells[2]
 		if strings.HasPrefix(name, "With") {
 			require.Equal(t, strings.Contains(string(theirs), "func "+name+"("), part == "as in go-libp2p", "%s under %q", name, part)
 		} else {
 			require.Equal(t, part, strings.Split(name, ".")[0], name)
 		}
 	}
-	made := exportedOptions(t)
+	made, takes := exportedOptions(t)
 	for _, settings := range []any{MemoryPressureConfig{}, Earmark{}, LeakFinderConfig{}, RoomConfig{}, NodeLimits{}} {
 		of := reflect.TypeOf(settings)
 		for i := range of.NumField() {
-			made = append(made, of.Name()+"."+of.Field(i).Name)
+			name := of.Name() + "." + of.Field(i).Name
+			made = append(made, name)
+			takes[name] = of.Field(i).Type.String()
 		}
 	}
 	slices.Sort(listed)
 	slices.Sort(made)
 	require.Equal(t, made, listed)
+	for name, unit := range units {
+		require.Equal(t, takes[name] == "", unit == "takes nothing", name)
+		require.Equal(t, takes[name] == "bool", strings.HasPrefix(unit, "true or false"), name)
+	}
 
 	onOff := map[bool]string{true: "on", false: "off"}
 	none := map[bool]string{true: "none", false: "some"}
@@ -344,8 +353,10 @@ func TestTheDocumentsListTheOptions(t *testing.T) {
 	require.Contains(t, string(chapter), "0 for "+nameInterval.String())
 }
 
-// exportedOptions returns the names of the functions of this package that return an Option.
-func exportedOptions(t *testing.T) (names []string) {
+// exportedOptions returns the names of the functions of this package that return an Option, and
+// what each takes.
+func exportedOptions(t *testing.T) (names []string, takes map[string]string) {
+	takes = make(map[string]string)
 	files, err := filepath.Glob("*.go")
 	require.NoError(t, err)
 	for _, name := range files {
@@ -361,14 +372,17 @@ func exportedOptions(t *testing.T) (names []string) {
 			}
 			if result, ok := fn.Type.Results.List[0].Type.(*ast.Ident); ok && result.Name == "Option" {
 				names = append(names, fn.Name.Name)
+				for _, p := range fn.Type.Params.List {
+					takes[fn.Name.Name] += types.ExprString(p.Type)
+				}
 			}
 		}
 	}
-	return names
+	return names, takes
 }
 
 func TestTheDocumentsNameOnlyOptionsThatExist(t *testing.T) {
-	options := exportedOptions(t)
+	options, _ := exportedOptions(t)
 	named := regexp.MustCompile(`(\w+\.)?\b(With[A-Z]\w+)`)
 	for _, pattern := range []string{"*.md", "docs/*.md"} {
 		files, err := filepath.Glob(pattern)

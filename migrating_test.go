@@ -420,6 +420,22 @@ func withLimitsInCode() error {
 	return rm.Close()
 }
 
+func withOneManagerForTwoHosts() error {
+	rm, err := rcmgr.New(nil)
+	if err != nil {
+		return err
+	}
+	one, err := libp2p.New(libp2p.ResourceManager(rm.NewHandle()))
+	if err != nil {
+		return err
+	}
+	two, err := libp2p.New(libp2p.ResourceManager(rm.NewHandle()))
+	if err != nil {
+		return err
+	}
+	return errors.Join(one.Close(), two.Close())
+}
+
 func withMetrics() error {
 	rcmgr.MustRegisterWith(prometheus.DefaultRegisterer)
 	http.Handle("/metrics", promhttp.Handler())
@@ -465,6 +481,7 @@ func TestCodeShownInTheDocumentsWorks(t *testing.T) {
 		"both managers":            withBothOfUpstreamsLimits,
 		"upstream's admission":     withUpstreamsAdmission,
 		"limits in code":           withLimitsInCode,
+		"one manager, two hosts":   withOneManagerForTwoHosts,
 		"metrics":                  withMetrics,
 		"a foreign limiter":        withALimiterOfAnotherPackage,
 		"a foreign configuration":  withAConfigurationOfAnotherPackage,

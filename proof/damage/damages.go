@@ -14,7 +14,7 @@ var damages = []damage{
 	// Who holds most.
 	{"refusing.go", "held > most.held || held > 0 && held == most.held && ps.id < most.name.peer", "held > 0"},
 	{"refusing.go", "sub.held > 0 && sub.held >= 2*found[j].held", "false"},
-	{"amounts.go", "held > 0 && held >= use/10", "held > 0"},
+	{"amounts.go", "return held > (use-1)/10", "return held > 0"},
 	{"refusals.go", "now.Sub(r.at) >= largestFor", "true"},
 	{"refusals.go", "now.Sub(r.at) >= largestFor", "false"},
 	{"refusing.go", "\t\treturn in + out\n", "\t\treturn in\n"},

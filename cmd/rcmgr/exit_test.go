@@ -6,16 +6,19 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
@@ -174,6 +177,7 @@ func TestExitCodesAreThoseOfTheDocument(t *testing.T) {
 		require.Equal(t, exitWrong, code, "%v", c)
 		require.Equal(t, "rcmgr: "+at+": interrupted\n", errOut.String(), "%v", c)
 	}
+	interruptedReads(t)
 	// Output that cannot be written.
 	for _, line := range [][]string{{"table", good}, {"top", good}, {"snapshot", good}, {"explain", good, "conn"}, {"check", limits}, {"check", bad},
 		{"diff", old, good}, {"diff", limits, limits}, {"replay", trace}, {"suggest", trace}, {"presets"}, {"presets", "relay"}} {
@@ -182,6 +186,41 @@ func TestExitCodesAreThoseOfTheDocument(t *testing.T) {
 			code := run(t.Context(), append(line, "-o", form), strings.NewReader(""), fullDisk{}, &errOut)
 			require.Equal(t, exitWrong, code, "%v", line)
 			require.Equal(t, "rcmgr: the disk is full\n", errOut.String(), "%v", line)
+		}
+	}
+}
+
+// interruptedReads checks that Ctrl-C ends commands that wait for the end of what they read.
+func interruptedReads(t *testing.T) {
+	terminal, w := io.Pipe() // nobody writes to it
+	t.Cleanup(func() { w.Close() })
+	server := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for r.Context().Err() == nil { // it answers without an end
+			fmt.Fprint(w, " ")
+		}
+	}))
+	sources := map[string]string{"-": "standard input", server: server}
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if exec.Command("mkfifo", fifo).Run() == nil { // there may be none
+		sources[fifo] = fifo
+		defer os.Remove(fifo)
+	}
+	for source, name := range sources {
+		for _, c := range append(reading, []string{"replay"}) {
+			line := lineFor(c, source, source)
+			line = append(line[:1], line[3:]...) // without its time limit
+			if c[0] == "replay" && source == server {
+				continue
+			}
+			ctx, stop := context.WithCancel(t.Context())
+			time.AfterFunc(50*time.Millisecond, stop)
+			var out, errOut bytes.Buffer
+			began := time.Now()
+			code := run(ctx, line, terminal, &out, &errOut)
+			require.Less(t, time.Since(began), 5*time.Second, "%v", line)
+			require.Equal(t, exitWrong, code, "%v", line)
+			require.Equal(t, "rcmgr: "+name+": interrupted\n", errOut.String(), "%v", line)
+			require.Empty(t, out.String(), "%v", line)
 		}
 	}
 }

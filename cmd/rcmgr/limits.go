@@ -176,7 +176,7 @@ A trace has no addresses, so gates are not asked. A request that was refused in
 the trace and is admitted now stays as long as others of its kind.`,
 		Example: "  rcmgr replay --memory 2GiB --fds 4096 rcmgr.json.gz\n  rcmgr replay --limits a.json --limits b.json rcmgr.json.gz",
 		Args:    arguments(1, 1, "the file of a trace"),
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			var admission rcmgr.Admission
 			if linear {
 				admission = rcmgr.AdmissionLinear
@@ -185,17 +185,24 @@ the trace and is admitted now stays as long as others of its kind.`,
 			if err != nil {
 				return err
 			}
-			if err := checkInputs("the file of a trace", args[0]); err != nil {
-				return err
+			name := nameOf(args[0])
+			if isURL(args[0]) {
+				return usage("%s is the address of a page: expected the file of a trace", name)
 			}
-			f, err := openFile(args[0])
+			story, err := within(cmd.Context(), name, func() (*replay.Story, error) {
+				f, err := a.open(args[0])
+				if err != nil {
+					return nil, err
+				}
+				defer f.Close()
+				story, err := replay.Read(f)
+				if err != nil {
+					return nil, fmt.Errorf("%s: %w", name, err)
+				}
+				return story, nil
+			})
 			if err != nil {
 				return err
-			}
-			defer f.Close()
-			story, err := replay.Read(f)
-			if err != nil {
-				return fmt.Errorf("%s: %w", args[0], err)
 			}
 			if !a.json() {
 				var text bytes.Buffer
@@ -214,7 +221,7 @@ the trace and is admitted now stays as long as others of its kind.`,
 			}{Gaps: story.Gaps()}
 			width := a.width()
 			for _, p := range plans {
-				answers, err := story.Replay(p.Limits, admission)
+				answers, err := within(cmd.Context(), name, func() (*replay.Answers, error) { return story.Replay(p.Limits, admission) })
 				if err != nil {
 					return fmt.Errorf("%s: %w", p.Name, err)
 				}
@@ -310,7 +317,7 @@ The exit code is 1 if the proposal would have refused some of what was seen.`,
 					return err
 				}
 			}
-			p, err := seen.Propose(o)
+			p, err := within(cmd.Context(), "the proposal", func() (*suggest.Proposal, error) { return seen.Propose(o) })
 			if err != nil {
 				return withoutPrefix(err)
 			}
@@ -385,10 +392,13 @@ func (a *app) see(cmd *cobra.Command, seen *suggest.Evidence, source string) err
 		}
 		return nil
 	}
-	if err := checkInputs("a snapshot or a trace", source); err != nil {
-		return err
-	}
-	return withoutPrefix(seen.ReadFile(source))
+	_, err := within(cmd.Context(), source, func() (any, error) {
+		if err := checkInputs("a snapshot or a trace", source); err != nil {
+			return nil, err
+		}
+		return nil, withoutPrefix(seen.ReadFile(source))
+	})
+	return err
 }
 
 // withoutPrefix returns an error of package suggest without the name of the package.

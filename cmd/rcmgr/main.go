@@ -38,7 +38,7 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the process, whatever it does
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
@@ -48,6 +48,9 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		if fault := recover(); fault != nil {
 			fmt.Fprintf(errOut, "rcmgr: a fault of rcmgr itself, please report it with what RCMGR_STACK=1 adds: %v\n", fault)
 			if os.Getenv("RCMGR_STACK") != "" {
+				if c, ok := fault.(*crash); ok {
+					errOut.Write(c.stack)
+				}
 				errOut.Write(debug.Stack())
 			}
 			code = exitWrong
@@ -71,6 +74,49 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	}
 	return done.code
 }
+
+// within returns what f returns, or an error as soon as the context ends. What f does is then left
+// behind: nothing else interrupts the read of a terminal or a FIFO. name is what f reads, for the
+// error.
+func within[T any](ctx context.Context, name string, f func() (T, error)) (T, error) {
+	type answer struct {
+		value T
+		err   error
+		fault *crash
+	}
+	done := make(chan answer, 1)
+	go func() {
+		var got answer
+		defer func() {
+			if fault := recover(); fault != nil {
+				got.fault = &crash{fault, debug.Stack()}
+			}
+			done <- got
+		}()
+		got.value, got.err = f()
+	}()
+	select {
+	case got := <-done:
+		if got.fault != nil {
+			panic(got.fault) // where run reports it
+		}
+		return got.value, got.err
+	case <-ctx.Done():
+		var none T
+		return none, fmt.Errorf("%s: %w", name, errInterrupted)
+	}
+}
+
+// errInterrupted is the error of a command that Ctrl-C has ended.
+var errInterrupted = errors.New("interrupted")
+
+// crash is a panic of a function that within has called.
+type crash struct {
+	value any
+	stack []byte
+}
+
+func (c *crash) String() string { return fmt.Sprint(c.value) }
 
 // outcome is the error of a command, with its exit code. If it has no error, the command has
 // already printed what is wrong.

@@ -104,7 +104,7 @@ func (a *app) plain(err error) error {
 	var lookUp *net.DNSError
 	switch {
 	case errors.Is(err, context.Canceled):
-		return errors.New("interrupted")
+		return errInterrupted
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &asked) && asked.Timeout():
 		return fmt.Errorf("no answer in %v; --timeout waits longer", a.timeout)
 	case errors.As(err, &lookUp):
@@ -127,22 +127,29 @@ func readAll(r io.Reader) ([]byte, error) {
 
 // load returns the text of a source.
 func (a *app) load(ctx context.Context, source string, query url.Values) ([]byte, error) {
-	switch {
-	case isURL(source):
+	if isURL(source) {
 		return a.fetch(ctx, source, query)
-	case source == "-":
-		return readAll(a.in)
 	}
-	f, err := openFile(source)
-	if err != nil {
-		return nil, err
+	return within(ctx, nameOf(source), func() ([]byte, error) {
+		f, err := a.open(source)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		body, err := readAll(f)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", nameOf(source), err)
+		}
+		return body, nil
+	})
+}
+
+// open opens a file that the command line names, or the standard input for -.
+func (a *app) open(name string) (io.ReadCloser, error) {
+	if name == "-" {
+		return io.NopCloser(a.in), nil
 	}
-	defer f.Close()
-	body, err := readAll(f)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", source, err)
-	}
-	return body, nil
+	return openFile(name)
 }
 
 // snapshot returns the snapshot of a source, and its text.

@@ -54,6 +54,9 @@ snapshot of its fullest peers for each, at most one a second.`,
 			t.width, t.height = width, height
 			if err := t.load()(); err != nil { // a wrong address is told before the screen is taken
 				if first, isWrong := err.(loaded); isWrong && first.err != nil {
+					if cmd.Context().Err() != nil {
+						return nil // interrupted, which is how one leaves
+					}
 					return first.err
 				}
 				t.Update(err)
@@ -61,7 +64,7 @@ snapshot of its fullest peers for each, at most one a second.`,
 			_, err := tea.NewProgram(t, tea.WithContext(cmd.Context()), tea.WithInput(a.in), tea.WithOutput(a.out),
 				tea.WithColorProfile(colorprofile.Detect(a.out, os.Environ())), tea.WithoutSignalHandler()).Run()
 			if cmd.Context().Err() != nil {
-				return nil // interrupted, which is how one leaves
+				return nil
 			}
 			return err
 		},
@@ -375,7 +378,7 @@ func (t *top) print(times, width int) error {
 		if i > 0 {
 			select {
 			case <-t.ctx.Done():
-				return nil
+				return fmt.Errorf("%s: %w", nameOf(t.source), errInterrupted)
 			case <-time.After(t.every):
 			}
 		}

@@ -128,7 +128,8 @@ func TestExitCodesAreThoseOfTheDocument(t *testing.T) {
 			{"diff", good}, {"explain", good}, {"explain", good, "boat"}, {"snapshot"}, {"snapshot", "--from", "5", good}, {"table", "http://"}, {"presets", "boat"}, {"man"},
 			{"check", at}, {"replay", at}},
 		"a file that is named does not exist, cannot be opened, or is a directory": missing,
-		"a file to be written exists, and there is no `--force`":                   {{"suggest", "--limits", limits, trace}, {"suggest", "--comment", limits, trace}},
+		"a file to be written exists, and there is no `--force`, or it is a source of `suggest`": {{"suggest", "--limits", limits, trace},
+			{"suggest", "--comment", limits, trace}, {"suggest", "--force", "--limits", trace, trace}},
 		"a file after `--limits` of `replay`, after `--base` or of `diff` has a fault": {
 			{"replay", "--limits", bad, trace}, {"suggest", "--base", bad, trace}, {"diff", limits, bad}},
 		"`diff`: a snapshot and a file of limits, or the newer snapshot first": {{"diff", good, limits}, {"diff", limits, good}, {"diff", good, old}},

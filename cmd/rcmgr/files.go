@@ -7,6 +7,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -59,14 +60,53 @@ func errExists(name string) error { return usage("%s exists; --force overwrites 
 func checkOutput(name string, force bool) error {
 	at, err := os.Stat(name)
 	switch {
-	case err != nil: // it is written in vain, or is new
-		return nil
+	case err != nil: // it is new
 	case at.IsDir():
 		return usage("%s is a directory: expected the name of a file", name)
 	case at.Mode().IsRegular() && !force:
 		return errExists(name)
+	case !at.Mode().IsRegular():
+		return nil
 	}
-	return nil
+	f, err := fileBeside(name) // nothing else says whether a file can be made there
+	if err != nil {
+		return err
+	}
+	f.Close()
+	return os.Remove(f.Name())
+}
+
+// fileBeside makes a file in the directory of another, or of the file that a link leads to.
+func fileBeside(name string) (*os.File, error) {
+	f, err := os.CreateTemp(filepath.Dir(target(name)), "."+filepath.Base(name)+".*")
+	var at *fs.PathError
+	if errors.As(err, &at) {
+		err = fmt.Errorf("%s: %w", name, at.Err) // of the file that was asked for
+	}
+	return f, err
+}
+
+// target returns the name of the file that a link leads to.
+func target(name string) string {
+	if target, err := filepath.EvalSymlinks(name); err == nil {
+		return target
+	}
+	return name
+}
+
+// isSameFile reports whether two names are those of one file, whether it exists or not.
+func isSameFile(a, b string) bool {
+	one, errA := os.Stat(a)
+	other, errB := os.Stat(b)
+	if errA == nil && errB == nil {
+		return os.SameFile(one, other)
+	}
+	if errA == nil || errB == nil || filepath.Base(a) != filepath.Base(b) {
+		return false
+	}
+	one, errA = os.Stat(filepath.Dir(a))
+	other, errB = os.Stat(filepath.Dir(b))
+	return errA == nil && errB == nil && os.SameFile(one, other)
 }
 
 // writeFile writes a file. If it cannot write all of it, it leaves what was there before.
@@ -104,10 +144,7 @@ func fill(name string, text []byte, flags int, perm fs.FileMode) error {
 
 // replaceFile puts a new file in the place of one that exists, or of the file that a link leads to.
 func replaceFile(name string, text []byte, perm fs.FileMode) error {
-	if target, err := filepath.EvalSymlinks(name); err == nil {
-		name = target
-	}
-	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
+	f, err := fileBeside(name)
 	if err != nil {
 		return err
 	}
@@ -119,5 +156,5 @@ func replaceFile(name string, text []byte, perm fs.FileMode) error {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), name)
+	return os.Rename(f.Name(), target(name))
 }

@@ -292,11 +292,20 @@ The exit code is 1 if the proposal would have refused some of what was seen.`,
 			if cmd.Flags().Changed("margin") && !(margin >= 1 && margin <= 1000) {
 				return usage("invalid value %g for flag --margin: expected a number from 1 to 1000", margin)
 			}
-			if limits != "" && limits == comment {
+			if limits != "" && comment != "" && (limits == comment || isSameFile(limits, comment)) {
 				return usage("--limits and --comment name the same file, %s", limits)
 			}
-			for _, name := range []string{limits, comment} {
-				if err := checkOutput(name, force); err != nil {
+			for _, f := range []struct{ flag, name string }{{"limits", limits}, {"comment", comment}} {
+				if !cmd.Flags().Changed(f.flag) {
+					continue
+				}
+				if f.name == "" || f.name == "-" {
+					return usage("invalid value %q for flag --%s: expected the name of a file", f.name, f.flag)
+				}
+				if i := slices.IndexFunc(sources, func(s string) bool { return isSameFile(s, f.name) }); i >= 0 {
+					return usage("--%s names a source, %s: expected another file", f.flag, sources[i])
+				}
+				if err := checkOutput(f.name, force); err != nil {
 					return err
 				}
 			}

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
@@ -674,12 +675,60 @@ func TestNoFileIsOverwrittenWithoutForce(t *testing.T) {
 	require.Equal(t, ran{exitUsage, "", "rcmgr: --limits and --comment name the same file, " + beside + "\n"}, got)
 	require.Zero(t, command("suggest", "--limits", os.DevNull, trace).code, "a device has nothing to lose")
 
+	other := filepath.Join(t.TempDir(), "dir")
+	require.NoError(t, os.Symlink(filepath.Dir(beside), other))
+	for _, same := range []string{filepath.Join(other, "new.txt"), filepath.Join(other, "third.txt")} {
+		there := filepath.Join(filepath.Dir(beside), filepath.Base(same))
+		got = command("suggest", "--force", "--limits", there, "--comment", same, trace)
+		require.Equal(t, ran{exitUsage, "", "rcmgr: --limits and --comment name the same file, " + there + "\n"}, got)
+	}
+
 	dir := t.TempDir()
 	page := filepath.Join(dir, "rcmgr-top.1")
 	require.NoError(t, os.WriteFile(page, []byte("another page"), 0o600))
 	require.Equal(t, ran{exitUsage, "", "rcmgr: " + page + " exists; --force overwrites it\n"}, command("man", dir))
 	require.NoFileExists(t, filepath.Join(dir, "rcmgr.1"))
 	require.Zero(t, command("man", "--force", dir).code)
+}
+
+// What suggest writes never takes the place of what it reads, and a name that cannot be that of a
+// file is told before anything is written.
+func TestSuggestWritesOnlyWhereItMay(t *testing.T) {
+	source := saved(t, node(t))
+	was, err := os.ReadFile(source)
+	require.NoError(t, err)
+	dir := t.TempDir()
+	link, hard := filepath.Join(dir, "link.json"), filepath.Join(dir, "hard.json")
+	names := []string{source, filepath.Dir(source) + "/./" + filepath.Base(source)}
+	if os.Symlink(source, link) == nil {
+		names = append(names, link)
+	}
+	if os.Link(source, hard) == nil {
+		names = append(names, hard)
+	}
+	for _, flag := range []string{"--limits", "--comment"} {
+		for _, name := range names {
+			for _, force := range []string{"--force", "--linear"} {
+				require.Equal(t, ran{exitUsage, "", "rcmgr: " + flag + " names a source, " + source + ": expected another file\n"},
+					command("suggest", source, flag, name, force))
+			}
+		}
+		for _, name := range []string{"-", ""} {
+			require.Equal(t, ran{exitUsage, "", fmt.Sprintf("rcmgr: invalid value %q for flag %s: expected the name of a file\n", name, flag)},
+				command("suggest", source, flag, name))
+		}
+	}
+	now, err := os.ReadFile(source)
+	require.NoError(t, err)
+	require.Equal(t, string(was), string(now))
+
+	written, never := filepath.Join(dir, "limits.json"), filepath.Join(dir, "none", "reasons")
+	for _, flags := range [][]string{{"--limits", written, "--comment", never}, {"--comment", written, "--limits", never}} {
+		got := command(append([]string{"suggest", source}, flags...)...)
+		require.Equal(t, exitWrong, got.code)
+		require.Regexp(t, "^rcmgr: "+regexp.QuoteMeta(never)+": [^:]*\n$", got.err)
+		require.NoFileExists(t, written)
+	}
 }
 
 // A reader of the file sees the old one or the new one, never a part of either.

@@ -41,13 +41,15 @@ func manCommand(root *cobra.Command) *cobra.Command {
 					return err
 				}
 				file := filepath.Join(args[0], strings.ReplaceAll(c.CommandPath(), " ", "-")+".1")
-				if err := checkOutput(file, force); err != nil {
-					return err
-				}
 				all = append(all, page{file, text.Bytes()})
 			}
 			if err := os.MkdirAll(args[0], 0o755); err != nil {
 				return usage("%w", err)
+			}
+			for _, p := range all {
+				if err := checkOutput(p.file, force); err != nil {
+					return err
+				}
 			}
 			for _, p := range all {
 				if err := writeFile(p.file, p.text, force); err != nil {

@@ -574,7 +574,7 @@ var damages = []damage{
 	{"cmd/rcmgr/main.go", "\treturn pipeWidth\n", "\treturn 0\n"},
 	{"cmd/rcmgr/main.go", "\tif a.wide {\n\t\treturn 0\n\t}\n", ""},
 	{"cmd/rcmgr/limits.go", "if err := checkInputs(\"a file of limits\", files...); err != nil {", "if err := error(nil); err != nil {"},
-	{"cmd/rcmgr/limits.go", "if limits != \"\" && limits == comment {", "if false {"},
+	{"cmd/rcmgr/limits.go", "if limits != \"\" && comment != \"\" && (limits == comment || isSameFile(limits, comment)) {", "if false {"},
 	{"cmd/rcmgr/limits.go", "if err == nil && len(p.Refused) > 0 {", "if false {"},
 	{"cmd/rcmgr/diff.go", "if !isURL(source) && source != \"-\" && isLimits(body) {", "if isLimits(body) {"},
 	{"cmd/rcmgr/diff.go", "if s[1].Taken.Before(s[0].Taken) {", "if false {"},

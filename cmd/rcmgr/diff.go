@@ -55,10 +55,10 @@ A difference is no error: the exit code is 0 whether there is one or not.`,
 				}
 			}
 			if limits == 1 {
-				return usage("one of %s and %s is a file of limits, and the other is a snapshot", args[0], args[1])
+				return usage("one of %s and %s is a file of limits, and the other is a snapshot", nameOf(args[0]), nameOf(args[1]))
 			}
 			if s[1].Taken.Before(s[0].Taken) {
-				return usage("%s is older than %s: expected the older snapshot first", args[1], args[0])
+				return usage("%s is older than %s: expected the older snapshot first", nameOf(args[1]), nameOf(args[0]))
 			}
 			d := s[1].Since(s[0])
 			if a.json() {

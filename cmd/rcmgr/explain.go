@@ -67,7 +67,7 @@ The exit code is 1 if the request would be refused.`,
 					return err
 				}
 				if err := json.Unmarshal(body, &answer); err != nil || answer.Checks == nil {
-					return fmt.Errorf("%s: the answer is no explanation: is it the page of a resource manager?", args[0])
+					return fmt.Errorf("%s: the answer is no explanation: is it the page of a resource manager?", nameOf(args[0]))
 				}
 			} else {
 				s, _, err := a.snapshot(cmd.Context(), args[0], nil)

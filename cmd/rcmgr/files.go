@@ -36,7 +36,7 @@ func openFile(name string) (*os.File, error) {
 func checkInputs(want string, names ...string) error {
 	for _, name := range names {
 		if isURL(name) {
-			return usage("%s is the address of a page: expected %s", name, want)
+			return usage("%s is the address of a page: expected %s", nameOf(name), want)
 		}
 		f, err := openFile(name)
 		if err != nil {

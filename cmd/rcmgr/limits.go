@@ -397,7 +397,7 @@ func (a *app) see(cmd *cobra.Command, seen *suggest.Evidence, source string) err
 			return err
 		}
 		if err := seen.AddSnapshot(s); err != nil {
-			return fmt.Errorf("%s: %w", source, withoutPrefix(err))
+			return fmt.Errorf("%s: %w", nameOf(source), withoutPrefix(err))
 		}
 		return nil
 	}

@@ -846,6 +846,39 @@ func TestBadSourcesAreToldInOneLine(t *testing.T) {
 	require.Zero(t, command("table", file(t, "bom", "\xef\xbb\xbf"+string(good))).code)
 }
 
+// No error shows the password that an address has.
+func TestNoErrorHasAPassword(t *testing.T) {
+	good := saved(t, node(t))
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
+	addresses := []string{gone.URL, serve(t, http.NotFoundHandler()), "http://127.0.0.1:0x/rcmgr", "http://%zz/rcmgr"}
+	for _, answer := range []string{"<html>", "{}", `{"hello": 1}`} {
+		addresses = append(addresses, serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, answer) })))
+	}
+	addresses = append(addresses, serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		text, err := os.ReadFile(good)
+		require.NoError(t, err)
+		w.Write(bytes.ReplaceAll(text, []byte("2026-11-30"), []byte("2020-11-30")))
+	})))
+	limits := file(t, "limits.json", "{}")
+	told := 0
+	for _, address := range addresses {
+		for _, password := range []string{"secretpw", "secret%pw", "secret@pw"} {
+			source := strings.Replace(address, "://", "://user:"+password+"@", 1)
+			for _, args := range [][]string{{"table", source}, {"top", source}, {"snapshot", source}, {"explain", source, "conn"}, {"suggest", source},
+				{"diff", good, source}, {"diff", source, limits}, {"check", source}, {"replay", source}, {"replay", "--limits", source, limits}} {
+				got := command(args...)
+				require.NotContains(t, got.err+got.out, "secret", "%v", args)
+				if got.code != exitFine {
+					require.Contains(t, got.err, "xxxxx@", "%v", args)
+					told++
+				}
+			}
+		}
+	}
+	require.Greater(t, told, 200)
+}
+
 // A limit that is only observed refuses nothing, and a subnet that is not among the fullest fits
 // unless the last of these is full itself.
 func TestWhatASavedSnapshotDoesNotList(t *testing.T) {

@@ -35,7 +35,7 @@ func isURL(source string) bool {
 func (a *app) fetch(ctx context.Context, source string, query url.Values) ([]byte, error) {
 	at, err := url.Parse(source)
 	if err != nil || at.Host == "" {
-		return nil, usage("invalid address %q: expected one such as http://127.0.0.1:6060/rcmgr", source)
+		return nil, usage("invalid address %q: expected one such as http://127.0.0.1:6060/rcmgr", nameOf(source))
 	}
 	asked := at.Query()
 	for key, values := range query {
@@ -67,12 +67,12 @@ func (a *app) ask(ctx context.Context, source string, at *url.URL) (body []byte,
 	r.Header.Set("Accept", "application/json")
 	answer, err := http.DefaultClient.Do(r)
 	if err != nil {
-		return nil, 0, fmt.Errorf("%s: %w", source, a.plain(err))
+		return nil, 0, fmt.Errorf("%s: %w", nameOf(source), a.plain(err))
 	}
 	defer answer.Body.Close()
 	body, err = readAll(answer.Body)
 	if err != nil {
-		return nil, 0, fmt.Errorf("%s: %w", source, a.plain(err))
+		return nil, 0, fmt.Errorf("%s: %w", nameOf(source), a.plain(err))
 	}
 	if answer.StatusCode != http.StatusOK {
 		said, _, _ := strings.Cut(strings.TrimSpace(string(body)), "\n")
@@ -82,7 +82,7 @@ func (a *app) ask(ctx context.Context, source string, at *url.URL) (body []byte,
 		if said == "404 page not found" && !strings.HasSuffix(at.Path, "/rcmgr") { // what net/http answers where nothing is served
 			said += "; is the page at " + at.Scheme + "://" + at.Host + "/rcmgr?"
 		}
-		err := fmt.Errorf("%s: the answer is %s: %s", source, answer.Status, text.Printable(said))
+		err := fmt.Errorf("%s: the answer is %s: %s", nameOf(source), answer.Status, text.Printable(said))
 		if seconds, wrong := strconv.Atoi(answer.Header.Get("Retry-After")); answer.StatusCode == http.StatusTooManyRequests && wrong == nil {
 			return nil, time.Duration(max(1, seconds)) * time.Second, err
 		}
@@ -165,10 +165,20 @@ func (a *app) snapshot(ctx context.Context, source string, query url.Values) (*r
 	return s, body, nil
 }
 
-// nameOf returns what a source is called in an error.
+// nameOf returns what a source is called in what is printed: never with its password.
 func nameOf(source string) string {
 	if source == "-" {
 		return "standard input"
+	}
+	if !isURL(source) {
+		return source
+	}
+	if at, err := url.Parse(source); err == nil {
+		return at.Redacted()
+	}
+	scheme, rest, _ := strings.Cut(source, "://")
+	if _, after, found := text.CutLast(rest, "@"); found { // whatever is before it
+		return scheme + "://xxxxx@" + after
 	}
 	return source
 }

@@ -17,11 +17,13 @@ import (
 
 	"github.com/weir-p2p/rcmgr"
 	"github.com/weir-p2p/rcmgr/internal/replay"
+	"github.com/weir-p2p/rcmgr/internal/text"
 )
 
 // Evidence is what was seen of one node: snapshots, traces, or both, in any order. Its zero
 // value is empty. It is not safe for concurrent use. If a method returns an error, nothing was
-// added.
+// added. A snapshot of the same manager and the same time as one that was added before, or a trace
+// that begins and ends with another, is no news: it adds nothing but a note in the proposal.
 type Evidence struct {
 	sources []string
 	seen    map[scope]*seenScope
@@ -30,6 +32,7 @@ type Evidence struct {
 	traces  []trace
 	gates   seenGates
 	notes   []string
+	again   []string // the sources whose snapshots or traces had been added before
 
 	managers map[time.Time]*manager // by the time when they were made
 	traced   time.Duration          // the length of all traces
@@ -43,6 +46,7 @@ type trace struct {
 // manager is what the snapshots of one manager have said so far.
 type manager struct {
 	until  time.Time
+	taken  map[time.Time]bool // when its snapshots were taken
 	scopes map[scope]*counted
 }
 
@@ -110,6 +114,15 @@ func (e *Evidence) span() time.Duration {
 		all += m.until.Sub(started)
 	}
 	return all
+}
+
+// noteAgain returns a note about what was given again, or "" if nothing was.
+func (e *Evidence) noteAgain() string {
+	if len(e.again) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("What was given again counts once: %s, such as %s.",
+		text.Plural(len(e.again), "snapshot or trace", "snapshots or traces"), e.again[0])
 }
 
 // Sources returns the names of everything that was added.
@@ -256,18 +269,25 @@ func (e *Evidence) AddSnapshot(s *rcmgr.Snapshot) error {
 }
 
 func (e *Evidence) addSnapshot(name string, s *rcmgr.Snapshot) {
+	// As in JSON, so that a snapshot is the same before and after it was saved.
+	started, taken := s.Started.Round(0).UTC(), s.Taken.Round(0).UTC()
+	m := e.managers[started]
+	switch {
+	case m == nil:
+		m = &manager{taken: make(map[time.Time]bool), scopes: make(map[scope]*counted)}
+		if e.managers == nil {
+			e.managers = make(map[time.Time]*manager)
+		}
+		e.managers[started] = m
+	case m.taken[taken]:
+		e.again = append(e.again, name)
+		return
+	}
+	m.taken[taken] = true
 	e.sources = append(e.sources, name)
 	if s.Sizing.Memory > 0 {
 		at, _ := slices.BinarySearchFunc(e.sized, s.Taken, func(t, taken time.Time) int { return taken.Compare(t) })
 		e.sized, e.sizings = slices.Insert(e.sized, at, s.Taken), slices.Insert(e.sizings, at, s.Sizing)
-	}
-	if e.managers == nil {
-		e.managers = make(map[time.Time]*manager)
-	}
-	m := e.managers[s.Started]
-	if m == nil {
-		m = &manager{scopes: make(map[scope]*counted)}
-		e.managers[s.Started] = m
 	}
 	if s.Taken.After(m.until) {
 		m.until = s.Taken
@@ -412,6 +432,12 @@ func (e *Evidence) ReadTrace(name string, r io.Reader) error {
 		return fmt.Errorf("suggest: %s: %w", name, err)
 	}
 	from, until := story.Time()
+	for _, before := range e.traces {
+		if first, last := before.story.Time(); first.Equal(from) && last.Equal(until) {
+			e.again = append(e.again, name)
+			return nil
+		}
+	}
 	t.end(until)
 	e.sources = append(e.sources, name)
 	e.traces = append(e.traces, trace{name, story})

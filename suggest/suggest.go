@@ -669,6 +669,9 @@ func putNamed[K ~string](unnamed *rcmgr.ResourceLimits, named *map[K]rcmgr.Resou
 // finish writes down the reasons, and what the limits would have refused.
 func (w *work) finish() {
 	w.p.Notes = append(w.p.Notes, w.e.notes...)
+	if note := w.e.noteAgain(); note != "" {
+		w.p.Notes = append(w.p.Notes, note)
+	}
 	for _, s := range slices.SortedFunc(maps.Keys(w.rows), compareScopes) {
 		for _, d := range dimOrder {
 			r := w.rows[s][d]

@@ -667,6 +667,7 @@ func TestALimitThatRefusedIsNotSure(t *testing.T) {
 	var seen suggest.Evidence
 	for range 20 {
 		require.NoError(t, seen.AddSnapshot(&now))
+		now.Taken = now.Taken.Add(time.Second)
 	}
 	p, err := seen.Propose(machine)
 	require.NoError(t, err)
@@ -676,6 +677,52 @@ func TestALimitThatRefusedIsNotSure(t *testing.T) {
 	require.Contains(t, r.Why, "The limit of that time, 100, refused 3 requests")
 	require.Contains(t, strings.Join(p.Notes, "\n"), "Of the limits that were in force, 1 refused requests while the node was seen.")
 	require.Equal(t, suggest.SureHigh, reasonFor(t, p, "System.StreamsInbound").Sure)
+}
+
+// However often a snapshot or a trace is given, as a file or not, it is one look at the node.
+func TestWhatIsGivenAgainCountsOnce(t *testing.T) {
+	rm := newManager(t, rcmgr.PartialLimitConfig{})
+	hold(t, rm, 0, 10)
+	now := rm.Snapshot()
+	now.Started = now.Taken.Add(-48 * time.Hour)
+	text, err := json.Marshal(now)
+	require.NoError(t, err)
+	file := filepath.Join(t.TempDir(), "snapshot.json")
+	require.NoError(t, os.WriteFile(file, text, 0o600))
+	given := func(times int) *suggest.Proposal {
+		var seen suggest.Evidence
+		require.NoError(t, seen.AddSnapshot(&now))
+		require.NoError(t, seen.ReadFile(soakTrace))
+		for range times - 1 {
+			require.NoError(t, seen.AddSnapshot(&now))
+			require.NoError(t, seen.ReadFile(file))
+			require.NoError(t, seen.ReadFile(soakTrace))
+		}
+		require.Len(t, seen.Sources(), 2)
+		p, err := seen.Propose(machine)
+		require.NoError(t, err)
+		return p
+	}
+	once, often := given(1), given(8)
+	require.Equal(t, once.Reasons, often.Reasons)
+	require.Equal(t, once.Limits, often.Limits)
+	require.Equal(t, once.Refused, often.Refused)
+	require.NotContains(t, strings.Join(once.Notes, "\n"), "given again")
+	require.Contains(t, often.Notes, "What was given again counts once: 21 snapshots or traces, such as the snapshot of "+now.Taken.Format(time.RFC3339)+".")
+
+	// Another manager, or another time, is another look.
+	other := now
+	other.Started = other.Started.Add(time.Second)
+	later := now
+	later.Taken = later.Taken.Add(time.Second)
+	var seen suggest.Evidence
+	for _, s := range []*rcmgr.Snapshot{&now, &other, &later} {
+		require.NoError(t, seen.AddSnapshot(s))
+	}
+	require.Len(t, seen.Sources(), 3)
+	p, err := seen.Propose(machine)
+	require.NoError(t, err)
+	require.Equal(t, 3, reasonFor(t, p, "System.ConnsInbound").Looks)
 }
 
 // comeFrom opens n inbound connections from an address, and returns how many were admitted.

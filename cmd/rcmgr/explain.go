@@ -20,12 +20,12 @@ type question struct {
 	what                                         rcmgr.Kind
 	direction, peer, endpoint, protocol, service string
 	memory                                       size
-	priority                                     uint8
+	priority                                     int
 	fd                                           bool
 }
 
 func (a *app) explainCommand() *cobra.Command {
-	q := question{}
+	q := question{priority: 128}
 	c := &cobra.Command{
 		Use:   "explain SOURCE {conn|stream|peer|protocol|service|system|transient}",
 		Short: "Say whether a request would be admitted, and what is in the way",
@@ -99,7 +99,7 @@ The exit code is 1 if the request would be refused.`,
 	f.StringVar(&q.protocol, "protocol", "", "`name` of the stream's protocol")
 	f.StringVar(&q.service, "service", "", "`name` of the stream's service")
 	f.Var(&q.memory, "memory", "`size` of the memory that is reserved as the last step")
-	f.Uint8Var(&q.priority, "priority", 128, "priority of the memory, a `number` from 0 to 255")
+	f.Var(ranged[int]{&q.priority, 0, 255}, "priority", "priority of the memory, a `number` from 0 to 255")
 	f.BoolVar(&q.fd, "fd", false, "the connection takes a file descriptor")
 	c.RegisterFlagCompletionFunc("direction", cobra.FixedCompletions([]string{"inbound", "outbound"}, cobra.ShellCompDirectiveNoFileComp))
 	return c
@@ -146,7 +146,7 @@ func (q *question) missing() error {
 
 // query returns the question as the query of a page.
 func (q *question) query() url.Values {
-	v := url.Values{"explain": {q.what.String()}, "direction": {q.direction}, "priority": {strconv.Itoa(int(q.priority))}}
+	v := url.Values{"explain": {q.what.String()}, "direction": {q.direction}, "priority": {strconv.Itoa(q.priority)}}
 	for key, value := range map[string]string{"peer": q.peer, "endpoint": q.endpoint, "protocol": q.protocol, "service": q.service} {
 		if value != "" {
 			v.Set(key, value)

@@ -269,7 +269,7 @@ func plansOf(node rcmgr.NodeLimits, files []string) (all []replay.Plan, err erro
 
 func (a *app) suggestCommand() *cobra.Command {
 	var m machine
-	var margin float64
+	margin := 2.0
 	var base, limits, comment string
 	var linear, force bool
 	c := &cobra.Command{
@@ -289,9 +289,6 @@ The exit code is 1 if the proposal would have refused some of what was seen.`,
   rcmgr suggest --limits limits.json --comment limits.txt rcmgr.json.gz monday.json tuesday.json`,
 		Args: arguments(1, 0, "one or more sources: pages, snapshots or traces"),
 		RunE: func(cmd *cobra.Command, sources []string) error {
-			if cmd.Flags().Changed("margin") && !(margin >= 1 && margin <= 1000) {
-				return usage("invalid value %g for flag --margin: expected a number from 1 to 1000", margin)
-			}
 			if limits != "" && comment != "" && (limits == comment || isSameFile(limits, comment)) {
 				return usage("--limits and --comment name the same file, %s", limits)
 			}
@@ -358,7 +355,7 @@ The exit code is 1 if the proposal would have refused some of what was seen.`,
 	}
 	m.flags(c, "; by default what the snapshot says")
 	f := c.Flags()
-	f.Float64Var(&margin, "margin", 2, "a limit is this `factor` above what was usually held at most")
+	f.Var(ranged[float64]{&margin, 1, 1000}, "margin", "a limit is this `factor` above what was usually held at most")
 	f.StringVar(&base, "base", "", "`file` of limits that the proposal is built on")
 	f.StringVar(&limits, "limits", "", "write the proposed limits to this `file`")
 	f.StringVar(&comment, "comment", "", "write the reasons to this `file`")

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -310,14 +311,7 @@ func (s *size) Type() string { return "size" }
 // number is a flag that is a whole number of at least 1.
 type number int
 
-func (n *number) Set(text string) error {
-	v, err := strconv.Atoi(text)
-	if err != nil || v < 1 {
-		return errors.New("expected a number of 1 or more")
-	}
-	*n = number(v)
-	return nil
-}
+func (n *number) Set(text string) error { return ranged[int]{(*int)(n), 1, math.MaxInt}.Set(text) }
 
 func (n *number) String() string {
 	if *n == 0 {
@@ -327,6 +321,43 @@ func (n *number) String() string {
 }
 
 func (n *number) Type() string { return "number" }
+
+// ranged is a flag that is a number from least to most. Its type says whether it is a whole one.
+type ranged[N int | float64] struct {
+	value       *N
+	least, most N // most is math.MaxInt for no bound
+}
+
+func (r ranged[N]) Set(text string) error {
+	v, err := r.parse(text)
+	switch {
+	case err == nil && v >= r.least && v <= r.most: // NaN is neither
+		*r.value = v
+		return nil
+	case any(r.most) == any(math.MaxInt):
+		return fmt.Errorf("expected a number of %v or more", r.least)
+	}
+	return fmt.Errorf("expected a number from %v to %v", r.least, r.most)
+}
+
+func (r ranged[N]) parse(text string) (v N, err error) {
+	switch at := any(&v).(type) {
+	case *int:
+		*at, err = strconv.Atoi(text)
+	case *float64:
+		*at, err = strconv.ParseFloat(text, 64)
+	}
+	return v, err
+}
+
+func (r ranged[N]) String() string {
+	if r.value == nil {
+		return ""
+	}
+	return fmt.Sprint(*r.value)
+}
+
+func (r ranged[N]) Type() string { return "number" }
 
 // The styles. A terminal chooses its own shades, so that they suit a light and a dark one.
 var (

@@ -879,6 +879,35 @@ func TestNoErrorHasAPassword(t *testing.T) {
 	require.Greater(t, told, 200)
 }
 
+// A number that is out of its range, or none, is told with the range.
+func TestANumberOutOfItsRangeIsToldWithTheRange(t *testing.T) {
+	name := saved(t, node(t))
+	for _, c := range []struct {
+		args          []string
+		flag, limits  string
+		wrong, within []string
+	}{
+		{[]string{"table", name}, "--near", "from 0 to 100", []string{"-1", "200", "NaN", "Inf", "x", ""}, []string{"0", "100", "99.5"}},
+		{[]string{"explain", name, "conn", "--memory", "1KiB"}, "--priority", "from 0 to 255", []string{"256", "-1", "1.5", "x", "9999999999999999999"}, []string{"0", "255"}},
+		{[]string{"table", name, "--find", "a"}, "--from", "of 0 or more", []string{"-1", "x", "9999999999999999999"}, []string{"0", "7"}},
+		{[]string{"top", name}, "--times", "of 0 or more", []string{"-1", "x"}, []string{"0", "2"}},
+		{[]string{"suggest", name}, "--margin", "from 1 to 1000", []string{"0.5", "1001", "NaN", "x"}, []string{"1", "1000", "2.5"}},
+		{[]string{"check", name}, "--fds", "of 1 or more", []string{"0", "-1", "x"}, nil},
+	} {
+		for _, v := range c.wrong {
+			want := fmt.Sprintf("rcmgr: invalid argument %q for %q flag: expected a number %s\n", v, c.flag, c.limits)
+			require.Equal(t, ran{exitUsage, "", want}, command(append(c.args, c.flag, v)...))
+		}
+		for _, v := range c.within {
+			got := command(append(c.args, c.flag, v)...)
+			require.Zero(t, got.code, "%v %s: %s", c.args, v, got.err)
+		}
+	}
+	require.Contains(t, command("explain", "--help").out, "(default 128)")
+	require.Contains(t, command("suggest", "--help").out, "(default 2)")
+	require.NotContains(t, command("table", "--help").out, "(default 0)")
+}
+
 // A limit that is only observed refuses nothing, and a subnet that is not among the fullest fits
 // unless the last of these is full itself.
 func TestWhatASavedSnapshotDoesNotList(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
@@ -258,14 +259,12 @@ publish it. Of very many peers it has the fullest.`,
 // findFlags defines the flags that choose scopes by name.
 func findFlags(c *cobra.Command, find *string, from *int) {
 	c.Flags().StringVar(find, "find", "", "only services, protocols and peers with this `text` in their names, a hundred of them; peer: stands for all peers")
-	c.Flags().IntVar(from, "from", 0, "leave out the first `number` of those that were found")
+	c.Flags().Var(ranged[int]{from, 0, math.MaxInt}, "from", "leave out the first `number` of those that were found")
 }
 
 // findQuery returns the query of a page for the flags of findFlags.
 func findQuery(find string, from int) (url.Values, error) {
 	switch {
-	case from < 0:
-		return nil, usage("invalid value %d for flag --from: expected a number of 0 or more", from)
 	case find == "" && from > 0:
 		return nil, usage("--from is for --find: expected --find peer: for all peers")
 	case find == "":

@@ -68,6 +68,6 @@ columns without one; in a terminal, what is nearly full stands out.`,
 		},
 	}
 	findFlags(c, &find, &from)
-	c.Flags().Float64Var(&full, "near", 0, "only limits of which at least this `percentage` is used, the fullest first")
+	c.Flags().Var(ranged[float64]{&full, 0, 100}, "near", "only limits of which at least this `percentage` is used, the fullest first")
 	return c
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 	"time"
@@ -39,11 +40,8 @@ snapshot of its fullest peers for each, at most one a second.`,
 		Example: "  rcmgr top http://127.0.0.1:6060/rcmgr\n  rcmgr top -o json --times 60 http://127.0.0.1:6060/rcmgr > minute.jsonl",
 		Args:    arguments(1, 1, "one source: a page, the file of a snapshot, or - for one on the standard input"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			switch {
-			case every < time.Second:
+			if every < time.Second {
 				return usage("invalid value %q for flag --every: expected 1s or more", every)
-			case times < 0:
-				return usage("invalid value %d for flag --times: expected a number of 0 or more", times)
 			}
 			t := &top{a: a, ctx: cmd.Context(), source: args[0], every: every, rate: -1}
 			width, height, ok := a.terminal()
@@ -70,7 +68,7 @@ snapshot of its fullest peers for each, at most one a second.`,
 		},
 	}
 	c.Flags().DurationVar(&every, "every", 2*time.Second, "how often to look, at most every second")
-	c.Flags().IntVar(&times, "times", 0, "print as often as this `number` says, and end; 0 means until q is pressed")
+	c.Flags().Var(ranged[int]{&times, 0, math.MaxInt}, "times", "print as often as this `number` says, and end; 0 means until q is pressed")
 	return c
 }
 

@@ -54,6 +54,9 @@ A difference is no error: the exit code is 0 whether there is one or not.`,
 					return fmt.Errorf("%s: %w", nameOf(args[i]), err)
 				}
 			}
+			if name := firstGiven(cmd, machineFlags...); limits == 0 && name != "" {
+				return usage("--%s does not go with snapshots: expected two files of limits, or no --%s", name, name)
+			}
 			if limits == 1 {
 				return usage("one of %s and %s is a file of limits, and the other is a snapshot", nameOf(args[0]), nameOf(args[1]))
 			}

@@ -122,7 +122,7 @@ func TestExitCodesAreThoseOfTheDocument(t *testing.T) {
 		"a source is empty, cut off, too large, of another version, or not a snapshot":            spoilt,
 		"the output cannot be written":                                                            nil, // below
 		"Ctrl-C ends another command before it is done":                                           nil, // below
-		"a command or flag does not exist, has a wrong value, or is missing": {{"chek"}, {"table"}, {"table", good, "--boat"}, {"top", good, "--every", "x"},
+		"a command or flag does not exist, has a wrong value, is missing, or says nothing beside the others": {{"chek"}, {"table"}, {"table", good, "--boat"}, {"top", good, "--every", "x"},
 			{"top", good, "--every", "1ms"}, {"top", good, "--times", "-1"}, {"table", good, good}, {"table", "-o", "xml", good}, {"table", "--timeout", "0s", good},
 			{"check"}, {"check", "--memory", "0", limits}, {"replay"}, {"replay", "--top", "0", trace}, {"suggest"}, {"suggest", "--margin", "0.5", trace},
 			{"diff", good}, {"explain", good}, {"explain", good, "boat"}, {"snapshot"}, {"snapshot", "--from", "5", good}, {"table", "http://"}, {"presets", "boat"}, {"man"},

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -58,6 +59,9 @@ The exit code is 1 if the request would be refused.`,
 				return usage("invalid value %q for flag --direction: expected inbound or outbound", q.direction)
 			}
 			if err := q.missing(); err != nil {
+				return err
+			}
+			if err := q.unused(cmd); err != nil {
 				return err
 			}
 			var answer rcmgr.Explanation
@@ -140,6 +144,29 @@ func (q *question) missing() error {
 		return usage("no %v is named: add --%v %s", q.what, q.what, values[q.what])
 	case q.memory == 0 && (isNamed || q.what == rcmgr.KindSystem || q.what == rcmgr.KindTransient):
 		return usage("nothing is asked for: add --memory SIZE for a reservation at that scope, or ask for conn or stream")
+	}
+	return nil
+}
+
+// questionFlags has the flags that say something about each kind of question, beside those of memory.
+var questionFlags = map[rcmgr.Kind][]string{
+	rcmgr.KindConn:     {"direction", "endpoint", "fd", "peer"},
+	rcmgr.KindStream:   {"direction", "peer", "protocol", "service"},
+	rcmgr.KindPeer:     {"peer"},
+	rcmgr.KindProtocol: {"protocol"},
+	rcmgr.KindService:  {"service"},
+}
+
+// unused returns an error that names a flag which says nothing about the question.
+func (q *question) unused(c *cobra.Command) error {
+	goes := append(slices.Clone(questionFlags[q.what]), "memory", "priority")
+	for _, name := range []string{"direction", "endpoint", "fd", "peer", "protocol", "service"} {
+		if c.Flags().Changed(name) && !slices.Contains(goes, name) {
+			return usage("--%s does not go with %v: expected only --%s", name, q.what, strings.Join(goes, ", --"))
+		}
+	}
+	if c.Flags().Changed("priority") && q.memory == 0 {
+		return usage("--priority does not go without --memory: expected --memory SIZE, too")
 	}
 	return nil
 }

@@ -34,6 +34,17 @@ func (m *machine) flags(c *cobra.Command, memoryDefault string) {
 	f.Var(&m.highWater, "high-water", "`number` of connections above which the connection manager closes some")
 }
 
+// machineFlags are the flags of a machine.
+var machineFlags = []string{"memory", "fds", "high-water"}
+
+// firstGiven returns the first of some flags that was given, or "".
+func firstGiven(c *cobra.Command, names ...string) string {
+	if i := slices.IndexFunc(names, c.Flags().Changed); i >= 0 {
+		return names[i]
+	}
+	return ""
+}
+
 func (m *machine) node() rcmgr.NodeLimits {
 	return rcmgr.NodeLimits{MaxMemory: int64(m.memory), MaxFileDescriptors: int(m.fds),
 		ConnMgrHighWater: int(m.highWater), NoConnMgr: m.noConnMgr}
@@ -105,7 +116,10 @@ cannot be read. Warnings count only with --strict.`,
 	c.Flags().BoolVar(&m.noConnMgr, "no-conn-manager", false, "the node has no connection manager")
 	var strict bool
 	c.Flags().BoolVar(&strict, "strict", false, "warnings are faults")
-	c.RunE = func(_ *cobra.Command, files []string) error {
+	c.RunE = func(cmd *cobra.Command, files []string) error {
+		if m.noConnMgr && cmd.Flags().Changed("high-water") {
+			return usage("--high-water does not go with --no-conn-manager: expected one of them")
+		}
 		if err := checkInputs("a file of limits", files...); err != nil {
 			return err
 		}
@@ -418,6 +432,7 @@ func withoutPrefix(err error) error {
 func (a *app) presetsCommand() *cobra.Command {
 	var m machine
 	var members, circuits, conns number
+	sizes := []string{"members", "circuits", "conns"}
 	roles := make([]string, 0)
 	for _, r := range presets.Roles() {
 		roles = append(roles, r.String())
@@ -432,13 +447,16 @@ operator knows. Without a role, list the roles and what each is sized by.`,
 		ValidArgs: roles,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
+				if name := firstGiven(cmd, slices.Concat(sizes, machineFlags)...); name != "" {
+					return usage("--%s does not go without a role: expected one of %s", name, strings.Join(roles, ", "))
+				}
 				return a.listRoles()
 			}
 			role, err := presets.Parse(args[0])
 			if err != nil {
 				return usage("%w", err)
 			}
-			for _, name := range []string{"members", "circuits", "conns"} {
+			for _, name := range sizes {
 				takes := slices.ContainsFunc(role.Takes(), func(s string) bool { return strings.EqualFold(s, name) })
 				if cmd.Flags().Changed(name) && !takes {
 					return usage("%v is not sized by --%s: expected --%s", role, name, strings.ToLower(strings.Join(role.Takes(), " or --")))

@@ -879,6 +879,39 @@ func TestNoErrorHasAPassword(t *testing.T) {
 	require.Greater(t, told, 200)
 }
 
+// A flag that says nothing about what is asked for is told, and not ignored.
+func TestAFlagThatSaysNothingIsTold(t *testing.T) {
+	name, limits := saved(t, node(t)), file(t, "limits.json", "{}")
+	explain := func(args ...string) []string { return append([]string{"explain", name}, args...) }
+	me := attacker.String()
+	for _, c := range []struct {
+		want string
+		args []string
+	}{
+		{"--protocol does not go with conn: expected only --direction, --endpoint, --fd, --peer, --memory, --priority", explain("conn", "--protocol", "/x")},
+		{"--service does not go with conn: ", explain("conn", "--service", "x")},
+		{"--fd does not go with stream: expected only --direction, --peer, --protocol, --service, --memory, --priority", explain("stream", "--peer", me, "--fd")},
+		{"--endpoint does not go with stream: ", explain("stream", "--peer", me, "--endpoint", "/ip4/192.0.2.1/tcp/1")},
+		{"--fd does not go with system: expected only --memory, --priority", explain("system", "--memory", "1MiB", "--fd")},
+		{"--peer does not go with system: ", explain("system", "--memory", "1MiB", "--peer", me)},
+		{"--direction does not go with transient: ", explain("transient", "--memory", "1MiB", "--direction", "outbound")},
+		{"--peer does not go with protocol: ", explain("protocol", "--protocol", "/p", "--memory", "1MiB", "--peer", me)},
+		{"--protocol does not go with peer: ", explain("peer", "--peer", me, "--memory", "1MiB", "--protocol", "/p")},
+		{"--priority does not go without --memory: expected --memory SIZE, too", explain("conn", "--priority", "3")},
+		{"--high-water does not go with --no-conn-manager: expected one of them", []string{"check", "--no-conn-manager", "--high-water", "4", limits}},
+		{"--circuits does not go without a role: expected one of ", []string{"presets", "--circuits", "5"}},
+		{"--memory does not go without a role: ", []string{"presets", "--memory", "1GiB"}},
+		{"--memory does not go with snapshots: expected two files of limits, or no --memory", []string{"diff", "--memory", "1GiB", name, name}},
+		{"--fds does not go with snapshots: ", []string{"diff", name, name, "--fds", "7"}},
+	} {
+		got := command(c.args...)
+		require.Equal(t, exitUsage, got.code, "%v: %s", c.args, got.err)
+		require.True(t, strings.HasPrefix(got.err, "rcmgr: "+c.want), got.err)
+		require.Equal(t, 1, strings.Count(got.err, "\n"), got.err)
+		require.Empty(t, got.out)
+	}
+}
+
 // A number that is out of its range, or none, is told with the range.
 func TestANumberOutOfItsRangeIsToldWithTheRange(t *testing.T) {
 	name := saved(t, node(t))

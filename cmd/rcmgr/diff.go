@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -42,7 +43,7 @@ A difference is no error: the exit code is 0 whether there is one or not.`,
 				}
 			}
 			if limits == 2 {
-				return a.diffLimits(m.node(), args)
+				return a.diffLimits(cmd.Context(), m.node(), args)
 			}
 			var s [2]*rcmgr.Snapshot
 			for i, body := range texts {
@@ -91,8 +92,8 @@ func isLimits(body []byte) bool {
 // change is a setting that differs between two files of limits.
 type change struct{ Place, Before, After string }
 
-func (a *app) diffLimits(node rcmgr.NodeLimits, files []string) error {
-	plans, err := plansOf(node, files)
+func (a *app) diffLimits(ctx context.Context, node rcmgr.NodeLimits, files []string) error {
+	plans, err := a.plansOf(ctx, node, files)
 	if err != nil {
 		return err
 	}

@@ -207,11 +207,11 @@ func interruptedReads(t *testing.T) {
 		defer os.Remove(fifo)
 	}
 	for source, name := range sources {
-		for _, c := range append(reading, []string{"replay"}) {
+		for _, c := range slices.Concat(reading, [][]string{{"replay"}, {"check"}}) {
 			line := lineFor(c, source, source)
 			line = append(line[:1], line[3:]...) // without its time limit
-			if c[0] == "replay" && source == server {
-				continue
+			if source == server && (c[0] == "replay" || c[0] == "check") {
+				continue // which read files alone
 			}
 			ctx, stop := context.WithCancel(t.Context())
 			time.AfterFunc(50*time.Millisecond, stop)

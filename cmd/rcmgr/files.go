@@ -6,11 +6,14 @@ package main
 // half of it.
 
 import (
+	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -33,8 +36,12 @@ func openFile(name string) (*os.File, error) {
 }
 
 // checkInputs returns an error unless all files can be opened. want is what is expected of them.
+// The standard input and FIFOs are left alone: to close a FIFO again would end its writer.
 func checkInputs(want string, names ...string) error {
 	for _, name := range names {
+		if at, err := os.Stat(name); name == "-" || err == nil && at.Mode()&fs.ModeNamedPipe != 0 {
+			continue
+		}
 		if isURL(name) {
 			return usage("%s is the address of a page: expected %s", nameOf(name), want)
 		}
@@ -45,6 +52,43 @@ func checkInputs(want string, names ...string) error {
 		f.Close()
 	}
 	return nil
+}
+
+// limitsFile returns the name of a file with the limits that the command line names. For what can
+// be read only once, such as the standard input, it is a copy, which done removes.
+func (a *app) limitsFile(ctx context.Context, name string) (file string, done func(), err error) {
+	if at, err := os.Stat(name); name != "-" && (err != nil || at.Mode().IsRegular()) {
+		return name, func() {}, nil
+	}
+	text, err := a.load(ctx, name, nil)
+	if err != nil {
+		return "", nil, err
+	}
+	f, err := os.CreateTemp("", "rcmgr-*.json")
+	if err != nil {
+		return "", nil, err
+	}
+	done = func() { os.Remove(f.Name()) }
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Close()); err != nil {
+		done()
+		return "", nil, err
+	}
+	return f.Name(), done, nil
+}
+
+// beginsSnapshot is the beginning of a snapshot, as a manager and this command write it.
+var beginsSnapshot = regexp.MustCompile(`^(\x{FEFF})?\s*\{\s*"Taken"\s*:`)
+
+// isSnapshot reports whether a file is a snapshot. It reads only the beginning.
+func isSnapshot(file string) bool {
+	f, err := os.Open(file)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	start, _ := bufio.NewReader(f).Peek(512)
+	return beginsSnapshot.Match(start)
 }
 
 // forceFlag defines the flag without which no file is overwritten.

@@ -3,7 +3,9 @@ package main
 // The commands about limits: "check", "replay", "suggest" and "presets".
 
 import (
+	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -105,11 +107,12 @@ strictly as rcmgr.ReadLimitsFile does: unknown and repeated names, negative
 numbers, wrong peer IDs, text after the end, limits that contradict each other.
 With the size of the machine, the limits are built as for a node of this size,
 and also checked against its computed limits; with --high-water, against its
-connection manager. Limits that can never be reached are warnings.
+connection manager. Limits that can never be reached are warnings. A file that
+is called - is the standard input.
 
 The exit code is 0 if all files are fine, 1 if one has a fault, and 2 if one
 cannot be read. Warnings count only with --strict.`,
-		Example: "  rcmgr check limits.json\n  rcmgr check --memory 2GiB --fds 4096 --high-water 400 limits.json",
+		Example: "  rcmgr check limits.json\n  rcmgr check --memory 2GiB --fds 4096 --high-water 400 limits.json\n  rcmgr presets relay | rcmgr check -",
 		Args:    arguments(1, 0, "one or more files of limits"),
 	}
 	m.flags(c, "; by default half of what this computer has")
@@ -126,16 +129,9 @@ cannot be read. Warnings count only with --strict.`,
 		var all []checked
 		wrong := false
 		for _, file := range files {
-			node := m.node()
-			node.OverridesFile = file
-			limits, err := node.Build()
-			var at *fs.PathError
-			if errors.As(err, &at) {
-				return usage("%w", at)
-			}
-			found := checked{File: file, Faults: faultsOf(err)}
-			if err == nil {
-				found.Warnings = limits.Warnings()
+			found, err := a.check(cmd.Context(), m.node(), file)
+			if err != nil {
+				return err
 			}
 			wrong = wrong || len(found.Faults) > 0 || strict && len(found.Warnings) > 0
 			all = append(all, found)
@@ -149,6 +145,35 @@ cannot be read. Warnings count only with --strict.`,
 		return nil
 	}
 	return c
+}
+
+// check returns what is wrong with a file of limits.
+func (a *app) check(ctx context.Context, node rcmgr.NodeLimits, name string) (checked, error) {
+	found := checked{File: nameOf(name)}
+	file, done, err := a.limitsFile(ctx, name)
+	if err != nil {
+		return found, err
+	}
+	defer done()
+	if isSnapshot(file) {
+		found.Faults = []fault{{Problem: "it is a snapshot, not a file of limits"}}
+		return found, nil
+	}
+	node.OverridesFile = file
+	limits, err := node.Build()
+	var at *fs.PathError
+	if errors.As(err, &at) {
+		return found, usage("%w", at)
+	}
+	found.Faults = faultsOf(err)
+	for i := range found.Faults {
+		f := &found.Faults[i]
+		f.Problem = strings.ReplaceAll(f.Problem, file, found.File) // which may be a copy
+	}
+	if err == nil {
+		found.Warnings = limits.Warnings()
+	}
+	return found, nil
 }
 
 func (a *app) writeChecked(all []checked) error {
@@ -184,7 +209,8 @@ func (a *app) replayCommand() *cobra.Command {
 has written (rcmgr.json.gz), and say what other limits would have admitted and
 refused, and which of them came nearest to being full. The limits are those of
 a node with this memory and this many descriptors, with the overrides of a
-file; if there are several files, each is tried.
+file; if there are several files, each is tried. A file that is called - is the
+standard input.
 
 A trace has no addresses, so gates are not asked. A request that was refused in
 the trace and is admitted now stays as long as others of its kind.`,
@@ -195,7 +221,7 @@ the trace and is admitted now stays as long as others of its kind.`,
 			if linear {
 				admission = rcmgr.AdmissionLinear
 			}
-			plans, err := plansOf(m.node(), files)
+			plans, err := a.plansOf(cmd.Context(), m.node(), files)
 			if err != nil {
 				return err
 			}
@@ -209,7 +235,11 @@ the trace and is admitted now stays as long as others of its kind.`,
 					return nil, err
 				}
 				defer f.Close()
-				story, err := replay.Read(f)
+				in := bufio.NewReader(f)
+				if start, _ := in.Peek(512); beginsSnapshot.Match(start) {
+					return nil, fmt.Errorf("%s: it is a snapshot, not a trace", name)
+				}
+				story, err := replay.Read(in)
 				if err != nil {
 					return nil, fmt.Errorf("%s: %w", name, err)
 				}
@@ -262,23 +292,47 @@ the trace and is admitted now stays as long as others of its kind.`,
 
 // plansOf returns the limits of a node with the overrides of each file, or without overrides if
 // there are no files.
-func plansOf(node rcmgr.NodeLimits, files []string) (all []replay.Plan, err error) {
+func (a *app) plansOf(ctx context.Context, node rcmgr.NodeLimits, files []string) (all []replay.Plan, err error) {
 	if len(files) == 0 {
 		files = []string{""}
 	}
 	for _, file := range files {
-		if file != "" {
-			if err := checkInputs("a file of limits", file); err != nil {
-				return nil, err
-			}
-		}
-		p, err := replay.PlanOf(node, file)
+		p, err := a.planOf(ctx, node, file)
 		if err != nil {
-			return nil, usage("%w", err)
+			return nil, err
 		}
 		all = append(all, p)
 	}
 	return all, nil
+}
+
+// planOf returns the limits of a node with the overrides of a file, if it has a name.
+func (a *app) planOf(ctx context.Context, node rcmgr.NodeLimits, name string) (p replay.Plan, err error) {
+	file := name
+	if name != "" {
+		if err := checkInputs("a file of limits", name); err != nil {
+			return p, err
+		}
+		var done func()
+		if file, done, err = a.limitsFile(ctx, name); err != nil {
+			return p, err
+		}
+		defer done()
+		if isSnapshot(file) {
+			return p, usage("%s is a snapshot, not a file of limits", nameOf(name))
+		}
+	}
+	p, err = replay.PlanOf(node, file)
+	if file != name { // a copy, which nobody knows
+		p.Name = nameOf(name)
+		if err != nil {
+			return p, usage("%s", strings.ReplaceAll(err.Error(), file, p.Name))
+		}
+	}
+	if err != nil {
+		return p, usage("%w", err)
+	}
+	return p, nil
 }
 
 func (a *app) suggestCommand() *cobra.Command {
@@ -325,7 +379,7 @@ The exit code is 1 if the proposal would have refused some of what was seen.`,
 				o.Admission = rcmgr.AdmissionLinear
 			}
 			if base != "" {
-				plans, err := plansOf(m.node(), []string{base})
+				plans, err := a.plansOf(cmd.Context(), m.node(), []string{base})
 				if err != nil {
 					return err
 				}

@@ -879,6 +879,63 @@ func TestNoErrorHasAPassword(t *testing.T) {
 	require.Greater(t, told, 200)
 }
 
+// check and replay read the standard input, as the commands do that look at a node.
+func TestCheckAndReplayReadTheStandardInput(t *testing.T) {
+	for _, name := range []string{"TMPDIR", "TMP"} {
+		t.Setenv(name, t.TempDir())
+	}
+	size := []string{"--memory", "1GiB", "--fds", "1024"}
+	text, err := os.ReadFile(traced(t))
+	require.NoError(t, err)
+	trace := string(text)
+	relay := command(append([]string{"presets", "relay"}, size...)...)
+	require.Zero(t, relay.code, relay.err)
+	require.Equal(t, ran{0, "standard input: fine\n", ""}, rcmgrWith(relay.out, append([]string{"check", "-"}, size...)...))
+	bad := "{\"System\": {\n  \"ConnInbound\": 1,\n  \"Streams\": -5\n}}"
+	got := rcmgrWith(bad, append([]string{"check", "-"}, size...)...)
+	require.Equal(t, exitWrong, got.code)
+	want := command(append([]string{"check", file(t, "bad", bad)}, size...)...).out
+	require.Equal(t, regexp.MustCompile(`(?m)^.*?: `).ReplaceAllString(want, "standard input: "), got.out, "with the same lines")
+	require.Equal(t, ran{1, "standard input: line 1, column 1: unexpected end of JSON input\n", ""}, rcmgrWith("", "check", "-"))
+
+	name := file(t, "trace", trace)
+	require.Equal(t, command("replay", name), rcmgrWith(trace, "replay", "-"))
+	got = rcmgrWith(relay.out, append([]string{"replay", "--limits", "-", name}, size...)...)
+	require.Zero(t, got.code, got.err)
+	require.Contains(t, got.out, "\nstandard input\n")
+	got = rcmgrWith(bad, "replay", "--limits", "-", name)
+	require.Equal(t, exitUsage, got.code)
+	require.Contains(t, got.err, "rcmgr: limits: standard input: line 2")
+	got = rcmgrWith("rubbish", "replay", "-")
+	require.Equal(t, exitWrong, got.code)
+	require.Contains(t, got.err, "rcmgr: standard input: line 1: expected an event of a trace")
+	left, err := filepath.Glob(filepath.Join(os.TempDir(), "rcmgr-*.json"))
+	require.NoError(t, err)
+	require.Empty(t, left)
+}
+
+// A snapshot in the place of a file of limits or of a trace is told as that, and not as a file with
+// many faults.
+func TestASnapshotIsNoFileOfLimitsAndNoTrace(t *testing.T) {
+	name, limits := saved(t, node(t)), file(t, "limits.json", "{}")
+	text, err := os.ReadFile(name)
+	require.NoError(t, err)
+	for _, s := range []string{name, file(t, "bom.json", "\xef\xbb\xbf"+string(text)), file(t, "table.json", command("table", "-o", "json", name).out)} {
+		require.Equal(t, ran{exitWrong, s + ": it is a snapshot, not a file of limits\n", ""}, command("check", s))
+		require.Equal(t, ran{exitWrong, "", "rcmgr: " + s + ": it is a snapshot, not a trace\n"}, command("replay", s))
+		for _, args := range [][]string{{"replay", "--limits", s, traced(t)}, {"suggest", "--base", s, name}} {
+			require.Equal(t, ran{exitUsage, "", "rcmgr: " + s + " is a snapshot, not a file of limits\n"}, command(args...))
+		}
+		for _, args := range [][]string{{s, limits}, {limits, s}} {
+			got := command("diff", args[0], args[1])
+			require.Equal(t, exitUsage, got.code)
+			require.Contains(t, got.err, "is a file of limits, and the other is a snapshot\n")
+		}
+	}
+	got := rcmgrWith(string(text), "check", "-")
+	require.Equal(t, ran{exitWrong, "standard input: it is a snapshot, not a file of limits\n", ""}, got)
+}
+
 // A flag that says nothing about what is asked for is told, and not ignored.
 func TestAFlagThatSaysNothingIsTold(t *testing.T) {
 	name, limits := saved(t, node(t)), file(t, "limits.json", "{}")

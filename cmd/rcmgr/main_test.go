@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"net/http"
@@ -281,6 +282,38 @@ func TestTopIsOrderedAndSearchedByKeys(t *testing.T) {
 	press(screen, "esc")
 	_, quit := screen.Update(tea.KeyPressMsg{Text: "q"})
 	require.IsType(t, tea.QuitMsg{}, quit())
+}
+
+// Until the first answer, top says what it waits for, and can be left. If there is none, it ends with
+// the error.
+func TestTopSaysWhatItWaitsFor(t *testing.T) {
+	screen := &top{rate: -1, a: &app{timeout: time.Second}, ctx: t.Context(), source: "http://me:secret@192.0.2.1/rcmgr", every: time.Second, width: 60, height: 10}
+	require.Equal(t, "waiting for http://me:xxxxx@192.0.2.1/rcmgr\nq end\n", plainText(screen.lines()))
+	press(screen, "3", "s", "r", "/", "tab", "down")
+	screen.Update(tea.WindowSizeMsg{Width: 20, Height: 2})
+	require.Equal(t, "waiting for http://…\nq end\n", plainText(screen.lines()))
+	for _, key := range []string{"q", "esc"} {
+		k := tea.KeyPressMsg{Text: key}
+		if key == "esc" {
+			k = tea.KeyPressMsg{Code: tea.KeyEscape}
+		}
+		_, quit := screen.Update(k)
+		require.IsType(t, tea.QuitMsg{}, quit())
+	}
+	_, quit := screen.Update(tea.KeyPressMsg{Code: 'c', Mod: tea.ModCtrl})
+	require.IsType(t, tea.QuitMsg{}, quit())
+
+	fault := errors.New("nobody there")
+	_, quit = screen.Update(loaded{nil, fault})
+	require.IsType(t, tea.QuitMsg{}, quit())
+	require.Equal(t, fault, screen.err)
+
+	screen.source = serve(t, rcmgr.Handler(node(t)))
+	screen.width, screen.height = 80, 24
+	require.NotNil(t, screen.Init(), "it looks at once")
+	screen.Update(screen.load()())
+	require.NoError(t, screen.err)
+	require.Contains(t, plainText(screen.lines()), "1 Overview")
 }
 
 // What was seen last stays in sight.

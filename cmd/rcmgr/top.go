@@ -50,19 +50,21 @@ snapshot of its fullest peers for each, at most one a second.`,
 				return t.print(max(1, times), a.width())
 			}
 			t.width, t.height = width, height
-			if err := t.load()(); err != nil { // a wrong address is told before the screen is taken
-				if first, isWrong := err.(loaded); isWrong && first.err != nil {
+			if !t.isLive() { // a file is read before the screen is taken: it may be the terminal itself
+				if t.Update(t.load()()); t.s == nil {
 					if cmd.Context().Err() != nil {
 						return nil // interrupted, which is how one leaves
 					}
-					return first.err
+					return t.err
 				}
-				t.Update(err)
 			}
 			_, err := tea.NewProgram(t, tea.WithContext(cmd.Context()), tea.WithInput(a.in), tea.WithOutput(a.out),
 				tea.WithColorProfile(colorprofile.Detect(a.out, os.Environ())), tea.WithoutSignalHandler()).Run()
 			if cmd.Context().Err() != nil {
 				return nil
+			}
+			if err == nil && t.s == nil {
+				err = t.err // there was nothing to show; nil if that was not waited for
 			}
 			return err
 		},
@@ -79,9 +81,9 @@ type top struct {
 	source string
 	every  time.Duration
 
-	s             *rcmgr.Snapshot
-	rate          float64 // refusals a second since the snapshot before; -1 if it is not known
-	err           error   // of the last look
+	s             *rcmgr.Snapshot // nil until the first answer
+	rate          float64         // refusals a second since the snapshot before; -1 if it is not known
+	err           error           // of the last look
 	width, height int
 
 	view     int
@@ -137,7 +139,12 @@ func (t *top) load() tea.Cmd {
 	}
 }
 
-func (t *top) Init() tea.Cmd { return t.wait() }
+func (t *top) Init() tea.Cmd {
+	if t.s == nil {
+		return tea.Sequence(t.load(), t.wait())
+	}
+	return t.wait()
+}
 
 func (t *top) wait() tea.Cmd {
 	if !t.isLive() {
@@ -156,7 +163,9 @@ func (t *top) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		}
 		return t, tea.Sequence(t.load(), t.wait())
 	case loaded:
-		t.take(msg)
+		if t.take(msg); t.s == nil { // the address is wrong, or nobody answers there
+			return t, tea.Quit
+		}
 	case tea.KeyPressMsg:
 		return t, t.press(msg)
 	}
@@ -210,6 +219,13 @@ func (t *top) showFound() {
 func (t *top) press(k tea.KeyPressMsg) tea.Cmd {
 	if t.isTyping {
 		return t.typed(k)
+	}
+	if t.s == nil {
+		switch k.String() {
+		case "q", "ctrl+c", "esc":
+			return tea.Quit
+		}
+		return nil
 	}
 	o := &t.orders[t.view]
 	columns := len(t.tables()[len(t.tables())-1].columns)
@@ -302,6 +318,9 @@ func (t *top) View() tea.View {
 
 // lines returns the whole screen.
 func (t *top) lines() []string {
+	if t.s == nil {
+		return []string{shortenEnd("waiting for "+nameOf(t.source), t.width), faint.Render(shortenEnd("q end", t.width))}
+	}
 	lines := head(t.s, t.rate, t.width)
 	if t.err != nil {
 		lines = append(lines, alarm.Render(shortenEnd("not of now: "+t.err.Error(), t.width)))

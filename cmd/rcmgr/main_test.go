@@ -304,7 +304,7 @@ func TestTopSaysWhatItWaitsFor(t *testing.T) {
 	require.IsType(t, tea.QuitMsg{}, quit())
 
 	fault := errors.New("nobody there")
-	_, quit = screen.Update(loaded{nil, fault})
+	_, quit = screen.Update(loaded{err: fault})
 	require.IsType(t, tea.QuitMsg{}, quit())
 	require.Equal(t, fault, screen.err)
 
@@ -314,6 +314,73 @@ func TestTopSaysWhatItWaitsFor(t *testing.T) {
 	screen.Update(screen.load()())
 	require.NoError(t, screen.err)
 	require.Contains(t, plainText(screen.lines()), "1 Overview")
+}
+
+// The heading of a table names the column that orders it.
+func TestAHeadingNamesTheOrder(t *testing.T) {
+	screen := &top{rate: -1, a: &app{timeout: time.Second}, ctx: t.Context(), source: saved(t, node(t)), every: time.Second, width: 120, height: 30}
+	screen.Update(screen.load()())
+	for _, c := range []struct {
+		view int
+		want []string // as s goes through the columns
+	}{
+		{peers, []string{"Peers, the fullest first", "Peers, by Scope", "Peers, by Fullest", "Peers, by %", "Peers, by Conns in", "Peers, by Conns out", "Peers, by FD",
+			"Peers, by Streams in", "Peers, by Streams out", "Peers, by Memory", "Peers, by Refused", "Peers, the fullest first"}},
+		{names, []string{"Services and protocols, the fullest first", "Services and protocols, by Scope", "Services and protocols, by Fullest",
+			"Services and protocols, by %", "Services and protocols, by Streams in", "Services and protocols, by Streams out"}},
+		{fixedScopes, []string{"System and transient", "System and transient, by Scope", "System and transient, by Limit", "System and transient, by %", "System and transient, by %"}},
+		{refusals, []string{"Refusals, by scope or gate", "Refusals, by Scope or gate", "Refusals, by Limit"}},
+	} {
+		screen.view = c.view
+		for _, want := range c.want {
+			require.Contains(t, strings.Split(plainText(screen.lines()), "\n"), want)
+			press(screen, "s")
+		}
+	}
+	screen.view, screen.orders = peers, [views]order{}
+	press(screen, "r")
+	require.Contains(t, plainText(screen.lines()), "\nPeers, by Scope, reversed\n")
+}
+
+// What stands in the way is the same whatever is looked for, and what is not found is told.
+func TestASearchLeavesTheSentence(t *testing.T) {
+	name := saved(t, node(t))
+	at := serve(t, rcmgr.Handler(node(t)))
+	for _, source := range []string{name, at} {
+		want := strings.Split(command("table", source).out, "\n")[1]
+		require.Contains(t, want, attacker.String()+" holds")
+		for _, find := range []string{"ping", "nothing like it"} {
+			got := command("table", "--find", find, source)
+			require.Zero(t, got.code, got.err)
+			require.Equal(t, want, strings.Split(got.out, "\n")[1])
+			require.Equal(t, find != "ping", strings.Count(got.out, fmt.Sprintf("Nothing has %q in its name.", find)) == 3, got.out)
+			require.NotContains(t, got.out, "Nothing is held.")
+			var r report
+			require.NoError(t, json.Unmarshal([]byte(command("table", "-o", "json", "--find", find, source).out), &r))
+			require.Equal(t, want, r.InTheWay)
+			require.NotNil(t, r.Bottleneck)
+		}
+		screen := &top{rate: -1, a: &app{timeout: time.Second}, ctx: t.Context(), source: source, every: time.Second, width: 200, height: 30}
+		screen.Update(screen.load()())
+		press(screen, "/", "z", "z", "!", "enter")
+		require.NoError(t, screen.err)
+		text := plainText(screen.lines())
+		require.Contains(t, text, "\n"+want+"\n")
+		require.Contains(t, text, "\nNothing has \"zz!\" in its name.\n")
+		press(screen, "/", "y")
+		require.Contains(t, plainText(screen.lines()), "\nNothing has \"zz!\" in its name.\n", "another text has not been looked for yet")
+		press(screen, "esc")
+		require.NotContains(t, plainText(screen.lines()), "Nothing has")
+	}
+}
+
+func TestATimeOfDaysIsInDays(t *testing.T) {
+	for want, d := range map[string]time.Duration{
+		"0s": 0, "13m38s": 13*time.Minute + 38*time.Second, "23h59m59s": 24*time.Hour - time.Second, "1d0h0m": 24 * time.Hour,
+		"20d0h16m": 480*time.Hour + 16*time.Minute + 29*time.Second, "2d5h1m": 53*time.Hour + 30*time.Second,
+	} {
+		require.Equal(t, want, uptime(d))
+	}
 }
 
 // What was seen last stays in sight.

@@ -175,6 +175,9 @@ func nameOf(source string) string {
 		return source
 	}
 	if at, err := url.Parse(source); err == nil {
+		if at.User == nil {
+			return source
+		}
 		return at.Redacted()
 	}
 	scheme, rest, _ := strings.Cut(source, "://")
@@ -224,6 +227,27 @@ func narrowed(s *rcmgr.Snapshot, find string, from int) {
 		from--
 		return from >= 0
 	})
+}
+
+// found returns the snapshot of a source with the scopes that a search finds, and the whole one: what
+// stands in the way does so whatever is looked for.
+func (a *app) found(ctx context.Context, source, find string, from int) (found, whole *rcmgr.Snapshot, err error) {
+	query, err := findQuery(find, from)
+	if err != nil {
+		return nil, nil, err
+	}
+	whole, _, err = a.snapshot(ctx, source, nil)
+	if err != nil || find == "" {
+		return whole, whole, err
+	}
+	if isURL(source) {
+		found, _, err = a.snapshot(ctx, source, query)
+		return found, whole, err
+	}
+	s := *whole
+	s.Scopes = slices.Clone(s.Scopes)
+	narrowed(&s, find, from)
+	return &s, whole, nil
 }
 
 func (a *app) snapshotCommand() *cobra.Command {

@@ -18,7 +18,10 @@ type report struct {
 	Bottleneck *rcmgr.Bottleneck `json:",omitempty"`
 }
 
-func reportOf(s *rcmgr.Snapshot) report { return report{s, s.InTheWay(), s.Bottleneck()} }
+// reportOf returns a report of what was found in a whole snapshot.
+func reportOf(found, whole *rcmgr.Snapshot) report {
+	return report{found, whole.InTheWay(), whole.Bottleneck()}
+}
 
 func (a *app) tableCommand() *cobra.Command {
 	var find string
@@ -33,16 +36,9 @@ columns without one; in a terminal, what is nearly full stands out.`,
 		Example: "  rcmgr table http://127.0.0.1:6060/rcmgr\n  rcmgr table --near 50 node.json\n  rcmgr table --find bitswap node.json",
 		Args:    arguments(1, 1, "one source: a page, the file of a snapshot, or - for one on the standard input"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			query, err := findQuery(find, from)
+			s, whole, err := a.found(cmd.Context(), args[0], find, from)
 			if err != nil {
 				return err
-			}
-			s, _, err := a.snapshot(cmd.Context(), args[0], query)
-			if err != nil {
-				return err
-			}
-			if find != "" && !isURL(args[0]) {
-				narrowed(s, find, from)
 			}
 			onlyNear := cmd.Flags().Changed("near")
 			uses := s.LimitsNear(full)
@@ -50,17 +46,17 @@ columns without one; in a terminal, what is nearly full stands out.`,
 				if onlyNear {
 					return a.writeJSON(uses)
 				}
-				return a.writeJSON(reportOf(s))
+				return a.writeJSON(reportOf(s, whole))
 			}
 			width := a.width()
-			lines := head(s, -1, a.sentenceWidth())
-			tables := sheets(s)
+			lines := head(whole, -1, a.sentenceWidth())
+			tables := sheets(s, find)
 			if onlyNear {
 				tables = []*sheet{limitSheet(fmt.Sprintf("Limits of which %g %% and more are taken", full), uses)}
 				tables[0].empty = "There are none."
 			}
 			for _, t := range tables {
-				lines = append(lines, "", bold.Render(t.title))
+				lines = append(lines, "", bold.Render(t.heading()))
 				lines = append(lines, t.lines(width, 0, 0, -1)...)
 			}
 			_, err = fmt.Fprintln(a.coloured(), strings.Join(lines, "\n"))

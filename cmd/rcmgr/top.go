@@ -81,9 +81,11 @@ type top struct {
 	source string
 	every  time.Duration
 
-	s             *rcmgr.Snapshot // nil until the first answer
-	rate          float64         // refusals a second since the snapshot before; -1 if it is not known
-	err           error           // of the last look
+	s             *rcmgr.Snapshot // what was found; nil until the first answer
+	whole         *rcmgr.Snapshot
+	sought        string  // the search that s answers
+	rate          float64 // refusals a second since the snapshot before; -1 if it is not known
+	err           error   // of the last look
 	width, height int
 
 	view     int
@@ -114,8 +116,9 @@ var viewNames = [views]string{"Overview", "System", "Peers", "Protocols", "Refus
 
 // loaded is the message that a snapshot has come.
 type loaded struct {
-	s   *rcmgr.Snapshot
-	err error
+	s, whole *rcmgr.Snapshot
+	find     string // what was looked for
+	err      error
 }
 
 // tick is the message that it is time to look again.
@@ -127,15 +130,8 @@ func (t *top) isLive() bool { return isURL(t.source) }
 func (t *top) load() tea.Cmd {
 	find := t.find
 	return func() tea.Msg {
-		query, err := findQuery(find, 0)
-		if err != nil {
-			return loaded{nil, err}
-		}
-		s, _, err := t.a.snapshot(t.ctx, t.source, query)
-		if err == nil && find != "" && !t.isLive() {
-			narrowed(s, find, 0)
-		}
-		return loaded{s, err}
+		s, whole, err := t.a.found(t.ctx, t.source, find, 0)
+		return loaded{s, whole, find, err}
 	}
 }
 
@@ -179,8 +175,8 @@ func (t *top) take(l loaded) {
 		return
 	}
 	// A node with very many peers answers with the same snapshot for a few seconds.
-	if t.s != nil && !l.s.Taken.Equal(t.s.Taken) {
-		since := l.s.Since(t.s)
+	if t.s != nil && !l.whole.Taken.Equal(t.whole.Taken) {
+		since := l.whole.Since(t.whole)
 		var n uint64
 		for _, r := range since.Refusals {
 			n += r.Total()
@@ -189,7 +185,7 @@ func (t *top) take(l loaded) {
 			t.rate = float64(n) / seconds
 		}
 	}
-	t.s = l.s
+	t.s, t.whole, t.sought = l.s, l.whole, l.find
 	if t.isNew {
 		t.isNew = false
 		t.showFound()
@@ -287,7 +283,7 @@ func (t *top) typed(k tea.KeyPressMsg) tea.Cmd {
 
 // tables returns the tables of the view. The last one is scrolled and ordered.
 func (t *top) tables() []*sheet {
-	all := sheets(t.s)
+	all := sheets(t.s, t.sought)
 	var shown []*sheet
 	switch t.view {
 	case overview:
@@ -305,7 +301,11 @@ func (t *top) tables() []*sheet {
 	}
 	last := shown[len(shown)-1]
 	if o := t.orders[t.view]; o.column > 0 || o.reverse {
-		last.order(max(0, min(o.column, len(last.columns))-1), o.reverse)
+		column := max(0, min(o.column, len(last.columns))-1)
+		last.order(column, o.reverse)
+		if last.by = "by " + last.named(column); o.reverse {
+			last.by += ", reversed"
+		}
 	}
 	return shown
 }
@@ -321,7 +321,7 @@ func (t *top) lines() []string {
 	if t.s == nil {
 		return []string{shortenEnd("waiting for "+nameOf(t.source), t.width), faint.Render(shortenEnd("q end", t.width))}
 	}
-	lines := head(t.s, t.rate, t.width)
+	lines := head(t.whole, t.rate, t.width)
 	if t.err != nil {
 		lines = append(lines, alarm.Render(shortenEnd("not of now: "+t.err.Error(), t.width)))
 	}
@@ -339,7 +339,7 @@ func (t *top) lines() []string {
 	tables := t.tables()
 	room := t.height - len(lines) - 1 // the last line is for the keys
 	for i, table := range tables {
-		lines = append(lines, "", bold.Render(shortenEnd(table.title, t.width)))
+		lines = append(lines, "", bold.Render(shortenEnd(table.heading(), t.width)))
 		room -= 2
 		rows := room
 		from, ordered := 0, -1
@@ -405,14 +405,14 @@ func (t *top) print(times, width int) error {
 		}
 		t.take(msg)
 		if t.a.json() {
-			if err := json.NewEncoder(t.a.out).Encode(reportOf(t.s)); err != nil {
+			if err := json.NewEncoder(t.a.out).Encode(reportOf(t.s, t.whole)); err != nil {
 				return err
 			}
 			continue
 		}
-		lines := head(t.s, t.rate, t.a.sentenceWidth())
+		lines := head(t.whole, t.rate, t.a.sentenceWidth())
 		for _, table := range t.tables() {
-			lines = append(lines, "", bold.Render(table.title))
+			lines = append(lines, "", bold.Render(table.heading()))
 			lines = append(lines, table.lines(width, 0, mostPrinted, -1)...)
 		}
 		if i < times-1 {

@@ -39,10 +39,32 @@ type row struct {
 // sheet is a table.
 type sheet struct {
 	title   string
+	by      string // the order of the rows, for the heading
+	left    string // how many of all rows there are, for the heading
 	columns []column
 	rows    []row
 	empty   string // in place of rows
 	name    int    // the smallest width of the first column; 0 is least
+}
+
+// heading returns the line above the table.
+func (t *sheet) heading() string {
+	if t.by == "" {
+		return t.title + t.left
+	}
+	return t.title + ", " + t.by + t.left
+}
+
+// named returns the title of a column, as it reads without those beside it.
+func (t *sheet) named(column int) string {
+	switch title := t.columns[column].title; {
+	case title == "": // the bar of a percentage
+		return "%"
+	case title == "out" && column > 0:
+		return strings.TrimSuffix(t.columns[column-1].title, "in") + title
+	default:
+		return title
+	}
 }
 
 // byText is the value of a cell in a column that is ordered by its text.
@@ -376,9 +398,10 @@ func limitSheet(title string, uses rcmgr.LimitUses) *sheet {
 	return t
 }
 
-// holderSheet returns a table of what scopes of some kinds hold, the fullest first.
-func holderSheet(title string, s *rcmgr.Snapshot, kinds ...rcmgr.Kind) *sheet {
-	t := &sheet{title: title, empty: "Nothing is held.", columns: []column{
+// holderSheet returns a table of what scopes of some kinds hold, the fullest first. all is how many
+// there are, of which a snapshot may have some.
+func holderSheet(title string, all int, s *rcmgr.Snapshot, kinds ...rcmgr.Kind) *sheet {
+	t := &sheet{title: title, by: "the fullest first", left: left(s, all, kinds...), empty: "Nothing is held.", columns: []column{
 		{"Scope", false, 0}, {"Fullest", false, 2}, {"%", true, 0}, {"Conns in", true, 0}, {"out", true, 1}, {"FD", true, 3},
 		{"Streams in", true, 0}, {"out", true, 1}, {"Memory", true, 0}, {"Refused", true, 0}}}
 	byScope := make(map[string]rcmgr.LimitUse)
@@ -417,7 +440,7 @@ func holderSheet(title string, s *rcmgr.Snapshot, kinds ...rcmgr.Kind) *sheet {
 
 // refusalSheet returns a table of what each kind of scope or gate has refused.
 func refusalSheet(s *rcmgr.Snapshot) *sheet {
-	t := &sheet{title: "Refusals, by scope or gate", empty: "Nothing was refused.", columns: []column{
+	t := &sheet{title: "Refusals", by: "by scope or gate", empty: "Nothing was refused.", columns: []column{
 		{"Scope or gate", false, 0}, {"Limit", false, 0}, {"Refused", true, 0}, {"Would have", true, 1}}}
 	for k := rcmgr.KindSystem; k <= rcmgr.KindProcess; k++ {
 		refused, would := perLimit(s.Refusals[k]), perLimit(s.WouldRefuse[k])
@@ -449,6 +472,16 @@ func worthShowing(s *rcmgr.Snapshot) rcmgr.LimitUses {
 	})
 }
 
+// uptime returns for how long a node has been up, in days if it has seen one.
+func uptime(d time.Duration) string {
+	const day = 24 * time.Hour
+	if d < day {
+		return d.Round(time.Second).String()
+	}
+	d = d.Round(time.Minute)
+	return fmt.Sprintf("%dd%dh%dm", d/day, d%day/time.Hour, d%time.Hour/time.Minute)
+}
+
 // head returns the lines above all tables: when, how many, and what stands in the way.
 func head(s *rcmgr.Snapshot, rate float64, width int) []string {
 	var refused uint64
@@ -456,7 +489,7 @@ func head(s *rcmgr.Snapshot, rate float64, width int) []string {
 		refused += r.Total()
 	}
 	about := fmt.Sprintf("%s  up %s  %s  %s  %d refused", s.Taken.UTC().Format("2006-01-02 15:04:05 UTC"),
-		s.Uptime().Round(time.Second), text.Plural(s.Peers, "peer"), text.Plural(s.Gates.Subnets, "subnet"), refused)
+		uptime(s.Uptime()), text.Plural(s.Peers, "peer"), text.Plural(s.Gates.Subnets, "subnet"), refused)
 	if rate >= 0 {
 		about += fmt.Sprintf(" (%.1f/s)", rate)
 	}
@@ -474,8 +507,8 @@ func head(s *rcmgr.Snapshot, rate float64, width int) []string {
 	return lines
 }
 
-// sheets returns the tables of a snapshot.
-func sheets(s *rcmgr.Snapshot) []*sheet {
+// sheets returns the tables of a snapshot, or of what was found in it by a text.
+func sheets(s *rcmgr.Snapshot, find string) []*sheet {
 	uses := worthShowing(s)
 	fixed := slices.DeleteFunc(slices.Clone(uses), func(u rcmgr.LimitUse) bool { return u.Kind > rcmgr.KindAllowlistedTransient })
 	slices.SortStableFunc(fixed, func(a, b rcmgr.LimitUse) int {
@@ -486,11 +519,15 @@ func sheets(s *rcmgr.Snapshot) []*sheet {
 	others := slices.DeleteFunc(uses, func(u rcmgr.LimitUse) bool { return u.Kind <= rcmgr.KindAllowlistedTransient })
 	all := []*sheet{
 		limitSheet("System and transient", fixed),
-		holderSheet("Peers, the fullest first"+left(s, s.Peers, rcmgr.KindPeer), s, rcmgr.KindPeer),
-		holderSheet("Services and protocols, the fullest first"+left(s, s.Services+s.Protocols, rcmgr.KindService, rcmgr.KindProtocol),
-			s, rcmgr.KindService, rcmgr.KindProtocol),
+		holderSheet("Peers", s.Peers, s, rcmgr.KindPeer),
+		holderSheet("Services and protocols", s.Services+s.Protocols, s, rcmgr.KindService, rcmgr.KindProtocol),
 		limitSheet("Limits of services, protocols and peers, the fullest first", others),
 		refusalSheet(s),
+	}
+	if find != "" {
+		for _, t := range all[1:4] {
+			t.empty = fmt.Sprintf("Nothing has %q in its name.", find)
+		}
 	}
 	all[3].order(2, false)
 	all[2].without("Conns in", "out", "FD")

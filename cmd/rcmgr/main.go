@@ -89,8 +89,8 @@ func within[T any](ctx context.Context, name string, f func() (T, error)) (T, er
 	go func() {
 		var got answer
 		defer func() {
-			if fault := recover(); fault != nil {
-				got.fault = &crash{fault, debug.Stack()}
+			if value := recover(); value != nil {
+				got.fault = &crash{value, debug.Stack()}
 			}
 			done <- got
 		}()

@@ -581,7 +581,7 @@ var damages = []damage{
 	{"cmd/rcmgr/source.go", "answer.StatusCode == http.StatusBadRequest && at.Query().Has(\"explain\")", "answer.StatusCode == http.StatusBadRequest"},
 	{"cmd/rcmgr/source.go", "case errors.Is(err, io.EOF):", "case false:"},
 	{"cmd/rcmgr/explain.go", "if err == nil && !answer.Admitted {", "if false {"},
-	{"cmd/rcmgr/man.go", "if err := checkOutput(file, force); err != nil {", "if err := error(nil); err != nil {"},
+	{"cmd/rcmgr/man.go", "if err := checkOutput(p.file, force); err != nil {", "if err := error(nil); err != nil {"},
 	{"cmd/rcmgr/view.go", "widths[widest]--", "widths[0]--"},
 	{"internal/replay/events.go", "endsEarly(err, text) && lines.Err() == nil", "endsEarly(err, text) && false"},
 	{"suggest/evidence.go", "if b.left -= n; b.left < 0 {", "if b.left -= n; false {"},

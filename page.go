@@ -26,6 +26,7 @@ import (
 	"github.com/multiformats/go-multiaddr"
 	"golang.org/x/time/rate"
 
+	"github.com/weir-p2p/rcmgr/internal/text"
 	"github.com/weir-p2p/rcmgr/internal/webpage"
 )
 
@@ -352,7 +353,7 @@ func (p *page) writeHTML(w io.Writer, l *look) error {
 	all := p.snapshots.Get() // a snapshot of some scopes may lack the limit that is full, or its holder
 	peersShown, namesShown := min(len(peers), pageRows), min(len(names), pageRows)
 	return p.template.Execute(w, map[string]any{
-		"S": s, "Plot": plotOf(s), "Up": s.Uptime().Round(time.Second).String(), "Near": len(all.LimitsNear(nearlyFull)),
+		"S": s, "Plot": plotOf(s), "Up": text.Uptime(s.Uptime()), "Near": len(all.LimitsNear(nearlyFull)),
 		"Refused": s.totalRefusals(), "ByKind": s.refusalsByKind(), "Fixed": fixed,
 		"Others": others[:min(len(others), pageRows)], "OthersLeft": max(0, len(others)-pageRows),
 		"Peers": peers[:peersShown], "Names": names[:namesShown], "NamesAll": s.Services + s.Protocols,

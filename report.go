@@ -348,7 +348,7 @@ func (b *Bottleneck) String() string {
 // nearly full, all limits, what services, protocols and peers hold, and what else the snapshot
 // has. It is what Handler answers as text. WriteText returns the error of w, if any.
 func (s *Snapshot) WriteText(w io.Writer) error {
-	fmt.Fprintf(w, "%s, up %s, %s, %s, %s\n", s.Taken.UTC().Format(time.RFC3339), s.Uptime().Round(time.Second),
+	fmt.Fprintf(w, "%s, up %s, %s, %s, %s\n", s.Taken.UTC().Format(time.RFC3339), text.Uptime(s.Uptime()),
 		text.Plural(s.Peers, "peer"), text.Plural(s.totalRefusals(), "refusal"), text.Plural(s.CallerBugs, "bug of a caller", "bugs of callers"))
 	fmt.Fprintf(w, "%s\n", s.InTheWay())
 	if m := &s.Process; m.Limit > 0 {

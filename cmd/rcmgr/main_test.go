@@ -374,15 +374,6 @@ func TestASearchLeavesTheSentence(t *testing.T) {
 	}
 }
 
-func TestATimeOfDaysIsInDays(t *testing.T) {
-	for want, d := range map[string]time.Duration{
-		"0s": 0, "13m38s": 13*time.Minute + 38*time.Second, "23h59m59s": 24*time.Hour - time.Second, "1d0h0m": 24 * time.Hour,
-		"20d0h16m": 480*time.Hour + 16*time.Minute + 29*time.Second, "2d5h1m": 53*time.Hour + 30*time.Second,
-	} {
-		require.Equal(t, want, uptime(d))
-	}
-}
-
 // What was seen last stays in sight.
 func TestTopGoesOnWhenTheNodeIsGone(t *testing.T) {
 	m := node(t)

@@ -8,7 +8,6 @@ import (
 	"math"
 	"slices"
 	"strings"
-	"time"
 
 	"charm.land/lipgloss/v2"
 
@@ -472,16 +471,6 @@ func worthShowing(s *rcmgr.Snapshot) rcmgr.LimitUses {
 	})
 }
 
-// uptime returns for how long a node has been up, in days if it has seen one.
-func uptime(d time.Duration) string {
-	const day = 24 * time.Hour
-	if d < day {
-		return d.Round(time.Second).String()
-	}
-	d = d.Round(time.Minute)
-	return fmt.Sprintf("%dd%dh%dm", d/day, d%day/time.Hour, d%time.Hour/time.Minute)
-}
-
 // head returns the lines above all tables: when, how many, and what stands in the way.
 func head(s *rcmgr.Snapshot, rate float64, width int) []string {
 	var refused uint64
@@ -489,7 +478,7 @@ func head(s *rcmgr.Snapshot, rate float64, width int) []string {
 		refused += r.Total()
 	}
 	about := fmt.Sprintf("%s  up %s  %s  %s  %d refused", s.Taken.UTC().Format("2006-01-02 15:04:05 UTC"),
-		uptime(s.Uptime()), text.Plural(s.Peers, "peer"), text.Plural(s.Gates.Subnets, "subnet"), refused)
+		text.Uptime(s.Uptime()), text.Plural(s.Peers, "peer"), text.Plural(s.Gates.Subnets, "subnet"), refused)
 	if rate >= 0 {
 		about += fmt.Sprintf(" (%.1f/s)", rate)
 	}

@@ -3,9 +3,11 @@
 package text
 
 import (
+	"fmt"
 	"math"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 )
 
@@ -30,6 +32,16 @@ func Count(n int64) string {
 		return "unlimited"
 	}
 	return strconv.FormatInt(n, 10)
+}
+
+// Uptime returns for how long something has been up, such as "4m10s", or "20d0h16m" after a day.
+func Uptime(d time.Duration) string {
+	const day = 24 * time.Hour
+	if d = d.Round(time.Second); d < day {
+		return d.String()
+	}
+	d = d.Round(time.Minute)
+	return fmt.Sprintf("%dd%dh%dm", d/day, d%day/time.Hour, d%time.Hour/time.Minute)
 }
 
 // Setting returns the value of a setting of a configuration at a place such as "System.Memory",

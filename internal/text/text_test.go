@@ -3,6 +3,7 @@ package text
 import (
 	"math"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -73,4 +74,13 @@ func TestANounHasTheFormOfItsNumber(t *testing.T) {
 	require.Equal(t, "1 entry", Plural(1, "entry", "entries"))
 	require.Equal(t, "12 entries", Plural(12, "entry", "entries"))
 	require.Equal(t, "looks", Noun(-1, "look"))
+}
+
+func TestATimeOfDaysIsInDays(t *testing.T) {
+	for want, d := range map[string]time.Duration{
+		"0s": 0, "13m38s": 13*time.Minute + 38*time.Second, "23h59m59s": 24*time.Hour - time.Second, "1d0h0m": 24 * time.Hour,
+		"20d0h16m": 480*time.Hour + 16*time.Minute + 29*time.Second, "2d5h1m": 53*time.Hour + 30*time.Second,
+	} {
+		require.Equal(t, want, Uptime(d))
+	}
 }

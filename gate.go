@@ -38,7 +38,8 @@ func newGate(cfg gateConfig, caller *callerRates, noting bool, observed *observe
 	if caller != nil {
 		cfg.rate = rateConfig{}
 	}
-	how := subnets.Config{Error: cfg.subnets.replaced.refusal, Noting: noting}
+	replaced := cfg.subnets.replaced // a copy, because the method keeps what it is of
+	how := subnets.Config{Error: replaced.refusal, Noting: noting}
 	if observed != nil {
 		how.Observed = func(g subnets.Gate) bool { return observed.load().has(gateKinds[g]) }
 	}
@@ -50,7 +51,7 @@ func newGate(cfg gateConfig, caller *callerRates, noting bool, observed *observe
 	if err != nil {
 		return nil, err
 	}
-	g := &gate{subnets: s, caller: caller, sources: sources, outbound: cfg.outbound, limits: limits, replaced: cfg.subnets.replaced}
+	g := &gate{subnets: s, caller: caller, sources: sources, outbound: cfg.outbound, limits: limits, replaced: replaced}
 	if limitsAny(gateLists[ConnRate](limits.DialRate), ConnRate{Burst: Unlimited}) {
 		how.Error = dialRefusal
 		if g.dials, err = newSubnets(subnetConfig{}, *cfg.dials, how); err != nil {

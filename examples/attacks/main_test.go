@@ -31,9 +31,17 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// onAllShortly runs an attack on all managers for a short time. None may hold anything in
-// the end.
+// shortly is how long an attack of a test lasts.
+const shortly = time.Second / 2
+
+// onAllShortly runs an attack on all managers for a short time.
 func onAllShortly(t *testing.T, a *attack) (onUpstream, ours, optioned, roomToo outcome) {
+	t.Helper()
+	return onAllFor(t, a, shortly)
+}
+
+// onAllFor runs an attack on all managers. None may hold anything in the end.
+func onAllFor(t *testing.T, a *attack, duration time.Duration) (onUpstream, ours, optioned, roomToo outcome) {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("attacks real hosts for some seconds")
@@ -41,7 +49,7 @@ func onAllShortly(t *testing.T, a *attack) (onUpstream, ours, optioned, roomToo 
 	if err := checkLoopback(); err != nil {
 		t.Skip(err)
 	}
-	s := settings{which: a.name, duration: time.Second / 2, attackers: fewestAttackers, memory: leastMemory}
+	s := settings{which: a.name, duration: duration, attackers: fewestAttackers, memory: leastMemory}
 	var progress, table bytes.Buffer
 	r, err := a.onAll(t.Context(), s, &progress)
 	require.NoError(t, err, progress.String())
@@ -69,6 +77,10 @@ func TestNewcomersAreServedByFairShare(t *testing.T) {
 
 func TestMemoryStaysWithinItsLimitUnderPressureAndFriendsAreServed(t *testing.T) {
 	onUpstream, ours, pressed, roomy := onAllShortly(t, &memoryPressure)
+	// A busy machine may not have collected the garbage by then that shows what room was made.
+	for longer := 4 * shortly; roomy.Guests[strangers].rate() == 0 && longer <= 16*shortly; longer *= 4 {
+		onUpstream, ours, pressed, roomy = onAllFor(t, &memoryPressure, longer)
+	}
 	for _, o := range []outcome{onUpstream, ours} {
 		require.Greater(t, o.Victim.Memory.HeapMost, int64(128<<20), "all is kept on %s", o.Manager)
 		require.Empty(t, o.Victim.Crowd)

@@ -743,11 +743,11 @@ func randomPeersOnAFullHost(t *testing.T, faults bool) {
 		})
 		m, h := roomOn(t, conf, RoomConfig{Protocols: []protocol.ID{"/named"}}, WithStripes(4))
 		cm := h.CM.(*fakehost.ConnManager)
-		if faults {
-			h.Letting = func(c *fakehost.Conn) error {
-				if c.Stat().Direction == network.DirOutbound || cm.IsProtected(c.RemotePeer(), "") {
-					t.Errorf("%v was kept and is let go", c.RemotePeer())
-				}
+		h.Letting = func(c *fakehost.Conn) error {
+			if c.Stat().Direction == network.DirOutbound || cm.IsProtected(c.RemotePeer(), "") {
+				t.Errorf("%v was kept and is let go", c.RemotePeer())
+			}
+			if faults {
 				switch id := c.RemotePeer(); id[len(id)-1] % 12 {
 				case 0:
 					panic("no")
@@ -756,8 +756,8 @@ func randomPeersOnAFullHost(t *testing.T, faults bool) {
 				case 2:
 					return nil
 				}
-				return c.Close()
 			}
+			return c.Close()
 		}
 		var conns []*fakehost.Conn
 		steps := 1500
@@ -772,7 +772,6 @@ func randomPeersOnAFullHost(t *testing.T, faults bool) {
 				if r.IntN(6) == 0 {
 					dir = network.DirOutbound
 				}
-				kept := dir == network.DirOutbound
 				if r.IntN(12) == 0 {
 					cm.Protect(p, "")
 				}
@@ -781,13 +780,6 @@ func randomPeersOnAFullHost(t *testing.T, faults bool) {
 				if err != nil {
 					require.ErrorIs(t, err, network.ErrResourceLimitExceeded)
 					break
-				}
-				if !faults {
-					c.Closed = func(byHost bool) {
-						if byHost && (kept || cm.IsProtected(p, "")) {
-							t.Errorf("%v was kept and is let go", p)
-						}
-					}
 				}
 				conns = append(conns, c)
 			case r.IntN(4) == 0:

@@ -178,14 +178,14 @@ func (h *holder) owner() *holder {
 	return nil
 }
 
-// scopeID tells the scopes that a holder serves one after another from each other. It is the number
-// of the connection or stream and, above numBits, that of the span among those of its owner. The
-// holder of a span for which one of the numbers is too large serves that span alone.
+// scopeID identifies one of the scopes that a holder serves one after another. Its lower numBits bits
+// are the number of the connection or stream, and the bits above are that of the span among those of
+// its owner. A span whose numbers do not fit (fitsID) has a holder of its own.
 type scopeID uint64
 
 const numBits = 40
 
-// fitsID reports whether no other span of the same tree has the ID that a span with these numbers has.
+// fitsID reports whether the numbers of a connection or stream, and of a span of it, fit a scopeID.
 func fitsID(num int64, seq uint32) bool { return num>>numBits == 0 && seq>>(64-numBits) == 0 }
 
 // id returns the ID of the scope that the holder serves, or was the last to serve.

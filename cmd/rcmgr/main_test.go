@@ -284,8 +284,8 @@ func TestTopIsOrderedAndSearchedByKeys(t *testing.T) {
 	require.IsType(t, tea.QuitMsg{}, quit())
 }
 
-// Until the first answer, top says what it waits for, and can be left. If there is none, it ends with
-// the error.
+// Until the first answer comes, top shows the address that it waits for, and q ends it. If the first
+// answer is an error, top ends with it.
 func TestTopSaysWhatItWaitsFor(t *testing.T) {
 	screen := &top{rate: -1, a: &app{timeout: time.Second}, ctx: t.Context(), source: "http://me:secret@192.0.2.1/rcmgr", every: time.Second, width: 60, height: 10}
 	require.Equal(t, "waiting for http://me:xxxxx@192.0.2.1/rcmgr\nq end\n", plainText(screen.lines()))
